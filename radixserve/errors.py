@@ -1,0 +1,97 @@
+"""Every exception radixserve raises on purpose.
+
+    RadixserveError
+    |- StartupError            the server cannot start; the message is for the operator
+    |  |- ConfigError          a setting is unknown, malformed or contradicts another
+    |  `- ModelRefused         the model cannot be served exactly; says why
+    `- ApiError                becomes the OpenAI error envelope with its HTTP status
+       |- BadRequest           400: the request is wrong; names the field
+       |- NotFound             404: unknown model or path
+       |- MethodNotAllowed     405
+       |- BodyTooLarge         413
+       |- ServerError          500: this request failed inside the server
+       `- Unavailable          503: overloaded, draining or the engine is down; may carry Retry-After
+
+`assert` is for our own bugs only; nothing a user or an operator can cause ends in an assert.
+"""
+
+from __future__ import annotations
+
+
+class RadixserveError(Exception):
+    """Base of everything below."""
+
+
+class StartupError(RadixserveError):
+    """The server cannot start."""
+
+
+class ConfigError(StartupError):
+    """A setting is unknown, malformed or contradicts another."""
+
+
+class ModelRefused(StartupError):
+    """The model cannot be served exactly, or cannot be loaded."""
+
+
+class ApiError(RadixserveError):
+    """A refusal or failure that the client sees as `{"error": {message, type, param, code}}`."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code if code is not None else type(self).code
+
+
+class BadRequest(ApiError):
+    """The request itself is wrong; `param` names the field."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class NotFound(ApiError):
+    """Unknown model or unknown path."""
+
+    status = 404
+    type = "invalid_request_error"
+
+
+class MethodNotAllowed(ApiError):
+    """The path exists, the method does not; `allow` lists the ones that do."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class BodyTooLarge(ApiError):
+    """The body exceeds the configured limit."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class ServerError(ApiError):
+    """This request failed inside the server; others are not affected."""
+
+
+class Unavailable(ApiError):
+    """Not now: the queue is full, the server drains, or the engine is being restarted."""
+
+    status = 503
+    code = "server_is_overloaded"
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry_after = retry_after

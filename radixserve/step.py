@@ -1,0 +1,111 @@
+"""The plain values that travel through and out of a step: what to compute, what came of it, what the engine says of itself.
+
+They belong to no layer: the scheduler fills `Chunk`s, the model runner reads them, the front reads `TokenEvent`s and
+`EngineStats`. No torch and no text here.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+Slots = npt.NDArray[np.int32]
+"""Slot of position p at index p."""
+
+
+class Logits(enum.Enum):
+    """Of which rows of a chunk the logits are wanted. The last row is always among them: it shows whether K/V is finite."""
+
+    LAST = "last"
+    ALL = "all"  # prompt logprobs
+
+
+@dataclass(slots=True)
+class Chunk:
+    """One sequence's part of a step: positions [start, start + len(token_ids)) get K/V, attending positions from 0 on.
+
+    `slots` covers positions 0 .. stop-1; those below `start` hold K/V already.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    start: int
+    slots: Slots
+    logits: Logits = Logits.LAST
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.token_ids)
+
+    @property
+    def num_logits(self) -> int:
+        return len(self.token_ids) if self.logits is Logits.ALL else 1
+
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Natural-log probability of a token under the model's own distribution (before penalties and temperature)."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]  # the most likely tokens, best first
+
+
+class TokenEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What happened to one request in one step. Every accepted request ends in exactly one event with `finish` set.
+
+    The first event of a request carries `num_cached` and `queue_seconds`. `stop_token_id` is set when a stop token
+    ended the request; that token is the last of `token_ids`, and the front keeps it out of the text.
+    """
+
+    request_id: str
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None  # for positions 1 .. n-1, in the event of the first token
+    finish: FinishReason | None = None
+    stop_token_id: int | None = None
+    error: str | None = None  # with finish == "error": a sentence for the client
+    num_cached: int | None = None
+    queue_seconds: float | None = None
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the front must know of the loaded model to validate requests and to answer /version."""
+
+    vocab_size: int
+    context_length: int  # prompt + generated tokens at most
+    eos_token_ids: tuple[int, ...]
+    num_slots: int  # tokens of K/V that the budget holds; a longer request can never run
+    slot_bytes: int  # bytes of K/V per token at all layers
+    device: str
+    dtype: str
+    attention: str  # name of the attention kernel in use
+    exact: bool  # a cache hit equals a miss bit for bit in this configuration
+    inexact_reason: str | None = None
+    cache_enabled: bool = True
+
+
+class EngineStats(msgspec.Struct, kw_only=True):
+    """State and running totals of the engine, sent after steps. Totals only grow while the engine process lives."""
+
+    running: int = 0
+    waiting: int = 0
+    slots_free: int = 0
+    slots_leased: int = 0  # owned by running sequences or pinned by them in the tree
+    slots_cached: int = 0  # owned by the tree, pinned or not
+    tree_nodes: int = 0
+    evicted_tokens_total: int = 0
+    preemptions_total: int = 0
+    steps_total: int = 0
+    computed_prompt_tokens_total: int = 0
+    cached_prompt_tokens_total: int = 0
+    generated_tokens_total: int = 0
+    step_seconds: list[float] = []  # of the steps since the last report
+    step_tokens: list[int] = []  # tokens computed in each of them
+    step_sequences: list[int] = []  # sequences in each of them
