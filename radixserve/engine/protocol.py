@@ -27,7 +27,7 @@ class EngineClient(Protocol):
     def unready_reason(self) -> str | None:
         """None when requests are taken now; otherwise why not (loading, draining, restarting, stalled)."""
 
-    def submit(self, request: Request) -> AsyncGenerator[TokenEvent]:
+    def submit(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
         """The events of `request`, ending with the one whose `finish` is set.
 
         The request is accepted or refused here and now, before the first event is awaited. Closing the iterator
