@@ -1,0 +1,232 @@
+"""The one table of settings: what an operator may choose, with section, unit and help.
+
+From `Settings` come the TOML file's sections, the `--flags`, the `RADIXSERVE_*` variables and docs/settings.md;
+`config_sources` reads them. The frozen value is sent as it is to the engine process. Nothing here knows what a
+setting does; derived values (how many slots a budget holds, how many threads a machine has) belong to whoever uses
+them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from radixserve.errors import ConfigError
+
+ENV_PREFIX: Final = "RADIXSERVE_"
+
+SECTIONS: Final = {
+    "server": "Where and what the server answers",
+    "model": "Which model, and where it runs",
+    "cache": "Memory for keys and values, and the prefix cache in it",
+    "scheduler": "What one step of the engine may hold",
+    "limits": "What one client may ask for",
+}
+"""Every section with its title, in the order of the help, the file and the documentation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doc:
+    """What a reader needs to know of one setting; `zero` names what 0 (or None) stands for."""
+
+    section: str
+    help: str
+    unit: str = ""
+    zero: str = ""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every setting with its type, limits and default."""
+
+    host: Annotated[str, Meta(min_length=1), Doc("server", "address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535), Doc("server", "port to listen on; 0 lets the system choose one")] = 8000
+    drain_seconds: Annotated[
+        float, Meta(ge=0, le=86400), Doc("server", "how long SIGTERM waits for running requests", "seconds")
+    ] = 30.0
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Doc("server", "least level that is logged")] = (
+        "info"
+    )
+
+    model: Annotated[
+        str | None, Meta(min_length=1), Doc("model", "local folder or hub name of the model", zero="the embedded model")
+    ] = None
+    served_model_name: Annotated[
+        str | None, Meta(min_length=1), Doc("model", "name that clients use in requests", zero="derived from the model")
+    ] = None
+    device: Annotated[Literal["auto", "cpu", "cuda"], Doc("model", "where the model runs; auto prefers CUDA")] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Doc("model", "type of weights, keys and values; auto is float32 on the CPU, bfloat16 on CUDA"),
+    ] = "auto"
+    threads: Annotated[int, Meta(ge=0, le=1024), Doc("model", "threads for computing on the CPU", zero="all cores")] = 0
+    fake_model: Annotated[bool, Doc("model", "serve a model of no cost, to measure everything around the model")] = (
+        False
+    )
+
+    kv_budget: Annotated[
+        int, Meta(ge=0), Doc("cache", "memory for keys and values", "bytes", zero="a share of the free memory")
+    ] = 0
+    cache: Annotated[bool, Doc("cache", "reuse the keys and values of shared prefixes")] = True
+
+    max_running: Annotated[int, Meta(ge=1, le=4096), Doc("scheduler", "sequences in one step")] = 16
+    max_step_tokens: Annotated[
+        int, Meta(ge=0), Doc("scheduler", "tokens computed in one step", zero="256 on the CPU, 2048 on CUDA")
+    ] = 0
+    max_queue: Annotated[
+        int, Meta(ge=1), Doc("scheduler", "requests that may wait; further ones are refused with 503")
+    ] = 256
+
+    max_body_bytes: Annotated[int, Meta(ge=1024), Doc("limits", "size of a request's body", "bytes")] = 4 << 20
+    max_choices: Annotated[int, Meta(ge=1), Doc("limits", "`n` of one request at most")] = 16
+    max_prompts: Annotated[int, Meta(ge=1), Doc("limits", "prompts in one completion request")] = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table: a field of `Settings` with everything that is derived from it."""
+
+    name: str
+    type: Any  # as annotated, limits included
+    default: Any
+    doc: Doc
+
+    @property
+    def flag(self) -> str:
+        """As in `--kv-budget`."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """As in `RADIXSERVE_KV_BUDGET`."""
+        return ENV_PREFIX + self.name.upper()
+
+    @property
+    def key(self) -> str:
+        """As in `cache.kv_budget`."""
+        return f"{self.doc.section}.{self.name}"
+
+    @property
+    def plain(self) -> Any:
+        """The type without limits and without None: str, int, float, bool or a Literal."""
+        bare = get_args(self.type)[0]
+        if get_origin(bare) in (Union, UnionType):
+            return next(each for each in get_args(bare) if each is not type(None))
+        return bare
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words allowed; empty where any value of the type is."""
+        if self.plain is bool:
+            return ("true", "false")
+        return get_args(self.plain) if get_origin(self.plain) is Literal else ()
+
+    def show(self, value: Any) -> str:
+        """`value` as a person writes it, and as `parse` reads it back."""
+        if self.doc.zero and not value:
+            return "auto"
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, float):
+            return f"{value:g}"
+        return format_size(value) if self.doc.unit == "bytes" else str(value)
+
+    def explain(self) -> str:
+        """The help with unit, allowed words and the meaning of auto, in one line."""
+        unit = f", in {self.doc.unit}" if self.doc.unit else ""
+        words = f" ({', '.join(self.choices)})" if self.choices and self.plain is not bool else ""
+        auto = f"; auto: {self.doc.zero}" if self.doc.zero else ""
+        return f"{self.doc.help}{unit}{words}{auto}"
+
+    def parse_text(self, text: str, source: str) -> Any:
+        """The value that a flag or a variable spells: sizes, "auto" and yes/no included.
+
+        Raises:
+            ConfigError: it is malformed or out of limits; names the setting and `source`.
+        """
+        word = text.strip()
+        if self.plain is bool:
+            word = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(word.lower(), word)
+        return self._convert(word, source, strict=False)
+
+    def parse_value(self, value: object, source: str) -> Any:
+        """The value that TOML gives; text stands for a number only in sizes and as "auto".
+
+        Raises:
+            ConfigError: it is malformed or out of limits; names the setting and `source`.
+        """
+        return self._convert(value, source, strict=True)
+
+    def _convert(self, raw: object, source: str, *, strict: bool) -> Any:
+        if self.doc.zero and isinstance(raw, str) and raw.strip().lower() == "auto":
+            return self.default
+        try:
+            value = parse_size(raw) if self.doc.unit == "bytes" and isinstance(raw, str) else raw
+            return msgspec.convert(value, self.type, strict=strict)
+        except (msgspec.ValidationError, ValueError) as error:
+            expected = f"one of {', '.join(self.choices)}" if self.choices else str(error)
+            raise ConfigError(f"{source}: {self.key} = {raw!r} is not valid: {expected}") from None
+
+
+def _table() -> tuple[Setting, ...]:
+    hints = get_type_hints(Settings, include_extras=True)
+    rows = []
+    for field in msgspec.structs.fields(Settings):
+        doc = next(each for each in get_args(hints[field.name]) if isinstance(each, Doc))
+        rows.append(Setting(field.name, hints[field.name], field.default, doc))
+    return tuple(rows)
+
+
+TABLE: Final = _table()
+"""All settings in the order of declaration."""
+
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B|)", re.IGNORECASE)
+_UNITS: Final = {"": 1, "B": 1} | {
+    f"{letter}{infix}B": base**power
+    for infix, base in (("i", 1024), ("", 1000))
+    for power, letter in enumerate("KMGT", start=1)
+}
+_UNIT_OF: Final = {unit.lower(): size for unit, size in _UNITS.items()}
+
+
+def parse_size(text: str) -> int:
+    """Bytes in `512MiB`, `2GiB`, `1.5 GiB`, `500MB` (powers of ten) or a plain number.
+
+    Raises:
+        ValueError: `text` is no size, or no whole number of bytes.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError('expected a size such as "512MiB", "2GiB" or a number of bytes')
+    size = (
+        float(found[1]) * _UNIT_OF[found[2].lower()] if "." in found[1] else int(found[1]) * _UNIT_OF[found[2].lower()]
+    )
+    if size != int(size):
+        raise ValueError("expected a whole number of bytes")
+    return int(size)
+
+
+def format_size(size: int) -> str:
+    """`size` bytes in the largest binary unit that divides it, such as 512MiB; `parse_size` reads it back."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size and size % _UNITS[unit] == 0:
+            return f"{size // _UNITS[unit]}{unit}"
+    return str(size)
+
+
+def markdown() -> str:
+    """The table of docs/settings.md: one part per section, one row per setting."""
+    lines: list[str] = []
+    for section, title in SECTIONS.items():
+        lines += ["", f"## [{section}]: {title[0].lower()}{title[1:]}", ""]
+        lines += ["| key | flag | variable | default | meaning |", "|---|---|---|---|---|"]
+        for row in TABLE:
+            if row.doc.section == section:
+                flag = f"{row.flag}`, `--no-{row.flag[2:]}" if row.plain is bool else row.flag
+                cells = (f"`{row.name}`", f"`{flag}`", f"`{row.variable}`", f"`{row.show(row.default)}`", row.explain())
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines[1:]) + "\n"

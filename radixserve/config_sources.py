@@ -1,0 +1,123 @@
+"""Where settings come from: flags, environment, one TOML file; the first that names a setting wins.
+
+Every refusal names the key and the place it was found. The table itself is in `config`; what the settings do is known
+to neither.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from radixserve.config import ENV_PREFIX, SECTIONS, TABLE, Setting, Settings
+from radixserve.errors import ConfigError
+
+CONFIG_VARIABLE: Final = ENV_PREFIX + "CONFIG"
+"""Names the TOML file where no flag does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The settings in force, and where each that is no default came from."""
+
+    settings: Settings
+    sources: dict[str, str]
+
+    def describe(self) -> str:
+        """One line with every setting, and the source of those that somebody chose."""
+        parts = []
+        for row in TABLE:
+            origin = f" ({self.sources[row.name]})" if row.name in self.sources else ""
+            parts.append(f"{row.name}={row.show(getattr(self.settings, row.name))}{origin}")
+        return ", ".join(parts)
+
+
+def resolve(flags: Mapping[str, str | bool], environ: Mapping[str, str], file: str | Path | None = None) -> Resolved:
+    """The settings in force: flag, else variable, else file (or the one RADIXSERVE_CONFIG names), else default.
+
+    Raises:
+        ConfigError: a key is unknown, a value is malformed, or two settings contradict each other.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    path = file or environ.get(CONFIG_VARIABLE)
+    for name, value, source in (
+        *(_from_file(Path(path)) if path else ()),
+        *_from_environment(environ),
+        *_from_flags(flags),
+    ):
+        values[name], sources[name] = value, source
+    settings = Settings(**values)
+    _refuse_contradictions(settings, sources)
+    return Resolved(settings, sources)
+
+
+_Found = tuple[str, Any, str]  # name, value, where it came from
+
+
+def _from_flags(flags: Mapping[str, str | bool]) -> list[_Found]:
+    rows = {row.name: row for row in TABLE}
+    found: list[_Found] = []
+    for name, raw in flags.items():
+        row = rows[name]
+        parse = row.parse_text(raw, row.flag) if isinstance(raw, str) else row.parse_value(raw, row.flag)
+        found.append((name, parse, row.flag))
+    return found
+
+
+def _from_environment(environ: Mapping[str, str]) -> list[_Found]:
+    rows = {row.variable: row for row in TABLE}
+    found: list[_Found] = []
+    for variable in sorted(environ):
+        if not variable.startswith(ENV_PREFIX) or variable == CONFIG_VARIABLE:
+            continue
+        if variable not in rows:
+            raise ConfigError(f"{variable} is no setting{_suggestion(variable, rows)}")
+        row = rows[variable]
+        found.append((row.name, row.parse_text(environ[variable], variable), variable))
+    return found
+
+
+def _from_file(path: Path) -> list[_Found]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read the settings in {path}: {error}") from None
+    found: list[_Found] = []
+    for section, content in document.items():
+        if section not in SECTIONS or not isinstance(content, dict):
+            raise ConfigError(f"{path}: [{section}] is no section{_suggestion(section, SECTIONS)}")
+        for name, value in content.items():
+            row = _row_of(section, name, path)
+            found.append((name, row.parse_value(value, str(path)), str(path)))
+    return found
+
+
+def _row_of(section: str, name: str, path: Path) -> Setting:
+    rows = {row.name: row for row in TABLE}
+    if name not in rows:
+        raise ConfigError(f"{path}: {section}.{name} is no setting{_suggestion(name, rows)}")
+    if rows[name].doc.section != section:
+        raise ConfigError(f"{path}: {name} belongs in [{rows[name].doc.section}], not in [{section}]")
+    return rows[name]
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+
+
+def _refuse_contradictions(settings: Settings, sources: Mapping[str, str]) -> None:
+    def told(name: str) -> str:
+        return f"{name}={getattr(settings, name)} ({sources.get(name, 'default')})"
+
+    if settings.fake_model and settings.model is not None:
+        raise ConfigError(f"{told('fake_model')} contradicts {told('model')}: give one of them")
+    if 0 < settings.max_step_tokens < settings.max_running:
+        raise ConfigError(
+            f"{told('max_step_tokens')} contradicts {told('max_running')}: each sequence of a step computes a token"
+        )
