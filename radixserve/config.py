@@ -40,6 +40,9 @@ class Doc:
     zero: str = ""
 
 
+_Name = Annotated[str, Meta(min_length=1)]
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every setting with its type, limits and default."""
 
@@ -52,11 +55,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         "info"
     )
 
-    model: Annotated[
-        str | None, Meta(min_length=1), Doc("model", "local folder or hub name of the model", zero="the embedded model")
-    ] = None
+    model: Annotated[_Name | None, Doc("model", "local folder or hub name of the model", zero="the embedded model")] = (
+        None
+    )
     served_model_name: Annotated[
-        str | None, Meta(min_length=1), Doc("model", "name that clients use in requests", zero="derived from the model")
+        _Name | None, Doc("model", "name that clients use in requests", zero="derived from the model")
     ] = None
     device: Annotated[Literal["auto", "cpu", "cuda"], Doc("model", "where the model runs; auto prefers CUDA")] = "auto"
     dtype: Annotated[
@@ -115,8 +118,8 @@ class Setting:
         """The type without limits and without None: str, int, float, bool or a Literal."""
         bare = get_args(self.type)[0]
         if get_origin(bare) in (Union, UnionType):
-            return next(each for each in get_args(bare) if each is not type(None))
-        return bare
+            bare = next(each for each in get_args(bare) if each is not type(None))
+        return get_args(bare)[0] if get_origin(bare) is Annotated else bare
 
     @property
     def choices(self) -> tuple[str, ...]:

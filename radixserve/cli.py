@@ -1,0 +1,99 @@
+"""The command `radixserve`: arguments in, exit status out.
+
+Owns the flags and their help; the settings' flags come from the table in `config`. Each command's work is imported
+when it runs, so that `--help` answers at once. Nothing here knows HTTP or a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from radixserve import __version__
+from radixserve.config import SECTIONS, TABLE, Setting
+from radixserve.config_sources import CONFIG_VARIABLE, Resolved, resolve
+from radixserve.errors import StartupError
+from radixserve.logs import configure_logging
+
+EXIT_STARTUP = 2
+EXIT_INTERRUPTED = 130
+
+_SERVE_EPILOG = f"""\
+Each setting can also be a key of the TOML file (section by section, as above) or a variable such as
+RADIXSERVE_KV_BUDGET. A flag wins over a variable, a variable over the file. {CONFIG_VARIABLE} names the file, too.
+"auto" stands for the default in words. Sizes: 512MiB, 2GiB, or bytes. All of it: docs/settings.md.
+"""
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0, 1 (failed), 2 (wrong arguments or settings), 130 (interrupted)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except StartupError as error:
+        print(f"radixserve: {error}", file=sys.stderr)
+        return EXIT_STARTUP
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    from radixserve import chat
+
+    parser = argparse.ArgumentParser(
+        prog="radixserve", description="Answer chat and completion requests; never compute the same prefix twice."
+    )
+    parser.add_argument("--version", action="version", version=f"radixserve {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    serve = commands.add_parser(
+        "serve",
+        help="serve a model over HTTP",
+        description="Serve a model over HTTP; ready when GET /health/ready answers 200.",
+        epilog=_SERVE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_settings(serve)
+    serve.set_defaults(run=_serve)
+    talk = commands.add_parser("chat", help="talk to a running server in the terminal")
+    chat.add_arguments(talk)
+    talk.set_defaults(run=chat.main)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings")
+    for section, title in SECTIONS.items():
+        group = parser.add_argument_group(f"[{section}] {title}")
+        for row in TABLE:
+            if row.doc.section == section:
+                _add_flag(group, row)
+
+
+def _add_flag(group: argparse._ArgumentGroup, row: Setting) -> None:
+    """Values stay text here: `config` judges flag, variable and file alike."""
+    help_text = f"{row.explain()} [{row.show(row.default)}]".replace("%", "%%")
+    if row.plain is bool:
+        group.add_argument(row.flag, action=argparse.BooleanOptionalAction, default=None, help=help_text)
+        return
+    metavar = "SIZE" if row.doc.unit == "bytes" else row.name.rpartition("_")[2].upper()
+    group.add_argument(row.flag, metavar=metavar, help=help_text)
+
+
+def _resolved(arguments: argparse.Namespace) -> Resolved:
+    given = {row.name: getattr(arguments, row.name) for row in TABLE}
+    flags = {name: value for name, value in given.items() if value is not None}
+    return resolve(flags, os.environ, arguments.config)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    resolved = _resolved(arguments)
+    configure_logging(resolved.settings.log_level)
+    log.info("radixserve %s with %s", __version__, resolved.describe())
+    from radixserve.serve import serve
+
+    return serve(resolved.settings)
