@@ -1,0 +1,164 @@
+"""Which nodes of the tree may go, and in which order.
+
+Owns the pins (what leases protect), the logical clock, and the evictable leaves in the order of a policy. Does not know
+leases, only the node each ends in; nor free slots: what is evicted is handed to the caller as runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
+
+from sortedcontainers import SortedList
+
+from radixserve.cache.radix import TOKEN_BYTES, Node, RadixTree
+from radixserve.cache.slots import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The order of eviction: leaves of smaller rank go first, of equal rank the older node.
+
+    `rank` is asked once, when a node becomes an evictable leaf. It should depend on what cannot change until the node
+    is leased again (last_use, serial, depth), not on the length, which truncation changes.
+    """
+
+    name: str
+    rank: Callable[[Node], int]
+
+
+LRU = Policy("lru", attrgetter("last_use"))
+"""Least recently used: the leaf whose last lease was released longest ago."""
+
+
+class Evictor:
+    """Pins of leased nodes, and the order in which the others go.
+
+    A lease pins only the node it ends in; a node that becomes pinned pins its parent:
+
+        root            pins 1   (system is pinned)
+        '- system       pins 2   (user A is pinned; a lease ends here)
+           |- user A    pins 1   (a lease ends here)
+           '- user B    pins 0   evictable
+
+    So a lease costs a walk up to the first ancestor that was pinned already, `pinned_tokens` is always known, and what
+    is not pinned has nothing pinned below it: every unpinned token can be evicted, leaf after leaf.
+
+    Recency is lazy too: a lease touches only the node it ends in, and a child that goes leaves its `last_use` to its
+    parent. A parent's turn comes only when all its children are gone, and by then it has the time of the latest use of
+    anything that was below it, which is what touching all ancestors at every use would have given.
+    """
+
+    def __init__(self, tree: RadixTree, policy: Policy) -> None:
+        self.pinned_tokens = 0
+        self.policy = policy
+        self._tree = tree
+        self._clock = 0
+        self._leaves: SortedList = SortedList()  # of Node.rank: (policy's rank, serial, node)
+
+    @property
+    def evictable_tokens(self) -> int:
+        return self._tree.num_tokens - self.pinned_tokens
+
+    def pin(self, node: Node) -> None:
+        """Protect `node` and what lies above it; O(ancestors not pinned yet)."""
+        above: Node | None = node
+        while above is not None:
+            above.pins += 1
+            if above.pins > 1:
+                return
+            self.pinned_tokens += above.num_tokens
+            if above.rank is not None:
+                self._leaves.remove(above.rank)
+                above.rank = None
+            above = above.parent
+
+    def unpin(self, node: Node) -> None:
+        """Undo one pin(); O(ancestors not pinned any more)."""
+        above: Node | None = node
+        while above is not None:
+            assert above.pins > 0, "a node is unpinned more often than it was pinned"
+            above.pins -= 1
+            if above.pins:
+                return
+            self.pinned_tokens -= above.num_tokens
+            if not above.children:
+                self._offer(above)
+            above = above.parent
+
+    def extend(self, leaf: Node, edge: bytes, runs: list[Run]) -> None:
+        """RadixTree.extend() for a pinned leaf: what is added is pinned with it."""
+        assert leaf.pins, "only a pinned leaf grows"
+        self._tree.extend(leaf, edge, runs)
+        self.pinned_tokens += len(edge) // TOKEN_BYTES
+
+    def touch(self, node: Node) -> None:
+        """Note that a pinned node was used now. The clock counts uses: it never jumps, and no two uses tie."""
+        self._clock += 1
+        node.last_use = self._clock
+
+    def unpinned_above(self, node: Node) -> int:
+        """Tokens of `node`'s ancestors that pin(node) would protect newly; O(those ancestors)."""
+        num_tokens = 0
+        above = node.parent
+        while above is not None and not above.pins:
+            num_tokens += above.num_tokens
+            above = above.parent
+        return num_tokens
+
+    def _offer(self, node: Node) -> None:
+        """Line up an unpinned node without children for eviction; an empty namespace goes at once."""
+        if node.parent is None:
+            self._tree.remove(node)
+        else:
+            node.rank = (self.policy.rank(node), node.serial, node)
+            self._leaves.add(node.rank)
+
+    def evict(self, num_tokens: int) -> list[Run]:
+        """Drop exactly `num_tokens` unpinned tokens (all of them, if there are fewer) and give their slots.
+
+        Leaves go whole in the policy's order; the last one only loses its tail. O(log leaves) for each leaf.
+        """
+        runs: list[Run] = []
+        while num_tokens > 0 and self._leaves:
+            leaf: Node = self._leaves[0][2]
+            length = leaf.num_tokens
+            if length > num_tokens:
+                runs += self._tree.truncate(leaf, length - num_tokens)
+                break
+            runs += self._drop(leaf)
+            num_tokens -= length
+        return runs
+
+    def _drop(self, leaf: Node) -> list[Run]:
+        """Take the first leaf in the order out of the tree; its parent inherits its recency and may be next."""
+        del self._leaves[0]
+        leaf.rank = None
+        runs = self._tree.remove(leaf)
+        parent = leaf.parent
+        assert parent is not None, "a root is never in the order"
+        if leaf.last_use > parent.last_use:
+            parent.last_use = leaf.last_use
+        if not parent.children and not parent.pins:
+            self._offer(parent)
+        return runs
+
+    def check(self, leased: list[Node]) -> None:
+        """Assert pins, totals and the order, given the node of every live lease; O(nodes + leases)."""
+        ends: dict[int, int] = {}
+        for node in leased:
+            ends[id(node)] = ends.get(id(node), 0) + 1
+        pinned_tokens, evictable = 0, []
+        for node in self._tree.nodes():
+            pins = ends.pop(id(node), 0) + sum(child.pins > 0 for child in node.children.values())
+            assert node.pins == pins, f"a node has {node.pins} pins, its leases and children make {pins}"
+            pinned_tokens += node.num_tokens if pins else 0
+            is_evictable = not pins and not node.children
+            assert (node.rank is not None) == is_evictable, "the order holds a wrong node, or lacks one"
+            if is_evictable:
+                assert node.parent is not None, "an empty namespace is still there"
+                evictable.append((self.policy.rank(node), node.serial, node))
+        assert not ends, "a lease ends in a node that is not in the tree"
+        assert self.pinned_tokens == pinned_tokens, f"{pinned_tokens} tokens are pinned, {self.pinned_tokens} counted"
+        assert list(self._leaves) == sorted(evictable), "the leaves are not in the policy's order"

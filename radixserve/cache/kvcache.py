@@ -1,0 +1,279 @@
+"""The prefix cache as the scheduler sees it: match a prompt, lease slots, publish what was computed, release.
+
+Owns the rules that join tree, eviction and free slots: every slot belongs to the free runs, to one tree node or to one
+lease; only published (computed) tokens can be found; a prompt's last token is never taken from the cache. Knows token
+ids and slot numbers, no tensors, no requests and no steps. Tokens are `bytes` of packed int32 (`radix.pack`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from radixserve.cache.eviction import LRU, Evictor, Policy
+from radixserve.cache.radix import TOKEN_BYTES, Node, Point, RadixTree
+from radixserve.cache.slots import Run, SlotAllocator, append_runs, split_runs, write_slots
+from radixserve.step import Slots
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Who has the slots now: num_slots == free + cached + private. Counts are tokens, which is slots."""
+
+    num_slots: int
+    free: int
+    cached: int  # owned by the tree, pinned or not
+    pinned: int  # of those, under a lease: not evictable now
+    private: int  # owned by leases: not published (yet)
+    leases: int
+    nodes: int
+    evicted_tokens_total: int
+
+
+class KVCache:
+    """Slots for sequences, and the published prefixes they can share. One thread, the engine's, may use it."""
+
+    def __init__(self, num_slots: int, *, enabled: bool = True, policy: Policy = LRU) -> None:
+        """With `enabled` false nothing is found and nothing published; leases still hand out slots."""
+        self.enabled = enabled
+        self.allocator = SlotAllocator(num_slots)
+        self.tree = RadixTree()
+        self.evictor = Evictor(self.tree, policy)
+        self._leases: dict[Lease, None] = {}  # the live ones, oldest first
+        self._evicted_tokens_total = 0
+
+    def match(self, namespace: str, tokens: bytes) -> int:
+        """How many of `tokens`, from the first on, are cached now.
+
+        Changes nothing, recency included. Not capped: a lease on a prompt that is cached whole takes one less.
+        """
+        root = self.tree.roots.get(namespace)
+        return 0 if root is None else self.tree.walk(root, 0, tokens).depth
+
+    def lease(self, namespace: str, tokens: bytes, num_slots: int, *, read: bool = True) -> Lease | None:
+        """The longest cached prefix of `tokens` short of the last one, and own slots up to position `num_slots` - 1.
+
+        At least one token is left to compute, because the next token is drawn from the last one's logits: this is
+        the only place that says so. With `read` false nothing cached is taken. Cold tokens of others are evicted where
+        room is short. None when that is not enough: then nothing was evicted, pinned or split.
+        """
+        root = self.tree.root(namespace)
+        point = self.tree.walk(root, 0, tokens[:-TOKEN_BYTES] if read else b"")
+        num_own = max(num_slots - point.depth, 0)
+        if num_own > self._room(point):
+            if not root.children and not root.pins:
+                self.tree.remove(root)
+            return None
+        node = self.tree.split(point)
+        self.evictor.pin(node)
+        lease = Lease(self, node, point.depth, self._take(num_own))
+        self._leases[lease] = None
+        return lease
+
+    def _room(self, point: Point) -> int:
+        """Slots that are free, or can be once the prefix up to `point` is pinned."""
+        newly_pinned = 0 if point.node.pins else point.offset + self.evictor.unpinned_above(point.node)
+        return self.allocator.num_free + self.evictor.evictable_tokens - newly_pinned
+
+    def _take(self, num_slots: int) -> list[Run]:
+        """Slots that are known to be free or evictable."""
+        if num_slots > self.allocator.num_free:
+            self.evict(num_slots - self.allocator.num_free)
+        runs = self.allocator.allocate(num_slots)
+        assert runs is not None, "evicting made less room than was counted"
+        return runs
+
+    def evict(self, num_tokens: int) -> int:
+        """Drop `num_tokens` tokens that nobody leases, in the policy's order; gives how many there were to drop."""
+        dropped = self._drop(num_tokens)
+        self._evicted_tokens_total += dropped
+        return dropped
+
+    def clear(self) -> int:
+        """Drop every token that nobody leases, and give how many; they are not counted as evicted."""
+        return self._drop(self.evictor.evictable_tokens)
+
+    def _drop(self, num_tokens: int) -> int:
+        free_before = self.allocator.num_free
+        self.allocator.free(self.evictor.evict(num_tokens))
+        return self.allocator.num_free - free_before
+
+    def stats(self) -> CacheStats:
+        """Counts of this moment; O(1)."""
+        num_slots, free, cached = self.allocator.num_slots, self.allocator.num_free, self.tree.num_tokens
+        return CacheStats(
+            num_slots=num_slots,
+            free=free,
+            cached=cached,
+            pinned=self.evictor.pinned_tokens,
+            private=num_slots - free - cached,
+            leases=len(self._leases),
+            nodes=self.tree.num_nodes,
+            evicted_tokens_total=self._evicted_tokens_total,
+        )
+
+    def check(self) -> None:
+        """Assert every invariant: of the parts, of each lease, and one owner for each slot; O(num_slots)."""
+        self.allocator.check()
+        self.tree.check()
+        self.evictor.check([lease._node for lease in self._leases])
+        num_owners = np.zeros(self.allocator.num_slots, np.int32)
+        owned = [self.allocator.free_runs(), *(node.runs for node in self.tree.nodes())]
+        owned += [lease._own for lease in self._leases]
+        for start, length in (run for runs in owned for run in runs):
+            num_owners[start : start + length] += 1
+        wrong = np.flatnonzero(num_owners != 1)
+        assert not len(wrong), f"slot {wrong[0]} has {num_owners[wrong[0]]} owners ({len(wrong)} slots are wrong)"
+        assert self.enabled or not self.tree.num_tokens, "a cache that is off holds tokens"
+        for lease in self._leases:
+            lease._check()
+
+
+class Lease:
+    """A sequence's hold on slots: a pinned path in the tree, and own slots behind it. A context manager.
+
+    `slots[p]` is the slot of position p. Say 6 of a prompt's 10 tokens were cached, room for 12 was asked for, and the
+    first chunk, up to position 8, is computed and published:
+
+        position     0   1   2   3   4   5 | 6   7 | 8   9  10  11
+        slots       40  41  42  43   7   8 |20  21 |22  23  24  25
+                    shared                 |ours   |private
+                    0 .. num_cached        |.. num_published  .. len(slots)
+
+        shared    owned by tree nodes that were there before us; pinned by us, read by anyone
+        ours      owned by the tree since we published them; pinned by us, read by anyone
+        private   owned by this lease (the runs in `_own`, in the order of positions); nobody else can see them
+
+    `_node` is the node that ends at num_published; pinning it protects the first two intervals. publish() moves the
+    second border to the right: the tree takes our slots over. Where another sequence published the same tokens in the
+    meantime, our duplicates are freed instead and `slots` names the tree's (same tokens, same K/V). release() unpins
+    the node and frees the private slots.
+    """
+
+    __slots__ = ("_cache", "_node", "_num_slots", "_own", "_table", "num_cached", "num_published")
+
+    def __init__(self, cache: KVCache, node: Node, num_cached: int, own: list[Run]) -> None:
+        self.num_cached = num_cached
+        self.num_published = num_cached
+        self._cache = cache
+        self._node = node
+        self._own = own
+        self._table: Slots = np.empty(num_cached, np.int32)  # grows by doubling; `slots` is its used part
+        self._num_slots = num_cached
+        write_slots(_path_runs(node, None), self._table)
+        self._append(own)
+
+    @property
+    def slots(self) -> Slots:
+        """Slot of position p at index p, int32. A view: publish() may change it in place, grow() may replace it."""
+        return self._table[: self._num_slots]
+
+    def grow(self, num_slots: int) -> bool:
+        """Own slots up to position `num_slots` - 1, evicting others' cold tokens where room is short.
+
+        False when that is not enough: then nothing changed.
+        """
+        self._assert_live()
+        cache = self._cache
+        more = num_slots - self._num_slots
+        if more > cache.allocator.num_free + cache.evictor.evictable_tokens:
+            return False
+        if more > 0:
+            runs = cache._take(more)
+            append_runs(self._own, runs)
+            self._append(runs)
+        return True
+
+    def _append(self, runs: list[Run]) -> None:
+        """Add the slots of `runs` to the table."""
+        used = self._num_slots
+        self._num_slots += sum(length for _, length in runs)
+        if self._num_slots > len(self._table):
+            table = np.empty(max(self._num_slots, 2 * used), np.int32)
+            table[:used] = self._table[:used]
+            self._table = table
+        write_slots(runs, self._table[used : self._num_slots])
+
+    def publish(self, tokens: bytes) -> None:
+        """Make the K/V of `tokens`, all computed, visible to others. No step may be in flight.
+
+        `tokens` is the sequence so far, beginning with what was published before. O(new tokens), apart from copying
+        the edge of a leaf that grows.
+        """
+        self._assert_live()
+        depth, num_tokens = self.num_published, len(tokens) // TOKEN_BYTES
+        assert depth <= num_tokens <= self._num_slots, "publish goes forward, and only over positions that have a slot"
+        if not self._cache.enabled:
+            return
+        self._adopt(self._cache.tree.walk(self._node, depth, tokens))
+        if self.num_published < num_tokens:
+            self._contribute(tokens[self.num_published * TOKEN_BYTES :])
+
+    def _adopt(self, point: Point) -> None:
+        """Move down to `point`, which others published meanwhile: their slots for our duplicates."""
+        depth = self.num_published
+        if point.depth == depth:
+            return
+        duplicates, self._own = split_runs(self._own, point.depth - depth)
+        old, node = self._node, self._cache.tree.split(point)
+        write_slots(_path_runs(node, old), self._table[depth : point.depth])
+        self._move(node, point.depth)
+        self._cache.allocator.free(duplicates)
+
+    def _contribute(self, edge: bytes) -> None:
+        """Give the tree the tokens of `edge`, which follow our node, and the slots that hold them."""
+        evictor, node = self._cache.evictor, self._node
+        num_tokens = len(edge) // TOKEN_BYTES
+        runs, self._own = split_runs(self._own, num_tokens)
+        if node.parent is not None and not node.children and node.pins == 1:
+            evictor.extend(node, edge, runs)  # a leaf that only we lease: nobody else comes to hold more
+            self.num_published += num_tokens
+        else:
+            self._move(self._cache.tree.insert(node, edge, runs), self.num_published + num_tokens)
+
+    def _move(self, node: Node, depth: int) -> None:
+        """Pin `node` instead of the present one, which is above it (and is protected by it before it is let go)."""
+        self._cache.evictor.pin(node)
+        self._cache.evictor.unpin(self._node)
+        self._node, self.num_published = node, depth
+
+    def release(self) -> None:
+        """Free the private slots, and let go of the published ones. A second call does nothing."""
+        cache = self._cache
+        if self not in cache._leases:
+            return
+        del cache._leases[self]
+        cache.evictor.touch(self._node)
+        cache.evictor.unpin(self._node)
+        cache.allocator.free(self._own)
+        self._own = []
+        self._num_slots = 0
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.release()
+
+    def _assert_live(self) -> None:
+        assert self in self._cache._leases, "the lease was released"
+
+    def _check(self) -> None:
+        """Assert that the table names the slots of our path and of our own runs, and that the borders are in order."""
+        path = _path_runs(self._node, None)
+        assert self.num_published == sum(length for _, length in path), "the pinned path ends elsewhere"
+        assert self.num_cached <= self.num_published <= self._num_slots <= len(self._table), "borders are out of order"
+        expected = [slot for start, length in path + self._own for slot in range(start, start + length)]
+        assert self.slots.tolist() == expected, "the table names slots of somebody else"
+
+
+def _path_runs(node: Node, top: Node | None) -> list[Run]:
+    """The slot runs from below `top` (None: from the root) down to the end of `node`, in the order of positions."""
+    path: list[list[Run]] = []
+    above: Node | None = node
+    while above is not None and above is not top:
+        path.append(above.runs)
+        above = above.parent
+    return [run for runs in reversed(path) for run in runs]

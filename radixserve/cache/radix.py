@@ -1,0 +1,206 @@
+"""The radix tree: token sequences with computed K/V, and the slots that hold it.
+
+One tree per namespace, over single token ids. It owns the shape (nodes, edges, slot runs) and the questions about it:
+match, split, insert, truncate. It does not know who leases a node or which node goes first (eviction.py), nor which
+slots are free (slots.py); it carries `pins` and `last_use` for them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from radixserve.cache.slots import Run, append_runs, split_runs
+
+TOKEN_BYTES = 4
+
+
+def pack(token_ids: Iterable[int]) -> bytes:
+    """Token ids as packed native int32, the form in which the cache compares them (one memcmp per edge)."""
+    return array("i", token_ids).tobytes()
+
+
+class Node:
+    """The tokens between two branchings of the tree, and the slots that hold their K/V.
+
+    After "the cat sat" and "the cat ran" were published (a word stands for a token here):
+
+        root of namespace "public"        edge b""           runs []
+        '- the                            edge "the cat"     runs [(0, 2)]           children keyed by first token
+           |- sat                         edge "sat"         runs [(2, 1)]
+           '- ran                         edge "ran"         runs [(7, 1)]
+
+    Siblings begin with different tokens, edges other than a root's are never empty, and the runs of a node hold as many
+    slots as its edge has tokens, in the same order.
+    """
+
+    __slots__ = ("children", "edge", "key", "last_use", "parent", "pins", "rank", "runs", "serial")
+
+    def __init__(self, key: int | str, edge: bytes, runs: list[Run], parent: Node | None, serial: int) -> None:
+        self.key = key  # in the parent's children: the first token id; of a root: the namespace
+        self.edge = edge
+        self.runs = runs
+        self.parent = parent
+        self.children: dict[int | str, Node] = {}
+        self.serial = serial  # order of creation
+        self.pins = 0  # leases that end here + children with pins > 0
+        self.last_use = 0  # logical time of the latest release of a lease that ended here, or in a child since gone
+        self.rank: tuple[int, int, Node] | None = None  # place in the order of eviction while there
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.edge) // TOKEN_BYTES
+
+
+class Point(NamedTuple):
+    """A place in the tree: behind the first `offset` tokens of `node`'s edge, `depth` tokens from the root."""
+
+    node: Node
+    offset: int
+    depth: int
+
+
+class RadixTree:
+    """Every published token sequence, by namespace."""
+
+    def __init__(self) -> None:
+        self.roots: dict[str, Node] = {}
+        self.num_tokens = 0
+        self.num_nodes = 0  # roots not counted
+        self._serial = 0
+
+    def _node(self, key: int | str, edge: bytes, runs: list[Run], parent: Node | None) -> Node:
+        self._serial += 1
+        return Node(key, edge, runs, parent, self._serial)
+
+    def root(self, namespace: str) -> Node:
+        """The root of a namespace, made if it is new."""
+        root = self.roots.get(namespace)
+        if root is None:
+            root = self.roots[namespace] = self._node(namespace, b"", [], None)
+        return root
+
+    def walk(self, node: Node, depth: int, tokens: bytes) -> Point:
+        """How far the tree below `node`, which ends `depth` tokens from its root, agrees with `tokens`.
+
+        Changes nothing. Costs one dict lookup and one memcmp per edge.
+        """
+        token_ids = memoryview(tokens).cast("i")
+        num_tokens = len(token_ids)
+        while depth < num_tokens:
+            child = node.children.get(token_ids[depth])
+            if child is None:
+                break
+            edge = child.edge
+            if not tokens.startswith(edge, depth * TOKEN_BYTES):
+                offset = _shared_tokens(edge, tokens, depth)
+                return Point(child, offset, depth + offset)
+            node = child
+            depth += len(edge) // TOKEN_BYTES
+        return Point(node, node.num_tokens, depth)
+
+    def split(self, point: Point) -> Node:
+        """The node that ends at `point`, cut off the upper end of `point.node` if the point lies inside its edge.
+
+        The node that was there stays the lower part, so leases that end in it and its children need no change. A split
+        is not undone later: the halves differ in recency, and the lower one may go while the upper one stays.
+        """
+        lower, offset, _ = point
+        if offset == lower.num_tokens:
+            return lower
+        assert lower.parent is not None, "a root has no inside"
+        assert 0 < offset < lower.num_tokens, "a point inside an edge has tokens on both sides"
+        head, tail = split_runs(lower.runs, offset)
+        cut = offset * TOKEN_BYTES
+        upper = self._node(lower.key, lower.edge[:cut], head, lower.parent)
+        upper.last_use = lower.last_use
+        upper.pins = 1 if lower.pins else 0
+        lower.parent.children[upper.key] = upper
+        lower.edge, lower.runs, lower.parent = lower.edge[cut:], tail, upper
+        lower.key = _first_token(lower.edge)
+        upper.children[lower.key] = lower
+        self.num_nodes += 1
+        return upper
+
+    def insert(self, parent: Node, edge: bytes, runs: list[Run]) -> Node:
+        """A new leaf below `parent`; the tree owns the slots of `runs` from now on."""
+        key = _first_token(edge)
+        assert key not in parent.children, "walk() before insert(): a child begins with the same token"
+        leaf = parent.children[key] = self._node(key, edge, runs, parent)
+        self.num_nodes += 1
+        self.num_tokens += leaf.num_tokens
+        return leaf
+
+    def extend(self, leaf: Node, edge: bytes, runs: list[Run]) -> None:
+        """Tokens and slots behind those of a leaf, so that a growing sequence stays one node; O(len(leaf.edge))."""
+        assert leaf.edge, "a root cannot be extended"
+        assert not leaf.children, "only a leaf can be extended"
+        leaf.edge += edge
+        append_runs(leaf.runs, runs)
+        self.num_tokens += len(edge) // TOKEN_BYTES
+
+    def truncate(self, leaf: Node, num_tokens: int) -> list[Run]:
+        """Drop all but the first `num_tokens` (at least one) tokens of a leaf; their slots are the caller's."""
+        assert not leaf.children, "only a leaf can be truncated"
+        assert 0 < num_tokens < leaf.num_tokens, "a truncated leaf keeps some of its tokens"
+        leaf.runs, dropped = split_runs(leaf.runs, num_tokens)
+        self.num_tokens -= leaf.num_tokens - num_tokens
+        leaf.edge = leaf.edge[: num_tokens * TOKEN_BYTES]
+        return dropped
+
+    def remove(self, leaf: Node) -> list[Run]:
+        """Take a leaf, or the root of an empty namespace, out of the tree; its slots are the caller's."""
+        assert not leaf.children, "only a leaf can be removed"
+        assert not leaf.pins, "a pinned node cannot be removed"
+        if leaf.parent is None:
+            del self.roots[str(leaf.key)]
+        else:
+            del leaf.parent.children[leaf.key]
+            self.num_nodes -= 1
+            self.num_tokens -= leaf.num_tokens
+        return leaf.runs
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node, roots included, parents before children; O(nodes)."""
+        stack = list(self.roots.values())
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
+
+    def check(self) -> None:
+        """Assert the shape: links, keys, edges, runs and totals; O(nodes)."""
+        nodes = list(self.nodes())
+        for node in nodes:
+            assert len(node.edge) % TOKEN_BYTES == 0, "an edge holds half a token"
+            assert node.num_tokens == sum(length for _, length in node.runs), "a node has a slot for every token"
+            assert all(length > 0 for _, length in node.runs), "a node owns an empty run"
+            for key, child in node.children.items():
+                assert child.parent is node, "a child does not know its parent"
+                assert child.edge, "an edge below the root is empty"
+                assert key == child.key == _first_token(child.edge), "a child stands under another's first token"
+        for namespace, root in self.roots.items():
+            assert (root.key, root.edge, root.parent) == (namespace, b"", None), "a root is not a root"
+        assert self.num_nodes == len(nodes) - len(self.roots), "the count of nodes is off"
+        assert self.num_tokens == sum(node.num_tokens for node in nodes), "the count of tokens is off"
+
+
+def _first_token(edge: bytes) -> int:
+    return memoryview(edge).cast("i")[0]
+
+
+def _shared_tokens(edge: bytes, tokens: bytes, depth: int) -> int:
+    """How many tokens of `edge` agree with those of `tokens` from `depth` on, where the first is known to.
+
+    Bisection over slices: each step compares with memcmp what the steps before left open, so the bytes compared add up
+    to about the edge's length, in log2(tokens of the edge) steps.
+    """
+    low, high = 1, min(len(edge) // TOKEN_BYTES, len(tokens) // TOKEN_BYTES - depth)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if tokens.startswith(edge[low * TOKEN_BYTES : middle * TOKEN_BYTES], (depth + low) * TOKEN_BYTES):
+            low = middle
+        else:
+            high = middle - 1
+    return low
