@@ -1,0 +1,94 @@
+"""Tokens in, text out: incremental detokenising and stop strings for one sequence.
+
+A `TextStream` appends the bytes of each token, decodes what is complete, and holds back two things: the bytes of an
+unfinished UTF-8 character, and text that may still become a stop string. It never decodes earlier tokens again.
+"""
+
+from __future__ import annotations
+
+from codecs import utf_8_decode
+from collections.abc import Sequence
+
+from radixserve.text.pieces import Pieces
+from radixserve.text.stops import StopMatch, StopMatcher
+
+
+class TextStream:
+    """The text of one sequence; `"".join(every push) + finish()` is the whole text, cut before the stop string.
+
+    Attributes:
+        stopped: the stop string that ended the text, None while none did.
+        num_tokens: tokens pushed, up to and including the one that completed the stop string.
+        offsets: for each of these tokens, the number of characters of text that were complete before it.
+    """
+
+    def __init__(
+        self, pieces: Pieces, stops: Sequence[str] = (), *, continues: bool = False, min_tokens: int = 0
+    ) -> None:
+        """`continues`: the text goes on after other text, so the first token keeps its leading space.
+
+        Stop strings that are complete within the first `min_tokens` tokens are ordinary text.
+        """
+        self.stopped: str | None = None
+        self.num_tokens = 0
+        self.offsets: list[int] = []
+        self._pieces = pieces
+        self._matcher = StopMatcher(stops)
+        self._min_tokens = min_tokens
+        self._at_start = not continues
+        self._num_chars = 0
+        self._partial = b""  # of an unfinished character, at most 3 bytes
+        self._held = ""  # text that begins a stop string
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """The text that may be sent now; amortised O(1) per token, nothing after a stop string."""
+        parts = []
+        for token_id in token_ids:
+            if self.stopped is not None:
+                break
+            self.num_tokens += 1
+            self.offsets.append(self._num_chars)
+            text, num_read = utf_8_decode(data := self._partial + self._bytes(token_id), "replace", False)
+            self._partial = data[num_read:]
+            if text:
+                parts.append(self._release(text))
+        return "".join(parts)
+
+    def finish(self) -> str:
+        """What was held back: the start of a stop string that never came, U+FFFD for an unfinished character."""
+        if self.stopped is not None:
+            return ""
+        text = self._release(self._partial.decode(errors="replace"))
+        self._partial = b""
+        if self.stopped is None:
+            text, self._held = text + self._held, ""
+        return text
+
+    def _bytes(self, token_id: int) -> bytes:
+        pieces = self._pieces
+        if pieces.is_skipped(token_id):
+            return b""
+        if self._at_start:
+            self._at_start = False
+            return pieces.leading(token_id)
+        return pieces.exact(token_id)
+
+    def _release(self, text: str) -> str:
+        """Take `text` into account and return what no stop string can claim any more."""
+        self._num_chars += len(text)
+        match = self._next_match(text)
+        text, num_before = self._held + text, len(self._held)
+        if match is not None:
+            self.stopped, self._held = match.stop, ""
+            return text[: num_before + match.end - len(match.stop)]
+        num_sure = len(text) - self._matcher.num_held
+        self._held = text[num_sure:]
+        return text[:num_sure]
+
+    def _next_match(self, text: str) -> StopMatch | None:
+        end = 0
+        while (match := self._matcher.feed(text[end:])) is not None:
+            end += match.end
+            if self.num_tokens > self._min_tokens:
+                return match._replace(end=end)
+        return None
