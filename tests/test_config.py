@@ -1,0 +1,210 @@
+"""The table of settings: parsing, precedence, refusals that name key and source, and the way over the socket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from radixserve.config import SECTIONS, TABLE, Setting, Settings, format_size, parse_size
+from radixserve.config_sources import resolve
+from radixserve.errors import ConfigError
+
+ROWS = {row.name: row for row in TABLE}
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def toml(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "settings.toml"
+    path.write_text(text)
+    return path
+
+
+def other_than_default(row: Setting) -> str:
+    """Some valid text that is not the default."""
+    if row.plain is bool:
+        return "false" if row.default else "true"
+    if row.choices:
+        return next(each for each in row.choices if each != row.default)
+    return "some-name" if row.plain is str else "1024"
+
+
+def test_every_setting_belongs_to_a_section_and_has_help() -> None:
+    assert [row.name for row in TABLE if row.doc.section not in SECTIONS or not row.doc.help] == []
+    assert {row.doc.section for row in TABLE} == set(SECTIONS)
+
+
+def test_every_default_is_valid_and_survives_being_written_and_read() -> None:
+    for row in TABLE:
+        assert msgspec.convert(row.default, row.type) == row.default
+        assert row.parse_text(row.show(row.default), "test") == row.default
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_flag_beats_variable_beats_file_beats_default(row: Setting, tmp_path: Path) -> None:
+    text = other_than_default(row)
+    value = row.parse_text(text, "test")
+    literal = text if row.plain in (int, float, bool) else f'"{text}"'
+    file = toml(tmp_path, f"[{row.doc.section}]\n{row.name} = {literal}\n")
+    default = "auto" if row.doc.zero else row.show(row.default)
+
+    assert value != row.default
+    assert getattr(resolve({}, {}).settings, row.name) == row.default
+    assert getattr(resolve({}, {}, file).settings, row.name) == value
+    assert getattr(resolve({}, {row.variable: text}).settings, row.name) == value
+    assert getattr(resolve({}, {row.variable: default}, file).settings, row.name) == row.default
+    assert getattr(resolve({row.name: text}, {row.variable: default}).settings, row.name) == value
+    assert resolve({row.name: text}, {row.variable: text}, file).sources == {row.name: row.flag}
+
+
+def test_settings_reach_the_engine_process_unchanged() -> None:
+    settings = Settings(model="some/model", kv_budget=3 << 30, cache=False, drain_seconds=1.5)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(settings), type=Settings) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("1000", 1000),
+        ("1000B", 1000),
+        ("1KiB", 1024),
+        ("512MiB", 512 << 20),
+        ("2GiB", 2 << 30),
+        ("1.5 GiB", 3 << 29),
+        ("2gib", 2 << 30),
+        ("1TiB", 1 << 40),
+        ("500MB", 500_000_000),
+        ("9007199254740993", 9007199254740993),
+    ],
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_size(text) == size
+    assert parse_size(format_size(size)) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0"), (1, "1"), (1536, "1536"), (3 << 29, "1536MiB"), (2 << 30, "2GiB")]
+)
+def test_sizes_are_written_in_the_largest_unit_that_is_whole(size: int, text: str) -> None:
+    assert format_size(size) == text
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1e9", "2XB", "GiB", "1 2", "0.3B", "0x10", "1.5.1GiB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("port", "http"),
+        ("port", "65536"),
+        ("port", "-1"),
+        ("port", "80.5"),
+        ("port", ""),
+        ("kv_budget", "lots"),
+        ("cache", "maybe"),
+        ("device", "tpu"),
+        ("model", ""),
+        ("model", "   "),
+        ("max_running", "0"),
+        ("max_running", "auto"),
+        ("drain_seconds", "nan"),
+        ("drain_seconds", "inf"),
+        ("log_level", "loud"),
+    ],
+)
+def test_a_malformed_value_is_refused_with_key_and_source(name: str, text: str) -> None:
+    row = ROWS[name]
+    with pytest.raises(ConfigError, match=rf"^{row.flag}: {row.key} = "):
+        resolve({name: text}, {})
+    with pytest.raises(ConfigError, match=rf"^{row.variable}: {row.key} = "):
+        resolve({}, {row.variable: text})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[server]\nport = '8000'",
+        "[server]\nport = true",
+        "[server]\nport = 80.5",
+        "[server]\ndrain_seconds = nan",
+        "[cache]\ncache = 1",
+        "[cache]\ncache = 'yes'",
+        "[cache]\nkv_budget = -5",
+        "[cache]\nkv_budget = 1.5",
+        "[model]\nmodel = ['a']",
+        "[model]\ndevice = 'tpu'",
+    ],
+)
+def test_a_file_must_use_the_right_type(line: str, tmp_path: Path) -> None:
+    file = toml(tmp_path, line)
+    with pytest.raises(ConfigError, match=r"settings\.toml: \w+\.\w+ = .* is not valid"):
+        resolve({}, {}, file)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[cache]\nkv_buget = 1", r"cache\.kv_buget is no setting; did you mean kv_budget\?"),
+        ("[cahce]\nkv_budget = 1", r"\[cahce\] is no section; did you mean cache\?"),
+        ("[zzz]\nkv_budget = 1", r"\[zzz\] is no section; known are server, model, cache, scheduler, limits"),
+        ("kv_budget = 1", r"\[kv_budget\] is no section"),
+        ("[server]\nkv_budget = 1", r"kv_budget belongs in \[cache\], not in \[server\]"),
+        ("[server\n", "cannot read the settings in"),
+    ],
+)
+def test_what_a_file_may_not_say(content: str, told: str, tmp_path: Path) -> None:
+    file = toml(tmp_path, content)
+    with pytest.raises(ConfigError, match=told):
+        resolve({}, {}, file)
+
+
+def test_a_missing_or_unreadable_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.toml: .*No such file"):
+        resolve({}, {}, tmp_path / "absent.toml")
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"binary\.toml"):
+        resolve({}, {}, binary)
+
+
+def test_an_unknown_variable_is_refused_and_others_are_ignored() -> None:
+    assert resolve({}, {"PATH": "/bin", "PORT": "1"}).sources == {}
+    with pytest.raises(ConfigError, match=r"^RADIXSERVE_KV_BUGDET is no setting; did you mean RADIXSERVE_KV_BUDGET"):
+        resolve({}, {"RADIXSERVE_KV_BUGDET": "1GiB"})
+
+
+def test_the_file_can_be_named_by_a_variable_and_a_flag_names_another(tmp_path: Path) -> None:
+    file = toml(tmp_path, "[server]\nport = 1234\n")
+    assert resolve({}, {"RADIXSERVE_CONFIG": str(file)}).settings.port == 1234
+    (tmp_path / "other").mkdir()
+    other = toml(tmp_path / "other", "[server]\nport = 4321\n")
+    assert resolve({}, {"RADIXSERVE_CONFIG": str(file)}, other).settings.port == 4321
+
+
+def test_contradictions_name_both_settings_and_their_sources() -> None:
+    with pytest.raises(ConfigError, match=r"fake_model=True \(--fake-model\) contradicts model=m \(RADIXSERVE_MODEL\)"):
+        resolve({"fake_model": True}, {"RADIXSERVE_MODEL": "m"})
+    with pytest.raises(
+        ConfigError, match=r"max_step_tokens=8 \(--max-step-tokens\) contradicts max_running=16 \(default\)"
+    ):
+        resolve({"max_step_tokens": "8"}, {})
+    assert resolve({"max_step_tokens": "8", "max_running": "8"}, {}).settings.max_step_tokens == 8
+
+
+def test_the_description_names_every_setting_and_the_source_of_what_was_chosen() -> None:
+    told = resolve({"kv_budget": "2048MiB"}, {"RADIXSERVE_CACHE": "no"}).describe()
+    assert "kv_budget=2GiB (--kv-budget), cache=false (RADIXSERVE_CACHE), max_running=16, max_step_tokens=auto" in told
+    assert [row.name for row in TABLE if f"{row.name}=" not in told] == []
+
+
+@pytest.mark.parametrize("name", ["cpu-default.toml", "single-gpu.toml"])
+def test_the_configurations_in_the_repository_load_and_comment_every_line(name: str) -> None:
+    settings = resolve({}, {}, CONFIGS / name).settings
+    assert settings.device == {"cpu-default.toml": "cpu", "single-gpu.toml": "cuda"}[name]
+    for line in (CONFIGS / name).read_text().splitlines():
+        assert not line or line.startswith(("#", "[")) or "#" in line, f"{name}: no comment at {line!r}"

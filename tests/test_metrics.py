@@ -1,0 +1,369 @@
+"""Metrics: exact values after known events, engine restarts, memory that adds up, and what Prometheus itself thinks."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from radixserve.metrics import METRICS, WINDOW_SECONDS, Metrics, RequestRecord
+from radixserve.step import EngineInfo, EngineStats
+
+CONFIG = Path(__file__).parent.parent / "configs" / "prometheus.yml"
+
+INFO = EngineInfo(
+    vocab_size=100,
+    context_length=64,
+    eos_token_ids=(2,),
+    num_slots=100,
+    slot_bytes=1000,
+    device="cpu",
+    dtype="float32",
+    attention="numba",
+    exact=True,
+)
+
+needs_prometheus = pytest.mark.skipif(
+    shutil.which("promtool") is None or shutil.which("prometheus") is None,
+    reason="needs the Debian package prometheus (.ci/run installs it)",
+)
+
+
+class Page:
+    """A rendered page, parsed."""
+
+    def __init__(self, page: bytes) -> None:
+        self.families = {family.name: family for family in text_string_to_metric_families(page.decode())}
+
+    def __getitem__(self, series: str) -> float:
+        """The value of `name` or `name{label="value"}`."""
+        name, _, labels = series.partition("{")
+        wanted = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        found = [
+            sample.value
+            for family in self.families.values()
+            for sample in family.samples
+            if sample.name == name and sample.labels == wanted
+        ]
+        assert len(found) == 1, f"{series}: {found}"
+        return float(found[0])
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def rendered(metrics: Metrics, stats: EngineStats | None = None, info: EngineInfo | None = INFO) -> Page:
+    return Page(metrics.render(stats or EngineStats(), info))
+
+
+def busy(model: str = "tiny") -> Metrics:
+    """Metrics in which every declared one has a value."""
+    metrics = Metrics(model)
+    metrics.record(RequestRecord("chat.completions", "stop", 100, 90, 3, 0.01, 0.02, 0.5, [0.1, 0.2]))
+    metrics.observe_steps(
+        EngineStats(steps_total=1, generated_tokens_total=1, step_seconds=[0.5], step_tokens=[8], step_sequences=[2])
+    )
+    return metrics
+
+
+def test_every_declared_metric_is_on_the_page_and_no_other() -> None:
+    page = rendered(busy())
+    names = {name for name in page.families if not name.startswith("process_")}
+    declared = {each.name.removesuffix("_total") if each.kind == "counter" else each.name for each in METRICS}
+    assert names == declared
+    assert [each.name for each in METRICS if not each.help or not each.unit] == []
+    for each in METRICS:
+        family = page.families[each.name.removesuffix("_total") if each.kind == "counter" else each.name]
+        assert family.type == each.kind
+        assert {label for sample in family.samples for label in sample.labels} - {"le"} == set(each.labels)
+
+
+def test_names_follow_the_conventions() -> None:
+    for each in METRICS:
+        assert each.name.startswith("radixserve_")
+        assert each.name.endswith("_total") == (each.kind == "counter"), each.name
+        if each.unit in ("seconds", "bytes", "ratio"):
+            assert each.name.endswith(f"_{each.unit}"), each.name
+
+
+def test_all_sources_of_prompt_tokens_are_there_from_the_start() -> None:
+    page = rendered(Metrics())
+    for source in ("computed", "device", "host", "disk"):
+        assert page[f'radixserve_prompt_tokens_total{{source="{source}"}}'] == 0
+
+
+def test_a_request_is_counted_once_in_everything_it_touches() -> None:
+    metrics = Metrics()
+    metrics.record(RequestRecord("chat.completions", "length", 100, 90, 3, 0.004, 0.02, 0.52, [0.1, 0.4]))
+    page = rendered(metrics)
+    assert page['radixserve_requests_total{endpoint="chat.completions",outcome="length"}'] == 1
+    assert page["radixserve_request_prompt_tokens_sum"] == 100
+    assert page["radixserve_request_cached_tokens_sum"] == 90
+    assert page["radixserve_request_generated_tokens_sum"] == 3
+    assert page["radixserve_queue_seconds_sum"] == 0.004
+    assert page["radixserve_time_to_first_token_seconds_sum"] == 0.02
+    assert page["radixserve_e2e_seconds_sum"] == 0.52
+    assert page["radixserve_inter_token_seconds_sum"] == 0.5
+    assert page["radixserve_inter_token_seconds_count"] == 2
+    assert page['radixserve_time_to_first_token_seconds_bucket{le="0.01"}'] == 0
+    assert page['radixserve_time_to_first_token_seconds_bucket{le="0.02"}'] == 1
+
+
+def test_times_that_never_came_to_be_are_not_observed_as_zero() -> None:
+    metrics = Metrics()
+    metrics.record(RequestRecord("completions", "abort", 7))
+    page = rendered(metrics)
+    assert page['radixserve_requests_total{endpoint="completions",outcome="abort"}'] == 1
+    assert page["radixserve_time_to_first_token_seconds_count"] == 0
+    assert page["radixserve_queue_seconds_count"] == 0
+    assert page["radixserve_request_prompt_tokens_count"] == 1
+
+
+def test_a_rejected_request_changes_no_distribution() -> None:
+    metrics = Metrics()
+    metrics.record(RequestRecord("completions", "rejected", e2e_seconds=0.001))
+    page = rendered(metrics)
+    assert page['radixserve_requests_total{endpoint="completions",outcome="rejected"}'] == 1
+    assert page["radixserve_e2e_seconds_count"] == 0
+    assert page["radixserve_request_prompt_tokens_count"] == 0
+
+
+def totals(steps: int, computed: int, cached: int) -> EngineStats:
+    return EngineStats(
+        steps_total=steps,
+        computed_prompt_tokens_total=computed,
+        cached_prompt_tokens_total=cached,
+        generated_tokens_total=2 * steps,
+        evicted_tokens_total=3 * steps,
+        preemptions_total=steps,
+        step_seconds=[0.25],
+        step_tokens=[7],
+        step_sequences=[3],
+    )
+
+
+def test_reports_enter_as_differences() -> None:
+    metrics = Metrics()
+    for report in (totals(1, 10, 0), totals(2, 15, 85), totals(2, 15, 85)):
+        metrics.observe_steps(report)
+    page = rendered(metrics)
+    assert page['radixserve_prompt_tokens_total{source="computed"}'] == 15
+    assert page['radixserve_prompt_tokens_total{source="device"}'] == 85
+    assert page["radixserve_generated_tokens_total"] == 4
+    assert page["radixserve_evicted_tokens_total"] == 6
+    assert page["radixserve_preemptions_total"] == 2
+    assert page["radixserve_steps_total"] == 2
+    assert page["radixserve_step_seconds_sum"] == 0.75
+    assert page["radixserve_step_tokens_sum"] == 21
+    assert page["radixserve_step_sequences_sum"] == 9
+
+
+def test_one_report_object_that_the_sender_goes_on_changing_is_counted_right() -> None:
+    metrics, report = Metrics(), totals(1, 10, 0)
+    metrics.observe_steps(report)
+    report.steps_total, report.computed_prompt_tokens_total = 2, 30
+    metrics.observe_steps(report)
+    assert rendered(metrics)['radixserve_prompt_tokens_total{source="computed"}'] == 30
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_no_counter_falls_or_jumps_when_the_engine_starts_anew(told: bool) -> None:
+    metrics = Metrics()
+    metrics.observe_steps(totals(5, 100, 50))
+    if told:
+        metrics.engine_restarted()
+    metrics.observe_steps(totals(1, 10, 1))
+    page = rendered(metrics)
+    assert page['radixserve_prompt_tokens_total{source="computed"}'] == 110
+    assert page['radixserve_prompt_tokens_total{source="device"}'] == 51
+    assert page["radixserve_steps_total"] == 6
+    assert page["radixserve_engine_restarts_total"] == int(told)
+
+
+def test_a_restarted_engine_that_already_did_more_than_the_old_one_is_counted_whole() -> None:
+    metrics = Metrics()
+    metrics.observe_steps(totals(1, 10, 1))
+    metrics.engine_restarted()
+    metrics.observe_steps(totals(5, 100, 50))
+    assert rendered(metrics)['radixserve_prompt_tokens_total{source="computed"}'] == 110
+
+
+def test_the_hit_ratio_forgets_what_is_older_than_the_window() -> None:
+    clock = Clock()
+    metrics = Metrics(clock=clock)
+    assert math.isnan(rendered(metrics)["radixserve_hit_ratio"])
+    metrics.observe_steps(totals(1, 100, 0))
+    assert rendered(metrics)["radixserve_hit_ratio"] == 0
+    clock.now += WINDOW_SECONDS - 1
+    metrics.observe_steps(totals(2, 200, 300))
+    assert rendered(metrics)["radixserve_hit_ratio"] == 0.6
+    clock.now += 1
+    assert rendered(metrics)["radixserve_hit_ratio"] == 0.75
+    clock.now += WINDOW_SECONDS
+    assert math.isnan(rendered(metrics)["radixserve_hit_ratio"])
+
+
+def kv(page: Page) -> dict[str, float]:
+    states = ("budget", "free", "used", "leased", "evictable", "cached")
+    return {state: page[f'radixserve_kv_bytes{{state="{state}"}}'] for state in states}
+
+
+def test_kv_bytes_add_up() -> None:
+    stats = EngineStats(running=2, waiting=3, slots_free=40, slots_leased=25, slots_cached=50, tree_nodes=9)
+    page = rendered(Metrics(), stats)
+    assert kv(page) == {
+        "budget": 100_000,
+        "free": 40_000,
+        "used": 60_000,
+        "leased": 25_000,
+        "evictable": 35_000,
+        "cached": 50_000,
+    }
+    assert page["radixserve_requests_running"] == 2
+    assert page["radixserve_requests_waiting"] == 3
+    assert page["radixserve_tree_nodes"] == 9
+
+
+def test_everything_is_free_before_the_first_report_and_nothing_is_there_before_the_model() -> None:
+    assert kv(rendered(Metrics()))["free"] == 100_000
+    assert kv(rendered(Metrics()))["used"] == 0
+    assert set(kv(rendered(Metrics(), info=None)).values()) == {0}
+
+
+def test_the_engine_is_up_when_the_caller_says_so_or_a_model_is_loaded() -> None:
+    metrics = Metrics()
+    assert rendered(metrics)["radixserve_engine_up"] == 1
+    assert rendered(metrics, info=None)["radixserve_engine_up"] == 0
+    assert Page(metrics.render(EngineStats(), INFO, up=False))["radixserve_engine_up"] == 0
+
+
+def test_there_is_one_model_info_even_when_the_engine_comes_back_different() -> None:
+    metrics = Metrics("Org/Model")
+    rendered(metrics)
+    page = rendered(metrics, info=INFO.__class__(**{**_fields(INFO), "attention": "torch", "exact": False}))
+    labels = 'attention="torch",cache="true",device="cpu",dtype="float32",exact="false",model="Org/Model"'
+    assert page[f"radixserve_model_info{{{labels}}}"] == 1
+    assert len(page.families["radixserve_model_info"].samples) == 1
+
+
+def _fields(info: EngineInfo) -> dict[str, object]:
+    return {name: getattr(info, name) for name in info.__struct_fields__}
+
+
+def test_two_servers_in_one_process_do_not_share_counts() -> None:
+    one, other = busy(), Metrics()
+    assert rendered(one)["radixserve_steps_total"] == 1
+    assert rendered(other)["radixserve_steps_total"] == 0
+
+
+# What Prometheus itself thinks.
+
+
+@needs_prometheus
+def test_promtool_finds_no_fault_with_the_page() -> None:
+    page = busy().render(EngineStats(), INFO)
+    result = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+@needs_prometheus
+def test_promtool_finds_no_fault_with_the_configuration() -> None:
+    command = ["promtool", "check", "config", str(CONFIG)]
+    result = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture
+def metrics_port() -> Iterator[int]:
+    """The port of a little server whose /metrics is a rendered page."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            page = busy().render(EngineStats(running=4), INFO)
+            self.send_response(200 if self.path == "/metrics" else 404)
+            self.send_header("Content-Type", Metrics.content_type)
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def prometheus(metrics_port: int, tmp_path: Path) -> Iterator[str]:
+    """The address of a real Prometheus that runs configs/prometheus.yml against `metrics_port`."""
+    config = CONFIG.read_text().replace("127.0.0.1:8000", f"127.0.0.1:{metrics_port}").replace("5s", "200ms")
+    (tmp_path / "prometheus.yml").write_text(config)
+    address = f"127.0.0.1:{_free_port()}"
+    with (tmp_path / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={tmp_path / 'prometheus.yml'}",
+                f"--storage.tsdb.path={tmp_path / 'data'}",
+                f"--web.listen-address={address}",
+            ],
+            stderr=log,
+        )
+    yield address
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=30)
+
+
+def _query(address: str, query: str) -> list[float]:
+    url = f"http://{address}/api/v1/query?query={urllib.parse.quote(query)}"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return [float(each["value"][1]) for each in json.load(answer)["data"]["result"]]
+    except OSError:
+        return []  # not up yet
+
+
+@needs_prometheus
+def test_a_real_prometheus_scrapes_what_the_configuration_says(prometheus: str) -> None:
+    found: list[float] = []
+    for _ in range(150):
+        found = _query(prometheus, 'radixserve_requests_running{job="radixserve"}')
+        if found:
+            break
+        time.sleep(0.2)
+    assert found == [4]
+    assert _query(prometheus, 'up{job="radixserve"}') == [1]
+    assert _query(prometheus, 'radixserve_requests_total{outcome="stop"}') == [1]
+    ratio = "histogram_quantile(0.5, radixserve_time_to_first_token_seconds_bucket)"
+    assert _query(prometheus, ratio) == [pytest.approx(0.015)]
