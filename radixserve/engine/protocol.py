@@ -5,11 +5,23 @@ Handlers and tests depend on `EngineClient` only; `engine.client.ProcessEngine` 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from radixserve.request import Request
 from radixserve.step import EngineInfo, EngineStats, TokenEvent
+
+
+class EventStream(Protocol):
+    """The events of one request, in order; ends after the one whose `finish` is set."""
+
+    def __aiter__(self) -> EventStream:
+        """Itself."""
+
+    async def __anext__(self) -> TokenEvent:
+        """The next event; a reader that is behind gets several merged into one."""
+
+    async def aclose(self) -> None:
+        """Aborts the request in the engine if it still runs. To be called in every case, started or not."""
 
 
 class EngineClient(Protocol):
@@ -27,11 +39,11 @@ class EngineClient(Protocol):
     def unready_reason(self) -> str | None:
         """None when requests are taken now; otherwise why not (loading, draining, restarting, stalled)."""
 
-    def submit(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
+    def submit(self, request: Request) -> EventStream:
         """The events of `request`, ending with the one whose `finish` is set.
 
-        The request is accepted or refused here and now, before the first event is awaited. Closing the iterator
-        early (`aclose()`, or cancellation while it waits) aborts the request in the engine.
+        The request is accepted or refused here and now, before the first event is awaited. The caller closes the
+        stream (`contextlib.aclosing`); closing it early aborts the request in the engine.
 
         Raises:
             Unavailable: the queue is full, or `unready_reason` is not None.

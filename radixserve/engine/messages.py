@@ -1,0 +1,102 @@
+"""What front and engine say to each other, and the frames it travels in.
+
+One frame is a length (4 bytes, big endian) and that many bytes of msgpack; one frame holds one message. Only the
+types below exist on the wire: nothing is pickled and nothing else is decoded. Knows no sockets.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import msgspec
+
+from radixserve.config import Settings
+from radixserve.request import Request
+from radixserve.step import EngineInfo, EngineStats, TokenEvent
+
+MAX_FRAME_BYTES = 256 * 1024 * 1024
+_LENGTH = struct.Struct(">I")
+
+
+class Start(msgspec.Struct, tag="start", frozen=True):
+    """First message to a new engine: load this model (a folder or a hub name) with these settings."""
+
+    settings: Settings
+    model: str
+
+
+class Submit(msgspec.Struct, tag="submit", frozen=True):
+    """Generate. `output_ids` are tokens of this request that the client was already sent by an earlier engine."""
+
+    request: Request
+    output_ids: list[int] = []
+
+
+class Abort(msgspec.Struct, tag="abort", frozen=True):
+    """Stop a request; unknown ids are ignored (it may just have ended)."""
+
+    request_id: str
+
+
+class Loading(msgspec.Struct, tag="loading", frozen=True):
+    """The engine is at this stage of its start."""
+
+    stage: str
+
+
+class Ready(msgspec.Struct, tag="ready", frozen=True):
+    """The model is loaded; requests are taken from now on."""
+
+    info: EngineInfo
+
+
+class Refused(msgspec.Struct, tag="refused", frozen=True):
+    """The engine cannot start, and another try would end the same way; the sentence is for the operator."""
+
+    message: str
+
+
+class Report(msgspec.Struct, tag="report", frozen=True):
+    """What one step brought, and now and then the statistics."""
+
+    events: list[TokenEvent]
+    stats: EngineStats | None = None
+
+
+ToEngine = Start | Submit | Abort
+ToFront = Loading | Ready | Refused | Report
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: ToEngine | ToFront) -> bytes:
+    """The frame of `message`."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameReader:
+    """Cuts a byte stream into frame bodies; feed it whatever arrived."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The bodies that are complete after `data`.
+
+        Raises:
+            ValueError: a frame claims more than MAX_FRAME_BYTES; the stream is not ours.
+        """
+        self._buffer += data
+        start = 0
+        while len(self._buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, start)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"a frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}")
+            stop = start + _LENGTH.size + length
+            if stop > len(self._buffer):
+                break
+            yield bytes(self._buffer[start + _LENGTH.size : stop])
+            start = stop
+        del self._buffer[:start]

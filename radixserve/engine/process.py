@@ -1,0 +1,145 @@
+"""The engine process: load the model, then take messages and step until the front goes away.
+
+Started by `engine.client` as `python -m radixserve.engine.process FD`, FD being its end of a Unix socket pair; the
+first message is `Start`. One thread: between two steps the inbox is drained, and while there is nothing to compute
+the process sleeps in `recv`. The end of the stream means that the front is gone, so nothing outlives it.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+
+import msgspec
+
+from radixserve.engine.core import EngineCore
+from radixserve.engine.messages import (
+    Abort,
+    FrameReader,
+    Loading,
+    Ready,
+    Refused,
+    Report,
+    Start,
+    Submit,
+    ToEngine,
+    ToFront,
+    encode,
+)
+from radixserve.errors import StartupError
+from radixserve.logs import configure_logging
+from radixserve.step import TokenEvent
+
+log = logging.getLogger(__name__)
+
+STATS_INTERVAL_SECONDS = 0.1
+_RECEIVE_BYTES = 1 << 20
+
+
+class FrontGone(Exception):
+    """The front closed its end of the socket."""
+
+
+class Channel:
+    """The engine's end of the socket pair."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._frames = FrameReader()
+        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+
+    def receive(self, *, wait: bool) -> Iterator[ToEngine]:
+        """The messages that are here; with `wait`, sleep until there is something.
+
+        Raises:
+            FrontGone: the front closed the socket.
+        """
+        while wait or select.select([self._sock], [], [], 0)[0]:
+            data = self._sock.recv(_RECEIVE_BYTES)
+            if not data:
+                raise FrontGone
+            for body in self._frames.feed(data):
+                wait = False
+                yield self._decoder.decode(body)
+
+    def send(self, message: ToFront) -> None:
+        """Blocks while the front is behind by more than the socket's buffer.
+
+        Raises:
+            FrontGone: the front closed the socket.
+        """
+        try:
+            self._sock.sendall(encode(message))
+        except OSError as gone:
+            raise FrontGone from gone
+
+
+class EngineLoop:
+    """Messages in, steps, reports out."""
+
+    def __init__(self, core: EngineCore, channel: Channel) -> None:
+        self._core = core
+        self._channel = channel
+        self._reported_at = 0.0
+
+    def run(self) -> None:
+        """Returns never; raises FrontGone when the front is gone."""
+        while True:
+            events = self._take_messages()
+            if self._core.has_work:
+                events += self._core.step()
+            self._report(events)
+
+    def _take_messages(self) -> list[TokenEvent]:
+        events: list[TokenEvent] = []
+        for message in self._channel.receive(wait=not self._core.has_work):
+            if isinstance(message, Submit):
+                events += self._core.submit(message.request, message.output_ids)
+            elif isinstance(message, Abort):
+                events += self._core.abort(message.request_id)
+        return events
+
+    def _report(self, events: list[TokenEvent]) -> None:
+        """Events at once; statistics every 100 ms and whenever the engine falls idle."""
+        due = not self._core.has_work or time.monotonic() - self._reported_at >= STATS_INTERVAL_SECONDS
+        if due:
+            self._reported_at = time.monotonic()
+        if events or due:
+            self._channel.send(Report(events, self._core.stats() if due else None))
+
+
+def main() -> int:
+    """Entry point of the child process; the exit code is 0 when the front left, 2 when the start was refused."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; the front decides when we end
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    try:
+        return _serve(channel)
+    except FrontGone:
+        return 0
+
+
+def _serve(channel: Channel) -> int:
+    start = next(channel.receive(wait=True))
+    assert isinstance(start, Start), f"the first message must be Start, not {type(start).__name__}"
+    configure_logging(start.settings.log_level)
+    try:
+        from radixserve.engine.build import build_engine  # torch and transformers load here, after the first message
+
+        channel.send(Loading("loading the model"))
+        core, info = build_engine(start.settings, start.model)
+    except StartupError as refusal:
+        channel.send(Refused(str(refusal)))
+        return 2
+    channel.send(Ready(info))
+    EngineLoop(core, channel).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

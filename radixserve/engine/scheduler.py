@@ -1,0 +1,280 @@
+"""Which sequences compute what in the next step, and what becomes of it.
+
+Owns the waiting queue, the running list and every sequence's lease. Admission is first come, first served with one
+exception, single flight: a sequence whose prefix is being computed by a running one waits for it, and those behind may
+pass. When the cache has no room for a decode, the youngest running sequence is preempted: its K/V stays in the tree,
+so resuming it is a prefix hit. Knows no model, no tensors and no sockets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+
+from radixserve.cache.kvcache import KVCache, Lease
+from radixserve.engine.sequence import Sequence
+from radixserve.request import Request
+from radixserve.sampling import Sampled
+from radixserve.step import Chunk, FinishReason, Logits, TokenEvent
+
+GROWTH = 32  # slots a lease grows by; one allocation per 32 decoded tokens
+MIN_SHARED = 16  # tokens; a shorter common opening is no reason to wait for somebody else's prefill
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much runs at a time."""
+
+    max_running: int  # sequences
+    max_step_tokens: int  # tokens computed in one step
+
+
+@dataclass(slots=True)
+class Work:
+    """One sequence's part of a step."""
+
+    sequence: Sequence
+    chunk: Chunk
+
+
+@dataclass(slots=True)
+class _Plan:
+    """A step being planned: chunks so far, and for how many tokens there is room."""
+
+    room: int
+    chunks: dict[Sequence, Chunk] = field(default_factory=dict)
+
+    def add(self, sequence: Sequence) -> None:
+        chunk = self.chunks[sequence] = _chunk(sequence, self.room)
+        self.room -= len(chunk.token_ids)
+
+    def drop(self, sequence: Sequence) -> None:
+        if sequence in self.chunks:
+            self.room += len(self.chunks.pop(sequence).token_ids)
+
+
+@dataclass(slots=True)
+class Totals:
+    """Running totals since the engine started."""
+
+    computed_prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+
+
+class Scheduler:
+    """Plans steps and commits their results; the only owner of sequences."""
+
+    def __init__(self, cache: KVCache, limits: Limits) -> None:
+        self.cache = cache
+        self.limits = limits
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # oldest first
+        self.totals = Totals()
+        self._num_slots = cache.stats().num_slots
+        self._pressed = False  # a sequence was preempted and none has ended since
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, request: Request, output_ids: list[int]) -> TokenEvent | None:
+        """Queue a request; the event says why it can never run."""
+        sequence = Sequence.of(request, output_ids)
+        if _last_slot(sequence) > self._num_slots:
+            return _ended(
+                sequence,
+                "error",
+                f"the request needs {_last_slot(sequence)} slots, the K/V budget holds {self._num_slots}",
+            )
+        self.waiting.append(sequence)
+        return None
+
+    def abort(self, request_id: str) -> TokenEvent | None:
+        """Stop a request in whatever state it is. None if it is not here (any more)."""
+        for sequence in (*self.waiting, *self.running):
+            if sequence.request.id == request_id:
+                self._end(sequence)
+                return _ended(sequence, "abort")
+        return None
+
+    # plan
+
+    def plan(self) -> list[Work]:
+        """What to compute now: decodes, then prefill chunks oldest first, then newcomers, within max_step_tokens."""
+        plan = _Plan(self.limits.max_step_tokens)
+        for sequence in sorted(self.running, key=_prefills):
+            preempted = sequence.lease is None  # by an older one, in this very loop
+            if not preempted and plan.room > 0 and self._hold_slots(sequence, plan):
+                plan.add(sequence)
+        self._admit(plan)
+        return [Work(sequence, chunk) for sequence, chunk in plan.chunks.items()]
+
+    def _hold_slots(self, sequence: Sequence, plan: _Plan) -> bool:
+        """Give every token of `sequence` a slot, preempting younger ones if need be. False: it had to go itself."""
+        lease = _lease(sequence)
+        while len(lease.slots) < sequence.num_tokens and not lease.grow(_slots_wanted(sequence)):
+            victim = self.running[-1]
+            plan.drop(victim)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        _lease(sequence).publish(sequence.key(sequence.num_computed))
+        self._release(sequence)
+        self.running.remove(sequence)
+        self.waiting.appendleft(sequence)
+        self.totals.preemptions += 1
+        self._pressed = True
+
+    def _admit(self, plan: _Plan) -> None:
+        for sequence in list(islice(self.waiting, 2 * self.limits.max_running)):
+            full = len(self.running) >= self.limits.max_running or (self._pressed and self.running)
+            if full or plan.room <= 0:
+                return
+            if self._awaits_prefix(sequence):
+                continue
+            if not self._start(sequence):
+                return
+            plan.add(sequence)
+
+    def _start(self, sequence: Sequence) -> bool:
+        """Take a lease on the longest cached prefix and slots for the rest. False: no room now."""
+        key = sequence.key(sequence.num_tokens)
+        lease = self.cache.lease(sequence.request.namespace, key, _slots_wanted(sequence), read=sequence.reads_cache)
+        if lease is None:
+            return False
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        sequence.lease = lease
+        sequence.num_computed = lease.num_cached
+        if sequence.num_cached is None:
+            self._first_admission(sequence)
+        return True
+
+    def _first_admission(self, sequence: Sequence) -> None:
+        sequence.admitted_at = time.monotonic()
+        sequence.num_cached = min(sequence.num_computed, sequence.num_prompt)
+        self.totals.cached_prompt_tokens += sequence.num_cached
+        self.totals.computed_prompt_tokens += sequence.num_prompt - sequence.num_cached
+
+    def _awaits_prefix(self, sequence: Sequence) -> bool:
+        """Single flight: is a running sequence computing a prefix that this one can reuse when it is done?"""
+        if not (self.cache.enabled and sequence.reads_cache):
+            return False
+        prefilling = [other for other in self.running if other.num_pending > 1]
+        shared = max((_shared_pending(sequence, other) for other in prefilling), default=0)
+        if shared < MIN_SHARED:
+            return False
+        return shared > self.cache.match(sequence.request.namespace, sequence.key(sequence.num_tokens))
+
+    # commit
+
+    def commit(self, works: list[Work], drawn: Iterable[Sampled | None]) -> list[TokenEvent]:
+        """Record a computed step; `drawn` holds each chunk's next token, None where logits were not finite."""
+        events = (self._advance(work, sampled) for work, sampled in zip(works, drawn, strict=True))
+        return [event for event in events if event is not None]
+
+    def fail(self, works: list[Work], error: str) -> list[TokenEvent]:
+        """End the sequences of a step that failed; nothing of it becomes visible."""
+        return [self._fail(work.sequence, error) for work in works]
+
+    def _fail(self, sequence: Sequence, error: str) -> TokenEvent:
+        self._end(sequence, publish=False)
+        return _ended(sequence, "error", error)
+
+    def _advance(self, work: Work, sampled: Sampled | None) -> TokenEvent | None:
+        sequence = work.sequence
+        if sampled is None:
+            return self._fail(sequence, "the model produced logits that are not finite")
+        sequence.num_computed = work.chunk.stop
+        if work.chunk.start < sequence.num_prompt:
+            _lease(sequence).publish(sequence.key(sequence.num_computed))
+        if sequence.num_pending:
+            return None
+        sequence.append(sampled.token_id)
+        self.totals.generated_tokens += 1
+        event = _token_event(sequence, sampled)
+        if event.finish is not None:
+            self._end(sequence)
+        return event
+
+    # release: the one way out of every state
+
+    def _end(self, sequence: Sequence, publish: bool = True) -> None:
+        if sequence.lease is None:
+            self.waiting.remove(sequence)
+            return
+        if publish:
+            sequence.lease.publish(sequence.key(sequence.num_computed))
+        self._release(sequence)
+        self.running.remove(sequence)
+        self._pressed = False
+
+    def _release(self, sequence: Sequence) -> None:
+        _lease(sequence).release()
+        sequence.lease = None
+        sequence.num_computed = 0
+
+
+def _prefills(sequence: Sequence) -> bool:
+    return sequence.num_pending > 1
+
+
+def _shared_pending(sequence: Sequence, other: Sequence) -> int:
+    """Length of the prefix both share, if `other` has not computed all of it yet; else 0."""
+    shared = sequence.shared_prefix(other)
+    return shared if shared > other.num_computed else 0
+
+
+def _lease(sequence: Sequence) -> Lease:
+    assert sequence.lease is not None, f"{sequence.request.id} holds no lease"
+    return sequence.lease
+
+
+def _last_slot(sequence: Sequence) -> int:
+    """Slots needed at the end: every token but the last gets K/V."""
+    return sequence.num_prompt + sequence.request.sampling.max_tokens - 1
+
+
+def _slots_wanted(sequence: Sequence) -> int:
+    return max(sequence.num_tokens, min(sequence.num_tokens + GROWTH, _last_slot(sequence)))
+
+
+def _chunk(sequence: Sequence, room: int) -> Chunk:
+    start, stop = sequence.num_computed, min(sequence.num_tokens, sequence.num_computed + room)
+    logits = Logits.LAST if sequence.reads_cache or start >= sequence.num_prompt else Logits.ALL
+    return Chunk(sequence.ids[start:stop], start, _lease(sequence).slots[:stop], logits)
+
+
+def _ended(sequence: Sequence, finish: FinishReason, error: str | None = None) -> TokenEvent:
+    return TokenEvent(request_id=sequence.request.id, finish=finish, error=error, num_cached=sequence.num_cached)
+
+
+def _token_event(sequence: Sequence, sampled: Sampled) -> TokenEvent:
+    """The event of the token just appended."""
+    sampling = sequence.request.sampling
+    event = TokenEvent(request_id=sequence.request.id, token_ids=[sampled.token_id])
+    if sampled.logprob is not None:
+        event.logprobs = [sampled.logprob]
+    if sampled.token_id in sampling.stop_token_ids:
+        event.finish, event.stop_token_id = "stop", sampled.token_id
+    elif sequence.num_output >= sampling.max_tokens:
+        event.finish = "length"
+    if sequence.num_output == sequence.num_resumed + 1:
+        _describe_start(sequence, event)
+    return event
+
+
+def _describe_start(sequence: Sequence, event: TokenEvent) -> None:
+    assert sequence.admitted_at is not None, "a token was drawn before admission"
+    event.num_cached = sequence.num_cached
+    event.queue_seconds = max(0.0, sequence.admitted_at - sequence.request.arrived)
+    if sequence.request.sampling.prompt_logprobs is not None:
+        event.prompt_logprobs = sequence.prompt_logprobs

@@ -1,0 +1,87 @@
+"""The running state of one request: the one mutable object that travels through the engine.
+
+Counters, not phases: a sequence has `num_tokens` tokens of which `num_computed` have K/V, and every step lets the
+second catch up with the first. Prefill, a prefix hit, chunked prefill, decode and resumption after preemption are
+all that one rule.
+
+        positions  0 ............ num_computed ............ num_tokens ............ capacity
+                   K/V in slots   | to be computed          | not generated yet
+                   |<- prompt (num_prompt) ->|<- output ->|
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from radixserve.cache.kvcache import Lease
+from radixserve.request import Request
+from radixserve.step import TokenLogprob
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request on its way; owned by the scheduler."""
+
+    request: Request
+    ids: npt.NDArray[np.int32]  # [num_prompt + max_tokens]: tokens, then room for those to come
+    num_tokens: int
+    num_resumed: int = 0  # output tokens that were there at submission
+    num_computed: int = 0
+    num_cached: int | None = None  # prompt tokens found in the cache at first admission
+    admitted_at: float | None = None  # time.monotonic() seconds
+    lease: Lease | None = None
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, request: Request, output_ids: list[int]) -> Sequence:
+        """A waiting sequence; `output_ids` continue the prompt where an earlier engine stopped."""
+        known = request.prompt_ids + output_ids
+        ids = np.zeros(max(len(request.prompt_ids) + request.sampling.max_tokens, len(known)), np.int32)
+        ids[: len(known)] = known
+        return cls(request, ids, len(known), num_resumed=len(output_ids))
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_output(self) -> int:
+        return self.num_tokens - self.num_prompt
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens whose K/V is still to be computed; 1 while decoding."""
+        return self.num_tokens - self.num_computed
+
+    @property
+    def prompt_ids(self) -> npt.NDArray[np.int32]:
+        return self.ids[: self.num_prompt]
+
+    @property
+    def output_ids(self) -> npt.NDArray[np.int32]:
+        return self.ids[self.num_prompt : self.num_tokens]
+
+    @property
+    def reads_cache(self) -> bool:
+        """Prompt logprobs need the logits of every prompt position, so nothing of such a prompt can be skipped."""
+        return self.request.sampling.prompt_logprobs is None
+
+    def key(self, num_tokens: int) -> bytes:
+        """The first `num_tokens` tokens as the cache compares them: packed int32."""
+        return self.ids[:num_tokens].tobytes()
+
+    def append(self, token_id: int) -> None:
+        self.ids[self.num_tokens] = token_id
+        self.num_tokens += 1
+
+    def shared_prefix(self, other: Sequence) -> int:
+        """Number of leading tokens equal in both; 0 where they may not share K/V."""
+        if self.request.namespace != other.request.namespace:
+            return 0
+        n = min(self.num_tokens, other.num_tokens)
+        differs = self.ids[:n] != other.ids[:n]
+        first = int(differs.argmax()) if n else 0
+        return first if n and differs[first] else n

@@ -1,0 +1,101 @@
+"""`radixserve serve`: wires settings, engine, text, metrics and HTTP together, and ends them in order.
+
+The only module that knows all layers. SIGTERM and SIGINT drain: readiness goes first, running requests may end within
+`drain_seconds`, then everything is closed; a second signal ends the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+
+from aiohttp import web
+
+from radixserve.api.app import ApiSettings, make_app
+from radixserve.config import Settings
+from radixserve.engine.client import ProcessEngine
+from radixserve.errors import StartupError
+from radixserve.metrics import Metrics
+from radixserve.model.embedded import EMBEDDED_NAME, embedded_model
+from radixserve.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal; the exit code.
+
+    Raises:
+        StartupError: a setting, the model or the port makes serving impossible.
+    """
+    model = settings.model or str(embedded_model())
+    name = settings.served_model_name or (Path(model).name if settings.model else EMBEDDED_NAME)
+    return asyncio.run(_serve(settings, model, name))
+
+
+async def _serve(settings: Settings, model: str, name: str) -> int:
+    stopping = _stop_on_signals()
+    metrics = Metrics()
+    tokenizer = await asyncio.to_thread(Tokenizer.load, model)
+    engine = ProcessEngine(settings, model, metrics.observe_steps, metrics.engine_restarted)
+    app = make_app(engine, tokenizer, metrics, ApiSettings.of(settings), name)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        url = await _listen(runner, settings)
+        if await _load(engine, stopping):
+            _announce(url, name)
+            await stopping.wait()
+            log.info("draining")
+            await engine.drain(settings.drain_seconds)
+    finally:
+        await engine.stop()
+        await runner.cleanup()
+    return 0
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; the second ends the process as it is."""
+    stopping, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stopping.is_set():
+            os._exit(130)  # the engine follows: its socket closes
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stopping
+
+
+async def _listen(runner: web.AppRunner, settings: Settings) -> str:
+    """Open the port; the URL with the port the system chose where the setting is 0."""
+    try:
+        await web.TCPSite(runner, settings.host, settings.port).start()
+    except OSError as error:
+        raise StartupError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from error
+    host, port = runner.addresses[0][:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _load(engine: ProcessEngine, stopping: asyncio.Event) -> bool:
+    """Wait for the engine; False when a signal came first. The port answers meanwhile: alive, not ready."""
+    loading, stopped = asyncio.create_task(engine.start()), asyncio.create_task(stopping.wait())
+    await asyncio.wait([loading, stopped], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if loading.done():
+        loading.result()
+        return True
+    loading.cancel()
+    return False
+
+
+def _announce(url: str, name: str) -> None:
+    """Tell a person, and whoever waits for this line, where the server is and what to try."""
+    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    print(f"radixserve: {name} listening on {url}", flush=True)
+    print(f"try: curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'", flush=True)

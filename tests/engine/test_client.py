@@ -1,0 +1,164 @@
+"""The engine as a real child process, with the model of no cost: streams, aborts, overload, death and restart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from radixserve.config import Settings
+from radixserve.engine.client import ProcessEngine
+from radixserve.errors import StartupError, Unavailable
+from radixserve.request import Request, Sampling
+from radixserve.step import EngineStats, TokenEvent
+
+SETTINGS = Settings(fake_model=True, kv_budget=4096 * 16, max_running=4, threads=1, log_level="warning")
+
+
+def request(name: str, prompt_length: int = 20, max_tokens: int = 5) -> Request:
+    sampling = Sampling(max_tokens=max_tokens, seed=1, temperature=0.0)
+    return Request(id=name, prompt_ids=[40] * prompt_length, sampling=sampling)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 200, "max_position_embeddings": 2048}))
+    return str(tmp_path)
+
+
+Start = Callable[..., Awaitable[ProcessEngine]]
+
+
+@pytest.fixture
+async def start(folder: str) -> AsyncIterator[Start]:
+    engines: list[ProcessEngine] = []
+
+    async def started(**changes: object) -> ProcessEngine:
+        engine = ProcessEngine(msgspec.structs.replace(SETTINGS, **changes), folder, seen.append, lambda: None)
+        engines.append(engine)
+        await engine.start()
+        return engine
+
+    seen: list[EngineStats] = []
+    yield started
+    for engine in engines:
+        await engine.stop()
+        assert engine.pid is None
+
+
+async def collect(engine: ProcessEngine, asked: Request) -> list[TokenEvent]:
+    async with contextlib.aclosing(engine.submit(asked)) as events:
+        return [event async for event in events]
+
+
+def tokens(events: list[TokenEvent]) -> list[int]:
+    return [token for event in events for token in event.token_ids]
+
+
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_requests_get_their_tokens_and_the_cache_is_seen(start: Start) -> None:
+    engine = await start()
+    assert engine.unready_reason is None
+    cold = await collect(engine, request("cold"))
+    warm = await collect(engine, request("warm"))
+    assert tokens(cold) == tokens(warm) == [41, 42, 43, 44, 45]
+    assert cold[-1].finish == warm[-1].finish == "length"
+    assert (cold[0].num_cached, warm[0].num_cached) == (0, 19)
+
+
+async def test_a_stream_left_early_stops_the_request_in_the_engine(start: Start) -> None:
+    engine = await start()
+    async with contextlib.aclosing(engine.submit(request("left", max_tokens=1900))) as events:
+        async for _ in events:
+            break
+    never_read = engine.submit(request("never read", max_tokens=1900))
+    await never_read.aclose()
+    await until(lambda: engine.stats.running == 0 and engine.stats.slots_leased == 0)
+    assert engine.stats.slots_free + engine.stats.slots_cached == engine.info.num_slots  # type: ignore[union-attr]
+    assert engine.stats.generated_tokens_total < 2 * 1900
+
+
+async def test_a_reader_that_is_behind_gets_one_event_with_all_tokens(start: Start) -> None:
+    engine = await start()
+    async with contextlib.aclosing(engine.submit(request("slow", max_tokens=30))) as events:
+        await until(lambda: engine.stats.generated_tokens_total == 30)
+        await until(lambda: engine.stats.running == 0)
+        (event,) = [event async for event in events]
+    assert len(event.token_ids) == 30
+    assert event.finish == "length"
+    assert event.num_cached == 0
+
+
+async def test_the_queue_is_bounded_and_says_when_to_come_back(start: Start) -> None:
+    engine = await start(max_queue=2)
+    streams = [engine.submit(request(f"r{i}")) for i in range(2)]
+    with pytest.raises(Unavailable) as refusal:
+        engine.submit(request("one too many"))
+    assert refusal.value.code == "server_is_overloaded"
+    assert refusal.value.retry_after is not None
+    assert 1 <= refusal.value.retry_after <= 60
+    for stream in streams:
+        assert len(tokens([event async for event in stream])) == 5
+        await stream.aclose()
+    assert len(tokens(await collect(engine, request("now")))) == 5
+
+
+async def test_when_the_engine_dies_every_live_request_is_told_and_a_new_engine_serves(start: Start) -> None:
+    engine = await start()
+    streams = [engine.submit(request(f"r{i}", max_tokens=1900)) for i in range(3)]
+    first = [await anext(stream) for stream in streams]
+    assert all(event.finish is None for event in first)
+    pid = engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    for stream in streams:
+        last = [event async for event in stream][-1]
+        assert last.finish == "abort"
+        assert "died" in str(last.error)
+        await stream.aclose()
+    assert engine.unready_reason == "restarting"
+    with pytest.raises(Unavailable, match="restarting"):
+        engine.submit(request("too early"))
+    await until(lambda: engine.unready_reason is None)
+    assert engine.pid != pid
+    assert tokens(await collect(engine, request("after"))) == [41, 42, 43, 44, 45]
+
+
+async def test_drain_lets_running_requests_end_and_takes_no_new_ones(start: Start) -> None:
+    engine = await start()
+    running = asyncio.create_task(collect(engine, request("running", max_tokens=500)))
+    await asyncio.sleep(0)
+    draining = asyncio.create_task(engine.drain(60.0))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="draining"):
+        engine.submit(request("late"))
+    await draining
+    assert len(tokens(await running)) == 500
+
+
+async def test_drain_aborts_what_is_left_when_its_time_is_over(start: Start) -> None:
+    engine = await start()
+    streams = [engine.submit(request(f"r{i}", max_tokens=1900)) for i in range(4)]
+    await engine.drain(0.0)
+    for stream in streams:
+        assert [event async for event in stream][-1].finish == "abort"
+
+
+async def test_a_start_that_is_refused_says_why(tmp_path: Path) -> None:
+    engine = ProcessEngine(SETTINGS, str(tmp_path / "nothing-here"), lambda stats: None, lambda: None)
+    with pytest.raises(StartupError, match="nothing-here"):
+        await engine.start()
+    await engine.stop()
+    assert engine.pid is None
