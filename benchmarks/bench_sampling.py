@@ -1,0 +1,73 @@
+"""Time of one call of `sample` by what its rows ask for: python benchmarks/bench_sampling.py [--device cuda]
+
+Prints one Markdown table. Logits are random with the spread of a small language model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from radixserve.request import Sampling
+from radixserve.sampling import Row, sample
+
+KINDS: dict[str, dict[str, object]] = {
+    "greedy": {"temperature": 0.0},
+    "greedy, 5 logprobs": {"temperature": 0.0, "logprobs": 5},
+    "greedy, all penalties": {
+        "temperature": 0.0,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.5,
+    },
+    "temperature 1": {},
+    "min_p 0.05": {"min_p": 0.05},
+    "top_k 50": {"top_k": 50},
+    "top_k 50, top_p 0.9": {"top_k": 50, "top_p": 0.9},
+    "top_p 0.9": {"top_p": 0.9},
+    "top_p 0.99, temperature 2 (wide)": {"top_p": 0.99, "temperature": 2.0},
+    "top_k 5,000": {"top_k": 5000},
+}
+
+
+def median_seconds(run: Callable[[], object], repeats: int) -> float:
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def rows_of(kind: dict[str, object], batch: int, prompt_tokens: int, vocab: int) -> list[Row]:
+    rng = np.random.default_rng(0)
+    prompt, output = (rng.integers(0, vocab, n).astype(np.int32) for n in (prompt_tokens, 32))
+    return [Row(Sampling(max_tokens=64, seed=i, **kind), prompt, output) for i in range(batch)]  # type: ignore[arg-type]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vocab", type=int, default=49_152)
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    logits = torch.randn(16, options.vocab, generator=torch.Generator().manual_seed(0)).mul_(3).to(options.device)
+    argmax = median_seconds(lambda: logits.argmax(-1).tolist(), options.repeats)
+    print(f"torch.argmax alone, batch of 16, vocabulary {options.vocab:,}: {argmax * 1e3:.2f} ms\n")
+    print("| rows ask for | batch 1, ms | batch 16, ms |\n|---|---|---|")
+    for name, kind in KINDS.items():
+        cells = []
+        for batch in (1, 16):
+            rows, some = rows_of(kind, batch, 1400, options.vocab), logits[:batch]
+            cells.append(median_seconds(lambda some=some, rows=rows: sample(some, rows), options.repeats))  # type: ignore[misc]
+        print(f"| {name} | {cells[0] * 1e3:.2f} | {cells[1] * 1e3:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

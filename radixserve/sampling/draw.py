@@ -1,0 +1,99 @@
+"""Random draws: temperature, top_k, top_p, min_p, then one uniform number against the cumulative weights.
+
+Float sums change with the order of their terms, and torch chooses that order by shape and device. So a token's weight
+exp((logit - highest) / temperature) is turned into an integer multiple of 2**-40: integer sums are exact in any order.
+That makes a short list of the first tokens and a sort of all of them give the same draw, and a row's draw independent
+of its batch. A token 2**40 times less likely than the first one has weight 0 and is never drawn.
+
+The draw walks the kept tokens by ascending id, so that rows which keep everything need no sort.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from radixserve.sampling.order import first_ids
+from radixserve.sampling.row import Row
+from radixserve.sampling.uniform import uniforms
+
+_ONE = 2.0**40  # the weight of the most likely token; sums stay below 2**63 for vocabularies up to 2**22
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(slots=True)
+class Draw:
+    """The parameters of some rows of a batch as columns [n, 1] on the device, with what they are applied to."""
+
+    logits: torch.Tensor  # float32 [n, vocab], edited
+    highest: torch.Tensor  # float32
+    temperature: torch.Tensor  # float32, above 0
+    top_k: torch.Tensor  # int64, 1 .. vocab
+    unlimited: bool  # some row's top_k is the whole vocabulary
+    top_p: torch.Tensor  # float64
+    min_weight: torch.Tensor  # int64
+    uniform: torch.Tensor  # float64
+
+
+def prepare(logits: torch.Tensor, highest: torch.Tensor, rows: Sequence[Row], index: Sequence[int]) -> Draw:
+    """The rows at `index`, all with temperature above 0; their logits are copied unless that is the whole batch."""
+    vocab = logits.shape[-1]
+    sampling = [rows[i].sampling for i in index]
+    top_k = [min(s.top_k, vocab) if s.top_k > 0 else vocab for s in sampling]
+    unlimited = vocab in top_k
+    columns = (
+        [max(s.temperature, _TINY) for s in sampling],
+        top_k,
+        [s.top_p for s in sampling],
+        [np.ceil(s.min_p * _ONE) for s in sampling],
+        uniforms([s.seed for s in sampling], [len(rows[i].output_ids) for i in index]),
+    )
+    t = torch.from_numpy(np.array(columns, dtype=np.float64)[:, :, None]).to(logits.device)
+    if len(index) < len(rows):
+        at = torch.tensor(index, device=logits.device)
+        logits, highest = logits[at], highest[at]
+    return Draw(logits, highest[:, None], t[0].float(), t[1].long(), unlimited, t[2], t[3].long(), t[4])
+
+
+def draw_any(d: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids [n] where neither top_k nor top_p limits the choice, and true [n]. No sort."""
+    weights = _weights(d, d.logits)
+    ids = _pick(weights.mul_(weights >= d.min_weight), d.uniform)
+    return ids, torch.ones_like(ids, dtype=torch.bool)
+
+
+def draw_first(d: Draw, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids [n] drawn from the first `count` tokens, and whether these held all that top_k and top_p keep [n].
+
+    Each row's top_k is at most `count`, or the whole vocabulary.
+    """
+    ids = first_ids(d.logits, count)
+    weights = _weights(d, d.logits.gather(-1, ids))
+    weights *= torch.arange(count, device=ids.device) < d.top_k
+    total = weights.sum(-1, keepdim=True)
+    if d.unlimited:
+        total = torch.where(d.top_k > count, _weights(d, d.logits).sum(-1, keepdim=True), total)
+    wanted = (total.double() * d.top_p).ceil_().long().clamp_(min=1)
+    upto = weights.cumsum(-1)
+    complete = (d.top_k <= count) | (upto[:, -1:] >= wanted)
+    weights *= (upto - weights < wanted) & (weights >= d.min_weight)
+    ids, rank = ids.sort(-1)
+    place = _pick(weights.gather(-1, rank), d.uniform)
+    return ids.gather(-1, place[:, None])[:, 0], complete[:, 0]
+
+
+def _weights(d: Draw, logits: torch.Tensor) -> torch.Tensor:
+    """Integer weights of some logits [n, m]; the highest logit has 2**40, an impossible token 0."""
+    return (logits - d.highest).div_(d.temperature).exp_().mul_(_ONE).long()
+
+
+def _pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Inverse CDF: the first place whose cumulative weight exceeds uniform x total. [n]"""
+    upto = weights.cumsum(-1)
+    total = upto[:, -1:]
+    target = torch.minimum((uniform * total.double()).long(), total - 1)
+    place = torch.searchsorted(upto, target, right=True)[:, 0]
+    return place.clamp_(max=weights.shape[-1] - 1)  # only a row of NaN, whose draw is thrown away, gets there

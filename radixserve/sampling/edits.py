@@ -1,0 +1,94 @@
+"""What a request does to its logits before a token is drawn: penalties, bias, forbidden stop tokens.
+
+Values are gathered and put back for the whole batch in one operation per kind; rows that ask for nothing are not
+touched. Formulas: repetition penalty as in CTRL (Keskar et al. 2019, section 4.1); presence and frequency as in the
+OpenAI API reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from radixserve.request import Sampling
+from radixserve.sampling.row import Row
+
+
+def is_edited(row: Row) -> bool:
+    """Whether any of the edits below changes a logit of this row."""
+    s = row.sampling
+    return bool(s.logit_bias) or s.repetition_penalty != 1.0 or _counts_output(s) or _forbids_stop(row)
+
+
+def edit(logits: torch.Tensor, rows: Sequence[Row]) -> None:
+    """Apply all edits to float32 logits [len(rows), vocab] in place. O(prompt + output) for rows with penalties."""
+    _penalise_repetition(logits, rows)
+    _penalise_output(logits, rows)
+    _add_bias(logits, rows)
+    _forbid_stop(logits, rows)
+
+
+def _counts_output(sampling: Sampling) -> bool:
+    return sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
+
+
+def _forbids_stop(row: Row) -> bool:
+    return len(row.output_ids) < row.sampling.min_tokens and bool(row.sampling.stop_token_ids)
+
+
+def _penalise_repetition(logits: torch.Tensor, rows: Sequence[Row]) -> None:
+    chosen = [i for i, row in enumerate(rows) if row.sampling.repetition_penalty != 1.0]
+    if not chosen:
+        return
+    where = _where(logits, chosen, (np.concatenate((rows[i].prompt_ids, rows[i].output_ids)) for i in chosen))
+    penalties = np.array([row.sampling.repetition_penalty for row in rows], dtype=np.float32)
+    penalty = torch.from_numpy(penalties).to(logits.device)[where[0]]
+    old = logits[where]
+    logits[where] = torch.where(old > 0, old / penalty, old * penalty)  # a repeated id gets the same value twice
+
+
+def _penalise_output(logits: torch.Tensor, rows: Sequence[Row]) -> None:
+    chosen = [i for i, row in enumerate(rows) if _counts_output(row.sampling) and len(row.output_ids)]
+    if not chosen:
+        return
+    counted = [np.unique(rows[i].output_ids, return_counts=True) for i in chosen]
+    amounts = [
+        rows[i].sampling.presence_penalty + counts * rows[i].sampling.frequency_penalty
+        for i, (_, counts) in zip(chosen, counted, strict=True)
+    ]
+    _add(logits, _where(logits, chosen, (ids for ids, _ in counted)), [-amount for amount in amounts])
+
+
+def _add_bias(logits: torch.Tensor, rows: Sequence[Row]) -> None:
+    chosen = [i for i, row in enumerate(rows) if row.sampling.logit_bias]
+    if not chosen:
+        return
+    biases = [rows[i].sampling.logit_bias for i in chosen]
+    where = _where(logits, chosen, (np.fromiter(bias.keys(), np.int64) for bias in biases))
+    _add(logits, where, [np.fromiter(bias.values(), np.float64) for bias in biases])
+
+
+def _forbid_stop(logits: torch.Tensor, rows: Sequence[Row]) -> None:
+    chosen = [i for i, row in enumerate(rows) if _forbids_stop(row)]
+    if chosen:
+        logits[_where(logits, chosen, (np.array(rows[i].sampling.stop_token_ids) for i in chosen))] = -torch.inf
+
+
+def _where(
+    logits: torch.Tensor, chosen: Sequence[int], ids: Iterable[npt.NDArray[np.integer]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of `ids[j]` in row `chosen[j]`, for all j at once."""
+    parts = list(ids)
+    row = np.repeat(np.array(chosen, dtype=np.int64), [len(part) for part in parts])
+    both = torch.from_numpy(np.stack((row, np.concatenate(parts, dtype=np.int64)))).to(logits.device)
+    return both[0], both[1]
+
+
+def _add(
+    logits: torch.Tensor, where: tuple[torch.Tensor, torch.Tensor], amounts: list[npt.NDArray[np.floating]]
+) -> None:
+    """Add to places that are all different, so that no order of additions exists."""
+    logits[where] += torch.from_numpy(np.concatenate(amounts).astype(np.float32)).to(logits.device)

@@ -1,0 +1,28 @@
+"""What goes into sampling and what comes out of it, for one sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from radixserve.request import Sampling
+from radixserve.step import TokenLogprob
+
+
+@dataclass(slots=True)
+class Row:
+    """What is known of one sequence when its next token is drawn."""
+
+    sampling: Sampling
+    prompt_ids: npt.NDArray[np.int32]
+    output_ids: npt.NDArray[np.int32]  # generated so far; its length is the position that keys the draw
+
+
+@dataclass(slots=True)
+class Sampled:
+    """The token drawn, and what the model thought of it where the request asked."""
+
+    token_id: int
+    logprob: TokenLogprob | None
