@@ -1,6 +1,6 @@
 """Time of one call of `sample` by what its rows ask for: python benchmarks/bench_sampling.py [--device cuda]
 
-Prints one Markdown table. Logits are random with the spread of a small language model's.
+Prints one Markdown table. Few tokens are likely and many are not, as in a language model.
 """
 
 from __future__ import annotations
@@ -51,13 +51,21 @@ def rows_of(kind: dict[str, object], batch: int, prompt_tokens: int, vocab: int)
     return [Row(Sampling(max_tokens=64, seed=i, **kind), prompt, output) for i in range(batch)]  # type: ignore[arg-type]
 
 
+def zipf_logits(rows: int, vocab: int) -> torch.Tensor:
+    """Probabilities proportional to rank**-1.5 with some noise, ranks shuffled among the ids."""
+    generator = torch.Generator().manual_seed(0)
+    ordered = torch.arange(1, vocab + 1).log().mul(-1.5)
+    shuffled = torch.stack([ordered[torch.randperm(vocab, generator=generator)] for _ in range(rows)])
+    return shuffled + torch.randn(rows, vocab, generator=generator).mul(0.3)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vocab", type=int, default=49_152)
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    logits = torch.randn(16, options.vocab, generator=torch.Generator().manual_seed(0)).mul_(3).to(options.device)
+    logits = zipf_logits(16, options.vocab).to(options.device)
     argmax = median_seconds(lambda: logits.argmax(-1).tolist(), options.repeats)
     print(f"torch.argmax alone, batch of 16, vocabulary {options.vocab:,}: {argmax * 1e3:.2f} ms\n")
     print("| rows ask for | batch 1, ms | batch 16, ms |\n|---|---|---|")

@@ -35,6 +35,7 @@ class Draw:
     unlimited: bool  # some row's top_k is the whole vocabulary
     top_p: torch.Tensor  # float64
     min_weight: torch.Tensor  # int64
+    drops_unlikely: bool  # some row has a min_p
     uniform: torch.Tensor  # float64
 
 
@@ -55,13 +56,25 @@ def prepare(logits: torch.Tensor, highest: torch.Tensor, rows: Sequence[Row], in
     if len(index) < len(rows):
         at = torch.tensor(index, device=logits.device)
         logits, highest = logits[at], highest[at]
-    return Draw(logits, highest[:, None], t[0].float(), t[1].long(), unlimited, t[2], t[3].long(), t[4])
+    return Draw(
+        logits,
+        highest[:, None],
+        t[0].float(),
+        t[1].long(),
+        unlimited,
+        t[2],
+        t[3].long(),
+        any(s.min_p for s in sampling),
+        t[4],
+    )
 
 
 def draw_any(d: Draw) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids [n] where neither top_k nor top_p limits the choice, and true [n]. No sort."""
     weights = _weights(d, d.logits)
-    ids = _pick(weights.mul_(weights >= d.min_weight), d.uniform)
+    if d.drops_unlikely:
+        weights *= weights >= d.min_weight
+    ids = _pick(weights, d.uniform)
     return ids, torch.ones_like(ids, dtype=torch.bool)
 
 

@@ -14,9 +14,9 @@ _LOW = 0xFFFFFFFF
 def order_keys(logits: torch.Tensor) -> torch.Tensor:
     """int64 keys [n, vocab], greater for what comes first: the logit's bits made monotonic, then the id reversed."""
     bits = (logits + 0.0).view(torch.int32)  # adding zero turns -0.0, which would sort below 0.0, into 0.0
-    monotonic = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    monotonic = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
     reversed_ids = torch.arange(_LOW, _LOW - logits.shape[-1], -1, device=logits.device)
-    return (monotonic.long() << 32) | reversed_ids
+    return monotonic.long().bitwise_left_shift_(32).bitwise_or_(reversed_ids)
 
 
 def first_ids(logits: torch.Tensor, count: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ from radixserve.sampling.order import best
 from radixserve.sampling.row import Row, Sampled
 
 _FAILED, _DONE, _INCOMPLETE = 0, 1, 2
-_FEW = 512  # tokens looked at first when only top_p limits the choice; the rare row that needs more is drawn again
+_FEW = 256  # tokens looked at first when only top_p limits the choice
 _MANY = 1024  # a larger top_k sorts the whole row
 
 
@@ -28,7 +28,7 @@ def sample(logits: torch.Tensor, rows: Sequence[Row]) -> list[Sampled | None]:
 
     None for a row with a NaN, with +inf, or with no finite logit: only that request fails. A logit of -inf alone is
     a token that cannot be drawn. O(rows x vocab); waits for the device once, and once more for each of: log
-    probabilities wanted; top_p above the weight of the first 512 tokens.
+    probabilities wanted; top_p above the weight of the first 256 tokens, and again of the first 4,096.
     """
     if not rows:
         return []
@@ -47,16 +47,24 @@ def sample(logits: torch.Tensor, rows: Sequence[Row]) -> list[Sampled | None]:
         ids[at] = drawn
         status[at] *= torch.where(complete, _DONE, _INCOMPLETE)
     token_ids, states = torch.stack((ids, status)).tolist()
-    incomplete = [i for i, state in enumerate(states) if state == _INCOMPLETE]
-    if incomplete:
-        drawn, _ = draw_first(prepare(edited, highest, rows, incomplete), logits.shape[-1])
-        for i, token_id in zip(incomplete, drawn.tolist(), strict=True):
-            token_ids[i] = token_id
+    _draw_again(edited, highest, rows, token_ids, states)
     logprobs = sampled_logprobs(logits, rows, token_ids, [state != _FAILED for state in states])
     return [
         Sampled(token_id, logprob) if state != _FAILED else None
         for token_id, state, logprob in zip(token_ids, states, logprobs, strict=True)
     ]
+
+
+def _draw_again(
+    logits: torch.Tensor, highest: torch.Tensor, rows: Sequence[Row], token_ids: list[int], states: list[int]
+) -> None:
+    """Draw the incomplete rows from ever more first tokens, 16 times as many each time, until none is incomplete."""
+    count = _FEW
+    while incomplete := [i for i, state in enumerate(states) if state == _INCOMPLETE]:
+        count = min(count * 16, logits.shape[-1])
+        drawn, complete = draw_first(prepare(logits, highest, rows, incomplete), count)
+        for i, token_id, done in zip(incomplete, drawn.tolist(), complete.tolist(), strict=True):
+            token_ids[i], states[i] = token_id, _DONE if done else _INCOMPLETE
 
 
 def _groups(rows: Sequence[Row], vocab: int) -> list[tuple[int, list[int]]]:
