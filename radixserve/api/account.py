@@ -1,0 +1,76 @@
+"""What one generation request came to: exactly one metrics record and one log line, however it ended.
+
+Outcomes: stop and length (of the first choice); rejected: refused before the engine took it; abort: the client left;
+error: the server could not finish what it had accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from radixserve.api.generation import Choice, usage_of
+from radixserve.api.validate import Generation
+from radixserve.errors import ApiError
+from radixserve.metrics import RequestRecord
+
+log = logging.getLogger("radixserve.api")
+
+
+class Account:
+    """Fill in `generation` and `choices` as they come to be; call `close` exactly once."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._arrived = time.monotonic()
+        self._failure: str | None = None
+        self.generation: Generation | None = None
+        self.choices: list[Choice] = []
+
+    def fail(self, error: BaseException) -> None:
+        """Note what ended the request; the first failure counts."""
+        if self._failure is not None:
+            return
+        if isinstance(error, (asyncio.CancelledError, ConnectionError)):
+            self._failure = "abort"
+        elif isinstance(error, ApiError) and not any(choice.accepted for choice in self.choices):
+            self._failure = "rejected"
+        else:
+            self._failure = "error"
+
+    def close(self) -> RequestRecord:
+        """The record of the request, to be given to the metrics; logs its line."""
+        record = self._record()
+        generation_id = self.generation.id if self.generation is not None else "-"
+        log.info(
+            "%s %s %s prompt=%d cached=%d generated=%d ttft=%s e2e=%.3fs",
+            record.endpoint,
+            generation_id,
+            record.outcome,
+            record.prompt_tokens,
+            record.cached_tokens,
+            record.generated_tokens,
+            "-" if record.ttft_seconds is None else f"{record.ttft_seconds:.3f}s",
+            time.monotonic() - self._arrived,
+        )
+        return record
+
+    def _record(self) -> RequestRecord:
+        accepted = [choice for choice in self.choices if choice.accepted]
+        usage = usage_of(self.choices, self.generation.num_choices) if self.generation and accepted else None
+        firsts = [choice.first_token_at for choice in accepted if choice.first_token_at is not None]
+        return RequestRecord(
+            endpoint=self._endpoint,
+            outcome=self._failure or self._finish(),
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            cached_tokens=usage.prompt_tokens_details.cached_tokens if usage else 0,
+            generated_tokens=usage.completion_tokens if usage else 0,
+            queue_seconds=accepted[0].queue_seconds if accepted else None,
+            ttft_seconds=min(firsts) - self._arrived if firsts else None,
+            e2e_seconds=time.monotonic() - self._arrived if accepted else None,
+            inter_token_seconds=[gap for choice in accepted for gap in choice.inter_token_seconds],
+        )
+
+    def _finish(self) -> str:
+        return self.choices[0].finish_reason or "error" if self.choices else "error"

@@ -1,0 +1,80 @@
+"""The aiohttp application: routes, the one error middleware, request ids.
+
+Everything it needs is given to `make_app`; it starts nothing but tokenizer threads.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from radixserve.api import handlers, ops
+from radixserve.api.context import API, Api, TokenizerThreads
+from radixserve.api.envelope import as_api_error, error_response
+from radixserve.api.settings import ApiSettings
+from radixserve.engine.protocol import EngineClient
+
+if TYPE_CHECKING:
+    from radixserve.metrics import Metrics
+    from radixserve.text.tokenizer import Tokenizer
+
+__all__ = ["ApiSettings", "make_app"]
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def make_app(
+    engine: EngineClient, tokenizer: Tokenizer, metrics: Metrics, settings: ApiSettings, model_name: str
+) -> web.Application:
+    """The application to be run with `handler_cancellation=True`, so that a client that leaves stops its work."""
+    app = web.Application(middlewares=[_errors_as_envelope], client_max_size=settings.max_body_bytes)
+    threads = TokenizerThreads(settings)
+    app[API] = Api(engine, tokenizer, metrics, settings, model_name, int(time.time()), threads)
+    app.on_response_prepare.append(_add_headers)
+    app.cleanup_ctx.append(_close_threads)
+    app.add_routes(_routes())
+    return app
+
+
+def _routes() -> list[web.RouteDef]:
+    return [
+        web.post("/v1/chat/completions", handlers.chat_completions),
+        web.post("/v1/completions", handlers.completions),
+        web.get("/v1/models", ops.list_models),
+        web.get("/v1/models/{model:.+}", ops.get_model),
+        web.get("/health", ops.ready),
+        web.get("/health/ready", ops.ready),
+        web.get("/health/live", ops.live),
+        web.get("/metrics", ops.metrics),
+        web.get("/version", ops.version),
+        web.post("/tokenize", ops.tokenize),
+        web.post("/detokenize", ops.detokenize),
+    ]
+
+
+@web.middleware
+async def _errors_as_envelope(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except ConnectionError:
+        raise  # the client is gone: there is nobody to tell
+    except Exception as error:
+        refusal = as_api_error(error, request)
+        return error_response(refusal, request.app[API].settings.retry_after_seconds)
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = "radixserve"
+    given = request.headers.get("x-request-id", "")
+    response.headers["x-request-id"] = given if _SANE_REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+
+
+async def _close_threads(app: web.Application) -> AsyncIterator[None]:
+    yield
+    app[API].threads.close()

@@ -1,0 +1,92 @@
+"""Text completions: how generated text becomes `text_completion` bodies and chunks. Knows no engine and no HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET
+
+from radixserve.api.answers import TextChoice, TextCompletion, TextLogprobs, Usage
+from radixserve.api.chat import LOWEST_LOGPROB
+from radixserve.api.generation import Choice, Delta
+from radixserve.api.validate import Generation
+from radixserve.step import TokenLogprob
+
+if TYPE_CHECKING:
+    from radixserve.text.tokenizer import Tokenizer
+
+
+class CompletionRenderer:
+    """Builds the bodies of one answer. A chunk is one struct per stream, filled anew and encoded at once."""
+
+    def __init__(self, generation: Generation, model: str, tokenizer: Tokenizer) -> None:
+        self._generation = generation
+        self._tokenizer = tokenizer
+        self._id = f"cmpl-{generation.id}"
+        self._created = int(time.time())
+        self._model = model
+        self._choice = TextChoice(0, "")
+        usage = None if generation.include_usage else UNSET
+        self._chunk = TextCompletion(self._id, self._created, model, [self._choice], usage=usage)
+        self._num_rendered = [0] * len(generation.requests)  # generated tokens with rendered logprobs, by choice
+
+    def opening(self, choice: Choice) -> None:
+        """A text completion has no opening chunk."""
+
+    def chunk(self, choice: Choice, delta: Delta) -> TextCompletion:
+        """The chunk for `delta`; valid until the next call."""
+        self._choice.index = choice.index
+        self._choice.text = delta.text
+        self._choice.finish_reason = choice.finish_reason
+        self._choice.logprobs = self._logprobs(choice, delta)
+        return self._chunk
+
+    def usage_chunk(self, usage: Usage) -> TextCompletion:
+        return TextCompletion(self._id, self._created, self._model, [], usage=usage)
+
+    def whole(self, choices: list[Choice], usage: Usage) -> TextCompletion:
+        """The body of an answer that is not streamed; every choice has finished."""
+        rendered = [
+            TextChoice(choice.index, choice.whole.text, self._logprobs(choice, choice.whole), choice.finish_reason)
+            for choice in choices
+        ]
+        return TextCompletion(self._id, self._created, self._model, rendered, usage=usage)
+
+    def _logprobs(self, choice: Choice, delta: Delta) -> TextLogprobs | None:
+        """Parallel lists over the tokens of `delta`, the prompt's tokens first where they are echoed."""
+        if self._generation.logprobs is None:
+            return None
+        lists = TextLogprobs([], [], [], [])
+        if delta.prompt_logprobs is not None:
+            self._append_prompt(lists, choice, delta.prompt_logprobs)
+        start = self._num_rendered[choice.index]
+        self._num_rendered[choice.index] += len(delta.logprobs)
+        offsets = choice.text_stream.offsets[start : start + len(delta.logprobs)]
+        for entry, offset in zip(delta.logprobs, offsets, strict=True):
+            self._append(lists, entry.token_id, entry, len(choice.echo_text) + offset)
+        return lists
+
+    def _append_prompt(self, lists: TextLogprobs, choice: Choice, entries: list[TokenLogprob]) -> None:
+        """The prompt's tokens; the first has no probability. Offsets count the texts of the tokens before."""
+        offset = 0
+        for token_id, entry in zip(choice.request.prompt_ids, [None, *entries], strict=True):
+            self._append(lists, token_id, entry, offset)
+            offset += len(lists.tokens[-1])
+
+    def _append(self, lists: TextLogprobs, token_id: int, entry: TokenLogprob | None, offset: int) -> None:
+        text = self._tokenizer.token_text(token_id)
+        lists.tokens.append(text)
+        lists.text_offset.append(offset)
+        lists.token_logprobs.append(None if entry is None else max(entry.logprob, LOWEST_LOGPROB))
+        lists.top_logprobs.append(None if entry is None else self._top(entry, text))
+
+    def _top(self, entry: TokenLogprob, text: str) -> dict[str, float]:
+        """Most likely first; of tokens that look alike the likelier counts; the drawn token is always there."""
+        most: Sequence[tuple[int, float]] = entry.top[: self._generation.logprobs or 0]
+        top: dict[str, float] = {}
+        for token_id, logprob in most:
+            top.setdefault(self._tokenizer.token_text(token_id), max(logprob, LOWEST_LOGPROB))
+        top.setdefault(text, max(entry.logprob, LOWEST_LOGPROB))
+        return top

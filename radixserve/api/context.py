@@ -1,0 +1,65 @@
+"""What every handler needs, in one value stored on the application. Owned by `make_app`; holds no request state."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from aiohttp import web
+
+from radixserve.api.settings import ApiSettings
+from radixserve.engine.protocol import EngineClient
+from radixserve.errors import Unavailable
+from radixserve.step import EngineInfo
+
+if TYPE_CHECKING:
+    from radixserve.metrics import Metrics
+    from radixserve.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
+
+
+class TokenizerThreads:
+    """Runs tokeniser calls beside the event loop, a bounded number at once, a bounded number waiting."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self._executor = ThreadPoolExecutor(settings.tokenizer_threads, thread_name_prefix="tokenizer")
+        self._most = settings.max_tokenizing
+        self._now = 0
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Raises Unavailable when too many calls wait already."""
+        if self._now >= self._most:
+            raise Unavailable("Too many prompts wait to be tokenised.")
+        self._now += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        finally:
+            self._now -= 1
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    engine: EngineClient
+    tokenizer: Tokenizer
+    metrics: Metrics
+    settings: ApiSettings
+    model_name: str
+    created: int  # seconds since the epoch at which the model is said to have been made
+    threads: TokenizerThreads
+
+    def ready_info(self) -> EngineInfo:
+        """The engine's facts. Raises Unavailable while it takes no requests."""
+        reason, info = self.engine.unready_reason, self.engine.info
+        if reason is not None or info is None:
+            raise Unavailable(f"The server takes no requests now: {reason or 'loading'}.", code="server_not_ready")
+        return info
+
+
+API = web.AppKey("api", Api)

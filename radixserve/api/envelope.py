@@ -1,0 +1,65 @@
+"""Every failure as the OpenAI error envelope: which status, which headers, and nothing of the server's inside.
+
+Knows aiohttp's own exceptions, so that a 404, 405 or 413 of the framework looks like ours.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+from aiohttp import ClientPayloadError, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from radixserve.api.answers import ErrorDetail, ErrorEnvelope
+from radixserve.api.refusals import shown
+from radixserve.errors import ApiError, BadRequest, BodyTooLarge, MethodNotAllowed, NotFound, ServerError, Unavailable
+
+log = logging.getLogger("radixserve.api")
+
+_MAX_MESSAGE_CHARS = 1000
+
+
+def encode_error(error: ApiError) -> bytes:
+    """The envelope's bytes, message and param cut to what a client needs."""
+    param = None if error.param is None else shown(error.param)
+    detail = ErrorDetail(error.message[:_MAX_MESSAGE_CHARS], error.type, param, error.code)
+    return msgspec.json.encode(ErrorEnvelope(detail))
+
+
+def error_response(error: ApiError, retry_after: int) -> web.Response:
+    """`retry_after` seconds are told with a 503 that names no better figure."""
+    headers = {}
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = ", ".join(error.allow)
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(error.retry_after if error.retry_after is not None else retry_after)
+    body = encode_error(error)
+    return web.Response(status=error.status, body=body, content_type="application/json", headers=headers)
+
+
+def as_api_error(error: Exception, request: web.Request) -> ApiError:
+    """The refusal to send for `error`; what nobody expected is logged and becomes a 500 that tells nothing."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, web.HTTPException):
+        return _from_aiohttp(error, request)
+    if isinstance(error, (HttpProcessingError, ClientPayloadError)):
+        return BadRequest("The body could not be read: its encoding or framing is broken.", code="invalid_body")
+    log.exception("unexpected failure in %s %s", request.method, request.path, exc_info=error)
+    return ServerError("The server failed on this request.", code="internal_error")
+
+
+def _from_aiohttp(error: web.HTTPException, request: web.Request) -> ApiError:
+    what = f"{request.method} {shown(request.path)}"
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return MethodNotAllowed(f"{what}: method not allowed.", allow=tuple(sorted(error.allowed_methods)))
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return BodyTooLarge("The body is larger than this server takes.")
+    if error.status == 404:
+        return NotFound(f"{what}: no such path.", code="not_found")
+    if 400 <= error.status < 500:
+        refusal = BadRequest(error.reason)
+        refusal.status = error.status
+        return refusal
+    return ServerError("The server failed on this request.", code="internal_error")

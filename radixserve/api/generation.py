@@ -1,0 +1,153 @@
+"""Running validated requests: engine events become text, logprobs and counts, choice by choice.
+
+The same code serves chat and completions, streamed or not; what differs is the renderer and the sink. Owns stop
+strings, finish reasons and usage. Whatever ends a generation, no request of it is left running in the engine.
+Knows no HTTP and no JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from radixserve.api.answers import PromptTokensDetails, Usage
+from radixserve.engine.protocol import EngineClient, EventStream
+from radixserve.errors import ServerError, Unavailable
+from radixserve.request import Request
+from radixserve.step import TokenEvent, TokenLogprob
+
+if TYPE_CHECKING:
+    from radixserve.text.stream import TextStream
+
+
+@dataclass(slots=True)
+class Delta:
+    """What one event adds to a choice. `logprobs` has one entry per token of the text, stop tokens left out."""
+
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] | None = None
+
+
+@dataclass(slots=True)
+class Choice:
+    """One sequence on its way to the client."""
+
+    index: int
+    request: Request
+    text_stream: TextStream
+    echo_text: str = ""
+    accepted: bool = False
+    finish_reason: str | None = None
+    num_generated: int = 0  # a stop token and the token that completed a stop string included
+    num_cached: int = 0
+    queue_seconds: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    inter_token_seconds: list[float] = field(default_factory=list)
+    whole: Delta = field(default_factory=Delta)  # filled by `collect`
+
+    def take(self, event: TokenEvent) -> Delta | None:
+        """What `event` adds, None if nothing is to be shown. Raises ServerError or Unavailable for a failure."""
+        if event.num_cached is not None:
+            self.num_cached = event.num_cached
+            self.queue_seconds = event.queue_seconds
+        if event.finish == "error":
+            raise ServerError(event.error or "The request failed inside the server.", code="generation_failed")
+        if event.finish == "abort":
+            reason = event.error or "the server ended the request"
+            raise Unavailable(f"Not completed: {reason}. Try again.", code="generation_aborted")
+        delta = Delta()
+        if event.token_ids:
+            if self.first_token_at is None and self.request.sampling.prompt_logprobs is not None:
+                delta.prompt_logprobs = event.prompt_logprobs or []
+            delta.text = self._take_tokens(event, delta)
+        if self.finish_reason is None and event.finish is not None:
+            self.finish_reason = event.finish
+            delta.text += self.text_stream.finish()
+        shown = delta.text or delta.logprobs or delta.prompt_logprobs is not None or self.finish_reason
+        return delta if shown else None
+
+    def collect(self, delta: Delta) -> None:
+        """Keep `delta` for an answer that is sent whole."""
+        self.whole.text += delta.text
+        self.whole.logprobs += delta.logprobs
+        if delta.prompt_logprobs is not None:
+            self.whole.prompt_logprobs = delta.prompt_logprobs
+
+    def _take_tokens(self, event: TokenEvent, delta: Delta) -> str:
+        """Several tokens may come at once; those after a stop string do not count."""
+        echo = self.echo_text if self.first_token_at is None else ""
+        self._note_time()
+        stream, num_before = self.text_stream, self.text_stream.num_tokens
+        num_shown = len(event.token_ids) - (event.stop_token_id is not None)
+        text = echo + stream.push(event.token_ids[:num_shown])
+        if event.logprobs is not None:
+            delta.logprobs = event.logprobs[: stream.num_tokens - num_before]
+        if stream.stopped is not None:
+            self.finish_reason = "stop"
+        self.num_generated = stream.num_tokens + (stream.stopped is None and event.stop_token_id is not None)
+        return text
+
+    def _note_time(self) -> None:
+        now = time.monotonic()
+        if self.last_token_at is None:
+            self.first_token_at = now
+        else:
+            self.inter_token_seconds.append(now - self.last_token_at)
+        self.last_token_at = now
+
+
+Sink = Callable[[Choice, Delta], Awaitable[None]]
+
+
+async def run(engine: EngineClient, choices: list[Choice], sink: Sink) -> None:
+    """Generate all choices at once, giving each delta to `sink`; returns when all have a finish reason.
+
+    Raises Unavailable if the engine refuses one of them, ServerError or Unavailable if one fails, and whatever the
+    sink raises. In every case, cancellation included, the engine no longer works on any of them afterwards.
+    """
+    streams: list[EventStream] = []
+    try:
+        for choice in choices:
+            streams.append(engine.submit(choice.request))
+            choice.accepted = True
+        if len(choices) == 1:
+            await _consume(choices[0], streams[0], sink)
+        else:
+            await _consume_all(choices, streams, sink)
+    finally:
+        for stream in streams:
+            await stream.aclose()
+
+
+def usage_of(choices: list[Choice], num_choices: int) -> Usage:
+    """Each prompt counted once, with the cached tokens of its first choice; generated tokens of all choices."""
+    firsts = choices[::num_choices]
+    num_prompt = sum(len(choice.request.prompt_ids) for choice in firsts)
+    num_generated = sum(choice.num_generated for choice in choices)
+    details = PromptTokensDetails(cached_tokens=sum(choice.num_cached for choice in firsts))
+    return Usage(num_prompt, num_generated, num_prompt + num_generated, details)
+
+
+async def _consume(choice: Choice, events: EventStream, sink: Sink) -> None:
+    async for event in events:
+        delta = choice.take(event)
+        if delta is not None:
+            await sink(choice, delta)
+        if choice.finish_reason is not None:
+            await events.aclose()  # at once: other choices may run on for long
+            return
+    raise ServerError("The engine ended the request without a result.", code="generation_failed")
+
+
+async def _consume_all(choices: list[Choice], streams: list[EventStream], sink: Sink) -> None:
+    try:
+        async with asyncio.TaskGroup() as group:
+            for choice, events in zip(choices, streams, strict=True):
+                group.create_task(_consume(choice, events, sink))
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None

@@ -1,0 +1,154 @@
+"""The two generation endpoints: one handler and two descriptions of what differs.
+
+A body takes the same way for chat and completions, streamed or not (read, validate, tokenise, generate, render), so
+that no check exists for one of them only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from radixserve.api import validate
+from radixserve.api.account import Account
+from radixserve.api.answers import Usage
+from radixserve.api.body import read_body
+from radixserve.api.chat import ChatRenderer
+from radixserve.api.completions import CompletionRenderer
+from radixserve.api.context import API, Api
+from radixserve.api.envelope import as_api_error
+from radixserve.api.generation import Choice, Delta, run, usage_of
+from radixserve.api.prompts import Prompt, chat_prompt, completion_prompts
+from radixserve.api.settings import ApiSettings
+from radixserve.api.sse import EventStream
+from radixserve.api.validate import Generation, Wanted
+from radixserve.api.wire import ChatBody, CompletionBody, GenerationBody
+from radixserve.step import EngineInfo
+
+if TYPE_CHECKING:
+    from radixserve.text.tokenizer import Tokenizer
+
+B = TypeVar("B", bound=GenerationBody)
+
+
+class Renderer(Protocol):
+    """How one endpoint words its answers."""
+
+    def opening(self, choice: Choice) -> msgspec.Struct | None: ...
+    def chunk(self, choice: Choice, delta: Delta) -> msgspec.Struct: ...
+    def usage_chunk(self, usage: Usage) -> msgspec.Struct: ...
+    def whole(self, choices: list[Choice], usage: Usage) -> msgspec.Struct: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint(Generic[B]):
+    """What differs between the two."""
+
+    name: str
+    continues: bool  # the answer goes on after the prompt's text
+    body_type: type[B]
+    wanted: Callable[[B, ApiSettings], Wanted]
+    prompts: Callable[[Api, B, EngineInfo], Awaitable[list[Prompt]]]
+    renderer: Callable[[Generation, str, Tokenizer], Renderer]
+
+
+async def _chat_prompts(api: Api, body: ChatBody, info: EngineInfo) -> list[Prompt]:
+    return [await chat_prompt(api, body.messages, info)]
+
+
+CHAT = Endpoint("chat", False, ChatBody, validate.chat_wanted, _chat_prompts, ChatRenderer)
+COMPLETIONS = Endpoint(
+    "completions", True, CompletionBody, validate.completion_wanted, completion_prompts, CompletionRenderer
+)
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    """POST /v1/chat/completions."""
+    return await _serve(request, CHAT)
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    """POST /v1/completions."""
+    return await _serve(request, COMPLETIONS)
+
+
+async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamResponse:
+    api, account = request.app[API], Account(endpoint.name)
+    try:
+        body = await read_body(request, endpoint.body_type)
+        generation, prompts = await _prepare(api, endpoint, body)
+        account.generation, account.choices = generation, _choices(api, generation, prompts, endpoint.continues)
+        renderer = endpoint.renderer(generation, api.model_name, api.tokenizer)
+        answer = _answer_streamed if generation.stream else _answer_whole
+        return await answer(request, account.choices, generation, renderer, account)
+    except BaseException as error:
+        account.fail(error)
+        raise
+    finally:
+        api.metrics.record(account.close())
+
+
+async def _prepare(api: Api, endpoint: Endpoint[B], body: B) -> tuple[Generation, list[Prompt]]:
+    """All checks, cheap ones first; raises the refusal."""
+    validate.check_model(body.model, api.model_name)
+    validate.check_fields(body, api.settings)
+    wanted = endpoint.wanted(body, api.settings)
+    info = api.ready_info()
+    prompts = await endpoint.prompts(api, body, info)
+    return validate.resolve(body, wanted, [prompt.ids for prompt in prompts], info, api.settings), prompts
+
+
+def _choices(api: Api, generation: Generation, prompts: list[Prompt], continues: bool) -> list[Choice]:
+    return [
+        Choice(
+            index=i,
+            request=request,
+            text_stream=api.tokenizer.stream(
+                generation.stops, continues=continues, min_tokens=request.sampling.min_tokens
+            ),
+            echo_text=prompts[i // generation.num_choices].text if generation.echo else "",
+        )
+        for i, request in enumerate(generation.requests)
+    ]
+
+
+async def _answer_whole(
+    request: web.Request, choices: list[Choice], generation: Generation, renderer: Renderer, account: Account
+) -> web.StreamResponse:
+    async def sink(choice: Choice, delta: Delta) -> None:
+        choice.collect(delta)
+
+    await run(request.app[API].engine, choices, sink)
+    whole = renderer.whole(choices, usage_of(choices, generation.num_choices))
+    return web.Response(body=msgspec.json.encode(whole), content_type="application/json")
+
+
+async def _answer_streamed(
+    request: web.Request, choices: list[Choice], generation: Generation, renderer: Renderer, account: Account
+) -> web.StreamResponse:
+    """A failure after the first event is told in the stream, since the status has been sent."""
+    api = request.app[API]
+    stream = EventStream(request, api.settings.client_write_seconds)
+    opened = [False] * len(choices)
+
+    async def sink(choice: Choice, delta: Delta) -> None:
+        opening = None if opened[choice.index] else renderer.opening(choice)
+        opened[choice.index] = True
+        chunk = renderer.chunk(choice, delta)
+        await (stream.send(chunk) if opening is None else stream.send(opening, chunk))
+
+    try:
+        await run(api.engine, choices, sink)
+        if generation.include_usage:
+            await stream.send(renderer.usage_chunk(usage_of(choices, generation.num_choices)))
+        await stream.done()
+    except Exception as error:
+        if not stream.started:
+            raise
+        account.fail(error)
+        await stream.fail(as_api_error(error, request))
+    return stream.response

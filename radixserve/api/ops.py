@@ -1,0 +1,98 @@
+"""Endpoints beside generation: models, health, metrics, version, tokenize and detokenize."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+import radixserve
+from radixserve.api.body import read_body
+from radixserve.api.context import API, Api
+from radixserve.api.prompts import chat_prompt, text_prompt
+from radixserve.api.refusals import unsupported
+from radixserve.api.validate import check_model, check_token_ids
+from radixserve.api.wire import DetokenizeBody, TokenizeBody
+from radixserve.errors import BadRequest
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """GET /v1/models."""
+    return _json({"object": "list", "data": [_model(request.app[API])]})
+
+
+async def get_model(request: web.Request) -> web.Response:
+    """GET /v1/models/{model}; a model's name may contain slashes."""
+    api = request.app[API]
+    check_model(request.match_info["model"], api.model_name)
+    return _json(_model(api))
+
+
+async def live(request: web.Request) -> web.Response:
+    """GET /health/live: the event loop answers."""
+    return _json({"status": "live"})
+
+
+async def ready(request: web.Request) -> web.Response:
+    """GET /health/ready and /health: 503 with the reason while no request is taken."""
+    request.app[API].ready_info()
+    return _json({"status": "ready"})
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """GET /metrics."""
+    api = request.app[API]
+    body = api.metrics.render(api.engine.stats, api.engine.info, up=api.engine.unready_reason is None)
+    return web.Response(body=body, headers={"Content-Type": api.metrics.content_type})
+
+
+async def version(request: web.Request) -> web.Response:
+    """GET /version: what runs here, and whether a cache hit equals a miss bit for bit in this configuration."""
+    api = request.app[API]
+    facts = {"version": radixserve.__version__, "model": api.model_name, "engine": api.engine.info}
+    return _json(facts)
+
+
+async def tokenize(request: web.Request) -> web.Response:
+    """POST /tokenize: the ids that /v1/completions (prompt) or /v1/chat/completions (messages) would compute."""
+    api = request.app[API]
+    body = await read_body(request, TokenizeBody)
+    check_model(body.model, api.model_name)
+    if (body.prompt is None) == (body.messages is None):
+        raise BadRequest("Give exactly one of 'prompt' and 'messages'.", param="prompt", code="invalid_value")
+    info = api.ready_info()
+    if body.messages is not None:
+        if body.add_special_tokens is not None:
+            raise unsupported("add_special_tokens", "'add_special_tokens' with 'messages'")
+        prompt = await chat_prompt(api, body.messages, info)
+    else:
+        add = body.add_special_tokens is not False
+        prompt = await text_prompt(api, body.prompt or "", info, add_special_tokens=add)
+    return _json({"tokens": prompt.ids, "count": len(prompt.ids), "max_model_len": info.context_length})
+
+
+async def detokenize(request: web.Request) -> web.Response:
+    """POST /detokenize: the text of token ids, special tokens shown."""
+    api = request.app[API]
+    body = await read_body(request, DetokenizeBody)
+    check_model(body.model, api.model_name)
+    check_token_ids(body.tokens, api.ready_info().vocab_size, "tokens")
+    text = await api.threads.run(partial(api.tokenizer.decode, body.tokens, skip_special_tokens=False))
+    return _json({"prompt": text})
+
+
+def _model(api: Api) -> dict[str, Any]:
+    info = api.engine.info
+    return {
+        "id": api.model_name,
+        "object": "model",
+        "created": api.created,
+        "owned_by": "radixserve",
+        "max_model_len": info.context_length if info is not None else None,
+    }
+
+
+def _json(body: dict[str, Any]) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), content_type="application/json")

@@ -1,0 +1,75 @@
+"""From the prompt or messages of a body to token ids: cheap checks first, then the tokeniser in its own threads.
+
+Owns the accepted shapes of `prompt`. Knows no engine beyond the sizes in `EngineInfo`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from radixserve.api.context import Api
+from radixserve.api.messages import render_messages
+from radixserve.api.refusals import too_many
+from radixserve.api.validate import check_prompt_chars, check_token_ids
+from radixserve.api.wire import CompletionBody, Message
+from radixserve.errors import BadRequest
+from radixserve.step import EngineInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    ids: list[int]
+    text: str = ""  # what `echo` repeats
+
+
+async def chat_prompt(api: Api, messages: list[Message], info: EngineInfo) -> Prompt:
+    """Raises BadRequest for bad messages, a model without chat template, or a text that cannot fit."""
+    if not api.tokenizer.has_chat_template:
+        text = "This model has no chat template; use /v1/completions."
+        raise BadRequest(text, param="messages", code="unsupported_parameter")
+    rendered = render_messages(messages)
+    num_chars = sum(len(message["content"]) for message in rendered)
+    check_prompt_chars(num_chars, info, api.settings, "messages")
+    return Prompt(await api.threads.run(partial(api.tokenizer.encode_chat, rendered)))
+
+
+async def completion_prompts(api: Api, body: CompletionBody, info: EngineInfo) -> list[Prompt]:
+    """One `Prompt` per prompt of the body, in order."""
+    given = body.prompt
+    if isinstance(given, str):
+        return [await text_prompt(api, given, info)]
+    if not given:
+        raise BadRequest("'prompt' must not be an empty list.", param="prompt", code="empty_array")
+    if all(isinstance(item, int) for item in given):
+        ids = [item for item in given if isinstance(item, int)]
+        return [await _id_prompt(api, ids, info, "prompt", bool(body.echo))]
+    if len(given) > api.settings.max_prompts:
+        raise too_many("prompt", api.settings.max_prompts)
+    texts = [item for item in given if isinstance(item, str)]
+    if len(texts) == len(given):
+        return [await text_prompt(api, text, info, f"prompt[{i}]") for i, text in enumerate(texts)]
+    lists = [item for item in given if isinstance(item, list)]
+    if len(lists) == len(given):
+        return [await _id_prompt(api, ids, info, f"prompt[{i}]", bool(body.echo)) for i, ids in enumerate(lists)]
+    raise BadRequest("'prompt' must not mix strings, token ids and lists.", param="prompt", code="invalid_type")
+
+
+async def text_prompt(
+    api: Api, text: str, info: EngineInfo, param: str = "prompt", *, add_special_tokens: bool = True
+) -> Prompt:
+    """Raises BadRequest when the text cannot fit the context, or gives no token at all."""
+    check_prompt_chars(len(text), info, api.settings, param)
+    ids = await api.threads.run(partial(api.tokenizer.encode, text, add_special_tokens=add_special_tokens))
+    if not ids:
+        raise BadRequest("The prompt must not be empty.", param=param, code="invalid_value")
+    return Prompt(ids, text)
+
+
+async def _id_prompt(api: Api, ids: list[int], info: EngineInfo, param: str, echo: bool) -> Prompt:
+    if not ids:
+        raise BadRequest("The prompt must not be empty.", param=param, code="empty_array")
+    check_token_ids(ids, info.vocab_size, param)
+    if not echo or len(ids) > info.context_length:
+        return Prompt(ids)
+    return Prompt(ids, await api.threads.run(partial(api.tokenizer.decode, ids, skip_special_tokens=False)))

@@ -1,0 +1,38 @@
+"""The limits of the HTTP layer, as one frozen value. Those an operator may choose come from `Settings`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from radixserve.config import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    max_body_bytes: int = 4 * 1024 * 1024  # after decompression
+    max_choices: int = 16  # n
+    max_prompts: int = 16  # prompts in one completion body
+    max_sequences: int = 256  # n times prompts: more than the queue holds could never be accepted
+    max_stops: int = 4
+    max_stop_chars: int = 1024  # of one stop string
+    max_stop_token_ids: int = 128
+    max_logit_bias: int = 300
+    max_top_logprobs: int = 20
+    max_completion_logprobs: int = 5
+    default_completion_tokens: int = 16
+    max_chars_per_token: int = 16  # a prompt of more characters per token of context is refused before tokenising
+    tokenizer_threads: int = 2
+    max_tokenizing: int = 128  # prompts waiting for a tokenizer thread; beyond: 503
+    body_read_seconds: float = 30.0  # a body that takes longer to arrive: 408
+    client_write_seconds: float = 30.0  # a stream whose client reads nothing for that long is dropped
+    retry_after_seconds: int = 1  # told to refused clients when the engine names no better figure
+
+    @classmethod
+    def of(cls, settings: Settings) -> ApiSettings:
+        """The limits that `settings` gives, defaults for the rest."""
+        return cls(
+            max_body_bytes=settings.max_body_bytes,
+            max_choices=settings.max_choices,
+            max_prompts=settings.max_prompts,
+            max_sequences=settings.max_queue,
+        )

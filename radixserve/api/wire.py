@@ -1,0 +1,263 @@
+"""The request bodies, exactly as a client may write them, and the decoding that refuses everything else.
+
+Owns names, types and nullability; ranges and cross-field rules are `validate`'s. Decoding is strict: no NaN or
+Infinity, no boolean or 10.0 where an integer belongs, no lone surrogates, no unknown fields. A key written twice in
+one object is not an error: the last one counts, as in most JSON readers. Knows nothing of the engine or tokenizer.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from radixserve.errors import BadRequest
+
+
+class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Fields of the OpenAI API and of its popular extensions that radixserve does not implement.
+
+    They are declared so that null, or the value that means "as if absent" (`AS_IF_ABSENT`), is accepted, and so
+    that any other value is refused by name instead of being ignored.
+    """
+
+    add_generation_prompt: Any = None
+    add_special_tokens: Any = None
+    allowed_token_ids: Any = None
+    audio: Any = None
+    bad_words: Any = None
+    best_of: Any = None
+    cache_prompt: Any = None
+    cache_salt: Any = None
+    chat_template: Any = None
+    chat_template_kwargs: Any = None
+    continue_final_message: Any = None
+    custom_logit_processor: Any = None
+    documents: Any = None
+    dry_multiplier: Any = None
+    ebnf: Any = None
+    extra_key: Any = None
+    function_call: Any = None
+    functions: Any = None
+    grammar: Any = None
+    guided_choice: Any = None
+    guided_decoding_backend: Any = None
+    guided_grammar: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    id_slot: Any = None
+    include_reasoning: Any = None
+    include_stop_str_in_output: Any = None
+    input_ids: Any = None
+    json_schema: Any = None
+    kv_transfer_params: Any = None
+    length_penalty: Any = None
+    logits_processors: Any = None
+    logprob_token_ids: Any = None
+    lora: Any = None
+    lora_path: Any = None
+    media_io_kwargs: Any = None
+    mirostat: Any = None
+    mm_processor_kwargs: Any = None
+    modalities: Any = None
+    moderation: Any = None
+    n_keep: Any = None
+    n_predict: Any = None
+    n_probs: Any = None
+    no_stop_trim: Any = None
+    parallel_tool_calls: Any = None
+    prediction: Any = None
+    priority: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    prompt_embeds: Any = None
+    prompt_logprobs: Any = None
+    reasoning_effort: Any = None
+    regex: Any = None
+    repetition_detection: Any = None
+    request_id: Any = None
+    response_format: Any = None
+    return_hidden_states: Any = None
+    return_token_ids: Any = None
+    return_tokens_as_token_ids: Any = None
+    rid: Any = None
+    samplers: Any = None
+    separate_reasoning: Any = None
+    service_tier: Any = None
+    session_id: Any = None
+    session_params: Any = None
+    skip_special_tokens: Any = None
+    spaces_between_special_tokens: Any = None
+    stop_regex: Any = None
+    store: Any = None
+    stream_interval: Any = None
+    structured_outputs: Any = None
+    suffix: Any = None
+    thinking_token_budget: Any = None
+    tool_choice: Any = None
+    tools: Any = None
+    truncate_prompt_tokens: Any = None
+    truncation_side: Any = None
+    typical_p: Any = None
+    use_beam_search: Any = None
+    verbosity: Any = None
+    vllm_xargs: Any = None
+    web_search_options: Any = None
+
+
+AS_IF_ABSENT: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "best_of": (1,),
+    "cache_prompt": (True,),
+    "continue_final_message": (False,),
+    "function_call": ("none",),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "modalities": (["text"],),
+    "no_stop_trim": (False,),
+    "priority": (0,),
+    "response_format": ({"type": "text"},),
+    "return_hidden_states": (False,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "service_tier": ("auto", "default"),
+    "skip_special_tokens": (True,),
+    "store": (False,),
+    "stream_interval": (1,),
+    "suffix": ("",),
+    "tool_choice": ("none",),
+    "use_beam_search": (False,),
+}
+"""For a field of `KnownElsewhere`: the values whose meaning is what radixserve does anyway."""
+
+
+class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
+    """What chat and text completions have in common."""
+
+    model: str
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # Without effect by their own definition, on a server that keeps no records of its users.
+    user: str | None = None
+    safety_identifier: str | None = None
+    metadata: dict[str, str] | None = None
+
+
+class ContentPart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One part of a message's content. Only text is served; the other known members name what is refused."""
+
+    type: str
+    text: str | None = None
+    image_url: Any = None
+    input_audio: Any = None
+    audio_url: Any = None
+    video_url: Any = None
+    file: Any = None
+    refusal: Any = None
+    cache_control: Any = None
+    prompt_cache_breakpoint: Any = None
+
+
+class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    role: str
+    content: str | list[ContentPart] | None = None
+    # Clients send an answer's message back as they got it: null and empty are accepted.
+    name: Any = None
+    refusal: Any = None
+    tool_calls: Any = None
+    tool_call_id: Any = None
+    function_call: Any = None
+    annotations: Any = None
+    audio: Any = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+
+
+class ChatBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    echo: bool | None = None
+
+
+class CompletionBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
+    prompt: str | list[int | str | list[int]]
+    logprobs: int | None = None
+    echo: bool | None = None
+
+
+class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Exactly one of `prompt` and `messages`."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool | None = None
+
+
+class DetokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    model: str | None = None
+    tokens: list[int]
+
+
+Body = TypeVar("Body", ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
+
+_MISSING = re.compile(r"Object missing required field `([^`]*)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `|$)", re.DOTALL)
+_PATH = re.compile(r" - at `(?:key in )?\$?\.?([^`]*)`$")
+
+
+def decode_body(raw: bytes, body_type: type[Body]) -> Body:
+    """The typed body. Raises BadRequest that names the field where one is at fault."""
+    try:
+        return msgspec.json.decode(raw, type=body_type, strict=True)
+    except msgspec.ValidationError as error:
+        raise _bad_field(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise BadRequest("The body is not valid JSON, or is nested too deeply.", code="invalid_json") from None
+
+
+def _bad_field(reason: str) -> BadRequest:
+    """Turn msgspec's sentence into ours: path as `messages[0].role`, a code like OpenAI's."""
+    path_match = _PATH.search(reason)
+    path = path_match[1][:64] if path_match else None
+    if missing := _MISSING.match(reason):
+        param = _join(path, missing[1])
+        return BadRequest(f"Missing required field '{param}'.", param=param, code="missing_required_parameter")
+    if unknown := _UNKNOWN.match(reason):
+        param = _join(path, unknown[1][:64])
+        return BadRequest(f"Unknown field '{param}'.", param=param, code="unknown_parameter")
+    what = reason[: path_match.start()] if path_match else reason
+    if path is None and what.startswith("Expected `object`"):
+        return BadRequest("The body must be a JSON object.", code="invalid_json")
+    code = "invalid_value" if "enum value" in what or "out of range" in what else "invalid_type"
+    where = f"'{path}'" if path else "the body"
+    return BadRequest(f"Invalid value for {where}: {what[:200]}.", param=path, code=code)
+
+
+def _join(path: str | None, name: str) -> str:
+    return f"{path}.{name}" if path else name

@@ -1,0 +1,97 @@
+"""The real application over a fake engine, on a port the system chooses."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from radixserve.api.app import ApiSettings, make_app
+from radixserve.metrics import Metrics, RequestRecord
+from radixserve.text.tokenizer import Tokenizer
+from tests.fakes import FakeEngine, byte_tokenizer
+
+MODEL = "fake/model"
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+
+class KeepingMetrics(Metrics):
+    """Also remembers each record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[RequestRecord] = []
+
+    def record(self, record: RequestRecord) -> None:
+        self.records.append(record)
+        super().record(record)
+
+
+@dataclass
+class Server:
+    engine: FakeEngine
+    metrics: KeepingMetrics
+    session: aiohttp.ClientSession
+    url: str
+    port: int
+    unread: list[Any] = field(default_factory=list)
+
+    async def post(self, path: str, body: Any, **more: Any) -> tuple[int, Any]:
+        """Status and decoded JSON; bytes are sent as they are."""
+        content = {"data": body} if isinstance(body, bytes) else {"json": body}
+        async with self.session.post(self.url + path, **content, **more) as response:
+            assert response.content_type == "application/json"
+            assert "x-request-id" in response.headers
+            return response.status, await response.json()
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        async with self.session.get(self.url + path) as response:
+            return response.status, await response.json()
+
+
+def body_for(path: str, text: str = "abc", **more: Any) -> dict[str, Any]:
+    """A small good body for either endpoint."""
+    prompt = {"messages": [{"role": "user", "content": text}]} if path == CHAT else {"prompt": text}
+    return {"model": MODEL, "max_tokens": 4, **prompt, **more}
+
+
+def text_of(path: str, answer: Any, choice: int = 0) -> str:
+    chosen = answer["choices"][choice]
+    text: str = chosen["message"]["content"] if path == CHAT else chosen["text"]
+    return text
+
+
+def reference(path: str) -> str:
+    """What the fake answers to `body_for(path)`: the prompt's first four visible tokens."""
+    return "use" if path == CHAT else "abca"
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return byte_tokenizer()
+
+
+@pytest.fixture
+def settings() -> ApiSettings:
+    return ApiSettings(max_body_bytes=64 * 1024, client_write_seconds=5.0)
+
+
+@pytest.fixture
+async def server(tokenizer: Tokenizer, settings: ApiSettings) -> AsyncIterator[Server]:
+    engine, metrics = FakeEngine(), KeepingMetrics()
+    app = make_app(engine, tokenizer, metrics, settings, MODEL)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    async with aiohttp.ClientSession() as session:
+        yield Server(engine, metrics, session, f"http://127.0.0.1:{port}", port)
+    engine.go_on.set()
+    await runner.cleanup()
+    assert engine.live == {}, "a request was left running in the engine"

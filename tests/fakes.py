@@ -1,0 +1,151 @@
+"""Stand-ins at the seams: an engine without a model, and a tokenizer whose token ids are bytes.
+
+`FakeEngine` implements `EngineClient`. Its answer repeats the prompt's tokens, so every answer can be predicted from
+the request; faults and pauses are plain attributes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from transformers import PreTrainedTokenizerFast
+
+from radixserve.errors import Unavailable
+from radixserve.request import Request
+from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent, TokenLogprob
+from radixserve.text.tokenizer import Tokenizer
+
+EOS = 256
+VOCAB = 258  # 256 bytes, <eos>, <turn>
+INFO = EngineInfo(
+    vocab_size=VOCAB,
+    context_length=512,
+    eos_token_ids=(EOS,),
+    num_slots=4096,
+    slot_bytes=64,
+    device="none",
+    dtype="float32",
+    attention="fake",
+    exact=True,
+)
+TEMPLATE = "{% for m in messages %}<turn>{{ m.role }}: {{ m.content }}\n{% endfor %}"
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Token i is byte i; the chat template writes one `<turn>role: content` line per message."""
+    chars = sorted(pre_tokenizers.ByteLevel.alphabet(), key=_byte_of_char().__getitem__)
+    backend = Backend(models.BPE(vocab={char: i for i, char in enumerate(chars)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<eos>", special=True), AddedToken("<turn>", special=True)])
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=TEMPLATE))
+
+
+def _byte_of_char() -> dict[str, int]:
+    """The printable character that stands for each byte in byte-level vocabularies."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def repeat_prompt(request: Request) -> Sequence[int]:
+    """As many tokens as asked for: the prompt's, again and again."""
+    return list(islice(cycle(request.prompt_ids), request.sampling.max_tokens))
+
+
+def logprob_of(token_id: int) -> TokenLogprob:
+    """What the fake says of any token: it is the likeliest, the next ids follow."""
+    top = [((token_id + i) % VOCAB, -0.5 * (i + 1)) for i in range(20)]
+    return TokenLogprob(token_id, -0.5, top)
+
+
+class FakeEngine:
+    """Yields one token per event loop turn, and keeps account of what is live."""
+
+    def __init__(self, info: EngineInfo = INFO) -> None:
+        self.info: EngineInfo | None = info
+        self.stats = EngineStats()
+        self.unready_reason: str | None = None
+        self.answer: Callable[[Request], Sequence[int]] = repeat_prompt
+        self.num_cached = 0
+        self.refuse_after: int | None = None  # so many submissions are accepted, the next is refused
+        self.hold_at: int | None = None  # before the token of this number: wait for `go_on`
+        self.go_on = asyncio.Event()
+        self.held = asyncio.Event()  # set when a request waits
+        self.fail_at: int | None = None  # instead of the token of this number: `failure`
+        self.failure: FinishReason = "error"
+        self.tokens_per_event = 1
+        self.seen: list[Request] = []
+        self.live: dict[str, Request] = {}
+        self.aborted: list[str] = []
+
+    def submit(self, request: Request) -> FakeStream:
+        if self.unready_reason is not None:
+            raise Unavailable(self.unready_reason, code="server_not_ready")
+        if self.refuse_after is not None and len(self.seen) >= self.refuse_after:
+            raise Unavailable("the queue is full", retry_after=7)
+        self.seen.append(request)
+        self.live[request.id] = request
+        return FakeStream(self, request)
+
+    def abort(self, request_id: str) -> None:
+        if self.live.pop(request_id, None) is not None:
+            self.aborted.append(request_id)
+
+
+class FakeStream:
+    """The events of one request of `FakeEngine`."""
+
+    def __init__(self, engine: FakeEngine, request: Request) -> None:
+        self._engine = engine
+        self._request = request
+        self._tokens = list(engine.answer(request))
+        self._num_sent = 0
+        self._ended = False
+
+    def __aiter__(self) -> FakeStream:
+        return self
+
+    async def __anext__(self) -> TokenEvent:
+        if self._ended:
+            raise StopAsyncIteration
+        engine = self._engine
+        if engine.hold_at == self._num_sent:
+            engine.held.set()
+            await engine.go_on.wait()
+        await asyncio.sleep(0)
+        event = self._next_event()
+        if event.finish is not None:
+            self._ended = True
+            engine.live.pop(self._request.id, None)
+        return event
+
+    async def aclose(self) -> None:
+        self._ended = True
+        self._engine.abort(self._request.id)
+
+    def _next_event(self) -> TokenEvent:
+        engine, sampling = self._engine, self._request.sampling
+        event = TokenEvent(request_id=self._request.id)
+        if self._num_sent == 0:
+            event.num_cached, event.queue_seconds = engine.num_cached, 0.001
+            if sampling.prompt_logprobs is not None:
+                event.prompt_logprobs = [logprob_of(token) for token in self._request.prompt_ids[1:]]
+        if engine.fail_at == self._num_sent:
+            event.finish, event.error = engine.failure, "the fake failed"
+            return event
+        for token in self._tokens[self._num_sent : self._num_sent + engine.tokens_per_event]:
+            event.token_ids.append(token)
+            self._num_sent += 1
+            if token in sampling.stop_token_ids and self._num_sent > sampling.min_tokens:
+                event.finish, event.stop_token_id = "stop", token
+                break
+        if event.finish is None and self._num_sent >= min(len(self._tokens), sampling.max_tokens):
+            event.finish = "length"
+        if sampling.logprobs is not None:
+            event.logprobs = [logprob_of(token) for token in event.token_ids]
+        return event
