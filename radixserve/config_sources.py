@@ -17,7 +17,11 @@ from radixserve.config import ENV_PREFIX, SECTIONS, TABLE, Setting, Settings
 from radixserve.errors import ConfigError
 
 CONFIG_VARIABLE: Final = ENV_PREFIX + "CONFIG"
-"""Names the TOML file where no flag does."""
+OTHER_VARIABLES: Final = {
+    CONFIG_VARIABLE: "the TOML file, where `--config` does not name one",
+    ENV_PREFIX + "CACHE_DIR": "folder for the converted model and compiled kernels (default: ~/.cache/radixserve)",
+}
+"""Variables with the prefix that are no settings, and what each is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ def _from_environment(environ: Mapping[str, str]) -> list[_Found]:
     rows = {row.variable: row for row in TABLE}
     found: list[_Found] = []
     for variable in sorted(environ):
-        if not variable.startswith(ENV_PREFIX) or variable == CONFIG_VARIABLE:
+        if not variable.startswith(ENV_PREFIX) or variable in OTHER_VARIABLES:
             continue
         if variable not in rows:
             raise ConfigError(f"{variable} is no setting{_suggestion(variable, rows)}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from radixserve.config import SECTIONS, TABLE, Setting, Settings, format_size, parse_size
-from radixserve.config_sources import resolve
+from radixserve.config_sources import OTHER_VARIABLES, resolve
 from radixserve.errors import ConfigError
 
 ROWS = {row.name: row for row in TABLE}
@@ -173,7 +174,7 @@ def test_a_missing_or_unreadable_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_variable_is_refused_and_others_are_ignored() -> None:
-    assert resolve({}, {"PATH": "/bin", "PORT": "1"}).sources == {}
+    assert resolve({}, {"PATH": "/bin", "PORT": "1", "RADIXSERVE_CACHE_DIR": "/models"}).sources == {}
     with pytest.raises(ConfigError, match=r"^RADIXSERVE_KV_BUGDET is no setting; did you mean RADIXSERVE_KV_BUDGET"):
         resolve({}, {"RADIXSERVE_KV_BUGDET": "1GiB"})
 
@@ -200,6 +201,13 @@ def test_the_description_names_every_setting_and_the_source_of_what_was_chosen()
     told = resolve({"kv_budget": "2048MiB"}, {"RADIXSERVE_CACHE": "no"}).describe()
     assert "kv_budget=2GiB (--kv-budget), cache=false (RADIXSERVE_CACHE), max_running=16, max_step_tokens=auto" in told
     assert [row.name for row in TABLE if f"{row.name}=" not in told] == []
+
+
+def test_every_variable_that_the_package_reads_is_a_setting_or_declared() -> None:
+    known = {row.variable for row in TABLE} | set(OTHER_VARIABLES)
+    package = Path(__file__).parent.parent / "radixserve"
+    read = {name for path in package.rglob("*.py") for name in re.findall(r"RADIXSERVE_[A-Z]\w*", path.read_text())}
+    assert read - known == set()
 
 
 @pytest.mark.parametrize("name", ["cpu-default.toml", "single-gpu.toml"])

@@ -1,0 +1,103 @@
+"""Budgets on size and documentation of the package; every test names all offenders at once."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "radixserve"
+
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 40
+MAX_CLASS_LINES = 200
+MAX_PARAMETERS = 6
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def sources() -> Iterator[tuple[str, str, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = path.read_text()
+        yield str(path.relative_to(ROOT)), text, ast.parse(text)
+
+
+def lines_of(node: Function | ast.ClassDef) -> int:
+    """Lines from the first decorator to the end."""
+    first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+    return (node.end_lineno or first) - first + 1
+
+
+def parameters_of(node: Function) -> int:
+    """How many arguments a caller may give; self and cls are not among them."""
+    arguments = node.args
+    names = [each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    starred = sum(each is not None for each in (arguments.vararg, arguments.kwarg))
+    return len(names) - (names[:1] in (["self"], ["cls"])) + starred
+
+
+def too_large(name: str, text: str, tree: ast.Module) -> Iterator[str]:
+    if (lines := text.count("\n")) > MAX_FILE_LINES:
+        yield f"{name}: {lines} lines"
+    for node in ast.walk(tree):
+        if isinstance(node, Function):
+            if (lines := lines_of(node)) > MAX_FUNCTION_LINES:
+                yield f"{name}:{node.lineno} {node.name}: {lines} lines"
+            if (parameters := parameters_of(node)) > MAX_PARAMETERS:
+                yield f"{name}:{node.lineno} {node.name}: {parameters} parameters"
+        if isinstance(node, ast.ClassDef) and (lines := lines_of(node)) > MAX_CLASS_LINES:
+            yield f"{name}:{node.lineno} {node.name}: {lines} lines"
+
+
+def undocumented(name: str, tree: ast.Module) -> Iterator[str]:
+    """The module, its public functions, its public classes that do something and their public methods.
+
+    A class of fields only, and a method of fewer than 5 lines, may speak for themselves.
+    """
+    if not ast.get_docstring(tree) and tree.body:
+        yield f"{name}: no docstring"
+    for node in tree.body:
+        if not isinstance(node, Function | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        methods = [each for each in node.body if isinstance(each, Function)] if isinstance(node, ast.ClassDef) else []
+        if (methods or isinstance(node, Function)) and not ast.get_docstring(node):
+            yield f"{name}:{node.lineno} {node.name}: no docstring"
+        for method in methods:
+            if not method.name.startswith("_") and lines_of(method) >= 5 and not ast.get_docstring(method):
+                yield f"{name}:{method.lineno} {node.name}.{method.name}: no docstring"
+
+
+def test_everything_fits_its_budget() -> None:
+    offenders = [offender for source in sources() for offender in too_large(*source)]
+    assert not offenders, "\n" + "\n".join(offenders)
+
+
+def test_everything_public_is_documented() -> None:
+    offenders = [offender for name, _, tree in sources() for offender in undocumented(name, tree)]
+    assert not offenders, "\n" + "\n".join(offenders)
+
+
+# The checks themselves can fail.
+
+
+def check(source: str) -> list[str]:
+    tree = ast.parse(source)
+    return [*too_large("m", source, tree), *undocumented("m", tree)]
+
+
+def test_offenders_are_found() -> None:
+    body = "".join(f"    x = {n}\n" for n in range(40))
+    assert check('"""Doc."""\n' + "\n" * 300) == ["m: 301 lines"]
+    assert check(f'"""Doc."""\ndef _f():\n{body}') == ["m:2 _f: 41 lines"]
+    assert check(f'"""Doc."""\n@cache\nasync def _f():\n{body[10:]}') == ["m:3 _f: 41 lines"]
+    assert check('"""Doc."""\ndef _f(a, b, /, c, d, *, e, **f): ...') == []
+    assert check('"""Doc."""\ndef _f(a, b, /, c, d, *, e, f, **g): ...') == ["m:2 _f: 7 parameters"]
+    assert check('"""Doc."""\nclass _C:\n    def f(self, a, b, c, d, e, f): ...') == []
+    assert check("x = 1") == ["m: no docstring"]
+    assert check('"""Doc."""\nclass C:\n    x: int') == []
+    assert check('"""Doc."""\nclass C:\n    def _f(self): ...') == ["m:2 C: no docstring"]
+    assert check('"""Doc."""\ndef f(): ...') == ["m:2 f: no docstring"]
+    assert check('"""Doc."""\nclass C:\n    """Doc."""\n    def f(self):\n' + "        x = 1\n" * 4) == [
+        "m:4 C.f: no docstring"
+    ]
