@@ -1,0 +1,42 @@
+"""The K and V tensors that slots index: device memory for K/V, taken once at start.
+
+One slot is one token at all layers. Knows nothing of who owns a slot; a freed slot keeps its old content until it is
+written again. Zeroed at start, because whatever an unwritten slot holds must be finite.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What one token's K/V looks like."""
+
+    layers: int
+    kv_heads: int
+    k_dim: int
+    v_dim: int
+    dtype: torch.dtype
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of K/V per token at all layers."""
+        return self.layers * self.kv_heads * (self.k_dim + self.v_dim) * self.dtype.itemsize
+
+
+class KVPool:
+    """`k` [layers, slots, kv_heads, k_dim] and `v` [layers, slots, kv_heads, v_dim] on one device."""
+
+    def __init__(self, shape: KVShape, num_slots: int, device: torch.device) -> None:
+        self.shape = shape
+        self.num_slots = num_slots
+        size = (shape.layers, num_slots, shape.kv_heads)
+        self.k = torch.zeros(*size, shape.k_dim, dtype=shape.dtype, device=device)
+        self.v = torch.zeros(*size, shape.v_dim, dtype=shape.dtype, device=device)
+
+    @property
+    def slot_bytes(self) -> int:
+        return self.shape.slot_bytes

@@ -1,0 +1,85 @@
+"""Attention over slots: what transformers calls instead of its own attention, and the plain torch kernel.
+
+The step's `AttentionPlan` arrives as the keyword argument `plan` of `model(...)`. K and V of the step's rows go to the
+pool first, then every row attends its slots. Kernels have one signature:
+`attend(q, layer, plan, scaling) -> out`, q [rows, heads, k_dim], out [rows, heads, v_dim].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+from radixserve.errors import ModelRefused
+from radixserve.model.plan import AttentionPlan
+
+Kernel = Callable[[torch.Tensor, int, AttentionPlan, float], torch.Tensor]
+
+TORCH = "radixserve_torch"
+CPU = "radixserve_cpu"
+_CHANGES_RESULT = ("softcap", "s_aux", "sinks", "head_mask", "position_bias", "alibi")
+
+
+def attend_torch(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
+    """The reference, for any device: gathers each sequence's K/V and calls scaled_dot_product_attention."""
+    k_pool, v_pool = plan.pool.k[layer], plan.pool.v[layer]
+    parts = []
+    for span in plan.spans:
+        slots = plan.device_table[span.begin : span.begin + span.stop]
+        k, v = k_pool[slots].transpose(0, 1), v_pool[slots].transpose(0, 1)  # [kv_heads, stop, dim]
+        rows = q[span.row : span.row + span.count].transpose(0, 1)  # [heads, count, dim]
+        seen = torch.arange(span.stop, device=q.device) <= torch.arange(span.start, span.stop, device=q.device)[:, None]
+        out = F.scaled_dot_product_attention(
+            rows[None], k[None], v[None], attn_mask=seen, scale=scaling, enable_gqa=q.shape[1] != k.shape[0]
+        )
+        parts.append(out[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+def interface(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
+    """`kernel` in the shape that transformers calls."""
+
+    def attention(
+        module: torch.nn.Module,
+        query: torch.Tensor,  # [1, heads, rows, k_dim]
+        key: torch.Tensor,  # [1, kv_heads, rows, k_dim]
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        *,
+        plan: AttentionPlan,
+        scaling: float | None = None,
+        **rest: Any,
+    ) -> tuple[torch.Tensor, None]:
+        refuse_unknown(module, mask, rest, plan)
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        plan.pool.k[layer].index_copy_(0, plan.write_slots, key[0].transpose(0, 1))
+        plan.pool.v[layer].index_copy_(0, plan.write_slots, value[0].transpose(0, 1))
+        plan.layers_seen += 1
+        q = query[0].transpose(0, 1).contiguous()
+        return kernel(q, layer, plan, query.shape[-1] ** -0.5 if scaling is None else scaling)[None], None
+
+    return attention
+
+
+def refuse_unknown(
+    module: torch.nn.Module, mask: torch.Tensor | None, rest: dict[str, Any], plan: AttentionPlan
+) -> None:
+    """An attention argument that changes the result and that our kernels do not know must never be dropped."""
+    name = type(module).__name__
+    if plan.layers_seen >= plan.pool.shape.layers:
+        raise ModelRefused(f"{name} attends more often than once per layer.")
+    if mask is not None:
+        raise ModelRefused(f"{name} asks for an attention mask of its own; only plain causal attention is served.")
+    for argument in _CHANGES_RESULT:
+        if rest.get(argument) is not None:
+            raise ModelRefused(f"{name} asks for attention with {argument}; only plain causal attention is served.")
+    window = rest.get("sliding_window")
+    if window is not None and window < getattr(module.config, "max_position_embeddings", window + 1):
+        raise ModelRefused(f"{name} attends a sliding window of {window} tokens; only full attention is served.")
+
+
+AttentionInterface.register(TORCH, interface(attend_torch))

@@ -1,0 +1,76 @@
+"""How many tokens of K/V a byte budget holds, and the budget when none is given.
+
+Knows the device's free memory; does not allocate. An explicit budget is taken as said. The default is a share of
+what is free after the model is loaded: a quarter on a CPU (4 GiB at most: the machine has other work), 85 % on CUDA.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from radixserve.cache.pool import KVShape
+from radixserve.errors import ConfigError
+
+MIN_SLOTS = 64
+_MAX_SLOTS = 2**31 - 1  # slots are int32
+_USEFUL_CONTEXTS = 64  # more whole contexts than this are not taken unasked
+_CPU_SHARE, _CPU_LIMIT = 0.25, 4 << 30
+_CUDA_SHARE = 0.85
+_CPU_CONTEXT_SHARE = 0.6  # of free memory, that one whole context may take where the default share is smaller
+
+
+def slots_for_budget(shape: KVShape, context_length: int, device: torch.device, budget_bytes: int = 0) -> int:
+    """Slots that `budget_bytes` hold; 0 bytes: the default share of free memory.
+
+    Raises:
+        ConfigError: the budget, or free memory, holds fewer than 64 tokens.
+    """
+    size = shape.slot_bytes
+    slots = budget_bytes // size if budget_bytes else _default_slots(size, context_length, device)
+    if slots < MIN_SLOTS:
+        holder = "The K/V budget" if budget_bytes else "Free memory"
+        raise ConfigError(
+            f"{holder} holds {slots} tokens at {size:,} bytes each; at least {MIN_SLOTS} are needed "
+            f"({MIN_SLOTS * size:,} bytes)."
+        )
+    return min(slots, _MAX_SLOTS)
+
+
+def _default_slots(size: int, context_length: int, device: torch.device) -> int:
+    free = free_bytes(device)
+    if device.type == "cuda":
+        share, limit = free * _CUDA_SHARE, free * _CUDA_SHARE
+    else:
+        share, limit = min(free * _CPU_SHARE, _CPU_LIMIT), free * _CPU_CONTEXT_SHARE
+    wanted = max(share, min(context_length * size, limit))
+    return min(int(wanted) // size, context_length * _USEFUL_CONTEXTS)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be taken now on `device`; on a CPU never more than a container's limit leaves."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(_available_bytes(), _cgroup_bytes())
+
+
+def _available_bytes() -> int:
+    try:
+        with open("/proc/meminfo") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _cgroup_bytes() -> int:
+    """What the container's memory limit leaves (cgroup v2), counting file cache as free; or no limit."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = int((folder / "memory.max").read_text()), int((folder / "memory.current").read_text())
+        fields = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, limit - used + int(fields["inactive_file"]))
+    except (OSError, ValueError, KeyError):  # no cgroup v2, or "max"
+        return 1 << 62

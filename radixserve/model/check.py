@@ -1,0 +1,131 @@
+"""The load check: refuses what our attention would serve wrongly, and compares our path with transformers' own.
+
+First the configuration, one sentence per refusal; after loading, the logits of random tokens in two chunkings against
+the model's own forward, so that an architecture that hides something is refused too and not served wrongly in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PretrainedConfig
+
+from radixserve.cache.pool import KVPool
+from radixserve.errors import ModelRefused
+from radixserve.model.loaded import LoadedModel
+from radixserve.model.runner import Runner
+from radixserve.step import Chunk, Logits
+
+NUM_PROBE_TOKENS = 40
+_CHUNKINGS = ((40,), (17, 1, 1, 21))
+_TOLERANCE = {torch.float32: 2e-3}  # of the largest logit; both sides round, in different orders
+_HALF_TOLERANCE = 6e-2
+
+_FULL = ("full_attention", "attention", "global")
+_MLA = ("kv_lora_rank", "qk_rope_head_dim")
+_RECURRENT = ("ssm_state_size", "state_size", "mamba_d_state", "mamba_expand", "lru_width", "linear_num_value_heads")
+_RECURRENT_TYPES = ("rwkv", "mamba", "mamba2", "xlstm", "recurrent_gemma", "falcon_mamba")
+_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+def check_config(config: PretrainedConfig) -> None:
+    """Refuse what can be known from the configuration alone.
+
+    Raises:
+        ModelRefused: the sentence says why.
+    """
+    reason = _refusal(config)
+    if reason:
+        raise ModelRefused(f"The model ({config.model_type}) {reason}.")
+
+
+def _refusal(config: PretrainedConfig) -> str | None:
+    if config.is_encoder_decoder:
+        return "is an encoder-decoder; only decoder-only models are served"
+    if _value(config, "add_cross_attention") or _value(config, "cross_attention_layers"):
+        return "has cross attention; only decoder-only models are served"
+    if any(_value(config, name) for name in _MLA):
+        return "uses multi-head latent attention, whose cache holds no plain K and V"
+    kinds = _value(config, "layer_types") or _value(config, "layers_block_type") or ()
+    if config.model_type in _RECURRENT_TYPES or any(_value(config, name) for name in _RECURRENT) or _recurrent(kinds):
+        return "has recurrent or state-space layers, whose state cannot be cut at a token"
+    return _attention_refusal(config, kinds)
+
+
+def _attention_refusal(config: PretrainedConfig, kinds: Sequence[str]) -> str | None:
+    if any(kind not in _FULL for kind in kinds):
+        return f"has layers with {_first_local(kinds)}; only full attention is served"
+    window = _value(config, "sliding_window")
+    if not kinds and window and window < config.max_position_embeddings:
+        return f"attends a sliding window of {window} tokens; only full attention is served"
+    if _value(config, "attn_logit_softcapping"):
+        return "caps its attention scores (softcap), which our attention does not do"
+    if _rope_type(config) in _LENGTH_DEPENDENT_ROPE:
+        return f"has {_rope_type(config)} rotary positions: K of a prefix depends on the length of what follows it"
+    return None
+
+
+def _value(config: PretrainedConfig, name: str) -> Any:
+    return getattr(config, name, None)
+
+
+def _recurrent(kinds: Sequence[str]) -> bool:
+    return any("mamba" in kind or "recurrent" in kind or "linear" in kind or "conv" in kind for kind in kinds)
+
+
+def _first_local(kinds: Sequence[str]) -> str:
+    return next(kind for kind in kinds if kind not in _FULL).replace("_", " ")
+
+
+def _rope_type(config: PretrainedConfig) -> str:
+    rope = _value(config, "rope_parameters") or {}
+    return str(rope.get("rope_type") or rope.get("type") or "default")
+
+
+def probe_tokens(vocab_size: int) -> torch.Tensor:
+    """The random tokens [NUM_PROBE_TOKENS] that the check runs."""
+    return torch.randint(0, vocab_size, (NUM_PROBE_TOKENS,), generator=torch.Generator().manual_seed(7))
+
+
+@torch.inference_mode()
+def own_logits(model: torch.nn.Module, vocab_size: int, device: torch.device) -> torch.Tensor:
+    """What the model itself computes for the probe tokens: float32 [NUM_PROBE_TOKENS, vocab], on the CPU."""
+    logits: torch.Tensor = model(input_ids=probe_tokens(vocab_size)[None].to(device), use_cache=False).logits[0]
+    return logits.float().cpu()
+
+
+def probe(loaded: LoadedModel, expected: torch.Tensor) -> str | None:
+    """None if our path agrees with `expected`, bit-identical in both chunkings; the reason if only the latter fails.
+
+    Raises:
+        ModelRefused: our path computes something else than the model does.
+    """
+    try:
+        whole, cut = (_logits_in_chunks(loaded, counts) for counts in _CHUNKINGS)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ModelRefused(f"Attention over cached K/V does not fit this architecture: {error}") from error
+    tolerance = _TOLERANCE.get(loaded.dtype, _HALF_TOLERANCE) * float(expected.abs().max())
+    difference = float(torch.stack([(whole - expected).abs().max(), (cut - expected).abs().max()]).max())
+    if not difference <= tolerance:
+        raise ModelRefused(
+            "With cached K/V this model computes other logits than without "
+            f"(difference {difference:.3g}, allowed {tolerance:.3g}); its attention is not plain causal attention."
+        )
+    return None if torch.equal(whole, cut) else "the load check saw other bits when the prompt was cut into chunks"
+
+
+def _logits_in_chunks(loaded: LoadedModel, counts: Sequence[int]) -> torch.Tensor:
+    pool = KVPool(loaded.shape, NUM_PROBE_TOKENS, loaded.device)
+    runner = Runner(loaded, pool)
+    ids = probe_tokens(loaded.vocab_size).numpy().astype(np.int32)
+    slots = np.random.default_rng(7).permutation(NUM_PROBE_TOKENS).astype(np.int32)
+    logits, start = [], 0
+    for count in counts:
+        stop = start + count
+        chunk = Chunk(token_ids=ids[start:stop], start=start, slots=slots[:stop], logits=Logits.ALL)
+        logits.append(runner.forward([chunk]).cpu())
+        start = stop
+    return torch.cat(logits)

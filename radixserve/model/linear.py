@@ -1,0 +1,123 @@
+"""Linear layers whose rows do not depend on how many rows there are: oneDNN with weights packed once, float32, CPU.
+
+The packed operator is private to torch (its own compiler calls it), so each weight shape is tested before use. Row
+invariance is a property of the operator, the processor and the shape: with more than about 1,000 inputs a single row
+takes a matrix-vector path that sums in another order, so such a call is padded to two rows. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+_PACK_FOR = 16  # rows for which oneDNN chooses the layout; decode batches are about that
+_TESTED_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 96, 128, 129, 200)
+_CANONICAL_ROWS = 256
+_LARGE = 1 << 24  # weights with more entries are tested with fewer rows: their test would take seconds
+
+
+class Untrusted(Exception):
+    """The packed operator is missing here, or its rows depend on their number in a way that padding does not cure."""
+
+
+class PackedWeight:
+    """One weight [out, in], packed, with its bias. Calling it with [..., in] gives [..., out]."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.out_features, self.in_features = weight.shape
+        try:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _PACK_FOR)
+        except (AttributeError, RuntimeError) as error:
+            raise Untrusted(f"this torch cannot pack linear weights ({error})") from error
+        self._bias = None if bias is None else bias.detach().clone()
+        self.min_rows = 1
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.numel() // self.in_features
+        if rows >= self.min_rows:
+            return self.multiply(x)
+        padded = x.reshape(rows, self.in_features).repeat(self.min_rows, 1)
+        return self.multiply(padded)[:rows].view(*x.shape[:-1], self.out_features)
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """Without padding."""
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        return out
+
+
+class RowTest:
+    """Tests packed weights once per shape, on random rows."""
+
+    def __init__(self) -> None:
+        self._min_rows: dict[tuple[int, int], int] = {}
+
+    def set_min_rows(self, weight: PackedWeight) -> None:
+        """Find the number of rows from which on `weight` gives each row the same bits.
+
+        Raises:
+            Untrusted: it is more than two, or the operator fails.
+        """
+        shape = (weight.out_features, weight.in_features)
+        if shape not in self._min_rows:
+            self._min_rows[shape] = _find_min_rows(weight)
+        weight.min_rows = self._min_rows[shape]
+
+
+def _find_min_rows(weight: PackedWeight) -> int:
+    small = weight.out_features * weight.in_features < _LARGE
+    canonical_rows = _CANONICAL_ROWS if small else 64
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(canonical_rows, weight.in_features, generator=generator)
+    try:
+        canonical = weight.multiply(x)
+        same = {n: torch.equal(weight.multiply(x[-n:]), canonical[-n:]) for n in _TESTED_ROWS if n < canonical_rows}
+    except (AttributeError, RuntimeError) as error:
+        raise Untrusted(f"this torch cannot multiply by packed weights ({error})") from error
+    wrong = [rows for rows, equal in same.items() if not equal and rows > 1]
+    if wrong:
+        raise Untrusted(f"packed {weight.in_features}x{weight.out_features} linears round {wrong[0]} rows differently")
+    return 1 if same[1] else 2
+
+
+class PackedLinear(nn.Module):
+    """Stands in for an `nn.Linear` or a `Conv1D`."""
+
+    def __init__(self, weight: PackedWeight) -> None:
+        super().__init__()
+        self.packed = weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.packed(x)
+
+
+class FusedLinears:
+    """Several linears of one input as one packed weight: computed when the first is asked for, kept for the others."""
+
+    def __init__(self, weight: PackedWeight, sizes: Sequence[int]) -> None:
+        self.weight = weight
+        self._sizes = list(sizes)
+        self._input: torch.Tensor | None = None
+        self._outputs: tuple[torch.Tensor, ...] = ()
+
+    def output(self, x: torch.Tensor, index: int) -> torch.Tensor:
+        """Output `index` for input `x`. The last one drops what was kept."""
+        if x is not self._input:
+            self._input, self._outputs = x, torch.split(self.weight(x), self._sizes, -1)
+        output = self._outputs[index]
+        if index == len(self._sizes) - 1:
+            self._input, self._outputs = None, ()
+        return output
+
+
+class FusedPart(nn.Module):
+    """Stands in for one of the linears in a `FusedLinears`."""
+
+    def __init__(self, fused: FusedLinears, index: int) -> None:
+        super().__init__()
+        self.fused = fused
+        self.index = index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fused.output(x, self.index)

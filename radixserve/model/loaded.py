@@ -1,0 +1,40 @@
+"""A model that passed the load check, with the facts that the rest of the server needs of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from radixserve.cache.pool import KVShape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """Read-only facts and the transformers module itself, in evaluation mode with our linears and attention."""
+
+    model: torch.nn.Module
+    device: torch.device
+    shape: KVShape
+    vocab_size: int
+    context_length: int  # prompt + generated tokens at most
+    eos_token_ids: tuple[int, ...]
+    attention: str  # name of the attention kernel
+    exact: bool  # a cache hit equals a miss bit for bit
+    inexact_reason: str | None = None
+
+    @property
+    def layers(self) -> int:
+        return self.shape.layers
+
+    @property
+    def kv_heads(self) -> int:
+        return self.shape.kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.shape.k_dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.shape.dtype

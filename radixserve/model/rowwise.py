@@ -1,0 +1,119 @@
+"""Makes a loaded transformers module row-wise: what a token's row computes does not depend on the other rows' number.
+
+Replaces linears by packed ones (siblings of one input fused), and keeps activations and rotary tables on the vectorised
+path of torch: an element that falls into a scalar remainder, at the end of a tensor or of a thread's share, is rounded
+by other code. The structure of the model stays transformers'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import ACT2CLS
+from transformers.pytorch_utils import Conv1D
+
+from radixserve.model.linear import FusedLinears, FusedPart, PackedLinear, PackedWeight, RowTest, Untrusted
+
+_SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_LANES = 32  # elements that torch's loops take at once, at most
+_BLOCK = 16384  # elements up to which torch uses one thread for any elementwise operator
+
+_ACTIVATIONS = tuple({entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()})
+
+
+def make_rowwise(model: nn.Module) -> str | None:
+    """Change `model` (float32, on the CPU) in place; None, or why rows may still depend on each other."""
+    _replace_elementwise(model)
+    try:
+        _pack_linears(model, RowTest())
+    except Untrusted as error:
+        return str(error)
+    return None
+
+
+def _pack_linears(model: nn.Module, test: RowTest) -> None:
+    for parent in list(model.modules()):
+        for names in _SIBLINGS:
+            _fuse(parent, names, test)
+        for name, child in list(parent.named_children()):
+            if isinstance(child, (nn.Linear, Conv1D)):
+                setattr(parent, name, PackedLinear(_packed([child], test)))
+
+
+def _fuse(parent: nn.Module, names: tuple[str, ...], test: RowTest) -> None:
+    linears = [getattr(parent, name, None) for name in names]
+    plain = [linear for linear in linears if type(linear) is nn.Linear]
+    if len(plain) < len(names) or len({linear.in_features for linear in plain}) > 1:
+        return
+    fused = FusedLinears(_packed(plain, test), [linear.out_features for linear in plain])
+    for index, name in enumerate(names):
+        setattr(parent, name, FusedPart(fused, index))
+
+
+def _packed(linears: Sequence[nn.Module], test: RowTest) -> PackedWeight:
+    weights = [_weight(linear) for linear in linears]
+    biases: list[Any] = [linear.bias for linear in linears]
+    bias = None
+    if any(b is not None for b in biases):
+        bias = torch.cat([torch.zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
+    packed = PackedWeight(torch.cat(weights) if len(weights) > 1 else weights[0], bias)
+    test.set_min_rows(packed)
+    return packed
+
+
+def _weight(linear: nn.Module) -> torch.Tensor:
+    weight = linear.weight
+    assert isinstance(weight, torch.Tensor), "a linear layer has a weight"
+    return weight.T if isinstance(linear, Conv1D) else weight
+
+
+def _replace_elementwise(model: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, _ACTIVATIONS):
+                setattr(parent, name, RowwiseActivation(child))
+            elif type(child).__name__.endswith("RotaryEmbedding"):
+                setattr(parent, name, RowwiseRotary(child))
+
+
+class RowwiseActivation(nn.Module):
+    """An elementwise module, applied to blocks that torch computes in one thread and whole vectors."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        width = x.shape[-1]
+        if width % _LANES:
+            return self.forward(F.pad(x, (0, -width % _LANES)))[..., :width]
+        if x.numel() <= _BLOCK:
+            return self._inner(x)
+        if width > _BLOCK:
+            return torch.cat([self.forward(part) for part in torch.split(x, _BLOCK, -1)], -1)
+        rows = torch.split(x.reshape(-1, width), _BLOCK // width)
+        return torch.cat([self._inner(part) for part in rows]).view(x.shape)
+
+    def _inner(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.inner(x)
+        return out
+
+
+class RowwiseRotary(nn.Module):
+    """A rotary embedding's cosines and sines, computed for blocks of positions."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self._rows = 64  # positions per block: whole vectors for any even dimension, and few enough for one thread
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor, **rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        count = position_ids.shape[-1]
+        padded = F.pad(position_ids, (0, -count % self._rows))
+        parts = [self.inner(x, part, **rest) for part in torch.split(padded, self._rows, -1)]
+        cos, sin = (torch.cat(tables, 1)[:, :count] for tables in zip(*parts, strict=True))
+        return cos, sin

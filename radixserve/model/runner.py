@@ -1,0 +1,52 @@
+"""Runs one step: chunks of token ids in, logits out, K/V written to the pool on the way.
+
+Packs all chunks into one row of tokens; which row attends what travels to the attention kernel in an `AttentionPlan`.
+Knows nothing of requests, of sampling or of who owns a slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from radixserve.cache.pool import KVPool
+from radixserve.model.loaded import LoadedModel
+from radixserve.model.plan import AttentionPlan
+from radixserve.step import Chunk, Logits
+
+
+class Runner:
+    """One model over one pool. Not for concurrent use: a step owns the pool while it runs."""
+
+    def __init__(self, loaded: LoadedModel, pool: KVPool) -> None:
+        self.loaded = loaded
+        self.pool = pool
+
+    @torch.inference_mode()
+    def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """Float32 logits [sum of chunk.num_logits, vocab_size], in chunk order; K/V of all rows is in the pool then."""
+        return self.run(AttentionPlan.of(chunks, self.pool), chunks)
+
+    def run(self, plan: AttentionPlan, chunks: Sequence[Chunk]) -> torch.Tensor:
+        device = self.loaded.device
+        ids = np.concatenate([chunk.token_ids for chunk in chunks]).astype(np.int64)
+        output = self.loaded.model(
+            input_ids=torch.from_numpy(ids).to(device)[None],
+            position_ids=torch.from_numpy(plan.positions.astype(np.int64)).to(device)[None],
+            use_cache=False,
+            logits_to_keep=torch.from_numpy(_wanted_rows(plan, chunks)).to(device),
+            plan=plan,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits.float()
+
+
+def _wanted_rows(plan: AttentionPlan, chunks: Sequence[Chunk]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Indices of the packed rows whose logits are wanted."""
+    ends = np.array([span.row + span.count for span in plan.spans], np.int64)
+    firsts = np.array([end - chunk.num_logits for end, chunk in zip(ends, chunks, strict=True)], np.int64)
+    if all(chunk.logits is Logits.LAST for chunk in chunks):
+        return firsts
+    return np.concatenate([np.arange(first, end) for first, end in zip(firsts, ends, strict=True)])

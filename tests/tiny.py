@@ -1,0 +1,101 @@
+"""Tiny random models of many architectures, as plain functions: two layers, a vocabulary of 97 tokens.
+
+Weights are scaled up from transformers' initial ones, so that attention is far from uniform and argmax is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PhiConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from radixserve.cache.pool import KVPool
+from radixserve.model.loaded import LoadedModel
+from radixserve.model.loader import prepare_model
+from radixserve.model.runner import Runner
+from radixserve.step import Chunk, Logits
+
+VOCAB = 97
+CPU = torch.device("cpu")
+
+_SIZE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 100,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+
+CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**_SIZE, num_key_value_heads=4),
+    "llama_grouped": lambda: LlamaConfig(**_SIZE, num_key_value_heads=2, tie_word_embeddings=True),
+    "qwen2": lambda: Qwen2Config(**_SIZE, num_key_value_heads=1),
+    "qwen3": lambda: Qwen3Config(**_SIZE, num_key_value_heads=2, head_dim=24),
+    "mistral": lambda: MistralConfig(**_SIZE, num_key_value_heads=2, sliding_window=None),
+    "gemma": lambda: GemmaConfig(**_SIZE, num_key_value_heads=1, head_dim=32),
+    "phi": lambda: PhiConfig(**_SIZE, num_key_value_heads=4),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=4, n_positions=512, bos_token_id=0, eos_token_id=1
+    ),
+}
+
+
+def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
+    """The transformers model itself, float32, untouched by us."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name]()).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    return model
+
+
+def load_tiny(name: str, seed: int = 0) -> LoadedModel:
+    """The same weights as `tiny_model(name, seed)`, checked and made row-wise."""
+    return prepare_model(tiny_model(name, seed), CPU)
+
+
+def tiny_runner(name: str, num_slots: int = 1024, seed: int = 0) -> Runner:
+    loaded = load_tiny(name, seed)
+    return Runner(loaded, KVPool(loaded.shape, num_slots, CPU))
+
+
+def chunk(ids: Sequence[int], start: int, slots: Sequence[int], logits: Logits = Logits.ALL) -> Chunk:
+    """Positions [start, start + len(ids)) of a sequence whose slot table begins with `slots`."""
+    table = np.asarray(slots, np.int32)[: start + len(ids)]
+    return Chunk(token_ids=np.asarray(ids, np.int32), start=start, slots=table, logits=logits)
+
+
+def chunks_of(ids: Sequence[int], slots: Sequence[int], cuts: Sequence[int]) -> list[Chunk]:
+    """One sequence cut at the given positions, in order."""
+    bounds = [0, *cuts, len(ids)]
+    return [chunk(ids[a:b], a, slots) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def greedy(runner: Runner, prompt: Sequence[int], num_tokens: int) -> list[int]:
+    """The `num_tokens` most likely next tokens, through prefill and single-token steps over slots 0, 1, ..."""
+    ids, start = list(prompt), 0
+    slots = range(len(prompt) + num_tokens)
+    for _ in range(num_tokens):
+        logits = runner.forward([chunk(ids[start:], start, slots, Logits.LAST)])
+        start = len(ids)
+        ids.append(int(logits[-1].argmax()))
+    return ids[len(prompt) :]
