@@ -22,9 +22,10 @@ EXIT_STARTUP = 2
 EXIT_INTERRUPTED = 130
 
 _SERVE_EPILOG = f"""\
-Each setting can also be a key of the TOML file (section by section, as above) or a variable such as
-RADIXSERVE_KV_BUDGET. A flag wins over a variable, a variable over the file. {CONFIG_VARIABLE} names the file, too.
-"auto" stands for the default in words. Sizes: 512MiB, 2GiB, or bytes. All of it: docs/settings.md.
+Each setting can also be a key of the TOML file (section by section, as above)
+or a variable such as RADIXSERVE_KV_BUDGET. A flag wins over a variable, a
+variable over the file. {CONFIG_VARIABLE} names the file, too. "auto" stands
+for the default in words. Sizes: 512MiB, 2GiB, or bytes. See docs/settings.md.
 """
 
 log = logging.getLogger(__name__)
@@ -52,14 +53,16 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     serve = commands.add_parser(
         "serve",
+        usage="radixserve serve [--config FILE] [--SETTING VALUE ...]",
         help="serve a model over HTTP",
         description="Serve a model over HTTP; ready when GET /health/ready answers 200.",
         epilog=_SERVE_EPILOG,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_settings(serve)
     serve.set_defaults(run=_serve)
-    talk = commands.add_parser("chat", help="talk to a running server in the terminal")
+    talk = commands.add_parser("chat", help="talk to a running server in the terminal", allow_abbrev=False)
     chat.add_arguments(talk)
     talk.set_defaults(run=chat.main)
     return parser

@@ -1,0 +1,195 @@
+"""The command line: what reaches the server, what is refused, exit statuses, and a help that a person can read."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import radixserve
+from radixserve import cli
+from radixserve.config import SECTIONS, TABLE, Settings
+from radixserve.errors import ConfigError, ModelRefused, StartupError
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """The settings with which `radixserve serve` would have served; nothing is served."""
+    calls: list[Settings] = []
+    stub = types.ModuleType("radixserve.serve")
+    stub.serve = lambda settings: calls.append(settings) or 0  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "radixserve.serve", stub)
+    monkeypatch.setattr(cli, "configure_logging", lambda level: None)
+    for row in TABLE:
+        monkeypatch.delenv(row.variable, raising=False)
+    monkeypatch.delenv("RADIXSERVE_CONFIG", raising=False)
+    return calls
+
+
+def test_serve_without_arguments_uses_the_defaults(served: list[Settings]) -> None:
+    assert cli.main(["serve"]) == 0
+    assert served == [Settings()]
+
+
+def test_flags_reach_the_server(served: list[Settings]) -> None:
+    flags = ["--model", "a/b", "--host", "::1", "--port", "0", "--device", "cpu", "--kv-budget", "512MiB", "--no-cache"]
+    assert cli.main(["serve", *flags]) == 0
+    assert served == [Settings(model="a/b", host="::1", port=0, device="cpu", kv_budget=512 << 20, cache=False)]
+
+
+def test_a_flag_wins_over_a_variable_and_a_variable_over_the_file(
+    served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[server]\nport = 1\nhost = 'file'\n[cache]\nkv_budget = '1GiB'\ncache = false\n")
+    monkeypatch.setenv("RADIXSERVE_PORT", "2")
+    monkeypatch.setenv("RADIXSERVE_HOST", "variable")
+    assert cli.main(["serve", "--config", str(file), "--port", "3", "--cache"]) == 0
+    assert served == [Settings(port=3, host="variable", kv_budget=1 << 30, cache=True)]
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_every_setting_has_a_flag(row: object, served: list[Settings]) -> None:
+    assert isinstance(row, type(TABLE[0]))
+    default = "auto" if row.doc.zero else row.show(row.default)
+    flags = [row.flag] if row.plain is bool else [row.flag, default]
+    assert cli.main(["serve", *flags]) == 0
+    assert getattr(served[0], row.name) == (True if row.plain is bool else row.default)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--port", "http"], "radixserve: --port: server.port = 'http' is not valid: Expected `int`, got `str`\n"),
+        (["--kv-budget", "-1"], "radixserve: --kv-budget: cache.kv_budget = '-1' is not valid: expected a size"),
+        (["--device", "tpu"], "radixserve: --device: model.device = 'tpu' is not valid: one of auto, cpu, cuda\n"),
+        (["--config", "/absent.toml"], "radixserve: cannot read the settings in /absent.toml: "),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_status_2(
+    arguments: list[str], told: str, served: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(told)
+    assert error.count("\n") == 1
+    assert served == []
+
+
+@pytest.mark.parametrize("error", [StartupError("no port"), ConfigError("bad"), ModelRefused("sliding window")])
+def test_what_prevents_the_start_is_one_line_and_status_2(
+    error: StartupError, served: list[Settings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(settings: Settings) -> int:
+        raise error
+
+    monkeypatch.setattr(sys.modules["radixserve.serve"], "serve", refuse)
+    assert cli.main(["serve"]) == 2
+    assert capsys.readouterr().err == f"radixserve: {error}\n"
+
+
+def test_the_status_of_the_server_is_the_status_of_the_command(
+    served: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["radixserve.serve"], "serve", lambda settings: 7)
+    assert cli.main(["serve"]) == 7
+
+
+def test_interrupting_is_status_130(served: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(settings: Settings) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["radixserve.serve"], "serve", interrupt)
+    assert cli.main(["serve"]) == 130
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["serve", "--fly"], ["serve", "extra"], ["serve", "--port"]])
+def test_wrong_arguments_are_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: radixserve")
+
+
+def test_a_shortened_flag_is_not_guessed(served: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--kv", "1GiB"])
+    assert "unrecognized arguments: --kv 1GiB" in capsys.readouterr().err
+
+
+def test_the_settings_are_logged_once(served: list[Settings], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "radixserve"):
+        cli.main(["serve", "--kv-budget", "2048MiB"])
+    told = [record.getMessage() for record in caplog.records if "kv_budget=2GiB (--kv-budget)" in record.getMessage()]
+    assert len(told) == 1
+
+
+def helped(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    text = helped(["--help"], capsys)
+    for command in ("serve", "chat"):
+        assert f"\n    {command} " in text
+
+
+def test_the_help_of_serve_groups_every_setting_by_section(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    text = helped(["serve", "--help"], capsys)
+    starts = [text.index(f"\n[{section}] {title}:\n") for section, title in SECTIONS.items()]
+    assert starts == sorted(starts)
+    for row in TABLE:
+        assert text.index(f"\n  {row.flag}") > starts[list(SECTIONS).index(row.doc.section)]
+    assert "memory for keys and values, in bytes; auto: a share of the free memory [auto]" in " ".join(text.split())
+    assert max(len(line) for line in text.splitlines()) <= 100
+
+
+def test_chat_runs_the_terminal_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    from radixserve import chat
+
+    calls: list[argparse.Namespace] = []
+    monkeypatch.setattr(chat, "main", lambda arguments: calls.append(arguments) or 0)
+    assert cli.main(["chat"]) == 0
+    assert len(calls) == 1
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parent.parent
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=root, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_the_package_runs_as_a_module() -> None:
+    result = run("-m", "radixserve", "--version")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"radixserve {radixserve.__version__}\n", "")
+
+
+def test_help_and_settings_need_neither_torch_nor_transformers() -> None:
+    heavy = "{'torch', 'transformers', 'numba', 'aiohttp'}"
+    code = f"import sys\nfrom radixserve import cli\ncli._parser()\nprint(sorted({heavy} & set(sys.modules)))"
+    assert run("-c", code).stdout == "[]\n"
+
+
+def test_log_lines_name_level_and_module_and_keep_libraries_quiet() -> None:
+    code = (
+        "import logging\nfrom radixserve.logs import configure_logging\nconfigure_logging('info')\n"
+        "logging.getLogger('radixserve.x').info('hello')\nlogging.getLogger('radixserve.x').debug('no')\n"
+        "logging.getLogger('other').info('no')\nlogging.getLogger('other').warning('beware')\n"
+    )
+    lines = run("-c", code).stderr.splitlines()
+    assert [line.split(" ", 2)[2].split() for line in lines] == [
+        ["INFO", "MainProcess", "radixserve.x:", "hello"],
+        ["WARNING", "MainProcess", "other:", "beware"],
+    ]
