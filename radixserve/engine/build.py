@@ -8,12 +8,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from radixserve.cache.kvcache import KVCache
+from radixserve.cache.pool import KVPool
 from radixserve.config import Settings
 from radixserve.engine.core import EngineCore, StepModel
 from radixserve.engine.scheduler import Limits
-from radixserve.errors import ModelRefused
+from radixserve.errors import ConfigError, ModelRefused
+from radixserve.model.budget import slots_for_budget
 from radixserve.model.fake import FakeModel
+from radixserve.model.loader import load_model
+from radixserve.model.runner import Runner
 from radixserve.step import EngineInfo
 
 _FAKE_SLOT_BYTES = 16
@@ -55,4 +61,35 @@ def _fake(settings: Settings, model: str) -> tuple[StepModel, EngineInfo]:
 
 
 def _real(settings: Settings, model: str) -> tuple[StepModel, EngineInfo]:
-    raise ModelRefused("not yet")
+    """The transformers model at `model` over a pool of the size that the budget gives."""
+    device = _device(settings.device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    loaded = load_model(model, device, _dtype(settings.dtype, device))
+    num_slots = slots_for_budget(loaded.shape, loaded.context_length, device, settings.kv_budget)
+    info = EngineInfo(
+        vocab_size=loaded.vocab_size,
+        context_length=loaded.context_length,
+        eos_token_ids=loaded.eos_token_ids,
+        num_slots=num_slots,
+        slot_bytes=loaded.shape.slot_bytes,
+        device=device.type,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        attention=loaded.attention,
+        exact=loaded.exact,
+        inexact_reason=loaded.inexact_reason,
+        cache_enabled=settings.cache,
+    )
+    return Runner(loaded, KVPool(loaded.shape, num_slots, device)), info
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but torch finds no CUDA device")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _dtype(wanted: str, device: torch.device) -> torch.dtype:
+    if wanted == "auto":
+        wanted = "bfloat16" if device.type == "cuda" else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]

@@ -1,0 +1,130 @@
+"""Start, death of the engine, drain and end of a real server; the model of no cost where its answers do not matter."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+
+import openai
+import pytest
+
+from tests.e2e.server import Server, running
+
+FAKE = ("--fake-model", "--served-model-name", "fake", "--threads", "1")
+
+
+def status(server: Server, path: str) -> int:
+    try:
+        with urllib.request.urlopen(server.url + path, timeout=30) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def engine_pid(server: Server) -> int:
+    """The only child of the server process."""
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(server.process.pid)], capture_output=True, text=True)
+    return int(children.stdout.split()[0])
+
+
+def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def complete(server: Server, **fields: object) -> str:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        return client.completions.create(model="fake", prompt="hello", **fields).choices[0].text  # type: ignore[call-overload, no-any-return]
+
+
+def test_a_killed_engine_is_replaced_and_live_requests_are_told() -> None:
+    with running(*FAKE) as server:
+        before = complete(server, max_tokens=8)
+        failures: list[Exception] = []
+
+        def long_request() -> None:
+            try:
+                complete(server, max_tokens=8000)
+            except openai.APIStatusError as error:
+                failures.append(error)
+
+        waiting = threading.Thread(target=long_request)
+        waiting.start()
+        until(lambda: "radixserve_requests_running 1.0" in _metrics(server))
+        os.kill(engine_pid(server), signal.SIGKILL)
+        waiting.join()
+        assert [getattr(failure, "status_code", None) for failure in failures] == [503]
+        assert status(server, "/health/live") == 200
+        until(lambda: status(server, "/health/ready") == 200)
+        assert complete(server, max_tokens=8) == before
+        assert "radixserve_engine_restarts_total 1.0" in _metrics(server)
+
+
+def _metrics(server: Server) -> str:
+    with urllib.request.urlopen(server.url + "/metrics", timeout=30) as response:
+        return str(response.read().decode())
+
+
+def test_sigterm_lets_a_running_stream_end_and_leaves_no_process() -> None:
+    with running(*FAKE) as server:
+        engine = engine_pid(server)
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            stream = client.completions.create(model="fake", prompt="hello", max_tokens=2000, stream=True)
+            next(iter(stream))
+            server.process.send_signal(signal.SIGTERM)
+            until(lambda: status(server, "/health/ready") == 503)
+            with pytest.raises(openai.InternalServerError):
+                client.completions.create(model="fake", prompt="late", max_tokens=1)
+            rest = list(stream)
+        assert rest[-1].choices[0].finish_reason == "length"
+        assert server.process.wait(60) == 0
+        until(lambda: not os.path.exists(f"/proc/{engine}"))
+
+
+def test_the_engine_does_not_outlive_a_killed_server() -> None:
+    with running(*FAKE) as server:
+        engine = engine_pid(server)
+        server.process.kill()
+        server.process.wait()
+        until(lambda: not os.path.exists(f"/proc/{engine}"))
+
+
+def _refused(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "radixserve", "serve", "--port", "0", *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_a_model_that_is_not_there_is_one_line_and_exit_code_2() -> None:
+    ended = _refused("--model", "./no/such/model")
+    assert ended.returncode == 2
+    assert "no/such/model" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_taken_port_is_one_line_and_exit_code_2() -> None:
+    with running(*FAKE) as server:
+        port = server.url.rsplit(":", 1)[1]
+        ended = _refused(*FAKE, "--port", port)
+    assert ended.returncode == 2
+    assert f":{port}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_what_the_server_prints_can_be_pasted() -> None:
+    with running(*FAKE) as server:
+        until(lambda: any(line.startswith("try: curl") for line in server.lines), 10)
+        (line,) = [line for line in server.lines if line.startswith("try: curl")]
+        command = line.removeprefix("try: ").replace('"messages"', '"max_tokens": 3, "messages"')
+        answer = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+        assert json.loads(answer.stdout)["choices"][0]["message"]["role"] == "assistant"
