@@ -43,6 +43,7 @@ class Answer:
     usage: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> str:
+        """What the answer cost, as far as it is known: after Ctrl-C the server has not sent its counts."""
         parts = []
         if self.usage:
             cached = (self.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)

