@@ -14,6 +14,9 @@ MAX_FUNCTION_LINES = 40
 MAX_CLASS_LINES = 200
 MAX_PARAMETERS = 6
 
+# Signatures that are somebody else's.
+FOREIGN = {"radixserve/model/attention.py attention": "transformers calls it"}
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -44,7 +47,8 @@ def too_large(name: str, text: str, tree: ast.Module) -> Iterator[str]:
         if isinstance(node, Function):
             if (lines := lines_of(node)) > MAX_FUNCTION_LINES:
                 yield f"{name}:{node.lineno} {node.name}: {lines} lines"
-            if (parameters := parameters_of(node)) > MAX_PARAMETERS:
+            foreign = f"{name} {node.name}" in FOREIGN
+            if (parameters := parameters_of(node)) > MAX_PARAMETERS and not foreign:
                 yield f"{name}:{node.lineno} {node.name}: {parameters} parameters"
         if isinstance(node, ast.ClassDef) and (lines := lines_of(node)) > MAX_CLASS_LINES:
             yield f"{name}:{node.lineno} {node.name}: {lines} lines"
@@ -53,7 +57,7 @@ def too_large(name: str, text: str, tree: ast.Module) -> Iterator[str]:
 def undocumented(name: str, tree: ast.Module) -> Iterator[str]:
     """The module, its public functions, its public classes that do something and their public methods.
 
-    A class of fields only, and a method of fewer than 5 lines, may speak for themselves.
+    A class of fields only, a method of fewer than 5 lines and a torch module's `forward` may speak for themselves.
     """
     if not ast.get_docstring(tree) and tree.body:
         yield f"{name}: no docstring"
@@ -64,7 +68,8 @@ def undocumented(name: str, tree: ast.Module) -> Iterator[str]:
         if (methods or isinstance(node, Function)) and not ast.get_docstring(node):
             yield f"{name}:{node.lineno} {node.name}: no docstring"
         for method in methods:
-            if not method.name.startswith("_") and lines_of(method) >= 5 and not ast.get_docstring(method):
+            silent = method.name.startswith("_") or method.name == "forward" or lines_of(method) < 5
+            if not silent and not ast.get_docstring(method):
                 yield f"{name}:{method.lineno} {node.name}.{method.name}: no docstring"
 
 
