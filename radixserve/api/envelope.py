@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 import msgspec
-from aiohttp import ClientPayloadError, web
+from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from radixserve.api.answers import ErrorDetail, ErrorEnvelope
@@ -18,6 +18,7 @@ from radixserve.errors import ApiError, BadRequest, BodyTooLarge, MethodNotAllow
 log = logging.getLogger("radixserve.api")
 
 _MAX_MESSAGE_CHARS = 1000
+_BODY_LEFT_UNREAD = ("invalid_body", "request_timeout")  # the connection cannot be used again
 
 
 def encode_error(error: ApiError) -> bytes:
@@ -35,7 +36,10 @@ def error_response(error: ApiError, retry_after: int) -> web.Response:
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.retry_after if error.retry_after is not None else retry_after)
     body = encode_error(error)
-    return web.Response(status=error.status, body=body, content_type="application/json", headers=headers)
+    response = web.Response(status=error.status, body=body, content_type="application/json", headers=headers)
+    if error.code in _BODY_LEFT_UNREAD:
+        response.force_close()
+    return response
 
 
 def as_api_error(error: Exception, request: web.Request) -> ApiError:
@@ -44,7 +48,7 @@ def as_api_error(error: Exception, request: web.Request) -> ApiError:
         return error
     if isinstance(error, web.HTTPException):
         return _from_aiohttp(error, request)
-    if isinstance(error, (HttpProcessingError, ClientPayloadError)):
+    if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
         return BadRequest("The body could not be read: its encoding or framing is broken.", code="invalid_body")
     log.exception("unexpected failure in %s %s", request.method, request.path, exc_info=error)
     return ServerError("The server failed on this request.", code="internal_error")

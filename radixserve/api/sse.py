@@ -42,11 +42,13 @@ class EventStream:
         await self.response.write_eof()
 
     async def fail(self, error: ApiError) -> None:
-        """End a stream that failed: an error event, no `[DONE]`, and the connection closes."""
+        """End a stream that failed: an error event and no `[DONE]`.
+
+        The connection stays usable: the client was not told otherwise, and may have its next request on the way.
+        """
         with contextlib.suppress(ConnectionError):
             await self._write(b"data: %b\n\n" % encode_error(error))
             await self.response.write_eof()
-        self.response.force_close()
 
     async def _write(self, data: bytes) -> None:
         if not self.response.prepared:

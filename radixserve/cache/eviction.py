@@ -133,7 +133,7 @@ class Evictor:
 
     def _drop(self, leaf: Node) -> list[Run]:
         """Take the first leaf in the order out of the tree; its parent inherits its recency and may be next."""
-        del self._leaves[0]
+        self._leaves.pop(0)
         leaf.rank = None
         runs = self._tree.remove(leaf)
         parent = leaf.parent

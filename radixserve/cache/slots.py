@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from sortedcontainers import SortedList
+from sortedcontainers import SortedDict
 
 from radixserve.step import Slots
 
@@ -56,14 +56,15 @@ def write_slots(runs: Sequence[Run], table: Slots) -> None:
 class SlotAllocator:
     """Hands out slots and takes them back; a slot is never out twice.
 
-    With 10 slots, of which 2, 3, 4 and 8 are free:
+    With 12 slots, of which 2, 3, 4, 8 and 10 are free:
 
-        _stop_at    {2: 5, 8: 9}        start of a free run -> the slot after its last
-        _start_at   {5: 2, 9: 8}        the same, the other way round: finds the neighbour to coalesce with
-        _by_length  [(1, 8), (3, 2)]    (length, start), sorted: finds the best fit
-        _is_free    0011100010          one byte per slot: finds a double free, whatever its shape
+        _stop_at    {2: 5, 8: 9, 10: 11}        start of a free run -> the slot after its last
+        _start_at   {5: 2, 9: 8, 11: 10}        the same, the other way round: finds the neighbour to coalesce with
+        _starts     {1: [8, 10], 3: [2]}        length -> starts of the free runs that long, lengths sorted: best fit
+        _is_free    001110001010                one byte per slot: finds a double free, whatever its shape
 
-    Free runs never touch each other. Every operation costs O(log(free runs)) per run handed out or taken back.
+    Free runs never touch each other. An operation costs a few dict accesses per run handed out or taken back, and
+    O(log(different lengths)) where a length appears or disappears.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -71,7 +72,7 @@ class SlotAllocator:
         self.num_free = 0
         self._stop_at: dict[int, int] = {}
         self._start_at: dict[int, int] = {}
-        self._by_length: SortedList = SortedList()
+        self._starts: SortedDict = SortedDict()  # the starts are a dict's keys: a set whose order is that of insertion
         self._is_free = bytearray(num_slots)
         if num_slots:
             self.free([(0, num_slots)])
@@ -86,7 +87,8 @@ class SlotAllocator:
         runs: list[Run] = []
         while num_slots > 0:
             # Longest first until the rest fits into one run: no choice needs fewer runs.
-            length, start = next(self._by_length.irange((num_slots, 0)), self._by_length[-1])
+            length = next(self._starts.irange(num_slots), None) or self._starts.keys()[-1]
+            start = next(reversed(self._starts[length]))
             taken = min(length, num_slots)
             self._take(start, length, taken)
             append_runs(runs, [(start, taken)])
@@ -96,14 +98,9 @@ class SlotAllocator:
     def _take(self, start: int, length: int, taken: int) -> None:
         """Cut the first `taken` slots off the free run (start, length)."""
         cut, stop = start + taken, start + length
-        self._by_length.remove((length, start))
-        del self._stop_at[start]
+        self._forget(start, stop)
         if cut < stop:
-            self._stop_at[cut] = stop
-            self._start_at[stop] = cut
-            self._by_length.add((stop - cut, cut))
-        else:
-            del self._start_at[stop]
+            self._note(cut, stop)
         self._is_free[start:cut] = bytes(taken)
         self.num_free -= taken
 
@@ -115,21 +112,34 @@ class SlotAllocator:
                 raise AssertionError(f"slots {start}..{stop - 1} were freed twice, or never existed")
             self._is_free[start:stop] = b"\1" * length
             self.num_free += length
-            self._add_coalesced(start, stop)
+            if start in self._start_at:
+                left = self._start_at[start]
+                self._forget(left, start)
+                start = left
+            if stop in self._stop_at:
+                right = self._stop_at[stop]
+                self._forget(stop, right)
+                stop = right
+            self._note(start, stop)
 
-    def _add_coalesced(self, start: int, stop: int) -> None:
-        """Note the slots start .. stop-1 as free, joined with the free runs that end or begin there."""
-        left = self._start_at.pop(start, None)
-        if left is not None:
-            self._by_length.remove((start - left, left))
-            start = left
-        right = self._stop_at.pop(stop, None)
-        if right is not None:
-            self._by_length.remove((right - stop, stop))
-            stop = right
+    def _note(self, start: int, stop: int) -> None:
+        """Add the free run start .. stop-1 to the three dicts."""
         self._stop_at[start] = stop
         self._start_at[stop] = start
-        self._by_length.add((stop - start, start))
+        starts = self._starts.get(stop - start)
+        if starts is None:
+            self._starts[stop - start] = {start: None}
+        else:
+            starts[start] = None
+
+    def _forget(self, start: int, stop: int) -> None:
+        """Undo _note()."""
+        del self._stop_at[start]
+        del self._start_at[stop]
+        starts = self._starts[stop - start]
+        del starts[start]
+        if not starts:
+            del self._starts[stop - start]
 
     def free_runs(self) -> list[Run]:
         """The free runs by start; O(free runs)."""
@@ -138,12 +148,14 @@ class SlotAllocator:
     def check(self) -> None:
         """Assert that the four views above agree and that no two free runs touch; O(num_slots)."""
         runs = self.free_runs()
-        map_ = bytearray(self.num_slots)
+        is_free = bytearray(self.num_slots)
         for start, length in runs:
             assert length > 0, f"the free run at {start} is empty"
-            assert not any(map_[max(start - 1, 0) : start + length]), f"the free run at {start} touches another"
-            map_[start : start + length] = b"\1" * length
-        assert map_ == self._is_free, "the free runs and the map of free slots differ"
-        assert self.num_free == sum(map_), f"{sum(map_)} slots are free, {self.num_free} are counted"
+            assert not any(is_free[max(start - 1, 0) : start + length]), f"the free run at {start} touches another"
+            is_free[start : start + length] = b"\1" * length
+        assert is_free == self._is_free, "the free runs and the map of free slots differ"
+        assert self.num_free == sum(is_free), f"{sum(is_free)} slots are free, {self.num_free} are counted"
         assert self._start_at == {start + length: start for start, length in runs}, "a free run's end is misnoted"
-        assert list(self._by_length) == sorted((length, start) for start, length in runs), "the order by length is off"
+        by_length = sorted((length, start) for length, starts in self._starts.items() for start in starts)
+        assert by_length == sorted((length, start) for start, length in runs), "a free run stands under a wrong length"
+        assert all(self._starts.values()), "a length is noted that no free run has"

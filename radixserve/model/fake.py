@@ -23,7 +23,7 @@ class FakeModel:
         self.vocab_size = vocab_size
         self._first = first_token
         tokens = torch.arange(_CYCLE) + first_token
-        self._rows = torch.zeros(_CYCLE, vocab_size).index_put_((torch.arange(_CYCLE), tokens), torch.tensor(9.0))
+        self._rows = torch.zeros(_CYCLE, vocab_size).index_put_((torch.arange(_CYCLE), tokens), torch.tensor(99.0))
 
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Float32 logits [sum of chunk.num_logits, vocab_size]."""

@@ -1,0 +1,53 @@
+"""Correctness under load: every greedy answer against the answer to the same request sent alone afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import aiohttp
+
+from loadtest.client import Answer, Refused, ask
+from loadtest.record import digest_of
+from loadtest.replay import Run, Sent, Target, connect
+
+
+@dataclass(slots=True)
+class Difference:
+    """A request whose answer under load is not the one it gets alone."""
+
+    sent: Sent
+    reason: str
+
+
+def comparable(run: Run) -> list[Sent]:
+    """Each greedy request that was answered completely, once for every different answer it got."""
+    chosen: dict[tuple[str, str | None], Sent] = {}
+    for sent in run.sent:
+        if sent.record.answered and sent.body.get("temperature") == 0:
+            chosen.setdefault((json.dumps([sent.path, sent.body]), sent.record.digest), sent)
+    return list(chosen.values())
+
+
+async def check(run: Run, target: Target, on_checked: Callable[[], None]) -> list[Difference]:
+    """Send each comparable request again, one at a time, and return those with another answer."""
+    differences = []
+    async with connect(target) as session:
+        for sent in comparable(run):
+            reason = await _differs(session, sent, target.timeout_seconds)
+            if reason:
+                differences.append(Difference(sent, reason))
+            on_checked()
+    return differences
+
+
+async def _differs(session: aiohttp.ClientSession, sent: Sent, timeout_seconds: float) -> str | None:
+    answer = Answer()
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            await ask(session, sent.path, sent.body, answer)
+    except (Refused, aiohttp.ClientError, OSError, TimeoutError) as error:
+        return f"alone it failed: {error or type(error).__name__}"
+    return None if digest_of(answer.ordered_texts()) == sent.record.digest else "another answer when sent alone"
