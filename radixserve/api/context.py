@@ -46,6 +46,8 @@ class TokenizerThreads:
 
 @dataclass(frozen=True, slots=True)
 class Api:
+    """The collaborators and facts that handlers use."""
+
     engine: EngineClient
     tokenizer: Tokenizer
     metrics: Metrics

@@ -26,10 +26,12 @@ def check_range(name: str, value: float | None, lowest: float, highest: float, k
 
 
 def too_many(param: str, most: int, what: str | None = None) -> BadRequest:
+    """More than `most` entries in a list or object."""
     message = f"{what or repr(param)} may have at most {most} entries."
     return BadRequest(message, param=param, code="array_above_max_length")
 
 
 def unsupported(param: str, what: str | None = None) -> BadRequest:
+    """A field or value that is known elsewhere, and that this server would otherwise have to ignore."""
     message = f"Not supported by this server: {what or repr(param)}. Leave it out, or send null."
     return BadRequest(message, param=param, code="unsupported_parameter")

@@ -9,6 +9,8 @@ from radixserve.config import Settings
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
+    """What one client may ask for, and how long it may take."""
+
     max_body_bytes: int = 4 * 1024 * 1024  # after decompression
     max_choices: int = 16  # n
     max_prompts: int = 16  # prompts in one completion body

@@ -1,0 +1,370 @@
+"""Bad bodies: each gets its refusal on every endpoint it applies to, and the next good request its usual answer."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from typing import Any
+
+import pytest
+
+from radixserve.api.wire import AS_IF_ABSENT, ChatBody, CompletionBody
+from tests.api.conftest import CHAT, COMPLETIONS, Server, body_for, reference, text_of
+
+BOTH = (CHAT, COMPLETIONS)
+ALL = (*BOTH, "/tokenize", "/detokenize")
+
+NOT_JSON = {
+    "empty": b"",
+    "braces": b"{{{",
+    "list": b"[]",
+    "null": b"null",
+    "string": b'"x"',
+    "invalid UTF-8": b'{"model": "\xff"}',
+    "UTF-16": '{"model": "x"}'.encode("utf-16"),
+    "byte order mark": b'\xef\xbb\xbf{"model": "x"}',
+    "surrogate": b'{"model": "\\ud800"}',
+    "surrogate in a key": b'{"\\udfff": 1}',
+    "NaN": b'{"model": NaN}',
+}
+
+# field, value, code, and the name the answer gives if it is not the field's
+FIELDS: list[tuple[Any, ...]] = [
+    ("max_tokens", True, "invalid_type"),
+    ("max_tokens", 10.0, "invalid_type"),
+    ("max_tokens", "10", "invalid_type"),
+    ("max_tokens", -1, "integer_below_min_value"),
+    ("max_tokens", 0, "integer_below_min_value"),
+    ("max_tokens", 2**63, "integer_above_max_value"),
+    ("max_tokens", 10**100, "integer_above_max_value"),
+    ("max_tokens", 513, "context_length_exceeded", None),
+    ("n", 0, "integer_below_min_value"),
+    ("n", -1, "integer_below_min_value"),
+    ("n", 17, "integer_above_max_value"),
+    ("n", 10**9, "integer_above_max_value"),
+    ("n", True, "invalid_type"),
+    ("best_of", 2, "unsupported_parameter"),
+    ("temperature", -1, "decimal_below_min_value"),
+    ("temperature", 2.01, "decimal_above_max_value"),
+    ("temperature", "1", "invalid_type"),
+    ("temperature", False, "invalid_type"),
+    ("top_p", 0, "decimal_below_min_value"),
+    ("top_p", -0.1, "decimal_below_min_value"),
+    ("top_p", 1.1, "decimal_above_max_value"),
+    ("top_k", -2, "integer_below_min_value"),
+    ("top_k", 1.5, "invalid_type"),
+    ("min_p", -0.1, "decimal_below_min_value"),
+    ("min_p", 1.1, "decimal_above_max_value"),
+    ("presence_penalty", 3, "decimal_above_max_value"),
+    ("presence_penalty", -3, "decimal_below_min_value"),
+    ("frequency_penalty", 3, "decimal_above_max_value"),
+    ("repetition_penalty", 0, "decimal_below_min_value"),
+    ("repetition_penalty", 2.5, "decimal_above_max_value"),
+    ("seed", "7", "invalid_type"),
+    ("seed", 2**63, "integer_above_max_value"),
+    ("seed", -(2**63) - 1, "integer_below_min_value"),
+    ("min_tokens", -1, "integer_below_min_value"),
+    ("min_tokens", 5, "integer_above_max_value"),
+    ("ignore_eos", 1, "invalid_type"),
+    ("stop", list("abcde"), "array_above_max_length"),
+    ("stop", "", "invalid_value"),
+    ("stop", ["a", ""], "invalid_value"),
+    ("stop", "x" * 20_000, "string_above_max_length"),
+    ("stop", [1], "invalid_type", "stop[0]"),
+    ("stop_token_ids", [258], "invalid_value", "stop_token_ids[0]"),
+    ("stop_token_ids", [1, -1], "invalid_value", "stop_token_ids[1]"),
+    ("stop_token_ids", [True], "invalid_type", "stop_token_ids[0]"),
+    ("stop_token_ids", [0] * 129, "array_above_max_length"),
+    ("logit_bias", {"abc": 1}, "invalid_value"),
+    ("logit_bias", {"258": 1}, "invalid_value"),
+    ("logit_bias", {"5": 1e9}, "decimal_above_max_value"),
+    ("logit_bias", {"-1": 1}, "invalid_value"),
+    ("logit_bias", {"1_0": 1}, "invalid_value"),
+    ("logit_bias", {"٣": 1}, "invalid_value"),
+    ("logit_bias", {"5": None}, "invalid_type", "logit_bias[...]"),
+    ("logit_bias", {str(i): 1 for i in range(301)}, "array_above_max_length"),
+    ("logit_bias", [1], "invalid_type"),
+    ("stream", "yes", "invalid_type"),
+    ("stream", 1, "invalid_type"),
+    ("stream_options", {"include_usage": True}, "invalid_value"),
+    ("model", 3, "invalid_type"),
+    ("model", None, "invalid_type"),
+    ("service_tier", "flex", "unsupported_parameter"),
+    ("store", True, "unsupported_parameter"),
+    ("no_such_field", 1, "unknown_parameter"),
+    ("x" * 500, 1, "unknown_parameter", ...),
+    *(
+        (name, value, "unsupported_parameter")
+        for name, value in {
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+            "tool_choice": "auto",
+            "functions": [{"name": "f"}],
+            "function_call": "auto",
+            "parallel_tool_calls": True,
+            "response_format": {"type": "json_object"},
+            "structured_outputs": {"regex": "a+"},
+            "guided_regex": "a+",
+            "grammar": "root ::= x",
+            "logits_processors": ["os.system"],
+            "chat_template": "{{ 1 }}",
+            "chat_template_kwargs": {"chat_template": "{{ 1 }}"},
+            "modalities": ["text", "audio"],
+            "audio": {"voice": "x"},
+            "suffix": "end",
+            "prompt_cache_key": "k",
+            "cache_salt": "s",
+            "prompt_logprobs": 1,
+            "prompt_embeds": "AAAA",
+            "priority": 1,
+            "use_beam_search": True,
+            "skip_special_tokens": False,
+            "truncate_prompt_tokens": 5,
+            "reasoning_effort": "low",
+            "web_search_options": {},
+        }.items()
+    ),
+]
+
+CHAT_FIELDS: list[tuple[Any, ...]] = [
+    ("messages", [], "empty_array"),
+    ("messages", "hello", "invalid_type"),
+    ("messages", [123], "invalid_type", "messages[0]"),
+    ("messages", [{}], "missing_required_parameter", "messages[0].role"),
+    ("messages", [{"role": 123, "content": "x"}], "invalid_type", "messages[0].role"),
+    ("messages", [{"role": "alien", "content": "x"}], "invalid_value", "messages[0].role"),
+    ("messages", [{"role": "tool", "content": "x"}], "unsupported_parameter", "messages[0].role"),
+    ("messages", [{"role": "user"}], "missing_required_parameter", "messages[0].content"),
+    ("messages", [{"role": "user", "content": None}], "missing_required_parameter", "messages[0].content"),
+    ("messages", [{"role": "user", "content": 5}], "invalid_type", "messages[0].content"),
+    ("messages", [{"role": "user", "content": []}], "empty_array", "messages[0].content"),
+    ("messages", [{"role": "user", "content": ["x"]}], "invalid_type", "messages[0].content[0]"),
+    (
+        "messages",
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}],
+        "unsupported_parameter",
+        "messages[0].content[0].type",
+    ),
+    (
+        "messages",
+        [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text"}]}],
+        "missing_required_parameter",
+        "messages[0].content[1].text",
+    ),
+    (
+        "messages",
+        [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {}}]}],
+        "unsupported_parameter",
+        "messages[0].content[0].cache_control",
+    ),
+    ("messages", [{"role": "user", "content": "x", "what": 1}], "unknown_parameter", "messages[0].what"),
+    ("messages", [{"role": "user", "content": "x", "name": "bob"}], "unsupported_parameter", "messages[0].name"),
+    ("messages", [{"role": "user", "content": "x" * 10_000}], "context_length_exceeded"),
+    ("messages", [{"role": "user", "content": "x" * 510}], "context_length_exceeded", None),
+    ("logprobs", 2, "invalid_type"),
+    ("top_logprobs", 2, "invalid_value"),
+    ("top_logprobs", 21, "integer_above_max_value"),
+    ("top_logprobs", -1, "integer_below_min_value"),
+    ("max_completion_tokens", 5, "invalid_value"),
+    ("max_completion_tokens", 0, "integer_below_min_value"),
+    ("echo", True, "unsupported_parameter"),
+    ("prompt", "x", "unknown_parameter"),
+]
+
+COMPLETION_FIELDS: list[tuple[Any, ...]] = [
+    ("prompt", None, "invalid_type"),
+    ("prompt", 5, "invalid_type"),
+    ("prompt", "", "invalid_value"),
+    ("prompt", ["a", ""], "invalid_value", "prompt[1]"),
+    ("prompt", [], "empty_array"),
+    ("prompt", [[]], "empty_array", "prompt[0]"),
+    ("prompt", ["a"] * 17, "array_above_max_length"),
+    ("prompt", ["a"] * 10_000, "array_above_max_length"),
+    ("prompt", ["a", 1], "invalid_type"),
+    ("prompt", [[1], "a"], "invalid_type"),
+    ("prompt", [[[1]]], "invalid_type", "prompt[0][0]"),
+    ("prompt", [1, -1], "invalid_value", "prompt[1]"),
+    ("prompt", [258], "invalid_value", "prompt[0]"),
+    ("prompt", [[1], [2, 10**30]], "invalid_value", "prompt[1][1]"),
+    ("prompt", [1.0], "invalid_type", "prompt[0]"),
+    ("prompt", [True], "invalid_type", "prompt[0]"),
+    ("prompt", [[1, False]], "invalid_type", "prompt[0][1]"),
+    ("prompt", "x" * 10_000, "context_length_exceeded"),
+    ("prompt", "x" * 509, "context_length_exceeded", None),
+    ("prompt", [5] * 513, "context_length_exceeded", None),
+    ("logprobs", True, "invalid_type"),
+    ("logprobs", 6, "integer_above_max_value"),
+    ("logprobs", -1, "integer_below_min_value"),
+    ("echo", 1, "invalid_type"),
+    ("messages", [], "unknown_parameter"),
+    ("max_completion_tokens", 5, "unknown_parameter"),
+]
+
+
+def case_id(case: tuple[Any, ...]) -> str:
+    return f"{case[0]}={json.dumps(case[1])}"[:60]
+
+
+async def assert_still_serves(server: Server) -> None:
+    """The reference answers, and nothing left over from before."""
+    assert server.engine.live == {}
+    for path in BOTH:
+        status, answer = await server.post(path, body_for(path))
+        assert (status, text_of(path, answer)) == (200, reference(path))
+
+
+async def assert_refused(server: Server, path: str, body: Any, code: str, param: Any) -> None:
+    status, answer = await server.post(path, body)
+    assert status == 400
+    assert set(answer) == {"error"}
+    error = answer["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["code"]) == ("invalid_request_error", code)
+    if param is not ...:
+        assert error["param"] == param
+    assert error["message"]
+    assert len(error["message"]) <= 1000
+    assert server.engine.seen == []
+    await assert_still_serves(server)
+
+
+@pytest.mark.parametrize("path", ALL)
+@pytest.mark.parametrize("raw", NOT_JSON.values(), ids=NOT_JSON.keys())
+async def test_what_is_not_a_json_object_is_refused(server: Server, path: str, raw: bytes) -> None:
+    await assert_refused(server, path, raw, "invalid_json", None)
+
+
+@pytest.mark.parametrize("path", BOTH)
+async def test_anything_after_the_body_is_refused(server: Server, path: str) -> None:
+    await assert_refused(server, path, json.dumps(body_for(path)).encode() + b" {}", "invalid_json", None)
+
+
+@pytest.mark.parametrize("path", BOTH)
+async def test_nesting_too_deep_for_the_decoder_is_refused(server: Server, path: str) -> None:
+    raw = json.dumps(body_for(path)).encode()[:-1] + b', "tools": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+    await assert_refused(server, path, raw, "invalid_json", None)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400, "9" * 5000])
+@pytest.mark.parametrize("path", BOTH)
+async def test_numbers_beyond_all_bounds_are_refused_by_name(server: Server, path: str, number: str) -> None:
+    raw = json.dumps(body_for(path)).encode()[:-1] + f', "temperature": {number}}}'.encode()
+    await assert_refused(server, path, raw, "invalid_value", "temperature")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("case", FIELDS, ids=case_id)
+async def test_a_bad_field_is_refused_by_name(server: Server, path: str, case: tuple[Any, ...], stream: bool) -> None:
+    name, value, code, *param = case
+    body = body_for(path) | ({"stream": True} if stream and name != "stream_options" else {}) | {name: value}
+    await assert_refused(server, path, body, code, param[0] if param else name)
+    assert server.metrics.records[0].outcome == "rejected"
+
+
+@pytest.mark.parametrize("case", CHAT_FIELDS, ids=case_id)
+async def test_a_bad_chat_field_is_refused_by_name(server: Server, case: tuple[Any, ...]) -> None:
+    name, value, code, *param = case
+    await assert_refused(server, CHAT, body_for(CHAT) | {name: value}, code, param[0] if param else name)
+
+
+@pytest.mark.parametrize("case", COMPLETION_FIELDS, ids=case_id)
+async def test_a_bad_completion_field_is_refused_by_name(server: Server, case: tuple[Any, ...]) -> None:
+    name, value, code, *param = case
+    await assert_refused(server, COMPLETIONS, body_for(COMPLETIONS) | {name: value}, code, param[0] if param else name)
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [(CHAT, "model"), (CHAT, "messages"), (COMPLETIONS, "model"), (COMPLETIONS, "prompt"), ("/detokenize", "tokens")],
+)
+async def test_a_missing_field_is_named(server: Server, path: str, field: str) -> None:
+    body = {} if path == "/detokenize" else body_for(path)
+    body.pop(field, None)
+    await assert_refused(server, path, body, "missing_required_parameter", field)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "param"),
+    [
+        ({"what": 1}, "unknown_parameter", "stream_options.what"),
+        ({"include_usage": "yes"}, "invalid_type", "stream_options.include_usage"),
+        ({"continuous_usage_stats": True}, "unsupported_parameter", "stream_options.continuous_usage_stats"),
+        ({"include_obfuscation": True}, "unsupported_parameter", "stream_options.include_obfuscation"),
+    ],
+)
+@pytest.mark.parametrize("path", BOTH)
+async def test_stream_options_are_checked(server: Server, path: str, options: Any, code: str, param: str) -> None:
+    await assert_refused(server, path, body_for(path, stream=True, stream_options=options), code, param)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code", "param"),
+    [
+        ("/tokenize", {}, "invalid_value", "prompt"),
+        ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "x"}]}, "invalid_value", "prompt"),
+        ("/tokenize", {"prompt": 5}, "invalid_type", "prompt"),
+        ("/tokenize", {"prompt": "x" * 10_000}, "context_length_exceeded", "prompt"),
+        ("/tokenize", {"messages": [{"role": "alien", "content": "x"}]}, "invalid_value", "messages[0].role"),
+        ("/tokenize", {"prompt": "a", "tools": []}, "unknown_parameter", "tools"),
+        ("/detokenize", {"tokens": "a"}, "invalid_type", "tokens"),
+        ("/detokenize", {"tokens": [258]}, "invalid_value", "tokens[0]"),
+        ("/detokenize", {"tokens": [-1]}, "invalid_value", "tokens[0]"),
+        ("/detokenize", {"tokens": [1.0]}, "invalid_type", "tokens[0]"),
+        ("/detokenize", {"tokens": [True]}, "invalid_type", "tokens[0]"),
+    ],
+)
+async def test_tokenize_and_detokenize_check_their_bodies(
+    server: Server, path: str, body: Any, code: str, param: str
+) -> None:
+    await assert_refused(server, path, body, code, param)
+
+
+@pytest.mark.parametrize("path", ALL)
+async def test_an_unknown_model_is_not_found(server: Server, path: str) -> None:
+    body = {"tokens": [1]} if path == "/detokenize" else {"prompt": "x"} if path == "/tokenize" else body_for(path)
+    status, answer = await server.post(path, body | {"model": "y" * 300})
+    assert status == 404
+    assert (answer["error"]["param"], answer["error"]["code"]) == ("model", "model_not_found")
+    assert "y" * 65 not in answer["error"]["message"]
+    await assert_still_serves(server)
+
+
+@pytest.mark.parametrize("path", ALL)
+async def test_a_body_beyond_the_limit_is_refused_plain_or_inflated(server: Server, path: str) -> None:
+    big = b'{"model": "' + b"x" * 70_000 + b'"}'
+    for raw, headers in [(big, {}), (gzip.compress(b"x" * 10_000_000), {"Content-Encoding": "gzip"})]:
+        status, answer = await server.post(path, raw, headers=headers)
+        assert (status, answer["error"]["code"]) == (413, "request_too_large")
+    await assert_still_serves(server)
+
+
+@pytest.mark.parametrize("path", ALL)
+async def test_a_broken_encoding_is_refused(server: Server, path: str) -> None:
+    status, answer = await server.post(path, b"not gzip at all", headers={"Content-Encoding": "gzip"})
+    assert (status, answer["error"]["code"]) == (400, "invalid_body")
+    await assert_still_serves(server)
+
+
+@pytest.mark.parametrize("path", BOTH)
+async def test_null_and_values_without_effect_are_accepted(server: Server, path: str) -> None:
+    body_type = ChatBody if path == CHAT else CompletionBody
+    nulls = dict.fromkeys(set(body_type.__struct_fields__) - {"model", "messages", "prompt", "max_tokens"})
+    status, answer = await server.post(path, nulls | body_for(path))
+    assert (status, text_of(path, answer)) == (200, reference(path))
+    harmless = {name: accepted[0] for name, accepted in AS_IF_ABSENT.items()}
+    harmless |= {"user": "u", "metadata": {"a": "b"}, "safety_identifier": "s", "n": 1, "top_k": -1, "stop": []}
+    status, answer = await server.post(path, harmless | body_for(path))
+    assert (status, text_of(path, answer)) == (200, reference(path))
+
+
+async def test_json_is_read_whatever_content_type_it_claims(server: Server) -> None:
+    raw = json.dumps(body_for(COMPLETIONS)).encode()
+    for content_type in ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=nonsense"):
+        status, answer = await server.post(COMPLETIONS, raw, headers={"Content-Type": content_type})
+        assert (status, text_of(COMPLETIONS, answer)) == (200, "abca")
+
+
+async def test_of_a_key_written_twice_the_last_counts(server: Server) -> None:
+    raw = json.dumps(body_for(COMPLETIONS)).encode()[:-1] + b', "max_tokens": 2}'
+    status, answer = await server.post(COMPLETIONS, raw)
+    assert (status, text_of(COMPLETIONS, answer)) == (200, "ab")

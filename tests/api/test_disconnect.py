@@ -1,0 +1,158 @@
+"""Clients that leave, at every moment, and clients that stop reading: their work stops, others' goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from typing import Any
+
+import msgspec
+import pytest
+
+from radixserve.api.app import ApiSettings
+from tests.api.conftest import CHAT, COMPLETIONS, Server, body_for, reference, text_of
+
+BOTH = (CHAT, COMPLETIONS)
+
+
+def raw_request(path: str, body: Any) -> bytes:
+    data = json.dumps(body).encode()
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+async def connect(server: Server, request: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(request)
+    await writer.drain()
+    return reader, writer
+
+
+def leave(writer: asyncio.StreamWriter, reset: bool) -> None:
+    """Close the connection, with RST instead of FIN if `reset`."""
+    if reset:
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+    else:
+        writer.close()
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def assert_forgotten(server: Server, num_requests: int) -> None:
+    """All requests of the client are aborted, it is recorded once, and others are served."""
+    await until(lambda: server.engine.live == {} and server.metrics.records)
+    assert sorted(server.engine.aborted) == sorted(request.id for request in server.engine.seen)
+    assert len(server.engine.aborted) == num_requests
+    assert [record.outcome for record in server.metrics.records] == ["abort"]
+    server.engine.go_on.set()
+    for path in BOTH:
+        status, answer = await server.post(path, body_for(path))
+        assert (status, text_of(path, answer)) == (200, reference(path))
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("hold_at", [0, 2])
+@pytest.mark.parametrize("path", BOTH)
+async def test_a_client_that_leaves_stops_its_work(
+    server: Server, path: str, hold_at: int, stream: bool, n: int, reset: bool
+) -> None:
+    server.engine.hold_at = hold_at
+    reader, writer = await connect(server, raw_request(path, body_for(path, stream=stream, n=n)))
+    await server.engine.held.wait()
+    if stream and hold_at:
+        await reader.readuntil(b"\n\n")
+    leave(writer, reset)
+    await assert_forgotten(server, n)
+
+
+@pytest.mark.parametrize("path", BOTH)
+async def test_a_client_that_leaves_while_tokens_flow_stops_its_work(server: Server, path: str) -> None:
+    body = body_for(path, text="x", stream=True) | {"max_tokens": 490}
+    server.engine.hold_at = 400
+    reader, writer = await connect(server, raw_request(path, body))
+    await reader.readuntil(b"data: ")
+    leave(writer, reset=True)
+    await assert_forgotten(server, 1)
+
+
+@pytest.mark.parametrize("path", BOTH)
+async def test_a_client_that_leaves_before_its_body_is_there_reaches_no_engine(server: Server, path: str) -> None:
+    request = raw_request(path, body_for(path))
+    _, writer = await connect(server, request[:-5])
+    await asyncio.sleep(0.05)
+    leave(writer, reset=False)
+    await until(lambda: server.metrics.records)
+    assert server.engine.seen == []
+    assert [record.outcome for record in server.metrics.records] == ["abort"]
+
+
+@pytest.mark.parametrize("path", BOTH)
+async def test_one_client_leaving_does_not_touch_another(server: Server, path: str) -> None:
+    server.engine.hold_at = 2
+    _, leaving = await connect(server, raw_request(path, body_for(path, stream=True)))
+    await server.engine.held.wait()
+    staying = asyncio.create_task(server.post(path, body_for(path)))
+    await until(lambda: len(server.engine.live) == 2)
+    leave(leaving, reset=True)
+    await until(lambda: len(server.engine.live) == 1)
+    server.engine.go_on.set()
+    status, answer = await staying
+    assert (status, text_of(path, answer)) == (200, reference(path))
+
+
+class TestSlowClients:
+    @pytest.fixture
+    def settings(self) -> ApiSettings:
+        return ApiSettings(client_write_seconds=0.2, body_read_seconds=0.2)
+
+    async def test_a_client_that_stops_reading_is_dropped(self, server: Server) -> None:
+        endless = [65] * 200_000
+        server.engine.answer = lambda request: endless
+        assert server.engine.info is not None
+        server.engine.info = msgspec.structs.replace(server.engine.info, context_length=1 << 20, num_slots=1 << 20)
+        body = body_for(COMPLETIONS, stream=True, logprobs=5) | {"max_tokens": 200_000}
+        connection = socket.create_connection(("127.0.0.1", server.port))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(raw_request(COMPLETIONS, body))
+        await until(lambda: server.metrics.records)
+        connection.close()
+        assert [record.outcome for record in server.metrics.records] == ["abort"]
+        assert server.engine.aborted == [server.engine.seen[0].id]
+
+    async def test_a_body_that_does_not_arrive_is_refused_in_time(self, server: Server) -> None:
+        reader, writer = await connect(server, raw_request(CHAT, body_for(CHAT))[:-5])
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'"code":"request_timeout"' in answer
+        writer.close()
+
+
+async def test_http_1_0_pipelining_and_expect_are_served(server: Server) -> None:
+    data = raw_request(COMPLETIONS, body_for(COMPLETIONS))
+    reader, writer = await connect(server, data.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    assert b'"text":"abca"' in await reader.read()
+    writer.close()
+    reader, writer = await connect(server, data + data.replace(b"Host: x", b"Host: x\r\nConnection: close"))
+    assert (await reader.read()).count(b'"text":"abca"') == 2
+    writer.close()
+    head, _, body = data.replace(b"Host: x", b"Host: x\r\nExpect: 100-continue\r\nConnection: close").partition(
+        b"\r\n\r\n"
+    )
+    reader, writer = await connect(server, head + b"\r\n\r\n")
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(body)
+    assert b'"text":"abca"' in await reader.read()
+    writer.close()
+    stream = raw_request(COMPLETIONS, body_for(COMPLETIONS, stream=True)).replace(b"HTTP/1.1", b"HTTP/1.0")
+    reader, writer = await connect(server, stream)
+    assert (await reader.read()).endswith(b"data: [DONE]\n\n")
+    writer.close()
