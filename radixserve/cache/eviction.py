@@ -121,27 +121,23 @@ class Evictor:
         Leaves go whole in the policy's order; the last one only loses its tail. O(log leaves) for each leaf.
         """
         runs: list[Run] = []
-        while num_tokens > 0 and self._leaves:
-            leaf: Node = self._leaves[0][2]
-            length = leaf.num_tokens
+        leaves, tree = self._leaves, self._tree
+        while num_tokens > 0 and leaves:
+            leaf: Node = leaves[0][2]
+            length = len(leaf.edge) // TOKEN_BYTES
             if length > num_tokens:
-                runs += self._tree.truncate(leaf, length - num_tokens)
+                runs += tree.truncate(leaf, length - num_tokens)
                 break
-            runs += self._drop(leaf)
+            leaves.pop(0)
+            leaf.rank = None
+            runs += tree.remove(leaf)
             num_tokens -= length
-        return runs
-
-    def _drop(self, leaf: Node) -> list[Run]:
-        """Take the first leaf in the order out of the tree; its parent inherits its recency and may be next."""
-        self._leaves.pop(0)
-        leaf.rank = None
-        runs = self._tree.remove(leaf)
-        parent = leaf.parent
-        assert parent is not None, "a root is never in the order"
-        if leaf.last_use > parent.last_use:
-            parent.last_use = leaf.last_use
-        if not parent.children and not parent.pins:
-            self._offer(parent)
+            parent = leaf.parent
+            assert parent is not None, "a root is never in the order"
+            if leaf.last_use > parent.last_use:
+                parent.last_use = leaf.last_use
+            if not parent.children and not parent.pins:
+                self._offer(parent)
         return runs
 
     def check(self, leased: list[Node]) -> None:
