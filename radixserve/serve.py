@@ -39,7 +39,7 @@ def serve(settings: Settings) -> int:
 
 async def _serve(settings: Settings, model: str, name: str) -> int:
     stopping = _stop_on_signals()
-    metrics = Metrics()
+    metrics = Metrics(name)
     tokenizer = await asyncio.to_thread(Tokenizer.load, model)
     engine = ProcessEngine(settings, model, metrics.observe_steps, metrics.engine_restarted)
     app = make_app(engine, tokenizer, metrics, ApiSettings.of(settings), name)

@@ -1,4 +1,4 @@
-"""The plain values that travel through and out of a step: what to compute, what came of it, what the engine says of itself.
+"""The plain values of a step: what to compute, what came of it, what the engine says of itself.
 
 They belong to no layer: the scheduler fills `Chunk`s, the model runner reads them, the front reads `TokenEvent`s and
 `EngineStats`. No torch and no text here.
@@ -19,7 +19,7 @@ Slots = npt.NDArray[np.int32]
 
 
 class Logits(enum.Enum):
-    """Of which rows of a chunk the logits are wanted. The last row is always among them: it shows whether K/V is finite."""
+    """Of which rows of a chunk the logits are wanted; always of the last: it shows whether K/V is finite."""
 
     LAST = "last"
     ALL = "all"  # prompt logprobs

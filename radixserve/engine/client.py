@@ -1,7 +1,7 @@
 """The front's side of the engine: starts the process, restarts it when it dies, and carries requests to it.
 
-Owns the child process, the socket to it and, for every live request, the prompt and the tokens sent so far. Knows no
-HTTP, no text and no torch. Everything here runs on the event loop's thread.
+Owns the live requests and the restarts; one life of the process is `Child`'s. Knows no HTTP, no text and no torch.
+Everything here runs on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -10,29 +10,13 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
-import socket
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-
-import msgspec
 
 from radixserve.config import Settings
-from radixserve.engine.messages import (
-    Abort,
-    FrameReader,
-    Loading,
-    Ready,
-    Refused,
-    Report,
-    Start,
-    Submit,
-    ToEngine,
-    ToFront,
-    encode,
-)
+from radixserve.engine.child import Child
+from radixserve.engine.live import Live, LiveStream
+from radixserve.engine.messages import Abort, Loading, Ready, Refused, Report, Start, Submit, ToFront
 from radixserve.engine.protocol import EventStream
 from radixserve.errors import StartupError, Unavailable
 from radixserve.request import Request
@@ -43,53 +27,7 @@ log = logging.getLogger(__name__)
 STALLED_SECONDS = 60.0  # live requests and no report for that long: something hangs
 _RESTART_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # wait before the n-th restart in a row
 _STABLE_SECONDS = 60.0  # an engine that lived this long starts the row anew
-_EXIT_SECONDS = 5.0
-_READ_BYTES = 1 << 20
 _ENGINE_DIED = "the engine process died; the request was not completed"
-
-
-@dataclass(slots=True)
-class _Live:
-    """A request that has not ended: what was asked, what the client has, and what it has not fetched yet."""
-
-    request: Request
-    output_ids: list[int] = field(default_factory=list)
-    pending: TokenEvent | None = None  # events not fetched yet, merged into one
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    started: bool = False
-
-    def push(self, event: TokenEvent) -> None:
-        """A reader that is behind gets one event with all the tokens, so what waits here stays small."""
-        self.started = True
-        self.output_ids += event.token_ids
-        self.pending = event if self.pending is None else _merged(self.pending, event)
-        self.arrived.set()
-
-
-class _Stream:
-    """The events of one live request; an `EventStream`."""
-
-    def __init__(self, live: _Live, leave: Callable[[_Live], None]) -> None:
-        self._request = live
-        self._leave = leave
-        self._ended = False
-
-    def __aiter__(self) -> _Stream:
-        return self
-
-    async def __anext__(self) -> TokenEvent:
-        if self._ended:
-            raise StopAsyncIteration
-        await self._request.arrived.wait()
-        self._request.arrived.clear()
-        event, self._request.pending = self._request.pending, None
-        assert event is not None, "woken without an event"
-        self._ended = event.finish is not None
-        return event
-
-    async def aclose(self) -> None:
-        self._ended = True
-        self._leave(self._request)
 
 
 class ProcessEngine:
@@ -104,14 +42,13 @@ class ProcessEngine:
         self._model = model
         self._on_stats = on_stats
         self._on_restart = on_restart
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, Live] = {}
         self._state: str | None = "loading"  # unready_reason without the stall check
         self._idle = asyncio.Event()  # set while nothing is live
         self._idle.set()
         self._heard_at = time.monotonic()
         self._service_seconds = 1.0  # moving average of a request's life
-        self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._child = Child()
         self._supervisor: asyncio.Task[None] | None = None
         self._loaded: asyncio.Future[EngineInfo] | None = None
 
@@ -123,7 +60,7 @@ class ProcessEngine:
     @property
     def pid(self) -> int | None:
         """Process id of the engine; None while there is none."""
-        return self._process.pid if self._process is not None and self._process.returncode is None else None
+        return self._child.pid
 
     # life of the process
 
@@ -169,59 +106,27 @@ class ProcessEngine:
 
     async def _live_once(self) -> None:
         """One life of the engine; returns when it ended after having served, so that another try makes sense."""
+        self._child = Child()
         try:
-            await self._run_once()
-            ending = f"ended with exit code {self._process.returncode if self._process else None}"
+            code = await self._child.run(Start(self._settings, self._model), self._handle)
+            ending = f"ended with exit code {code}"
         except (StartupError, OSError, ValueError) as error:
             if self.info is None:
                 raise
             ending = f"failed: {error}"
+        finally:
+            self._mourn()
         if self.info is None:
             raise StartupError(f"the engine process {ending} while it started; its output above tells why")
         log.error("the engine process %s", ending)
 
-    async def _run_once(self) -> None:
-        """One life of the engine process, from spawn to exit."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "radixserve.engine.process", str(theirs.fileno()),
-                pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, env=_environment(self._settings),
-            )  # fmt: skip
-        reader, self._writer = await asyncio.open_connection(sock=ours)
-        try:
-            self._send(Start(self._settings, self._model))
-            await self._read(reader)
-        finally:
-            await self._close_process()
-
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        frames, decoder = FrameReader(), msgspec.msgpack.Decoder(ToFront)
-        with contextlib.suppress(ConnectionError):
-            while data := await reader.read(_READ_BYTES):
-                for body in frames.feed(data):
-                    self._handle(decoder.decode(body))
-
-    async def _close_process(self) -> None:
-        """The engine leaves when its socket closes; it is killed if it does not."""
-        assert self._process is not None
-        assert self._writer is not None
+    def _mourn(self) -> None:
+        """Tell every live request that its engine is gone."""
         if self._state is None:
             self._state = "restarting"
         self._end_all(_ENGINE_DIED)
-        self._writer.close()
-        self._writer = None
-        try:
-            await asyncio.wait_for(self._process.wait(), _EXIT_SECONDS)
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
 
     # messages
-
-    def _send(self, message: ToEngine) -> None:
-        if self._writer is not None:
-            self._writer.write(encode(message))
 
     def _handle(self, message: ToFront) -> None:
         self._heard_at = time.monotonic()
@@ -257,22 +162,22 @@ class ProcessEngine:
     def submit(self, request: Request) -> EventStream:
         """See `EngineClient.submit`."""
         self._refuse_if_unavailable()
-        live = self._live[request.id] = _Live(request)
+        live = self._live[request.id] = Live(request)
         self._idle.clear()
         if len(self._live) == 1:
             self._heard_at = time.monotonic()
-        self._send(Submit(request))
-        return _Stream(live, self._leave)
+        self._child.send(Submit(request))
+        return LiveStream(live, self._leave)
 
-    def _leave(self, live: _Live) -> None:
+    def _leave(self, live: Live) -> None:
         """The reader of `live` is gone; if the request still runs, it runs for nobody."""
         if self._forget(live.request.id):
-            self._send(Abort(live.request.id))
+            self._child.send(Abort(live.request.id))
 
     def abort(self, request_id: str) -> None:
         """See `EngineClient.abort`."""
         if request_id in self._live:
-            self._send(Abort(request_id))
+            self._child.send(Abort(request_id))
 
     def _refuse_if_unavailable(self) -> None:
         reason = self.unready_reason
@@ -300,21 +205,6 @@ class ProcessEngine:
 
     def _end_all(self, reason: str) -> None:
         for request_id, live in list(self._live.items()):
-            self._send(Abort(request_id))
+            self._child.send(Abort(request_id))
             live.push(TokenEvent(request_id=request_id, finish="abort", error=reason))
             self._forget(request_id)
-
-
-def _merged(first: TokenEvent, then: TokenEvent) -> TokenEvent:
-    """`first` and `then` of one request as one event."""
-    first.token_ids = first.token_ids + then.token_ids
-    if then.logprobs is not None:
-        first.logprobs = (first.logprobs or []) + then.logprobs
-    first.finish, first.stop_token_id, first.error = then.finish, then.stop_token_id, then.error
-    return first
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    """The engine's environment: its thread pools are as large as `threads` says, and made before any import."""
-    threads = str(settings.threads or len(os.sched_getaffinity(0)))
-    return os.environ | {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, "NUMBA_THREADING_LAYER": "omp"}

@@ -1,0 +1,87 @@
+"""One life of the engine process as the front sees it: spawn, messages both ways, end.
+
+Owns the child process and the front's end of the socket. Knows nothing of requests and nothing of restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Callable
+
+import msgspec
+
+from radixserve.engine.messages import FrameReader, Start, ToEngine, ToFront, encode
+
+EXIT_SECONDS = 5.0  # given to the engine to leave by itself once its socket is closed
+_READ_BYTES = 1 << 20
+
+
+class Child:
+    """An engine process; to be run once."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """None before the start and after the end."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    def send(self, message: ToEngine) -> None:
+        """Queue `message`; dropped when the process has gone, which `run` reports anyway."""
+        if self._writer is not None:
+            self._writer.write(encode(message))
+
+    async def run(self, start: Start, handle: Callable[[ToFront], None]) -> int:
+        """Spawn the process, give it `start`, pass on what it says; its exit code once it has ended.
+
+        Whatever ends this (an exception of `handle`, cancellation), the process is gone afterwards.
+
+        Raises:
+            OSError: the process cannot be spawned.
+            ValueError: it sent something that is no message.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await _spawn(theirs, start.settings.threads)
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        try:
+            self.send(start)
+            await self._read(reader, handle)
+        finally:
+            code = await self._end(self._process, self._writer)
+        return code
+
+    async def _read(self, reader: asyncio.StreamReader, handle: Callable[[ToFront], None]) -> None:
+        frames, decoder = FrameReader(), msgspec.msgpack.Decoder(ToFront)
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(_READ_BYTES):
+                for body in frames.feed(data):
+                    handle(decoder.decode(body))
+
+    async def _end(self, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter) -> int:
+        """The engine leaves when its socket closes; it is killed if it does not."""
+        self._writer = None
+        writer.close()
+        try:
+            return await asyncio.wait_for(process.wait(), EXIT_SECONDS)
+        except TimeoutError:
+            process.kill()
+            return await process.wait()
+
+
+async def _spawn(sock: socket.socket, threads: int) -> asyncio.subprocess.Process:
+    """Start the engine with `sock`; its thread pools are sized by the environment, before anything is imported."""
+    count = str(threads or len(os.sched_getaffinity(0)))
+    pools = {"OMP_NUM_THREADS": count, "NUMBA_NUM_THREADS": count, "NUMBA_THREADING_LAYER": "omp"}
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "radixserve.engine.process", str(sock.fileno())),
+        pass_fds=[sock.fileno()],
+        stdin=asyncio.subprocess.DEVNULL,
+        env=os.environ | pools,
+    )
