@@ -147,8 +147,8 @@ async def _answer_streamed(
             await stream.send(renderer.usage_chunk(usage_of(choices, generation.num_choices)))
         await stream.done()
     except Exception as error:
-        if not stream.started:
-            raise
+        if not stream.started or isinstance(error, ConnectionError):
+            raise  # as an HTTP error, or to nobody
         account.fail(error)
         await stream.fail(as_api_error(error, request))
     return stream.response

@@ -114,7 +114,9 @@ class TestSlowClients:
     def settings(self) -> ApiSettings:
         return ApiSettings(client_write_seconds=0.2, body_read_seconds=0.2)
 
-    async def test_a_client_that_stops_reading_is_dropped(self, server: Server) -> None:
+    async def test_a_client_that_stops_reading_is_dropped(
+        self, server: Server, caplog: pytest.LogCaptureFixture
+    ) -> None:
         endless = [65] * 200_000
         server.engine.answer = lambda request: endless
         assert server.engine.info is not None
@@ -127,6 +129,7 @@ class TestSlowClients:
         connection.close()
         assert [record.outcome for record in server.metrics.records] == ["abort"]
         assert server.engine.aborted == [server.engine.seen[0].id]
+        assert "unexpected failure" not in caplog.text
 
     async def test_a_body_that_does_not_arrive_is_refused_in_time(self, server: Server) -> None:
         reader, writer = await connect(server, raw_request(CHAT, body_for(CHAT))[:-5])
