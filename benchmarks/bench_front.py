@@ -1,10 +1,11 @@
-"""How many tokens per second the HTTP front can stream when the engine costs nothing.
+"""How many tokens per second can be streamed when the model costs nothing.
 
-    python benchmarks/bench_front.py [--streams 64] [--tokens 400] [--endpoint chat|completions]
+    python benchmarks/bench_front.py [--engine process|none] [--streams 64] [--tokens 400] [--endpoint chat|completions]
 
-The application runs in this process over the tests' fake engine, which gives each stream one token per turn of the
-event loop; all clients run in one other process and only count events. Prints tokens per second of wall time and
-microseconds of this process's CPU time per token.
+The application runs in this process. With `--engine process` the real engine process stands behind it, with the model
+of no cost: the whole way of a token but the forward pass. With `none` it is the tests' fake engine, which gives each
+stream one token per turn of the event loop: the front alone. All clients run in one other process and only count
+events. Prints tokens per second of wall time and microseconds of this process's CPU time per token.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import asyncio
 import json
 import multiprocessing
 import sys
+import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -23,15 +27,38 @@ from aiohttp import web
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from radixserve.api.app import ApiSettings, make_app
+from radixserve.config import Settings
+from radixserve.engine.client import ProcessEngine
+from radixserve.engine.protocol import EngineClient
 from radixserve.metrics import Metrics
 from tests.fakes import INFO, FakeEngine, byte_tokenizer
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 
 
-async def serve(args: argparse.Namespace) -> web.AppRunner:
+@asynccontextmanager
+async def engine_process(streams: int, vocab_size: int) -> AsyncIterator[EngineClient]:
+    """The real engine with the model of no cost."""
+    settings = Settings(fake_model=True, max_running=streams, threads=1, log_level="warning")
+    with tempfile.TemporaryDirectory() as folder:
+        config = {"vocab_size": vocab_size, "max_position_embeddings": 1 << 20}
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        engine = ProcessEngine(settings, folder, lambda stats: None, lambda: None)
+        try:
+            await engine.start()
+            yield engine
+        finally:
+            await engine.stop()
+
+
+@asynccontextmanager
+async def no_engine() -> AsyncIterator[EngineClient]:
+    """The tests' fake engine."""
+    yield FakeEngine(msgspec.structs.replace(INFO, context_length=1 << 20, num_slots=1 << 20))
+
+
+async def serve(engine: EngineClient) -> web.AppRunner:
     """The application on a free port."""
-    engine = FakeEngine(msgspec.structs.replace(INFO, context_length=1 << 20, num_slots=1 << 20))
     app = make_app(engine, byte_tokenizer(), Metrics(), ApiSettings(), "bench")
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
     await runner.setup()
@@ -43,7 +70,7 @@ def request_bytes(args: argparse.Namespace) -> bytes:
     """One streamed request, as it goes over the wire."""
     text = "The quick brown fox jumps over the lazy dog. " * 4
     asked = {"messages": [{"role": "user", "content": text}]} if args.endpoint == "chat" else {"prompt": text}
-    body = json.dumps({"model": "bench", "stream": True, "max_tokens": args.tokens, **asked}).encode()
+    body = json.dumps({"model": "bench", "stream": True, "max_tokens": args.tokens, "temperature": 0, **asked}).encode()
     head = f"POST {PATHS[args.endpoint]} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
@@ -75,11 +102,19 @@ def run_clients(port: int, num_streams: int, request: bytes, results: multiproce
 async def main() -> None:
     """Run and print one measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=["process", "none"], default="process")
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=400)
     parser.add_argument("--endpoint", choices=PATHS, default="chat")
     args = parser.parse_args()
-    runner = await serve(args)
+    vocab_size = 49_152  # as large as the embedded model's: drawing a token costs what it costs there
+    async with engine_process(args.streams, vocab_size) if args.engine == "process" else no_engine() as engine:
+        await measure(engine, args)
+
+
+async def measure(engine: EngineClient, args: argparse.Namespace) -> None:
+    """Stream everything once and print the figures."""
+    runner = await serve(engine)
     spawn = multiprocessing.get_context("spawn")
     results = spawn.Queue()
     clients = spawn.Process(
