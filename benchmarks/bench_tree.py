@@ -2,8 +2,8 @@
 
 The trees are grown through the public interface by something like chat traffic: per 1,000 nodes one system prompt of
 1,330 tokens and a thousand short turns, each going on from a random earlier turn below the same system prompt; ten
-tokens per node in all. Every prompt asked for is 1,400 tokens long and cached. `comb` is the worst shape there is: 1,400
-edges of one token, a branch at each.
+tokens per node in all. Every prompt asked for is 1,400 tokens long and cached. `comb` is the worst shape there is:
+1,400 edges of one token, a branch at each.
 
     python benchmarks/bench_tree.py [--tries 2000] [--nodes 1000 10000 100000]
 """

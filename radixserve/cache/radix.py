@@ -104,7 +104,8 @@ class RadixTree:
         """The node that ends at `point`, cut off the upper end of `point.node` if the point lies inside its edge.
 
         The node that was there stays the lower part, so leases that end in it and its children need no change. A split
-        is not undone later: the halves differ in recency, and the lower one may go while the upper one stays.
+        is not undone later: the halves differ in recency, and the lower one may go while the upper one stays. (The
+        upper one starts with no `last_use` of its own: it inherits the lower one's before its turn can come.)
         """
         lower, offset, _ = point
         if offset == lower.num_tokens:
@@ -114,7 +115,6 @@ class RadixTree:
         head, tail = split_runs(lower.runs, offset)
         cut = offset * TOKEN_BYTES
         upper = self._node(lower.key, lower.edge[:cut], head, lower.parent)
-        upper.last_use = lower.last_use
         upper.pins = 1 if lower.pins else 0
         lower.parent.children[upper.key] = upper
         lower.edge, lower.runs, lower.parent = lower.edge[cut:], tail, upper

@@ -1,0 +1,297 @@
+"""A random walk over the cache, checked after every step against a model of plain dicts.
+
+The model knows no nodes, edges, runs or pins. It has one entry per published token: (namespace, prefix up to and
+including that token) -> when it was used last. `content` plays the K/V tensors: computing a token writes its
+(namespace, prefix) into its slot, freeing a slot wipes it; so wrong K/V shows as a prefix in the wrong place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from radixserve.cache import kvcache
+from radixserve.cache.eviction import LRU, Policy
+from radixserve.cache.radix import pack
+
+Prefix = tuple[str, tuple[int, ...]]
+TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=14)
+NAMESPACES = st.sampled_from(["", "tenant"])
+WHICH = st.integers(0, 7)
+
+
+@dataclass(eq=False)
+class Running:
+    """A sequence: what it is, how much of it is computed and how much is published."""
+
+    lease: kvcache.Lease
+    namespace: str
+    tokens: list[int]
+    computed: int
+    published: int
+
+    def prefixes(self, num_tokens: int) -> list[Prefix]:
+        return [(self.namespace, tuple(self.tokens[: end + 1])) for end in range(num_tokens)]
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Subclasses choose the cache. `recency` says which leaf the policy lets go first: 1 the least recently used, -1
+    the most recently used, 0 one that the model cannot foretell."""
+
+    cache_type = kvcache.KVCache
+    policy: Policy = LRU
+    recency = 1
+    enabled = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: list[Running] = []
+        self.published: dict[Prefix, int] = {}
+        self.content: dict[int, Prefix] = {}
+        self.clock = 0
+        self.evicted_total = 0
+
+    @initialize(num_slots=st.integers(24, 64))
+    def start(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self.cache = self.cache_type(num_slots, enabled=self.enabled, policy=self.policy)
+
+    # What the model says.
+
+    def cached(self, namespace: str, tokens: list[int]) -> int:
+        count = 0
+        while count < len(tokens) and (namespace, tuple(tokens[: count + 1])) in self.published:
+            count += 1
+        return count
+
+    def protected(self) -> set[Prefix]:
+        return {prefix for each in self.running for prefix in each.prefixes(each.published)}
+
+    def private(self) -> int:
+        return sum(len(each.lease.slots) - each.published for each in self.running)
+
+    def free(self) -> int:
+        return self.num_slots - len(self.published) - self.private()
+
+    def expect_evicted(self, num_tokens: int, protected: set[Prefix]) -> None:
+        """Let go of tokens one by one, always the end of a sequence that nobody leases."""
+        if self.recency:
+            for _ in range(num_tokens):
+                inner = {(namespace, prefix[:-1]) for namespace, prefix in self.published}
+                ends = [each for each in self.published if each not in inner and each not in protected]
+                del self.published[min(ends, key=lambda each: self.recency * self.published[each])]
+            return
+        kept = set(self.in_tree())
+        assert kept <= self.published.keys(), "evicting added tokens"
+        assert protected & self.published.keys() <= kept, "a leased token was evicted"
+        assert len(kept) == len(self.published) - num_tokens, "more or less than asked was evicted"
+        self.published = {each: use for each, use in self.published.items() if each in kept}
+
+    def expect_room_made(self, num_slots: int, protected: set[Prefix], free_before: int) -> None:
+        short = max(num_slots - free_before, 0)
+        self.expect_evicted(short, protected)
+        self.evicted_total += short
+
+    # What is there.
+
+    def in_tree(self) -> dict[Prefix, int]:
+        """The slot of every token in the tree."""
+        slots: dict[Prefix, int] = {}
+        stack = [(root, root.key, ()) for root in self.cache.tree.roots.values()]
+        while stack:
+            node, namespace, above = stack.pop()
+            ids = tuple(memoryview(node.edge).cast("i"))
+            for index, slot in enumerate(slots_of(node.runs)):
+                slots[namespace, above + ids[: index + 1]] = slot
+            stack += [(child, namespace, above + ids) for child in node.children.values()]
+        return slots
+
+    def picture(self) -> object:
+        """Everything that a refused or read-only call must leave as it was."""
+        nodes = [(id(n), n.edge, tuple(n.runs), n.pins, n.last_use, n.rank) for n in self.cache.tree.nodes()]
+        return nodes, list(self.cache.tree.roots), self.cache.allocator.free_runs(), self.cache.stats()
+
+    # What can happen.
+
+    @rule(namespace=NAMESPACES, tokens=TOKENS, more=st.integers(-3, 30), read=st.integers(0, 3).map(bool))
+    def lease(self, namespace: str, tokens: list[int], more: int, read: bool) -> None:
+        hit = min(self.cached(namespace, tokens), len(tokens) - 1) if read else 0
+        own = max(len(tokens) + more - hit, 0)
+        path = {(namespace, tuple(tokens[: end + 1])) for end in range(hit)}
+        protected = self.protected() | path
+        free, before = self.free(), self.picture()
+        lease = self.cache.lease(namespace, pack(tokens), len(tokens) + more, read=read)
+        if own > free + len(self.published.keys() - protected):
+            assert lease is None, "there was no room"
+            assert self.picture() == before, "a refused lease left traces"
+            return
+        assert lease is not None, "there was room"
+        assert lease.num_cached == hit, "the lease is not on the longest prefix"
+        assert len(lease.slots) == hit + own, "the lease has more or fewer slots than asked"
+        self.expect_room_made(own, protected, free)
+        self.running.append(Running(lease, namespace, list(tokens), hit, hit))
+
+    @rule(namespace=NAMESPACES, tokens=TOKENS)
+    def serve(self, namespace: str, tokens: list[int]) -> None:
+        """A whole request at once."""
+        before = len(self.running)
+        self.lease(namespace, tokens, 0, True)
+        if len(self.running) > before:
+            self.compute_chunk(before, len(tokens), True)
+            self.release(before)
+
+    @precondition(lambda self: self.published)
+    @rule(which=st.integers(0, 63), keep=st.integers(1, 14), tail=st.lists(st.integers(0, 2), max_size=4))
+    def serve_branch(self, which: int, keep: int, tail: list[int]) -> None:
+        """A request that leaves a cached sequence somewhere, or is the beginning of one."""
+        namespace, prefix = list(self.published)[which % len(self.published)]
+        self.serve(namespace, [*prefix[:keep], *tail])
+
+    @precondition(lambda self: self.running)
+    @rule(which=WHICH, tail=st.lists(st.integers(0, 2), max_size=4))
+    def lease_twin(self, which: int, tail: list[int]) -> None:
+        """The same prompt again, or one that goes on from it, while the first is not done."""
+        twin = self.pick(which)
+        self.lease(twin.namespace, twin.tokens + tail, 0, True)
+
+    def pick(self, which: int) -> Running:
+        return self.running[which % len(self.running)]
+
+    @precondition(lambda self: self.running)
+    @rule(which=WHICH, chunk=st.integers(1, 8), publish=st.booleans())
+    def compute_chunk(self, which: int, chunk: int, publish: bool) -> None:
+        each = self.pick(which)
+        stop = min(each.computed + chunk, len(each.tokens), len(each.lease.slots))
+        for position in range(each.computed, stop):
+            self.content[int(each.lease.slots[position])] = (each.namespace, tuple(each.tokens[: position + 1]))
+        each.computed = stop
+        if publish:
+            self.publish(which, 0)
+
+    @precondition(lambda self: self.running)
+    @rule(which=WHICH, held_back=st.integers(0, 3))
+    def publish(self, which: int, held_back: int) -> None:
+        each = self.pick(which)
+        num_tokens = max(each.computed - held_back, each.published)
+        each.lease.publish(pack(each.tokens[:num_tokens]))
+        if self.enabled:
+            each.published = num_tokens
+            for prefix in each.prefixes(num_tokens):
+                self.published.setdefault(prefix, 0)
+
+    @precondition(lambda self: self.running)
+    @rule(which=WHICH, token=st.integers(0, 2), ahead=st.integers(0, 5), publish=st.booleans())
+    def decode(self, which: int, token: int, ahead: int, publish: bool) -> None:
+        each = self.pick(which)
+        wanted = len(each.tokens) + 1 + ahead
+        more, free, before = max(wanted - len(each.lease.slots), 0), self.free(), self.picture()
+        slots_before = each.lease.slots.tolist()
+        protected = self.protected()
+        has_room = more <= free + len(self.published.keys() - protected)
+        assert each.lease.grow(wanted) == has_room, "grow is wrong about the room"
+        if not has_room:
+            assert self.picture() == before, "a refused grow left traces"
+            assert each.lease.slots.tolist() == slots_before, "a refused grow changed the table"
+            return
+        assert each.lease.slots.tolist()[: len(slots_before)] == slots_before, "growing moved a token"
+        assert len(each.lease.slots) == len(slots_before) + more, "grow gave more or less than asked"
+        self.expect_room_made(more, protected, free)
+        each.tokens.append(token)
+        self.compute_chunk(which, len(each.tokens), publish)
+
+    @precondition(lambda self: self.running)
+    @rule(which=WHICH)
+    def release(self, which: int) -> None:
+        each = self.running.pop(which % len(self.running))
+        each.lease.release()
+        each.lease.release()
+        self.clock += 1
+        for prefix in each.prefixes(each.published):
+            self.published[prefix] = self.clock
+
+    @rule(num_tokens=st.integers(0, 20))
+    def evict(self, num_tokens: int) -> None:
+        protected = self.protected()
+        expected = min(num_tokens, len(self.published.keys() - protected))
+        assert self.cache.evict(num_tokens) == expected, "evict miscounts"
+        self.expect_evicted(expected, protected)
+        self.evicted_total += expected
+
+    @rule(really=st.integers(0, 7))
+    def clear(self, really: int) -> None:
+        if really:  # most of the time there should be something to work on
+            return
+        protected = self.protected()
+        expected = len(self.published.keys() - protected)
+        assert self.cache.clear() == expected, "clear miscounts"
+        self.expect_evicted(expected, protected)
+
+    @rule(namespace=NAMESPACES, tokens=TOKENS)
+    def match(self, namespace: str, tokens: list[int]) -> None:
+        before = self.picture()
+        assert self.cache.match(namespace, pack(tokens)) == self.cached(namespace, tokens), "match is wrong"
+        assert self.picture() == before, "match changed something"
+
+    # What always holds.
+
+    @invariant()
+    def every_part_is_sound(self) -> None:
+        self.cache.check()
+
+    @invariant()
+    def every_slot_holds_what_its_owner_thinks(self) -> None:
+        for slot in slots_of(self.cache.allocator.free_runs()):
+            self.content.pop(slot, None)
+        in_tree = self.in_tree()
+        assert in_tree.keys() == self.published.keys(), "other tokens are cached than the model says"
+        for prefix, slot in in_tree.items():
+            assert self.content.get(slot) == prefix, "the tree names a slot that holds something else"
+        for each in self.running:
+            for prefix, slot in zip(each.prefixes(each.computed), each.lease.slots.tolist(), strict=False):
+                assert self.content.get(slot) == prefix, "a lease names a slot that holds something else"
+
+    @invariant()
+    def the_counts_are_those_of_the_model(self) -> None:
+        stats = self.cache.stats()
+        assert (stats.num_slots, stats.cached, stats.private) == (self.num_slots, len(self.published), self.private())
+        assert (stats.free, stats.leases) == (self.free(), len(self.running))
+        assert stats.pinned == len(self.protected())
+        assert stats.evicted_tokens_total == self.evicted_total
+
+    def teardown(self) -> None:
+        """When all requests have ended nothing is held, and the cache can be emptied."""
+        if not hasattr(self, "cache"):
+            return
+        while self.running:
+            self.release(0)
+        assert self.cache.stats().pinned == 0
+        self.cache.evict(self.num_slots)
+        self.cache.check()
+        assert self.cache.allocator.free_runs() == [(0, self.num_slots)]
+        assert not self.cache.tree.roots
+
+
+def slots_of(runs: Iterable[tuple[int, int]]) -> list[int]:
+    return [slot for start, length in runs for slot in range(start, start + length)]
+
+
+class MostRecentlyUsedFirst(CacheMachine):
+    policy = Policy("mru", lambda node: -node.last_use)
+    recency = -1
+
+
+class OldestNodeFirst(CacheMachine):
+    policy = Policy("fifo", lambda node: node.serial)
+    recency = 0
+
+
+class NoOrderAtAll(CacheMachine):
+    policy = Policy("none", lambda node: 0)
+    recency = 0
+
+
+class CacheOff(CacheMachine):
+    enabled = False

@@ -1,0 +1,179 @@
+"""Negative controls: bugs of the kind that prefix caches have had, each put into the source and caught by the machine.
+
+A bug is one text replaced by another in one module. The changed modules are loaded beside the real ones, for the one
+test only. A check that cannot fail is worth nothing; this is where each shows that it can.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from importlib.machinery import SourceFileLoader
+from types import CodeType
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.cache.machine import CacheMachine, MostRecentlyUsedFirst
+
+HUNT = settings(
+    max_examples=400,
+    stateful_step_count=40,
+    phases=[Phase.generate],
+    derandomize=True,
+    database=None,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
+
+BUGS = {
+    "a second release frees the slots again": (
+        "kvcache",
+        "        if self not in cache._leases:\n            return\n        del cache._leases[self]",
+        "        cache._leases.pop(self, None)",
+    ),
+    "release forgets to unpin": ("kvcache", "        cache.evictor.unpin(self._node)\n", ""),
+    "release forgets the private slots": ("kvcache", "        cache.allocator.free(self._own)\n", ""),
+    "release forgets the recency": ("kvcache", "        cache.evictor.touch(self._node)\n", ""),
+    "moving a lease forgets to unpin": ("kvcache", "        self._cache.evictor.unpin(self._node)\n", ""),
+    "moving a lease forgets to pin": ("kvcache", "        self._cache.evictor.pin(node)\n        self", "        self"),
+    "the matched node is not pinned": ("kvcache", "        self.evictor.pin(node)\n", ""),
+    "a cached prompt leaves nothing to compute": ("kvcache", "tokens[:-TOKEN_BYTES] if read", "tokens if read"),
+    "read=False reads": ("kvcache", "tokens[:-TOKEN_BYTES] if read else b", "tokens[:-TOKEN_BYTES] if True else b"),
+    "the path to pin counts as room": ("kvcache", " - newly_pinned\n", "\n"),
+    "one token too few counts as the path to pin": ("kvcache", "point.offset + self", "point.offset - 1 + self"),
+    "duplicates are freed, the table still names them": (
+        "kvcache",
+        "        write_slots(_path_runs(node, old), self._table[depth : point.depth])\n",
+        "",
+    ),
+    "duplicates are not freed": ("kvcache", "        self._cache.allocator.free(duplicates)\n", ""),
+    "publish is off by one": (
+        "kvcache",
+        "        num_tokens = len(edge) // TOKEN_BYTES\n        runs",
+        "        num_tokens = len(edge) // TOKEN_BYTES - 1\n        runs",
+    ),
+    "publishing reads the last own slots, not the first": (
+        "kvcache",
+        "        runs, self._own = split_runs(self._own, num_tokens)",
+        "        runs, self._own = split_runs(self._own[::-1], num_tokens)",
+    ),
+    "a leaf that others lease is extended": ("kvcache", "not node.children and node.pins == 1", "not node.children"),
+    "a cache that is off publishes": ("kvcache", "        if not self._cache.enabled:\n            return\n", ""),
+    "growing forgets who owns the slots": ("kvcache", "            append_runs(self._own, runs)\n", ""),
+    "a refused lease leaves an empty namespace": (
+        "kvcache",
+        "            if not root.children and not root.pins:\n                self.tree.remove(root)\n",
+        "",
+    ),
+    "a path is read from the leaf up": ("kvcache", "for runs in reversed(path)", "for runs in path"),
+    "a split gives the upper part no pin": ("radix", "upper.pins = 1 if lower.pins else 0", "upper.pins = 0"),
+    "a split pins the upper part as often as the lower": (
+        "radix",
+        "upper.pins = 1 if lower.pins else 0",
+        "upper.pins = lower.pins",
+    ),
+    "a split keeps the lower part's old key": ("radix", "        lower.key = _first_token(lower.edge)\n", ""),
+    "a partly shared edge counts as shared whole": (
+        "radix",
+        "                offset = _shared_tokens(edge, tokens, depth)\n",
+        "                offset = min(len(edge) // 4, num_tokens - depth)\n",
+    ),
+    "the bisection ends one token early": ("radix", "low, high = 1, min(", "low, high = 1, -1 + min("),
+    "a truncated leaf drops its head's slots": (
+        "radix",
+        "leaf.runs, dropped = split_runs(leaf.runs, num_tokens)",
+        "dropped, leaf.runs = split_runs(leaf.runs, leaf.num_tokens - num_tokens)",
+    ),
+    "an inserted leaf is not counted": ("radix", "        self.num_tokens += leaf.num_tokens\n", ""),
+    "an extended leaf keeps its old runs": ("radix", "        append_runs(leaf.runs, runs)\n", ""),
+    "a whole leaf goes where its tail would do": ("eviction", "if length > num_tokens:", "if False:"),
+    "a pinned leaf stays in the order": ("eviction", "                self._leaves.remove(above.rank)\n", ""),
+    "an unpinned leaf does not come back": (
+        "eviction",
+        "                self._offer(above)\n",
+        "                pass\n",
+    ),
+    "a parent whose last child went is forgotten": (
+        "eviction",
+        "            if not parent.children and not parent.pins:\n                self._offer(parent)\n",
+        "",
+    ),
+    "a leased parent is offered": ("eviction", "not parent.children and not parent.pins", "not parent.children"),
+    "a parent does not inherit recency": (
+        "eviction",
+        "                parent.last_use = leaf.last_use\n",
+        "                pass\n",
+    ),
+    "unpinning stops at the first node": (
+        "eviction",
+        "                self._offer(above)\n            above = above.parent",
+        "                self._offer(above)\n            return",
+    ),
+    "extending a pinned leaf pins nothing": (
+        "eviction",
+        "        self.pinned_tokens += len(edge) // TOKEN_BYTES\n",
+        "",
+    ),
+    "the newest leaf goes first": ("eviction", "leaf: Node = leaves[0][2]", "leaf: Node = leaves[-1][2]"),
+    "an allocated slot stays free": ("slots", "        self._forget(start, stop)\n        if cut", "        if cut"),
+    "the rest of a run is lost": ("slots", "        if cut < stop:\n            self._note(cut, stop)\n", ""),
+    "a coalesced run keeps its old entry": ("slots", "                self._forget(left, start)\n", ""),
+    "the second run of a table starts one slot late": (
+        "slots",
+        "np.repeat(shift, length_of)",
+        "np.repeat(shift, length_of) + (np.arange(len(table)) >= length_of[0])",
+    ),
+    "runs that do not touch are joined": ("slots", "sum(runs[-1]) == start", "sum(runs[-1]) <= start"),
+}
+
+
+SETTINGS = {
+    "a cache that is off publishes": {"enabled": False},
+    # Least recently used first would not notice: there the parent of the leaf that went is next in any case.
+    "a parent does not inherit recency": {"policy": MostRecentlyUsedFirst.policy, "recency": -1},
+}
+
+
+class _Changed(SourceFileLoader):
+    """Loads a module of the cache from its source with one text replaced; neither reads nor writes byte code."""
+
+    def __init__(self, name: str, path: str, old: str, new: str) -> None:
+        super().__init__(name, path)
+        self.old, self.new = old, new
+
+    def get_code(self, fullname: str) -> CodeType:
+        source = self.get_data(self.path).decode()
+        assert source.count(self.old) == (1 if self.old else source.count("")), (
+            "the text to replace is gone: update the bug"
+        )
+        return compile(source.replace(self.old, self.new) if self.old else source, self.path, "exec")
+
+
+def machine_over(changed: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> type[CacheMachine]:
+    """The machine, over modules of the cache of which one is changed."""
+    for name in ("slots", "radix", "eviction", "kvcache"):
+        fullname = f"radixserve.cache.{name}"
+        path = importlib.util.find_spec(fullname).origin
+        loader = _Changed(fullname, path, *((old, new) if name == changed else ("", "")))
+        module = importlib.util.module_from_spec(importlib.util.spec_from_loader(fullname, loader))
+        monkeypatch.setitem(sys.modules, fullname, module)
+        loader.exec_module(module)
+    members = {"cache_type": module.KVCache, "policy": sys.modules["radixserve.cache.eviction"].LRU}
+    return type("Changed", (CacheMachine,), members)
+
+
+def test_without_a_bug_the_reloaded_modules_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = machine_over("", "", "", monkeypatch)
+    run_state_machine_as_test(machine, settings=settings(HUNT, max_examples=30))
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_the_machine_catches(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = machine_over(*BUGS[bug], monkeypatch)
+    for name, value in SETTINGS.get(bug, {}).items():
+        setattr(machine, name, value)
+    with pytest.raises((AssertionError, KeyError)):  # a tree that contradicts itself may also just break
+        run_state_machine_as_test(machine, settings=HUNT)
