@@ -5,6 +5,7 @@ Weights are scaled up from transformers' initial ones, so that attention is far 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -87,7 +88,7 @@ def chunk(ids: Sequence[int], start: int, slots: Sequence[int], logits: Logits =
 def chunks_of(ids: Sequence[int], slots: Sequence[int], cuts: Sequence[int]) -> list[Chunk]:
     """One sequence cut at the given positions, in order."""
     bounds = [0, *cuts, len(ids)]
-    return [chunk(ids[a:b], a, slots) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [chunk(ids[a:b], a, slots) for a, b in itertools.pairwise(bounds)]
 
 
 def greedy(runner: Runner, prompt: Sequence[int], num_tokens: int) -> list[int]:

@@ -28,11 +28,13 @@ def attend_torch(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: floa
     """The reference, for any device: gathers each sequence's K/V and calls scaled_dot_product_attention."""
     k_pool, v_pool = plan.pool.k[layer], plan.pool.v[layer]
     parts = []
-    for span in plan.spans:
-        slots = plan.device_table[span.begin : span.begin + span.stop]
+    spans = plan.spans
+    for row, count, begin, start in zip(*(column.tolist() for column in spans.columns), strict=True):
+        stop = start + count
+        slots = plan.device_table[begin : begin + stop]
         k, v = k_pool[slots].transpose(0, 1), v_pool[slots].transpose(0, 1)  # [kv_heads, stop, dim]
-        rows = q[span.row : span.row + span.count].transpose(0, 1)  # [heads, count, dim]
-        seen = torch.arange(span.stop, device=q.device) <= torch.arange(span.start, span.stop, device=q.device)[:, None]
+        rows = q[row : row + count].transpose(0, 1)  # [heads, count, dim]
+        seen = torch.arange(stop, device=q.device) <= torch.arange(start, stop, device=q.device)[:, None]
         out = F.scaled_dot_product_attention(
             rows[None], k[None], v[None], attn_mask=seen, scale=scaling, enable_gqa=q.shape[1] != k.shape[0]
         )
@@ -83,3 +85,11 @@ def refuse_unknown(
 
 
 AttentionInterface.register(TORCH, interface(attend_torch))
+
+
+def register_cpu_kernel() -> str:
+    """Make the compiled kernel known and return its name. Imports numba, which costs about a second."""
+    from radixserve.model.attention_cpu import attend_cpu
+
+    AttentionInterface.register(CPU, interface(attend_cpu))
+    return CPU

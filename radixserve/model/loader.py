@@ -50,7 +50,7 @@ def prepare_model(model: PreTrainedModel, device: torch.device) -> LoadedModel:
     expected = own_logits(model, vocab_size, device)
     log.info("packing linear layers")
     reason = _not_rowwise(model, device)
-    kernel = attention.TORCH
+    kernel = attention.TORCH if reason else attention.register_cpu_kernel()
     _use_attention(model, kernel)
     loaded = LoadedModel(
         model=model,

@@ -45,7 +45,7 @@ class Runner:
 
 def _wanted_rows(plan: AttentionPlan, chunks: Sequence[Chunk]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Indices of the packed rows whose logits are wanted."""
-    ends = np.array([span.row + span.count for span in plan.spans], np.int64)
+    ends = plan.spans.row + plan.spans.count
     firsts = np.array([end - chunk.num_logits for end, chunk in zip(ends, chunks, strict=True)], np.int64)
     if all(chunk.logits is Logits.LAST for chunk in chunks):
         return firsts

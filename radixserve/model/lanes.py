@@ -1,0 +1,254 @@
+"""Vector building blocks for the CPU attention kernel, written as LLVM instructions for numba.
+
+Every number is defined by IEEE 754: fused multiply-adds are asked for by name and nothing may be reassociated, so a
+result does not depend on which of these blocks computed it, how a loop was vectorised or which processor ran it. Knows
+nothing of attention.
+"""
+
+# mypy: disable-error-code="untyped-decorator"
+# (numba has no type hints)
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding  # type: ignore[import-untyped]
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 16
+_FLOAT = ir.FloatType()
+_VECTOR = ir.VectorType(_FLOAT, LANES)
+_VECTORS = 2 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 1
+PANEL = LANES * _VECTORS
+"""Columns that one call of a `multiply_rows` block computes: what fits the registers, six rows at a time."""
+
+_FMA = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+
+Intrinsic = Callable[..., Any]
+
+
+def _data(context: Any, builder: ir.IRBuilder, kind: Any, array: Any, offset: Any) -> Any:
+    """Pointer to element `offset` (counted in elements) of a contiguous array."""
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [offset])
+
+
+def _load(builder: ir.IRBuilder, pointer: Any) -> Any:
+    return builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
+
+
+def _store(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
+    builder.store(value, builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
+
+
+def _vector_fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
+    operator = cgutils.get_or_insert_function(builder.module, _FMA, f"llvm.fma.v{LANES}f32")
+    return builder.call(operator, [a, b, c])
+
+
+def _splat(builder: ir.IRBuilder, scalar: Any) -> Any:
+    vector = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(vector, vector, _mask([0] * LANES))
+
+
+def _mask(indices: list[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), indices)
+
+
+@intrinsic
+def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.fma(*args)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+_LOG2_E = 1.4426950408889634
+_LN2_HIGH = 0.693359375  # few bits: n * high is exact
+_LN2_LOW = -2.12194440e-4
+_ROUND = 12582912.0  # 1.5 * 2**23: adding it leaves the nearest integer in the low bits
+_LOWEST = -87.0
+_TAYLOR = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
+
+
+def _exp(builder: ir.IRBuilder, x: Any) -> Any:
+    """e**x for a vector x <= 0: 2**n times a polynomial of the rest, |rest| <= ln(2) / 2."""
+    integers = ir.VectorType(ir.IntType(32), LANES)
+
+    def constant(value: float) -> Any:
+        return ir.Constant(_VECTOR, [ir.Constant(_FLOAT, float(np.float32(value)))] * LANES)
+
+    x = builder.select(builder.fcmp_ordered("<", x, constant(_LOWEST)), constant(_LOWEST), x)
+    shifted = _vector_fma(builder, x, constant(_LOG2_E), constant(_ROUND))
+    n = builder.fsub(shifted, constant(_ROUND))
+    rest = _vector_fma(builder, n, constant(-_LN2_HIGH), x)
+    rest = _vector_fma(builder, n, constant(-_LN2_LOW), rest)
+    result = constant(_TAYLOR[0])
+    for coefficient in _TAYLOR[1:]:
+        result = _vector_fma(builder, result, rest, constant(coefficient))
+    biased = builder.add(builder.bitcast(shifted, integers), ir.Constant(integers, [127] * LANES))
+    power = builder.shl(biased, ir.Constant(integers, [23] * LANES))  # n + 127 into the exponent bits
+    return builder.fmul(result, builder.bitcast(power, _VECTOR))
+
+
+@intrinsic
+def exp(typingctx: Any, x: Any) -> Any:
+    """e**x for x <= 0, within 2 units in the last place; below -87 as at -87. exp(0) is 1; NaN stays NaN."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.extract_element(_exp(builder, _splat(builder, args[0])), ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(types.float32), generate
+
+
+@intrinsic
+def tile_exp(typingctx: Any, array: Any, at: Any, peak: Any) -> Any:
+    """array[i] = exp(array[i] - peak) for 4 * LANES elements from `at` on."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data, peak = _data(context, builder, signature.args[0], args[0], args[1]), _splat(builder, args[2])
+        for i in range(4):
+            pointer = builder.gep(data, [ir.Constant(args[1].type, i * LANES)])
+            _store(builder, _exp(builder, builder.fsub(_load(builder, pointer), peak)), pointer)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.float32), generate
+
+
+@intrinsic
+def copy(typingctx: Any, source: Any, at: Any, target: Any, to: Any, count: Any) -> Any:
+    """target[to : to + count] = source[at : at + count], float32 arrays that do not overlap."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        source = _data(context, builder, kinds[0], args[0], args[1])
+        target = _data(context, builder, kinds[2], args[2], args[3])
+        cgutils.raw_memcpy(builder, target, source, args[4], 4)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp, types.intp), generate
+
+
+@intrinsic
+def take_next(typingctx: Any, counter: Any) -> Any:
+    """Add one to counter[0] (int64) atomically; the value before."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        pointer = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), generate
+
+
+def _multiply_rows(rows: int) -> Intrinsic:
+    """c[r, 0:PANEL] = sum over k of a[r, k] * b[k, 0:PANEL] for `rows` rows, one chain of fma per element, k ascending.
+
+    a, b, c are flat float32 arrays, each with the offset of its first element and its row stride.
+    """
+
+    @intrinsic
+    def multiply(
+        typingctx: Any, a: Any, at: Any, lda: Any, b: Any, bt: Any, ldb: Any, c: Any, ct: Any, ldc: Any, depth: Any
+    ) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            a_data, b_data, c_data = (_data(context, builder, kinds[i], args[i], args[i + 1]) for i in (0, 3, 6))
+            lda, ldb, ldc, depth = args[2], args[5], args[8], args[9]
+            index = depth.type
+            zero = ir.Constant(_VECTOR, [0.0] * LANES)
+            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(_VECTORS)] for _ in range(rows)]
+            with cgutils.for_range(builder, depth) as loop:
+                row_b = builder.gep(b_data, [builder.mul(loop.index, ldb)])
+                columns = [_load(builder, builder.gep(row_b, [ir.Constant(index, v * LANES)])) for v in range(_VECTORS)]
+                for r in range(rows):
+                    element = builder.add(builder.mul(ir.Constant(index, r), lda), loop.index)
+                    factor = _splat(builder, builder.load(builder.gep(a_data, [element])))
+                    for v in range(_VECTORS):
+                        builder.store(_vector_fma(builder, factor, columns[v], builder.load(sums[r][v])), sums[r][v])
+            for r in range(rows):
+                for v in range(_VECTORS):
+                    element = builder.add(builder.mul(ir.Constant(index, r), ldc), ir.Constant(index, v * LANES))
+                    _store(builder, builder.load(sums[r][v]), builder.gep(c_data, [element]))
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(a, n, n, b, n, n, c, n, n, n), generate
+
+    return multiply  # type: ignore[no-any-return]
+
+
+multiply_1, multiply_2, multiply_3 = _multiply_rows(1), _multiply_rows(2), _multiply_rows(3)
+multiply_4, multiply_6 = _multiply_rows(4), _multiply_rows(6)
+
+
+@intrinsic
+def transpose(
+    typingctx: Any, source: Any, at: Any, stride: Any, slots: Any, st: Any, target: Any, tt: Any, ld: Any
+) -> Any:
+    """target[d, j] = source[at + slots[st + j] * stride + d] for d and j below LANES; `ld` is target's row stride."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        source = _data(context, builder, kinds[0], args[0], args[1])
+        slots = _data(context, builder, kinds[3], args[3], args[4])
+        target = _data(context, builder, kinds[5], args[5], args[6])
+        stride, ld = args[2], args[7]
+        index = stride.type
+        rows = []
+        for j in range(LANES):
+            slot = builder.sext(builder.load(builder.gep(slots, [ir.Constant(index, j)])), index)
+            rows.append(_load(builder, builder.gep(source, [builder.mul(slot, stride)])))
+        for d, column in enumerate(_zip_stages(builder, rows)):
+            _store(builder, column, builder.gep(target, [builder.mul(ir.Constant(index, d), ld)]))
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(source, n, n, slots, n, target, n, n), generate
+
+
+def _zip_stages(builder: ir.IRBuilder, rows: list[Any]) -> list[Any]:
+    """Transpose a square of vectors: interleave row i with row i + half, as often as the length can be halved."""
+    half = LANES // 2
+    low = _mask([i // 2 + LANES * (i % 2) for i in range(LANES)])
+    high = _mask([half + i // 2 + LANES * (i % 2) for i in range(LANES)])
+    for _ in range(LANES.bit_length() - 1):
+        pairs = [(rows[i], rows[i + half]) for i in range(half)]
+        rows = [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in (low, high)]
+    return rows
+
+
+def _reduce(combine: Callable[[ir.IRBuilder, Any, Any], Any]) -> Intrinsic:
+    """Reduce 4 * LANES floats from an offset on: vector by vector, then halves onto halves."""
+
+    @intrinsic
+    def reduce(typingctx: Any, array: Any, at: Any) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            data = _data(context, builder, signature.args[0], args[0], args[1])
+            parts = [_load(builder, builder.gep(data, [ir.Constant(args[1].type, i * LANES)])) for i in range(4)]
+            vector = combine(builder, combine(builder, parts[0], parts[1]), combine(builder, parts[2], parts[3]))
+            width = LANES // 2
+            while width:
+                upper = builder.shuffle_vector(vector, vector, _mask([(i + width) % LANES for i in range(LANES)]))
+                vector = combine(builder, vector, upper)
+                width //= 2
+            return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+        return types.float32(array, types.intp), generate
+
+    return reduce  # type: ignore[no-any-return]
+
+
+def _larger(builder: ir.IRBuilder, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+tile_max = _reduce(_larger)
+"""The largest of 64 floats. A NaN may be passed over: it stays in the 64 floats."""
+tile_sum = _reduce(lambda builder, a, b: builder.fadd(a, b))
+"""The sum of 64 floats, in one fixed order."""
