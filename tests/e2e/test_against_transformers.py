@@ -120,7 +120,7 @@ def test_the_real_model_says_the_same_while_everything_is_evicted(
     random.Random(5).shuffle(order)
     core = engine(loaded, 200)
     assert answers(core, [prompts[i] for i in order], NEW_TOKENS) == [reference[i] for i in order]
-    assert core.cache.stats().evicted_tokens_total > 500
+    assert core.cache.stats().evicted_tokens_total > 300
 
 
 @pytest.mark.parametrize("family", sorted(tiny.CONFIGS))
