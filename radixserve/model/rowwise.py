@@ -81,26 +81,22 @@ def _replace_elementwise(model: nn.Module) -> None:
 
 
 class RowwiseActivation(nn.Module):
-    """An elementwise module, applied to blocks that torch computes in one thread and whole vectors."""
+    """An elementwise module, applied to contiguous blocks that torch computes in one thread and whole vectors.
+
+    Contiguous always: some operators (gelu) call another library then, which rounds otherwise.
+    """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        width = x.shape[-1]
-        if width % _LANES:
-            return self.forward(F.pad(x, (0, -width % _LANES)))[..., :width]
-        if x.numel() <= _BLOCK:
-            return self._inner(x)
-        if width > _BLOCK:
-            return torch.cat([self.forward(part) for part in torch.split(x, _BLOCK, -1)], -1)
-        rows = torch.split(x.reshape(-1, width), _BLOCK // width)
-        return torch.cat([self._inner(part) for part in rows]).view(x.shape)
-
-    def _inner(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.inner(x)
-        return out
+        flat, count = x.reshape(-1), x.numel()
+        if count % _LANES:
+            flat = F.pad(flat, (0, -count % _LANES))
+        parts = [self.inner(part) for part in torch.split(flat, _BLOCK)]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return out[:count].view(x.shape)
 
 
 class RowwiseRotary(nn.Module):

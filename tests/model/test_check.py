@@ -1,0 +1,103 @@
+"""What cannot be served exactly is refused at load, each kind with its own sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    BertConfig,
+    BloomConfig,
+    DeepseekV3Config,
+    Gemma2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3NextConfig,
+    T5Config,
+)
+
+from radixserve.errors import ModelRefused
+from radixserve.model.check import check_config
+from radixserve.model.loader import load_model, prepare_model
+from tests.tiny import CPU, VOCAB, tiny_model
+
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+
+REFUSED: list[tuple[PretrainedConfig, str]] = [
+    (T5Config(), "encoder-decoder"),
+    (BartConfig(), "encoder-decoder"),
+    (BertConfig(is_decoder=True, add_cross_attention=True), "cross attention"),
+    (MistralConfig(**SMALL, sliding_window=64), "sliding window of 64 tokens"),
+    (Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=64, max_window_layers=1), "sliding attention"),
+    (Gemma2Config(**SMALL), "sliding attention"),
+    (Gemma2Config(**SMALL, layer_types=["full_attention"] * 2), "softcap"),
+    (DeepseekV3Config(), "multi-head latent attention"),
+    (MambaConfig(), "recurrent or state-space"),
+    (Qwen3NextConfig(), "recurrent or state-space"),
+    (LlamaConfig(**SMALL, rope_parameters=DYNAMIC), "dynamic rotary positions"),
+]
+
+
+@pytest.mark.parametrize(("config", "words"), REFUSED, ids=lambda value: getattr(value, "model_type", None))
+def test_a_configuration_is_refused_by_its_sentence(config: PretrainedConfig, words: str) -> None:
+    with pytest.raises(ModelRefused, match=words):
+        check_config(config)
+
+
+def test_a_window_as_long_as_the_context_is_no_window() -> None:
+    check_config(MistralConfig(**SMALL, sliding_window=512, max_position_embeddings=512))
+
+
+def test_a_model_that_does_not_use_the_attention_interface_is_refused() -> None:
+    model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=1, n_head=4))
+    with pytest.raises(ModelRefused):
+        prepare_model(model, CPU)
+
+
+def test_a_model_that_attends_in_both_directions_is_refused_by_its_logits() -> None:
+    config = BertConfig(**{**SMALL, "max_position_embeddings": 512}, is_decoder=False)
+    with pytest.raises(ModelRefused):
+        prepare_model(AutoModelForCausalLM.from_config(config), CPU)
+
+
+def test_a_model_that_hides_a_change_of_attention_is_refused_by_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    monkeypatch.setattr("radixserve.model.loader.own_logits", lambda *_: torch.randn(40, VOCAB))
+    with pytest.raises(ModelRefused, match="not plain causal attention"):
+        prepare_model(model, CPU)
+
+
+def test_a_folder_without_a_model_is_refused_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="Cannot load"):
+        load_model(str(tmp_path), CPU, torch.float32)
+
+
+def test_a_saved_model_is_loaded_with_its_facts(tmp_path: Path) -> None:
+    tiny_model("llama_grouped").save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), CPU, torch.float32)
+    assert (loaded.layers, loaded.kv_heads, loaded.head_dim, loaded.vocab_size) == (2, 2, 16, VOCAB)
+    assert (loaded.context_length, loaded.eos_token_ids, loaded.dtype) == (512, (1,), torch.float32)
+    assert (loaded.exact, loaded.attention) == (True, "radixserve_cpu")
+
+
+def test_half_precision_on_the_cpu_works_and_claims_nothing(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), CPU, torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16
+    assert not loaded.exact
+    assert loaded.inexact_reason == "bfloat16 linears on the CPU depend on the number of rows"

@@ -1,0 +1,112 @@
+"""Packed linears: right, row-wise, fused where siblings share an input, and distrusted where they are not row-wise."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from radixserve.model.linear import FusedPart, PackedLinear, PackedWeight, RowTest, Untrusted
+from radixserve.model.rowwise import RowwiseActivation, make_rowwise
+from tests.tiny import load_tiny, tiny_model
+
+SHAPES = ((37, 19), (64, 64), (576, 1536), (300, 2048))
+
+
+def packed(out_features: int, in_features: int) -> tuple[PackedWeight, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(out_features, in_features, generator=generator)
+    bias = torch.randn(out_features, generator=generator)
+    result = PackedWeight(weight, bias)
+    RowTest().set_min_rows(result)
+    return result, weight, bias
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_number_of_rows_gives_the_same_bits(shape: tuple[int, int]) -> None:
+    linear, weight, bias = packed(*shape)
+    x = torch.randn(300, shape[1], generator=torch.Generator().manual_seed(1))
+    whole = linear(x)
+    torch.testing.assert_close(whole, nn.functional.linear(x, weight, bias), atol=1e-3, rtol=1e-4)
+    for rows in (*range(1, 20), 33, 64, 65, 100, 255):
+        assert torch.equal(linear(x[:rows]), whole[:rows])
+        assert torch.equal(linear(x[None, -rows:]), whole[None, -rows:])
+
+
+def test_a_lone_row_is_padded_where_it_would_be_rounded_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = PackedWeight.multiply
+    monkeypatch.setattr(PackedWeight, "multiply", lambda self, x: real(self, x) * (1 + (x.shape[0] == 1)))
+    linear, _, _ = packed(37, 19)
+    assert linear.min_rows == 2
+    x = torch.ones(2, 19)
+    assert torch.equal(linear(x[:1]), linear(x)[:1])
+
+
+def test_an_operator_whose_rows_depend_on_their_number_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = PackedWeight.multiply
+    monkeypatch.setattr(PackedWeight, "multiply", lambda self, x: real(self, x) * (1 + (x.shape[0] == 7)))
+    with pytest.raises(Untrusted, match="round 7 rows differently"):
+        packed(37, 19)
+
+
+def test_without_the_packed_operator_the_model_is_served_but_claims_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing(self: PackedWeight, x: torch.Tensor) -> torch.Tensor:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(PackedWeight, "multiply", missing)
+    with caplog.at_level(logging.WARNING):
+        loaded = load_tiny("llama")
+    assert not loaded.exact
+    assert loaded.inexact_reason == "this torch cannot multiply by packed weights (no such operator)"
+    assert "outputs may depend on what is cached" in caplog.text
+    assert loaded.attention == "radixserve_torch"
+
+
+def test_siblings_of_one_input_become_one_multiplication() -> None:
+    model = tiny_model("qwen2")
+    attention, x = model.model.layers[0].self_attn, torch.randn(1, 5, 64)
+    names = ("q_proj", "k_proj", "v_proj")
+    expected = [getattr(attention, name)(x) for name in names]
+    assert make_rowwise(model) is None
+    parts = [getattr(attention, name) for name in names]
+    assert [type(part) for part in parts] == [FusedPart] * 3
+    assert len({id(part.fused) for part in parts}) == 1
+    for part, wanted in zip(parts, expected, strict=True):
+        torch.testing.assert_close(part(x), wanted)
+
+
+def test_a_fused_part_never_answers_for_another_input() -> None:
+    model = tiny_model("llama")
+    make_rowwise(model)
+    mlp = model.model.layers[0].mlp
+    a, b = torch.randn(1, 3, 64), torch.randn(1, 3, 64)
+    alone = mlp.up_proj(b).clone()
+    mlp.gate_proj(a)
+    assert torch.equal(mlp.up_proj(b), alone)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi"])
+def test_no_linear_of_torch_is_left(name: str) -> None:
+    model = tiny_model(name)
+    make_rowwise(model)
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert "PackedLinear" in kinds
+    assert not kinds & {"Linear", "Conv1D"}
+    assert isinstance(model.get_output_embeddings(), PackedLinear)
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
+@pytest.mark.parametrize("width", [8, 100, 1536, 20000])
+def test_an_activation_does_not_see_the_number_of_rows(name: str, width: int) -> None:
+    activation = RowwiseActivation(ACT2FN[name])
+    x = torch.randn(1, 40, 2 * width, generator=torch.Generator().manual_seed(0))[..., :width] * 3
+    whole = activation(x)
+    torch.testing.assert_close(whole, ACT2FN[name](x))
+    for rows in (1, 2, 3, 7, 39):
+        assert torch.equal(activation(x[:, :rows]), whole[:, :rows])
+        assert torch.equal(activation(x[:, -rows:].contiguous()), whole[:, -rows:])
