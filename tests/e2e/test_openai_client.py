@@ -167,4 +167,4 @@ def test_the_metrics_show_hits_and_misses(server: Server, client: openai.OpenAI)
 
 def test_the_version_says_whether_hits_are_exact(server: Server) -> None:
     version = json.loads(get(server, "/version"))
-    assert version["exact"] is True
+    assert version["engine"]["exact"] is True
