@@ -74,6 +74,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kv_budget: Annotated[
         int, Meta(ge=0), Doc("cache", "memory for keys and values", "bytes", zero="a share of the free memory")
     ] = 0
+    kv_share: Annotated[
+        float,
+        Meta(ge=0, le=0.95),
+        Doc(
+            "cache",
+            "share of the device memory left free by the model, for keys and values",
+            zero="0.85 on CUDA; 0.25 on the CPU, 4 GiB at most",
+        ),
+    ] = 0.0
     cache: Annotated[bool, Doc("cache", "reuse the keys and values of shared prefixes")] = True
 
     max_running: Annotated[int, Meta(ge=1, le=4096), Doc("scheduler", "sequences in one step")] = 16

@@ -121,6 +121,8 @@ def _refuse_contradictions(settings: Settings, sources: Mapping[str, str]) -> No
 
     if settings.fake_model and settings.model is not None:
         raise ConfigError(f"{told('fake_model')} contradicts {told('model')}: give one of them")
+    if settings.kv_budget and settings.kv_share:
+        raise ConfigError(f"{told('kv_budget')} contradicts {told('kv_share')}: give one of them")
     if 0 < settings.max_step_tokens < settings.max_running:
         raise ConfigError(
             f"{told('max_step_tokens')} contradicts {told('max_running')}: each sequence of a step computes a token"

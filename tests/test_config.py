@@ -28,6 +28,8 @@ def other_than_default(row: Setting) -> str:
         return "false" if row.default else "true"
     if row.choices:
         return next(each for each in row.choices if each != row.default)
+    if row.plain is float:
+        return "0.5"
     return "some-name" if row.plain is str else "1024"
 
 
@@ -195,11 +197,16 @@ def test_contradictions_name_both_settings_and_their_sources() -> None:
     ):
         resolve({"max_step_tokens": "8"}, {})
     assert resolve({"max_step_tokens": "8", "max_running": "8"}, {}).settings.max_step_tokens == 8
+    with pytest.raises(ConfigError, match=r"kv_budget=1024 \(--kv-budget\) contradicts kv_share=0.5 \(--kv-share\)"):
+        resolve({"kv_budget": "1KiB", "kv_share": "0.5"}, {})
 
 
 def test_the_description_names_every_setting_and_the_source_of_what_was_chosen() -> None:
     told = resolve({"kv_budget": "2048MiB"}, {"RADIXSERVE_CACHE": "no"}).describe()
-    assert "kv_budget=2GiB (--kv-budget), cache=false (RADIXSERVE_CACHE), max_running=16, max_step_tokens=auto" in told
+    assert (
+        "kv_budget=2GiB (--kv-budget), kv_share=auto, cache=false (RADIXSERVE_CACHE), max_running=16, max_step_tokens=auto"
+        in told
+    )
     assert [row.name for row in TABLE if f"{row.name}=" not in told] == []
 
 

@@ -66,7 +66,7 @@ def _real(settings: Settings, model: str) -> tuple[StepModel, EngineInfo]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     loaded = load_model(model, device, _dtype(settings.dtype, device))
-    num_slots = slots_for_budget(loaded.shape, loaded.context_length, device, settings.kv_budget)
+    num_slots = slots_for_budget(loaded.shape, loaded.context_length, device, settings.kv_budget, settings.kv_share)
     info = EngineInfo(
         vocab_size=loaded.vocab_size,
         context_length=loaded.context_length,

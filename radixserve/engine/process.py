@@ -7,6 +7,7 @@ the process sleeps in `recv`. The end of the stream means that the front is gone
 
 from __future__ import annotations
 
+import gc
 import logging
 import select
 import signal
@@ -136,6 +137,7 @@ def _serve(channel: Channel) -> int:
     except StartupError as refusal:
         channel.send(Refused(str(refusal)))
         return 2
+    gc.freeze()  # what was loaded stays; collecting it again and again would stall steps
     channel.send(Ready(info))
     EngineLoop(core, channel).run()
     return 0

@@ -22,13 +22,16 @@ _CUDA_SHARE = 0.85
 _CPU_CONTEXT_SHARE = 0.6  # of free memory, that one whole context may take where the default share is smaller
 
 
-def slots_for_budget(shape: KVShape, context_length: int, device: torch.device, budget_bytes: int = 0) -> int:
-    """Slots that `budget_bytes` hold; 0 bytes: the default share of free memory.
+def slots_for_budget(
+    shape: KVShape, context_length: int, device: torch.device, budget_bytes: int = 0, share: float = 0.0
+) -> int:
+    """Slots that `budget_bytes` hold, or else `share` of the free memory; 0 and 0: the default share.
 
     Raises:
         ConfigError: the budget, or free memory, holds fewer than 64 tokens.
     """
     size = shape.slot_bytes
+    budget_bytes = budget_bytes or int(free_bytes(device) * share)
     slots = budget_bytes // size if budget_bytes else _default_slots(size, context_length, device)
     if slots < MIN_SLOTS:
         holder = "The K/V budget" if budget_bytes else "Free memory"

@@ -68,3 +68,9 @@ def test_a_machine_without_room_is_refused(free: list[int]) -> None:
 
 def test_free_memory_is_read_from_this_machine() -> None:
     assert 1 << 20 < budget.free_bytes(CPU) < 1 << 62
+
+
+def test_a_share_of_free_memory_is_taken_as_said(free: list[int]) -> None:
+    free[0] = 46_080 * 1000
+    assert slots_for_budget(SHAPE, 8192, CPU, share=0.5) == 500
+    assert slots_for_budget(SHAPE, 8192, CPU, 46_080 * 100, share=0.5) == 100
