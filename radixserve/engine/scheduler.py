@@ -83,7 +83,7 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, request: Request, output_ids: list[int]) -> TokenEvent | None:
-        """Queue a request; the event says why it can never run."""
+        """Queue a request; the event says why it can never run, or that all its tokens were sent before."""
         sequence = Sequence.of(request, output_ids)
         if _last_slot(sequence) > self._num_slots:
             return _ended(
@@ -91,6 +91,8 @@ class Scheduler:
                 "error",
                 f"the request needs {_last_slot(sequence)} slots, the K/V budget holds {self._num_slots}",
             )
+        if sequence.num_output >= request.sampling.max_tokens:
+            return _ended(sequence, "length")
         self.waiting.append(sequence)
         return None
 

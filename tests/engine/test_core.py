@@ -220,6 +220,16 @@ def test_a_request_resumed_with_sent_tokens_goes_on_at_the_next_one() -> None:
     assert harness.finish("resumed") == "length"
 
 
+@pytest.mark.parametrize("num_sent", [4, 5])
+def test_a_request_resumed_with_all_its_tokens_sent_has_nothing_to_do(num_sent: int) -> None:
+    harness = Harness()
+    harness.take(harness.core.submit(request("a", [1, 2, 3], max_tokens=4), expected([1, 2, 3], num_sent)))
+    harness.run()
+    assert harness.tokens("a") == []
+    assert harness.finish("a") == "length"
+    harness.assert_drained()
+
+
 def test_prompt_logprobs_cover_every_prompt_token_once_although_the_prompt_is_cached_and_chunked() -> None:
     harness = Harness(max_step_tokens=8)
     prompt = [token % VOCAB for token in range(30)]
