@@ -47,14 +47,14 @@ class Child:
             ValueError: it sent something that is no message.
         """
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await _spawn(theirs, start.settings.threads)
-        reader, self._writer = await asyncio.open_connection(sock=ours)
         try:
+            with theirs:
+                self._process = await _spawn(theirs, start.settings.threads)
+            reader, self._writer = await asyncio.open_connection(sock=ours)
             self.send(start)
             await self._read(reader, handle)
         finally:
-            code = await self._end(self._process, self._writer)
+            code = await self._end(ours)
         return code
 
     async def _read(self, reader: asyncio.StreamReader, handle: Callable[[ToFront], None]) -> None:
@@ -64,15 +64,21 @@ class Child:
                 for body in frames.feed(data):
                     handle(decoder.decode(body))
 
-    async def _end(self, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter) -> int:
-        """The engine leaves when its socket closes; it is killed if it does not."""
-        self._writer = None
-        writer.close()
+    async def _end(self, ours: socket.socket) -> int:
+        """The engine leaves when its socket closes; it is killed if it does not, or if this is cancelled."""
+        writer, self._writer = self._writer, None
+        (ours if writer is None else writer).close()
+        process = self._process
+        if process is None:
+            return 0  # never spawned; the caller is raising
         try:
-            return await asyncio.wait_for(process.wait(), EXIT_SECONDS)
-        except TimeoutError:
-            process.kill()
-            return await process.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), EXIT_SECONDS)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            code = await process.wait()
+        return code
 
 
 async def _spawn(sock: socket.socket, threads: int) -> asyncio.subprocess.Process:

@@ -121,9 +121,10 @@ class ProcessEngine:
         log.error("the engine process %s", ending)
 
     def _mourn(self) -> None:
-        """Tell every live request that its engine is gone."""
+        """Tell every live request that its engine is gone, and forget what that engine said of itself."""
         if self._state is None:
             self._state = "restarting"
+        self.stats = EngineStats()
         self._end_all(_ENGINE_DIED)
 
     # messages

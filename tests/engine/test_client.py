@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from radixserve.config import Settings
+from radixserve.engine import child, messages
 from radixserve.engine.client import ProcessEngine
 from radixserve.errors import StartupError, Unavailable
 from radixserve.request import Request, Sampling
@@ -129,10 +130,27 @@ async def test_when_the_engine_dies_every_live_request_is_told_and_a_new_engine_
         assert "died" in str(last.error)
         await stream.aclose()
     assert engine.unready_reason == "restarting"
+    assert engine.stats == EngineStats()
     with pytest.raises(Unavailable, match="restarting"):
         engine.submit(request("too early"))
     await until(lambda: engine.unready_reason is None)
     assert engine.pid != pid
+    assert tokens(await collect(engine, request("after"))) == [41, 42, 43, 44, 45]
+
+
+async def test_an_engine_that_refuses_to_restart_is_tried_again(start: Start, folder: str) -> None:
+    engine = await start()
+    config = Path(folder) / "config.json"
+    config.rename(config.with_suffix(".away"))
+    assert engine.pid is not None
+    first = engine.pid
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: engine.pid not in (None, first))
+    second = engine.pid
+    await until(lambda: engine.pid not in (None, second))
+    assert engine.unready_reason == "restarting"
+    config.with_suffix(".away").rename(config)
+    await until(lambda: engine.unready_reason is None)
     assert tokens(await collect(engine, request("after"))) == [41, 42, 43, 44, 45]
 
 
@@ -154,6 +172,38 @@ async def test_drain_aborts_what_is_left_when_its_time_is_over(start: Start) -> 
     await engine.drain(0.0)
     for stream in streams:
         assert [event async for event in stream][-1].finish == "abort"
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_an_engine_stopped_while_it_starts_leaves_no_process(
+    folder: str, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    monkeypatch.setattr(child, "EXIT_SECONDS", 0.05)
+    engine = ProcessEngine(SETTINGS, folder, lambda stats: None, lambda: None)
+    starting = asyncio.create_task(engine.start())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    starting.cancel()
+    await engine.stop()
+    assert engine.pid is None
+
+
+async def test_a_hanging_process_is_killed_although_its_end_is_interrupted(folder: str) -> None:
+    hanging, ending = child.Child(), asyncio.Event()
+
+    def fail(message: messages.ToFront) -> None:
+        assert hanging.pid is not None
+        os.kill(hanging.pid, signal.SIGSTOP)
+        ending.set()
+        raise ValueError("no message")
+
+    life = asyncio.create_task(hanging.run(messages.Start(SETTINGS, folder), fail))
+    await ending.wait()
+    await asyncio.sleep(0)
+    life.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await life
+    assert hanging.pid is None
 
 
 async def test_a_start_that_is_refused_says_why(tmp_path: Path) -> None:
