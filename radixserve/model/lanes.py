@@ -136,14 +136,25 @@ def copy(typingctx: Any, source: Any, at: Any, target: Any, to: Any, count: Any)
 
 
 @intrinsic
-def take_next(typingctx: Any, counter: Any) -> Any:
-    """Add one to counter[0] (int64) atomically; the value before."""
+def add_atomically(typingctx: Any, counters: Any, index: Any, value: Any) -> Any:
+    """counters[index] += value (int64) as one action among threads; the value before."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        pointer = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "monotonic")
+        return builder.atomic_rmw(
+            "add", _data(context, builder, signature.args[0], args[0], args[1]), args[2], "acq_rel"
+        )
 
-    return types.int64(counter), generate
+    return types.int64(counters, types.int64, types.int64), generate
+
+
+@intrinsic
+def pointer(typingctx: Any, address: Any) -> Any:
+    """An address (int64) as an untyped pointer."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), generate
 
 
 def _multiply_rows(rows: int) -> Intrinsic:

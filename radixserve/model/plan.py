@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from radixserve.cache.pool import KVPool
-from radixserve.model.tiles import Ints, Spans, TileWork
+from radixserve.model.tiles import Ints, Spans
 from radixserve.step import Chunk
 
 
@@ -33,7 +33,7 @@ class AttentionPlan:
     device_table: torch.Tensor  # int64, `table` on the device
     write_slots: torch.Tensor  # int64 [rows] on the device
     layers_seen: int = 0  # how many layers asked for attention; the load check reads it
-    work: TileWork | None = None  # made by the CPU kernel at the first layer, for all layers
+    prepared: object | None = None  # what a kernel made at the first layer, for all layers
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk], pool: KVPool) -> AttentionPlan:

@@ -11,7 +11,6 @@ loads it for all of them; their contributions are stored per tile and combined a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -20,11 +19,11 @@ import numpy.typing as npt
 TILE = 64
 _SHORT = 16  # rows up to which a chunk's tiles are shared with other sequences
 _RUN = 4  # tiles per shared item: small enough that the items of one long context spread over the cores
+_FACTORS = np.random.default_rng(0).integers(1, 2**62, TILE, np.int64)  # of the digest that finds equal tiles
 _BLOCK = 96  # query rows times heads per key head that one loaded tile of a long chunk serves
 
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class Spans:
         return Spans(self.row[mask], self.count[mask], self.begin[mask], self.start[mask])
 
 
-@dataclass
+@dataclass(frozen=True)
 class TileWork:
     """Items as columns, the costliest first, and where each row's contributions go."""
 
@@ -60,7 +59,6 @@ class TileWork:
     partial_begin: Longs  # [rows of the step]: index of tile 0's contribution; -1: the row's own item combines
     num_partials: int
     max_rows: int
-    _partials: tuple[Floats, Floats, Floats] | None = None
 
     @classmethod
     def of(cls, spans: Spans, table: Ints, group: int) -> TileWork:
@@ -72,18 +70,20 @@ class TileWork:
         order = np.argsort(-items[:, 1] * (items[:, 4] - items[:, 3]), kind="stable")
         return cls(np.ascontiguousarray(items[order]), rows, begin, num_partials, int(items[:, 1].max(initial=0)))
 
-    @cached_property
+    @property
     def split_rows(self) -> Longs:
         """Rows whose contributions are combined at the end."""
         return np.flatnonzero(self.partial_begin >= 0)
 
-    def partials(self, heads: int, width: int) -> tuple[Floats, Floats, Floats]:
-        """Memory for contributions: sums of V, largest scores, sums of weights. The same for every layer of a step."""
-        if self._partials is None or len(self._partials[0]) != self.num_partials * heads * width:
-            count = self.num_partials * heads
-            sums = np.empty(count * width, np.float32)
-            self._partials = (sums, np.empty(count, np.float32), np.empty(count, np.float32))
-        return self._partials
+    @property
+    def num_split_items(self) -> int:
+        """Items that store contributions."""
+        return int((self.partial_begin[self.rows[self.items[:, 0]]] >= 0).sum())
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles that are loaded, per key head."""
+        return int((self.items[:, 4] - self.items[:, 3]).sum())
 
 
 _Items = tuple[Longs, Ints]  # items as in TileWork, their rows
@@ -156,8 +156,7 @@ def _leaders(spans: Spans, table: Ints, full: Longs) -> Longs:
     inside = np.arange(tiles) < full[:, None]
     where = np.minimum(spans.begin[:, None] + np.arange(tiles * TILE), len(table) - 1)
     slots = table[where].reshape(len(spans), tiles, TILE)
-    factors = np.random.default_rng(0).integers(1, 2**62, TILE, np.int64)
-    digest = np.where(inside, (slots * factors).sum(-1), 0)  # equal slots have equal digests; wraps around
+    digest = np.where(inside, slots @ _FACTORS, 0)  # equal slots have equal digests; wraps around
     order = np.lexsort((np.broadcast_to(np.arange(len(spans))[:, None], digest.shape), digest), axis=0)
     in_order = np.take_along_axis(digest, order, 0)
     fresh = np.concatenate([np.ones((1, tiles), bool), in_order[1:] != in_order[:-1]])

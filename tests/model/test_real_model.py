@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -28,8 +26,9 @@ def runner() -> Runner:
 
 
 @pytest.fixture(scope="module")
-def original() -> Iterator[torch.nn.Module]:
-    yield AutoModelForCausalLM.from_pretrained(embedded_model(), dtype=torch.float32).eval()
+def original() -> torch.nn.Module:
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(embedded_model(), dtype=torch.float32).eval()
+    return model
 
 
 def prompt_ids(question: str) -> list[int]:
