@@ -29,9 +29,14 @@ async def chat_prompt(api: Api, messages: list[Message], info: EngineInfo) -> Pr
         text = "This model has no chat template; use /v1/completions."
         raise BadRequest(text, param="messages", code="unsupported_parameter")
     rendered = render_messages(messages)
+    if len(rendered) > info.context_length:  # a message without text costs time to render as well
+        text = f"{len(rendered)} messages cannot fit the context of {info.context_length} tokens."
+        raise BadRequest(text, param="messages", code="context_length_exceeded")
     num_chars = sum(len(message["content"]) for message in rendered)
     check_prompt_chars(num_chars, info, api.settings, "messages")
-    return Prompt(await api.threads.run(partial(api.tokenizer.encode_chat, rendered)))
+    ids = await api.threads.run(partial(api.tokenizer.encode_chat, rendered))
+    _check_encoded(ids, info, "messages")
+    return Prompt(ids)
 
 
 async def completion_prompts(api: Api, body: CompletionBody, info: EngineInfo) -> list[Prompt]:
@@ -61,9 +66,17 @@ async def text_prompt(
     """Raises BadRequest when the text cannot fit the context, or gives no token at all."""
     check_prompt_chars(len(text), info, api.settings, param)
     ids = await api.threads.run(partial(api.tokenizer.encode, text, add_special_tokens=add_special_tokens))
+    _check_encoded(ids, info, param)
+    return Prompt(ids, text)
+
+
+def _check_encoded(ids: list[int], info: EngineInfo, param: str) -> None:
+    """A tokenizer may know tokens that the model has no embedding for; either mistake would fail a whole step."""
     if not ids:
         raise BadRequest("The prompt must not be empty.", param=param, code="invalid_value")
-    return Prompt(ids, text)
+    if max(ids) >= info.vocab_size:
+        text = f"The text has token {max(ids)}, which the model does not know ({info.vocab_size} tokens)."
+        raise BadRequest(text, param=param, code="invalid_value")
 
 
 async def _id_prompt(api: Api, ids: list[int], info: EngineInfo, param: str, echo: bool) -> Prompt:

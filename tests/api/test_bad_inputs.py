@@ -6,10 +6,13 @@ import gzip
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from radixserve.api.wire import AS_IF_ABSENT, ChatBody, CompletionBody
-from tests.api.conftest import CHAT, COMPLETIONS, Server, body_for, reference, text_of
+from radixserve.text.tokenizer import Tokenizer
+from tests.api.conftest import CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
+from tests.fakes import EOS
 
 BOTH = (CHAT, COMPLETIONS)
 ALL = (*BOTH, "/tokenize", "/detokenize")
@@ -335,6 +338,35 @@ async def test_a_body_beyond_the_limit_is_refused_plain_or_inflated(server: Serv
     for raw, headers in [(big, {}), (gzip.compress(b"x" * 10_000_000), {"Content-Encoding": "gzip"})]:
         status, answer = await server.post(path, raw, headers=headers)
         assert (status, answer["error"]["code"]) == (413, "request_too_large")
+    await assert_still_serves(server)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/tokenize"])
+async def test_messages_that_render_to_no_token_are_refused(
+    server: Server, path: str, monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
+) -> None:
+    monkeypatch.setattr(tokenizer, "_template", "{{ messages[0].content }}")
+    messages = {"model": MODEL, "messages": [{"role": "user", "content": ""}]}
+    status, answer = await server.post(path, messages)
+    assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, "messages", "invalid_value")
+    assert server.engine.seen == []
+
+
+@pytest.mark.parametrize("path", BOTH)
+async def test_a_token_that_only_the_tokenizer_knows_is_refused(server: Server, path: str) -> None:
+    info = server.engine.info
+    assert info is not None
+    server.engine.info = msgspec.structs.replace(info, vocab_size=EOS)
+    status, answer = await server.post(path, body_for(path, text="a<eos>"))
+    assert (status, answer["error"]["code"]) == (400, "invalid_value")
+    assert answer["error"]["param"] == ("messages" if path == CHAT else "prompt")
+    server.engine.info = info
+    await assert_still_serves(server)
+
+
+async def test_more_messages_than_the_context_holds_tokens_are_not_even_rendered(server: Server) -> None:
+    status, answer = await server.post(CHAT, body_for(CHAT) | {"messages": [{"role": "user", "content": ""}] * 513})
+    assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, "messages", "context_length_exceeded")
     await assert_still_serves(server)
 
 
