@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable
 
 import msgspec
 from aiohttp import web
@@ -39,7 +40,7 @@ class EventStream:
     async def done(self) -> None:
         """End a complete stream."""
         await self._write(b"data: [DONE]\n\n")
-        await self.response.write_eof()
+        await self._in_time(self.response.write_eof())
 
     async def fail(self, error: ApiError) -> None:
         """End a stream that failed: an error event and no `[DONE]`.
@@ -48,14 +49,17 @@ class EventStream:
         """
         with contextlib.suppress(ConnectionError):
             await self._write(b"data: %b\n\n" % encode_error(error))
-            await self.response.write_eof()
+            await self._in_time(self.response.write_eof())
 
     async def _write(self, data: bytes) -> None:
         if not self.response.prepared:
             await self.response.prepare(self._request)
+        await self._in_time(self.response.write(data))
+
+    async def _in_time(self, writing: Awaitable[None]) -> None:
         try:
             async with asyncio.timeout(self._write_seconds):
-                await self.response.write(data)
+                await writing
         except TimeoutError:
             if self._request.transport is not None:
                 self._request.transport.abort()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -10,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from radixserve.api.app import ApiSettings
 from tests.api.conftest import CHAT, COMPLETIONS, Server, body_for, reference, text_of
@@ -130,6 +132,19 @@ class TestSlowClients:
         assert [record.outcome for record in server.metrics.records] == ["abort"]
         assert server.engine.aborted == [server.engine.seen[0].id]
         assert "unexpected failure" not in caplog.text
+
+    async def test_a_client_that_does_not_read_the_end_is_dropped(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def stalled(response: web.StreamResponse, data: bytes = b"") -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(web.StreamResponse, "write_eof", stalled)
+        reader, writer = await connect(server, raw_request(COMPLETIONS, body_for(COMPLETIONS, stream=True)))
+        with contextlib.suppress(ConnectionError):
+            await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        assert [record.outcome for record in server.metrics.records] == ["abort"]
 
     async def test_a_body_that_does_not_arrive_is_refused_in_time(self, server: Server) -> None:
         reader, writer = await connect(server, raw_request(CHAT, body_for(CHAT))[:-5])
