@@ -66,8 +66,8 @@ class Choice:
                 delta.prompt_logprobs = event.prompt_logprobs or []
             delta.text = self._take_tokens(event, delta)
         if self.finish_reason is None and event.finish is not None:
-            self.finish_reason = event.finish
             delta.text += self.text_stream.finish()
+            self.finish_reason = "stop" if self.text_stream.stopped is not None else event.finish
         shown = delta.text or delta.logprobs or delta.prompt_logprobs is not None or self.finish_reason
         return delta if shown else None
 

@@ -239,7 +239,7 @@ def _stop_token_ids(body: GenerationBody, info: EngineInfo) -> tuple[int, ...]:
     ids = list(body.stop_token_ids or ())
     check_token_ids(ids, info.vocab_size, "stop_token_ids")
     if not body.ignore_eos:
-        ids.extend(info.eos_token_ids)
+        ids.extend(token_id for token_id in info.eos_token_ids if 0 <= token_id < info.vocab_size)
     return tuple(dict.fromkeys(ids))
 
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from tests.api.conftest import CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
-from tests.fakes import EOS, logprob_of
+from tests.fakes import EOS, VOCAB, logprob_of
 
 BOTH = (CHAT, COMPLETIONS)
 
@@ -153,6 +153,13 @@ async def test_a_stop_string_ends_text_and_work(server: Server, path: str, token
 
 
 @pytest.mark.parametrize("path", BOTH)
+async def test_a_stop_string_that_only_the_end_completes_is_a_stop(server: Server, path: str) -> None:
+    server.engine.answer = lambda request: [65, 0xF0]  # the first byte of four of a character
+    status, answer = await server.post(path, body_for(path, stop="\ufffd") | {"max_tokens": 2})
+    assert (status, text_of(path, answer), answer["choices"][0]["finish_reason"]) == (200, "A", "stop")
+
+
+@pytest.mark.parametrize("path", BOTH)
 async def test_a_stop_token_ends_the_answer_and_is_not_shown(server: Server, path: str) -> None:
     server.engine.answer = lambda request: [*b"ab", EOS, *b"cd"]
     _, whole = await server.post(path, body_for(path))
@@ -253,6 +260,13 @@ async def test_defaults_are_resolved(server: Server) -> None:
     assert (completion.temperature, completion.top_p, completion.top_k) == (1.0, 1.0, 0)
     assert completion.stop_token_ids == (EOS,)
     assert (odd.top_k, odd.temperature, odd.stop_token_ids) == (0, 0.0, (5, EOS))
+
+
+async def test_an_end_of_text_token_outside_the_vocabulary_is_left_out(server: Server) -> None:
+    assert server.engine.info is not None
+    server.engine.info = msgspec.structs.replace(server.engine.info, eos_token_ids=(-1, EOS, VOCAB))
+    assert (await server.post(COMPLETIONS, body_for(COMPLETIONS, min_tokens=1)))[0] == 200
+    assert server.engine.seen[0].sampling.stop_token_ids == (EOS,)
 
 
 async def test_every_sampling_field_reaches_the_engine(server: Server) -> None:
