@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 _PACK_FOR = 16  # rows for which oneDNN chooses the layout; decode batches are about that
-_TESTED_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 96, 128, 129, 200)
-_CANONICAL_ROWS = 256
+_TESTED_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 96, 128, 129, 200, 256, 300)
+_TESTED_IF_LARGE = (1, 2, 3, 4, 7, 8, 16, 33, 64, 256)
+_CANONICAL_ROWS = 512
 _LARGE = 1 << 24  # weights with more entries are tested with fewer rows: their test would take seconds
 
 
@@ -67,12 +68,12 @@ class RowTest:
 
 def _find_min_rows(weight: PackedWeight) -> int:
     small = weight.out_features * weight.in_features < _LARGE
-    canonical_rows = _CANONICAL_ROWS if small else 64
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(canonical_rows, weight.in_features, generator=generator)
+    x = torch.randn(_CANONICAL_ROWS, weight.in_features, generator=generator)
+    tested = _TESTED_ROWS if small else _TESTED_IF_LARGE
     try:
         canonical = weight.multiply(x)
-        same = {n: torch.equal(weight.multiply(x[-n:]), canonical[-n:]) for n in _TESTED_ROWS if n < canonical_rows}
+        same = {n: torch.equal(weight.multiply(x[-n:]), canonical[-n:]) for n in tested}
     except (AttributeError, RuntimeError) as error:
         raise Untrusted(f"this torch cannot multiply by packed weights ({error})") from error
     wrong = [rows for rows, equal in same.items() if not equal and rows > 1]
