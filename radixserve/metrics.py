@@ -111,6 +111,12 @@ METRICS: Final = (
         "The model in the labels; exact says whether a hit equals a miss bit for bit",
         ("model", "device", "dtype", "attention", "exact", "cache"),
     ),
+    Declared(
+        "gauge",
+        "radixserve_engine_fallback",
+        "0 or 1",
+        "1 while something slower serves in the place of the device's own path; /version says why (fallback_reason)",
+    ),
     Declared("gauge", "radixserve_build_info", "always 1", "The version of radixserve in the label", ("version",)),
 )
 """All metrics, in the order of the documentation."""
@@ -237,6 +243,7 @@ class Metrics:
             self._set("radixserve_kv_bytes", num_slots * (info.slot_bytes if info else 0), state)
         if info is not None:
             yes_no = [str(each).lower() for each in (info.exact, info.cache_enabled)]
+            self._set("radixserve_engine_fallback", float(info.fallback_reason is not None))
             self._gauges["radixserve_model_info"].clear()
             self._set("radixserve_model_info", 1, self._model, info.device, info.dtype, info.attention, *yes_no)
         return prometheus_client.generate_latest(self.registry)

@@ -88,6 +88,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     attention: str  # name of the attention kernel in use
     exact: bool  # a cache hit equals a miss bit for bit in this configuration
     inexact_reason: str | None = None
+    fallback_reason: str | None = None  # what of the device's fast path does not run, and why
     cache_enabled: bool = True
 
 

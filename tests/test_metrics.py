@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -237,6 +238,12 @@ def test_the_engine_is_up_when_the_caller_says_so_or_a_model_is_loaded() -> None
     assert rendered(metrics)["radixserve_engine_up"] == 1
     assert rendered(metrics, info=None)["radixserve_engine_up"] == 0
     assert Page(metrics.render(EngineStats(), INFO, up=False))["radixserve_engine_up"] == 0
+
+
+def test_a_fallback_shows() -> None:
+    assert rendered(Metrics())["radixserve_engine_fallback"] == 0
+    slow = msgspec.structs.replace(INFO, fallback_reason="the kernel does not compile")
+    assert rendered(Metrics(), info=slow)["radixserve_engine_fallback"] == 1
 
 
 def test_there_is_one_model_info_even_when_the_engine_comes_back_different() -> None:

@@ -17,6 +17,7 @@ from radixserve.engine.core import EngineCore, StepModel
 from radixserve.engine.scheduler import Limits
 from radixserve.errors import ConfigError, ModelRefused
 from radixserve.model.budget import slots_for_budget
+from radixserve.model.cuda import start_graphs
 from radixserve.model.fake import FakeModel
 from radixserve.model.loader import load_model
 from radixserve.model.runner import Runner
@@ -67,20 +68,23 @@ def _real(settings: Settings, model: str) -> tuple[StepModel, EngineInfo]:
         torch.set_num_threads(settings.threads)
     loaded = load_model(model, device, _dtype(settings.dtype, device))
     num_slots = slots_for_budget(loaded.shape, loaded.context_length, device, settings.kv_budget, settings.kv_share)
+    pool = KVPool(loaded.shape, num_slots, device)
+    graphs, without_graphs = start_graphs(loaded, pool, settings.max_running)
     info = EngineInfo(
         vocab_size=loaded.vocab_size,
         context_length=loaded.context_length,
         eos_token_ids=loaded.eos_token_ids,
-        num_slots=num_slots,
+        num_slots=num_slots - 1 if graphs else num_slots,  # padding rows write to the last slot
         slot_bytes=loaded.shape.slot_bytes,
         device=device.type,
         dtype=str(loaded.dtype).removeprefix("torch."),
         attention=loaded.attention,
         exact=loaded.exact,
         inexact_reason=loaded.inexact_reason,
+        fallback_reason=loaded.fallback_reason or without_graphs,
         cache_enabled=settings.cache,
     )
-    return Runner(loaded, KVPool(loaded.shape, num_slots, device)), info
+    return Runner(loaded, pool, graphs), info
 
 
 def _device(wanted: str) -> torch.device:

@@ -22,6 +22,7 @@ class LoadedModel:
     attention: str  # name of the attention kernel
     exact: bool  # a cache hit equals a miss bit for bit
     inexact_reason: str | None = None
+    fallback_reason: str | None = None  # why this is not the device's own attention kernel
 
     @property
     def layers(self) -> int:

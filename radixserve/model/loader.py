@@ -15,6 +15,7 @@ from radixserve.cache.pool import KVShape
 from radixserve.errors import ModelRefused
 from radixserve.model import attention
 from radixserve.model.check import check_config, own_logits, probe
+from radixserve.model.cuda import choose_attention
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.rowwise import make_rowwise
 
@@ -50,18 +51,20 @@ def prepare_model(model: PreTrainedModel, device: torch.device) -> LoadedModel:
     expected = own_logits(model, vocab_size, device)
     log.info("packing linear layers")
     reason = _not_rowwise(model, device)
-    kernel = attention.TORCH if reason else attention.register_cpu_kernel()
+    shape = _kv_shape(config, model.dtype)
+    kernel, fallback = _attention(shape, int(config.num_attention_heads), device, exact=reason is None)
     _use_attention(model, kernel)
     loaded = LoadedModel(
         model=model,
         device=device,
-        shape=_kv_shape(config, model.dtype),
+        shape=shape,
         vocab_size=vocab_size,
         context_length=int(config.max_position_embeddings),
         eos_token_ids=_eos_token_ids(model),
         attention=kernel,
         exact=reason is None,
         inexact_reason=reason,
+        fallback_reason=fallback,
     )
     return _checked(loaded, expected)
 
@@ -81,6 +84,13 @@ def _not_rowwise(model: PreTrainedModel, device: torch.device) -> str | None:
     if reason:
         log.warning("outputs may depend on what is cached and on the batch: %s", reason)
     return reason
+
+
+def _attention(shape: KVShape, heads: int, device: torch.device, *, exact: bool) -> tuple[str, str | None]:
+    """The name of the kernel for this device, and why it is the reference where it should not be."""
+    if device.type == "cuda":
+        return choose_attention(shape, heads, device)
+    return attention.register_cpu_kernel() if exact else attention.TORCH, None
 
 
 def _use_attention(model: PreTrainedModel, kernel: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from radixserve.cache.pool import KVPool
+from radixserve.model.graphs import DecodeGraphs
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.plan import AttentionPlan
 from radixserve.step import Chunk, Logits
@@ -20,14 +21,19 @@ from radixserve.step import Chunk, Logits
 class Runner:
     """One model over one pool. Not for concurrent use: a step owns the pool while it runs."""
 
-    def __init__(self, loaded: LoadedModel, pool: KVPool) -> None:
+    def __init__(self, loaded: LoadedModel, pool: KVPool, graphs: DecodeGraphs | None = None) -> None:
         self.loaded = loaded
         self.pool = pool
+        self._graphs = graphs
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """Float32 logits [sum of chunk.num_logits, vocab_size], in chunk order; K/V of all rows is in the pool then."""
-        return self.run(AttentionPlan.of(chunks, self.pool), chunks)
+        """Float32 logits [sum of chunk.num_logits, vocab_size], in chunk order; K/V of all rows is in the pool then.
+
+        They may be overwritten by the next step's.
+        """
+        replayed = self._graphs.forward(chunks) if self._graphs else None
+        return self.run(AttentionPlan.of(chunks, self.pool), chunks) if replayed is None else replayed
 
     def run(self, plan: AttentionPlan, chunks: Sequence[Chunk]) -> torch.Tensor:
         device = self.loaded.device

@@ -69,6 +69,7 @@ async def test_version_says_whether_hits_are_exact(server: Server) -> None:
     status, answer = await server.get("/version")
     assert (status, answer["model"]) == (200, MODEL)
     assert (answer["engine"]["exact"], answer["engine"]["inexact_reason"]) == (True, None)
+    assert answer["engine"]["fallback_reason"] is None
 
 
 async def test_tokenize_gives_what_generation_computes_and_detokenize_reverses_it(server: Server) -> None:

@@ -1,0 +1,165 @@
+"""Pure decode steps as captured graphs: one per batch size, replayed over input buffers that never move.
+
+A step of n sequences is padded to the next power of two. A padding row is a sequence of one token whose K/V goes to
+the scratch slot, which the cache does not know; so it disturbs nobody and is as finite as any other row. Knows how
+steps become buffers; what capturing is comes from outside (`cuda`), so that all of this runs in a test without a GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from radixserve.cache.pool import KVPool
+from radixserve.model.blocks import MAX_PLACES, SPLIT, Blocks, Cut, SplitSums, lanes_for
+from radixserve.model.loaded import LoadedModel
+from radixserve.model.plan import AttentionPlan
+from radixserve.model.tiles import Ints, Longs, Spans
+from radixserve.step import Chunk
+
+log = logging.getLogger(__name__)
+
+Replay = Callable[[], torch.Tensor]
+Capture = Callable[[Replay], Replay]
+
+_MAX_BATCH = 256
+_MAX_TABLE = 1 << 21  # slots in one step's tables (16 MiB on each side); a step with more runs without a graph
+_TOLERANCE = 1e-2  # of the largest logit: libraries may choose other algorithms in a graph
+_COLUMNS = 3 + 5 + 3  # per row: token id, position, slot to write; entries of `Cut.blocks` and `Cut.rows`
+
+
+class StepInputs:
+    """What a decode step reads, at fixed addresses: one copy to the device per step.
+
+    The copy is asynchronous; the caller waits for the step's outcome (the sampled ids) before it fills again.
+    """
+
+    def __init__(self, max_batch: int, table_size: int, device: torch.device) -> None:
+        self.max_batch = max_batch
+        self.table_size = table_size
+        size = _COLUMNS * max_batch + table_size
+        self._host = torch.zeros(size, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._device = torch.zeros(size, dtype=torch.int64, device=device)
+        self.spans = Spans(*[np.zeros(0, np.int64)] * 4)
+        self.table = np.zeros(0, np.int32)
+        self.positions = np.zeros(0, np.int32)
+
+    def hold(self, chunks: Sequence[Chunk]) -> bool:
+        """This is a step of one-token chunks that there is room for."""
+        ones = all(len(chunk.token_ids) == 1 for chunk in chunks)
+        return ones and len(chunks) <= self.max_batch and sum(chunk.stop for chunk in chunks) <= self.table_size
+
+    def fill(self, chunks: Sequence[Chunk], kv_heads: int) -> None:
+        """Take over a step of one-token chunks, as many as the graph to be replayed has rows. O(slots in the table)."""
+        start = np.array([chunk.start for chunk in chunks], np.int64)
+        ends = np.cumsum(start + 1)
+        self.spans = Spans(np.arange(len(chunks)), np.ones_like(start), ends - start - 1, start)
+        self.table = np.concatenate([chunk.slots[: chunk.stop] for chunk in chunks])
+        self.positions = start.astype(np.int32)
+        cut = Cut.of(self.spans, 1, kv_heads)
+        into, rows = self._host.numpy(), self.max_batch
+        ids = np.array([chunk.token_ids[0] for chunk in chunks], np.int64)
+        columns: tuple[Longs | Ints, ...] = (ids, start, self.table[ends - 1], cut.blocks.ravel(), cut.rows.ravel())
+        for offset, values in zip((0, 1, 2, 3, 8), columns, strict=True):
+            into[offset * rows : offset * rows + len(values)] = values
+        used = _COLUMNS * rows + len(self.table)
+        into[_COLUMNS * rows : used] = self.table
+        self._device[:used].copy_(self._host[:used], non_blocking=True)
+
+    def column(self, index: int, size: int, width: int = 1) -> torch.Tensor:
+        """The first `size` rows of `width` columns, on the device: [size], or [size, width]."""
+        start = index * self.max_batch
+        values = self._device[start : start + size * width]
+        return values.view(size, width) if width > 1 else values
+
+    @property
+    def device_table(self) -> torch.Tensor:
+        return self._device[_COLUMNS * self.max_batch :]
+
+
+class DecodeGraphs:
+    """Decode steps of one model over one pool. The logits of a step are overwritten by the next one."""
+
+    def __init__(
+        self, loaded: LoadedModel, pool: KVPool, *, scratch_slot: int, max_batch: int, capture: Capture
+    ) -> None:
+        self._loaded = loaded
+        self._pool = pool
+        self._capture = capture
+        batch = max(2, bucket(min(max_batch, _MAX_BATCH)))  # even: the kernel wants columns at multiples of 16 bytes
+        self._inputs = StepInputs(batch, min(batch * loaded.context_length, _MAX_TABLE), loaded.device)
+        self._num_places = min(MAX_PLACES, batch * -(-loaded.context_length // SPLIT))
+        self._sums = SplitSums()
+        self._padding = Chunk(np.zeros(1, np.int32), 0, np.array([scratch_slot], np.int32))
+        self._replays: dict[int, Replay] = {}  # by batch size
+        self._failures: dict[int, str] = {}  # by batch size: why it cannot be captured
+
+    def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor | None:
+        """Float32 logits [len(chunks), vocab_size]; None if this step has to run without a graph.
+
+        A size that was not seen before is captured first, which takes as long as several steps.
+        """
+        size = bucket(len(chunks))
+        padded = [*chunks, *[self._padding] * (size - len(chunks))]
+        if size in self._failures or not self._inputs.hold(padded):
+            return None
+        self._inputs.fill(padded, self._pool.shape.kv_heads)
+        replay = self._replays.get(size) or self._captured(size)
+        return replay()[: len(chunks)] if replay else None
+
+    @torch.inference_mode()
+    def check(self) -> str | None:
+        """Capture the smallest step and compare it with the same step run directly; None, or what is wrong."""
+        replayed = self.forward([self._padding])
+        if replayed is None:
+            return self._failures[1]
+        direct = self._run(1)
+        difference = float((replayed - direct).abs().max())
+        allowed = _TOLERANCE * float(direct.abs().max())
+        if difference <= allowed:
+            return None
+        return f"a captured decode step gives other logits (difference {difference:.3g}, allowed {allowed:.3g})"
+
+    def _captured(self, size: int) -> Replay | None:
+        log.info("capturing the decode step of %d sequences", size)
+        try:
+            replay = self._replays[size] = self._capture(lambda: self._run(size))
+        except RuntimeError as error:
+            self._failures[size] = f"decode steps of {size} sequences cannot be captured: {error}"
+            log.warning("slower decode: %s", self._failures[size])
+            return None
+        return replay
+
+    def _run(self, size: int) -> torch.Tensor:
+        """One step over the input buffers: what a graph records."""
+        inputs = self._inputs
+        output = self._loaded.model(
+            input_ids=inputs.column(0, size)[None],
+            position_ids=inputs.column(1, size)[None],
+            use_cache=False,
+            plan=self._plan(size),
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits.float()
+
+    def _plan(self, size: int) -> AttentionPlan:
+        inputs, lanes = self._inputs, lanes_for(size, self._pool.shape.kv_heads)
+        num_places = self._num_places if lanes > 1 else 0
+        blocks = Blocks(inputs.column(3, size, 5), inputs.column(8, size, 3), lanes, num_places, self._sums)
+        return AttentionPlan(
+            self._pool,
+            inputs.spans,
+            inputs.table,
+            inputs.positions,
+            inputs.device_table,
+            inputs.column(2, size),
+            prepared=blocks,
+        )
+
+
+def bucket(count: int) -> int:
+    """The batch size that `count` sequences are padded to: the next power of two."""
+    return 1 << max(0, count - 1).bit_length()

@@ -1,0 +1,54 @@
+"""Triton's interpreter in a process of its own: it has to be chosen before Triton is imported.
+
+Runs the CUDA kernels on the CPU. Whatever is given to `Interpreter.run` must be a function of a module, and its
+arguments and result plain values or arrays.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    pool: ProcessPoolExecutor
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self.pool.submit(function, *arguments).result(timeout=240)
+
+
+@contextmanager
+def interpreter() -> Iterator[Interpreter]:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_choose) as pool:
+        yield Interpreter(pool)
+
+
+def _choose() -> None:
+    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    _multiply_bfloat16_as_numbers()
+
+
+def _multiply_bfloat16_as_numbers() -> None:
+    """The interpreter keeps bfloat16 as the 16 bits and multiplies these as integers (Triton 3.7.1)."""
+    from triton import language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    plain = InterpreterBuilder.create_dot
+
+    def widened(handle: Any) -> Any:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return TensorHandle((handle.data.astype("uint32") << 16).view("float32"), tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return plain(self, widened(a), widened(b), *rest)
+
+    InterpreterBuilder.create_dot = create_dot
