@@ -82,12 +82,19 @@ class Child:
 
 
 async def _spawn(sock: socket.socket, threads: int) -> asyncio.subprocess.Process:
-    """Start the engine with `sock`; its thread pools are sized by the environment, before anything is imported."""
-    count = str(threads or len(os.sched_getaffinity(0)))
-    pools = {"OMP_NUM_THREADS": count, "NUMBA_NUM_THREADS": count, "NUMBA_THREADING_LAYER": "omp"}
+    """Start the engine with `sock`; its thread pools are made by its environment, before anything is imported."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "radixserve.engine.process", str(sock.fileno())),
         pass_fds=[sock.fileno()],
         stdin=asyncio.subprocess.DEVNULL,
-        env=os.environ | pools,
+        env=_thread_pools(threads) | os.environ,
     )
+
+
+def _thread_pools(threads: int) -> dict[str, str]:
+    """Defaults that the operator's environment may override.
+
+    A thread that waits for the others spins a little and then sleeps: with the default, which spins on, a step takes
+    several times as long as soon as anything else wants the cores.
+    """
+    return {"OMP_NUM_THREADS": str(threads or len(os.sched_getaffinity(0))), "GOMP_SPINCOUNT": "5000"}
