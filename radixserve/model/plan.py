@@ -37,6 +37,7 @@ class AttentionPlan:
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk], pool: KVPool) -> AttentionPlan:
+        """The plan of one step; O(tokens in the contexts of `chunks`), as vectors."""
         count = np.array([len(chunk.token_ids) for chunk in chunks], np.int64)
         start = np.array([chunk.start for chunk in chunks], np.int64)
         stop = start + count

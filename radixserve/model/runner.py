@@ -36,6 +36,7 @@ class Runner:
         return self.run(AttentionPlan.of(chunks, self.pool), chunks) if replayed is None else replayed
 
     def run(self, plan: AttentionPlan, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """`forward` with a plan that was made before; never through a graph."""
         device = self.loaded.device
         ids = np.concatenate([chunk.token_ids for chunk in chunks]).astype(np.int64)
         output = self.loaded.model(
