@@ -214,7 +214,7 @@ def attend_triton(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: flo
     launch = prepare(q, layer, plan, scaling)
     step, partials, scale, size, grid, options = launch
     _attend[grid](step, partials, scale, size, **options)
-    if blocks_of(q, plan).num_places:
+    if grid[2] > 1:
         _combine[(len(step.rows), size.heads)](step, partials, size, num_warps=1)
     out: torch.Tensor = step.out
     return out

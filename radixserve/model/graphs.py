@@ -91,7 +91,7 @@ class DecodeGraphs:
         self._capture = capture
         batch = max(2, bucket(min(max_batch, _MAX_BATCH)))  # even: the kernel wants columns at multiples of 16 bytes
         self._inputs = StepInputs(batch, min(batch * loaded.context_length, _MAX_TABLE), loaded.device)
-        self._num_places = min(MAX_PLACES, batch * -(-loaded.context_length // SPLIT))
+        self._max_splits = -(-loaded.context_length // SPLIT)
         self._sums = SplitSums()
         self._padding = Chunk(np.zeros(1, np.int32), 0, np.array([scratch_slot], np.int32))
         self._replays: dict[int, Replay] = {}  # by batch size
@@ -146,8 +146,9 @@ class DecodeGraphs:
         return logits.float()
 
     def _plan(self, size: int) -> AttentionPlan:
-        inputs, lanes = self._inputs, lanes_for(size, self._pool.shape.kv_heads)
-        num_places = self._num_places if lanes > 1 else 0
+        inputs = self._inputs
+        lanes = min(self._max_splits, lanes_for(size, self._pool.shape.kv_heads))
+        num_places = min(MAX_PLACES, inputs.max_batch * self._max_splits)  # for every size: they share the memory
         blocks = Blocks(inputs.column(3, size, 5), inputs.column(8, size, 3), lanes, num_places, self._sums)
         return AttentionPlan(
             self._pool,
