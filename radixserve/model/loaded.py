@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from radixserve.cache.pool import KVShape
+from radixserve.model.plan import AttentionPlan
+
+Forward = Callable[[torch.Tensor, AttentionPlan, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +27,7 @@ class LoadedModel:
     exact: bool  # a cache hit equals a miss bit for bit
     inexact_reason: str | None = None
     fallback_reason: str | None = None  # why this is not the device's own attention kernel
+    lean: Forward | None = None  # instead of calling `model`: token ids [rows], plan, wanted rows to logits
 
     @property
     def layers(self) -> int:

@@ -66,7 +66,7 @@ def prepare_model(model: PreTrainedModel, device: torch.device) -> LoadedModel:
         inexact_reason=reason,
         fallback_reason=fallback,
     )
-    return _checked(loaded, expected)
+    return _made_lean(_checked(loaded, expected), expected)
 
 
 def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -122,6 +122,26 @@ def _checked(loaded: LoadedModel, expected: torch.Tensor) -> LoadedModel:
         log.warning("outputs may depend on what is cached and on the batch: %s", reason)
         return replace(loaded, exact=False, inexact_reason=reason)
     return loaded
+
+
+def _made_lean(loaded: LoadedModel, expected: torch.Tensor) -> LoadedModel:
+    """With the lean forward, where there is one for this model and it agrees."""
+    if not loaded.exact:
+        return loaded
+    from radixserve.model.lean import LeanForward
+
+    lean = LeanForward.of(loaded.model, loaded.shape)
+    if lean is None:
+        return loaded
+    candidate = replace(loaded, lean=lean)
+    try:
+        reason = probe(candidate, expected)
+    except ModelRefused as error:
+        reason = str(error)
+    if reason:
+        log.warning("the model's own modules are used, which are slower: %s", reason)
+        return loaded
+    return candidate
 
 
 def _name(dtype: torch.dtype) -> str:

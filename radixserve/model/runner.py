@@ -39,11 +39,14 @@ class Runner:
         """`forward` with a plan that was made before; never through a graph."""
         device = self.loaded.device
         ids = np.concatenate([chunk.token_ids for chunk in chunks]).astype(np.int64)
+        wanted = torch.from_numpy(_wanted_rows(plan, chunks)).to(device)
+        if self.loaded.lean:
+            return self.loaded.lean(torch.from_numpy(ids), plan, wanted)
         output = self.loaded.model(
             input_ids=torch.from_numpy(ids).to(device)[None],
             position_ids=torch.from_numpy(plan.positions.astype(np.int64)).to(device)[None],
             use_cache=False,
-            logits_to_keep=torch.from_numpy(_wanted_rows(plan, chunks)).to(device),
+            logits_to_keep=wanted,
             plan=plan,
         )
         logits: torch.Tensor = output.logits[0]

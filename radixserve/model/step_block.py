@@ -115,7 +115,8 @@ def _widths(shape: KVShape) -> dict[str, int]:
 
 
 @compiled
-def _floats(block: Any, index: int) -> Any:
+def read_floats(block: Any, index: int) -> Any:
+    """Array number `index` of a block (compiled code only)."""
     return carray(pointer(block[2 * index]), block[2 * index + 1], np.float32)
 
 
@@ -125,7 +126,8 @@ def _ints(block: Any, index: int) -> Any:
 
 
 @compiled
-def _longs(block: Any, index: int) -> Any:
+def read_longs(block: Any, index: int) -> Any:
+    """`read_floats` for int64 (compiled code only)."""
     return carray(pointer(block[2 * index]), block[2 * index + 1], np.int64)
 
 
@@ -133,22 +135,22 @@ def _longs(block: Any, index: int) -> Any:
 def read_step(address: Any) -> Step:
     """The step whose block lies at `address` (compiled code only)."""
     b = carray(address, BLOCK_LENGTH, np.int64)
-    partials = Sums(_floats(b, 4), _floats(b, 5), _floats(b, 6))
+    partials = Sums(read_floats(b, 4), read_floats(b, 5), read_floats(b, 6))
     n = b[BLOCK_LENGTH - len(NUMBERS) :]
     return Step(
-        _floats(b, 0),
-        _floats(b, 1),
-        _floats(b, 2),
-        _floats(b, 3),
+        read_floats(b, 0),
+        read_floats(b, 1),
+        read_floats(b, 2),
+        read_floats(b, 3),
         partials,
-        _floats(b, 7),
+        read_floats(b, 7),
         _ints(b, 8),
         _ints(b, 9),
         _ints(b, 10),
-        _longs(b, 11),
-        _longs(b, 12),
-        _longs(b, 13),
-        _longs(b, 14),
+        read_longs(b, 11),
+        read_longs(b, 12),
+        read_longs(b, 13),
+        read_longs(b, 14),
         n[0],
         n[1],
         n[2],

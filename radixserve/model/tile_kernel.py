@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
 
 from radixserve.model.lanes import (
     LANES,
@@ -254,8 +253,5 @@ def _work(step: Step) -> None:
 
 
 def work(address: Any) -> None:
-    """What every thread calls with the address of a step's block; to be compiled for the signature `WORK`."""
+    """What every thread calls with the address of a step's block; compiled by `native`."""
     _work(read_step(address))
-
-
-WORK = types.void(types.voidptr)

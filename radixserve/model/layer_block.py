@@ -1,0 +1,110 @@
+"""How the row-wise parts of a decoder layer cross into compiled code: one block of addresses and lengths per step.
+
+Written here, read by `row_kernels`. Most of it stays for the whole step; a layer changes the few tensors it owns.
+"""
+
+# mypy: disable-error-code="untyped-decorator"
+# (numba has no type hints)
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numba import carray
+
+from radixserve.cache.pool import KVShape
+from radixserve.model import team
+from radixserve.model.step_block import compiled, read_floats, read_longs
+
+
+class Layer(NamedTuple):
+    """What the kernels see; arrays are flat float32, but `slots` and `counter`."""
+
+    hidden: Any  # [rows * width], the residual stream
+    delta: Any  # [rows * width], what is added to it; or empty
+    weight: Any  # [width], of the norm
+    normed: Any  # [rows * width]
+    qkv: Any  # [rows * (heads + 2 * kv_heads) * dim]
+    cos: Any  # [rows * dim]
+    sin: Any
+    q_weight: Any  # [dim], of the norms of single heads; or empty
+    k_weight: Any
+    k: Any  # [slots * kv_heads * dim]
+    v: Any
+    q: Any  # [rows * heads * dim]
+    gate_up: Any  # [rows * 2 * inner]
+    gated: Any  # [rows * inner]
+    epsilon: Any  # [1], of all norms
+    slots: Any  # int64 [rows]: where K and V go
+    counter: Any  # int64 [1]: groups of rows that were taken
+    rows: Any
+    heads: Any
+    kv_heads: Any
+    dim: Any
+
+
+_NUMBERS = ("rows", "heads", "kv_heads", "dim")
+_ARRAYS = Layer._fields[: -len(_NUMBERS)]
+_PLACE = {name: 2 * index for index, name in enumerate(_ARRAYS)}
+BLOCK_LENGTH = 2 * len(_ARRAYS) + len(_NUMBERS)
+"""A layer arrives as int64: address and length of each array in the order above, then the numbers."""
+
+
+class LayerBlock:
+    """A step's row-wise parts, for all layers. Tensors it points to must live until the kernel has run."""
+
+    def __init__(self, shape: KVShape, heads: int, epsilon: float) -> None:
+        self._epsilon, self._counter = np.array([epsilon], np.float32), np.zeros(1, np.int64)
+        self._block = np.zeros(BLOCK_LENGTH, np.int64)
+        self._block[-3:] = heads, shape.kv_heads, shape.k_dim
+        for name, address in (("epsilon", self._epsilon.ctypes.data), ("counter", self._counter.ctypes.data)):
+            self._block[_PLACE[name] : _PLACE[name] + 2] = address, 1
+        self.address = self._block.ctypes.data
+
+    def point(self, **tensors: torch.Tensor | None) -> None:
+        """Set arrays by name: contiguous, float32 (`slots`: int64); None is an empty one."""
+        for name, tensor in tensors.items():
+            place = _PLACE[name]
+            if tensor is None:
+                self._block[place + 1] = 0
+                continue
+            assert tensor.is_contiguous(), "the kernels read flat memory"
+            self._block[place], self._block[place + 1] = tensor.data_ptr(), tensor.numel()
+
+    def run(self, function: int, rows: int, parallel: bool) -> None:
+        """Call the compiled function at that address for all rows."""
+        self._block[-4] = rows
+        self._counter[0] = 0
+        team.run(function, self.address, parallel)
+
+
+@compiled
+def read_layer(address: Any) -> Layer:
+    """The layer whose block lies at `address` (compiled code only)."""
+    b = carray(address, BLOCK_LENGTH, np.int64)
+    n = b[BLOCK_LENGTH - len(_NUMBERS) :]
+    return Layer(
+        read_floats(b, 0),
+        read_floats(b, 1),
+        read_floats(b, 2),
+        read_floats(b, 3),
+        read_floats(b, 4),
+        read_floats(b, 5),
+        read_floats(b, 6),
+        read_floats(b, 7),
+        read_floats(b, 8),
+        read_floats(b, 9),
+        read_floats(b, 10),
+        read_floats(b, 11),
+        read_floats(b, 12),
+        read_floats(b, 13),
+        read_floats(b, 14),
+        read_longs(b, 15),
+        read_longs(b, 16),
+        n[0],
+        n[1],
+        n[2],
+        n[3],
+    )

@@ -1,0 +1,128 @@
+"""A leaner forward for decoders of the Llama kind: packed linears and compiled row-wise kernels, few calls per layer.
+
+Stands in for transformers' own forward where the classes are known to compute just this; the load check compares both
+before it is used. Takes weights and rotary tables from the loaded modules and keeps none of its own. Knows nothing of
+requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
+
+from radixserve.cache.pool import KVShape
+from radixserve.model import native, row_kernels
+from radixserve.model.attention_cpu import attend_cpu
+from radixserve.model.layer_block import LayerBlock
+from radixserve.model.linear import FusedPart, PackedLinear, PackedWeight
+from radixserve.model.plan import AttentionPlan
+
+_KNOWN = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+_ENOUGH = 1 << 15  # numbers from which on a second thread is worth waking
+
+
+@dataclass(frozen=True, slots=True)
+class LeanLayer:
+    """One decoder layer's weights and constants."""
+
+    input_norm: torch.Tensor
+    qkv: PackedWeight
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    scaling: float
+    o: PackedWeight
+    post_norm: torch.Tensor
+    gate_up: PackedWeight
+    down: PackedWeight
+
+    @classmethod
+    def of(cls, layer: Any) -> LeanLayer:
+        """Of a row-wise transformers layer."""
+        attention, mlp = layer.self_attn, layer.mlp
+        norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        q_norm, k_norm = (None if norm is None else norm.weight for norm in norms)
+        return cls(
+            input_norm=layer.input_layernorm.weight,
+            qkv=_weight(attention.q_proj),
+            q_norm=q_norm,
+            k_norm=k_norm,
+            scaling=float(attention.scaling),
+            o=_weight(attention.o_proj),
+            post_norm=layer.post_attention_layernorm.weight,
+            gate_up=_weight(mlp.gate_proj),
+            down=_weight(mlp.down_proj),
+        )
+
+
+def _weight(module: PackedLinear | FusedPart) -> PackedWeight:
+    return module.fused.weight if isinstance(module, FusedPart) else module.packed
+
+
+class LeanForward:
+    """The forward pass of one model. Not for concurrent use with itself over one pool."""
+
+    def __init__(self, model: Any, shape: KVShape) -> None:
+        self._embed = model.model.embed_tokens
+        self._rotary = model.model.rotary_emb
+        self._layers = [LeanLayer.of(layer) for layer in model.model.layers]
+        self._norm = model.model.norm.weight
+        self._head = model.lm_head
+        self._shape = shape
+        self._heads = int(model.config.num_attention_heads)
+        self._epsilon = float(model.config.rms_norm_eps)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, shape: KVShape) -> LeanForward | None:
+        """For a row-wise model on the CPU; None where its classes are others or it gates otherwise."""
+        known = type(model) in _KNOWN and model.config.hidden_act == "silu"
+        return cls(model, shape) if known else None
+
+    def __call__(self, ids: torch.Tensor, plan: AttentionPlan, wanted: torch.Tensor) -> torch.Tensor:
+        """Logits [wanted rows, vocab] of token ids [rows]; K/V of all rows is in the pool then."""
+        step = _LeanStep(self._embed(ids), plan, self._heads, self._epsilon)
+        cos, sin = self._rotary(step.hidden[None], torch.from_numpy(plan.positions)[None].long())
+        step.block.point(cos=cos[0].contiguous(), sin=sin[0].contiguous())
+        delta = None
+        for index, layer in enumerate(self._layers):
+            delta = step.layer(index, layer, delta)
+        normed = step.add_norm(delta, self._norm)
+        logits: torch.Tensor = self._head(normed if len(wanted) == len(ids) else normed[wanted])
+        return logits
+
+
+class _LeanStep:
+    """What the layers of one step share: the plan, the residual stream, and room for what kernels write."""
+
+    def __init__(self, hidden: torch.Tensor, plan: AttentionPlan, heads: int, epsilon: float) -> None:
+        self.hidden = hidden
+        self.rows = len(hidden)
+        self.plan = plan
+        self.block = LayerBlock(plan.pool.shape, heads, epsilon)
+        self._normed = torch.empty_like(hidden)
+        self._q = torch.empty(self.rows, heads, plan.pool.shape.k_dim)
+        self.block.point(hidden=hidden, normed=self._normed, q=self._q, slots=plan.write_slots)
+
+    def layer(self, index: int, layer: LeanLayer, delta: torch.Tensor | None) -> torch.Tensor:
+        """What layer `index` adds to the stream, of which `delta` is still missing."""
+        qkv = layer.qkv(self.add_norm(delta, layer.input_norm))
+        self.block.point(qkv=qkv, q_weight=layer.q_norm, k_weight=layer.k_norm)
+        self.block.point(k=self.plan.pool.k[index], v=self.plan.pool.v[index])
+        self._run(row_kernels.rotate, qkv)
+        out = attend_cpu(self._q, index, self.plan, layer.scaling)
+        gate_up = layer.gate_up(self.add_norm(layer.o(out.view(self.rows, -1)), layer.post_norm))
+        gated = torch.empty(self.rows, layer.down.in_features)
+        self.block.point(gate_up=gate_up, gated=gated)
+        self._run(row_kernels.gate, gate_up)
+        return layer.down(gated)
+
+    def add_norm(self, delta: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+        """Add `delta` to the stream; its norm. Overwritten by the next call."""
+        self.block.point(delta=delta, weight=weight)
+        self._run(row_kernels.add_norm, self.hidden)
+        return self._normed
+
+    def _run(self, kernel: Any, largest: torch.Tensor) -> None:
+        self.block.run(native.address(kernel), self.rows, largest.numel() >= _ENOUGH)

@@ -1,0 +1,46 @@
+"""Compiles kernels to C functions, once per machine and version, and keeps the code on disk.
+
+Owns the compiled code's place. Knows nothing of what the kernels compute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+
+from radixserve.model.embedded import cache_dir
+
+log = logging.getLogger(__name__)
+
+_SOURCES = ("lanes", "layer_block", "row_kernels", "step_block", "tile_kernel", "tiles")
+
+
+@cache
+def address(kernel: Callable[[Any], None]) -> int:
+    """Where `void kernel(void *block)` lies in memory; compiling takes seconds, once: later it is read from disk."""
+    folder = _compiled_code_dir()
+    if not folder.exists():
+        log.info("compiling kernels (once)")
+    numba.config.CACHE_DIR = str(folder)
+    pointer: int = _function(kernel).address
+    return pointer
+
+
+@cache
+def _function(kernel: Callable[[Any], None]) -> Any:
+    """Kept: the code lives as long as this object."""
+    return numba.cfunc(numba.types.void(numba.types.voidptr), cache=True, error_model="numpy")(kernel)
+
+
+@cache
+def _compiled_code_dir() -> Path:
+    """Numba looks at one source file to tell whether compiled code is stale; a kernel has several."""
+    sources = (Path(__file__).with_name(f"{name}.py") for name in _SOURCES)
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
+    return cache_dir() / "kernels" / digest.hexdigest()[:16]
