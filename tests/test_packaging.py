@@ -23,6 +23,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 IMPORTED_AS = {"prometheus-client": "prometheus_client"}
 # Used by transformers on our behalf: nothing here imports them.
 INDIRECT = {
+    "accelerate": "transformers asks for it to read a gguf file",
     "gguf": "reads the embedded model's file",
     "jinja2": "renders chat templates",
     "safetensors": "reads and writes weights",
