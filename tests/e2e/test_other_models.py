@@ -1,4 +1,4 @@
-"""`radixserve serve --model FOLDER`: what passes the load check is served exactly, the rest is refused in a sentence."""
+"""`radixserve serve --model FOLDER`: what passes the load check is served exactly, the rest refused in a sentence."""
 
 from __future__ import annotations
 
