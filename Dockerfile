@@ -3,8 +3,8 @@
 #
 # CPU:   docker build -t radixserve .
 # CUDA:  docker build -t radixserve:cuda \
-#            --build-arg BASE=nvidia/cuda:12.8.1-base-ubuntu24.04 \
-#            --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 \
+#            --build-arg BASE=nvidia/cuda:13.0.1-base-ubuntu24.04 \
+#            --build-arg TORCH_INDEX=https://pypi.org/simple \
 #            --build-arg CONFIG=configs/single-gpu.toml .
 #        docker run --gpus all -p 127.0.0.1:8000:8000 -v radixserve-models:/models radixserve:cuda --model NAME
 #
