@@ -27,6 +27,7 @@ from radixserve.model.lanes import (
     multiply_3,
     multiply_4,
     multiply_6,
+    prefetch,
     tile_exp,
     tile_max,
     tile_sum,
@@ -96,6 +97,15 @@ def _load_values(step: Step, kv: int, at: int, n: int, target: Any) -> None:
     for j in range(n):
         copy(step.v, (step.table[at + j] * step.kv_heads + kv) * dim, target, j * width, dim)
     target[n * width :] = _ZERO
+
+
+@compiled
+def _prefetch(step: Step, kv: int, at: int, stop: int) -> None:
+    """Ask for K and V of the slots table[at:stop]; scattered slots are nothing the processor could foresee."""
+    for j in range(at, stop):
+        head = step.table[j] * step.kv_heads + kv
+        prefetch(step.k, head * step.k_dim, step.k_dim)
+        prefetch(step.v, head * step.v_dim, step.v_dim)
 
 
 @compiled
@@ -191,6 +201,7 @@ def _attend_item(step: Step, scratch: Scratch, item: Any, kv: int) -> bool:
         n = min(TILE, stop - start)
         _load_keys(step, kv, begin + start, n, scratch.keys)
         _load_values(step, kv, begin + start, n, scratch.values)
+        _prefetch(step, kv, begin + start + n, begin + min(stop, end_tile * TILE, start + n + TILE))
         for block in range(0, most, _ROWS):
             count = min(_ROWS, most - block)
             if scratch.ends[block + count - 1] <= start:  # rows of a chunk ascend: none of the block sees the tile
