@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from radixserve.cache.pool import KVShape
 from radixserve.model import native, row_kernels
 from radixserve.model.attention_cpu import attend_cpu
 from radixserve.model.layer_block import LayerBlock
@@ -64,21 +63,20 @@ def _weight(module: PackedLinear | FusedPart) -> PackedWeight:
 class LeanForward:
     """The forward pass of one model. Not for concurrent use with itself over one pool."""
 
-    def __init__(self, model: Any, shape: KVShape) -> None:
+    def __init__(self, model: Any) -> None:
         self._embed = model.model.embed_tokens
         self._rotary = model.model.rotary_emb
         self._layers = [LeanLayer.of(layer) for layer in model.model.layers]
         self._norm = model.model.norm.weight
         self._head = model.lm_head
-        self._shape = shape
         self._heads = int(model.config.num_attention_heads)
         self._epsilon = float(model.config.rms_norm_eps)
 
     @classmethod
-    def of(cls, model: PreTrainedModel, shape: KVShape) -> LeanForward | None:
+    def of(cls, model: PreTrainedModel) -> LeanForward | None:
         """For a row-wise model on the CPU; None where its classes are others or it gates otherwise."""
         known = type(model) in _KNOWN and model.config.hidden_act == "silu"
-        return cls(model, shape) if known else None
+        return cls(model) if known else None
 
     def __call__(self, ids: torch.Tensor, plan: AttentionPlan, wanted: torch.Tensor) -> torch.Tensor:
         """Logits [wanted rows, vocab] of token ids [rows]; K/V of all rows is in the pool then."""

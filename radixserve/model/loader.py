@@ -130,7 +130,7 @@ def _made_lean(loaded: LoadedModel, expected: torch.Tensor) -> LoadedModel:
         return loaded
     from radixserve.model.lean import LeanForward
 
-    lean = LeanForward.of(loaded.model, loaded.shape)
+    lean = LeanForward.of(loaded.model)
     if lean is None:
         return loaded
     candidate = replace(loaded, lean=lean)

@@ -51,7 +51,7 @@ def test_one_that_disagrees_is_not_used_and_the_log_says_so(
 def test_another_activation_keeps_the_models_own_modules() -> None:
     model = load_tiny("llama").model
     model.config.hidden_act = "gelu"
-    assert LeanForward.of(model, SHAPE) is None  # type: ignore[arg-type]
+    assert LeanForward.of(model) is None  # type: ignore[arg-type]
 
 
 def block() -> LayerBlock:
