@@ -178,8 +178,10 @@ def pointer(typingctx: Any, address: Any) -> Any:
     return types.voidptr(types.int64), generate
 
 
-def _multiply_rows(rows: int) -> Intrinsic:
-    """c[r, 0:PANEL] = sum over k of a[r, k] * b[k, 0:PANEL] for `rows` rows, one chain of fma per element, k ascending.
+def _multiply_rows(rows: int, vectors: int = _VECTORS) -> Intrinsic:
+    """c[r, columns] = sum over k of a[r, k] * b[k, columns] for `rows` rows, one chain of fma per element, k ascending.
+
+    The columns are `vectors` * LANES, PANEL unless told otherwise.
 
     a, b, c are flat float32 arrays, each with the offset of its first element and its row stride.
     """
@@ -194,17 +196,17 @@ def _multiply_rows(rows: int) -> Intrinsic:
             lda, ldb, ldc, depth = args[2], args[5], args[8], args[9]
             index = depth.type
             zero = ir.Constant(_VECTOR, [0.0] * LANES)
-            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(_VECTORS)] for _ in range(rows)]
+            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(vectors)] for _ in range(rows)]
             with cgutils.for_range(builder, depth) as loop:
                 row_b = builder.gep(b_data, [builder.mul(loop.index, ldb)])
-                columns = [_load(builder, builder.gep(row_b, [ir.Constant(index, v * LANES)])) for v in range(_VECTORS)]
+                columns = [_load(builder, builder.gep(row_b, [ir.Constant(index, v * LANES)])) for v in range(vectors)]
                 for r in range(rows):
                     element = builder.add(builder.mul(ir.Constant(index, r), lda), loop.index)
                     factor = _splat(builder, builder.load(builder.gep(a_data, [element])))
-                    for v in range(_VECTORS):
+                    for v in range(vectors):
                         builder.store(_vector_fma(builder, factor, columns[v], builder.load(sums[r][v])), sums[r][v])
             for r in range(rows):
-                for v in range(_VECTORS):
+                for v in range(vectors):
                     element = builder.add(builder.mul(ir.Constant(index, r), ldc), ir.Constant(index, v * LANES))
                     _store(builder, builder.load(sums[r][v]), builder.gep(c_data, [element]))
             return context.get_dummy_value()
@@ -217,6 +219,8 @@ def _multiply_rows(rows: int) -> Intrinsic:
 
 multiply_1, multiply_2, multiply_3 = _multiply_rows(1), _multiply_rows(2), _multiply_rows(3)
 multiply_4, multiply_6 = _multiply_rows(4), _multiply_rows(6)
+panel_1, panel_2, panel_3 = _multiply_rows(1, 4), _multiply_rows(2, 4), _multiply_rows(3, 4)
+panel_4, panel_6 = _multiply_rows(4, 4), _multiply_rows(6, 4)
 
 
 @intrinsic

@@ -2,7 +2,8 @@
 
 The packed operator is private to torch (its own compiler calls it), so each weight shape is tested before use. Row
 invariance is a property of the operator, the processor and the shape: with more than about 1,000 inputs a single row
-takes a matrix-vector path that sums in another order, so such a call is padded to two rows. Knows nothing of models.
+takes a matrix-vector path that sums in another order, so such a call is padded to two rows. Where `few_rows` has a
+kernel that gives the same bits, it serves the few rows. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+
+from radixserve.model.few_rows import FEW, FewRows
 
 _PACK_FOR = 16  # rows for which oneDNN chooses the layout; decode batches are about that
 _TESTED_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 96, 128, 129, 200, 256, 300)
@@ -34,9 +37,12 @@ class PackedWeight:
             raise Untrusted(f"this torch cannot pack linear weights ({error})") from error
         self._bias = None if bias is None else bias.detach().clone()
         self.min_rows = 1
+        self._few: FewRows | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.numel() // self.in_features
+        if rows <= FEW and self._few is not None:
+            return self._few(x.reshape(rows, self.in_features)).view(*x.shape[:-1], self.out_features)
         if rows >= self.min_rows:
             return self.multiply(x)
         padded = x.reshape(rows, self.in_features).repeat(self.min_rows, 1)
@@ -47,23 +53,35 @@ class PackedWeight:
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
         return out
 
+    def find_few(self) -> int:
+        """Look for a kernel for few rows that gives the bits of `multiply`; the length of its chains, 0 for none."""
+        x = torch.randn(_CANONICAL_ROWS, self.in_features, generator=torch.Generator().manual_seed(1))
+        shape = (self.out_features, self.in_features)
+        self._few = FewRows.like(self._packed, self._bias, shape, x[:FEW], self.multiply(x)[:FEW])
+        return 0 if self._few is None else self._few.chain
+
+    def use_few(self, chain: int) -> None:
+        """Use the kernel that `find_few` found for a weight of the same shape."""
+        self._few = FewRows(self._packed, self._bias, (self.out_features, self.in_features), chain) if chain else None
+
 
 class RowTest:
     """Tests packed weights once per shape, on random rows."""
 
     def __init__(self) -> None:
-        self._min_rows: dict[tuple[int, int], int] = {}
+        self._found: dict[tuple[int, int], tuple[int, int]] = {}  # min_rows, chain of `few_rows`
 
-    def set_min_rows(self, weight: PackedWeight) -> None:
-        """Find the number of rows from which on `weight` gives each row the same bits.
+    def prepare(self, weight: PackedWeight) -> None:
+        """Find what gives each row of `weight` the same bits, and have it used.
 
         Raises:
-            Untrusted: it is more than two, or the operator fails.
+            Untrusted: nothing does from two rows on, or the operator fails.
         """
         shape = (weight.out_features, weight.in_features)
-        if shape not in self._min_rows:
-            self._min_rows[shape] = _find_min_rows(weight)
-        weight.min_rows = self._min_rows[shape]
+        if shape not in self._found:
+            self._found[shape] = _find_min_rows(weight), weight.find_few()
+        weight.min_rows, chain = self._found[shape]
+        weight.use_few(chain)
 
 
 def _find_min_rows(weight: PackedWeight) -> int:

@@ -61,7 +61,7 @@ def _packed(linears: Sequence[nn.Module], test: RowTest) -> PackedWeight:
     if any(b is not None for b in biases):
         bias = torch.cat([torch.zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
     packed = PackedWeight(torch.cat(weights) if len(weights) > 1 else weights[0], bias)
-    test.set_min_rows(packed)
+    test.prepare(packed)
     return packed
 
 

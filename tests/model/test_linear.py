@@ -9,11 +9,13 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
+from radixserve.model.few_rows import FEW
+from radixserve.model.lanes import PANEL
 from radixserve.model.linear import FusedPart, PackedLinear, PackedWeight, RowTest, Untrusted
 from radixserve.model.rowwise import RowwiseActivation, make_rowwise
 from tests.tiny import load_tiny, tiny_model
 
-SHAPES = ((37, 19), (64, 64), (576, 1536), (300, 2048))
+SHAPES = ((37, 19), (64, 64), (960, 576), (576, 1536), (128, 2048), (300, 2048))
 
 
 def packed(out_features: int, in_features: int) -> tuple[PackedWeight, torch.Tensor, torch.Tensor]:
@@ -21,7 +23,7 @@ def packed(out_features: int, in_features: int) -> tuple[PackedWeight, torch.Ten
     weight = torch.randn(out_features, in_features, generator=generator)
     bias = torch.randn(out_features, generator=generator)
     result = PackedWeight(weight, bias)
-    RowTest().set_min_rows(result)
+    RowTest().prepare(result)
     return result, weight, bias
 
 
@@ -34,6 +36,27 @@ def test_any_number_of_rows_gives_the_same_bits(shape: tuple[int, int]) -> None:
     for rows in (*range(1, 20), 33, 64, 65, 100, 255):
         assert torch.equal(linear(x[:rows]), whole[:rows])
         assert torch.equal(linear(x[None, -rows:]), whole[None, -rows:])
+
+
+@pytest.mark.skipif(PANEL < 32, reason="the kernel for few rows needs AVX-512")
+@pytest.mark.parametrize("shape", [(64, 64), (960, 576), (576, 1536), (128, 2048)])
+def test_few_rows_have_a_kernel_of_their_own_where_it_gives_the_same_bits(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linear, _, _ = packed(*shape)
+    x = torch.randn(FEW, shape[1])
+    expected = linear.multiply(torch.cat([x, torch.randn(100, shape[1])]))[:FEW]
+    monkeypatch.setattr(PackedWeight, "multiply", None)
+    for rows in range(1, FEW + 1):
+        assert torch.equal(linear(x[:rows]), expected[:rows])
+
+
+def test_few_rows_go_the_usual_way_where_no_kernel_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = PackedWeight.multiply
+    monkeypatch.setattr(PackedWeight, "multiply", lambda self, x: real(self, x) * 1.0001)
+    linear, _, _ = packed(960, 576)
+    x = torch.randn(3, 576)
+    assert torch.equal(linear(x), linear.multiply(x))
 
 
 def test_a_lone_row_is_padded_where_it_would_be_rounded_differently(monkeypatch: pytest.MonkeyPatch) -> None:
