@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from radixserve import __version__
 from radixserve.config import SECTIONS, TABLE, Setting
@@ -65,7 +66,37 @@ def _parser() -> argparse.ArgumentParser:
     talk = commands.add_parser("chat", help="talk to a running server in the terminal", allow_abbrev=False)
     chat.add_arguments(talk)
     talk.set_defaults(run=chat.main)
+    _add_cache(commands.add_parser("cache", help="look into and mend a disk store", allow_abbrev=False))
     return parser
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    """`cache` and its commands; each names the function of `store.tools` that does it."""
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, function, words in (
+        ("ls", "ls", "list the stored runs"),
+        ("check", "check", "verify every stored run; --fix removes what is wrong"),
+        ("clear", "clear", "remove every stored run"),
+        ("export", "export_prefix", "write the prefix that ends with a run to one file"),
+        ("import", "import_prefix", "store the prefix in an exported file"),
+    ):
+        command = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
+        command.add_argument("folder", type=Path, metavar="DIR", help="the folder of the store")
+        if name == "check":
+            command.add_argument("--fix", action="store_true", help="remove what is wrong")
+        if name == "export":
+            command.add_argument("name", metavar="RUN", help="first characters of a run's name, as ls shows it")
+            command.add_argument("target", type=Path, metavar="FILE", help="the file to write")
+        if name == "import":
+            command.add_argument("source", type=Path, metavar="FILE", help="the file to read")
+        command.set_defaults(run=_cache, tool=function)
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    from radixserve.store import tools
+
+    given = {name: value for name, value in vars(arguments).items() if name not in ("run", "tool")}
+    return int(getattr(tools, arguments.tool)(**given))
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

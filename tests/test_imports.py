@@ -26,6 +26,7 @@ LAYERS = (
     ("engine",),
     ("sampling",),
     ("model",),
+    ("store",),
     ("cache",),
     ("config_sources",),
     ("config",),
@@ -35,7 +36,7 @@ DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 # The command line must start without torch, and so must the front process and whatever it imports.
 WITHOUT_TORCH = ("__main__", "cli", "serve", "chat", "api", "text", "metrics", "config", "config_sources", "logs")
-WITHOUT_TORCH_MODULES = ("engine.client", "engine.protocol", "engine.messages")
+WITHOUT_TORCH_MODULES = ("engine.client", "engine.protocol", "engine.messages", "store", "store.index", "store.disk")
 NEVER_TORCH = ("cache.radix", "cache.eviction", "cache.slots", "request", "step", "errors")
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}

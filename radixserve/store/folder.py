@@ -1,0 +1,242 @@
+"""The folder of a store, held by one process: its lock, its index, its files, and the budget that all of it keeps to.
+
+Owns the order of steps. A run appears file first, row last; it goes row first, file last. So whatever moment a process
+dies at, a row always has its whole file, and what has no row is swept at the next start.
+
+    lock                  held by the process that writes
+    index.sqlite          the rows (also -wal and -shm while it is open)
+    index.broken          the last index that could not be used
+    fingerprints.json     digests of model files, see `store.fingerprint`
+    runs/*.safetensors    one file per run
+    runs/*.tmp            a file that is being written
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import sqlite3
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from radixserve.errors import StartupError
+from radixserve.store.disk import Disk, temporary
+from radixserve.store.index import ROOT, Index, Newer, NewRun, Row, Unusable, is_corrupt
+from radixserve.store.rebuild import rebuild
+
+INDEX = "index.sqlite"
+BROKEN = "index.broken"
+RUNS = "runs"
+LOCK = "lock"
+_INDEX_RESERVE = 64 << 10  # what one more run may add to the index and its log, besides its tokens
+
+log = logging.getLogger(__name__)
+
+
+class StoreFolder:
+    """An open, locked folder. One thread at a time; methods raise OSError and sqlite3.Error."""
+
+    def __init__(self, path: Path, budget: int, disk: Disk) -> None:
+        """Open or create it, sweep what a dead process left, and bring it within `budget` bytes.
+
+        Raises:
+            StartupError: another process holds it, others could write to it, a later version wrote it, or it cannot
+                be used at all; names the folder.
+        """
+        self.path, self.budget, self.disk = path, budget, disk
+        self.runs = path / RUNS
+        self.evicted_runs = 0
+        self._left: dict[Path, int] = {}  # files that could not be removed, and their bytes
+        try:
+            self._lock = _prepare(path)
+        except OSError as error:
+            raise StartupError(f"cannot use the store in {path}: {error.strerror or error}") from error
+        try:
+            self.index = self._open_index()
+            self._sweep()
+            self.make_room(0, [])
+        except BaseException as error:
+            self._abandon()
+            if isinstance(error, OSError | sqlite3.Error):
+                raise StartupError(f"cannot use the store in {path}: {error}") from error
+            raise
+
+    def close(self) -> None:
+        """Let go of index and lock."""
+        self.index.close()
+        os.close(self._lock)
+
+    def _abandon(self) -> None:
+        if hasattr(self, "index"):
+            self.index.close()
+        os.close(self._lock)
+
+    # Opening.
+
+    def _open_index(self) -> Index:
+        path = self.path / INDEX
+        try:
+            return Index(self.disk, path)
+        except Newer as error:
+            raise StartupError(f"the store in {self.path} is of a later version: {error}") from error
+        except Unusable as error:
+            return self._anew(str(error))
+        except sqlite3.Error as error:
+            if not is_corrupt(error):
+                raise
+            return self._anew(str(error))
+
+    def _anew(self, reason: str) -> Index:
+        """Move the index aside, and fill a new one from what the files say of themselves."""
+        path = self.path / INDEX
+        with contextlib.suppress(FileNotFoundError):
+            self.disk.rename(path, self.path / BROKEN)
+        for suffix in ("-wal", "-shm"):
+            self.disk.unlink(self.path / f"{INDEX}{suffix}")
+        index = Index(self.disk, path)
+        num_runs = rebuild(self.disk, self.runs, index)
+        log.warning("index of %s unusable (%s): moved aside, %d runs found in the files", self.path, reason, num_runs)
+        return index
+
+    def recover(self, error: sqlite3.Error) -> None:
+        """After an error on the index: if that is corrupt, or could not be replaced before, go on with a new one."""
+        if is_corrupt(error) or isinstance(error, sqlite3.ProgrammingError):
+            self.index.close()
+            self.index = self._anew(str(error))
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Make rows and files agree: two listings, no file is read."""
+        sizes = self.disk.sizes(self.runs)
+        gone = [row_id for row_id, name, size in self.index.files() if sizes.get(name) != size]
+        for row_id in gone:
+            self.remove(self.index.below(row_id))
+        known = {name for _, name, _ in self.index.files()}
+        leftovers = [name for name in sizes if name not in known]
+        for name in leftovers:
+            self._unlink(self.runs / name, sizes[name])
+        if gone or leftovers:
+            log.info(
+                "swept %s: %d rows without their file, %d files without a row", self.path, len(gone), len(leftovers)
+            )
+
+    # Changing.
+
+    def add(self, run: NewRun, parts: Iterable[bytes | memoryview]) -> int:
+        """Write a run for which there is room; gives its id. When this raises, the run is not stored."""
+        path = self.runs / run.name
+        try:
+            self.disk.publish(path, parts)
+            with self.index.transaction():
+                row_id = self.index.insert(run)
+        except BaseException:
+            for left in (temporary(path), path):
+                self._unlink(left, run.num_bytes)
+            raise
+        self._left.pop(path, None)  # what could not be removed is wanted again
+        return row_id
+
+    def remove(self, rows: Sequence[Row]) -> None:
+        """Forget runs, then remove their files. A file that cannot be removed counts until it can."""
+        with self.index.transaction():
+            self.index.delete(row.id for row in rows)
+        for row in rows:
+            self._unlink(self.runs / row.name, row.num_bytes)
+
+    def clear(self) -> int:
+        """Remove every run; gives how many there were."""
+        rows = self.index.rows()
+        self.remove(rows)
+        return len(rows)
+
+    # The budget.
+
+    def num_bytes(self) -> int:
+        """Bytes on the disk: runs, the index and its log, and what could not be removed."""
+        overhead = sum(self.disk.sizes(self.path).values())
+        return overhead + sum(self._left.values()) + self.index.num_bytes()
+
+    def make_room(self, num_bytes: int, path: Sequence[Row]) -> bool:
+        """Room for `num_bytes` more, evicting cold leaves where it is short; `path` is not evicted.
+
+        False where that is not enough: then nothing was evicted.
+        """
+        self._retry_left()
+        used = self.num_bytes()
+        if used + num_bytes <= self.budget:
+            return True
+        evictable = self.index.num_bytes() - sum(row.num_bytes for row in path)
+        if num_bytes and used - evictable + num_bytes > self.budget:
+            return False
+        self._evict(used + num_bytes - self.budget, path[-1].id if path else ROOT)
+        return True
+
+    def _evict(self, num_bytes: int, keep: int) -> None:
+        """Remove the coldest leaves, until they come to `num_bytes`."""
+        cold: list[Row] = []
+        with self.index.transaction():
+            while num_bytes > 0 and (row := self.index.coldest_leaf(keep)):
+                self.index.delete([row.id])
+                cold.append(row)
+                num_bytes -= row.num_bytes
+        self.evicted_runs += len(cold)
+        for row in cold:
+            self._unlink(self.runs / row.name, row.num_bytes)
+
+    def _unlink(self, path: Path, size: int) -> None:
+        try:
+            self.disk.unlink(path)
+            self._left.pop(path, None)
+        except OSError as error:
+            log.warning("cannot remove %s: %s", path, error)
+            self._left[path] = size
+
+    def _retry_left(self) -> None:
+        for path, size in list(self._left.items()):
+            self._unlink(path, size)
+
+
+def room_for_run(file_bytes: int, num_tokens: int) -> int:
+    """Bytes to find for a run's file and its row; the row's tokens are in the index and in its log."""
+    return file_bytes + 2 * 4 * num_tokens + _INDEX_RESERVE
+
+
+def check_folder(path: Path) -> None:
+    """Raises StartupError where others could put files of theirs."""
+    if path.stat().st_mode & stat.S_IWOTH:
+        raise StartupError(f"the store in {path} can be written by everybody: chmod o-w it, and check what is in it")
+
+
+def is_held(path: Path) -> bool:
+    """A process holds the folder now."""
+    try:
+        descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _prepare(path: Path) -> int:
+    """The folder made or checked, and its lock taken."""
+    for folder in (path, path / RUNS):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_folder(folder)
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StartupError(f"the store in {path} is in use by another process") from None
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

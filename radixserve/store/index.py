@@ -1,0 +1,271 @@
+"""The index: a radix tree of stored runs in one SQLite table. Which prefix is stored, and in which files.
+
+It knows rows and token ids; files are names to it. Runs are never split: where two sequences part inside a stored run,
+the second one's rest hangs at that position. After "the cat sat down" and "the cat ran" (a word stands for a token):
+
+    id 1   parent 0   start 0   the cat sat down
+    id 2   parent 1   start 2   ran                  so positions 0 and 1 come from run 1, cut short
+
+A run is found by (parent run, position, first token, fingerprint, namespace), and then its token ids are compared.
+Because a parent is a row and not a digest, no two prefixes are taken for each other, whatever any digest does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from radixserve.store.disk import Disk
+
+SCHEMA = 1
+APPLICATION = 0x72647876  # tells our index from any other SQLite file
+ROOT = 0
+TOKEN_BYTES = 4
+
+_TABLE = """
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice: a parent's id cannot come to mean another run
+    parent INTEGER NOT NULL,               -- the run that holds the position before `start`; 0: none
+    start INTEGER NOT NULL,
+    first_token INTEGER NOT NULL,
+    fingerprint TEXT NOT NULL,
+    namespace TEXT NOT NULL,
+    length INTEGER NOT NULL,
+    name TEXT NOT NULL UNIQUE,
+    bytes INTEGER NOT NULL,
+    digest TEXT NOT NULL,
+    created REAL NOT NULL,                 -- wall clock, to show
+    used REAL NOT NULL,                    -- wall clock, to show
+    last_use INTEGER NOT NULL,             -- a counter, to evict by
+    hits INTEGER NOT NULL,
+    tokens BLOB NOT NULL,                  -- last, so that other columns are read without it
+    UNIQUE (parent, start, first_token, fingerprint, namespace)
+) STRICT"""
+_GIVEN = (
+    "parent, start, first_token, length, fingerprint, namespace, name, bytes, digest,"
+    " created, used, last_use, hits, tokens"
+)
+_COLUMNS = f"id, {_GIVEN}"
+_SETUP = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = NORMAL",  # power loss may take the last rows, which is a miss; it never breaks the index
+    "PRAGMA wal_autocheckpoint = 64",
+    "PRAGMA journal_size_limit = 1048576",
+)
+
+
+class Unusable(Exception):
+    """The index is not one that this version can read; nothing of ours is lost by starting anew."""
+
+
+class Newer(Exception):
+    """The index was written by a later version."""
+
+
+class Row(NamedTuple):
+    """One stored run."""
+
+    id: int
+    parent: int
+    start: int
+    first_token: int
+    length: int
+    fingerprint: str
+    namespace: str
+    name: str
+    num_bytes: int
+    digest: str
+    created: float
+    used: float
+    last_use: int
+    hits: int
+    tokens: bytes
+
+
+class NewRun(NamedTuple):
+    """What a run is inserted with."""
+
+    parent: int
+    start: int
+    fingerprint: str
+    namespace: str
+    name: str
+    num_bytes: int
+    digest: str
+    tokens: bytes  # of the run alone
+
+
+class Step(NamedTuple):
+    """A run on the way down, and how many of its tokens agree."""
+
+    row: Row
+    shared: int
+
+
+class Index:
+    """The table of runs. One thread at a time; all methods raise sqlite3.Error."""
+
+    def __init__(self, disk: Disk, path: Path, *, read_only: bool = False) -> None:
+        """Open or create.
+
+        Raises:
+            Unusable, Newer: what is there is not ours, older, or of a later version.
+            sqlite3.Error: it is corrupt (`is_corrupt`), locked, or cannot be opened.
+        """
+        self._disk = disk
+        self._connection = disk.connect(path, read_only=read_only)
+        try:
+            self._open(read_only)
+            self._clock: int = self._one("SELECT coalesce(max(last_use), 0) FROM runs")
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _open(self, read_only: bool) -> None:
+        version, application = self._one("PRAGMA user_version"), self._one("PRAGMA application_id")
+        if not version and not application and not self._one("SELECT count(*) FROM sqlite_master"):
+            if read_only:
+                raise Unusable("the index is empty")
+            self._create()
+        elif application != APPLICATION or version < SCHEMA:
+            raise Unusable(f"the index has schema {version} of application {application:#x}")
+        elif version > SCHEMA:
+            raise Newer(f"the index has schema {version}; this version knows {SCHEMA}")
+        for statement in () if read_only else _SETUP:
+            self._sql(statement)
+        self._sql(f"SELECT {_COLUMNS} FROM runs LIMIT 1")
+
+    def _create(self) -> None:
+        with self.transaction():
+            self._sql(_TABLE)
+            self._sql("CREATE INDEX by_use ON runs (last_use, bytes)")  # for eviction, and covers the sum of bytes
+            self._sql(f"PRAGMA application_id = {APPLICATION}")
+            self._sql(f"PRAGMA user_version = {SCHEMA}")
+
+    def close(self) -> None:
+        self._connection.close()
+
+    # The tree.
+
+    def walk(self, fingerprint: str, namespace: str, tokens: bytes) -> list[Step]:
+        """The runs that together hold the longest stored prefix of `tokens`; one query per run."""
+        steps: list[Step] = []
+        parent, depth, ids = ROOT, 0, np.frombuffer(tokens, np.int32)
+        while depth < len(ids):
+            where = (parent, depth, int(ids[depth]), fingerprint, namespace)
+            found = self._rows(
+                "WHERE parent = ? AND start = ? AND first_token = ? AND fingerprint = ? AND namespace = ?", where
+            )
+            shared = _shared(found[0], ids) if found else 0
+            if not shared:
+                break
+            steps.append(Step(found[0], shared))
+            parent, depth = found[0].id, depth + shared
+        return steps
+
+    def insert(self, run: NewRun) -> int:
+        """Add a run, the most recently used one; gives its id."""
+        self._clock += 1
+        now, ids = time.time(), np.frombuffer(run.tokens, np.int32)
+        place = (run.parent, run.start, int(ids[0]), len(ids), run.fingerprint, run.namespace)
+        values = (*place, run.name, run.num_bytes, run.digest, now, now, self._clock, 0, run.tokens)
+        places = ", ".join("?" * len(values))
+        return int(self._sql(f"INSERT INTO runs ({_GIVEN}) VALUES ({places}) RETURNING id", values)[0][0])
+
+    def touch(self, ids: Sequence[int]) -> None:
+        """Mark runs as used now."""
+        self._clock += 1
+        places = ", ".join("?" * len(ids))
+        statement = f"UPDATE runs SET last_use = ?, used = ?, hits = hits + 1 WHERE id IN ({places})"
+        self._sql(statement, (self._clock, time.time(), *ids))
+
+    def delete(self, ids: Iterable[int]) -> None:
+        """Forget runs; whoever asks makes sure that no run hangs below them."""
+        for each in ids:
+            self._sql("DELETE FROM runs WHERE id = ?", (each,))
+
+    def below(self, row_id: int) -> list[Row]:
+        """A run and all that hang below it, the deepest last."""
+        statement = """WHERE id IN (WITH RECURSIVE under(id) AS (VALUES (?) UNION
+            SELECT runs.id FROM runs JOIN under ON runs.parent = under.id) SELECT id FROM under) ORDER BY start"""
+        return self._rows(statement, (row_id,))
+
+    def path(self, row: Row) -> list[Row]:
+        """The runs from the root down to `row`."""
+        rows = [row]
+        while found := self._rows("WHERE id = ? AND id < ?", (rows[-1].parent, rows[-1].id)):
+            rows += found
+        return rows[::-1]
+
+    def coldest_leaf(self, keep: int) -> Row | None:
+        """The least recently used run that nothing hangs at, `keep` excepted."""
+        found = self._rows(
+            "AS leaf WHERE id != ? AND NOT EXISTS (SELECT 1 FROM runs WHERE parent = leaf.id)"
+            " ORDER BY last_use, id DESC LIMIT 1",
+            (keep,),
+        )
+        return found[0] if found else None
+
+    # The whole.
+
+    def rows(self) -> list[Row]:
+        """Every run, parents before children."""
+        return self._rows("ORDER BY start, id")
+
+    def files(self) -> list[tuple[int, str, int]]:
+        """Id, file name and bytes of every run."""
+        return self._sql("SELECT id, name, bytes FROM runs")
+
+    def named(self, prefix: str) -> list[Row]:
+        """Runs whose file name begins like this."""
+        return self._rows("WHERE substr(name, 1, ?) = ?", (len(prefix), prefix))
+
+    def num_runs(self) -> int:
+        return int(self._one("SELECT count(*) FROM runs"))
+
+    def num_bytes(self) -> int:
+        """Bytes of all files. Asked anew each time: a total that is kept can go wrong."""
+        return int(self._one("SELECT coalesce(sum(bytes), 0) FROM runs"))
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of what is done inside, or nothing."""
+        self._sql("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._sql("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.rollback()
+            raise
+
+    def _sql(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        return self._disk.execute(self._connection, statement, values)
+
+    def _rows(self, rest: str, values: Sequence[Any] = ()) -> list[Row]:
+        return [Row._make(each) for each in self._sql(f"SELECT {_COLUMNS} FROM runs {rest}", values)]
+
+    def _one(self, statement: str) -> Any:
+        return self._sql(statement)[0][0]
+
+
+def is_corrupt(error: sqlite3.Error) -> bool:
+    """The file itself is broken, as opposed to being locked or out of reach."""
+    code = getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_OK
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+
+
+def _shared(row: Row, ids: np.ndarray[Any, np.dtype[np.int32]]) -> int:
+    """How many of a run's tokens are those of `ids` from its start on; 0 where the row contradicts itself."""
+    if len(row.tokens) != row.length * TOKEN_BYTES:
+        return 0
+    theirs = np.frombuffer(row.tokens, np.int32)
+    count = min(len(theirs), len(ids) - row.start)
+    differ = np.flatnonzero(theirs[:count] != ids[row.start : row.start + count])
+    return int(differ[0]) if len(differ) else count

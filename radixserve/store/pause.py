@@ -1,0 +1,46 @@
+"""When to stop writing for a while: a disk that is full or broken is not asked again for every run.
+
+Knows errors and a monotonic clock. Says once when writing stops and once when it goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+PATIENCE = 3  # errors in a row before writing stops
+FIRST_SECONDS = 10.0
+LONGEST_SECONDS = 600.0
+
+log = logging.getLogger(__name__)
+
+
+class Pause:
+    """Doubling waits after repeated errors; one write is tried at the end of each."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._errors = 0
+        self._until = 0.0
+
+    @property
+    def on(self) -> bool:
+        """Nothing should be written now."""
+        return self._errors >= PATIENCE and self._clock() < self._until
+
+    def failed(self, error: Exception) -> None:
+        """A write failed."""
+        self._errors += 1
+        if self._errors < PATIENCE:
+            return
+        wait = min(FIRST_SECONDS * 2.0 ** min(self._errors - PATIENCE, 16), LONGEST_SECONDS)
+        self._until = self._clock() + wait
+        if self._errors == PATIENCE:
+            log.warning("the disk store stops writing, and tries again from time to time: %s", error)
+
+    def worked(self) -> None:
+        """A write succeeded."""
+        if self._errors >= PATIENCE:
+            log.warning("the disk store writes again")
+        self._errors = 0

@@ -1,0 +1,218 @@
+"""The file of one run: how K/V of consecutive tokens lies on the disk, and what is verified when it comes back.
+
+A valid safetensors file whose header holds nothing that we could not foretell: a reader compares it, byte by byte, with
+the header that it expects, so no field of a foreign file is ever believed. safetensors has no checksum, so the header
+carries a SHA-256 of all that follows. Files are read, never mapped: a mapped file that shrinks would end the process.
+
+Say positions 4 and 5 of a sequence are one run, of a model with 30 layers and 3 K/V heads of 64 floats:
+
+    8 bytes    length of the header
+    header     JSON: format, fingerprint of the model, namespace, start "4", digest; then dtypes, shapes, offsets
+    tokens     int32 [6]: ids of the whole prefix, positions 0 to 5, so that a file alone says what it is for
+    k          float32 [30, 2, 3, 64]: positions 4 and 5 at all layers
+    v          float32 [30, 2, 3, 64]
+
+A file whose run starts at 0 holds a whole prefix; that is also what export writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import torch
+
+from radixserve.cache.pool import KVShape
+from radixserve.store.disk import Disk
+
+FORMAT = "radixserve-kv-1"
+SUFFIX = ".safetensors"
+TOKEN_BYTES = 4
+MAX_HEADER_BYTES = 1 << 16
+_LENGTH_BYTES = 8
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+KV = tuple[torch.Tensor, torch.Tensor]
+"""k [layers, tokens, kv_heads, k_dim] and v [layers, tokens, kv_heads, v_dim]."""
+
+
+class BadFile(Exception):
+    """A file is not what it should be; says in what."""
+
+
+class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+
+class _Metadata(msgspec.Struct, forbid_unknown_fields=True):
+    format: str
+    fingerprint: str
+    namespace: str
+    start: str
+    digest: str
+
+
+class _Json(msgspec.Struct, forbid_unknown_fields=True):
+    metadata: _Metadata = msgspec.field(name="__metadata__")
+    tokens: _Tensor
+    k: _Tensor
+    v: _Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RunHeader:
+    """What a file says of itself: K/V of positions `start` to `start + num_tokens` - 1, and whose they are."""
+
+    fingerprint: str
+    namespace: str
+    start: int
+    num_tokens: int
+    shape: KVShape
+    digest: str  # hex, of everything behind the header
+
+    def encode(self) -> bytes:
+        """The header's bytes, its length in front, padded so that tensors are aligned."""
+        text = msgspec.json.encode(self._json())
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.num_tokens
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Bytes of tokens, k and v."""
+        rows = self.shape.layers * self.num_tokens * self.shape.kv_heads * self.shape.dtype.itemsize
+        return self.stop * TOKEN_BYTES, rows * self.shape.k_dim, rows * self.shape.v_dim
+
+    @property
+    def file_bytes(self) -> int:
+        return len(self.encode()) + sum(self.sizes)
+
+    def _json(self) -> _Json:
+        metadata = _Metadata(FORMAT, self.fingerprint, self.namespace, str(self.start), self.digest)
+        tokens, k, v = self.sizes
+        rows, name = [self.shape.layers, self.num_tokens, self.shape.kv_heads], _NAMES[self.shape.dtype]
+        return _Json(
+            metadata,
+            _Tensor("I32", [self.stop], [0, tokens]),
+            _Tensor(name, [*rows, self.shape.k_dim], [tokens, tokens + k]),
+            _Tensor(name, [*rows, self.shape.v_dim], [tokens + k, tokens + k + v]),
+        )
+
+
+def run_name(fingerprint: str, namespace: str, start: int, tokens: bytes) -> str:
+    """The name of the file for the run that begins at `start`, where `tokens` are those of the whole prefix."""
+    return digest_fields("run", FORMAT, fingerprint, namespace, start, tokens) + SUFFIX
+
+
+def digest_fields(*fields: str | int | bytes) -> str:
+    """SHA-256 in hex of typed fields, each with its length: no two different rows of fields are the same input."""
+    found = hashlib.sha256()
+    for field in fields:
+        kind = type(field).__name__
+        data = field if isinstance(field, bytes) else str(field).encode()
+        found.update(f"{kind}:{len(data)}:".encode() + data)
+    return found.hexdigest()
+
+
+def encode_run(header: RunHeader, tokens: bytes, kv: KV) -> tuple[RunHeader, list[memoryview]]:
+    """The header with its digest, and the parts of the file in order; views where the tensors are contiguous."""
+    data = [memoryview(tokens), *map(_bytes_of, kv)]
+    header = replace(header, digest=_digest(data))
+    return header, [memoryview(header.encode()), *data]
+
+
+def read_run(disk: Disk, path: Path, header: RunHeader, tokens: bytes) -> KV:
+    """The K/V in a file that must have exactly this header and, for the whole prefix, these tokens.
+
+    Raises:
+        BadFile: the file differs in size, header, tokens or digest.
+        OSError: it cannot be read.
+    """
+    buffer = _read_whole(disk, path, header.file_bytes)
+    expected = header.encode()
+    num_tokens, num_k, _ = header.sizes
+    view = buffer.numpy().data
+    first, second = len(expected), len(expected) + num_tokens
+    if view[:first] != expected:
+        raise BadFile("the header differs")
+    if view[first:second] != tokens:
+        raise BadFile("the token ids differ")
+    if _digest([view[first:]]) != header.digest:
+        raise BadFile("the digest differs")
+    k, v = buffer[second : second + num_k], buffer[second + num_k :]
+    rows = (header.shape.layers, header.num_tokens, header.shape.kv_heads)
+    dtype = header.shape.dtype
+    return k.view(dtype).view(*rows, header.shape.k_dim), v.view(dtype).view(*rows, header.shape.v_dim)
+
+
+def read_header(disk: Disk, path: Path) -> RunHeader:
+    """What a file claims to be, where nobody knows what to expect; `read_run` then verifies it.
+
+    Raises:
+        BadFile: the header is not one that we write, or does not fit the size of the file.
+        OSError: it cannot be read.
+    """
+    length = int.from_bytes(_read_part(disk, path, 0, _LENGTH_BYTES), "little")
+    if not 0 < length <= MAX_HEADER_BYTES:
+        raise BadFile("the header has an impossible length")
+    text = _read_part(disk, path, _LENGTH_BYTES, length)
+    try:
+        header = _understood(msgspec.json.decode(text, type=_Json))
+    except (ValueError, KeyError, IndexError, RecursionError) as error:
+        raise BadFile(f"the header cannot be read: {error}") from error
+    if header.encode()[_LENGTH_BYTES:] != text:
+        raise BadFile("the header is not one of ours")
+    if disk.size(path) != header.file_bytes:
+        raise BadFile("the file has the wrong size")
+    return header
+
+
+def read_tokens(disk: Disk, path: Path, header: RunHeader) -> bytes:
+    """The token ids of the whole prefix, not verified."""
+    return bytes(_read_part(disk, path, len(header.encode()), header.sizes[0]))
+
+
+def _understood(json: _Json) -> RunHeader:
+    (layers, num_tokens, kv_heads, k_dim), v_dim = json.k.shape, json.v.shape[3]
+    shape = KVShape(layers, kv_heads, k_dim, v_dim, _DTYPES[json.k.dtype])
+    if min(layers, num_tokens, kv_heads, k_dim, v_dim) < 1 or not json.metadata.start.isdecimal():
+        raise ValueError("a size is not positive")
+    about = json.metadata
+    return RunHeader(about.fingerprint, about.namespace, int(about.start), num_tokens, shape, about.digest)
+
+
+def _read_whole(disk: Disk, path: Path, size: int) -> torch.Tensor:
+    """All bytes of a file that must have `size` of them; the size is looked at before memory is taken."""
+    if disk.size(path) != size:
+        raise BadFile("the size differs")
+    buffer = torch.empty(size, dtype=torch.uint8)
+    if disk.read(path, 0, buffer.numpy().data) != size:
+        raise BadFile("the file ends early")
+    return buffer
+
+
+def _read_part(disk: Disk, path: Path, offset: int, size: int) -> bytearray:
+    part = bytearray(size)
+    if disk.read(path, offset, memoryview(part)) != size:
+        raise BadFile("the file ends early")
+    return part
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data.cast("B")
+
+
+def _digest(parts: Sequence[memoryview]) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()

@@ -1,0 +1,85 @@
+"""What `radixserve cache` prints: `ls`, `check`, `clear`, `export` and `import` on the folder of a store.
+
+Knows no flags, which are in `cli`. `ls`, `check` and `export` read beside a running server; `clear`, `import` and
+`check --fix` change the folder and are refused while a server holds it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from radixserve.config import format_size
+from radixserve.store import transfer
+from radixserve.store.index import Row
+
+NAME = 12  # characters of a run's name that are shown; any that tell it from the others will do
+
+
+def ls(folder: Path) -> int:
+    """Every stored run, the last used first."""
+    with transfer.reading(folder) as index:
+        rows = index.rows()
+    table = Table(box=None, header_style="bold")
+    for column in ("run", "positions", "bytes", "hits", "used", "namespace", "model"):
+        table.add_column(column, no_wrap=True)
+    for row in sorted(rows, key=lambda each: -each.last_use):
+        table.add_row(*_cells(row))
+    console = Console(soft_wrap=True, highlight=False)
+    if rows:
+        console.print(table)
+    tokens = sum(row.length for row in rows)
+    console.print(f"{len(rows)} runs, {tokens} tokens, {_size(sum(row.num_bytes for row in rows))}")
+    return 0
+
+
+def check(folder: Path, fix: bool) -> int:
+    """1 where something is, or was, wrong."""
+    found = transfer.fix(folder) if fix else transfer.check(folder)
+    for problem in found.problems:
+        print(problem)
+    state = "removed" if fix else "found"
+    print(f"{found.num_runs} runs verified, {len(found.problems)} problems {state}")
+    return 1 if found.problems else 0
+
+
+def clear(folder: Path) -> int:
+    """Remove everything that is stored."""
+    print(f"{transfer.clear(folder)} runs removed")
+    return 0
+
+
+def export_prefix(folder: Path, name: str, target: Path) -> int:
+    """One prefix to one file."""
+    header = transfer.export_prefix(folder, name, target)
+    print(f"{header.stop} tokens of model {header.fingerprint[:NAME]} written to {target}")
+    return 0
+
+
+def import_prefix(folder: Path, source: Path) -> int:
+    """One prefix from one file."""
+    header, stored = transfer.import_prefix(folder, source)
+    print(f"{header.stop} tokens of model {header.fingerprint[:NAME]}, {stored} of them new")
+    return 0
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    positions = f"{row.start}-{row.start + row.length - 1}"
+    shown = (_size(row.num_bytes), str(row.hits), _age(row.used), repr(row.namespace)[1:-1], row.fingerprint[:NAME])
+    return row.name[:NAME], positions, *shown
+
+
+def _size(num_bytes: int) -> str:
+    """Rounded to MiB where it is at least one."""
+    return format_size(num_bytes >> 20 << 20) if num_bytes >> 20 else f"{num_bytes} B"
+
+
+def _age(wall: float) -> str:
+    seconds = max(int(time.time() - wall), 0)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length} {unit} ago"
+    return f"{seconds} s ago"
