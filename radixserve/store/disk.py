@@ -67,7 +67,9 @@ class Disk:
     def connect(self, path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         """Open an index. Statements are their own transactions unless BEGIN says otherwise."""
         uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
-        return sqlite3.connect(uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True)
+        found = sqlite3.connect(uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True)
+        found.text_factory = _text
+        return found
 
     def execute(self, connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Run one statement and fetch all it gives."""
@@ -94,6 +96,11 @@ class Disk:
 def temporary(path: Path) -> Path:
     """Where a file is while it is written: beside its name, under another."""
     return path.with_name(path.name + TEMPORARY)
+
+
+def _text(data: bytes) -> str:
+    """Text of the index, which may be damaged; what is not UTF-8 will not be what anybody looks for."""
+    return data.decode(errors="replace")
 
 
 def _private(path: str, flags: int) -> int:

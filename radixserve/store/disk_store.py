@@ -86,7 +86,7 @@ class DiskStore:
             for step in steps:
                 if step.row.start + step.shared <= start:
                     continue
-                kv = self._verified(step.row, tokens)
+                kv = self._verified(namespace, step.row, tokens)
                 if kv is None:
                     break
                 pieces.append(_cut(kv, max(start - step.row.start, 0), step.shared))
@@ -149,14 +149,14 @@ class DiskStore:
     def _walk(self, namespace: str, tokens: bytes) -> list[Step]:
         return self._folder.index.walk(self.fingerprint, namespace, tokens)
 
-    def _verified(self, row: Row, tokens: bytes) -> KV | None:
+    def _verified(self, namespace: str, row: Row, tokens: bytes) -> KV | None:
         """The K/V of one whole run, or None after removing it."""
-        header = RunHeader(row.fingerprint, row.namespace, row.start, row.length, self.shape, row.digest)
+        header = RunHeader(self.fingerprint, namespace, row.start, row.length, self.shape, row.digest)
         try:
-            if not 0 < row.length <= MAX_RUN_TOKENS:
+            if row.length > MAX_RUN_TOKENS:
                 raise BadFile("the run has an impossible length")
-            path = self._folder.runs / row.name
-            return read_run(self._disk, path, header, tokens[: row.start * TOKEN_BYTES] + row.tokens)
+            prefix = tokens[: row.start * TOKEN_BYTES] + row.tokens
+            return read_run(self._disk, self._folder.file(row.name), header, prefix)
         except BadFile as error:
             self._stats.verify_failures_total += 1
             self._quarantine(row, error)

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from radixserve.errors import StartupError
-from radixserve.store.disk import Disk, temporary
+from radixserve.store.disk import TEMPORARY, Disk, temporary
 from radixserve.store.index import ROOT, Index, Newer, NewRun, Row, Unusable, is_corrupt
 from radixserve.store.rebuild import rebuild
 
@@ -31,7 +31,7 @@ INDEX = "index.sqlite"
 BROKEN = "index.broken"
 RUNS = "runs"
 LOCK = "lock"
-_INDEX_RESERVE = 64 << 10  # what one more run may add to the index and its log, besides its tokens
+_INDEX_RESERVE = 512 << 10  # what the index and its log may grow by until room is made again, besides a run's tokens
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +56,16 @@ class StoreFolder:
             raise StartupError(f"cannot use the store in {path}: {error.strerror or error}") from error
         try:
             self.index = self._open_index()
-            self._sweep()
-            self.make_room(0, [])
+            self._settle()
         except BaseException as error:
             self._abandon()
             if isinstance(error, OSError | sqlite3.Error):
                 raise StartupError(f"cannot use the store in {path}: {error}") from error
             raise
+
+    def file(self, name: str) -> Path:
+        """Where the run of that name lies: in the folder, whatever an index says."""
+        return self.runs / Path(name).name
 
     def close(self) -> None:
         """Let go of index and lock."""
@@ -79,7 +82,7 @@ class StoreFolder:
     def _open_index(self) -> Index:
         path = self.path / INDEX
         try:
-            return Index(self.disk, path)
+            return Index(self.disk, path) if path.exists() else self._anew("there is none")
         except Newer as error:
             raise StartupError(f"the store in {self.path} is of a later version: {error}") from error
         except Unusable as error:
@@ -97,19 +100,39 @@ class StoreFolder:
         for suffix in ("-wal", "-shm"):
             self.disk.unlink(self.path / f"{INDEX}{suffix}")
         index = Index(self.disk, path)
-        num_runs = rebuild(self.disk, self.runs, index)
-        log.warning("index of %s unusable (%s): moved aside, %d runs found in the files", self.path, reason, num_runs)
+        try:
+            num_runs = rebuild(self.disk, self.runs, index)
+        except BaseException:
+            index.close()
+            raise
+        if num_runs or (self.path / BROKEN).exists():
+            log.warning("new index for %s (%s): %d runs found in the files", self.path, reason, num_runs)
         return index
 
-    def recover(self, error: sqlite3.Error) -> None:
-        """After an error on the index: if that is corrupt, or could not be replaced before, go on with a new one."""
-        if is_corrupt(error) or isinstance(error, sqlite3.ProgrammingError):
-            self.index.close()
-            self.index = self._anew(str(error))
+    def _settle(self) -> None:
+        """Make index and files agree and fit the budget; a corrupt page may show itself only here."""
+        try:
             self._sweep()
+            self.make_room(0, [])
+        except sqlite3.Error as error:
+            if not self.recover(error):
+                raise
+            self.make_room(0, [])
+
+    def recover(self, error: sqlite3.Error) -> bool:
+        """After an error on the index: if that is corrupt, or could not be replaced before, go on with a new one."""
+        if not (is_corrupt(error) or isinstance(error, sqlite3.ProgrammingError)):
+            return False
+        self.index.close()
+        self.index = self._anew(str(error))
+        self._sweep()
+        return True
 
     def _sweep(self) -> None:
         """Make rows and files agree: two listings, no file is read."""
+        for name, size in self.disk.sizes(self.path).items():
+            if name.endswith(TEMPORARY):
+                self._unlink(self.path / name, size)
         sizes = self.disk.sizes(self.runs)
         gone = [row_id for row_id, name, size in self.index.files() if sizes.get(name) != size]
         for row_id in gone:
@@ -127,7 +150,7 @@ class StoreFolder:
 
     def add(self, run: NewRun, parts: Iterable[bytes | memoryview]) -> int:
         """Write a run for which there is room; gives its id. When this raises, the run is not stored."""
-        path = self.runs / run.name
+        path = self.file(run.name)
         try:
             self.disk.publish(path, parts)
             with self.index.transaction():
@@ -144,7 +167,7 @@ class StoreFolder:
         with self.index.transaction():
             self.index.delete(row.id for row in rows)
         for row in rows:
-            self._unlink(self.runs / row.name, row.num_bytes)
+            self._unlink(self.file(row.name), row.num_bytes)
 
     def clear(self) -> int:
         """Remove every run; gives how many there were."""
@@ -162,20 +185,25 @@ class StoreFolder:
     def make_room(self, num_bytes: int, path: Sequence[Row]) -> bool:
         """Room for `num_bytes` more, evicting cold leaves where it is short; `path` is not evicted.
 
-        False where that is not enough: then nothing was evicted.
+        False where all of them would not be enough: then nothing was evicted.
         """
         self._retry_left()
-        used = self.num_bytes()
-        if used + num_bytes <= self.budget:
+        if self._short(num_bytes) <= 0:
             return True
+        self.disk.unlink(self.path / BROKEN)
         evictable = self.index.num_bytes() - sum(row.num_bytes for row in path)
-        if num_bytes and used - evictable + num_bytes > self.budget:
+        if num_bytes and self._short(num_bytes) > evictable:
             return False
-        self._evict(used + num_bytes - self.budget, path[-1].id if path else ROOT)
-        return True
+        while (short := self._short(num_bytes)) > 0 and self._evict(short, path[-1].id if path else ROOT):
+            self.index.trim()  # what evicting itself has added
+        return self._short(num_bytes) <= 0
 
-    def _evict(self, num_bytes: int, keep: int) -> None:
-        """Remove the coldest leaves, until they come to `num_bytes`."""
+    def _short(self, num_bytes: int) -> int:
+        """Bytes that are missing to hold `num_bytes` more."""
+        return self.num_bytes() + num_bytes - self.budget
+
+    def _evict(self, num_bytes: int, keep: int) -> int:
+        """Remove the coldest leaves, until they come to `num_bytes`; gives how many."""
         cold: list[Row] = []
         with self.index.transaction():
             while num_bytes > 0 and (row := self.index.coldest_leaf(keep)):
@@ -184,7 +212,8 @@ class StoreFolder:
                 num_bytes -= row.num_bytes
         self.evicted_runs += len(cold)
         for row in cold:
-            self._unlink(self.runs / row.name, row.num_bytes)
+            self._unlink(self.file(row.name), row.num_bytes)
+        return len(cold)
 
     def _unlink(self, path: Path, size: int) -> None:
         try:

@@ -27,6 +27,7 @@ SCHEMA = 1
 APPLICATION = 0x72647876  # tells our index from any other SQLite file
 ROOT = 0
 TOKEN_BYTES = 4
+_LATEST = 1 << 62  # no count of uses gets here
 
 _TABLE = """
 CREATE TABLE runs (
@@ -101,6 +102,10 @@ class NewRun(NamedTuple):
     tokens: bytes  # of the run alone
 
 
+class Contradiction(sqlite3.DatabaseError):
+    """A row is not what it was found by: the index is corrupt, though SQLite did not notice."""
+
+
 class Step(NamedTuple):
     """A run on the way down, and how many of its tokens agree."""
 
@@ -123,6 +128,8 @@ class Index:
         try:
             self._open(read_only)
             self._clock: int = self._one("SELECT coalesce(max(last_use), 0) FROM runs")
+            if not 0 <= self._clock < _LATEST:
+                raise Unusable("the index counts uses beyond reason")
         except BaseException:
             self._connection.close()
             raise
@@ -154,7 +161,11 @@ class Index:
     # The tree.
 
     def walk(self, fingerprint: str, namespace: str, tokens: bytes) -> list[Step]:
-        """The runs that together hold the longest stored prefix of `tokens`; one query per run."""
+        """The runs that together hold the longest stored prefix of `tokens`; one query per run.
+
+        Raises:
+            Contradiction: a row on the way cannot be true.
+        """
         steps: list[Step] = []
         parent, depth, ids = ROOT, 0, np.frombuffer(tokens, np.int32)
         while depth < len(ids):
@@ -162,11 +173,10 @@ class Index:
             found = self._rows(
                 "WHERE parent = ? AND start = ? AND first_token = ? AND fingerprint = ? AND namespace = ?", where
             )
-            shared = _shared(found[0], ids) if found else 0
-            if not shared:
+            if not found:
                 break
-            steps.append(Step(found[0], shared))
-            parent, depth = found[0].id, depth + shared
+            steps.append(Step(found[0], _shared(found[0], where, ids)))
+            parent, depth = found[0].id, depth + steps[-1].shared
         return steps
 
     def insert(self, run: NewRun) -> int:
@@ -233,6 +243,10 @@ class Index:
         """Bytes of all files. Asked anew each time: a total that is kept can go wrong."""
         return int(self._one("SELECT coalesce(sum(bytes), 0) FROM runs"))
 
+    def trim(self) -> None:
+        """Move the log into the index and empty it, as far as no reader is in the way."""
+        self._sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All of what is done inside, or nothing."""
@@ -257,15 +271,24 @@ class Index:
 
 def is_corrupt(error: sqlite3.Error) -> bool:
     """The file itself is broken, as opposed to being locked or out of reach."""
+    if isinstance(error, Contradiction):
+        return True
     code = getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_OK
     return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
-def _shared(row: Row, ids: np.ndarray[Any, np.dtype[np.int32]]) -> int:
-    """How many of a run's tokens are those of `ids` from its start on; 0 where the row contradicts itself."""
-    if len(row.tokens) != row.length * TOKEN_BYTES:
-        return 0
+def _shared(row: Row, where: tuple[int, int, int, str, str], ids: np.ndarray[Any, np.dtype[np.int32]]) -> int:
+    """How many of a run's tokens are those of `ids` from its start on: one at least, because it was found by it.
+
+    SQLite looks into one B-tree and reads the row from another, and neither has checksums.
+    """
+    found_by = (row.parent, row.start, row.first_token, row.fingerprint, row.namespace)
+    if found_by != where or not row.length or len(row.tokens) != row.length * TOKEN_BYTES:
+        raise Contradiction(f"the row of run {row.id} contradicts itself")
     theirs = np.frombuffer(row.tokens, np.int32)
     count = min(len(theirs), len(ids) - row.start)
     differ = np.flatnonzero(theirs[:count] != ids[row.start : row.start + count])
-    return int(differ[0]) if len(differ) else count
+    shared = int(differ[0]) if len(differ) else count
+    if not shared:
+        raise Contradiction(f"the tokens of run {row.id} are not those it was found by")
+    return shared

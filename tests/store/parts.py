@@ -59,6 +59,17 @@ def files(folder: Path) -> list[Path]:
     return sorted((folder / "runs").iterdir())
 
 
+def on_disk(folder: Path) -> int:
+    """Bytes of all files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def flip(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
 class CountingDisk(Disk):
     """Calls `reached` before every step that can fail; a subclass raises or dies there."""
 

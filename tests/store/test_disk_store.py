@@ -13,7 +13,7 @@ from radixserve.errors import StartupError
 from radixserve.store import disk_store, run_file
 from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore, pack
-from tests.store.parts import MODEL, SHAPE, CountingDisk, content, files, loads, opened, put
+from tests.store.parts import MODEL, SHAPE, CountingDisk, content, files, loads, on_disk, opened, put
 
 WIDE = KVShape(layers=2, kv_heads=1, k_dim=2048, v_dim=2048, dtype=torch.float32)  # 32 KiB per token
 
@@ -96,7 +96,7 @@ def test_a_restart_finds_everything(tmp_path: Path) -> None:
 
 
 def test_the_least_recently_used_leaves_go_first_and_the_folder_keeps_its_budget(tmp_path: Path) -> None:
-    budget = 1 << 20
+    budget = 3 << 19
     store = DiskStore(tmp_path / "s", budget, MODEL, WIDE)
     for first in range(3):
         put(store, "a", [first, *range(10, 17)])  # 256 KiB each
@@ -109,12 +109,8 @@ def test_the_least_recently_used_leaves_go_first_and_the_folder_keeps_its_budget
     assert on_disk(tmp_path / "s") == stats.bytes
 
 
-def on_disk(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def test_a_put_that_can_never_fit_is_refused_and_evicts_nothing(tmp_path: Path) -> None:
-    store = DiskStore(tmp_path / "s", 1 << 20, MODEL, WIDE)
+    store = DiskStore(tmp_path / "s", 3 << 19, MODEL, WIDE)
     put(store, "a", [1, 2, 3])
     assert put(store, "a", [7] * 40) == 0
     assert store.match("a", pack([1, 2, 3])) == 3
@@ -128,8 +124,8 @@ def test_a_smaller_budget_evicts_at_the_start(tmp_path: Path) -> None:
     for first in range(8):
         put(store, "a", [first, *range(10, 17)])
     store.close()
-    again = DiskStore(tmp_path / "s", 1 << 20, MODEL, WIDE)
-    assert again.stats().bytes <= 1 << 20
+    again = DiskStore(tmp_path / "s", 3 << 19, MODEL, WIDE)
+    assert again.stats().bytes <= 3 << 19
     assert again.match("a", pack([7, 10])) == 2, "the last used stays"
     assert again.match("a", pack([0, 10])) == 0
 

@@ -1,0 +1,223 @@
+"""A random walk over a store, checked after every step against a model of plain lists and sets.
+
+The model knows no files, rows or bytes. It has the runs that were put, each with the prefixes it gave, and the order of
+their use; from the store it believes two numbers only: how many tokens a put stored, and how many runs it evicted. So
+which prefixes are stored, and which run is the next to go, is foretold exactly, and K/V is checked to the bit.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from radixserve.cache.pool import KVShape
+from radixserve.store import disk_store
+from radixserve.store.disk import Disk
+from radixserve.store.disk_store import DiskStore, pack
+from tests.store.parts import files, flip, loads, on_disk, put
+
+SHAPE = KVShape(layers=2, kv_heads=1, k_dim=512, v_dim=512, dtype=torch.float32)  # 8 KiB per token
+MAX_RUN = 4
+TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=10)
+TAIL = st.lists(st.integers(0, 2), max_size=5)
+WHICH = st.integers(0, 7)
+NAMESPACES = st.sampled_from(["", "tenant", "tenant2"])
+MODELS = st.sampled_from(["model-a", "model-b"])
+BUDGETS = st.sampled_from([700 << 10, 800 << 10, 1000 << 10, 1 << 30])
+
+Prefix = tuple[str, str, tuple[int, ...]]
+
+
+@dataclass(eq=False)
+class Run:
+    """Which prefixes it holds the last position of, in order; its parent; when it was used."""
+
+    prefixes: list[Prefix]
+    parent: Run | None
+    start: int
+    last_use: int
+    damaged: bool = False
+
+
+@dataclass
+class Model:
+    """What should be stored."""
+
+    runs: list[Run] = field(default_factory=list)  # in the order of their ids
+    clock: int = 0
+
+    def owner(self, prefix: Prefix) -> Run | None:
+        return next((run for run in self.runs if prefix in run.prefixes), None)
+
+    def path(self, model: str, namespace: str, tokens: list[int]) -> list[Run]:
+        """The run of each stored position, from the first on."""
+        owners = []
+        for end in range(1, len(tokens) + 1):
+            run = self.owner((model, namespace, tuple(tokens[:end])))
+            if run is None:
+                break
+            owners.append(run)
+        return owners
+
+    def touch(self, runs: list[Run]) -> None:
+        self.clock += 1
+        for run in runs:
+            run.last_use = self.clock
+
+    def remove(self, run: Run) -> None:
+        for child in [each for each in self.runs if each.parent is run]:
+            self.remove(child)
+        self.runs.remove(run)
+
+    def evict(self, count: int, path: list[Run]) -> None:
+        """Leaves, the least recently used first, of two the younger one."""
+        for _ in range(count):
+            parents = {id(run.parent) for run in self.runs}
+            leaves = [run for run in self.runs if id(run) not in parents and run not in path[-1:]]
+            self.runs.remove(min(leaves, key=lambda run: (run.last_use, -self.runs.index(run))))
+
+    def put(self, model: str, namespace: str, tokens: list[int], depth: int) -> None:
+        """Runs for the positions from `depth` on."""
+        path = self.path(model, namespace, tokens[:depth])
+        parent = path[-1] if path else None
+        for first in range(depth, len(tokens), MAX_RUN):
+            self.clock += 1
+            ends = range(first + 1, min(first + MAX_RUN, len(tokens)) + 1)
+            prefixes = [(model, namespace, tuple(tokens[:end])) for end in ends]
+            parent = Run(prefixes, parent, first, self.clock)
+            self.runs.append(parent)
+
+
+class Unsynced(Disk):
+    """Does not wait for the disk, and sees to the budget while files are written."""
+
+    budget, folder = 0, Path()
+
+    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+        super().write(path, parts)
+        if path.parent.name == "runs":
+            assert on_disk(self.folder) <= self.budget
+
+    def sync(self, path: Path) -> None:
+        pass
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Two models, three namespaces, three tokens, one folder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp()) / "store"
+        self.model, self.evicted = Model(), 0
+        self.usual = disk_store.MAX_RUN_TOKENS
+
+    @initialize(budget=BUDGETS)
+    def start(self, budget: int) -> None:
+        disk_store.MAX_RUN_TOKENS = MAX_RUN
+        self.open("model-a", budget)
+
+    def open(self, name: str, budget: int) -> None:
+        disk = Unsynced()
+        disk.budget, disk.folder = budget, self.folder
+        self.name, self.budget, self.evicted = name, budget, 0
+        self.store = DiskStore(self.folder, budget, name, SHAPE, disk=disk)
+        self.note_evictions([])
+
+    def note_evictions(self, path: list[Run]) -> None:
+        total = self.store.stats().evicted_runs_total
+        self.model.evict(total - self.evicted, path)
+        self.evicted = total
+
+    @rule(namespace=NAMESPACES, tokens=TOKENS, back=st.integers(0, 3))
+    def put(self, namespace: str, tokens: list[int], back: int) -> None:
+        path = self.model.path(self.name, namespace, tokens)
+        start = max(min(len(path) - back, len(tokens) - 1), 0)
+        if path:
+            self.model.touch(path)
+        stored = put(self.store, namespace, tokens, start)
+        self.note_evictions(path)
+        self.model.put(self.name, namespace, tokens[: len(path) + stored], len(path))
+
+    @rule(which=WHICH, tail=TAIL, back=st.integers(0, 3))
+    @precondition(lambda self: self.model.runs)
+    def put_more(self, which: int, tail: list[int], back: int) -> None:
+        namespace, tokens = self.known(which, tail)
+        self.put(namespace, tokens, back)
+
+    @rule(namespace=NAMESPACES, tokens=TOKENS, gap=st.integers(1, 3))
+    def put_behind_a_gap(self, namespace: str, tokens: list[int], gap: int) -> None:
+        start = len(self.model.path(self.name, namespace, tokens)) + gap
+        if start < len(tokens):
+            assert put(self.store, namespace, tokens, start) == 0
+
+    @rule(namespace=NAMESPACES, tokens=TOKENS)
+    def match(self, namespace: str, tokens: list[int]) -> None:
+        assert self.store.match(namespace, pack(tokens)) == len(self.model.path(self.name, namespace, tokens))
+
+    def known(self, which: int, tail: list[int]) -> tuple[str, list[int]]:
+        """A prompt that shares something with a stored one, perhaps of the other model."""
+        prefixes = self.model.runs[which % len(self.model.runs)].prefixes
+        _, namespace, tokens = prefixes[which % len(prefixes)]
+        return namespace, [*tokens, *tail]
+
+    @rule(which=WHICH, tail=TAIL, start=st.integers(0, 9), stop=st.integers(1, 10))
+    @precondition(lambda self: self.model.runs)
+    def load(self, which: int, tail: list[int], start: int, stop: int) -> None:
+        namespace, tokens = self.known(which, tail)
+        stop = min(stop, len(tokens))
+        path = self.model.path(self.name, namespace, tokens[:stop])
+        good = next((at for at in range(min(start, len(path)), len(path)) if path[at].damaged), len(path))
+        assert loads(self.store, namespace, tokens, start, stop) == max(good - start, 0)
+        if good > start:
+            self.model.touch(path)
+        if good < len(path):
+            self.model.remove(path[good])
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.model.runs)
+    def damage(self, data: st.DataObject) -> None:
+        """Flip a bit of a file; whose that is, its row says."""
+        path = data.draw(st.sampled_from(files(self.folder)))
+        run = self.model.owner(self.last_prefix(path.name))
+        assert run is not None
+        if not run.damaged:
+            flip(path, data.draw(st.integers(0, path.stat().st_size * 8 - 1)))
+            run.damaged = True
+
+    def last_prefix(self, name: str) -> Prefix:
+        index = self.store._folder.index
+        row = index.named(name)[0]
+        tokens: list[int] = []
+        for each in index.path(row):
+            tokens = [*tokens[: each.start], *memoryview(each.tokens).cast("i")]
+        return row.fingerprint, row.namespace, tuple(tokens)
+
+    @rule(name=MODELS, budget=BUDGETS)
+    def reopen(self, name: str, budget: int) -> None:
+        self.store.close()
+        self.open(name, budget)
+
+    @rule()
+    @precondition(lambda self: len(self.model.runs) > 5)
+    def clear(self) -> None:
+        assert self.store.clear() == len(self.model.runs)
+        self.model.runs.clear()
+
+    @invariant()
+    def files_are_rows_within_the_budget(self) -> None:
+        stats = self.store.stats()
+        assert (stats.runs, len(files(self.folder))) == (len(self.model.runs), len(self.model.runs))
+        assert stats.bytes == on_disk(self.folder) <= self.budget
+        assert (stats.read_errors_total, stats.write_errors_total) == (0, 0)
+
+    def teardown(self) -> None:
+        disk_store.MAX_RUN_TOKENS = self.usual
+        self.store.close()
+        shutil.rmtree(self.folder.parent)
