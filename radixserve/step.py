@@ -29,13 +29,15 @@ class Logits(enum.Enum):
 class Chunk:
     """One sequence's part of a step: positions [start, start + len(token_ids)) get K/V, attending positions from 0 on.
 
-    `slots` covers positions 0 .. stop-1; those below `start` hold K/V already.
+    `slots` covers positions 0 .. stop-1; those below `start` hold K/V already, or get it from a step before.
+    With `drawn_row` the chunk is one token that only the device knows yet: the step before draws it in that row.
     """
 
     token_ids: npt.NDArray[np.int32]
     start: int
     slots: Slots
     logits: Logits = Logits.LAST
+    drawn_row: int | None = None
 
     @property
     def stop(self) -> int:

@@ -13,14 +13,17 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from radixserve.request import Sampling
-from radixserve.sampling import Row, Sampled, sample
-from radixserve.sampling import sampler as sampler_module
+from radixserve.sampling import Row, Sampled, sampler
 from radixserve.sampling.uniform import philox4x32, uniforms
 
 
 def row(prompt: list[int] | None = None, output: list[int] | None = None, **fields: Any) -> Row:
     given_fields = {"max_tokens": 64, "seed": 7} | fields
     return Row(Sampling(**given_fields), np.array(prompt or [], dtype=np.int32), np.array(output or [], dtype=np.int32))
+
+
+def sample(logits: torch.Tensor, rows: list[Row], *, ahead: bool = False) -> list[Sampled | None]:
+    return sampler.sample(logits, rows, ahead=ahead).wait()
 
 
 def draw_one(logits: list[float] | torch.Tensor, one: Row) -> int:
@@ -111,8 +114,8 @@ batches = st.lists(st.tuples(st.lists(logit, min_size=VOCAB, max_size=VOCAB), ro
 @given(batches, st.sampled_from([3, 512]))
 def test_every_row_of_a_batch_equals_the_plain_python_oracle(batch: list[tuple[list[float], Row]], few: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampler_module, "_FEW", few)
-        patch.setattr(sampler_module, "_MANY", 4 * few)
+        patch.setattr(sampler, "_FEW", few)
+        patch.setattr(sampler, "_MANY", 4 * few)
         drawn = sample(torch.tensor([logits for logits, _ in batch]), [one for _, one in batch])
     for (logits, one), sampled in zip(batch, drawn, strict=True):
         if max(logits) == -math.inf or max(oracle_edit(logits, one)) == -math.inf:
@@ -190,8 +193,22 @@ def test_a_nucleus_wider_than_the_short_list_is_drawn_from_the_whole_row(monkeyp
     logits, rows = normal_logits(8, 3000), [row(seed=i, top_p=0.97, temperature=2.0) for i in range(8)]
     expected = sample(logits, rows)
     for few in (1, 16, 3000):
-        monkeypatch.setattr(sampler_module, "_FEW", few)
+        monkeypatch.setattr(sampler, "_FEW", few)
         assert sample(logits, rows) == expected
+
+
+@pytest.mark.parametrize("spread", [0.5, 2.0])
+def test_a_draw_that_never_waits_is_the_same(spread: float) -> None:
+    kinds = [*KINDS, {"temperature": 0.0}, {"top_p": 0.5, "logprobs": 3}, {"top_p": 0.99, "min_p": 0.001}]
+    logits = normal_logits(len(kinds), 5000, scale=spread)
+    rows = [row([1, 2], [3, 3], seed=i, **kind) for i, kind in enumerate(kinds)]
+    assert sample(logits, rows, ahead=True) == sample(logits, rows)
+
+
+def test_the_ids_on_the_device_are_those_that_arrive() -> None:
+    logits, rows = normal_logits(4, 3000), [row(seed=i, top_p=0.97, temperature=2.0) for i in range(4)]
+    samples = sampler.sample(logits, rows)
+    assert [sampled and sampled.token_id for sampled in samples.wait()] == samples.ids.tolist()
 
 
 # -- greedy, failures, extremes -------------------------------------------------------------------------------------

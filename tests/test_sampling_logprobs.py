@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from radixserve.request import Sampling
-from radixserve.sampling import Row, prompt_logprobs, sample
+from radixserve.sampling import PromptLogprobs, Row, sample
 from radixserve.step import TokenLogprob
 
 
@@ -23,7 +23,7 @@ def random_logits(rows: int, vocab: int) -> torch.Tensor:
 
 
 def logprob_of(logits: torch.Tensor, one: Row) -> TokenLogprob:
-    [sampled] = sample(logits, [one])
+    [sampled] = sample(logits, [one]).wait()
     assert sampled is not None
     assert sampled.logprob is not None
     return sampled.logprob
@@ -63,24 +63,24 @@ def test_more_logprobs_than_tokens_give_all_tokens() -> None:
 
 def test_each_row_gets_the_number_it_asked_for_and_none_when_it_did_not_ask() -> None:
     logits = random_logits(3, 100)
-    sampled = sample(logits, [row(logprobs=2), row(), row(logprobs=7)])
+    sampled = sample(logits, [row(logprobs=2), row(), row(logprobs=7)]).wait()
     sizes = [one.logprob and len(one.logprob.top) for one in sampled if one is not None]
     assert sizes == [2, None, 7]
 
 
 def test_prompt_logprobs_give_each_row_the_same_bits_as_alone() -> None:
     logits, next_ids = random_logits(130, 1001), list(range(130))
-    together = prompt_logprobs(logits, next_ids, 3)
+    together = PromptLogprobs(logits, next_ids, 3).wait()
     assert [entry.token_id for entry in together] == next_ids
     for i in (0, 63, 64, 129):
-        assert prompt_logprobs(logits[i : i + 1], [i], 3) == [together[i]]
+        assert PromptLogprobs(logits[i : i + 1], [i], 3).wait() == [together[i]]
 
 
 def test_prompt_logprobs_of_the_greedy_tokens_equal_those_of_sampling() -> None:
     logits = random_logits(3, 1001)
     sampled = [logprob_of(logits[i : i + 1], row(logprobs=4)) for i in range(3)]
-    assert prompt_logprobs(logits, np.array([one.token_id for one in sampled]), 4) == sampled
+    assert PromptLogprobs(logits, np.array([one.token_id for one in sampled]), 4).wait() == sampled
 
 
 def test_prompt_logprobs_of_an_empty_prompt_are_empty() -> None:
-    assert prompt_logprobs(torch.empty(0, 10), [], 2) == []
+    assert PromptLogprobs(torch.empty(0, 10), [], 2).wait() == []

@@ -197,9 +197,10 @@ class Lease:
         write_slots(runs, self._table[used : self._num_slots])
 
     def publish(self, tokens: bytes) -> None:
-        """Make the K/V of `tokens`, all computed, visible to others. No step may be in flight.
+        """Make the K/V of `tokens`, all computed, visible to others.
 
-        `tokens` is the sequence so far, beginning with what was published before. O(new tokens), apart from copying
+        `tokens` is the sequence so far, beginning with what was published before. A step in flight may still read slots
+        that this frees: steps run in order, and that of the next owner comes later. O(new tokens), apart from copying
         the edge of a leaf that grows.
         """
         self._assert_live()

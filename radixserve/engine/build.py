@@ -13,7 +13,8 @@ import torch
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.pool import KVPool
 from radixserve.config import Settings
-from radixserve.engine.core import EngineCore, StepModel
+from radixserve.engine.core import EngineCore
+from radixserve.engine.flight import StepModel
 from radixserve.engine.scheduler import Limits
 from radixserve.errors import ConfigError, ModelRefused
 from radixserve.model.budget import slots_for_budget
@@ -37,7 +38,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     step_model, info = _fake(settings, model) if settings.fake_model else _real(settings, model)
     cache = KVCache(info.num_slots, enabled=settings.cache)
     limits = Limits(settings.max_running, settings.max_step_tokens or _STEP_TOKENS[info.device])
-    return EngineCore(step_model, cache, limits), info
+    return EngineCore(step_model, cache, limits, ahead=info.device == "cuda"), info
 
 
 def _fake(settings: Settings, model: str) -> tuple[StepModel, EngineInfo]:

@@ -1,50 +1,45 @@
-"""One step of the engine: plan, forward, sample, commit.
+"""The engine without its process: one step after the other through plan, launch, landing and commit.
 
 Ties scheduler, model and sampling together; runs in the engine process, or directly in a test. Knows no sockets.
+
+    in turn    plan 1, launch 1, land 1, commit 1,  plan 2, launch 2, land 2, commit 2, ...
+    ahead      plan 1, launch 1,  plan 2, launch 2, land 1, commit 1,  plan 3, launch 3, land 2, commit 2, ...
+
+Ahead, the host plans and enqueues a step while the device computes the one before, so the device never waits for it.
+What step 1 draws goes to step 2 on the device.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence as Seq
-from typing import Protocol
-
-import numpy as np
-import torch
 
 from radixserve.cache.kvcache import KVCache
-from radixserve.engine.scheduler import Limits, Scheduler, Work
-from radixserve.request import Request, Sampling
-from radixserve.sampling import Row, Sampled, prompt_logprobs, sample
-from radixserve.step import Chunk, EngineStats, Logits, TokenEvent
+from radixserve.engine.flight import Flight, StepModel
+from radixserve.engine.scheduler import Limits, Scheduler
+from radixserve.request import Request
+from radixserve.step import EngineStats, TokenEvent
 
 log = logging.getLogger(__name__)
-
-_PROBE = Sampling(max_tokens=1, seed=0, temperature=0.0)  # a chunk that draws no token is still checked to be finite
-_NOTHING = np.zeros(0, np.int32)
-
-
-class StepModel(Protocol):
-    """Whatever computes logits and writes K/V: `model.runner.Runner`, or a fake."""
-
-    def forward(self, chunks: Seq[Chunk]) -> torch.Tensor:
-        """Float32 logits [sum of chunk.num_logits, vocab_size], in chunk order."""
 
 
 class EngineCore:
     """The engine without its process."""
 
-    def __init__(self, model: StepModel, cache: KVCache, limits: Limits) -> None:
+    def __init__(self, model: StepModel, cache: KVCache, limits: Limits, *, ahead: bool = False) -> None:
+        """With `ahead` one step stays in flight; it is of use where the host and the device work side by side."""
         self.model = model
         self.cache = cache
         self.scheduler = Scheduler(cache, limits)
+        self._ahead = ahead
+        self._in_flight: Flight | None = None
+        self._landed_at = 0.0
         self._steps = 0
         self._recent: list[tuple[float, int, int]] = []  # seconds, tokens, sequences of steps not reported yet
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or self._in_flight is not None
 
     def submit(self, request: Request, output_ids: list[int]) -> list[TokenEvent]:
         """Queue a request; an event comes back at once only if it can never run."""
@@ -57,25 +52,42 @@ class EngineCore:
         return [event] if event else []
 
     def step(self) -> list[TokenEvent]:
-        """Compute one step; the events of the requests that got a token or ended.
+        """Launch one step, and commit those that need not stay in flight; the events of what was committed.
 
-        A step that raises fails the requests in it and no others.
+        A step that raises fails the requests in it and no others. A step stays synchronous if one of its draws needs
+        to know the tokens drawn before (penalties).
         """
-        started = time.perf_counter()
+        before, newest = self._in_flight, self._launch()
+        stays = self._ahead and newest is not None and newest.may_stay
+        self._in_flight = newest if stays else None
+        landing = (before,) if stays else (before, newest)
+        return [event for flight in landing if flight for event in self._land(flight)]
+
+    def _launch(self) -> Flight | None:
+        """The next step, behind the one in flight; None if there is nothing to compute until that one lands."""
         works = self.scheduler.plan()
+        if not works:
+            return None
+        flight = Flight(works)
+        flight.launch(self.model, self._in_flight, ahead=self._ahead)
+        return flight
+
+    def _land(self, flight: Flight) -> list[TokenEvent]:
         try:
-            logits = self.model.forward([work.chunk for work in works])
-            drawn = _draw(works, logits)
+            drawn = flight.land()
         except Exception:
-            log.exception("a step of %d sequences failed", len(works))
-            return self.scheduler.fail(works, "the forward pass failed")
-        events = self.scheduler.commit(works, drawn)
-        self._record(time.perf_counter() - started, works)
+            log.exception("a step of %d sequences failed", len(flight.works))
+            return self.scheduler.fail(flight.works, "the forward pass failed")
+        events = self.scheduler.commit(flight.works, drawn)
+        self._record(flight)
         return events
 
-    def _record(self, seconds: float, works: list[Work]) -> None:
+    def _record(self, flight: Flight) -> None:
+        """A step takes until it has landed, from its launch or, if that is later, from the landing before."""
+        since, self._landed_at = max(flight.started, self._landed_at), time.perf_counter()
+        num_tokens = sum(len(work.chunk.token_ids) for work in flight.works)
         self._steps += 1
-        self._recent.append((seconds, sum(len(work.chunk.token_ids) for work in works), len(works)))
+        self._recent.append((self._landed_at - since, num_tokens, len(flight.works)))
 
     def stats(self) -> EngineStats:
         """State now, and the steps since the last call."""
@@ -98,31 +110,3 @@ class EngineCore:
             step_tokens=[tokens for _, tokens, _ in recent],
             step_sequences=[sequences for _, _, sequences in recent],
         )
-
-
-def _draw(works: list[Work], logits: torch.Tensor) -> list[Sampled | None]:
-    """Each chunk's next token, drawn from its last row; in vain where the chunk ends before its sequence."""
-    last_rows = np.cumsum([work.chunk.num_logits for work in works]) - 1
-    _note_prompt_logprobs(works, logits, last_rows)
-    whole = all(work.chunk.logits is Logits.LAST for work in works)
-    last = logits if whole else logits[torch.from_numpy(last_rows).to(logits.device)]
-    return sample(last, [_row(work) for work in works])
-
-
-def _row(work: Work) -> Row:
-    sequence = work.sequence
-    if work.chunk.stop < sequence.num_tokens:
-        return Row(_PROBE, _NOTHING, _NOTHING)
-    return Row(sequence.request.sampling, sequence.prompt_ids, sequence.output_ids)
-
-
-def _note_prompt_logprobs(works: list[Work], logits: torch.Tensor, last_rows: np.ndarray) -> None:
-    """Position p of a chunk predicts prompt token p + 1; the prompt's last position predicts the first output."""
-    for work, last in zip(works, last_rows.tolist(), strict=True):
-        if work.chunk.logits is Logits.ALL:
-            sequence, chunk = work.sequence, work.chunk
-            next_ids = sequence.prompt_ids[chunk.start + 1 : chunk.stop + 1]
-            first = last + 1 - chunk.num_logits
-            rows = logits[first : first + len(next_ids)]
-            count = sequence.request.sampling.prompt_logprobs or 0
-            sequence.prompt_logprobs[chunk.start :] = prompt_logprobs(rows, next_ids.tolist(), count)

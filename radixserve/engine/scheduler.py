@@ -11,16 +11,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 
 from radixserve.cache.kvcache import KVCache, Lease
+from radixserve.engine.planning import Plan, Work, last_slot, slots_wanted
 from radixserve.engine.sequence import Sequence
 from radixserve.request import Request
 from radixserve.sampling import Sampled
-from radixserve.step import Chunk, FinishReason, Logits, TokenEvent
+from radixserve.step import FinishReason, TokenEvent
 
-GROWTH = 32  # slots a lease grows by; one allocation per 32 decoded tokens
 MIN_SHARED = 16  # tokens; a shorter common opening is no reason to wait for somebody else's prefill
 
 
@@ -30,30 +30,6 @@ class Limits:
 
     max_running: int  # sequences
     max_step_tokens: int  # tokens computed in one step
-
-
-@dataclass(slots=True)
-class Work:
-    """One sequence's part of a step."""
-
-    sequence: Sequence
-    chunk: Chunk
-
-
-@dataclass(slots=True)
-class _Plan:
-    """A step being planned: chunks so far, and for how many tokens there is room."""
-
-    room: int
-    chunks: dict[Sequence, Chunk] = field(default_factory=dict)
-
-    def add(self, sequence: Sequence) -> None:
-        chunk = self.chunks[sequence] = _chunk(sequence, self.room)
-        self.room -= len(chunk.token_ids)
-
-    def drop(self, sequence: Sequence) -> None:
-        if sequence in self.chunks:
-            self.room += len(self.chunks.pop(sequence).token_ids)
 
 
 @dataclass(slots=True)
@@ -85,11 +61,11 @@ class Scheduler:
     def add(self, request: Request, output_ids: list[int]) -> TokenEvent | None:
         """Queue a request; the event says why it can never run, or that all its tokens were sent before."""
         sequence = Sequence.of(request, output_ids)
-        if _last_slot(sequence) > self._num_slots:
+        if last_slot(sequence) > self._num_slots:
             return _ended(
                 sequence,
                 "error",
-                f"the request needs {_last_slot(sequence)} slots, the K/V budget holds {self._num_slots}",
+                f"the request needs {last_slot(sequence)} slots, the K/V budget holds {self._num_slots}",
             )
         if sequence.num_output >= request.sampling.max_tokens:
             return _ended(sequence, "length")
@@ -107,19 +83,25 @@ class Scheduler:
     # plan
 
     def plan(self) -> list[Work]:
-        """What to compute now: decodes, then prefill chunks oldest first, then newcomers, within max_step_tokens."""
-        plan = _Plan(self.limits.max_step_tokens)
+        """What to compute now: decodes, then prefill chunks oldest first, then newcomers, within max_step_tokens.
+
+        One step may be in flight: planned before, not committed yet.
+        """
+        plan = Plan(self.limits.max_step_tokens)
         for sequence in sorted(self.running, key=_prefills):
-            preempted = sequence.lease is None  # by an older one, in this very loop
-            if not preempted and plan.room > 0 and self._hold_slots(sequence, plan):
+            gone = sequence.lease is None or sequence.is_ending  # preempted by an older one, in this very loop
+            if not gone and plan.room > 0 and self._hold_slots(sequence, plan):
                 plan.add(sequence)
         self._admit(plan)
-        return [Work(sequence, chunk) for sequence, chunk in plan.chunks.items()]
+        return plan.works()
 
-    def _hold_slots(self, sequence: Sequence, plan: _Plan) -> bool:
-        """Give every token of `sequence` a slot, preempting younger ones if need be. False: it had to go itself."""
+    def _hold_slots(self, sequence: Sequence, plan: Plan) -> bool:
+        """Give every token of `sequence` a slot, also the one being drawn, preempting younger ones if need be.
+
+        False: it had to go itself.
+        """
         lease = _lease(sequence)
-        while len(lease.slots) < sequence.num_tokens and not lease.grow(_slots_wanted(sequence)):
+        while len(lease.slots) < sequence.num_expected and not lease.grow(slots_wanted(sequence)):
             victim = self.running[-1]
             plan.drop(victim)
             self._preempt(victim)
@@ -135,7 +117,7 @@ class Scheduler:
         self.totals.preemptions += 1
         self._pressed = True
 
-    def _admit(self, plan: _Plan) -> None:
+    def _admit(self, plan: Plan) -> None:
         for sequence in list(islice(self.waiting, 2 * self.limits.max_running)):
             full = len(self.running) >= self.limits.max_running or (self._pressed and self.running)
             if full or plan.room <= 0:
@@ -149,13 +131,13 @@ class Scheduler:
     def _start(self, sequence: Sequence) -> bool:
         """Take a lease on the longest cached prefix and slots for the rest. False: no room now."""
         key = sequence.key(sequence.num_tokens)
-        lease = self.cache.lease(sequence.request.namespace, key, _slots_wanted(sequence), read=sequence.reads_cache)
+        lease = self.cache.lease(sequence.request.namespace, key, slots_wanted(sequence), read=sequence.reads_cache)
         if lease is None:
             return False
         self.waiting.remove(sequence)
         self.running.append(sequence)
         sequence.lease = lease
-        sequence.num_computed = lease.num_cached
+        sequence.num_computed = sequence.num_planned = lease.num_cached
         if sequence.num_cached is None:
             self._first_admission(sequence)
         return True
@@ -179,13 +161,16 @@ class Scheduler:
     # commit
 
     def commit(self, works: list[Work], drawn: Iterable[Sampled | None]) -> list[TokenEvent]:
-        """Record a computed step; `drawn` holds each chunk's next token, None where logits were not finite."""
-        events = (self._advance(work, sampled) for work, sampled in zip(works, drawn, strict=True))
+        """Record a computed step; `drawn` holds each chunk's next token, None where logits were not finite.
+
+        What was computed for a sequence that has ended or was preempted in the meantime is dropped.
+        """
+        events = (self._advance(work, sampled) for work, sampled in zip(works, drawn, strict=True) if work.is_current)
         return [event for event in events if event is not None]
 
     def fail(self, works: list[Work], error: str) -> list[TokenEvent]:
         """End the sequences of a step that failed; nothing of it becomes visible."""
-        return [self._fail(work.sequence, error) for work in works]
+        return [self._fail(work.sequence, error) for work in works if work.is_current]
 
     def _fail(self, sequence: Sequence, error: str) -> TokenEvent:
         self._end(sequence, publish=False)
@@ -197,7 +182,7 @@ class Scheduler:
             return self._fail(sequence, "the model produced logits that are not finite")
         sequence.num_computed = work.chunk.stop
         if work.chunk.start < sequence.num_prompt:
-            _lease(sequence).publish(sequence.key(sequence.num_computed))
+            work.lease.publish(sequence.key(sequence.num_computed))
         if sequence.num_pending:
             return None
         sequence.append(sampled.token_id)
@@ -222,11 +207,11 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         _lease(sequence).release()
         sequence.lease = None
-        sequence.num_computed = 0
+        sequence.num_computed = sequence.num_planned = 0
 
 
 def _prefills(sequence: Sequence) -> bool:
-    return sequence.num_pending > 1
+    return sequence.num_expected - sequence.num_planned > 1
 
 
 def _shared_pending(sequence: Sequence, other: Sequence) -> int:
@@ -238,21 +223,6 @@ def _shared_pending(sequence: Sequence, other: Sequence) -> int:
 def _lease(sequence: Sequence) -> Lease:
     assert sequence.lease is not None, f"{sequence.request.id} holds no lease"
     return sequence.lease
-
-
-def _last_slot(sequence: Sequence) -> int:
-    """Slots needed at the end: every token but the last gets K/V."""
-    return sequence.num_prompt + sequence.request.sampling.max_tokens - 1
-
-
-def _slots_wanted(sequence: Sequence) -> int:
-    return max(sequence.num_tokens, min(sequence.num_tokens + GROWTH, _last_slot(sequence)))
-
-
-def _chunk(sequence: Sequence, room: int) -> Chunk:
-    start, stop = sequence.num_computed, min(sequence.num_tokens, sequence.num_computed + room)
-    logits = Logits.LAST if sequence.reads_cache or start >= sequence.num_prompt else Logits.ALL
-    return Chunk(sequence.ids[start:stop], start, _lease(sequence).slots[:stop], logits)
 
 
 def _ended(sequence: Sequence, finish: FinishReason, error: str | None = None) -> TokenEvent:

@@ -4,9 +4,13 @@ Counters, not phases: a sequence has `num_tokens` tokens of which `num_computed`
 second catch up with the first. Prefill, a prefix hit, chunked prefill, decode and resumption after preemption are
 all that one rule.
 
-        positions  0 ............ num_computed ............ num_tokens ............ capacity
-                   K/V in slots   | to be computed          | not generated yet
+        positions  0 ........ num_computed ........ num_planned ........ num_tokens ............ capacity
+                   K/V in slots   | a step in flight    | to be computed     | not generated yet
                    |<- prompt (num_prompt) ->|<- output ->|
+
+While no step is in flight num_planned is num_computed. A step in flight that computes the last known token draws the
+one behind it; then there are `num_expected` tokens, one more than `num_tokens`, and that one may be planned although
+only the device knows which it is: in `ids` a zero keeps its place.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ class Sequence:
     num_tokens: int
     num_resumed: int = 0  # output tokens that were there at submission
     num_computed: int = 0
+    num_planned: int = 0  # tokens that have K/V or are in a step in flight
+    row: int = 0  # its place among the works of the step planned last
     num_cached: int | None = None  # prompt tokens found in the cache at first admission
     admitted_at: float | None = None  # time.monotonic() seconds
     lease: Lease | None = None
@@ -55,6 +61,16 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens whose K/V is still to be computed; 1 while decoding."""
         return self.num_tokens - self.num_computed
+
+    @property
+    def num_expected(self) -> int:
+        """Tokens there will be once the step in flight is committed; `num_tokens` if none is."""
+        return self.num_tokens + (self.num_planned >= self.num_tokens)
+
+    @property
+    def is_ending(self) -> bool:
+        """The step in flight draws the last token that it may have."""
+        return self.num_expected - self.num_prompt >= self.request.sampling.max_tokens
 
     @property
     def prompt_ids(self) -> npt.NDArray[np.int32]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from radixserve.model.host import upload
 from radixserve.model.tiles import Longs, Spans
 
 TILE = 64
@@ -108,8 +108,4 @@ class Blocks:
         most = int((-(-(split[:, 3] + split[:, 1]) // SPLIT)).max(initial=1))
         lanes = min(most, lanes_for(len(cut.blocks), kv_heads))
         rows = cut.rows[cut.rows[:, 2] >= 0]
-        return cls(_to(cut.blocks, device), _to(rows, device), lanes, cut.num_places, SplitSums())
-
-
-def _to(columns: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(columns).to(device)
+        return cls(upload(cut.blocks, device), upload(rows, device), lanes, cut.num_places, SplitSums())

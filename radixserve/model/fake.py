@@ -25,7 +25,8 @@ class FakeModel:
         tokens = torch.arange(_CYCLE) + first_token
         self._rows = torch.zeros(_CYCLE, vocab_size).index_put_((torch.arange(_CYCLE), tokens), torch.tensor(99.0))
 
-    def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """Float32 logits [sum of chunk.num_logits, vocab_size]."""
+    def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
+        """Float32 logits [sum of chunk.num_logits, vocab_size]. It runs on the CPU, where no step is ahead."""
+        assert drawn is None
         spoken = np.concatenate([chunk.token_ids[-chunk.num_logits :] for chunk in chunks])
         return self._rows[torch.from_numpy((spoken + 1 - self._first) % _CYCLE).long()]

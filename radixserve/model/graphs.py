@@ -18,6 +18,7 @@ from radixserve.model.blocks import MAX_PLACES, SPLIT, Blocks, Cut, SplitSums, l
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.plan import AttentionPlan
 from radixserve.model.tiles import Ints, Longs, Spans
+from radixserve.model.token_ids import insert_drawn
 from radixserve.step import Chunk
 
 log = logging.getLogger(__name__)
@@ -34,14 +35,13 @@ _COLUMNS = 3 + 5 + 3  # per row: token id, position, slot to write; entries of `
 class StepInputs:
     """What a decode step reads, at fixed addresses: one copy to the device per step.
 
-    The copy is asynchronous; the caller waits for the step's outcome (the sampled ids) before it fills again.
+    The host writes each step into pinned memory of its own, because the step before may not be copied yet.
     """
 
     def __init__(self, max_batch: int, table_size: int, device: torch.device) -> None:
         self.max_batch = max_batch
         self.table_size = table_size
         size = _COLUMNS * max_batch + table_size
-        self._host = torch.zeros(size, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._device = torch.zeros(size, dtype=torch.int64, device=device)
         self.spans = Spans(*[np.zeros(0, np.int64)] * 4)
         self.table = np.zeros(0, np.int32)
@@ -52,7 +52,7 @@ class StepInputs:
         ones = all(len(chunk.token_ids) == 1 for chunk in chunks)
         return ones and len(chunks) <= self.max_batch and sum(chunk.stop for chunk in chunks) <= self.table_size
 
-    def fill(self, chunks: Sequence[Chunk], kv_heads: int) -> None:
+    def fill(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None, kv_heads: int) -> None:
         """Take over a step of one-token chunks, as many as the graph to be replayed has rows. O(slots in the table)."""
         start = np.array([chunk.start for chunk in chunks], np.int64)
         ends = np.cumsum(start + 1)
@@ -60,14 +60,16 @@ class StepInputs:
         self.table = np.concatenate([chunk.slots[: chunk.stop] for chunk in chunks])
         self.positions = start.astype(np.int32)
         cut = Cut.of(self.spans, 1, kv_heads)
-        into, rows = self._host.numpy(), self.max_batch
+        rows, used = self.max_batch, _COLUMNS * self.max_batch + len(self.table)
+        host = torch.empty(used, dtype=torch.int64, pin_memory=self._device.is_cuda)
+        into = host.numpy()
         ids = np.array([chunk.token_ids[0] for chunk in chunks], np.int64)
         columns: tuple[Longs | Ints, ...] = (ids, start, self.table[ends - 1], cut.blocks.ravel(), cut.rows.ravel())
         for offset, values in zip((0, 1, 2, 3, 8), columns, strict=True):
             into[offset * rows : offset * rows + len(values)] = values
-        used = _COLUMNS * rows + len(self.table)
-        into[_COLUMNS * rows : used] = self.table
-        self._device[:used].copy_(self._host[:used], non_blocking=True)
+        into[_COLUMNS * rows :] = self.table
+        self._device[:used].copy_(host, non_blocking=True)
+        insert_drawn(self.column(0, len(chunks)), chunks, drawn)
 
     def column(self, index: int, size: int, width: int = 1) -> torch.Tensor:
         """The first `size` rows of `width` columns, on the device: [size], or [size, width]."""
@@ -97,16 +99,17 @@ class DecodeGraphs:
         self._replays: dict[int, Replay] = {}  # by batch size
         self._failures: dict[int, str] = {}  # by batch size: why it cannot be captured
 
-    def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor | None:
+    def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor | None:
         """Float32 logits [len(chunks), vocab_size]; None if this step has to run without a graph.
 
+        `drawn` as for the runner: ids that only the device knows are put into the buffers there.
         A size that was not seen before is captured first, which takes as long as several steps.
         """
         size = bucket(len(chunks))
         padded = [*chunks, *[self._padding] * (size - len(chunks))]
         if size in self._failures or not self._inputs.hold(padded):
             return None
-        self._inputs.fill(padded, self._pool.shape.kv_heads)
+        self._inputs.fill(padded, drawn, self._pool.shape.kv_heads)
         replay = self._replays.get(size) or self._captured(size)
         return replay()[: len(chunks)] if replay else None
 

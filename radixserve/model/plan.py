@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from radixserve.cache.pool import KVPool
+from radixserve.model.host import upload
 from radixserve.model.tiles import Ints, Spans
 from radixserve.step import Chunk
 
@@ -45,7 +46,7 @@ class AttentionPlan:
         table = np.concatenate([chunk.slots[:end] for chunk, end in zip(chunks, stop, strict=True)])
         positions = np.arange(count.sum()) - np.repeat(row - start, count)
         device = pool.k.device
-        device_table = torch.from_numpy(table.astype(np.int64)).to(device)
-        written = torch.from_numpy(np.repeat(begin, count) + positions).to(device)
+        device_table = upload(table.astype(np.int64), device)
+        written = upload(np.repeat(begin, count) + positions, device)
         spans = Spans(row, count, begin, start)
         return cls(pool, spans, table, positions.astype(np.int32), device_table, device_table[written])

@@ -13,8 +13,10 @@ import torch
 
 from radixserve.cache.pool import KVPool
 from radixserve.model.graphs import DecodeGraphs
+from radixserve.model.host import upload
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.plan import AttentionPlan
+from radixserve.model.token_ids import token_ids
 from radixserve.step import Chunk, Logits
 
 
@@ -27,24 +29,25 @@ class Runner:
         self._graphs = graphs
 
     @torch.inference_mode()
-    def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+    def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
         """Float32 logits [sum of chunk.num_logits, vocab_size], in chunk order; K/V of all rows is in the pool then.
 
-        They may be overwritten by the next step's.
+        Launches only: on CUDA nothing here waits for the device. `drawn` holds the ids that the step before draws,
+        int64 [its chunks] on the device, for chunks with `drawn_row`. The logits may be overwritten by the next step's.
         """
-        replayed = self._graphs.forward(chunks) if self._graphs else None
-        return self.run(AttentionPlan.of(chunks, self.pool), chunks) if replayed is None else replayed
+        replayed = self._graphs.forward(chunks, drawn) if self._graphs else None
+        return self.run(AttentionPlan.of(chunks, self.pool), chunks, drawn) if replayed is None else replayed
 
-    def run(self, plan: AttentionPlan, chunks: Sequence[Chunk]) -> torch.Tensor:
+    def run(self, plan: AttentionPlan, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
         """`forward` with a plan that was made before; never through a graph."""
         device = self.loaded.device
-        ids = np.concatenate([chunk.token_ids for chunk in chunks]).astype(np.int64)
-        wanted = torch.from_numpy(_wanted_rows(plan, chunks)).to(device)
+        ids = token_ids(chunks, drawn, device)
+        wanted = upload(_wanted_rows(plan, chunks), device)
         if self.loaded.lean:
-            return self.loaded.lean(torch.from_numpy(ids), plan, wanted)
+            return self.loaded.lean(ids, plan, wanted)
         output = self.loaded.model(
-            input_ids=torch.from_numpy(ids).to(device)[None],
-            position_ids=torch.from_numpy(plan.positions.astype(np.int64)).to(device)[None],
+            input_ids=ids[None],
+            position_ids=upload(plan.positions.astype(np.int64), device)[None],
             use_cache=False,
             logits_to_keep=wanted,
             plan=plan,

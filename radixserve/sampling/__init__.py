@@ -4,8 +4,9 @@ Row-wise torch operations only, and every sum whose order could depend on the ba
 token ids and `Sampling`; knows no text, no model and no scheduler. In the life of a request this is step 8.
 """
 
-from radixserve.sampling.logprobs import prompt_logprobs
+from radixserve.sampling.edits import reads_output
+from radixserve.sampling.logprobs import PromptLogprobs
 from radixserve.sampling.row import Row, Sampled
-from radixserve.sampling.sampler import sample
+from radixserve.sampling.sampler import Samples, sample
 
-__all__ = ["Row", "Sampled", "prompt_logprobs", "sample"]
+__all__ = ["PromptLogprobs", "Row", "Sampled", "Samples", "reads_output", "sample"]

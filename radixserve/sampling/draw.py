@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from radixserve.model.host import upload, upload_ids
 from radixserve.sampling.order import first_ids
 from radixserve.sampling.row import Row
 from radixserve.sampling.uniform import uniforms
@@ -39,7 +40,7 @@ class Draw:
     uniform: torch.Tensor  # float64
 
 
-def prepare(logits: torch.Tensor, highest: torch.Tensor, rows: Sequence[Row], index: Sequence[int]) -> Draw:
+def prepare(logits: torch.Tensor, highest: torch.Tensor, rows: Sequence[Row], index: list[int]) -> Draw:
     """The rows at `index`, all with temperature above 0; their logits are copied unless that is the whole batch."""
     vocab = logits.shape[-1]
     sampling = [rows[i].sampling for i in index]
@@ -52,9 +53,9 @@ def prepare(logits: torch.Tensor, highest: torch.Tensor, rows: Sequence[Row], in
         [np.ceil(s.min_p * _ONE) for s in sampling],
         uniforms([s.seed for s in sampling], [len(rows[i].output_ids) for i in index]),
     )
-    t = torch.from_numpy(np.array(columns, dtype=np.float64)[:, :, None]).to(logits.device)
+    t = upload(np.array(columns, dtype=np.float64)[:, :, None], logits.device)
     if len(index) < len(rows):
-        at = torch.tensor(index, device=logits.device)
+        at = upload_ids(index, logits.device)
         logits, highest = logits[at], highest[at]
     return Draw(
         logits,
@@ -69,13 +70,12 @@ def prepare(logits: torch.Tensor, highest: torch.Tensor, rows: Sequence[Row], in
     )
 
 
-def draw_any(d: Draw) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids [n] where neither top_k nor top_p limits the choice, and true [n]. No sort."""
+def draw_any(d: Draw) -> torch.Tensor:
+    """Ids [n] where neither top_k nor top_p limits the choice. No sort."""
     weights = _weights(d, d.logits)
     if d.drops_unlikely:
         weights *= weights >= d.min_weight
-    ids = _pick(weights, d.uniform)
-    return ids, torch.ones_like(ids, dtype=torch.bool)
+    return _pick(weights, d.uniform)
 
 
 def draw_first(d: Draw, count: int) -> tuple[torch.Tensor, torch.Tensor]:

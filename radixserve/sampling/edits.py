@@ -13,14 +13,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from radixserve.model.host import upload
 from radixserve.request import Sampling
 from radixserve.sampling.row import Row
 
 
 def is_edited(row: Row) -> bool:
     """Whether any of the edits below changes a logit of this row."""
-    s = row.sampling
-    return bool(s.logit_bias) or s.repetition_penalty != 1.0 or _counts_output(s) or _forbids_stop(row)
+    return bool(row.sampling.logit_bias) or reads_output(row) or _forbids_stop(row)
+
+
+def reads_output(row: Row) -> bool:
+    """Whether an edit depends on which tokens the output holds, so that they must be known to the host."""
+    return row.sampling.repetition_penalty != 1.0 or _counts_output(row.sampling)
 
 
 def edit(logits: torch.Tensor, rows: Sequence[Row]) -> None:
@@ -45,7 +50,7 @@ def _penalise_repetition(logits: torch.Tensor, rows: Sequence[Row]) -> None:
         return
     where = _where(logits, chosen, (np.concatenate((rows[i].prompt_ids, rows[i].output_ids)) for i in chosen))
     penalties = np.array([row.sampling.repetition_penalty for row in rows], dtype=np.float32)
-    penalty = torch.from_numpy(penalties).to(logits.device)[where[0]]
+    penalty = upload(penalties, logits.device)[where[0]]
     old = logits[where]
     logits[where] = torch.where(old > 0, old / penalty, old * penalty)  # a repeated id gets the same value twice
 
@@ -83,7 +88,7 @@ def _where(
     """Indices of `ids[j]` in row `chosen[j]`, for all j at once."""
     parts = list(ids)
     row = np.repeat(np.array(chosen, dtype=np.int64), [len(part) for part in parts])
-    both = torch.from_numpy(np.stack((row, np.concatenate(parts, dtype=np.int64)))).to(logits.device)
+    both = upload(np.stack((row, np.concatenate(parts, dtype=np.int64))), logits.device)
     return both[0], both[1]
 
 
@@ -91,4 +96,4 @@ def _add(
     logits: torch.Tensor, where: tuple[torch.Tensor, torch.Tensor], amounts: list[npt.NDArray[np.floating]]
 ) -> None:
     """Add to places that are all different, so that no order of additions exists."""
-    logits[where] += torch.from_numpy(np.concatenate(amounts).astype(np.float32)).to(logits.device)
+    logits[where] += upload(np.concatenate(amounts).astype(np.float32), logits.device)

@@ -1,54 +1,57 @@
 """Log probabilities under the model's own distribution: before penalties, bias and temperature.
 
-The first k tokens are ordered by logit (order.py), so that the first is what greedy decoding would take.
+The first k tokens are ordered by logit (order.py), so that the first is what greedy decoding would take. Computed on
+the device, and turned into values when they have arrived on the host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from radixserve.model.host import Download, upload
 from radixserve.sampling.order import first_ids
-from radixserve.sampling.row import Row
 from radixserve.step import TokenLogprob
 
 _BLOCK = 64  # rows worked on at once: 12 MiB per copy with 49,152 tokens
 
 
-def sampled_logprobs(
-    logits: torch.Tensor, rows: Sequence[Row], token_ids: Sequence[int], usable: Sequence[bool]
-) -> list[TokenLogprob | None]:
-    """One entry per row of logits [n, vocab]: None where logprobs are not wanted or the row is not usable."""
-    result: list[TokenLogprob | None] = [None] * len(rows)
-    wanted = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None and usable[i]]
-    counts = [rows[i].sampling.logprobs or 0 for i in wanted]
-    if wanted:
-        found = _token_logprobs(logits[wanted], [token_ids[i] for i in wanted], counts)
-        for i, logprob in zip(wanted, found, strict=True):
-            result[i] = logprob
-    return result
+class PromptLogprobs:
+    """What a chunk's logits say of the prompt's own tokens, on its way to the host."""
+
+    @torch.inference_mode()
+    def __init__(self, logits: torch.Tensor, next_ids: npt.ArrayLike, k: int) -> None:
+        """What row i of float32 logits [n, vocab] says of `next_ids[i]`, and its first `k` tokens.
+
+        Worked on in blocks, so that the extra memory does not grow with the prompt. O(n x vocab).
+        """
+        taken = upload(np.array(next_ids, np.int64), logits.device)
+        cuts = range(0, len(taken), _BLOCK)
+        blocks = [first_logprobs(logits[i : i + _BLOCK], taken[i : i + _BLOCK], k) for i in cuts]
+        self._counts = [k] * len(taken)
+        self._download = Download(*map(torch.cat, zip(*blocks, strict=True))) if blocks else None
+
+    def wait(self) -> list[TokenLogprob]:
+        """One entry per row; waits until they have arrived."""
+        return token_logprobs(self._download.wait(), self._counts) if self._download else []
 
 
-@torch.inference_mode()
-def prompt_logprobs(logits: torch.Tensor, next_ids: Sequence[int], k: int) -> list[TokenLogprob]:
-    """What row i of float32 logits [n, vocab] says of `next_ids[i]`, and its first `k` tokens.
+def first_logprobs(logits: torch.Tensor, taken: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each row of logits [n, vocab] the token `taken` [n] and the first `count`: ids and log probabilities.
 
-    Worked on in blocks, so that the extra memory does not grow with the prompt. O(n x vocab).
+    Both [n, 1 + count], or [n, 1 + vocab] if that is less.
     """
-    result: list[TokenLogprob] = []
-    for start in range(0, len(next_ids), _BLOCK):
-        ids = [int(i) for i in next_ids[start : start + _BLOCK]]
-        result += _token_logprobs(logits[start : start + len(ids)], ids, [k] * len(ids))
-    return result
+    ids = torch.cat((taken[:, None], first_ids(logits, min(count, logits.shape[-1]))), dim=-1)
+    return ids, logits.log_softmax(-1).gather(-1, ids)
 
 
-def _token_logprobs(logits: torch.Tensor, token_ids: Sequence[int], counts: Sequence[int]) -> list[TokenLogprob]:
-    logprobs = logits.log_softmax(-1)
-    taken = torch.tensor(token_ids, device=logits.device)[:, None]
-    ids = torch.cat((taken, first_ids(logits, min(max(counts), logits.shape[-1]))), dim=-1)
-    rows = zip(token_ids, counts, ids.tolist(), logprobs.gather(-1, ids).tolist(), strict=True)
+def token_logprobs(found: Sequence[torch.Tensor], counts: Sequence[int]) -> list[TokenLogprob]:
+    """What `first_logprobs` found, on the host by now, as values; of row i the first `counts[i]` tokens."""
+    ids, values = found
     return [
-        TokenLogprob(token_id, values[0], list(zip(row_ids, values, strict=True))[1 : 1 + count])
-        for token_id, count, row_ids, values in rows
+        TokenLogprob(row_ids[0], row_values[0], list(zip(row_ids, row_values, strict=True))[1 : 1 + count])
+        for row_ids, row_values, count in zip(ids.tolist(), values.tolist(), counts, strict=True)
     ]

@@ -13,7 +13,11 @@ from radixserve.step import TokenLogprob
 
 @dataclass(slots=True)
 class Row:
-    """What is known of one sequence when its next token is drawn."""
+    """What is known of one sequence when its next token is drawn.
+
+    The last token of the output may be one that only the device knows; its place counts, and where `reads_output`
+    says that its value does, the caller sees to it that it is known.
+    """
 
     sampling: Sampling
     prompt_ids: npt.NDArray[np.int32]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -47,11 +47,13 @@ class Setup:
     max_step_tokens: int = 64
     cache: bool = True
     gap: int = 0  # steps between two arrivals
+    ahead: bool = False  # a step is launched before the one in front of it is known
 
     def engine(self, loaded: LoadedModel) -> EngineCore:
         pool = KVPool(loaded.shape, self.num_slots, loaded.device)
         cache = KVCache(self.num_slots, enabled=self.cache)
-        return EngineCore(Runner(loaded, pool), cache, Limits(self.max_running, self.max_step_tokens))
+        limits = Limits(self.max_running, self.max_step_tokens)
+        return EngineCore(Runner(loaded, pool), cache, limits, ahead=self.ahead)
 
 
 def run(core: EngineCore, requests: list[Request], gap: int = 0) -> dict[str, Answer]:
@@ -146,6 +148,8 @@ def test_answers_of_tiny_models_have_the_same_bits_in_every_setup(
     assert run(tight.engine(loaded), requests, gap) == expected, "with a budget that evicts and preempts"
     off = Setup(num_slots, max_running, max_step_tokens, cache=False)
     assert run(off.engine(loaded), requests) == expected, "in a batch, without cache"
+    ahead = replace(tight, ahead=True)
+    assert run(ahead.engine(loaded), requests, gap) == expected, "a step ahead, with a budget that evicts and preempts"
 
 
 @pytest.fixture(scope="module")

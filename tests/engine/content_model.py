@@ -7,6 +7,7 @@ the model checks every slot that a chunk attends. Nothing about numerics is test
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -42,9 +43,10 @@ class ContentModel:
         self.poisoned: set[tuple[int, ...]] = set()
         self.explode = False
 
-    def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+    def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
         if self.explode:
             raise RuntimeError("the device is on fire")
+        chunks = [_known(chunk, drawn) for chunk in chunks]
         prefixes = [self._prefix(chunk) for chunk in chunks]  # all reads first: no chunk sees this step's writes
         rows = [row for chunk, prefix in zip(chunks, prefixes, strict=True) for row in self._compute(chunk, prefix)]
         logits = torch.full((len(rows), VOCAB), -5.0)
@@ -74,3 +76,12 @@ class ContentModel:
             rows.append(prefix)
         self.computed_tokens += len(rows)
         return rows if chunk.logits is Logits.ALL else rows[-1:]
+
+
+def _known(chunk: Chunk, drawn: torch.Tensor | None) -> Chunk:
+    """With the token that only the device knew."""
+    if chunk.drawn_row is None:
+        return chunk
+    assert drawn is not None
+    assert chunk.token_ids.tolist() == [0], "its place is kept by a zero"
+    return replace(chunk, token_ids=drawn[chunk.drawn_row].reshape(1).numpy())

@@ -2,77 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radixserve.cache.kvcache import KVCache
-from radixserve.engine.core import EngineCore
-from radixserve.engine.scheduler import Limits
-from radixserve.request import Request, Sampling
-from radixserve.step import TokenEvent
-from tests.engine.content_model import VOCAB, ContentModel, expected
-
-MAX_STEPS = 5000
+from tests.engine.content_model import VOCAB, expected
+from tests.engine.harness import Harness, request
 
 
-def request(name: str, prompt: list[int], max_tokens: int = 4, **sampling: object) -> Request:
-    settled = {"max_tokens": max_tokens, "seed": 1, "temperature": 0.0} | sampling
-    return Request(id=name, prompt_ids=prompt, sampling=Sampling(**settled))  # type: ignore[arg-type]
+@pytest.fixture(params=[False, True], ids=["in turn", "ahead"])
+def ahead(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
 
 
-class Harness:
-    """An engine, and everything it said."""
-
-    def __init__(
-        self, num_slots: int = 256, max_running: int = 4, max_step_tokens: int = 16, cache: bool = True
-    ) -> None:
-        self.model = ContentModel()
-        self.cache = KVCache(num_slots, enabled=cache)
-        self.core = EngineCore(self.model, self.cache, Limits(max_running, max_step_tokens))
-        self.events: dict[str, list[TokenEvent]] = defaultdict(list)
-
-    def submit(self, *requests: Request) -> None:
-        for each in requests:
-            self.take(self.core.submit(each, []))
-
-    def take(self, events: list[TokenEvent]) -> None:
-        for event in events:
-            assert not (self.events[event.request_id] and self.events[event.request_id][-1].finish), (
-                "an event after the end"
-            )
-            self.events[event.request_id].append(event)
-
-    def step(self) -> None:
-        self.take(self.core.step())
-        self.cache.check()
-
-    def run(self) -> None:
-        for _ in range(MAX_STEPS):
-            if not self.core.has_work:
-                return
-            self.step()
-        raise AssertionError("the engine does not come to an end")
-
-    def tokens(self, name: str) -> list[int]:
-        return [token for event in self.events[name] for token in event.token_ids]
-
-    def finish(self, name: str) -> str | None:
-        return self.events[name][-1].finish
-
-    def assert_drained(self) -> None:
-        stats = self.cache.stats()
-        assert stats.private == stats.pinned == 0
-        assert stats.free + stats.cached == stats.num_slots
-        self.cache.evict(stats.num_slots)
-        assert self.cache.stats().free == stats.num_slots
-        assert self.cache.stats().nodes == 0
-
-
-def test_a_request_gets_its_tokens_and_one_end() -> None:
-    harness = Harness()
+def test_a_request_gets_its_tokens_and_one_end(ahead: bool) -> None:
+    harness = Harness(ahead=ahead)
     harness.submit(request("a", [1, 2, 3], max_tokens=5))
     harness.run()
     assert harness.tokens("a") == expected([1, 2, 3], 5)
@@ -81,8 +25,8 @@ def test_a_request_gets_its_tokens_and_one_end() -> None:
     harness.assert_drained()
 
 
-def test_the_same_prompt_again_computes_one_token_of_it() -> None:
-    harness = Harness()
+def test_the_same_prompt_again_computes_one_token_of_it(ahead: bool) -> None:
+    harness = Harness(ahead=ahead)
     prompt = list(range(VOCAB)) * 3
     harness.submit(request("cold", prompt))
     harness.run()
@@ -94,8 +38,8 @@ def test_the_same_prompt_again_computes_one_token_of_it() -> None:
     assert harness.model.computed_tokens - before == 1 + 3  # the prompt's last token, and three of four generated ones
 
 
-def test_generated_tokens_are_a_prefix_for_the_next_turn() -> None:
-    harness = Harness()
+def test_generated_tokens_are_a_prefix_for_the_next_turn(ahead: bool) -> None:
+    harness = Harness(ahead=ahead)
     harness.submit(request("turn-1", [5, 6, 7], max_tokens=8))
     harness.run()
     history = [5, 6, 7, *harness.tokens("turn-1"), 1, 2]
@@ -105,8 +49,8 @@ def test_generated_tokens_are_a_prefix_for_the_next_turn() -> None:
     assert harness.tokens("turn-2") == expected(history, 4)
 
 
-def test_identical_cold_prompts_are_computed_once() -> None:
-    harness = Harness(max_step_tokens=16)
+def test_identical_cold_prompts_are_computed_once(ahead: bool) -> None:
+    harness = Harness(max_step_tokens=16, ahead=ahead)
     prompt = [token % VOCAB for token in range(60)]
     harness.submit(*[request(f"r{i}", prompt, max_tokens=1) for i in range(4)])
     harness.run()
@@ -114,11 +58,11 @@ def test_identical_cold_prompts_are_computed_once() -> None:
     assert [harness.events[f"r{i}"][0].num_cached for i in range(4)] == [0, 59, 59, 59]
 
 
-def test_a_follower_of_a_running_prefill_lets_others_pass() -> None:
-    harness = Harness(max_step_tokens=32)
+def test_a_follower_of_a_running_prefill_lets_others_pass(ahead: bool) -> None:
+    harness = Harness(max_step_tokens=32, ahead=ahead)
     prompt = [token % VOCAB for token in range(70)]
     harness.submit(request("first", prompt), request("same", prompt), request("other", [9, 9, 9], max_tokens=1))
-    for _ in range(3):
+    for _ in range(3 + ahead):
         harness.step()
     assert harness.finish("other") == "length"
     assert not harness.events["same"]
@@ -126,12 +70,12 @@ def test_a_follower_of_a_running_prefill_lets_others_pass() -> None:
     assert harness.tokens("same") == harness.tokens("first") == expected(prompt, 4)
 
 
-def test_a_follower_goes_on_when_the_leader_is_aborted() -> None:
-    harness = Harness(max_step_tokens=8)
+def test_a_follower_goes_on_when_the_leader_is_aborted(ahead: bool) -> None:
+    harness = Harness(max_step_tokens=8, ahead=ahead)
     prompt = [token % VOCAB for token in range(64)]
     harness.submit(request("leader", prompt), request("follower", prompt))
-    harness.step()
-    harness.step()
+    for _ in range(2 + ahead):
+        harness.step()
     harness.take(harness.core.abort("leader"))
     harness.run()
     assert harness.finish("leader") == "abort"
@@ -139,12 +83,12 @@ def test_a_follower_goes_on_when_the_leader_is_aborted() -> None:
     assert harness.events["follower"][0].num_cached == 16
 
 
-def test_decodes_go_on_while_a_long_prompt_is_prefilled() -> None:
-    harness = Harness(max_step_tokens=8)
+def test_decodes_go_on_while_a_long_prompt_is_prefilled(ahead: bool) -> None:
+    harness = Harness(max_step_tokens=8, ahead=ahead)
     harness.submit(request("short", [1], max_tokens=6))
     harness.step()
     harness.submit(request("long", [2] * 100, max_tokens=1))
-    for _ in range(5):
+    for _ in range(5 + ahead):
         harness.step()
     assert len(harness.tokens("short")) == 6
     assert not harness.events["long"]
@@ -152,8 +96,8 @@ def test_decodes_go_on_while_a_long_prompt_is_prefilled() -> None:
     assert harness.tokens("long") == expected([2] * 100, 1)
 
 
-def test_under_pressure_the_youngest_is_preempted_and_ends_with_the_same_tokens() -> None:
-    harness = Harness(num_slots=110, max_step_tokens=64)
+def test_under_pressure_the_youngest_is_preempted_and_ends_with_the_same_tokens(ahead: bool) -> None:
+    harness = Harness(num_slots=110, max_step_tokens=64, ahead=ahead)
     harness.submit(request("old", [1] * 20, max_tokens=70), request("young", [2] * 20, max_tokens=70))
     harness.run()
     assert harness.core.scheduler.totals.preemptions >= 1
@@ -163,8 +107,8 @@ def test_under_pressure_the_youngest_is_preempted_and_ends_with_the_same_tokens(
     harness.assert_drained()
 
 
-def test_a_request_larger_than_the_whole_budget_is_refused_at_once() -> None:
-    harness = Harness(num_slots=32)
+def test_a_request_larger_than_the_whole_budget_is_refused_at_once(ahead: bool) -> None:
+    harness = Harness(num_slots=32, ahead=ahead)
     harness.submit(request("huge", [1] * 30, max_tokens=4))
     assert harness.finish("huge") == "error"
     assert "33 slots" in str(harness.events["huge"][-1].error)
@@ -173,8 +117,8 @@ def test_a_request_larger_than_the_whole_budget_is_refused_at_once() -> None:
     assert harness.tokens("fits") == expected([1] * 30, 3)
 
 
-def test_a_stop_token_ends_a_request_and_is_its_last_token() -> None:
-    harness = Harness()
+def test_a_stop_token_ends_a_request_and_is_its_last_token(ahead: bool) -> None:
+    harness = Harness(ahead=ahead)
     stop = expected([3, 4], 3)[2]
     harness.submit(request("a", [3, 4], max_tokens=20, stop_token_ids=(stop,)))
     harness.run()
@@ -183,8 +127,8 @@ def test_a_stop_token_ends_a_request_and_is_its_last_token() -> None:
     assert harness.events["a"][-1].stop_token_id == stop
 
 
-def test_logits_that_are_not_finite_fail_one_request_and_nothing_of_it_is_cached() -> None:
-    harness = Harness(max_step_tokens=64)
+def test_logits_that_are_not_finite_fail_one_request_and_nothing_of_it_is_cached(ahead: bool) -> None:
+    harness = Harness(max_step_tokens=64, ahead=ahead)
     harness.model.poisoned.add((1, 1, 1, 1))
     harness.submit(request("bad", [1, 1, 1, 1]), request("good", [2, 2, 2, 2]))
     harness.run()
@@ -198,8 +142,8 @@ def test_logits_that_are_not_finite_fail_one_request_and_nothing_of_it_is_cached
     assert harness.tokens("again") == expected([1, 1, 1, 1], 4)
 
 
-def test_a_forward_that_raises_fails_its_step_only() -> None:
-    harness = Harness()
+def test_a_forward_that_raises_fails_its_step_only(ahead: bool) -> None:
+    harness = Harness(ahead=ahead)
     harness.submit(request("a", [1, 2, 3]))
     harness.model.explode = True
     harness.step()
@@ -211,8 +155,8 @@ def test_a_forward_that_raises_fails_its_step_only() -> None:
     harness.assert_drained()
 
 
-def test_a_request_resumed_with_sent_tokens_goes_on_at_the_next_one() -> None:
-    harness = Harness()
+def test_a_request_resumed_with_sent_tokens_goes_on_at_the_next_one(ahead: bool) -> None:
+    harness = Harness(ahead=ahead)
     whole = expected([4, 5, 6], 9)
     harness.take(harness.core.submit(request("resumed", [4, 5, 6], max_tokens=9), whole[:4]))
     harness.run()
@@ -221,8 +165,8 @@ def test_a_request_resumed_with_sent_tokens_goes_on_at_the_next_one() -> None:
 
 
 @pytest.mark.parametrize("num_sent", [4, 5])
-def test_a_request_resumed_with_all_its_tokens_sent_has_nothing_to_do(num_sent: int) -> None:
-    harness = Harness()
+def test_a_request_resumed_with_all_its_tokens_sent_has_nothing_to_do(num_sent: int, ahead: bool) -> None:
+    harness = Harness(ahead=ahead)
     harness.take(harness.core.submit(request("a", [1, 2, 3], max_tokens=4), expected([1, 2, 3], num_sent)))
     harness.run()
     assert harness.tokens("a") == []
@@ -230,8 +174,8 @@ def test_a_request_resumed_with_all_its_tokens_sent_has_nothing_to_do(num_sent: 
     harness.assert_drained()
 
 
-def test_prompt_logprobs_cover_every_prompt_token_once_although_the_prompt_is_cached_and_chunked() -> None:
-    harness = Harness(max_step_tokens=8)
+def test_prompt_logprobs_cover_every_prompt_token_once_although_the_prompt_is_cached_and_chunked(ahead: bool) -> None:
+    harness = Harness(max_step_tokens=8, ahead=ahead)
     prompt = [token % VOCAB for token in range(30)]
     harness.submit(request("warm-up", prompt))
     harness.run()
@@ -245,8 +189,8 @@ def test_prompt_logprobs_cover_every_prompt_token_once_although_the_prompt_is_ca
 
 
 @pytest.mark.parametrize("state", ["waiting", "prefilling", "decoding"])
-def test_abort_in_every_state_gives_everything_back(state: str) -> None:
-    harness = Harness(max_running=1, max_step_tokens=8)
+def test_abort_in_every_state_gives_everything_back(state: str, ahead: bool) -> None:
+    harness = Harness(max_running=1, max_step_tokens=8, ahead=ahead)
     if state == "waiting":
         harness.submit(request("in front", [7] * 30))
     harness.submit(request("a", [1] * 20, max_tokens=50))
@@ -259,8 +203,8 @@ def test_abort_in_every_state_gives_everything_back(state: str) -> None:
     harness.assert_drained()
 
 
-def test_stats_describe_the_steps_since_the_last_report() -> None:
-    harness = Harness()
+def test_stats_describe_the_steps_since_the_last_report(ahead: bool) -> None:
+    harness = Harness(ahead=ahead)
     harness.submit(request("a", [1, 2, 3], max_tokens=3))
     harness.run()
     stats = harness.core.stats()
@@ -283,6 +227,7 @@ arrivals = st.lists(
     max_running=st.integers(1, 5),
     max_step_tokens=st.integers(5, 40),
     cache=st.booleans(),
+    ahead=st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
 def test_answers_depend_on_nothing_but_the_request(
@@ -291,9 +236,10 @@ def test_answers_depend_on_nothing_but_the_request(
     max_running: int,
     max_step_tokens: int,
     cache: bool,
+    ahead: bool,
 ) -> None:
     """Requests over two or three distinct tokens arrive a few steps apart, some leave; the rest gets its tokens."""
-    harness = Harness(num_slots, max_running, max_step_tokens, cache)
+    harness = Harness(num_slots, max_running, max_step_tokens, cache, ahead=ahead)
     leaving: dict[str, int] = {}
     for i, (prompt, max_tokens, gap, patience) in enumerate(arrivals):
         harness.submit(request(f"r{i}", prompt, max_tokens))

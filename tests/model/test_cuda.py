@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.pool import KVPool, KVShape
 from radixserve.engine.core import EngineCore
+from radixserve.engine.flight import Flight
 from radixserve.engine.scheduler import Limits
 from radixserve.model import attention
 from radixserve.model.attention import attend_torch
@@ -130,11 +131,11 @@ def generated(family: str, prompt: list[int], count: int, device: torch.device, 
 # On a device.
 
 
-def engine(loaded: LoadedModel) -> EngineCore:
+def engine(loaded: LoadedModel, *, ahead: bool = False) -> EngineCore:
     pool = KVPool(loaded.shape, 4096, loaded.device)
     graphs, reason = start_graphs(loaded, pool, 8)
     assert reason is None
-    return EngineCore(Runner(loaded, pool, graphs), KVCache(4095), Limits(8, 64))
+    return EngineCore(Runner(loaded, pool, graphs), KVCache(4095), Limits(8, 64), ahead=ahead)
 
 
 def answers(core: EngineCore, prompts: list[list[int]]) -> list[tuple[list[int], list[TokenLogprob]]]:
@@ -194,6 +195,24 @@ class TestOnADevice:
         expected = [generated(family, prompt, NEW_TOKENS, CUDA, torch.float32) for prompt in prompts()]
         for _ in ("cold", "warm"):
             assert [tokens for tokens, _ in answers(core, prompts())] == expected
+
+    def test_a_step_ahead_gives_the_same_float32_tokens_and_its_launch_waits_for_nothing(
+        self, family: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loaded = on_device(family, torch.float32)
+        in_turn = [tokens for tokens, _ in answers(engine(loaded), prompts())]
+        core, launch = engine(loaded, ahead=True), Flight.launch
+        assert [tokens for tokens, _ in answers(core, prompts())] == in_turn  # captures what it needs
+
+        def strict_launch(self: Flight, *args: Any, **rest: Any) -> None:
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                launch(self, *args, **rest)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        monkeypatch.setattr(Flight, "launch", strict_launch)
+        assert [tokens for tokens, _ in answers(core, prompts())] == in_turn
 
     def test_bfloat16_tokens_are_within_rounding_of_the_best_by_transformers(self, family: str) -> None:
         core = engine(on_device(family, torch.bfloat16))

@@ -101,6 +101,19 @@ def test_a_replayed_step_is_the_step(loaded: LoadedModel, positions: tuple[int, 
         assert torch.equal(pool.v[:, :-1], other.v[:, :-1])
 
 
+@pytest.mark.parametrize("replays", [True, False], ids=["graph", "plain"])
+def test_ids_that_only_the_device_knows_are_taken_from_the_step_before(loaded: LoadedModel, replays: bool) -> None:
+    made, pool = graphs(loaded, Capture())
+    runner = Runner(loaded, pool, made if replays else None)
+    known = decodes(5, 129, 64)
+    drawn = torch.tensor([90, int(known[2].token_ids[0]), 91, int(known[0].token_ids[0])])
+    zero = np.zeros(1, np.int32)
+    step = [replace(known[0], token_ids=zero, drawn_row=3), known[1], replace(known[2], token_ids=zero, drawn_row=1)]
+    assert torch.equal(runner.forward(step, drawn), runner.forward(known))
+    prompt = chunk([1, 2, 3], 0, range(390, 393), Logits.LAST)
+    assert torch.equal(runner.forward([prompt, *step], drawn), runner.forward([prompt, *known]))
+
+
 def test_each_size_is_captured_once_and_when_it_is_needed(loaded: LoadedModel) -> None:
     capture = Capture()
     made, _ = graphs(loaded, capture)

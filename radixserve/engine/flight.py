@@ -1,0 +1,99 @@
+"""A step between launch and landing: everything is enqueued on the device, nothing of the outcome is known here.
+
+`launch` never waits for the device, `land` does, once. What a launch raises is raised when the step lands, so that a
+step fails in one place. Knows works; what becomes of the outcome is the scheduler's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Seq
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from radixserve.engine.planning import Work
+from radixserve.model.host import upload
+from radixserve.request import Sampling
+from radixserve.sampling import PromptLogprobs, Row, Sampled, Samples, reads_output, sample
+from radixserve.step import Chunk, Logits
+
+_PROBE = Sampling(max_tokens=1, seed=0, temperature=0.0)  # a chunk that draws no token is still checked to be finite
+_NOTHING = np.zeros(0, np.int32)
+
+
+class StepModel(Protocol):
+    """Whatever computes logits and writes K/V: `model.runner.Runner`, or a fake."""
+
+    def forward(self, chunks: Seq[Chunk], drawn: torch.Tensor | None) -> torch.Tensor:
+        """Float32 logits [sum of chunk.num_logits, vocab_size], in chunk order.
+
+        `drawn`, int64 [chunks of the step before], holds what that step draws: for chunks with `drawn_row`.
+        """
+
+
+class Flight:
+    """One step on its way."""
+
+    def __init__(self, works: list[Work]) -> None:
+        self.works = works
+        self.started = time.perf_counter()
+        self._rows = [_row(work) for work in works]
+        self._samples: Samples | None = None
+        self._prompt_logprobs: list[tuple[Work, PromptLogprobs]] = []
+        self._error: Exception | None = None
+
+    @property
+    def drawn(self) -> torch.Tensor | None:
+        """What each work draws, int64 [works] on the device; None if the launch failed."""
+        return self._samples.ids if self._samples else None
+
+    @property
+    def may_stay(self) -> bool:
+        """Whether the next step may be launched before this one lands: no draw in it looks at the tokens so far."""
+        return self._error is None and not any(map(reads_output, self._rows))
+
+    def launch(self, model: StepModel, before: Flight | None, *, ahead: bool) -> None:
+        """Forward and sample, behind the step `before` if that is still on its way; with `ahead` never waits."""
+        try:
+            logits = model.forward([work.chunk for work in self.works], before.drawn if before else None)
+            last_rows = np.cumsum([work.chunk.num_logits for work in self.works]) - 1
+            self._ask_prompt_logprobs(logits, last_rows.tolist())
+            whole = all(work.chunk.logits is Logits.LAST for work in self.works)
+            last = logits if whole else logits[upload(last_rows, logits.device)]
+            self._samples = sample(last, self._rows, ahead=ahead)
+        except Exception as error:
+            self._error = error
+
+    def land(self) -> list[Sampled | None]:
+        """Each chunk's next token, drawn from its last row; in vain where the chunk ends before its sequence.
+
+        Waits for the device. None where logits were not finite; prompt logprobs are noted in their sequences. Raises
+        what the launch or the device raised.
+        """
+        if self._error:
+            raise self._error
+        assert self._samples is not None, "a step lands after its launch"
+        drawn = self._samples.wait()
+        for work, logprobs in self._prompt_logprobs:
+            if work.is_current:
+                work.sequence.prompt_logprobs[work.chunk.start :] = logprobs.wait()
+        return drawn
+
+    def _ask_prompt_logprobs(self, logits: torch.Tensor, last_rows: list[int]) -> None:
+        """Position p of a chunk predicts prompt token p + 1; the prompt's last position predicts the first output."""
+        for work, last in zip(self.works, last_rows, strict=True):
+            if work.chunk.logits is Logits.ALL:
+                sequence, chunk = work.sequence, work.chunk
+                next_ids = sequence.prompt_ids[chunk.start + 1 : chunk.stop + 1]
+                rows = logits[last + 1 - chunk.num_logits :][: len(next_ids)]
+                count = sequence.request.sampling.prompt_logprobs or 0
+                self._prompt_logprobs.append((work, PromptLogprobs(rows, next_ids, count)))
+
+
+def _row(work: Work) -> Row:
+    sequence, stop = work.sequence, work.chunk.stop
+    if stop < sequence.num_tokens:
+        return Row(_PROBE, _NOTHING, _NOTHING)
+    return Row(sequence.request.sampling, sequence.prompt_ids, sequence.ids[sequence.num_prompt : stop])
