@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import aiohttp
 
 from loadtest.client import Answer, Refused, ask
 from loadtest.record import digest_of
-from loadtest.replay import Run, Sent, Target, connect
+from loadtest.replay import Run, Sent
+from loadtest.target import Target, connect
 
 
 @dataclass(slots=True)
@@ -22,20 +23,20 @@ class Difference:
     reason: str
 
 
-def comparable(run: Run) -> list[Sent]:
+def comparable(runs: Iterable[Run]) -> list[Sent]:
     """Each greedy request that was answered completely, once for every different answer it got."""
     chosen: dict[tuple[str, str | None], Sent] = {}
-    for sent in run.sent:
+    for sent in (sent for run in runs for sent in run.sent):
         if sent.record.answered and sent.body.get("temperature") == 0:
             chosen.setdefault((json.dumps([sent.path, sent.body]), sent.record.digest), sent)
     return list(chosen.values())
 
 
-async def check(run: Run, target: Target, on_checked: Callable[[], None]) -> list[Difference]:
+async def check(runs: Iterable[Run], target: Target, on_checked: Callable[[], None]) -> list[Difference]:
     """Send each comparable request again, one at a time, and return those with another answer."""
     differences = []
     async with connect(target) as session:
-        for sent in comparable(run):
+        for sent in comparable(runs):
             reason = await _differs(session, sent, target.timeout_seconds)
             if reason:
                 differences.append(Difference(sent, reason))

@@ -4,123 +4,108 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
-import json
+import contextlib
 import os
+import resource
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from loadtest.check import Difference, check, comparable
-from loadtest.record import Record, RecordFile
-from loadtest.replay import CannotStart, Run, Target, base_url, replay
-from loadtest.report import Summary, summarise, table_of
-from loadtest.workload import WorkloadError, load_workload
+from loadtest import compare, options, page, results, tour
+from loadtest.bench import Bench
+from loadtest.dialect import DIALECTS
+from loadtest.record import RecordFile
+from loadtest.report import notes, problems, table_of
+from loadtest.session import WorkloadError
+from loadtest.target import CannotStart, Target, base_url
+from loadtest.workload import Workload, load_workload
 
 OK, ERRORS, CANNOT_START, INTERRUPTED = 0, 1, 2, 130
+COMMANDS = {"compare": compare.main, "tour": tour.main}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one load test; the exit code is 0 only if every request ended as it should."""
-    options = _parser().parse_args(arguments)
-    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m loadtest") -> int:
+    """Run one load test or another command; the exit code is 0 only if every request ended as it should."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        workload = load_workload(options.workload)
-        target = Target(base_url(options.url), options.model, os.environ.get("OPENAI_API_KEY"), options.timeout)
-        run = Run(workload, options.clients or workload.clients, options.leave)
-        with RecordFile(options.out) as file:
-            return _test(run, target, file, options, console)
+        if arguments and arguments[0] in COMMANDS:
+            return COMMANDS[arguments[0]](arguments[1:], f"{prog} {arguments[0]}", console)
+        return _run(options.parser(prog).parse_args(arguments), console)
     except (WorkloadError, CannotStart, OSError) as error:
-        errors.print(f"[red]loadtest:[/] {escape(str(error))}")
+        errors.print(f"[red]{prog}:[/] {escape(str(error))}")
         return CANNOT_START
 
 
-def _test(run: Run, target: Target, file: RecordFile, options: argparse.Namespace, console: Console) -> int:
-    differences: list[Difference] = []
-    interrupted = False
-    try:
-        with _progress(console, options.quiet) as progress:
-            asyncio.run(_replay(run, target, file, progress))
-            if options.check and not run.server_lost:
-                differences = asyncio.run(_check(run, target, progress))
-    except KeyboardInterrupt:
-        interrupted = True
-    summary = summarise(run)
-    console.print(table_of(summary, f"{run.workload.name} at {target.url}, {run.clients} clients"))
-    _explain(run, summary, differences, file, console)
-    if options.summary:
-        options.summary.write_text(json.dumps(dataclasses.asdict(summary), indent=1) + "\n", encoding="utf-8")
+def _run(chosen: argparse.Namespace, console: Console) -> int:
+    workload = load_workload(chosen.workload, options.changes(chosen))
+    key = os.environ.get("OPENAI_API_KEY")
+    target = Target(base_url(chosen.url), chosen.model, key, chosen.timeout, DIALECTS[chosen.dialect])
+    _allow_many_connections()
+    with RecordFile(chosen.out) as file:
+        bench = Bench(target, file, console, chosen.slo, chosen.quiet)
+        interrupted = _replay(bench, workload, chosen)
+    show(bench, console)
+    written = _write(bench, chosen, console)
     if interrupted:
         return INTERRUPTED
-    return ERRORS if summary.errors or differences or file.error else OK
+    return OK if written and not bench.failed else ERRORS
 
 
-async def _replay(run: Run, target: Target, file: RecordFile, progress: Progress) -> None:
-    task = progress.add_task("requests", total=run.workload.num_requests, note="")
-    errors = tokens = 0
-
-    def on_record(record: Record) -> None:
-        nonlocal errors, tokens
-        errors += record.error is not None
-        tokens += record.completion_tokens
-        file.write(record)
-        elapsed = progress.tasks[task].elapsed or 1e-9
-        progress.update(task, advance=1, note=f"{tokens / elapsed:.0f} tokens/s, {errors} errors")
-
-    await replay(run, target, on_record)
-
-
-async def _check(run: Run, target: Target, progress: Progress) -> list[Difference]:
-    task = progress.add_task("checks", total=len(comparable(run)), note="each greedy request again, alone")
-    return await check(run, target, lambda: progress.advance(task))
+def _replay(bench: Bench, workload: Workload, chosen: argparse.Namespace) -> bool:
+    """Every phase and the check; true if a person stopped it. What was measured until then is in `bench`."""
+    try:
+        for phase in chosen.phases:
+            asyncio.run(bench.run(workload, phase))
+            if bench.phases[-1].run.server_lost:
+                return False
+        if chosen.check:
+            asyncio.run(bench.check())
+    except KeyboardInterrupt:
+        return True
+    except CannotStart as error:
+        if not bench.phases:
+            raise
+        bench.lost = str(error)
+    return False
 
 
-def _explain(run: Run, summary: Summary, differences: list[Difference], file: RecordFile, console: Console) -> None:
-    """One line for each thing that is wrong, below the table."""
-    shown: set[str] = set()
-    for record in run.records:
-        if record.error and record.detail and record.error not in shown:
-            shown.add(record.error)
-            console.print(f"[red]{escape(record.error)}[/], first at {record.conversation}: {escape(record.detail)}")
-    if run.server_lost:
-        console.print(f"[red]the server stopped taking connections[/]; {summary.unsent} requests were not sent")
-    for difference in differences:
-        record = difference.sent.record
-        console.print(f"[red]differs[/] {record.conversation}, turn {record.turn} ({record.kind}): {difference.reason}")
-    if file.error:
-        console.print(f"[red]the record file is incomplete:[/] {escape(str(file.error))}")
+def show(bench: Bench, console: Console) -> None:
+    """The table, and a line for each thing that is wrong."""
+    if not bench.phases:
+        return
+    workload = bench.phases[0].run.workload
+    summaries = {phase.run.phase: phase.summary for phase in bench.phases}
+    console.print(table_of(summaries, f"{workload.name} at {bench.target.url}, {workload.load}", bench.objective))
+    for phase in bench.phases:
+        for line in problems(phase.run, phase.summary):
+            console.print(f"[red]{escape(line)}[/]")
+    for line in notes([phase.run for phase in bench.phases], bench.differences):
+        console.print(escape(line))
+    if bench.lost:
+        console.print(f"[red]stopped:[/] {escape(bench.lost)}")
+    if bench.file.error:
+        console.print(f"[red]the record file is incomplete:[/] {escape(str(bench.file.error))}")
 
 
-def _progress(console: Console, quiet: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True, disable=quiet)
+def _write(bench: Bench, chosen: argparse.Namespace, console: Console) -> bool:
+    """The files asked for; false if one could not be written. The others are written nevertheless."""
+    complete = True
+    for path, write in ((chosen.summary, results.write), (chosen.html, page.write)):
+        if path is None or not bench.phases:
+            continue
+        try:
+            write(path, bench.phases, bench.target.url)
+        except OSError as error:
+            console.print(f"[red]cannot write {escape(str(path))}:[/] {escape(str(error))}")
+            complete = False
+    return complete
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m loadtest", description=__doc__)
-    parser.add_argument("workload", nargs="?", default="shared_system", help="a name in loadtest/workloads, or a file")
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="any OpenAI-compatible server")
-    parser.add_argument("--model", default="", help="default: the first that the server lists")
-    parser.add_argument("--clients", type=_positive, help="conversations at a time; default: the workload's own")
-    parser.add_argument("--leave", type=_share, default=0.0, help="share of clients that disconnect at a random moment")
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds until a request counts as hung")
-    parser.add_argument("--check", action="store_true", help="compare every greedy answer with the one given alone")
-    parser.add_argument("--out", type=Path, help="JSON lines, one per request")
-    parser.add_argument("--summary", type=Path, help="the numbers of the table as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no live progress")
-    return parser
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def _share(text: str) -> float:
-    if not 0.0 <= (value := float(text)) <= 1.0:
-        raise argparse.ArgumentTypeError("must lie between 0 and 1")
-    return value
+def _allow_many_connections() -> None:
+    """An open loop may hold more connections than the usual limit of open files."""
+    with contextlib.suppress(ValueError, OSError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -5,15 +5,16 @@ Knows the wire format of the OpenAI API and of errors; knows nothing of workload
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
 
-Json = dict[str, Any]
+from loadtest.session import Json
 
 
 class Refused(Exception):
@@ -32,13 +33,18 @@ class Answer:
     texts: dict[int, str] = field(default_factory=dict)  # by choice
     finished: set[int] = field(default_factory=set)  # choices with a finish_reason
     usage: Json = field(default_factory=dict)
+    cached_tokens: int | None = None  # None: the server does not say
     arrivals: list[float] = field(default_factory=list)  # perf_counter() of each piece of text
 
     def take(self, message: Json) -> None:
         """Add a chunk of a stream, or a whole answer."""
         if "error" in message:
             raise Refused("error in answer", str(message["error"]["message"]))
-        self.usage = message.get("usage") or self.usage
+        if usage := message.get("usage"):
+            self.usage = usage
+            self.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", self.cached_tokens)
+        if self.cached_tokens is None and "timings" in message:  # llama.cpp
+            self.cached_tokens = message["timings"].get("cache_n")
         for choice in message.get("choices", ()):
             part = choice.get("delta") or choice.get("message") or choice
             text = part.get("content") or part.get("text") or ""
@@ -53,8 +59,10 @@ class Answer:
         return [text for _, text in sorted(self.texts.items())]
 
 
-async def ask(session: aiohttp.ClientSession, path: str, body: Json, answer: Answer) -> None:
-    """POST `body` and fill `answer`, until it is complete.
+async def ask(
+    session: aiohttp.ClientSession, path: str, body: Json, answer: Answer, pause_seconds: float = 0.0
+) -> None:
+    """POST `body` and fill `answer`, until it is complete. A slow reader pauses after each piece.
 
     Raises:
         Refused: an HTTP error, an error in the stream, or a stream that ends early.
@@ -68,6 +76,8 @@ async def ask(session: aiohttp.ClientSession, path: str, body: Json, answer: Ans
             async for data in _events(response.content):
                 if data != b"[DONE]":  # not every server sends it; finish_reason says more
                     _take(answer, data)
+                if pause_seconds:
+                    await asyncio.sleep(pause_seconds)
         else:
             _take(answer, await response.read())
     missing = set(range(body.get("n", 1))) - answer.finished
@@ -97,3 +107,23 @@ def _error_message(text: str) -> str:
         return str(json.loads(text)["error"]["message"])
     except (ValueError, LookupError, TypeError):
         return text[:200]
+
+
+GARBAGE = (
+    b"",
+    b"\x00\xff\xfe\x80 no text at all",
+    b'{"model": "x", "messages": [{"role": "user", "content": "cut of',
+    b"[1, 2, 3]",
+    b'{"model": 7, "messages": "hello", "max_tokens": "many"}',
+    b'{"model": "x", "messages": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+)
+
+
+async def send_garbage(session: aiohttp.ClientSession, rng: random.Random, answer: Answer) -> None:
+    """POST what is no request. Raises what `ask` raises, if the server does not refuse it as the client's fault."""
+    data = rng.choice(GARBAGE)
+    async with session.post("chat/completions", data=data, headers={"Content-Type": "application/json"}) as response:
+        answer.status = response.status
+        text = await response.text(errors="replace")
+    if not 400 <= response.status < 500:
+        raise Refused(f"http {response.status} to garbage", f"{data[:40]!r} was answered by {text[:150]!r}")

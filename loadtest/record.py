@@ -12,16 +12,24 @@ from types import TracebackType
 
 @dataclass(slots=True)
 class Record:
-    """One request. Times in seconds; `started` counts from the start of the run."""
+    """One request. Times in seconds; `due` and `started` count from the start of the run.
 
-    conversation: str
+    `ttft` and `e2e` count from `due`: where the schedule has a request wait for nothing, a late start is the server's
+    doing or the load test's own, and hiding it would flatter a server that stalls.
+    """
+
+    session: str
     turn: int
     kind: str
-    started: float
+    due: float  # when it should start: by the schedule, or when its client was free
+    started: float = 0.0
+    phase: str = ""  # of a run that replays its workload several times
     status: int | None = None  # HTTP
     error: str | None = None  # a short kind that can be counted: "http 503", "timeout", ...
     detail: str | None = None  # what the server or the library said of it
     left: bool = False  # the client went away on purpose
+    slow: bool = False  # the client read slowly on purpose
+    in_flight: int = 0  # requests of this run that were under way when it started, itself included
     ttft: float | None = None  # to the first piece of text; streamed requests only
     inter_token: list[float] = field(default_factory=list)  # between pieces of text
     e2e: float = 0.0
@@ -34,6 +42,13 @@ class Record:
     def answered(self) -> bool:
         """A complete answer of status 200 came."""
         return self.status == 200 and self.error is None and not self.left
+
+    @property
+    def tpot(self) -> float | None:
+        """Seconds for each token after the first; None if there is none."""
+        if self.ttft is None or self.completion_tokens < 2:
+            return None
+        return (self.e2e - self.ttft) / (self.completion_tokens - 1)
 
 
 def digest_of(texts: list[str]) -> str:
@@ -60,6 +75,7 @@ class RecordFile:
                 self.error = self.error or problem
 
     def write(self, record: Record) -> None:
+        """Append one line; the first failure is kept in `error` and ends the file."""
         if self._file is None or self.error is not None:
             return
         line = json.dumps(dataclasses.asdict(record), separators=(",", ":"))

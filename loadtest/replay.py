@@ -1,43 +1,36 @@
-"""The closed loop: N clients, each taking the next conversation when its last one has ended.
+"""A run: the sessions of a workload sent to a server, closed loop or on their schedule, and every request recorded.
 
-Owns who sends what when, who leaves early, and what is recorded. Knows nothing of files, terminals or tables.
+Owns who sends what when, and who misbehaves. Knows nothing of files, terminals or tables.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import itertools
 import random
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 import aiohttp
 
-from loadtest.client import Answer, Json, Refused, ask
+from loadtest.client import Answer, Refused, ask, send_garbage
+from loadtest.load import Behaviour
 from loadtest.record import Record, digest_of
-from loadtest.workload import Conversation, Turn, Workload
+from loadtest.session import Json, Message, Session, Turn
+from loadtest.target import CannotStart, Target, connect, find_model
+from loadtest.workload import Workload
 
-
-class CannotStart(Exception):
-    """The server cannot be tested; the message is for the person at the terminal."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where and how requests are sent."""
-
-    url: str  # ends in /v1
-    model: str = ""  # empty: the first one that the server lists
-    api_key: str | None = None
-    timeout_seconds: float = 300.0  # of one request
+SLOW_READER_SECONDS = 0.2  # between two pieces of an answer
+NOBODY_LISTENS = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOENT}
 
 
 @dataclass(slots=True)
 class Sent:
-    """A request as it went out, to be sent again for comparison."""
+    """A request as it went out, to be sent again for comparison. Garbage has no path."""
 
     path: str
     body: Json
@@ -49,55 +42,16 @@ class Run:
     """A replay in progress or ended; what has been recorded stays whatever happens to the rest."""
 
     workload: Workload
-    clients: int
-    leave: float = 0.0  # share of requests whose client disconnects at a random moment
+    phase: str = "cold"
     sent: list[Sent] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)  # fields that the dialect does not know
+    in_flight: int = 0
     wall_seconds: float = 0.0
     server_lost: bool = False  # it stopped taking connections; nothing more was sent
 
     @property
     def records(self) -> list[Record]:
         return [each.record for each in self.sent]
-
-
-def base_url(url: str) -> str:
-    """The URL that ends in /v1, whether the person gave that or only the host."""
-    url = url.rstrip("/")
-    return url if url.endswith("/v1") else f"{url}/v1"
-
-
-@asynccontextmanager
-async def connect(target: Target) -> AsyncIterator[aiohttp.ClientSession]:
-    """A session whose paths are relative to the target. Idle connections close before any server closes them."""
-    headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=1.0)
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10.0)
-    async with aiohttp.ClientSession(
-        f"{target.url}/", headers=headers, connector=connector, timeout=timeout, read_bufsize=2**20
-    ) as session:
-        yield session
-
-
-async def find_model(session: aiohttp.ClientSession, target: Target) -> str:
-    """The model to ask for.
-
-    Raises:
-        CannotStart: the server does not answer, or does not serve the model named.
-    """
-    try:
-        async with session.get("models", timeout=aiohttp.ClientTimeout(total=10.0)) as response:
-            if response.status != 200:
-                raise CannotStart(f"{target.url}/models answers {response.status}: {(await response.text())[:200]}")
-            served = [str(model["id"]) for model in (await response.json(content_type=None))["data"]]
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise CannotStart(f"no server at {target.url}: {error or 'no answer within 10 seconds'}") from error
-    except (ValueError, LookupError, TypeError) as error:
-        raise CannotStart(f"{target.url}/models does not list models as the OpenAI API does") from error
-    if not served or (target.model and target.model not in served):
-        raise CannotStart(
-            f"{target.url} does not serve {target.model or 'any model'}; it has: {', '.join(served) or '-'}"
-        )
-    return target.model or served[0]
 
 
 async def replay(run: Run, target: Target, on_record: Callable[[Record], None]) -> None:
@@ -107,13 +61,18 @@ async def replay(run: Run, target: Target, on_record: Callable[[Record], None]) 
         CannotStart: nothing was sent.
     """
     async with connect(target) as session:
-        loop = _Loop(run, session, await find_model(session, target), target.timeout_seconds, on_record)
+        model = await find_model(session, target)
+        if not target.dialect.token_ids and any(_has_ids(each) for each in run.workload.sessions):
+            raise CannotStart("this server takes no prompts of token ids; use --set blocks=text")
+        loop = _Loop(run, session, model, target, on_record)
         try:
-            async with asyncio.TaskGroup() as clients:
-                for _ in range(min(run.clients, len(run.workload.conversations))):
-                    clients.create_task(loop.client())
+            await loop.run()
         finally:
-            run.wall_seconds = time.perf_counter() - loop.origin
+            run.wall_seconds = loop.now()
+
+
+def _has_ids(session: Session) -> bool:
+    return any(not isinstance(turn.text, str) for turn in session.turns)
 
 
 class _Loop:
@@ -122,60 +81,119 @@ class _Loop:
         run: Run,
         session: aiohttp.ClientSession,
         model: str,
-        timeout_seconds: float,
+        target: Target,
         on_record: Callable[[Record], None],
     ) -> None:
-        self.origin = time.perf_counter()
+        self._origin = time.perf_counter()
         self._run = run
         self._session = session
         self._model = model
-        self._timeout = timeout_seconds
+        self._target = target
         self._on_record = on_record
-        self._waiting = deque(run.workload.conversations)
+        self._lost = asyncio.Event()
         self._e2e_sum, self._e2e_count = 0.5, 1  # the mean says when "a random moment" can be
 
-    async def client(self) -> None:
-        """Hold one conversation after the other until there are no more, or the server is gone."""
-        while self._waiting and not self._run.server_lost:
-            await self._converse(self._waiting.popleft())
+    def now(self) -> float:
+        """Seconds since the start of the run."""
+        return time.perf_counter() - self._origin
 
-    async def _converse(self, conversation: Conversation) -> None:
-        messages = [{"role": "system", "content": conversation.system}] if conversation.system is not None else []
-        for number, turn in enumerate(conversation.turns, start=1):
-            messages.append({"role": "user", "content": turn.text})
-            record = Record(conversation.name, number, turn.kind, started=time.perf_counter() - self.origin)
-            answer = await self._ask(turn, messages, record)
-            if not record.answered or self._run.server_lost:
+    async def run(self) -> None:
+        """Every session, until the last one ends or the server is gone."""
+        workload = self._run.workload
+        waiting = deque(workload.sessions)
+        async with asyncio.TaskGroup() as tasks:
+            if workload.load.shape == "closed":
+                for _ in range(min(workload.load.clients, len(waiting))):
+                    tasks.create_task(self._client(waiting))
+            else:
+                for session in waiting:
+                    tasks.create_task(self._converse(session, session.at or 0.0))
+
+    async def _client(self, waiting: deque[Session]) -> None:
+        while waiting and not self._lost.is_set():
+            await self._converse(waiting.popleft(), self.now())
+
+    async def _converse(self, session: Session, due: float) -> None:
+        """One session from its first turn, due at that time, to its last."""
+        messages = list(session.opening)
+        for number, turn in enumerate(session.turns, start=1):
+            if await self._lost_before(due):
                 return
-            messages.append({"role": "assistant", "content": answer.texts[0]})
+            rng = random.Random(f"{self._run.workload.seed}/{session.name}/{number}")
+            behaviour = self._run.workload.load.behaviour(rng)
+            record = Record(session.name, number, turn.kind, due, self.now(), self._run.phase)
+            if behaviour == "garbage":
+                await self._misuse(record, rng)
+            else:
+                answer = await self._turn(turn, messages, record, behaviour, rng)
+                if not record.answered or self._lost.is_set():
+                    return
+                messages.append({"role": "assistant", "content": answer.texts[0]})
+            due = self.now() + self._run.workload.load.pause_seconds
 
-    async def _ask(self, turn: Turn, messages: list[dict[str, str]], record: Record) -> Answer:
+    async def _lost_before(self, due: float) -> bool:
+        """Wait until `due`; true if the server is gone by then, and at once when it goes."""
+        if (seconds := due - self.now()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), seconds)
+        return self._lost.is_set()
+
+    async def _turn(
+        self, turn: Turn, messages: list[Message], record: Record, behaviour: Behaviour, rng: random.Random
+    ) -> Answer:
+        if isinstance(turn.text, str):
+            messages.append({"role": "user", "content": turn.text})
         path, body = request_of(turn, messages, self._model)
-        answer, start = Answer(), time.perf_counter()
-        leave_after = self._leave_after(record)
-        try:
-            async with asyncio.timeout(self._timeout if leave_after is None else leave_after):
-                await ask(self._session, path, body, answer)
-        except TimeoutError:
-            record.left = leave_after is not None
-            record.error = None if record.left else "timeout"
-        except Refused as refusal:
-            record.error, record.detail = refusal.kind, str(refusal)
-        except aiohttp.ClientConnectorError as error:
-            record.error, record.detail, self._run.server_lost = "no connection", str(error), True
-        except (aiohttp.ClientError, OSError) as error:
-            record.error, record.detail = "connection lost", str(error) or type(error).__name__
-        _fill(record, answer, start)
+        self._run.left_out.update(body.keys() & self._target.dialect.refused)
+        body = self._target.dialect.spoken(body)
+        answer = Answer()
+        record.slow = behaviour == "slow"
+        leaves = rng.random() * self._e2e_sum / self._e2e_count if behaviour == "leave" else None
+        await self._watch(record, leaves, ask(self._session, path, body, answer, SLOW_READER_SECONDS * record.slow))
+        self._fill(record, answer)
         _judge(record, turn.expect)
         self._keep(Sent(path, body, record))
         return answer
 
-    def _leave_after(self, record: Record) -> float | None:
-        """Seconds after which the client of this request goes away; None if it stays."""
-        rng = random.Random(f"{self._run.workload.seed}/leave/{record.conversation}/{record.turn}")
-        if rng.random() >= self._run.leave:
-            return None
-        return rng.random() * self._e2e_sum / self._e2e_count
+    async def _misuse(self, record: Record, rng: random.Random) -> None:
+        answer = Answer()
+        record.kind = "garbage"
+        await self._watch(record, None, send_garbage(self._session, rng, answer))
+        self._fill(record, answer)
+        self._keep(Sent("", {}, record))
+
+    async def _watch(self, record: Record, leaves: float | None, request: Coroutine[None, None, None]) -> None:
+        """Wait for a request and note in its record how it failed, if it did."""
+        self._run.in_flight += 1
+        record.in_flight = self._run.in_flight
+        try:
+            async with asyncio.timeout(self._target.timeout_seconds if leaves is None else leaves):
+                await request
+        except TimeoutError:
+            record.left = leaves is not None
+            record.error = None if record.left else "timeout"
+        except Refused as refusal:
+            record.error, record.detail = refusal.kind, str(refusal)
+        except aiohttp.ClientConnectorError as error:
+            record.error, record.detail = "no connection", str(error)
+            if error.errno in NOBODY_LISTENS:
+                self._run.server_lost = True
+                self._lost.set()
+        except (aiohttp.ClientError, OSError) as error:
+            record.error, record.detail = "connection lost", str(error) or type(error).__name__
+        finally:
+            self._run.in_flight -= 1
+
+    def _fill(self, record: Record, answer: Answer) -> None:
+        due, times = self._origin + record.due, answer.arrivals
+        record.status = answer.status
+        record.e2e = time.perf_counter() - due
+        record.ttft = times[0] - due if times else None
+        record.inter_token = [later - earlier for earlier, later in itertools.pairwise(times)]
+        record.prompt_tokens = answer.usage.get("prompt_tokens") or 0
+        record.completion_tokens = answer.usage.get("completion_tokens") or 0
+        record.cached_tokens = answer.cached_tokens
+        record.digest = digest_of(answer.ordered_texts()) if answer.finished else None
 
     def _keep(self, sent: Sent) -> None:
         self._run.sent.append(sent)
@@ -185,7 +203,7 @@ class _Loop:
         self._on_record(sent.record)
 
 
-def request_of(turn: Turn, messages: list[dict[str, str]], model: str) -> tuple[str, Json]:
+def request_of(turn: Turn, messages: list[Message], model: str) -> tuple[str, Json]:
     """Path and body of a turn; `messages` ends with its text."""
     body: Json = {"model": model, **turn.body}
     if turn.stream:
@@ -193,19 +211,6 @@ def request_of(turn: Turn, messages: list[dict[str, str]], model: str) -> tuple[
     if turn.endpoint == "chat":
         return "chat/completions", body | {"messages": list(messages)}
     return "completions", body | {"prompt": turn.text}
-
-
-def _fill(record: Record, answer: Answer, start: float) -> None:
-    record.status = answer.status
-    record.e2e = time.perf_counter() - start
-    times = answer.arrivals
-    record.inter_token = [later - earlier for earlier, later in itertools.pairwise(times)]
-    details = answer.usage.get("prompt_tokens_details") or {}
-    record.prompt_tokens = answer.usage.get("prompt_tokens") or 0
-    record.completion_tokens = answer.usage.get("completion_tokens") or 0
-    record.cached_tokens = details.get("cached_tokens")
-    record.ttft = times[0] - start if times else None
-    record.digest = digest_of(answer.ordered_texts()) if answer.finished else None
 
 
 def _judge(record: Record, expected: int) -> None:

@@ -1,108 +1,84 @@
-"""Numbers from records, and the table at the end."""
+"""What a person reads in the terminal: the table at the end, and a line for each thing that is wrong."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
+from loadtest.check import Difference
+from loadtest.measures import Latency, Objective, Quantiles, Summary
 from loadtest.replay import Run
 
 
-@dataclass(frozen=True, slots=True)
-class Quantiles:
-    """In seconds."""
-
-    p50: float
-    p90: float
-    p99: float
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """A run in numbers. Throughput counts complete answers; `hit_share` is None if the server does not report it."""
-
-    requests: int  # sent
-    unsent: int
-    answered: int
-    refused: int  # as expected
-    left: int
-    errors: dict[str, int]  # by kind
-    wall_seconds: float
-    requests_per_second: float
-    tokens_per_second: float
-    prompt_tokens: int
-    cached_tokens: int
-    hit_share: float | None
-    ttft: Quantiles | None
-    inter_token: Quantiles | None
-    e2e: Quantiles | None
-
-
-def summarise(run: Run) -> Summary:
-    """Count and measure what `run` recorded."""
-    records = run.records
-    answered = [record for record in records if record.answered]
-    streamed = [record for record in answered if record.ttft is not None]
-    reported = [record for record in answered if record.cached_tokens is not None]
-    prompt_tokens = sum(record.prompt_tokens for record in reported)
-    cached_tokens = sum(record.cached_tokens or 0 for record in reported)
-    wall = max(run.wall_seconds, 1e-9)
-    return Summary(
-        requests=len(records),
-        unsent=run.workload.num_requests - len(records),
-        answered=len(answered),
-        refused=sum(record.error is None and not record.left for record in records) - len(answered),
-        left=sum(record.left for record in records),
-        errors=dict(Counter(record.error for record in records if record.error).most_common()),
-        wall_seconds=run.wall_seconds,
-        requests_per_second=len(answered) / wall,
-        tokens_per_second=sum(record.completion_tokens for record in answered) / wall,
-        prompt_tokens=prompt_tokens,
-        cached_tokens=cached_tokens,
-        hit_share=cached_tokens / prompt_tokens if prompt_tokens else None,
-        ttft=quantiles(record.ttft for record in streamed if record.ttft is not None),
-        inter_token=quantiles(gap for record in streamed for gap in record.inter_token),
-        e2e=quantiles(record.e2e for record in answered),
-    )
-
-
-def quantiles(values: Iterable[float]) -> Quantiles | None:
-    """By nearest rank: each is one of the values. None without values."""
-    ordered = sorted(values)
-    return Quantiles(*(_at(ordered, share) for share in (0.5, 0.9, 0.99))) if ordered else None
-
-
-def _at(ordered: Sequence[float], share: float) -> float:
-    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
-
-
-def table_of(summary: Summary, title: str) -> Table:
-    """The table printed at the end of a run."""
-    table = Table(title=title, show_header=False)
+def table_of(summaries: dict[str, Summary], title: str, objective: Objective | None = None) -> Table:
+    """A column for each phase."""
+    table = Table(title=title, title_justify="left", show_header=len(summaries) > 1)
     table.add_column(style="bold")
-    table.add_column()
-    for name, value in _lines(summary):
-        table.add_row(name, value)
+    for phase in summaries:
+        table.add_column(phase)
+    columns = [dict(_lines(summary, objective)) for summary in summaries.values()]
+    for name in dict.fromkeys(name for column in columns for name in column):
+        table.add_row(name, *(column.get(name, "") for column in columns))
     return table
 
 
-def _lines(s: Summary) -> Iterable[tuple[str, str]]:
-    yield "requests", f"{s.requests} sent: {s.answered} answered, {s.refused} refused as expected, {s.left} left early"
+def _lines(s: Summary, objective: Objective | None) -> Iterator[tuple[str, str]]:
+    others = ((s.refused, "refused as expected"), (s.left, "left early"))
+    yield (
+        "requests",
+        ", ".join([f"{s.requests} sent: {s.answered} answered", *(f"{n} {how}" for n, how in others if n)]),
+    )
+    if s.slow:
+        yield "slow readers", f"{s.slow}, not in the times below"
     if s.unsent:
         yield "not sent", str(s.unsent)
     yield "wall time", f"{s.wall_seconds:.2f} s"
     yield "throughput", f"{s.requests_per_second:.2f} requests/s, {s.tokens_per_second:.1f} tokens/s"
+    if s.good_per_second is not None:
+        yield f"goodput ({objective})", f"{s.good_per_second:.2f} requests/s, {s.good_share or 0:.0%} of requests"
     yield "prompt tokens", f"{s.prompt_tokens:,} of which cached {s.cached_tokens:,}"
     yield "hit share", "not reported" if s.hit_share is None else f"{s.hit_share:.3f}"
-    for name, measured in (("TTFT", s.ttft), ("between pieces", s.inter_token), ("end to end", s.e2e)):
-        if measured:
-            yield f"{name} p50 / p90 / p99", " / ".join(map(_seconds, (measured.p50, measured.p90, measured.p99)))
+    yield from _times(s.latency)
+    for kind, latency in s.by_kind.items():
+        if latency.ttft:
+            yield f"TTFT of {kind}", _quantiles(latency.ttft)
     yield "errors", ", ".join(f"{count} x {kind}" for kind, count in s.errors.items()) or "none"
 
 
-def _seconds(value: float) -> str:
+def _times(latency: Latency) -> Iterator[tuple[str, str]]:
+    named = (("TTFT", latency.ttft), ("TPOT", latency.tpot), ("between pieces", latency.inter_token))
+    for name, measured in (*named, ("end to end", latency.e2e)):
+        if measured:
+            yield f"{name} p50 / p90 / p99", _quantiles(measured)
+
+
+def _quantiles(measured: Quantiles) -> str:
+    return " / ".join(map(seconds, (measured.p50, measured.p90, measured.p99)))
+
+
+def seconds(value: float) -> str:
+    """A time as a person would write it."""
     return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def problems(run: Run, summary: Summary) -> Iterator[str]:
+    """What went wrong in a run, the first of each kind with what the server said; nothing is repeated."""
+    shown: set[str] = set()
+    for record in run.records:
+        if record.error and record.detail and record.error not in shown:
+            shown.add(record.error)
+            yield f"{record.error}, first at {record.session}: {record.detail}"
+    if run.server_lost:
+        yield f"the server stopped taking connections; {summary.unsent} requests were not sent"
+
+
+def notes(runs: Sequence[Run], differences: Sequence[Difference]) -> Iterator[str]:
+    """What a reader of the numbers must know beside them."""
+    left_out = sum((run.left_out for run in runs), start=type(runs[0].left_out)()) if runs else {}
+    if left_out:
+        names = ", ".join(f"{name} ({count} x)" for name, count in sorted(left_out.items()))
+        yield f"left out of requests, for this dialect: {names}"
+    for difference in differences:
+        record = difference.sent.record
+        yield f"differs: {record.session}, turn {record.turn} ({record.kind}): {difference.reason}"

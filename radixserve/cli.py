@@ -66,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     talk = commands.add_parser("chat", help="talk to a running server in the terminal", allow_abbrev=False)
     chat.add_arguments(talk)
     talk.set_defaults(run=chat.main)
+    bench = commands.add_parser("bench", help="replay a workload against any server", add_help=False, prefix_chars="\0")
+    bench.add_argument("arguments", nargs=argparse.REMAINDER)  # with that prefix nothing is an option here
+    bench.set_defaults(run=_bench)
     _add_cache(commands.add_parser("cache", help="look into and mend a disk store", allow_abbrev=False))
     return parser
 
@@ -97,6 +100,12 @@ def _cache(arguments: argparse.Namespace) -> int:
 
     given = {name: value for name, value in vars(arguments).items() if name not in ("run", "tool")}
     return int(getattr(tools, arguments.tool)(**given))
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from loadtest.cli import main as load_test
+
+    return load_test(arguments.arguments, "radixserve bench")
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

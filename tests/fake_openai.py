@@ -32,6 +32,7 @@ class FakeOpenAI:
     def app(self) -> web.Application:
         app = web.Application()
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/v1/chat/completions", self._generate)
         app.router.add_post("/v1/completions", self._generate)
         return app
@@ -49,10 +50,22 @@ class FakeOpenAI:
     async def _models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "fake", "object": "model"}]})
 
+    async def _metrics(self, request: web.Request) -> web.Response:
+        if self.fault == "no metrics":
+            raise web.HTTPNotFound
+        name = "fake:num_requests_running"
+        return web.Response(
+            text=f"# TYPE {name} gauge\n{name} {self.running}\n"
+            f"# TYPE fake_requests_total counter\nfake_requests_total {len(self.bodies)}\n"
+        )
+
     async def _generate(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        self.bodies.append(body)
-        refused = self._refusal(body)
+        try:
+            body = await request.json()
+            self.bodies.append(body)
+            refused = self._refusal(body)
+        except (ValueError, TypeError, RecursionError):
+            refused = 500 if self.fault == "falls over garbage" else 400
         if refused:
             return web.json_response(
                 {"error": {"message": "no", "type": "t", "param": None, "code": None}}, status=refused
@@ -78,6 +91,8 @@ class FakeOpenAI:
 
     async def _answer(self, request: web.Request, body: Json) -> web.StreamResponse:
         prompt = json.dumps(body["messages"]) if "messages" in body else body["prompt"]
+        if isinstance(prompt, list):
+            prompt = " ".join(map(str, prompt))
         salt = self.running if self.fault == "depends on the batch" else 0
         seed = hashlib.sha256(f"{prompt}{salt}".encode()).hexdigest()
         words = [f"w{seed[i % 60 : i % 60 + 4]} " for i in range(body["max_tokens"])]

@@ -17,6 +17,8 @@ import radixserve
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PACKAGES = ("radixserve", "loadtest")
+DATA = {".toml", ".jsonl", ".html", ".css", ".js", ".typed"}
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 # Packages whose import name is not their own.
@@ -35,15 +37,15 @@ def requirement_names(requirements: list[str]) -> list[str]:
 
 
 def imported_packages() -> set[str]:
-    """The packages that radixserve imports, its own and the standard library's left out."""
+    """The packages that radixserve and loadtest import, their own and the standard library's left out."""
     found: set[str] = set()
-    for path in (ROOT / "radixserve").rglob("*.py"):
+    for path in (each for name in PACKAGES for each in (ROOT / name).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 found.update(alias.name.split(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module:
                 found.add(node.module.split(".")[0])
-    return {name for name in found if name not in sys.stdlib_module_names and name != "radixserve"}
+    return {name for name in found if name not in sys.stdlib_module_names and name not in PACKAGES}
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_used() -> None:
@@ -67,7 +69,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "radixserve", source / "radixserve", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     target = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
     built = subprocess.run(
@@ -77,9 +80,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
     return zipfile.Path(next(target.glob("*.whl")))
 
 
-def test_the_wheel_holds_every_module_and_nothing_else(wheel: zipfile.Path) -> None:
+def test_the_wheel_holds_every_module_with_its_data_and_nothing_else(wheel: zipfile.Path) -> None:
     names = {name for name in wheel.root.namelist() if ".dist-info/" not in name and not name.endswith("/")}
-    files = {path for path in (ROOT / "radixserve").rglob("*") if path.suffix == ".py" or path.name == "py.typed"}
+    paths = (path for name in PACKAGES for path in (ROOT / name).rglob("*"))
+    files = {path for path in paths if path.suffix in {".py", *DATA}}
     assert names == {str(path.relative_to(ROOT)) for path in files}
 
 

@@ -24,7 +24,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def sources() -> Iterator[tuple[str, str, ast.Module]]:
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted([*PACKAGE.rglob("*.py"), *(ROOT / "loadtest").rglob("*.py")]):
         text = path.read_text()
         yield str(path.relative_to(ROOT)), text, ast.parse(text)
 

@@ -1,0 +1,64 @@
+"""A load test from the first phase to the last: what is kept of it, whatever happens.
+
+Owns the order of things; knows no options and writes only the record file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from loadtest.check import Difference, check, comparable
+from loadtest.measures import Objective, summarise
+from loadtest.progress import Live
+from loadtest.record import Record, RecordFile
+from loadtest.replay import Run, replay
+from loadtest.results import Phase
+from loadtest.scrape import Sample, scraping
+from loadtest.target import Target
+from loadtest.workload import Workload
+
+
+@dataclass(slots=True)
+class Bench:
+    """A load test in progress: what is done and to whom, and what has come of it."""
+
+    target: Target
+    file: RecordFile
+    console: Console
+    objective: Objective | None = None
+    quiet: bool = False
+    phases: list[Phase] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+    lost: str = ""  # why it ended before its last phase
+
+    async def run(self, workload: Workload, phase: str) -> None:
+        """Replay a workload as one phase. Raises CannotStart; whatever else happens, the phase is kept."""
+        run, samples = Run(workload, phase), list[Sample]()
+        try:
+            with Live(self.console, quiet=self.quiet) as live:
+                follow = live.follow(run)
+
+                def on_record(record: Record) -> None:
+                    self.file.write(record)
+                    follow.take(record)
+
+                async with scraping(self.target, samples):
+                    await replay(run, self.target, on_record)
+        finally:
+            if run.wall_seconds or run.sent:
+                self.phases.append(Phase(run, summarise(run, self.objective), samples))
+
+    async def check(self) -> None:
+        """Send every greedy request again, alone."""
+        runs = [phase.run for phase in self.phases]
+        with Live(self.console, quiet=self.quiet) as live:
+            task = live.checks(len(comparable(runs)))
+            self.differences = await check(runs, self.target, lambda: live.advance(task, "check"))
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything is wrong that was measured."""
+        wrong = any(phase.summary.errors or phase.run.server_lost for phase in self.phases)
+        return bool(wrong or self.differences or self.file.error or self.lost or not self.phases)

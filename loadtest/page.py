@@ -1,0 +1,67 @@
+"""The report as one HTML page: data, style and script inline, so that it opens anywhere and loads nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loadtest.record import Record
+from loadtest.results import Phase
+
+FOLDER = Path(__file__).parent / "html"
+
+
+def write(path: Path, phases: Sequence[Phase], url: str) -> None:
+    """Raises OSError."""
+    path.write_text(render(phases, url), encoding="utf-8")
+
+
+def render(phases: Sequence[Phase], url: str) -> str:
+    """The page for the phases of one or several runs, in this order."""
+    workload = phases[0].run.workload
+    subtitle = f"{url} · {workload.load} · seed {workload.seed}"
+    parts = {
+        "title": html.escape(workload.name),
+        "subtitle": html.escape(subtitle),
+        "style": (FOLDER / "page.css").read_text(encoding="utf-8"),
+        "data": _inline([_phase(phase) for phase in phases]),
+        "script": "".join((FOLDER / name).read_text(encoding="utf-8") for name in ("plot.js", "page.js")),
+    }
+    page = (FOLDER / "page.html").read_text(encoding="utf-8")
+    for name, text in parts.items():
+        page = page.replace(f"<!--{name}-->", text)
+    return page
+
+
+def _inline(data: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+
+
+def _phase(phase: Phase) -> dict[str, Any]:
+    return {
+        "name": phase.run.phase,
+        "summary": dataclasses.asdict(phase.summary),
+        "requests": [_request(record) for record in phase.run.records],
+        "server": [[round(s.seconds, 2), s.waiting, s.running] for s in phase.samples],
+    }
+
+
+def _request(record: Record) -> dict[str, Any]:
+    """What the plots need; texts are not kept."""
+    values = {"due": record.due, "ttft": record.ttft, "tpot": record.tpot, "e2e": record.e2e}
+    return {
+        **{name: None if value is None else round(value, 5) for name, value in values.items()},
+        "name": f"{record.session}, turn {record.turn}",
+        "kind": record.kind,
+        "prompt": record.prompt_tokens,
+        "cached": record.cached_tokens,
+        "tokens": record.completion_tokens,
+        "load": record.in_flight,
+        "wrong": "left" if record.left else record.error or "",
+        "timed": record.answered and not record.slow,
+    }

@@ -1,0 +1,60 @@
+"""The JSON file of a load test: what was sent where, the numbers of each phase, and what `compare` resamples."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loadtest.measures import Summary
+from loadtest.replay import Run
+from loadtest.scrape import Sample
+
+FORMAT = 1
+
+
+@dataclass(slots=True)
+class Phase:
+    """One run and what is known of it."""
+
+    run: Run
+    summary: Summary
+    samples: list[Sample] = field(default_factory=list)  # of the server's own metrics
+
+
+def as_json(phases: Sequence[Phase], url: str) -> dict[str, Any]:
+    """All of it; the file is self-contained."""
+    workload = phases[0].run.workload
+    about = {"workload": workload.name, "seed": workload.seed, "load": str(workload.load), "url": url}
+    return {"format": FORMAT, **about, "phases": {phase.run.phase: _phase(phase) for phase in phases}}
+
+
+def _phase(phase: Phase) -> dict[str, Any]:
+    timed = [record for record in phase.run.records if record.answered and not record.slow]
+    values = {
+        name: [round(value, 6) for record in timed if (value := getattr(record, name)) is not None]
+        for name in ("ttft", "tpot", "e2e")
+    }
+    ends = [[round(r.due + r.e2e, 3), r.completion_tokens] for r in phase.run.records if r.answered]
+    return {
+        "summary": dataclasses.asdict(phase.summary),
+        "values": values,
+        "ends": ends,
+        "server_counters": _growth(phase.samples),
+    }
+
+
+def _growth(samples: Sequence[Sample]) -> dict[str, float]:
+    """How much each counter of the server grew during the run."""
+    if len(samples) < 2:
+        return {}
+    first, last = samples[0].counters, samples[-1].counters
+    return {name: value - first.get(name, 0.0) for name, value in last.items() if value != first.get(name, 0.0)}
+
+
+def write(path: Path, phases: Sequence[Phase], url: str) -> None:
+    """Raises OSError."""
+    path.write_text(json.dumps(as_json(phases, url), indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,73 @@
+"""The server under test: where it is, how to connect, and which model to ask for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from loadtest.dialect import DIALECTS, Dialect
+
+
+class CannotStart(Exception):
+    """The server cannot be tested; the message is for the person at the terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where and how requests are sent."""
+
+    url: str  # ends in /v1
+    model: str = ""  # empty: the first one that the server lists
+    api_key: str | None = None
+    timeout_seconds: float = 300.0  # of one request
+    dialect: Dialect = field(default=DIALECTS["openai"])
+
+
+def base_url(url: str) -> str:
+    """The URL that ends in /v1, whether the person gave that or only the host."""
+    url = url.rstrip("/")
+    return url if url.endswith("/v1") else f"{url}/v1"
+
+
+@asynccontextmanager
+async def connect(target: Target) -> AsyncIterator[aiohttp.ClientSession]:
+    """A session whose paths are relative to the target. Idle connections close before any server closes them."""
+    headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=1.0)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10.0)
+    try:
+        session = aiohttp.ClientSession(
+            f"{target.url}/", headers=headers, connector=connector, timeout=timeout, read_bufsize=2**20
+        )
+    except ValueError as error:
+        await connector.close()
+        raise CannotStart(f"{target.url} is not a URL: {error}") from error
+    async with session:
+        yield session
+
+
+async def find_model(session: aiohttp.ClientSession, target: Target) -> str:
+    """The model to ask for.
+
+    Raises:
+        CannotStart: the server does not answer, or does not serve the model named.
+    """
+    try:
+        async with session.get("models", timeout=aiohttp.ClientTimeout(total=10.0)) as response:
+            if response.status != 200:
+                raise CannotStart(f"{target.url}/models answers {response.status}: {(await response.text())[:200]}")
+            served = [str(model["id"]) for model in (await response.json(content_type=None))["data"]]
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise CannotStart(f"no server at {target.url}: {error or 'no answer within 10 seconds'}") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise CannotStart(f"{target.url}/models does not list models as the OpenAI API does") from error
+    if target.model and not target.dialect.lists_models:
+        return target.model
+    if not served or (target.model and target.model not in served):
+        raise CannotStart(
+            f"{target.url} does not serve {target.model or 'any model'}; it has: {', '.join(served) or '-'}"
+        )
+    return target.model or served[0]

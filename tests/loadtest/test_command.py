@@ -1,0 +1,162 @@
+"""The command: what it writes and says, and with which code it ends when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from loadtest import cli
+from radixserve.cli import main as radixserve
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@contextmanager
+def fake_process(fault: str = "") -> Iterator[str]:
+    command = [sys.executable, "-m", "tests.fake_openai"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"FAKE_FAULT": fault}
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().split("listening on ")[1].strip()
+        finally:
+            process.kill()
+
+
+def records_in(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_command_reports_writes_and_exits_with_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, numbers, html = tmp_path / "r.jsonl", tmp_path / "s.json", tmp_path / "r.html"
+    files = ["--out", str(out), "--summary", str(numbers), "--html", str(html)]
+    with fake_process() as url:
+        options = ["bench", "shared_system", "--check", "--phases", "cold,warm", "--slo", "ttft=5", "--url", url]
+        assert radixserve([*options, *files]) == 0
+    assert [record["phase"] for record in records_in(out)] == ["cold"] * 64 + ["warm"] * 64
+    phases = json.loads(numbers.read_text())["phases"]
+    assert [phase["summary"]["answered"] for phase in phases.values()] == [64, 64]
+    assert phases["warm"]["summary"]["hit_share"] > phases["cold"]["summary"]["hit_share"] > 0.88
+    shown = capsys.readouterr().out
+    assert "64 sent: 64 answered" in shown
+    assert "goodput" in shown
+    assert html.read_text().startswith("<!doctype html>")
+
+
+def test_without_a_terminal_progress_is_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("loadtest.progress.PLAIN_SECONDS", 0.0)
+    with fake_process() as url:
+        assert cli.main(["shared_system", "--set", "users=1", "--url", url]) == 0
+    assert "cold: 8/8 " in capsys.readouterr().out
+
+
+def test_an_unreachable_server_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--url", "http://127.0.0.1:1", "--quiet"]) == 2
+    assert "no server at http://127.0.0.1:1/v1" in capsys.readouterr().err
+    assert cli.main(["--url", "nonsense", "--quiet"]) == 2
+    assert "nonsense/v1 is not a URL" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_served_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_process() as url:
+        assert cli.main(["--url", url, "--model", "other", "--quiet"]) == 2
+    assert "does not serve other; it has: fake" in capsys.readouterr().err
+
+
+def test_an_unknown_workload_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["nothing", "--quiet"]) == 2
+    assert "there are: agent, chat, document" in capsys.readouterr().err
+
+
+def test_a_trace_with_a_broken_line_is_refused_before_anything_is_sent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.jsonl").write_text('{"timestamp": 0}\n')
+    assert cli.main(["trace", "--set", f"file={tmp_path / 't.jsonl'}"]) == 2
+    assert "t.jsonl, line 1: input_length is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("load", "answered"), [([], 12), (["--rate", "50"], 1)])
+def test_a_server_that_dies_in_the_middle_leaves_what_was_measured(
+    load: list[str], answered: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, html = tmp_path / "r.jsonl", tmp_path / "r.html"
+    with fake_process("exit") as url:
+        options = ["shared_system", "--quiet", "--check", "--phases", "cold,warm", *load]
+        assert cli.main([*options, "--url", url, "--out", str(out), "--html", str(html)]) == 1
+    assert "the server stopped taking connections" in capsys.readouterr().out
+    assert sum(record["error"] is None for record in records_in(out)) >= answered
+    assert {record["error"] for record in records_in(out)} == {None, "connection lost", "no connection"}
+    assert html.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device /dev/full")
+def test_a_full_disk_keeps_the_other_results_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = tmp_path / "s.json"
+    with fake_process() as url:
+        options = ["--url", url, "--quiet", "--set", "users=1", "--summary", str(numbers)]
+        assert cli.main([*options, "--out", "/dev/full"]) == 1
+        assert cli.main([*options, "--html", "/dev/full"]) == 1
+    shown = capsys.readouterr().out
+    assert "the record file is incomplete: [Errno 28] No space left on device" in shown
+    assert "cannot write /dev/full: [Errno 28] No space left on device" in shown
+    assert json.loads(numbers.read_text())["phases"]["cold"]["summary"]["answered"] == 8
+
+
+def test_interrupting_keeps_what_was_measured(tmp_path: Path) -> None:
+    out, numbers = tmp_path / "r.jsonl", tmp_path / "s.json"
+    with fake_process() as url:
+        options = ["--url", url, "--quiet", "--rate", "5", "--out", str(out), "--summary", str(numbers)]
+        with subprocess.Popen(
+            [sys.executable, "-m", "loadtest", *options], cwd=ROOT, stdout=subprocess.PIPE
+        ) as process:
+            while not (out.exists() and records_in(out)):
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+    assert json.loads(numbers.read_text())["phases"]["cold"]["summary"]["unsent"] > 0
+
+
+# -- commands with servers of their own ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> list[str]:
+    """A command that starts the fake server whatever options it gets."""
+    script = tmp_path / "serve.py"
+    start = f"import sys; sys.argv = ['fake']; sys.path.insert(0, {str(ROOT)!r}); import runpy; "
+    script.write_text(start + "runpy.run_module('tests.fake_openai', run_name='__main__')\n")
+    return [sys.executable, str(script)]
+
+
+def test_figures_measures_both_servers_and_stops_them(serving: list[str]) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/figures.py"), "--command", *serving]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("|")[1].strip() for line in done.stdout.splitlines()[2:]] == ["cache", "--no-cache", "ratio"]
+
+
+def test_the_tour_replays_cold_warm_and_uncached_and_says_where_the_report_is(
+    serving: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "bench"
+    assert cli.main(["tour", "--folder", str(folder), "--set", "users=2", "--command", *serving]) == 0
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+    assert list(json.loads((folder / "summary.json").read_text())["phases"]) == ["cold", "warm", "no cache"]
+    assert len(records_in(folder / "requests.jsonl")) == 36
+
+
+def test_a_tour_whose_server_does_not_start_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tour", "--folder", str(tmp_path), "--command", sys.executable, "/no/such/script"]) == 2
+    assert "the server ended with code 2 before it was ready" in capsys.readouterr().err
