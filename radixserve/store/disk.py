@@ -16,6 +16,10 @@ BUSY_SECONDS = 0.25
 TEMPORARY = ".tmp"
 
 
+class Corrupt(sqlite3.DatabaseError):
+    """The index is broken, though SQLite does not say so."""
+
+
 class Disk:
     """Steps on a real disk. All of them raise OSError, those on the index sqlite3.Error."""
 
@@ -73,7 +77,10 @@ class Disk:
 
     def execute(self, connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Run one statement and fetch all it gives."""
-        return connection.execute(statement, values).fetchall()
+        try:
+            return connection.execute(statement, values).fetchall()
+        except UnicodeDecodeError as error:  # SQLite says what is wrong and quotes the wrong bytes
+            raise Corrupt("a message about the index that is no text") from error
 
     def publish(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
         """Make a file appear under its name whole and on the disk, or not at all.

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from radixserve.cache.pool import KVShape
-from radixserve.store.disk import Disk
+from radixserve.store.disk import Corrupt, Disk
 from radixserve.store.folder import StoreFolder, room_for_run
-from radixserve.store.index import ROOT, NewRun, Row, Step
+from radixserve.store.index import ROOT
 from radixserve.store.pause import Pause
+from radixserve.store.rows import NewRun, Row, Step
 from radixserve.store.run_file import KV, TOKEN_BYTES, BadFile, RunHeader, encode_run, read_run, run_name
 
 MAX_RUN_TOKENS = 2048
@@ -214,14 +215,15 @@ class DiskStore:
         index = self._folder.index
         name = run_name(self.fingerprint, namespace, start, tokens)
         empty = RunHeader(self.fingerprint, namespace, start, kv[0].shape[1], self.shape, _NOT_YET)
-        taken = index.named(name)  # only if the digest of two different prefixes were the same
-        if taken or not self._folder.make_room(room_for_run(empty.file_bytes, len(tokens) // TOKEN_BYTES), path):
+        own, parent = tokens[start * TOKEN_BYTES :], path[-1].id if path else ROOT
+        if index.named(name):
+            raise Corrupt(f"a row of {name} is there and was not found")
+        if not self._folder.make_room(room_for_run(empty.file_bytes, len(tokens) // TOKEN_BYTES), path):
             self._stats.refused_total += 1
             return None
         header, parts = encode_run(empty, tokens, kv)
-        own = tokens[start * TOKEN_BYTES :]
         about = (self.fingerprint, namespace, name, header.file_bytes, header.digest)
-        self._folder.add(NewRun(path[-1].id if path else ROOT, start, *about, own), parts)
+        self._folder.add(NewRun(parent, start, *about, own), parts)
         self._stats.stored_tokens_total += header.num_tokens
         self._pause.worked()
         return index.named(name)[0]

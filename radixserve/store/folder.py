@@ -24,8 +24,9 @@ from pathlib import Path
 
 from radixserve.errors import StartupError
 from radixserve.store.disk import TEMPORARY, Disk, temporary
-from radixserve.store.index import ROOT, Index, Newer, NewRun, Row, Unusable, is_corrupt
+from radixserve.store.index import ROOT, Index, Newer, Unusable, is_corrupt
 from radixserve.store.rebuild import rebuild
+from radixserve.store.rows import NewRun, Row
 
 INDEX = "index.sqlite"
 BROKEN = "index.broken"

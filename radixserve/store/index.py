@@ -17,16 +17,17 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 import numpy as np
 
-from radixserve.store.disk import Disk
+from radixserve.store.disk import Corrupt, Disk
+from radixserve.store.rows import NewRun, Row, Step, shared
 
 SCHEMA = 1
 APPLICATION = 0x72647876  # tells our index from any other SQLite file
 ROOT = 0
-TOKEN_BYTES = 4
 _LATEST = 1 << 62  # no count of uses gets here
 
 _TABLE = """
@@ -60,6 +61,13 @@ _SETUP = (
     "PRAGMA journal_size_limit = 1048576",
 )
 
+# What SQLite says of a broken file: also that a statement makes no sense, that the file may only be read, that a row
+# breaks a rule which no row of ours can break.
+_CORRUPT = (
+    *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR),
+    *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH),
+)
+
 
 class Unusable(Exception):
     """The index is not one that this version can read; nothing of ours is lost by starting anew."""
@@ -67,50 +75,6 @@ class Unusable(Exception):
 
 class Newer(Exception):
     """The index was written by a later version."""
-
-
-class Row(NamedTuple):
-    """One stored run."""
-
-    id: int
-    parent: int
-    start: int
-    first_token: int
-    length: int
-    fingerprint: str
-    namespace: str
-    name: str
-    num_bytes: int
-    digest: str
-    created: float
-    used: float
-    last_use: int
-    hits: int
-    tokens: bytes
-
-
-class NewRun(NamedTuple):
-    """What a run is inserted with."""
-
-    parent: int
-    start: int
-    fingerprint: str
-    namespace: str
-    name: str
-    num_bytes: int
-    digest: str
-    tokens: bytes  # of the run alone
-
-
-class Contradiction(sqlite3.DatabaseError):
-    """A row is not what it was found by: the index is corrupt, though SQLite did not notice."""
-
-
-class Step(NamedTuple):
-    """A run on the way down, and how many of its tokens agree."""
-
-    row: Row
-    shared: int
 
 
 class Index:
@@ -164,7 +128,7 @@ class Index:
         """The runs that together hold the longest stored prefix of `tokens`; one query per run.
 
         Raises:
-            Contradiction: a row on the way cannot be true.
+            Corrupt: a row on the way cannot be true.
         """
         steps: list[Step] = []
         parent, depth, ids = ROOT, 0, np.frombuffer(tokens, np.int32)
@@ -175,7 +139,7 @@ class Index:
             )
             if not found:
                 break
-            steps.append(Step(found[0], _shared(found[0], where, ids)))
+            steps.append(Step(found[0], shared(found[0], where, ids)))
             parent, depth = found[0].id, depth + steps[-1].shared
         return steps
 
@@ -263,7 +227,11 @@ class Index:
         return self._disk.execute(self._connection, statement, values)
 
     def _rows(self, rest: str, values: Sequence[Any] = ()) -> list[Row]:
-        return [Row._make(each) for each in self._sql(f"SELECT {_COLUMNS} FROM runs {rest}", values)]
+        found = self._sql(f"SELECT {_COLUMNS} FROM runs {rest}", values)
+        try:
+            return msgspec.convert(found, list[Row])
+        except msgspec.ValidationError as error:  # STRICT is checked on the way in only
+            raise Corrupt(f"a row cannot be true: {error}") from error
 
     def _one(self, statement: str) -> Any:
         return self._sql(statement)[0][0]
@@ -271,24 +239,7 @@ class Index:
 
 def is_corrupt(error: sqlite3.Error) -> bool:
     """The file itself is broken, as opposed to being locked or out of reach."""
-    if isinstance(error, Contradiction):
+    if isinstance(error, Corrupt):
         return True
     code = getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_OK
-    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
-
-
-def _shared(row: Row, where: tuple[int, int, int, str, str], ids: np.ndarray[Any, np.dtype[np.int32]]) -> int:
-    """How many of a run's tokens are those of `ids` from its start on: one at least, because it was found by it.
-
-    SQLite looks into one B-tree and reads the row from another, and neither has checksums.
-    """
-    found_by = (row.parent, row.start, row.first_token, row.fingerprint, row.namespace)
-    if found_by != where or not row.length or len(row.tokens) != row.length * TOKEN_BYTES:
-        raise Contradiction(f"the row of run {row.id} contradicts itself")
-    theirs = np.frombuffer(row.tokens, np.int32)
-    count = min(len(theirs), len(ids) - row.start)
-    differ = np.flatnonzero(theirs[:count] != ids[row.start : row.start + count])
-    shared = int(differ[0]) if len(differ) else count
-    if not shared:
-        raise Contradiction(f"the tokens of run {row.id} are not those it was found by")
-    return shared
+    return code & 0xFF in _CORRUPT

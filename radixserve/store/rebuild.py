@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from radixserve.store.disk import Disk
-from radixserve.store.index import ROOT, Index, NewRun
+from radixserve.store.index import ROOT, Index
+from radixserve.store.rows import NewRun
 from radixserve.store.run_file import (
     SUFFIX,
     TOKEN_BYTES,

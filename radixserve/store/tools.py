@@ -14,7 +14,7 @@ from rich.table import Table
 
 from radixserve.config import format_size
 from radixserve.store import transfer
-from radixserve.store.index import Row
+from radixserve.store.rows import Row
 
 NAME = 12  # characters of a run's name that are shown; any that tell it from the others will do
 

@@ -19,7 +19,8 @@ from radixserve.errors import StartupError
 from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore
 from radixserve.store.folder import INDEX, RUNS, StoreFolder, is_held
-from radixserve.store.index import Index, Newer, Row, Unusable
+from radixserve.store.index import Index, Newer, Unusable
+from radixserve.store.rows import Row
 from radixserve.store.run_file import (
     KV,
     TOKEN_BYTES,

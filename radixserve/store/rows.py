@@ -1,0 +1,71 @@
+"""What a row of the index says, and when it cannot be true. Knows no SQL and no files."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from radixserve.store.disk import Corrupt
+
+TOKEN_BYTES = 4
+
+
+class Row(NamedTuple):
+    """One stored run."""
+
+    id: int
+    parent: int
+    start: int
+    first_token: int
+    length: int
+    fingerprint: str
+    namespace: str
+    name: str
+    num_bytes: int
+    digest: str
+    created: float
+    used: float
+    last_use: int
+    hits: int
+    tokens: bytes
+
+
+class NewRun(NamedTuple):
+    """What a run is inserted with."""
+
+    parent: int
+    start: int
+    fingerprint: str
+    namespace: str
+    name: str
+    num_bytes: int
+    digest: str
+    tokens: bytes  # of the run alone
+
+
+class Step(NamedTuple):
+    """A run on the way down, and how many of its tokens agree."""
+
+    row: Row
+    shared: int
+
+
+def shared(row: Row, where: tuple[int, int, int, str, str], ids: np.ndarray[Any, np.dtype[np.int32]]) -> int:
+    """How many of a run's tokens are those of `ids` from its start on: one at least, because it was found by it.
+
+    SQLite looks into one B-tree and reads the row from another, and neither has checksums.
+
+    Raises:
+        Corrupt: the row is not what it was found by.
+    """
+    found_by = (row.parent, row.start, row.first_token, row.fingerprint, row.namespace)
+    if found_by != where or not row.length or len(row.tokens) != row.length * TOKEN_BYTES:
+        raise Corrupt(f"the row of run {row.id} contradicts itself")
+    theirs = np.frombuffer(row.tokens, np.int32)
+    count = min(len(theirs), len(ids) - row.start)
+    differ = np.flatnonzero(theirs[:count] != ids[row.start : row.start + count])
+    count = int(differ[0]) if len(differ) else count
+    if not count:
+        raise Corrupt(f"the tokens of run {row.id} are not those it was found by")
+    return count
