@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_ARGS)
 
-.PHONY: help serve test check format docs clean
+.PHONY: help serve bench test check format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -19,6 +19,9 @@ help:  ## this list
 
 serve: $(STAMP)  ## serve the embedded model on 127.0.0.1:8000 (PORT=, ARGS=)
 	@exec $(BIN)/radixserve serve --port $(PORT) $(ARGS)
+
+bench: $(STAMP)  ## a two-minute tour: shared prompts cold, warm and without the cache; a report in bench/ (ARGS=)
+	@exec $(BIN)/python -m loadtest tour -- $(ARGS)
 
 test: $(STAMP)  ## run the whole suite
 	@$(BIN)/python -m pytest

@@ -24,37 +24,40 @@ def table_of(summaries: dict[str, Summary], title: str, objective: Objective | N
 
 
 def _lines(s: Summary, objective: Objective | None) -> Iterator[tuple[str, str]]:
-    others = ((s.refused, "refused as expected"), (s.left, "left early"))
+    others = ((s.refused, "refused as expected"), (s.left, "left early"), (s.slow, "read slowly"))
     yield (
         "requests",
         ", ".join([f"{s.requests} sent: {s.answered} answered", *(f"{n} {how}" for n, how in others if n)]),
     )
-    if s.slow:
-        yield "slow readers", f"{s.slow}, not in the times below"
     if s.unsent:
         yield "not sent", str(s.unsent)
     yield "wall time", f"{s.wall_seconds:.2f} s"
-    yield "throughput", f"{s.requests_per_second:.2f} requests/s, {s.tokens_per_second:.1f} tokens/s"
+    yield "requests/s", f"{s.requests_per_second:.2f}"
+    yield "tokens/s", f"{s.tokens_per_second:.1f}"
     if s.good_per_second is not None:
-        yield f"goodput ({objective})", f"{s.good_per_second:.2f} requests/s, {s.good_share or 0:.0%} of requests"
-    yield "prompt tokens", f"{s.prompt_tokens:,} of which cached {s.cached_tokens:,}"
+        yield "goodput, requests/s", f"{s.good_per_second:.2f} ({s.good_share or 0:.0%} of requests)"
+        yield "goodput keeps", str(objective)
+    yield "prompt tokens", f"{s.prompt_tokens:,}"
     yield "hit share", "not reported" if s.hit_share is None else f"{s.hit_share:.3f}"
-    yield from _times(s.latency)
-    for kind, latency in s.by_kind.items():
-        if latency.ttft:
-            yield f"TTFT of {kind}", _quantiles(latency.ttft)
+    yield "", "p50 / p90 / p99"
+    for name, latency in (("", s.latency), *((f" of {kind}", latency) for kind, latency in s.by_kind.items())):
+        yield from _times(name, latency, brief=bool(name))
     yield "errors", ", ".join(f"{count} x {kind}" for kind, count in s.errors.items()) or "none"
 
 
-def _times(latency: Latency) -> Iterator[tuple[str, str]]:
-    named = (("TTFT", latency.ttft), ("TPOT", latency.tpot), ("between pieces", latency.inter_token))
-    for name, measured in (*named, ("end to end", latency.e2e)):
+def _times(of: str, latency: Latency, *, brief: bool) -> Iterator[tuple[str, str]]:
+    """A line for each time that was measured; in brief only the first."""
+    named = [("TTFT", latency.ttft), ("TPOT", latency.tpot), ("between pieces", latency.inter_token)]
+    for name, measured in named[:1] if brief else [*named, ("end to end", latency.e2e)]:
         if measured:
-            yield f"{name} p50 / p90 / p99", _quantiles(measured)
+            yield name + of, _quantiles(measured)
 
 
 def _quantiles(measured: Quantiles) -> str:
-    return " / ".join(map(seconds, (measured.p50, measured.p90, measured.p99)))
+    """In one unit."""
+    values = (measured.p50, measured.p90, measured.p99)
+    factor, unit = (1.0, "s") if measured.p99 >= 1 else (1e3, "ms")
+    return " / ".join(f"{value * factor:.3g}" for value in values) + f" {unit}"
 
 
 def seconds(value: float) -> str:

@@ -17,7 +17,7 @@ from loadtest.server import COMMAND, server
 from loadtest.target import Target, base_url
 from loadtest.workload import load_workload
 
-SMALL = ("groups=3", "users=4", "turns=2", "system_words=900")  # what 2 cores do in two minutes, without a cache, too
+SMALL = ("groups=3", "users=4", "turns=2", "system_words=800")  # what 2 cores do in two minutes, without a cache, too
 
 
 def main(arguments: Sequence[str], prog: str, console: Console) -> int:

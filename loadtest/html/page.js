@@ -40,7 +40,7 @@ function numbers() {
 function shares(id, key, label) {
   const series = phases.map((phase, i) => {
     const values = timed(phase).map((request) => request[key]).filter((value) => value !== null).sort((a, b) => a - b);
-    return { color: color(i), steps: true, points: values.map((value, n) => [value, (n + 1) / values.length]) };
+    return { color: color(i), steps: true, points: values.flatMap((value, n) => (n ? [] : [[value, 0]]).concat([[value, (n + 1) / values.length]])) };
   });
   plot(id, series, { x: { log: true, show: seconds, label }, y: { high: 1, show: percent } });
 }
@@ -63,9 +63,11 @@ function hits() {
 
 function queue() {
   const series = phases.flatMap((phase, i) => {
-    const events = phase.requests.flatMap((r) => [[r.due, 1], [r.due + r.e2e, -1]]).sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+    const blink = phase.summary.wall_seconds / 400; // what changes within it is drawn as one change
+    const events = phase.requests.flatMap((r) => [[r.due, 1], [r.due + r.e2e, -1]]).sort((a, b) => a[0] - b[0]);
     let count = 0;
-    const points = events.map(([at, change]) => [at, (count += change)]);
+    const counts = events.map(([at, change]) => [at, (count += change)]);
+    const points = [[0, 0], ...counts.filter(([at], n) => n === counts.length - 1 || counts[n + 1][0] - at > blink)];
     const waiting = phase.server.filter((sample) => sample[1] !== null).map((sample) => [sample[0], sample[1]]);
     return [{ color: color(i), steps: true, points }, { color: color(i), dashed: true, points: waiting }];
   });

@@ -19,13 +19,19 @@ function linear(low, high, from, to) {
   return { place: (value) => from + ((value - low) / span) * (to - from), ticks };
 }
 
+// Both ends are 1, 2 or 5 times a power of ten, and so are the ticks, or every power of ten where that would be too many.
 function logarithmic(low, high, from, to) {
-  const [a, b] = [Math.floor(Math.log10(low)), Math.max(Math.ceil(Math.log10(high)), Math.floor(Math.log10(low)) + 1)];
-  const ticks = Array.from({ length: b - a + 1 }, (_, i) => 10 ** (a + i));
-  return { place: (value) => from + ((Math.log10(Math.max(value, 10 ** a)) - a) / (b - a)) * (to - from), ticks };
+  const round = [];
+  for (let power = Math.floor(Math.log10(low)); 10 ** power <= high * 10; power++) round.push(...[1, 2, 5].map((n) => n * 10 ** power));
+  const first = round.findLastIndex((value) => value <= low * 1.000001);
+  const kept = round.slice(first, Math.max(round.findIndex((value) => value >= high), first + 3) + 1);
+  const [a, b] = [Math.log10(kept[0]), Math.log10(kept.at(-1))];
+  const decades = kept.filter((value) => Math.abs(Math.log10(value) % 1) < 1e-9);
+  const place = (value) => from + ((Math.log10(Math.max(value, kept[0])) - a) / (b - a)) * (to - from);
+  return { place, ticks: kept.length > 9 ? decades : kept };
 }
 
-const seconds = (value) => (value >= 1 ? `${+value.toPrecision(3)} s` : `${+(value * 1000).toPrecision(3)} ms`);
+const seconds = (value) => (value >= 1 || value === 0 ? `${+value.toPrecision(3)} s` : `${+(value * 1000).toPrecision(3)} ms`);
 const percent = (value) => `${Math.round(value * 100)} %`;
 const plain = (value) => `${+value.toPrecision(6)}`;
 
@@ -52,7 +58,7 @@ function plot(id, series, axes) {
 function scale(values, axis, from, to) {
   if (axis.log) {
     const some = values.filter((value) => value > 0);
-    return logarithmic(Math.min(...some, 1), Math.max(...some, 1e-3), from, to);
+    return logarithmic(Math.min(...some), Math.max(...some), from, to);
   }
   return linear(axis.low ?? 0, axis.high ?? Math.max(...values, 1e-9), from, to);
 }

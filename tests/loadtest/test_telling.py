@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -146,3 +149,23 @@ def test_the_page_loads_nothing_and_no_name_can_leave_its_data() -> None:
     assert "href=" not in made
     data = made.split('type="application/json">')[1].split("</script>")[0]
     assert json.loads(data)[0]["requests"][0]["kind"] == "</script><script>alert(1)</script>"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the Debian package chromium")
+@pytest.mark.parametrize("what", ["full", "empty"])
+def test_the_page_draws_every_plot_in_a_browser(tmp_path: Path, what: str) -> None:
+    phases = [phase("cold", [0.1, 0.2, 4.0]), phase("warm", [0.05])] if what == "full" else [phase("cold", [])]
+    (tmp_path / "r.html").write_text(page.render(phases, "http://there"), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    command = ["chromium", *options, (tmp_path / "r.html").as_uri()]
+    drawn = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    figures = [figure.split("</figure>")[0] for figure in drawn.split("<script")[0].split("<figure")[1:]]
+    plots = {re.findall(r'<div id="(\w+)">', figure)[-1]: figure for figure in figures}
+    assert plots.keys() == {"ttft", "tpot", "hits", "queue", "load", "work", "timeline"}
+    shown = {name: (plot.count("<path"), plot.count("<circle"), plot.count("<rect")) for name, plot in plots.items()}
+    if what == "full":
+        assert (shown["ttft"], shown["queue"], shown["load"]) == ((2, 0, 0), (4, 0, 0), (0, 4, 0))
+        assert shown["timeline"] == (0, 0, 8)
+        assert "NaN" not in drawn.split("<script")[0]
+    else:
+        assert "nothing was measured" in plots["ttft"]
