@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.options import parser as load_test_options
 from radixserve import config, metrics
 from radixserve.config_sources import OTHER_VARIABLES
 
@@ -149,6 +150,7 @@ def test_make_targets_flags_and_variables_exist(path: Path) -> None:
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert [name for name in re.findall(r"`?make ([a-z]+)(?=[`\s])", _code(text)) if name not in targets] == []
     flags = {row.flag for row in config.TABLE} | {f"--no-{row.flag[2:]}" for row in config.TABLE if row.plain is bool}
+    flags |= set(load_test_options("radixserve bench")._option_string_actions)
     assert set(re.findall(r"(?<![\w-])--[a-z][\w.-]+", _serve_lines(text))) - flags - OTHER_FLAGS == set()
     variables = {row.variable for row in config.TABLE} | set(OTHER_VARIABLES)
     assert set(re.findall(r"RADIXSERVE_[A-Z]\w*", text)) - variables == set()

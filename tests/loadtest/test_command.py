@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,10 @@ from pathlib import Path
 import pytest
 
 from loadtest import cli
+from loadtest.dialect import DIALECTS
+from loadtest.load import NEEDS
+from loadtest.options import parser
+from loadtest.workload import names
 from radixserve.cli import main as radixserve
 
 ROOT = Path(__file__).parent.parent.parent
@@ -126,6 +131,17 @@ def test_interrupting_keeps_what_was_measured(tmp_path: Path) -> None:
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 130
     assert json.loads(numbers.read_text())["phases"]["cold"]["summary"]["unsent"] > 0
+
+
+def test_the_document_names_every_workload_shape_option_and_dialect() -> None:
+    text = (ROOT / "docs" / "loadtest.md").read_text()
+    rows = {cells[1].strip(" `"): cells for cells in (line.split("|") for line in text.splitlines()) if len(cells) > 3}
+    assert [name for name in [*names(), *NEEDS, *DIALECTS] if name not in rows] == []
+    options = [name for name in parser("x")._option_string_actions if name.startswith("--")]
+    explained = {"--help", "--model", "--timeout", "--quiet", "--url"}  # by their own help
+    assert [option for option in options if option not in text and option not in explained] == []
+    for name in ("radixserve", "vllm", "llama.cpp"):
+        assert set(re.findall(r"`(\w+)`", rows[name][2])) == DIALECTS[name].refused
 
 
 # -- commands with servers of their own ------------------------------------------------------------------------------
