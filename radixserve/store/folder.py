@@ -192,6 +192,7 @@ class StoreFolder:
         if self._short(num_bytes) <= 0:
             return True
         self.disk.unlink(self.path / BROKEN)
+        self.index.trim()
         evictable = self.index.num_bytes() - sum(row.num_bytes for row in path)
         if num_bytes and self._short(num_bytes) > evictable:
             return False

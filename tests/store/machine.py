@@ -13,17 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from radixserve.cache.pool import KVShape
 from radixserve.store import disk_store
-from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore, pack
-from tests.store.parts import files, flip, loads, on_disk, put
+from tests.store.parts import WIDE, QuickDisk, files, flip, loads, on_disk, put
 
-SHAPE = KVShape(layers=2, kv_heads=1, k_dim=512, v_dim=512, dtype=torch.float32)  # 8 KiB per token
 MAX_RUN = 4
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=10)
 TAIL = st.lists(st.integers(0, 2), max_size=5)
@@ -95,8 +91,8 @@ class Model:
             self.runs.append(parent)
 
 
-class Unsynced(Disk):
-    """Does not wait for the disk, and sees to the budget while files are written."""
+class Watched(QuickDisk):
+    """Sees to the budget while files are written."""
 
     budget, folder = 0, Path()
 
@@ -104,9 +100,6 @@ class Unsynced(Disk):
         super().write(path, parts)
         if path.parent.name == "runs":
             assert on_disk(self.folder) <= self.budget
-
-    def sync(self, path: Path) -> None:
-        pass
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -124,10 +117,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.open("model-a", budget)
 
     def open(self, name: str, budget: int) -> None:
-        disk = Unsynced()
+        disk = Watched()
         disk.budget, disk.folder = budget, self.folder
         self.name, self.budget, self.evicted = name, budget, 0
-        self.store = DiskStore(self.folder, budget, name, SHAPE, disk=disk)
+        self.store = DiskStore(self.folder, budget, name, WIDE, disk=disk)
         self.note_evictions([])
 
     def note_evictions(self, path: list[Run]) -> None:

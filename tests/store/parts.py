@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from radixserve.store.disk_store import DiskStore, pack
 from radixserve.store.run_file import KV
 
 SHAPE = KVShape(layers=2, kv_heads=1, k_dim=3, v_dim=2, dtype=torch.float32)
+WIDE = KVShape(layers=2, kv_heads=1, k_dim=512, v_dim=512, dtype=torch.float32)  # 8 KiB per token
 MODEL = "model-a"
 PLENTY = 1 << 30
 
@@ -55,6 +56,11 @@ def opened(folder: Path, budget: int = PLENTY, disk: Disk | None = None, model: 
     return DiskStore(folder, budget, model, SHAPE, disk=disk)
 
 
+def wide(folder: Path, budget: int = PLENTY, disk: Disk | None = None) -> DiskStore:
+    """A store whose runs are large against its index."""
+    return DiskStore(folder, budget, MODEL, WIDE, disk=disk)
+
+
 def files(folder: Path) -> list[Path]:
     return sorted((folder / "runs").iterdir())
 
@@ -70,7 +76,18 @@ def flip(path: Path, bit: int) -> None:
     path.write_bytes(data)
 
 
-class CountingDisk(Disk):
+class QuickDisk(Disk):
+    """Does not wait for the disk."""
+
+    def sync(self, path: Path) -> None:
+        pass
+
+    def execute(self, connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        statement = "PRAGMA synchronous = OFF" if statement.startswith("PRAGMA synchronous") else statement
+        return super().execute(connection, statement, values)
+
+
+class CountingDisk(QuickDisk):
     """Calls `reached` before every step that can fail; a subclass raises or dies there."""
 
     def __init__(self) -> None:
@@ -155,22 +172,27 @@ class DyingDisk(CountingDisk):
             os._exit(137)
 
 
-class LossyDisk(Disk):
-    """Remembers what is really on the disk, so that `lose_power` can leave that, or any mix of it and what was written.
+class PowerCut(BaseException):
+    """Nothing runs after it."""
+
+
+class LossyDisk(CountingDisk):
+    """Loses power at the `at`-th step: `after` becomes a mix of what was written and what is safe.
 
     Bytes of a file are safe after its sync, names after the sync of their folder. The index is as it was after some
-    commit.
+    commit, and the end of its log may be missing.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, at: int, folder: Path, after: Path, draw: Callable[[Sequence[Any]], Any]) -> None:
+        super().__init__()
+        self.at, self.folder, self.after, self.draw = at, folder, after, draw
         self.unsynced: set[Path] = set()
         self.names: list[tuple[str, Path, Path | bytes]] = []  # changes of names not yet on the disk, oldest first
         self.snapshots: list[dict[str, bytes]] = []
 
     def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
-        super().write(path, parts)
         self.unsynced.add(path)
+        super().write(path, parts)
 
     def sync(self, path: Path) -> None:
         super().sync(path)
@@ -199,7 +221,14 @@ class LossyDisk(Disk):
     def index_files(self) -> list[str]:
         return [f"index.sqlite{end}" for end in ("", "-wal") if (self.folder / f"index.sqlite{end}").exists()]
 
-    def lose_power(self, copy: Path, draw: Any) -> None:
+    def reached(self, step: str) -> None:
+        super().reached(step)
+        if len(self.steps) == self.at:
+            self.lose_power(self.after, self.draw)
+        if len(self.steps) >= self.at:
+            raise PowerCut
+
+    def lose_power(self, copy: Path, draw: Callable[[Sequence[Any]], Any]) -> None:
         """A copy of the folder as it may be after power came back."""
         shutil.copytree(self.folder, copy)
         moved = {path: copy / path.relative_to(self.folder) for path in self.unsynced}
@@ -217,7 +246,7 @@ class LossyDisk(Disk):
                     target.rename(copy / other.relative_to(self.folder))
         self._older_index(copy, draw)
 
-    def _older_index(self, copy: Path, draw: Any) -> None:
+    def _older_index(self, copy: Path, draw: Callable[[Sequence[Any]], Any]) -> None:
         """Commits of the last moments may be lost."""
         if not self.snapshots:
             return
@@ -225,7 +254,8 @@ class LossyDisk(Disk):
             (copy / name).unlink(missing_ok=True)
         snapshot = self.snapshots[-1 - draw(range(min(len(self.snapshots), 6)))]
         for name, data in snapshot.items():
-            (copy / name).write_bytes(data)
+            kept = draw([1.0, 0.9, 0.5]) if name.endswith("-wal") else 1.0
+            (copy / name).write_bytes(data[: int(kept * len(data))])
 
 
 def _spoil(path: Path, how: str) -> None:

@@ -101,7 +101,7 @@ def test_the_least_recently_used_leaves_go_first_and_the_folder_keeps_its_budget
     for first in range(3):
         put(store, "a", [first, *range(10, 17)])  # 256 KiB each
     assert loads(store, "a", [0, 10]) == 2
-    put(store, "a", [0, 10, 50, 51, 52, 53])
+    put(store, "a", [0, 10, *range(50, 58)])
     assert [store.match("a", pack([first, 10])) for first in range(3)] == [2, 0, 2]
     stats = store.stats()
     assert (stats.evicted_runs_total, stats.runs) == (1, 3)
