@@ -77,8 +77,7 @@ class Flight:
         assert self._samples is not None, "a step lands after its launch"
         drawn = self._samples.wait()
         for work, logprobs in self._prompt_logprobs:
-            if work.is_current:
-                work.sequence.prompt_logprobs[work.chunk.start :] = logprobs.wait()
+            work.sequence.prompt_logprobs[work.chunk.start :] = logprobs.wait()
         return drawn
 
     def _ask_prompt_logprobs(self, logits: torch.Tensor, last_rows: list[int]) -> None:

@@ -163,6 +163,17 @@ def test_an_abort_at_any_moment_drops_the_row_in_flight(num_steps: int) -> None:
     harness.assert_drained()
 
 
+def test_when_everybody_left_the_step_in_flight_still_lands() -> None:
+    harness = Harness(ahead=True)
+    harness.submit(request("a", [1, 2, 3], max_tokens=9))
+    harness.step()
+    harness.take(harness.core.abort("a"))
+    assert harness.core.has_work
+    assert harness.core.step() == []
+    assert not harness.core.has_work
+    harness.assert_drained()
+
+
 # What fails.
 
 
