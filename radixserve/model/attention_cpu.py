@@ -21,7 +21,6 @@ def attend_cpu(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float)
     out = torch.empty(*q.shape[:2], plan.pool.shape.v_dim)
     block.point_to(q, plan.pool.k[layer], plan.pool.v[layer], out)
     block.scaling[0] = scaling
-    block.counters[0] = 0
-    block.counters[1:] = block.num_split_items
+    block.counters[:] = 0
     team.run(native.address(tile_kernel.work), block.address, block.parallel)
     return out

@@ -27,7 +27,9 @@ _VECTORS = 2 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 1
 PANEL = LANES * _VECTORS
 """Columns that one call of a `multiply_rows` block computes: what fits the registers, six rows at a time."""
 
-_LINE = 16  # floats of a cache line
+LINE = 16
+"""Floats of a cache line."""
+
 _LOCALITY = 2  # second-level cache: a tile of K and V fills the first
 
 _FMA = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
@@ -148,7 +150,7 @@ def prefetch(typingctx: Any, array: Any, at: Any, count: Any) -> Any:
         operator = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         data = _data(context, builder, signature.args[0], args[0], args[1])
         how = [ir.Constant(number, n) for n in (0, _LOCALITY, 1)]  # to read; data
-        line = ir.Constant(args[2].type, _LINE)
+        line = ir.Constant(args[2].type, LINE)
         with cgutils.for_range_slice(builder, ir.Constant(args[2].type, 0), args[2], line) as (index, _):
             builder.call(operator, [builder.bitcast(builder.gep(data, [index]), byte), *how])
         return context.get_dummy_value()

@@ -18,7 +18,7 @@ from radixserve.model.embedded import cache_dir
 
 log = logging.getLogger(__name__)
 
-_SOURCES = ("few_rows", "lanes", "layer_block", "row_kernels", "step_block", "tile_kernel", "tiles")
+_SOURCES = ("few_rows", "lanes", "layer_block", "row_kernels", "step_block", "tile_kernel", "tile_loads", "tiles")
 
 
 @cache

@@ -21,7 +21,7 @@ from radixserve.model.lanes import PANEL, pointer
 from radixserve.model.plan import AttentionPlan
 from radixserve.model.tiles import TileWork
 
-compiled = partial(njit, error_model="numpy")
+compiled = partial(njit, error_model="numpy", forceinline=True)
 
 _FEW = 16  # tiles for which waking another thread costs more than it saves
 
@@ -49,7 +49,7 @@ class Step(NamedTuple):
     items: Any  # [items * 6]
     partial_begin: Any
     split_rows: Any
-    counters: Any  # [1 + kv_heads]: items taken; per key head, items still to be done
+    counters: Any  # [3]: what the threads have taken and done; zero at the start
     heads: Any
     kv_heads: Any
     k_dim: Any
@@ -74,8 +74,7 @@ class StepBlock:
         work = TileWork.of(plan.spans, plan.table, heads // shape.kv_heads)
         count, width = work.num_partials * heads, -(-shape.v_dim // PANEL) * PANEL
         self.scaling = np.empty(1, np.float32)
-        self.counters = np.empty(1 + shape.kv_heads, np.int64)
-        self.num_split_items = work.num_split_items
+        self.counters = np.zeros(3, np.int64)
         self.parallel = work.num_tiles * shape.kv_heads > _FEW
         self._arrays: dict[str, npt.NDArray[Any]] = {  # kept: the block holds bare addresses
             "values": np.empty(count * width, np.float32),

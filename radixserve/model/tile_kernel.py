@@ -11,12 +11,13 @@ bit; `tiles` decides only who computes what together. Softmax in parts: Milakov 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from radixserve.model.lanes import (
     LANES,
+    LINE,
     PANEL,
     add_atomically,
     copy,
@@ -27,31 +28,18 @@ from radixserve.model.lanes import (
     multiply_3,
     multiply_4,
     multiply_6,
-    prefetch,
     tile_exp,
     tile_max,
     tile_sum,
-    transpose,
 )
 from radixserve.model.step_block import Step, Sums, compiled, read_step
+from radixserve.model.tile_loads import Scratch, load_keys, load_queries, load_values, prefetch_tile
 from radixserve.model.tiles import TILE
 
 _MINUS_INFINITY = np.float32(-np.inf)
-_ZERO = np.float32(0)
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_TAKEN, _DONE, _FINISHED = 0, 1, 2  # counters of a layer: items taken, items done, rows taken to be finished
 _ROWS = 6  # query rows per block: what `multiply_6` keeps in registers
-
-
-class Scratch(NamedTuple):
-    """One thread's memory."""
-
-    queries: Any  # the item's query rows, scaled
-    ends: Any  # how many positions each of them sees
-    places: Any  # where its result goes: in the output, or among the contributions
-    keys: Any  # the tile's K, transposed
-    values: Any  # the tile's V, rows padded to whole panels
-    scores: Any  # of one block
-    part: Sums  # of one block: the tile's contribution
-    total: Sums  # of the item's rows: all tiles so far
 
 
 @compiled
@@ -71,56 +59,6 @@ def _multiply(rows: int, a: Any, at: int, depth: int, b: Any, columns: int, c: A
             multiply_2(a, at, depth, b, column, columns, c, column, columns, depth)
         else:
             multiply_1(a, at, depth, b, column, columns, c, column, columns, depth)
-
-
-@compiled
-def _load_keys(step: Step, kv: int, at: int, n: int, target: Any) -> None:
-    """target[d, j] = K of position j of the tile whose slots begin at table[at]; 0 from position n on."""
-    dim = step.k_dim
-    stride = step.kv_heads * dim
-    for j in range(0, TILE, LANES):
-        if j + LANES <= n and dim % LANES == 0:
-            for d in range(0, dim, LANES):
-                transpose(step.k, kv * dim + d, stride, step.table, at + j, target, d * TILE + j, TILE)
-            continue
-        for lane in range(j, j + LANES):
-            source = step.table[at + lane] * stride + kv * dim if lane < n else 0
-            for d in range(dim):
-                target[d * TILE + lane] = step.k[source + d] if lane < n else _ZERO
-
-
-@compiled
-def _load_values(step: Step, kv: int, at: int, n: int, target: Any) -> None:
-    """target[j, d] = V of position j; 0 from position n on. The padding of a row stays as it is."""
-    dim = step.v_dim
-    width = target.shape[0] // TILE
-    for j in range(n):
-        copy(step.v, (step.table[at + j] * step.kv_heads + kv) * dim, target, j * width, dim)
-    target[n * width :] = _ZERO
-
-
-@compiled
-def _prefetch(step: Step, kv: int, at: int, stop: int) -> None:
-    """Ask for K and V of the slots table[at:stop]; scattered slots are nothing the processor could foresee."""
-    for j in range(at, stop):
-        head = step.table[j] * step.kv_heads + kv
-        prefetch(step.k, head * step.k_dim, step.k_dim)
-        prefetch(step.v, head * step.v_dim, step.v_dim)
-
-
-@compiled
-def _load_queries(step: Step, kv: int, rows: Any, scratch: Scratch) -> None:
-    """The query rows of one key head, scaled: index row * group + head of the group."""
-    dim, group, scaling = step.k_dim, step.heads // step.kv_heads, step.scaling[0]
-    for i in range(rows.shape[0] * group):
-        row, head = rows[i // group], kv * group + i % group
-        split = step.partial_begin[row]
-        scratch.ends[i] = step.positions[row] + 1
-        scratch.places[i] = (row if split < 0 else split) * step.heads + head
-        source = step.q[(row * step.heads + head) * dim :][:dim]
-        target = scratch.queries[i * dim :][:dim]
-        for d in range(dim):
-            target[d] = source[d] * scaling
 
 
 @compiled
@@ -151,13 +89,15 @@ def _contribute(k_dim: int, scratch: Scratch, block: int, count: int, start: int
 def _combine(total: Sums, index: int, part: Sums, place: int, width: int) -> None:
     """Add contribution `place` of `part` to row `index` of `total`; rows are `width` apart."""
     peak, before = part.peaks[place], total.peaks[index]
-    largest = peak if peak > before else before
-    old, new = exp(before - largest), exp(peak - largest)
+    grows = peak > before
+    less = exp(before - peak if grows else peak - before)  # the other side's factor is e**0
+    old, new = (less, _ONE) if grows else (_ONE, less)
     into, values = total.values[index * width :][:width], part.values[place * width :][:width]
     for d in range(width):
         into[d] = fma(values[d], new, into[d] * old)
     total.weights[index] = fma(part.weights[place], new, total.weights[index] * old)
-    total.peaks[index] = largest
+    if grows:
+        total.peaks[index] = peak
 
 
 @compiled
@@ -189,19 +129,19 @@ def _write(step: Step, place: int, total: Sums, index: int, width: int) -> None:
 
 
 @compiled
-def _attend_item(step: Step, scratch: Scratch, item: Any, kv: int) -> bool:
-    """All tiles of one item; true if its rows are finished, false if their contributions were stored."""
+def _attend_item(step: Step, scratch: Scratch, item: Any, kv: int) -> None:
+    """All tiles of one item: its rows are finished then, or their contributions stored."""
     first, num_rows, begin, tile, end_tile, stop = item
     rows = step.rows[first : first + num_rows]
     most, width = num_rows * (step.heads // step.kv_heads), scratch.values.shape[0] // TILE
-    inline: bool = step.partial_begin[rows[0]] < 0
-    _load_queries(step, kv, rows, scratch)
+    inline = step.partial_begin[rows[0]] < 0
+    load_queries(step, kv, rows, scratch)
     _clear(scratch.total, most, width)
     for start in range(tile * TILE, end_tile * TILE, TILE):
         n = min(TILE, stop - start)
-        _load_keys(step, kv, begin + start, n, scratch.keys)
-        _load_values(step, kv, begin + start, n, scratch.values)
-        _prefetch(step, kv, begin + start + n, begin + min(stop, end_tile * TILE, start + n + TILE))
+        load_keys(step, kv, begin + start, n, scratch)
+        load_values(step, kv, begin + start, n, scratch.values)
+        prefetch_tile(step, kv, begin + start + n, begin + min(stop, end_tile * TILE, start + n + TILE))
         for block in range(0, most, _ROWS):
             count = min(_ROWS, most - block)
             if scratch.ends[block + count - 1] <= start:  # rows of a chunk ascend: none of the block sees the tile
@@ -216,51 +156,76 @@ def _attend_item(step: Step, scratch: Scratch, item: Any, kv: int) -> bool:
     if inline:
         for i in range(most):
             _write(step, scratch.places[i], scratch.total, i, width)
-    return inline
+
+
+@compiled
+def _floats(count: int) -> Any:
+    """Room for floats that begins at a cache line: a vector that lies across two costs twice."""
+    block = np.empty(count + LINE, np.float32)
+    first = -(block.ctypes.data // 4) % LINE
+    return block[first : first + count]
 
 
 @compiled
 def _new_sums(count: int, width: int) -> Sums:
-    return Sums(np.empty(count * width, np.float32), np.empty(count, np.float32), np.empty(count, np.float32))
+    return Sums(_floats(count * width), _floats(count), _floats(count))
 
 
 @compiled
-def _finish(step: Step, kv: int, total: Sums) -> None:
-    """Combine the stored contributions to one key head's rows, in the order of the tiles."""
-    group, width = step.heads // step.kv_heads, total.values.shape[0]
-    for row in step.split_rows:
-        for head in range(kv * group, kv * group + group):
-            _clear(total, 1, width)
-            for tile in range(step.positions[row] // TILE + 1):
-                _combine(total, 0, step.partials, (step.partial_begin[row] + tile) * step.heads + head, width)
-            _write(step, row * step.heads + head, total, 0, width)
+def _finish_row(step: Step, row: int, total: Sums, width: int) -> None:
+    """Combine the stored contributions to one row, in the order of the tiles; heads side by side."""
+    _clear(total, step.heads, width)
+    for tile in range(step.positions[row] // TILE + 1):
+        place = (step.partial_begin[row] + tile) * step.heads
+        for head in range(step.heads):
+            _combine(total, head, step.partials, place + head, width)
+    for head in range(step.heads):
+        _write(step, row * step.heads + head, total, head, width)
 
 
 @compiled
-def _work(step: Step) -> None:
-    """One thread: take items until none is left. Who stores a key head's last contributions combines them."""
-    width = -(-step.v_dim // PANEL) * PANEL
+def _attend(step: Step, width: int) -> None:
+    """Take items until none is left."""
     most = step.max_rows * (step.heads // step.kv_heads)
     scratch = Scratch(
-        np.empty(most * step.k_dim, np.float32),
+        _floats(most * step.k_dim),
         np.empty(most, np.int64),
         np.empty(most, np.int64),
-        np.empty(step.k_dim * TILE, np.float32),
-        np.zeros(TILE * width, np.float32),
-        np.empty(_ROWS * TILE, np.float32),
+        np.empty(LANES, np.int32),
+        _floats(step.k_dim * TILE),
+        _floats(TILE * width),
+        _floats(_ROWS * TILE),
         _new_sums(_ROWS, width),
         _new_sums(most, width),
     )
     num_items = step.items.shape[0] // 6
-    while True:
-        taken = add_atomically(step.counters, 0, 1)
-        if taken >= num_items * step.kv_heads:
-            return
+    taken = add_atomically(step.counters, _TAKEN, 1)
+    while taken < num_items * step.kv_heads:
         at, kv = 6 * (taken // step.kv_heads), taken % step.kv_heads
         c = step.items[at : at + 6]
-        finished = _attend_item(step, scratch, (c[0], c[1], c[2], c[3], c[4], c[5]), kv)
-        if not finished and add_atomically(step.counters, 1 + kv, -1) == 1:
-            _finish(step, kv, _new_sums(1, width))
+        _attend_item(step, scratch, (c[0], c[1], c[2], c[3], c[4], c[5]), kv)
+        add_atomically(step.counters, _DONE, 1)
+        taken = add_atomically(step.counters, _TAKEN, 1)
+    while add_atomically(step.counters, _DONE, 0) < num_items * step.kv_heads:
+        pass  # another thread is at the last, which is among the cheapest
+
+
+@compiled
+def _finish(step: Step, width: int) -> None:
+    """Take rows whose contributions are stored until none is left."""
+    total = _new_sums(step.heads, width)
+    taken = add_atomically(step.counters, _FINISHED, 1)
+    while taken < step.split_rows.shape[0]:
+        _finish_row(step, step.split_rows[taken], total, width)
+        taken = add_atomically(step.counters, _FINISHED, 1)
+
+
+@compiled
+def _work(step: Step) -> None:
+    """One thread's part of a layer."""
+    width = -(-step.v_dim // PANEL) * PANEL
+    _attend(step, width)
+    _finish(step, width)
 
 
 def work(address: Any) -> None:

@@ -76,11 +76,6 @@ class TileWork:
         return np.flatnonzero(self.partial_begin >= 0)
 
     @property
-    def num_split_items(self) -> int:
-        """Items that store contributions."""
-        return int((self.partial_begin[self.rows[self.items[:, 0]]] >= 0).sum())
-
-    @property
     def num_tiles(self) -> int:
         """Tiles that are loaded, per key head."""
         return int((self.items[:, 4] - self.items[:, 3]).sum())

@@ -33,22 +33,28 @@ def interpreter() -> Iterator[Interpreter]:
 def _choose() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    _multiply_bfloat16_as_numbers()
+    _multiply_row_by_row()
 
 
-def _multiply_bfloat16_as_numbers() -> None:
-    """The interpreter keeps bfloat16 as the 16 bits and multiplies these as integers (Triton 3.7.1)."""
+def _multiply_row_by_row() -> None:
+    """A dot product as tensor cores have it, where a row's bits do not depend on its place among the others.
+
+    The interpreter's own (Triton 3.7.1) is numpy's BLAS, which on some processors computes the last rows by other
+    kernels than the first; and it keeps bfloat16 as the 16 bits and multiplies these as integers.
+    """
     from triton import language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    plain = InterpreterBuilder.create_dot
+    def numbers(handle: Any) -> Any:
+        if handle.dtype.scalar == tl.bfloat16:
+            return (handle.data.astype("uint32") << 16).view("float32")
+        return handle.data
 
-    def widened(handle: Any) -> Any:
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        return TensorHandle((handle.data.astype("uint32") << 16).view("float32"), tl.float32)
-
-    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        return plain(self, widened(a), widened(b), *rest)
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+        left, right = numbers(a).astype(d.data.dtype), numbers(b).astype(d.data.dtype)
+        total = d.data.copy()
+        for i in range(left.shape[1]):
+            total += left[:, i, None] * right[i]
+        return TensorHandle(total, d.dtype.scalar)
 
     InterpreterBuilder.create_dot = create_dot

@@ -28,6 +28,7 @@ from radixserve.model.host import Download, upload, upload_ids
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
 from radixserve.request import Request, Sampling
+from radixserve.sampling import sampler
 from tests.tiny import load_tiny, tiny_model
 
 META = torch.device("meta")
@@ -186,7 +187,10 @@ def planned(sequences: list[Sequence]) -> Flight:
 
 
 @pytest.mark.parametrize("graphs", [False, True], ids=["plain", "graphs"])
-def test_two_launches_in_a_row_wait_for_nothing(loaded: LoadedModel, downloads: list[Download], graphs: bool) -> None:
+def test_two_launches_in_a_row_wait_for_nothing(
+    loaded: LoadedModel, downloads: list[Download], graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "_FEW", 16)  # a short list that may not do
     model, before, live = runner(loaded, graphs=graphs), None, sequences(KVCache(SLOTS - 1))
     for step, num_downloads in enumerate((2, 1)):
         flight = planned(live)
@@ -203,11 +207,13 @@ def test_two_launches_in_a_row_wait_for_nothing(loaded: LoadedModel, downloads: 
     assert bool(model._graphs and model._graphs._replays) == graphs
 
 
-def test_in_turn_a_launch_may_look_at_the_device(loaded: LoadedModel) -> None:
+def test_in_turn_a_launch_may_look_at_the_device(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "_FEW", 16)
     flight = planned(sequences(KVCache(SLOTS - 1)))
     flight.launch(runner(loaded, graphs=False), None, ahead=False)
     with pytest.raises((NotImplementedError, RuntimeError)):
         flight.land()
+    assert flight.drawn is None, "the launch asked whether the short lists were enough"
 
 
 def test_on_the_host_nothing_is_copied() -> None:

@@ -1,0 +1,91 @@
+"""What the attention kernel reads, into one thread's memory: K and V of a tile by slot, and the query rows of an item.
+
+Moves floats and computes nothing but the scaling of queries. Compiled with `tile_kernel`, its only user.
+"""
+
+# mypy: disable-error-code="untyped-decorator"
+# (numba has no type hints)
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from radixserve.model.lanes import LANES, copy, prefetch, transpose
+from radixserve.model.step_block import Step, Sums, compiled
+from radixserve.model.tiles import TILE
+
+_ZERO = np.float32(0)
+
+
+class Scratch(NamedTuple):
+    """One thread's memory."""
+
+    queries: Any  # the item's query rows, scaled
+    ends: Any  # how many positions each of them sees
+    places: Any  # where its result goes: in the output, or among the contributions
+    slots: Any  # of a tile's last positions, the last one again and again behind it
+    keys: Any  # the tile's K, transposed
+    values: Any  # the tile's V, rows padded to whole panels
+    scores: Any  # of one block
+    part: Sums  # of one block: the tile's contribution
+    total: Sums  # of the item's rows: all tiles so far
+
+
+@compiled
+def load_keys(step: Step, kv: int, at: int, n: int, scratch: Scratch) -> None:
+    """scratch.keys[d, j] = K of position j of the tile whose slots begin at table[at]; anything from position n on."""
+    whole = n - n % LANES
+    for j in range(0, whole, LANES):
+        _load_lanes(step, kv, step.table, at + j, scratch.keys, j)
+    if whole < n:
+        for lane in range(LANES):
+            scratch.slots[lane] = step.table[at + min(whole + lane, n - 1)]
+        _load_lanes(step, kv, scratch.slots, 0, scratch.keys, whole)
+
+
+@compiled
+def _load_lanes(step: Step, kv: int, slots: Any, at: int, target: Any, j: int) -> None:
+    """target[d, j + lane] = K of slots[at + lane], for LANES lanes."""
+    dim, stride = step.k_dim, step.kv_heads * step.k_dim
+    whole = dim - dim % LANES
+    for d in range(0, whole, LANES):
+        transpose(step.k, kv * dim + d, stride, slots, at, target, d * TILE + j, TILE)
+    for d in range(whole, dim):
+        for lane in range(LANES):
+            target[d * TILE + j + lane] = step.k[slots[at + lane] * stride + kv * dim + d]
+
+
+@compiled
+def load_values(step: Step, kv: int, at: int, n: int, target: Any) -> None:
+    """target[j, d] = V of position j; 0 from position n on. The padding of a row stays as it is."""
+    dim = step.v_dim
+    width = target.shape[0] // TILE
+    for j in range(n):
+        copy(step.v, (step.table[at + j] * step.kv_heads + kv) * dim, target, j * width, dim)
+    target[n * width :] = _ZERO
+
+
+@compiled
+def prefetch_tile(step: Step, kv: int, at: int, stop: int) -> None:
+    """Ask for K and V of the slots table[at:stop]; scattered slots are nothing the processor could foresee."""
+    for j in range(at, stop):
+        head = step.table[j] * step.kv_heads + kv
+        prefetch(step.k, head * step.k_dim, step.k_dim)
+        prefetch(step.v, head * step.v_dim, step.v_dim)
+
+
+@compiled
+def load_queries(step: Step, kv: int, rows: Any, scratch: Scratch) -> None:
+    """The query rows of one key head, scaled: index row * group + head of the group."""
+    dim, group, scaling = step.k_dim, step.heads // step.kv_heads, step.scaling[0]
+    for i in range(rows.shape[0] * group):
+        row, head = rows[i // group], kv * group + i % group
+        split = step.partial_begin[row]
+        scratch.ends[i] = step.positions[row] + 1
+        scratch.places[i] = (row if split < 0 else split) * step.heads + head
+        source = step.q[(row * step.heads + head) * dim :][:dim]
+        target = scratch.queries[i * dim :][:dim]
+        for d in range(dim):
+            target[d] = source[d] * scaling
