@@ -84,6 +84,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = 0.0
     cache: Annotated[bool, Doc("cache", "reuse the keys and values of shared prefixes")] = True
+    host_budget: Annotated[
+        int, Meta(ge=0), Doc("cache", "host memory for what the device evicts", "bytes", zero="none")
+    ] = 0
+    disk_path: Annotated[
+        _Name | None, Doc("cache", "folder in which keys and values outlive the server", zero="nothing is stored")
+    ] = None
+    disk_budget: Annotated[int, Meta(ge=1 << 20), Doc("cache", "size of that folder at most", "bytes")] = 10 << 30
+    tier_dtype: Annotated[
+        Literal["same", "float8"],
+        Doc("cache", "type of keys and values in host memory and on the disk; float8 is smaller and not exact"),
+    ] = "same"
 
     max_running: Annotated[int, Meta(ge=1, le=4096), Doc("scheduler", "sequences in one step")] = 16
     max_step_tokens: Annotated[

@@ -123,6 +123,11 @@ def _refuse_contradictions(settings: Settings, sources: Mapping[str, str]) -> No
         raise ConfigError(f"{told('fake_model')} contradicts {told('model')}: give one of them")
     if settings.kv_budget and settings.kv_share:
         raise ConfigError(f"{told('kv_budget')} contradicts {told('kv_share')}: give one of them")
+    for name in ("host_budget", "disk_path"):
+        if getattr(settings, name) and not settings.cache:
+            raise ConfigError(f"{told(name)} contradicts {told('cache')}: nothing is reused")
+        if getattr(settings, name) and settings.fake_model:
+            raise ConfigError(f"{told(name)} contradicts {told('fake_model')}: it has no keys and values")
     if 0 < settings.max_step_tokens < settings.max_running:
         raise ConfigError(
             f"{told('max_step_tokens')} contradicts {told('max_running')}: each sequence of a step computes a token"

@@ -74,6 +74,8 @@ class TokenEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     stop_token_id: int | None = None
     error: str | None = None  # with finish == "error": a sentence for the client
     num_cached: int | None = None
+    num_host: int = 0  # of num_cached, tokens that the host's memory gave
+    num_disk: int = 0  # and the disk
     queue_seconds: float | None = None
 
 
@@ -94,6 +96,26 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     cache_enabled: bool = True
 
 
+class TierStats(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The tiers below the device: bytes now, and running totals like those of `EngineStats`."""
+
+    host_budget_bytes: int = 0
+    host_used_bytes: int = 0
+    disk_budget_bytes: int = 0
+    disk_used_bytes: int = 0  # of the whole folder
+    disk_runs: int = 0
+    disk_writing: bool = False  # false without a disk, and while it is not written to after errors
+    demoted_tokens_total: int = 0  # device to host
+    stored_tokens_total: int = 0  # device to disk
+    promoted_host_tokens_total: int = 0
+    promoted_disk_tokens_total: int = 0
+    evicted_runs_total: int = 0  # from the disk
+    verify_failures_total: int = 0
+    read_errors_total: int = 0
+    write_errors_total: int = 0
+    skipped_total: int = 0  # writes left out
+
+
 class EngineStats(msgspec.Struct, kw_only=True):
     """State and running totals of the engine, sent after steps. Totals only grow while the engine process lives."""
 
@@ -107,8 +129,11 @@ class EngineStats(msgspec.Struct, kw_only=True):
     preemptions_total: int = 0
     steps_total: int = 0
     computed_prompt_tokens_total: int = 0
-    cached_prompt_tokens_total: int = 0
+    cached_prompt_tokens_total: int = 0  # in whatever tier
+    host_prompt_tokens_total: int = 0  # of those, brought up from the host's memory for the request
+    disk_prompt_tokens_total: int = 0  # and from the disk
     generated_tokens_total: int = 0
+    tiers: TierStats = msgspec.field(default_factory=TierStats)
     step_seconds: list[float] = []  # of the steps since the last report
     step_tokens: list[int] = []  # tokens computed in each of them
     step_sequences: list[int] = []  # sequences in each of them

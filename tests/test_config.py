@@ -30,7 +30,7 @@ def other_than_default(row: Setting) -> str:
         return next(each for each in row.choices if each != row.default)
     if row.plain is float:
         return "0.5"
-    return "some-name" if row.plain is str else "1024"
+    return "some-name" if row.plain is str else "2097152" if row.doc.unit == "bytes" else "1024"
 
 
 def test_every_setting_belongs_to_a_section_and_has_help() -> None:
@@ -203,7 +203,7 @@ def test_contradictions_name_both_settings_and_their_sources() -> None:
 
 def test_the_description_names_every_setting_and_the_source_of_what_was_chosen() -> None:
     told = resolve({"kv_budget": "2048MiB"}, {"RADIXSERVE_CACHE": "no"}).describe()
-    assert "kv_budget=2GiB (--kv-budget), kv_share=auto, cache=false (RADIXSERVE_CACHE), max_running=16" in told
+    assert "kv_budget=2GiB (--kv-budget), kv_share=auto, cache=false (RADIXSERVE_CACHE), host_budget=auto" in told
     assert [row.name for row in TABLE if f"{row.name}=" not in told] == []
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.options import parser as load_test_options
-from radixserve import config, metrics
+from radixserve import config, metrics_table
 from radixserve.config_sources import OTHER_VARIABLES
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +28,7 @@ def by_name(paths: list[Path]) -> Callable[[Callable[[Path], None]], Callable[[P
     return pytest.mark.parametrize("path", paths, ids=lambda path: path.name)
 
 
-@pytest.mark.parametrize(("name", "table"), [("settings.md", config.markdown), ("metrics.md", metrics.markdown)])
+@pytest.mark.parametrize(("name", "table"), [("settings.md", config.markdown), ("metrics.md", metrics_table.markdown)])
 def test_generated_tables_are_up_to_date(name: str, table: Callable[[], str]) -> None:
     text = (ROOT / "docs" / name).read_text()
     found = text.split("<!-- generated: begin -->\n")[1].split("<!-- generated: end -->\n")[0]
@@ -167,7 +167,7 @@ def _serve_lines(text: str) -> str:
 
 @by_name([*DOCUMENTS, *sorted((ROOT / "configs").glob("*.yml"))])
 def test_metrics_that_are_named_exist(path: Path) -> None:
-    known = {each.name for each in metrics.METRICS}
+    known = {each.name for each in metrics_table.METRICS}
     named = set(re.findall(r"\bradixserve_[a-z]\w*", path.read_text()))
     bare = {re.sub(r"_(bucket|sum|count)$", "", name) if name not in known else name for name in named}
     assert bare - known == set()

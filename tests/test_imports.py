@@ -23,8 +23,10 @@ LAYERS = (
     ("api",),
     ("text",),
     ("metrics",),
+    ("metrics_table",),
     ("engine",),
     ("sampling",),
+    ("tiers",),
     ("model",),
     ("store",),
     ("cache",),
@@ -35,7 +37,19 @@ LAYERS = (
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 # The command line must start without torch, and so must the front process and whatever it imports.
-WITHOUT_TORCH = ("__main__", "cli", "serve", "chat", "api", "text", "metrics", "config", "config_sources", "logs")
+WITHOUT_TORCH = (
+    "__main__",
+    "cli",
+    "serve",
+    "chat",
+    "api",
+    "text",
+    "metrics",
+    "metrics_table",
+    "config",
+    "config_sources",
+    "logs",
+)
 WITHOUT_TORCH_MODULES = ("engine.client", "engine.protocol", "engine.messages", "store", "store.index", "store.disk")
 NEVER_TORCH = ("cache.radix", "cache.eviction", "cache.slots", "request", "step", "errors")
 

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from radixserve.metrics import METRICS, WINDOW_SECONDS, Metrics, RequestRecord
+from radixserve.metrics import Metrics, RequestRecord
+from radixserve.metrics_table import METRICS, WINDOW_SECONDS
 from radixserve.step import EngineInfo, EngineStats
 
 INFO = EngineInfo(

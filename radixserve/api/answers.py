@@ -9,8 +9,17 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 
+class CachedTokensDetails(msgspec.Struct):
+    """Where cached tokens were when the request came; they add up to `cached_tokens`."""
+
+    device: int
+    host: int
+    disk: int
+
+
 class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int
+    cached_tokens_details: CachedTokensDetails
 
 
 class Usage(msgspec.Struct):

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from radixserve.api.answers import PromptTokensDetails, Usage
+from radixserve.api.answers import CachedTokensDetails, PromptTokensDetails, Usage
 from radixserve.engine.protocol import EngineClient, EventStream
 from radixserve.errors import ServerError, Unavailable
 from radixserve.request import Request
@@ -44,6 +44,8 @@ class Choice:
     finish_reason: str | None = None
     num_generated: int = 0  # a stop token and the token that completed a stop string included
     num_cached: int = 0
+    num_host: int = 0  # of num_cached
+    num_disk: int = 0
     queue_seconds: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
@@ -53,7 +55,7 @@ class Choice:
     def take(self, event: TokenEvent) -> Delta | None:
         """What `event` adds, None if nothing is to be shown. Raises ServerError or Unavailable for a failure."""
         if event.num_cached is not None:
-            self.num_cached = event.num_cached
+            self.num_cached, self.num_host, self.num_disk = event.num_cached, event.num_host, event.num_disk
             self.queue_seconds = event.queue_seconds
         if event.finish == "error":
             raise ServerError(event.error or "The request failed inside the server.", code="generation_failed")
@@ -129,8 +131,13 @@ def usage_of(choices: list[Choice], num_choices: int) -> Usage:
     firsts = choices[::num_choices]
     num_prompt = sum(len(choice.request.prompt_ids) for choice in firsts)
     num_generated = sum(choice.num_generated for choice in choices)
-    details = PromptTokensDetails(cached_tokens=sum(choice.num_cached for choice in firsts))
-    return Usage(num_prompt, num_generated, num_prompt + num_generated, details)
+    return Usage(num_prompt, num_generated, num_prompt + num_generated, _cached(firsts))
+
+
+def _cached(choices: list[Choice]) -> PromptTokensDetails:
+    cached = sum(choice.num_cached for choice in choices)
+    host, disk = sum(choice.num_host for choice in choices), sum(choice.num_disk for choice in choices)
+    return PromptTokensDetails(cached, CachedTokensDetails(cached - host - disk, host, disk))
 
 
 async def _consume(choice: Choice, events: EventStream, sink: Sink) -> None:

@@ -115,15 +115,18 @@ class Evictor:
             node.rank = (self.policy.rank(node), node.serial, node)
             self._leaves.add(node.rank)
 
-    def evict(self, num_tokens: int) -> list[Run]:
+    def evict(self, num_tokens: int, before: Callable[[Node], None] | None = None) -> list[Run]:
         """Drop exactly `num_tokens` unpinned tokens (all of them, if there are fewer) and give their slots.
 
-        Leaves go whole in the policy's order; the last one only loses its tail. O(log leaves) for each leaf.
+        Leaves go whole in the policy's order; the last one only loses its tail. `before` is told of each leaf while it
+        still has all its tokens. O(log leaves) for each leaf.
         """
         runs: list[Run] = []
         leaves, tree = self._leaves, self._tree
         while num_tokens > 0 and leaves:
             leaf: Node = leaves[0][2]
+            if before is not None:
+                before(leaf)
             length = len(leaf.edge) // TOKEN_BYTES
             if length > num_tokens:
                 runs += tree.truncate(leaf, length - num_tokens)

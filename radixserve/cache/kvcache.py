@@ -7,15 +7,19 @@ ids and slot numbers, no tensors, no requests and no steps. Tokens are `bytes` o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
 
 from radixserve.cache.eviction import LRU, Evictor, Policy
-from radixserve.cache.radix import TOKEN_BYTES, Node, Point, RadixTree
+from radixserve.cache.radix import TOKEN_BYTES, Node, Point, RadixTree, path_runs, path_tokens
 from radixserve.cache.slots import Run, SlotAllocator, append_runs, split_runs, write_slots
 from radixserve.step import Slots
+
+OnEvict = Callable[[str, bytes, Slots], None]
+"""Told of K/V that is about to go: namespace, tokens from position 0 to the last of the leaf, and their slots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class KVCache:
         self.allocator = SlotAllocator(num_slots)
         self.tree = RadixTree()
         self.evictor = Evictor(self.tree, policy)
+        self.on_evict: OnEvict | None = None
         self._leases: dict[Lease, None] = {}  # the live ones, oldest first
         self._evicted_tokens_total = 0
 
@@ -86,8 +91,11 @@ class KVCache:
         return runs
 
     def evict(self, num_tokens: int) -> int:
-        """Drop `num_tokens` tokens that nobody leases, in the policy's order; gives how many there were to drop."""
-        dropped = self._drop(num_tokens)
+        """Drop `num_tokens` tokens that nobody leases, in the policy's order; gives how many there were to drop.
+
+        `on_evict` is told of each leaf before it goes, or loses its tail.
+        """
+        dropped = self._drop(num_tokens, self._tell if self.on_evict else None)
         self._evicted_tokens_total += dropped
         return dropped
 
@@ -95,10 +103,17 @@ class KVCache:
         """Drop every token that nobody leases, and give how many; they are not counted as evicted."""
         return self._drop(self.evictor.evictable_tokens)
 
-    def _drop(self, num_tokens: int) -> int:
+    def _drop(self, num_tokens: int, before: Callable[[Node], None] | None = None) -> int:
         free_before = self.allocator.num_free
-        self.allocator.free(self.evictor.evict(num_tokens))
+        self.allocator.free(self.evictor.evict(num_tokens, before))
         return self.allocator.num_free - free_before
+
+    def _tell(self, leaf: Node) -> None:
+        assert self.on_evict is not None, "somebody wants to be told"
+        namespace, tokens = path_tokens(leaf)
+        slots = np.empty(len(tokens) // TOKEN_BYTES, np.int32)
+        write_slots(path_runs(leaf, None), slots)
+        self.on_evict(namespace, tokens, slots)
 
     def stats(self) -> CacheStats:
         """Counts of this moment; O(1)."""
@@ -162,7 +177,7 @@ class Lease:
         self._own = own
         self._table: Slots = np.empty(num_cached, np.int32)  # grows by doubling; `slots` is its used part
         self._num_slots = num_cached
-        write_slots(_path_runs(node, None), self._table)
+        write_slots(path_runs(node, None), self._table)
         self._append(own)
 
     @property
@@ -219,7 +234,7 @@ class Lease:
             return
         duplicates, self._own = split_runs(self._own, point.depth - depth)
         old, node = self._node, self._cache.tree.split(point)
-        write_slots(_path_runs(node, old), self._table[depth : point.depth])
+        write_slots(path_runs(node, old), self._table[depth : point.depth])
         self._move(node, point.depth)
         self._cache.allocator.free(duplicates)
 
@@ -263,18 +278,8 @@ class Lease:
 
     def _check(self) -> None:
         """Assert that the table names the slots of our path and of our own runs, and that the borders are in order."""
-        path = _path_runs(self._node, None)
+        path = path_runs(self._node, None)
         assert self.num_published == sum(length for _, length in path), "the pinned path ends elsewhere"
         assert self.num_cached <= self.num_published <= self._num_slots <= len(self._table), "borders are out of order"
         expected = [slot for start, length in path + self._own for slot in range(start, start + length)]
         assert self.slots.tolist() == expected, "the table names slots of somebody else"
-
-
-def _path_runs(node: Node, top: Node | None) -> list[Run]:
-    """The slot runs from below `top` (None: from the root) down to the end of `node`, in the order of positions."""
-    path: list[list[Run]] = []
-    above: Node | None = node
-    while above is not None and above is not top:
-        path.append(above.runs)
-        above = above.parent
-    return [run for runs in reversed(path) for run in runs]

@@ -40,3 +40,7 @@ class KVPool:
     @property
     def slot_bytes(self) -> int:
         return self.shape.slot_bytes
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.k, self.v

@@ -186,6 +186,25 @@ class RadixTree:
         assert self.num_tokens == sum(node.num_tokens for node in nodes), "the count of tokens is off"
 
 
+def path_runs(node: Node, top: Node | None) -> list[Run]:
+    """The slot runs from below `top` (None: from the root) down to the end of `node`, in the order of positions."""
+    path: list[list[Run]] = []
+    above: Node | None = node
+    while above is not None and above is not top:
+        path.append(above.runs)
+        above = above.parent
+    return [run for runs in reversed(path) for run in runs]
+
+
+def path_tokens(node: Node) -> tuple[str, bytes]:
+    """The namespace of `node`, and all tokens from its root down to its end."""
+    edges = [node.edge]
+    while node.parent is not None:
+        node = node.parent
+        edges.append(node.edge)
+    return str(node.key), b"".join(reversed(edges))
+
+
 def _first_token(edge: bytes) -> int:
     return memoryview(edge).cast("i")[0]
 

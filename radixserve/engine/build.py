@@ -13,9 +13,11 @@ import torch
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.pool import KVPool
 from radixserve.config import Settings
+from radixserve.engine.build_tiers import LOSSY, make_tiers
 from radixserve.engine.core import EngineCore
 from radixserve.engine.flight import StepModel
 from radixserve.engine.scheduler import Limits
+from radixserve.engine.tiers import Tiers
 from radixserve.errors import ConfigError, ModelRefused
 from radixserve.model.budget import slots_for_budget
 from radixserve.model.cuda import start_graphs
@@ -35,13 +37,15 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     Raises:
         StartupError: the model or a setting makes it impossible; says why.
     """
-    step_model, info = _fake(settings, model) if settings.fake_model else _real(settings, model)
-    cache = KVCache(info.num_slots, enabled=settings.cache)
-    limits = Limits(settings.max_running, settings.max_step_tokens or _STEP_TOKENS[info.device])
-    return EngineCore(step_model, cache, limits, ahead=info.device == "cuda"), info
+    return _fake(settings, model) if settings.fake_model else _real(settings, model)
 
 
-def _fake(settings: Settings, model: str) -> tuple[StepModel, EngineInfo]:
+def _core(settings: Settings, model: StepModel, cache: KVCache, device: str, tiers: Tiers | None = None) -> EngineCore:
+    limits = Limits(settings.max_running, settings.max_step_tokens or _STEP_TOKENS[device])
+    return EngineCore(model, cache, limits, tiers=tiers, ahead=device == "cuda")
+
+
+def _fake(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
     """The model of no cost, with the vocabulary and the context of the one in folder `model`."""
     try:
         config = json.loads((Path(model) / "config.json").read_text())
@@ -59,10 +63,11 @@ def _fake(settings: Settings, model: str) -> tuple[StepModel, EngineInfo]:
         exact=True,
         cache_enabled=settings.cache,
     )
-    return FakeModel(info.vocab_size), info
+    cache = KVCache(info.num_slots, enabled=settings.cache)
+    return _core(settings, FakeModel(info.vocab_size), cache, info.device), info
 
 
-def _real(settings: Settings, model: str) -> tuple[StepModel, EngineInfo]:
+def _real(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
     """The transformers model at `model` over a pool of the size that the budget gives."""
     device = _device(settings.device)
     if settings.threads:
@@ -71,21 +76,24 @@ def _real(settings: Settings, model: str) -> tuple[StepModel, EngineInfo]:
     num_slots = slots_for_budget(loaded.shape, loaded.context_length, device, settings.kv_budget, settings.kv_share)
     pool = KVPool(loaded.shape, num_slots, device)
     graphs, without_graphs = start_graphs(loaded, pool, settings.max_running)
+    cache = KVCache(num_slots - 1 if graphs else num_slots, enabled=settings.cache)  # padding rows write to the last
+    tiers = make_tiers(settings, model, loaded, pool, cache)
+    lossy = settings.tier_dtype != "same" and bool(tiers.below)
     info = EngineInfo(
         vocab_size=loaded.vocab_size,
         context_length=loaded.context_length,
         eos_token_ids=loaded.eos_token_ids,
-        num_slots=num_slots - 1 if graphs else num_slots,  # padding rows write to the last slot
+        num_slots=cache.allocator.num_slots,
         slot_bytes=loaded.shape.slot_bytes,
         device=device.type,
         dtype=str(loaded.dtype).removeprefix("torch."),
         attention=loaded.attention,
-        exact=loaded.exact,
-        inexact_reason=loaded.inexact_reason,
+        exact=loaded.exact and not lossy,
+        inexact_reason=loaded.inexact_reason or (LOSSY if lossy else None),
         fallback_reason=loaded.fallback_reason or without_graphs,
         cache_enabled=settings.cache,
     )
-    return Runner(loaded, pool, graphs), info
+    return _core(settings, Runner(loaded, pool, graphs), cache, info.device, tiers), info
 
 
 def _device(wanted: str) -> torch.device:

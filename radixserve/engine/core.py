@@ -17,6 +17,7 @@ import time
 from radixserve.cache.kvcache import KVCache
 from radixserve.engine.flight import Flight, StepModel
 from radixserve.engine.scheduler import Limits, Scheduler
+from radixserve.engine.tiers import Tiers
 from radixserve.request import Request
 from radixserve.step import EngineStats, TokenEvent
 
@@ -26,13 +27,17 @@ log = logging.getLogger(__name__)
 class EngineCore:
     """The engine without its process."""
 
-    def __init__(self, model: StepModel, cache: KVCache, limits: Limits, *, ahead: bool = False) -> None:
+    def __init__(
+        self, model: StepModel, cache: KVCache, limits: Limits, *, tiers: Tiers | None = None, ahead: bool = False
+    ) -> None:
         """With `ahead` one step stays in flight; it is of use where the host and the device work side by side."""
         self.model = model
         self.cache = cache
-        self.scheduler = Scheduler(cache, limits)
+        self.tiers = tiers or Tiers(cache)
+        self.scheduler = Scheduler(cache, limits, self.tiers)
         self._ahead = ahead
         self._in_flight: Flight | None = None
+        self._idle = False  # the last step found nothing to compute
         self._landed_at = 0.0
         self._steps = 0
         self._recent: list[tuple[float, int, int]] = []  # seconds, tokens, sequences of steps not reported yet
@@ -40,6 +45,16 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work or self._in_flight is not None
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds to sleep at most before the next step, None: until something happens.
+
+        0 while there is something to compute. What may happen is a message, or `tiers` having something to settle.
+        """
+        if not self.has_work:
+            return self.tiers.patience or None
+        return self.tiers.patience if self._idle else 0.0
 
     def submit(self, request: Request, output_ids: list[int]) -> list[TokenEvent]:
         """Queue a request; an event comes back at once only if it can never run."""
@@ -57,7 +72,9 @@ class EngineCore:
         A step that raises fails the requests in it and no others. A step stays synchronous if one of its draws needs
         to know the tokens drawn before (penalties).
         """
+        self.tiers.settle()
         before, newest = self._in_flight, self._launch()
+        self._idle = before is None and newest is None
         stays = self._ahead and newest is not None and newest.may_stay
         self._in_flight = newest if stays else None
         landing = (before,) if stays else (before, newest)
@@ -85,9 +102,10 @@ class EngineCore:
     def _record(self, flight: Flight) -> None:
         """A step takes until it has landed, from its launch or, if that is later, from the landing before."""
         since, self._landed_at = max(flight.started, self._landed_at), time.perf_counter()
-        num_tokens = sum(len(work.chunk.token_ids) for work in flight.works)
+        num_tokens, seconds = sum(len(work.chunk.token_ids) for work in flight.works), self._landed_at - since
         self._steps += 1
-        self._recent.append((self._landed_at - since, num_tokens, len(flight.works)))
+        self._recent.append((seconds, num_tokens, len(flight.works)))
+        self.tiers.computed(num_tokens, seconds)
 
     def stats(self) -> EngineStats:
         """State now, and the steps since the last call."""
@@ -105,6 +123,9 @@ class EngineCore:
             steps_total=self._steps,
             computed_prompt_tokens_total=totals.computed_prompt_tokens,
             cached_prompt_tokens_total=totals.cached_prompt_tokens,
+            host_prompt_tokens_total=totals.host_prompt_tokens,
+            disk_prompt_tokens_total=totals.disk_prompt_tokens,
+            tiers=self.tiers.stats(),
             generated_tokens_total=totals.generated_tokens,
             step_seconds=[seconds for seconds, _, _ in recent],
             step_tokens=[tokens for _, tokens, _ in recent],

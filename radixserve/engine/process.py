@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -39,6 +39,7 @@ from radixserve.step import TokenEvent
 log = logging.getLogger(__name__)
 
 STATS_INTERVAL_SECONDS = 0.1
+CLOSE_SECONDS = 4.0  # for what still waits to be written, when the front has gone; it waits a little longer for us
 _RECEIVE_BYTES = 1 << 20
 
 
@@ -54,18 +55,21 @@ class Channel:
         self._frames = FrameReader()
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
 
-    def receive(self, *, wait: bool) -> Iterator[ToEngine]:
-        """The messages that are here; with `wait`, sleep until there is something.
+    def receive(self, patience: float | None, also: Sequence[int] = ()) -> Iterator[ToEngine]:
+        """The messages that are here; sleeps until there is one, for at most `patience` seconds (None: for ever).
+
+        It also wakes when one of the file descriptors `also` is readable.
 
         Raises:
             FrontGone: the front closed the socket.
         """
-        while wait or select.select([self._sock], [], [], 0)[0]:
+        ours = self._sock.fileno()
+        while ours in select.select([ours, *also], [], [], patience)[0]:
             data = self._sock.recv(_RECEIVE_BYTES)
             if not data:
                 raise FrontGone
             for body in self._frames.feed(data):
-                wait = False
+                patience = 0.0
                 yield self._decoder.decode(body)
 
     def send(self, message: ToFront) -> None:
@@ -86,19 +90,19 @@ class EngineLoop:
     def __init__(self, core: EngineCore, channel: Channel) -> None:
         self._core = core
         self._channel = channel
+        self._also = [each for each in (core.tiers.fileno(),) if each is not None]
         self._reported_at = 0.0
 
     def run(self) -> None:
         """Returns never; raises FrontGone when the front is gone."""
         while True:
             events = self._take_messages()
-            if self._core.has_work:
-                events += self._core.step()
+            events += self._core.step()
             self._report(events)
 
     def _take_messages(self) -> list[TokenEvent]:
         events: list[TokenEvent] = []
-        for message in self._channel.receive(wait=not self._core.has_work):
+        for message in self._channel.receive(self._core.patience, self._also):
             if isinstance(message, Submit):
                 events += self._core.submit(message.request, message.output_ids)
             elif isinstance(message, Abort):
@@ -126,7 +130,7 @@ def main() -> int:
 
 
 def _serve(channel: Channel) -> int:
-    start = next(channel.receive(wait=True))
+    start = next(channel.receive(None))
     assert isinstance(start, Start), f"the first message must be Start, not {type(start).__name__}"
     configure_logging(start.settings.log_level)
     try:
@@ -139,7 +143,10 @@ def _serve(channel: Channel) -> int:
         return 2
     gc.freeze()  # what was loaded stays; collecting it again and again would stall steps
     channel.send(Ready(info))
-    EngineLoop(core, channel).run()
+    try:
+        EngineLoop(core, channel).run()
+    finally:
+        core.tiers.close(CLOSE_SECONDS)
     return 0
 
 

@@ -17,6 +17,7 @@ from itertools import islice
 from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.engine.planning import Plan, Work, last_slot, slots_wanted
 from radixserve.engine.sequence import Sequence
+from radixserve.engine.tiers import Tiers
 from radixserve.request import Request
 from radixserve.sampling import Sampled
 from radixserve.step import FinishReason, TokenEvent
@@ -37,7 +38,9 @@ class Totals:
     """Running totals since the engine started."""
 
     computed_prompt_tokens: int = 0
-    cached_prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0  # in whatever tier
+    host_prompt_tokens: int = 0  # of those, brought up from the host's memory for the request
+    disk_prompt_tokens: int = 0  # and from the disk
     generated_tokens: int = 0
     preemptions: int = 0
 
@@ -45,8 +48,9 @@ class Totals:
 class Scheduler:
     """Plans steps and commits their results; the only owner of sequences."""
 
-    def __init__(self, cache: KVCache, limits: Limits) -> None:
+    def __init__(self, cache: KVCache, limits: Limits, tiers: Tiers | None = None) -> None:
         self.cache = cache
+        self.tiers = tiers or Tiers(cache)
         self.limits = limits
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # oldest first
@@ -102,6 +106,8 @@ class Scheduler:
         """
         lease = _lease(sequence)
         while len(lease.slots) < sequence.num_expected and not lease.grow(slots_wanted(sequence)):
+            if self.tiers.relent():
+                continue
             victim = self.running[-1]
             plan.drop(victim)
             self._preempt(victim)
@@ -114,6 +120,7 @@ class Scheduler:
         self._release(sequence)
         self.running.remove(sequence)
         self.waiting.appendleft(sequence)
+        sequence.num_asked = 0
         self.totals.preemptions += 1
         self._pressed = True
 
@@ -122,9 +129,9 @@ class Scheduler:
             full = len(self.running) >= self.limits.max_running or (self._pressed and self.running)
             if full or plan.room <= 0:
                 return
-            if self._awaits_prefix(sequence):
+            if self._awaits_prefix(sequence) or self.tiers.awaits(sequence):
                 continue
-            if not self._start(sequence):
+            if not self._start(sequence) and not (self.tiers.relent() and self._start(sequence)):
                 return
             plan.add(sequence)
 
@@ -146,6 +153,9 @@ class Scheduler:
         sequence.admitted_at = time.monotonic()
         sequence.num_cached = min(sequence.num_computed, sequence.num_prompt)
         self.totals.cached_prompt_tokens += sequence.num_cached
+        host, disk = sequence.cached_below
+        self.totals.host_prompt_tokens += host
+        self.totals.disk_prompt_tokens += disk
         self.totals.computed_prompt_tokens += sequence.num_prompt - sequence.num_cached
 
     def _awaits_prefix(self, sequence: Sequence) -> bool:
@@ -183,6 +193,8 @@ class Scheduler:
         sequence.num_computed = work.chunk.stop
         if work.chunk.start < sequence.num_prompt:
             work.lease.publish(sequence.key(sequence.num_computed))
+            if sequence.num_computed >= sequence.num_prompt:
+                self.tiers.save(sequence)
         if sequence.num_pending:
             return None
         sequence.append(sampled.token_id)
@@ -200,6 +212,7 @@ class Scheduler:
             return
         if publish:
             sequence.lease.publish(sequence.key(sequence.num_computed))
+            self.tiers.save(sequence)
         self._release(sequence)
         self.running.remove(sequence)
         self._pressed = False
@@ -226,7 +239,9 @@ def _lease(sequence: Sequence) -> Lease:
 
 
 def _ended(sequence: Sequence, finish: FinishReason, error: str | None = None) -> TokenEvent:
-    return TokenEvent(request_id=sequence.request.id, finish=finish, error=error, num_cached=sequence.num_cached)
+    event = TokenEvent(request_id=sequence.request.id, finish=finish, error=error)
+    _describe_cached(sequence, event)
+    return event
 
 
 def _token_event(sequence: Sequence, sampled: Sampled) -> TokenEvent:
@@ -246,7 +261,12 @@ def _token_event(sequence: Sequence, sampled: Sampled) -> TokenEvent:
 
 def _describe_start(sequence: Sequence, event: TokenEvent) -> None:
     assert sequence.admitted_at is not None, "a token was drawn before admission"
-    event.num_cached = sequence.num_cached
+    _describe_cached(sequence, event)
     event.queue_seconds = max(0.0, sequence.admitted_at - sequence.request.arrived)
     if sequence.request.sampling.prompt_logprobs is not None:
         event.prompt_logprobs = sequence.prompt_logprobs
+
+
+def _describe_cached(sequence: Sequence, event: TokenEvent) -> None:
+    event.num_cached = sequence.num_cached
+    event.num_host, event.num_disk = sequence.cached_below

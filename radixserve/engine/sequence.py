@@ -37,6 +37,8 @@ class Sequence:
     num_planned: int = 0  # tokens that have K/V or are in a step in flight
     row: int = 0  # its place among the works of the step planned last
     num_cached: int | None = None  # prompt tokens found in the cache at first admission
+    num_asked: int = 0  # lower tiers asked for K/V since it waits
+    num_promoted: dict[str, int] = field(default_factory=lambda: {"host": 0, "disk": 0})  # tokens brought up for it
     admitted_at: float | None = None  # time.monotonic() seconds
     lease: Lease | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -84,6 +86,13 @@ class Sequence:
     def reads_cache(self) -> bool:
         """Prompt logprobs need the logits of every prompt position, so nothing of such a prompt can be skipped."""
         return self.request.sampling.prompt_logprobs is None
+
+    @property
+    def cached_below(self) -> tuple[int, int]:
+        """Of the cached prompt tokens, those that the host's memory and the disk gave for this very request."""
+        cached = self.num_cached or 0
+        host = min(self.num_promoted["host"], cached)
+        return host, min(self.num_promoted["disk"], cached - host)
 
     def key(self, num_tokens: int) -> bytes:
         """The first `num_tokens` tokens as the cache compares them: packed int32."""

@@ -41,6 +41,10 @@ def _function(kernel: Callable[[Any], None]) -> Any:
 @cache
 def _compiled_code_dir() -> Path:
     """Numba looks at one source file to tell whether compiled code is stale; a kernel has several."""
+    return cache_dir() / "kernels" / sources_digest()
+
+
+def sources_digest() -> str:
+    """Tells one version of the kernels from another."""
     sources = (Path(__file__).with_name(f"{name}.py") for name in _SOURCES)
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
-    return cache_dir() / "kernels" / digest.hexdigest()[:16]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]

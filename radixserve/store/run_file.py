@@ -33,7 +33,12 @@ SUFFIX = ".safetensors"
 TOKEN_BYTES = 4
 MAX_HEADER_BYTES = 1 << 16
 _LENGTH_BYTES = 8
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 KV = tuple[torch.Tensor, torch.Tensor]

@@ -65,7 +65,10 @@ async def test_usage_counts_the_prompt_once_and_every_choice(server: Server, pat
         "prompt_tokens": num_prompt,
         "completion_tokens": 12,
         "total_tokens": num_prompt + 12,
-        "prompt_tokens_details": {"cached_tokens": 2},
+        "prompt_tokens_details": {
+            "cached_tokens": 2,
+            "cached_tokens_details": {"device": 2, "host": 0, "disk": 0},
+        },
     }
     assert answer["usage"] == usage
     events, _ = await stream(server, path, body_for(path, n=3, stream_options={"include_usage": True}))

@@ -46,7 +46,7 @@ BUGS = {
     "one token too few counts as the path to pin": ("kvcache", "point.offset + self", "point.offset - 1 + self"),
     "duplicates are freed, the table still names them": (
         "kvcache",
-        "        write_slots(_path_runs(node, old), self._table[depth : point.depth])\n",
+        "        write_slots(path_runs(node, old), self._table[depth : point.depth])\n",
         "",
     ),
     "duplicates are not freed": ("kvcache", "        self._cache.allocator.free(duplicates)\n", ""),

@@ -1,0 +1,86 @@
+"""From settings to the tiers below a device's pool, and what K/V on the disk belongs to.
+
+The fingerprint names everything that may change a bit of K/V: the model's files, the dtypes, torch, and what computes.
+The number of threads is not part of it: it changes no bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import transformers
+from transformers.utils import cached_file
+
+from radixserve.cache.kvcache import KVCache
+from radixserve.cache.pool import KVPool, KVShape
+from radixserve.config import Settings, format_size
+from radixserve.engine.tiers import Tiers
+from radixserve.errors import ConfigError, StartupError
+from radixserve.model.budget import MIN_SLOTS, free_bytes
+from radixserve.model.loaded import LoadedModel
+from radixserve.model.native import sources_digest
+from radixserve.store.disk_store import DiskStore
+from radixserve.store.fingerprint import folder_fingerprint
+from radixserve.tiers.copies import Copies
+from radixserve.tiers.disk import DiskTier
+from radixserve.tiers.host import HostTier
+from radixserve.tiers.pace import Pace
+
+LOSSY = "keys and values in host memory and on the disk are kept as float8 (tier_dtype)"
+
+log = logging.getLogger(__name__)
+
+
+def make_tiers(settings: Settings, model: str, loaded: LoadedModel, pool: KVPool, cache: KVCache) -> Tiers:
+    """The tiers that `settings` ask for, for the model that was loaded from the folder or hub name `model`.
+
+    Raises:
+        StartupError: the folder is held by another process or cannot be used, or a budget is too small or too large.
+    """
+    dtype = torch.float8_e4m3fn if settings.tier_dtype == "float8" else loaded.dtype
+    shape = replace(loaded.shape, dtype=dtype)
+    host = _host(settings.host_budget, shape, pool) if settings.host_budget else None
+    disk = None
+    if settings.disk_path is not None:
+        store = _open(Path(settings.disk_path), settings.disk_budget, model, loaded, shape)
+        disk = DiskTier(store, cache, pool, Pace())
+    return Tiers(cache, pool, host, disk)
+
+
+def _host(budget: int, shape: KVShape, pool: KVPool) -> HostTier:
+    num_slots, free = budget // shape.slot_bytes, free_bytes(torch.device("cpu"))
+    if num_slots < MIN_SLOTS:
+        raise ConfigError(f"host_budget holds {num_slots} tokens at {shape.slot_bytes:,} bytes; {MIN_SLOTS} are needed")
+    if budget > free:
+        raise ConfigError(f"host_budget is {format_size(budget)}, {free >> 20} MiB of memory are free")
+    return HostTier(pool, shape, num_slots, Copies(pool.k.device))
+
+
+def _open(folder: Path, budget: int, model: str, loaded: LoadedModel, shape: KVShape) -> DiskStore:
+    store = DiskStore(folder, budget, _fingerprint(folder, model, loaded, shape), shape)
+    stats = store.stats()
+    log.info("disk store %s: %d runs, %d MiB of %s", folder, stats.runs, stats.bytes >> 20, format_size(budget))
+    return store
+
+
+def _fingerprint(folder: Path, model: str, loaded: LoadedModel, shape: KVShape) -> str:
+    """Of the model's files and of whatever computes with them here."""
+    kernels = sources_digest() if loaded.exact else "not exact"
+    versions = (f"torch {torch.__version__}", f"transformers {transformers.__version__}")
+    processor = (loaded.device.type, torch.backends.cpu.get_cpu_capability())
+    path = (loaded.attention, kernels, "lean" if loaded.lean else "modules")
+    how = (*versions, *processor, *path, str(loaded.dtype), str(shape.dtype))
+    return folder_fingerprint(_folder_of(model), folder, "; ".join(how))
+
+
+def _folder_of(model: str) -> Path:
+    """Where the files lie of a folder or a hub name that was loaded."""
+    if Path(model).is_dir():
+        return Path(model)
+    found = cached_file(model, "config.json", local_files_only=True)
+    if found is None:
+        raise StartupError(f"the files of {model} are not found; without them nothing can be stored on the disk")
+    return Path(found).parent

@@ -1,0 +1,188 @@
+"""Every metric, declared once; docs/metrics.md is made from this table, `metrics` fills it.
+
+Only names, words and which total of the engine feeds which counter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from radixserve.step import EngineStats
+
+_SECONDS: Final = (
+    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
+    *(1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0),
+)  # fmt: skip
+_TOKENS: Final = (0.0, *(float(1 << n) for n in range(18)))
+_SEQUENCES: Final = tuple(float(1 << n) for n in range(11))
+
+WINDOW_SECONDS: Final = 300
+"""How far back the hit ratio looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """One metric as docs/metrics.md shows it. `unit` is what a value counts."""
+
+    kind: Literal["counter", "gauge", "histogram"]
+    name: str
+    unit: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = _SECONDS
+
+
+METRICS: Final = (
+    # What was asked and what came of it.
+    Declared(
+        "counter",
+        "radixserve_requests_total",
+        "requests",
+        "Requests that ended, by endpoint and outcome (stop, length, abort, error, rejected)",
+        ("endpoint", "outcome"),
+    ),
+    Declared("gauge", "radixserve_requests_running", "requests", "Sequences that take part in steps now"),
+    Declared("gauge", "radixserve_requests_waiting", "requests", "Sequences accepted and not yet running"),
+    Declared(
+        "counter",
+        "radixserve_prompt_tokens_total",
+        "tokens",
+        "Prompt tokens by where their keys and values came from: computed, or read from device, host or disk memory",
+        ("source",),
+    ),
+    Declared("counter", "radixserve_generated_tokens_total", "tokens", "Tokens generated"),
+    Declared("histogram", "radixserve_request_prompt_tokens", "tokens", "Length of each prompt", buckets=_TOKENS),
+    Declared(
+        "histogram",
+        "radixserve_request_cached_tokens",
+        "tokens",
+        "Tokens of each prompt that the cache answered",
+        buckets=_TOKENS,
+    ),
+    Declared("histogram", "radixserve_request_generated_tokens", "tokens", "Length of each answer", buckets=_TOKENS),
+    # How long it took.
+    Declared("histogram", "radixserve_queue_seconds", "seconds", "From acceptance to the first step of a request"),
+    Declared(
+        "histogram", "radixserve_time_to_first_token_seconds", "seconds", "From acceptance to the first token (TTFT)"
+    ),
+    Declared("histogram", "radixserve_inter_token_seconds", "seconds", "Between one token of an answer and the next"),
+    Declared("histogram", "radixserve_e2e_seconds", "seconds", "From acceptance to the end of a request"),
+    # What the cache does.
+    Declared(
+        "gauge",
+        "radixserve_hit_ratio",
+        "ratio",
+        f"Share of prompt tokens answered by the cache in the last {WINDOW_SECONDS} seconds; NaN without any",
+    ),
+    Declared(
+        "gauge",
+        "radixserve_kv_bytes",
+        "bytes",
+        "Memory for keys and values: budget = free + used, used = leased + evictable; "
+        "cached is what the prefix tree owns, leased or not",
+        ("state",),
+    ),
+    Declared("counter", "radixserve_evicted_tokens_total", "tokens", "Tokens dropped from the prefix tree for others"),
+    Declared(
+        "gauge",
+        "radixserve_tier_bytes",
+        "bytes",
+        "Keys and values below the device, by tier (host, disk): budget and used",
+        ("tier", "state"),
+    ),
+    Declared(
+        "counter",
+        "radixserve_tier_tokens_total",
+        "tokens",
+        "Tokens copied to a tier (down) and back to the device (up)",
+        ("tier", "direction"),
+    ),
+    Declared("gauge", "radixserve_store_runs", "runs", "Runs stored on the disk"),
+    Declared(
+        "gauge", "radixserve_store_writing", "0 or 1", "1 while the disk is written to; 0 without one, and after errors"
+    ),
+    Declared("counter", "radixserve_store_evicted_runs_total", "runs", "Runs removed from the disk for others"),
+    Declared(
+        "counter",
+        "radixserve_store_verify_failures_total",
+        "files",
+        "Stored files that were not what they should be, and were removed instead of used",
+    ),
+    Declared(
+        "counter",
+        "radixserve_store_errors_total",
+        "errors",
+        "Errors of the disk, by operation (read, write)",
+        ("operation",),
+    ),
+    Declared(
+        "counter",
+        "radixserve_store_skipped_total",
+        "writes",
+        "Writes left out: no room, too many waiting, or errors before",
+    ),
+    Declared("gauge", "radixserve_tree_nodes", "nodes", "Nodes of the prefix tree"),
+    # What a step holds.
+    Declared("counter", "radixserve_steps_total", "steps", "Steps of the engine"),
+    Declared("histogram", "radixserve_step_seconds", "seconds", "Duration of a step"),
+    Declared("histogram", "radixserve_step_tokens", "tokens", "Tokens computed in a step", buckets=_TOKENS),
+    Declared("histogram", "radixserve_step_sequences", "sequences", "Sequences in a step", buckets=_SEQUENCES),
+    Declared("counter", "radixserve_preemptions_total", "preemptions", "Times a running sequence gave its memory back"),
+    # What is running.
+    Declared("gauge", "radixserve_engine_up", "0 or 1", "1 while the engine takes requests"),
+    Declared("counter", "radixserve_engine_restarts_total", "restarts", "Times a dead engine was started again"),
+    Declared(
+        "gauge",
+        "radixserve_model_info",
+        "always 1",
+        "The model in the labels; exact says whether a hit equals a miss bit for bit",
+        ("model", "device", "dtype", "attention", "exact", "cache"),
+    ),
+    Declared(
+        "gauge",
+        "radixserve_engine_fallback",
+        "0 or 1",
+        "1 while something slower serves in the place of the device's own path; /version says why (fallback_reason)",
+    ),
+    Declared("gauge", "radixserve_build_info", "always 1", "The version of radixserve in the label", ("version",)),
+)
+"""All metrics, in the order of the documentation."""
+
+_Feeds = tuple[tuple[Callable[[EngineStats], int], str, tuple[str, ...]], ...]
+
+TOTALS: Final[_Feeds] = (
+    (lambda stats: stats.steps_total, "radixserve_steps_total", ()),
+    (lambda stats: stats.computed_prompt_tokens_total, "radixserve_prompt_tokens_total", ("computed",)),
+    (lambda stats: _device_tokens(stats), "radixserve_prompt_tokens_total", ("device",)),
+    (lambda stats: stats.host_prompt_tokens_total, "radixserve_prompt_tokens_total", ("host",)),
+    (lambda stats: stats.disk_prompt_tokens_total, "radixserve_prompt_tokens_total", ("disk",)),
+    (lambda stats: stats.generated_tokens_total, "radixserve_generated_tokens_total", ()),
+    (lambda stats: stats.evicted_tokens_total, "radixserve_evicted_tokens_total", ()),
+    (lambda stats: stats.preemptions_total, "radixserve_preemptions_total", ()),
+    (lambda stats: stats.tiers.demoted_tokens_total, "radixserve_tier_tokens_total", ("host", "down")),
+    (lambda stats: stats.tiers.promoted_host_tokens_total, "radixserve_tier_tokens_total", ("host", "up")),
+    (lambda stats: stats.tiers.stored_tokens_total, "radixserve_tier_tokens_total", ("disk", "down")),
+    (lambda stats: stats.tiers.promoted_disk_tokens_total, "radixserve_tier_tokens_total", ("disk", "up")),
+    (lambda stats: stats.tiers.evicted_runs_total, "radixserve_store_evicted_runs_total", ()),
+    (lambda stats: stats.tiers.verify_failures_total, "radixserve_store_verify_failures_total", ()),
+    (lambda stats: stats.tiers.read_errors_total, "radixserve_store_errors_total", ("read",)),
+    (lambda stats: stats.tiers.write_errors_total, "radixserve_store_errors_total", ("write",)),
+    (lambda stats: stats.tiers.skipped_total, "radixserve_store_skipped_total", ()),
+)
+"""A running total of the engine, the counter it feeds, the counter's label values."""
+
+
+def _device_tokens(stats: EngineStats) -> int:
+    """Cached prompt tokens that were on the device already."""
+    return stats.cached_prompt_tokens_total - stats.host_prompt_tokens_total - stats.disk_prompt_tokens_total
+
+
+def markdown() -> str:
+    """The table of docs/metrics.md: one row per metric."""
+    lines = ["| name | type | labels | unit | meaning |", "|---|---|---|---|---|"]
+    for each in METRICS:
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        lines.append(f"| `{each.name}` | {each.kind} | {labels} | {each.unit} | {each.help} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,99 @@
+"""K/V out of slots and into them, and between the device and the host beside the step.
+
+On a CPU device memory is host memory: nothing is copied between the two, and every `Copy` has arrived when it is made.
+On CUDA copies run on a stream of their own through pinned memory; the engine looks from time to time whether one has
+arrived, and never waits for it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from radixserve.cache.pool import KVPool
+from radixserve.model.host import upload
+from radixserve.step import Slots
+from radixserve.store.run_file import KV
+
+
+def read_slots(pool: KVPool, slots: Slots) -> KV:
+    """K and V of `slots`, copied: k [layers, len(slots), kv_heads, k_dim], v likewise, on the pool's device."""
+    index = upload(slots.astype(np.int64), pool.k.device)
+    k, v = (_selected(each, index) for each in pool.tensors)
+    return k, v
+
+
+def write_slots(pool: KVPool, slots: Slots, kv: KV) -> None:
+    """Fill `slots` with K/V that lies on the pool's device; another dtype is converted."""
+    index = upload(slots.astype(np.int64), pool.k.device)
+    for target, source in zip(pool.tensors, kv, strict=True):
+        _bits(target).index_copy_(1, index, _bits(converted(source, target.dtype)))
+
+
+def converted(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """In another dtype; what is beyond a narrower one's range becomes its largest value, not NaN."""
+    if tensor.dtype == dtype:
+        return tensor
+    if dtype.itemsize == 1:
+        largest = torch.finfo(dtype).max
+        tensor = tensor.clamp(-largest, largest)
+    return tensor.to(dtype)
+
+
+def _selected(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Into memory made before: on a CPU that is six times as fast."""
+    found = tensor.new_empty(tensor.shape[0], len(index), *tensor.shape[2:])
+    torch.index_select(_bits(tensor), 1, index, out=_bits(found))
+    return found
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Itself, or bytes where torch does not index the dtype."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
+
+
+class Copy:
+    """K/V on its way between device and host. `kv` may be used once it has `arrived`."""
+
+    def __init__(self, kv: KV, event: torch.cuda.Event | None = None) -> None:
+        self.kv = kv
+        self._event = event
+
+    @property
+    def arrived(self) -> bool:
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+
+
+class Copies:
+    """Both ways for one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def down(self, kv: KV) -> Copy:
+        """From the device to (pinned) host memory, behind what was launched until now."""
+        return Copy(kv) if self._stream is None else self._copy(kv, self._stream, torch.device("cpu"))
+
+    def up(self, kv: KV) -> Copy:
+        """From host memory, pinned if it is to go beside the step, to the device."""
+        return Copy(kv) if self._stream is None else self._copy(kv, self._stream, self._device)
+
+    def _copy(self, kv: KV, stream: torch.cuda.Stream, to: torch.device) -> Copy:
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            k, v = (_copied(each, to) for each in kv)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(stream)
+        for each in (*kv, k, v):
+            if each.is_cuda:  # its memory is not given to others before both streams are done with it
+                each.record_stream(stream)
+                each.record_stream(torch.cuda.current_stream(self._device))
+        return Copy((k, v), event)
+
+
+def _copied(tensor: torch.Tensor, to: torch.device) -> torch.Tensor:
+    there = torch.empty(tensor.shape, dtype=tensor.dtype, device=to, pin_memory=to.type == "cpu")
+    return there.copy_(tensor, non_blocking=True)

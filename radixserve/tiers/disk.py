@@ -1,0 +1,162 @@
+"""The disk tier: what was computed is written behind the step, and read back on a hit that is worth it.
+
+A `DiskStore` on a thread of its own. Whoever writes holds a lease until it is done, so that the slots it reads stay
+what they are; leases are taken and released on the engine's thread. Knows slots and prefixes, no requests.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from radixserve.cache.kvcache import KVCache, Lease
+from radixserve.cache.pool import KVPool
+from radixserve.cache.radix import TOKEN_BYTES
+from radixserve.step import Slots, TierStats
+from radixserve.store.disk_store import DiskStore
+from radixserve.store.run_file import KV
+from radixserve.tiers.copies import converted, read_slots
+from radixserve.tiers.pace import Pace
+from radixserve.tiers.worker import Job, Worker
+
+MAX_QUEUED = 64  # writes that wait; one more is left out
+WRITE_TOKENS = 512  # written in one go: how long a load may have to wait
+_HELD_SHARE = 2  # one of so many slots may be held for writing, a shared one counted as often as it is held
+_STATS_SECONDS = 1.0
+_NEXT = bytes(TOKEN_BYTES)  # a lease leaves the last token to compute: here that is one which does not exist
+
+
+@dataclass(slots=True)
+class Load:
+    """What was asked of the disk, and once it is `done` what it gave: K/V from position `depth` on."""
+
+    namespace: str
+    tokens: bytes
+    depth: int
+    kv: KV | None = None
+    done: bool = False
+    given_up: bool = False
+
+    def give_up(self) -> None:
+        """Nobody waits any more; if it has not begun it need not."""
+        self.given_up = True
+
+
+@dataclass(slots=True)
+class _Save:
+    """A prefix to be written; `lease` protects `slots`."""
+
+    namespace: str
+    tokens: bytes
+    slots: Slots
+    lease: Lease
+
+
+class DiskTier:
+    """K/V in a folder, for the engine's thread."""
+
+    name = "disk"
+
+    def __init__(self, store: DiskStore, cache: KVCache, pool: KVPool, pace: Pace) -> None:
+        self.skipped_total = 0  # writes left out: too many waited, or too many slots were held
+        self.pace = pace
+        self._store, self._cache, self._pool = store, cache, pool
+        self._held = 0  # slots under the leases of writes
+        self._stats = store.stats()
+        self._stats_at = 0.0
+        self._worker = Worker("radixserve-disk")
+
+    def fileno(self) -> int:
+        """Readable when `settle` has something to do."""
+        return self._worker.fileno()
+
+    @property
+    def writing(self) -> bool:
+        """Slots are held for writing."""
+        return self._held > 0
+
+    def describe(self, stats: TierStats) -> None:
+        """Fill in what concerns the disk, as of the last second or so in which it was used."""
+        seen = self._stats
+        stats.disk_budget_bytes, stats.disk_used_bytes, stats.disk_runs = seen.budget, seen.bytes, seen.runs
+        stats.disk_writing, stats.stored_tokens_total = seen.writing, seen.stored_tokens_total
+        stats.evicted_runs_total, stats.verify_failures_total = seen.evicted_runs_total, seen.verify_failures_total
+        stats.read_errors_total, stats.write_errors_total = seen.read_errors_total, seen.write_errors_total
+        stats.skipped_total = seen.skipped_total + seen.refused_total + self.skipped_total
+
+    def load(self, namespace: str, tokens: bytes, depth: int) -> Load:
+        """Ask for K/V of `tokens` (short of the last one) from position `depth` on."""
+        load = Load(namespace, tokens[:-TOKEN_BYTES], depth)
+
+        def done() -> None:
+            load.done = True
+
+        self._worker.submit(Job(lambda: self._load(load), done), urgent=True)
+        return load
+
+    def save(self, namespace: str, tokens: bytes) -> None:
+        """Write what is not written yet of a published prefix, some time later."""
+        num_tokens = len(tokens) // TOKEN_BYTES
+        limit = max(self._cache.allocator.num_slots // _HELD_SHARE, num_tokens)
+        if self._held + num_tokens > limit or self._worker.num_patient >= MAX_QUEUED:
+            self.skipped_total += 1
+            return
+        lease = self._cache.lease(namespace, tokens + _NEXT, 0)
+        assert lease is not None, "a lease on nothing new needs no room"
+        self._held += lease.num_cached
+        save = _Save(namespace, tokens[: lease.num_cached * TOKEN_BYTES], lease.slots.copy(), lease)
+        self._worker.submit(Job(lambda: self._save(save), lambda: self._let_go(save)), urgent=False)
+
+    def relent(self) -> bool:
+        """Give up writes that were not begun, for the slots they hold; False if there are none."""
+        jobs = self._worker.withdraw()
+        self.skipped_total += len(jobs)
+        for job in jobs:
+            job.then()
+        return bool(jobs)
+
+    def settle(self) -> None:
+        """Let go of what is written, and see what was loaded."""
+        self._worker.settle()
+
+    def close(self, seconds: float) -> None:
+        """Write what waits, for at most so long."""
+        self._worker.close(seconds)
+        self._store.close()
+
+    def _let_go(self, save: _Save) -> None:
+        self._held -= len(save.slots)
+        save.lease.release()
+
+    # On the worker's thread.
+
+    def _load(self, load: Load) -> bool:
+        if load.given_up:
+            return True
+        since = time.perf_counter()
+        num_stored = self._store.match(load.namespace, load.tokens)
+        if num_stored > load.depth and self.pace.worth_loading():
+            kv = self._store.load(load.namespace, load.tokens, load.depth, num_stored)
+            if kv is not None:
+                load.kv = (kv[0].pin_memory(), kv[1].pin_memory()) if self._pool.k.is_cuda else kv
+                self.pace.load.observe(kv[0].shape[1], time.perf_counter() - since)
+        self._note_stats()
+        return True
+
+    def _save(self, save: _Save) -> bool:
+        """Write one part more; True if that was the last. With nothing to write the prefix is marked as used."""
+        num_tokens, depth = len(save.slots), self._store.match(save.namespace, save.tokens)
+        stop = min(depth + WRITE_TOKENS, num_tokens)
+        computed = read_slots(self._pool, save.slots[depth:stop])
+        k, v = (converted(each, self._store.shape.dtype).cpu() for each in computed)
+        stored = self._store.put(save.namespace, save.tokens[: stop * TOKEN_BYTES], depth, k, v)
+        finished = stop == num_tokens or stored < stop - depth
+        if finished and not self._worker.num_patient:
+            self._stats_at = 0.0  # the last one for now
+        self._note_stats()
+        return finished
+
+    def _note_stats(self) -> None:
+        """A few statements: not after every job."""
+        if time.monotonic() - self._stats_at >= _STATS_SECONDS:
+            self._stats, self._stats_at = replace(self._store.stats()), time.monotonic()

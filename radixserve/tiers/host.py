@@ -1,0 +1,92 @@
+"""The host tier: K/V that the device evicted, in host memory, under a budget and an order of eviction of its own.
+
+The same parts as on the device, a second time: a `KVCache` for who has which slot, a `KVPool` for the tensors. What is
+demoted comes with its whole prefix, because a leaf hangs at its ancestors here too; these are still on the device then,
+and what is here already is not copied again. Runs on the engine's thread; copies run beside the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from radixserve.cache.kvcache import KVCache, Lease
+from radixserve.cache.pool import KVPool, KVShape
+from radixserve.cache.radix import TOKEN_BYTES
+from radixserve.step import Slots, TierStats
+from radixserve.store.run_file import KV
+from radixserve.tiers.copies import Copies, Copy, read_slots, write_slots
+
+_NEXT = bytes(TOKEN_BYTES)  # a lease leaves the last token to compute: here that is one which does not exist
+
+
+@dataclass(slots=True)
+class _Demotion:
+    """K/V on its way down; the lease holds its place."""
+
+    tokens: bytes
+    lease: Lease
+    copy: Copy
+
+
+class HostTier:
+    """Host memory for K/V of prefixes that the device has no room for."""
+
+    name = "host"
+
+    def __init__(self, device_pool: KVPool, shape: KVShape, num_slots: int, copies: Copies) -> None:
+        """Room for `num_slots` tokens of `shape`, which may have another dtype than the device's pool."""
+        self.cache = KVCache(num_slots)
+        self.demoted_tokens_total = 0
+        self._pool = KVPool(shape, num_slots, torch.device("cpu"))
+        self._device_pool = device_pool
+        self._copies = copies
+        self._falling: list[_Demotion] = []
+
+    def describe(self, stats: TierStats) -> None:
+        """Fill in what concerns the host."""
+        cache, slot_bytes = self.cache.stats(), self._pool.slot_bytes
+        stats.host_budget_bytes = cache.num_slots * slot_bytes
+        stats.host_used_bytes = (cache.num_slots - cache.free) * slot_bytes
+        stats.demoted_tokens_total = self.demoted_tokens_total
+
+    @property
+    def busy(self) -> bool:
+        """Copies are on their way down."""
+        return bool(self._falling)
+
+    def demote(self, namespace: str, tokens: bytes, slots: Slots) -> None:
+        """Keep what the device is about to evict; `OnEvict` of its cache. Nothing where there is no room for it.
+
+        The copy out of the slots is launched here, before anything that could write to them.
+        """
+        lease = self.cache.lease(namespace, tokens + _NEXT, len(slots))
+        if lease is None:
+            return
+        lacking = slots[lease.num_cached :]
+        if not len(lacking):
+            lease.release()
+            return
+        self._falling.append(_Demotion(tokens, lease, self._copies.down(read_slots(self._device_pool, lacking))))
+        self.settle()
+
+    def settle(self) -> None:
+        """Show what has arrived; in the order of demotion, which is that of the copies."""
+        while self._falling and self._falling[0].copy.arrived:
+            fallen = self._falling.pop(0)
+            with fallen.lease as lease:
+                first = lease.num_cached
+                write_slots(self._pool, lease.slots[first:], fallen.copy.kv)
+                lease.publish(fallen.tokens)
+                self.demoted_tokens_total += lease.num_published - first
+
+    def fetch(self, namespace: str, tokens: bytes, depth: int) -> KV | None:
+        """A copy of K/V from position `depth` on, as far as it goes and short of the last token; None without any."""
+        lease = self.cache.lease(namespace, tokens, 0)
+        assert lease is not None, "a lease on nothing new needs no room"
+        with lease:
+            if lease.num_cached <= depth:
+                return None
+            k, v = read_slots(self._pool, lease.slots[depth:])
+            return (k.pin_memory(), v.pin_memory()) if self._device_pool.k.is_cuda else (k, v)

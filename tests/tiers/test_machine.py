@@ -1,0 +1,150 @@
+"""Random walks: small budgets make everything move all the time, and every answer is what it must be.
+
+Three tokens, so that prefixes collide; a device of few slots, host memory, a folder that evicts; requests come, leave,
+are preempted; the engine is restarted, and files are damaged behind its back.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from radixserve.engine import tiers
+from tests.engine.content_model import expected
+from tests.engine.harness import request
+from tests.store.parts import files, flip, on_disk
+from tests.tiers.parts import Tiered
+
+PROMPT = st.lists(st.integers(0, 2), min_size=1, max_size=30)
+
+
+class TierMachine(RuleBasedStateMachine):
+    """One folder, one engine after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = Path(tempfile.mkdtemp(prefix="tiers-"))
+        self.engine: Tiered | None = None
+        self.asked: dict[str, tuple[list[int], int]] = {}
+        self.left: set[str] = set()
+        self.num_asked = 0
+        self.least, tiers.MIN_FETCH = tiers.MIN_FETCH, 2
+
+    @initialize(
+        num_slots=st.integers(48, 90),
+        host_slots=st.sampled_from([0, 30, 80]),
+        disk_budget=st.sampled_from([0, 640, 4096]),
+    )
+    def start(self, num_slots: int, host_slots: int, disk_budget: int) -> None:
+        self.num_slots, self.host_slots, self.disk_budget = num_slots, host_slots, disk_budget << 10
+        self.folder = self.base / "s" if disk_budget else None
+        self.open()
+
+    def open(self) -> None:
+        self.engine = Tiered(
+            self.num_slots, host_slots=self.host_slots, folder=self.folder, disk_budget=self.disk_budget
+        )
+        self.asked, self.left = {}, set()
+
+    @property
+    def running(self) -> Tiered:
+        assert self.engine is not None
+        return self.engine
+
+    @rule(prompt=PROMPT, max_tokens=st.integers(1, 12))
+    def submit(self, prompt: list[int], max_tokens: int) -> None:
+        self.num_asked += 1
+        name = f"r{self.num_asked}"
+        self.asked[name] = (prompt, max_tokens)
+        self.running.submit(request(name, prompt, max_tokens))
+
+    @rule(count=st.integers(1, 8))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            if self.running.core.has_work:
+                self.running.step()
+
+    @precondition(lambda self: self.asked)
+    @rule(which=st.integers(0, 1000))
+    def leave(self, which: int) -> None:
+        name = list(self.asked)[which % len(self.asked)]
+        self.left.add(name)
+        self.running.take(self.running.core.abort(name))
+
+    @rule(count=st.integers(1, 40))
+    def evict(self, count: int) -> None:
+        self.running.cache.evict(count)
+
+    @rule()
+    def end(self) -> None:
+        self.running.settle()
+        for name, (prompt, count) in self.asked.items():
+            whole, got = expected(prompt, count), self.running.tokens(name)
+            assert got == (whole[: len(got)] if name in self.left else whole)
+        self.running.assert_drained()
+
+    @rule()
+    def restart(self) -> None:
+        self.end()
+        self.running.close()
+        self.open()
+
+    @precondition(lambda self: self.folder and files(self.folder))
+    @rule(which=st.integers(0, 1000), bit=st.integers(0, 100_000))
+    def damage(self, which: int, bit: int) -> None:
+        self.running.settle()
+        assert self.folder is not None
+        if present := files(self.folder):
+            path = present[which % len(present)]
+            flip(path, bit % (8 * path.stat().st_size))
+
+    @invariant()
+    def budgets_are_kept(self) -> None:
+        if self.engine is not None and self.folder is not None and self.engine.tiers.patience == 0.0:
+            assert on_disk(self.folder) <= self.disk_budget
+
+    def teardown(self) -> None:
+        tiers.MIN_FETCH = self.least
+        if self.engine is not None:
+            self.end()
+            self.engine.close()
+        shutil.rmtree(self.base)
+
+
+TierMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestTierMachine = TierMachine.TestCase
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_long_walk_uses_every_tier(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine may wander off; this one is sure to demote, promote, store, load and evict everywhere."""
+    monkeypatch.setattr(tiers, "MIN_FETCH", 2)
+    draw = random.Random(seed)
+    seen = {"host": 0, "disk": 0}
+    prompts = [[draw.randrange(3) for _ in range(draw.randrange(8, 34))] for _ in range(12)]
+    for life in range(3):
+        engine = Tiered(80, host_slots=90, folder=tmp_path / "s", disk_budget=800 << 10)
+        for i in range(60):
+            base = draw.choice(prompts)
+            prompt = base[: draw.randrange(1, len(base) + 1)] + [draw.randrange(3) for _ in range(draw.randrange(4))]
+            engine.submit(request(f"{life} {i}", prompt, draw.randrange(1, 9)))
+            for _ in range(draw.randrange(4)):
+                if engine.core.has_work:
+                    engine.step()
+            if draw.random() < 0.2:
+                engine.settle()
+        engine.settle()
+        assert all(event[-1].finish == "length" for event in engine.events.values())
+        stats = engine.core.stats().tiers
+        seen["host"] += stats.promoted_host_tokens_total
+        seen["disk"] += stats.promoted_disk_tokens_total
+        engine.assert_drained()
+        engine.close()
+    assert all(seen.values()), seen
