@@ -102,8 +102,11 @@ METRICS: Final = (
     Declared("histogram", "radixserve_step_sequences", "sequences", "Sequences in a step", buckets=_SEQUENCES),
     Declared("counter", "radixserve_preemptions_total", "preemptions", "Times a running sequence gave its memory back"),
     # What is running.
-    Declared("gauge", "radixserve_engine_up", "0 or 1", "1 while the engine takes requests"),
+    Declared("gauge", "radixserve_engine_up", "0 or 1", "1 while the engine works and the server does not drain"),
     Declared("counter", "radixserve_engine_restarts_total", "restarts", "Times a dead engine was started again"),
+    Declared(
+        "counter", "radixserve_requests_resumed_total", "resumptions", "Times a new engine went on with a request"
+    ),
     Declared(
         "gauge",
         "radixserve_model_info",
@@ -231,6 +234,10 @@ class Metrics:
         """A dead engine was started again: its totals begin at zero."""
         self._counters["radixserve_engine_restarts_total"].inc()
         self._seen = {}
+
+    def request_resumed(self) -> None:
+        """A new engine goes on with a request that a dead one left unfinished."""
+        self._counters["radixserve_requests_resumed_total"].inc()
 
     def render(self, stats: EngineStats, info: EngineInfo | None, *, up: bool | None = None) -> bytes:
         """The page with the newest state of the engine; `up`: requests are taken (None: if `info` is there)."""

@@ -226,7 +226,8 @@ def _lease(sequence: Sequence) -> Lease:
 
 
 def _ended(sequence: Sequence, finish: FinishReason, error: str | None = None) -> TokenEvent:
-    return TokenEvent(request_id=sequence.request.id, finish=finish, error=error, num_cached=sequence.num_cached)
+    num_cached = None if sequence.num_output else sequence.num_cached  # the first token has told it
+    return TokenEvent(request_id=sequence.request.id, finish=finish, error=error, num_cached=num_cached)
 
 
 def _token_event(sequence: Sequence, sampled: Sampled) -> TokenEvent:
@@ -239,7 +240,7 @@ def _token_event(sequence: Sequence, sampled: Sampled) -> TokenEvent:
         event.finish, event.stop_token_id = "stop", sampled.token_id
     elif sequence.num_output >= sampling.max_tokens:
         event.finish = "length"
-    if sequence.num_output == sequence.num_resumed + 1:
+    if sequence.num_output == 1:
         _describe_start(sequence, event)
     return event
 

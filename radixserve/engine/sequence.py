@@ -82,8 +82,11 @@ class Sequence:
 
     @property
     def reads_cache(self) -> bool:
-        """Prompt logprobs need the logits of every prompt position, so nothing of such a prompt can be skipped."""
-        return self.request.sampling.prompt_logprobs is None
+        """Prompt logprobs need the logits of every prompt position, so nothing of such a prompt can be skipped.
+
+        Unless the request is resumed: they came with its first token.
+        """
+        return self.request.sampling.prompt_logprobs is None or self.num_resumed > 0
 
     def key(self, num_tokens: int) -> bytes:
         """The first `num_tokens` tokens as the cache compares them: packed int32."""
