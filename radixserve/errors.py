@@ -87,7 +87,7 @@ class ServerError(ApiError):
 
 
 class Unavailable(ApiError):
-    """Not now: the queue is full, the server drains, or the engine is being restarted."""
+    """Not now: the queue is full, the server drains, or the engine does not start."""
 
     status = 503
     code = "server_is_overloaded"

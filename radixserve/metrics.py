@@ -128,6 +128,10 @@ class Metrics:
         self._counters["radixserve_engine_restarts_total"].inc()
         self._seen = {}
 
+    def request_resumed(self) -> None:
+        """A new engine goes on with a request that a dead one left unfinished."""
+        self._counters["radixserve_requests_resumed_total"].inc()
+
     def render(self, stats: EngineStats, info: EngineInfo | None, *, up: bool | None = None) -> bytes:
         """The page with the newest state of the engine; `up`: requests are taken (None: if `info` is there)."""
         self._set("radixserve_requests_running", stats.running)

@@ -131,8 +131,11 @@ METRICS: Final = (
     Declared("histogram", "radixserve_step_sequences", "sequences", "Sequences in a step", buckets=_SEQUENCES),
     Declared("counter", "radixserve_preemptions_total", "preemptions", "Times a running sequence gave its memory back"),
     # What is running.
-    Declared("gauge", "radixserve_engine_up", "0 or 1", "1 while the engine takes requests"),
+    Declared("gauge", "radixserve_engine_up", "0 or 1", "1 while the engine works and the server does not drain"),
     Declared("counter", "radixserve_engine_restarts_total", "restarts", "Times a dead engine was started again"),
+    Declared(
+        "counter", "radixserve_requests_resumed_total", "resumptions", "Times a new engine went on with a request"
+    ),
     Declared(
         "gauge",
         "radixserve_model_info",

@@ -62,7 +62,8 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 class TokenEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What happened to one request in one step. Every accepted request ends in exactly one event with `finish` set.
 
-    The first event of a request carries `num_cached` and `queue_seconds`. `stop_token_id` is set when a stop token
+    The event of the first token carries `num_cached` and `queue_seconds`; if another engine goes on with the request,
+    it does not tell them again. `stop_token_id` is set when a stop token
     ended the request; that token is the last of `token_ids`, and the front keeps it out of the text.
     """
 

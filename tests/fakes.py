@@ -83,9 +83,13 @@ class FakeEngine:
         self.live: dict[str, Request] = {}
         self.aborted: list[str] = []
 
+    @property
+    def refusal_reason(self) -> str | None:
+        return None if self.unready_reason == "restarting" else self.unready_reason
+
     def submit(self, request: Request) -> FakeStream:
-        if self.unready_reason is not None:
-            raise Unavailable(self.unready_reason, code="server_not_ready")
+        if self.refusal_reason is not None:
+            raise Unavailable(self.refusal_reason, code="server_not_ready")
         if self.refuse_after is not None and len(self.seen) >= self.refuse_after:
             raise Unavailable("the queue is full", retry_after=7)
         self.seen.append(request)

@@ -192,6 +192,13 @@ def test_a_restarted_engine_that_already_did_more_than_the_old_one_is_counted_wh
     assert rendered(metrics)['radixserve_prompt_tokens_total{source="computed"}'] == 110
 
 
+def test_resumptions_are_counted() -> None:
+    metrics = Metrics()
+    metrics.request_resumed()
+    metrics.request_resumed()
+    assert rendered(metrics)["radixserve_requests_resumed_total"] == 2
+
+
 def test_the_hit_ratio_forgets_what_is_older_than_the_window() -> None:
     clock = Clock()
     metrics = Metrics(clock=clock)

@@ -56,12 +56,18 @@ class Api:
     created: int  # seconds since the epoch at which the model is said to have been made
     threads: TokenizerThreads
 
-    def ready_info(self) -> EngineInfo:
-        """The engine's facts. Raises Unavailable while it takes no requests."""
-        reason, info = self.engine.unready_reason, self.engine.info
+    def info(self) -> EngineInfo:
+        """The engine's facts. Raises Unavailable while no request is taken."""
+        reason, info = self.engine.refusal_reason, self.engine.info
         if reason is not None or info is None:
             raise Unavailable(f"The server takes no requests now: {reason or 'loading'}.", code="server_not_ready")
         return info
+
+    def check_ready(self) -> None:
+        """Raises Unavailable while the engine does not work, although requests may be taken and wait for it."""
+        reason = self.engine.unready_reason
+        if reason is not None:
+            raise Unavailable(f"The engine is not ready: {reason}.", code="server_not_ready")
 
 
 API = web.AppKey("api", Api)

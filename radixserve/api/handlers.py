@@ -97,7 +97,7 @@ async def _prepare(api: Api, endpoint: Endpoint[B], body: B) -> tuple[Generation
     validate.check_model(body.model, api.model_name)
     validate.check_fields(body, api.settings)
     wanted = endpoint.wanted(body, api.settings)
-    info = api.ready_info()
+    info = api.info()
     prompts = await endpoint.prompts(api, body, info)
     return validate.resolve(body, wanted, [prompt.ids for prompt in prompts], info, api.settings), prompts
 

@@ -36,8 +36,8 @@ async def live(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """GET /health/ready and /health: 503 with the reason while no request is taken."""
-    request.app[API].ready_info()
+    """GET /health/ready and /health: 503 with the reason while the engine does not work."""
+    request.app[API].check_ready()
     return _json({"status": "ready"})
 
 
@@ -62,7 +62,7 @@ async def tokenize(request: web.Request) -> web.Response:
     check_model(body.model, api.model_name)
     if (body.prompt is None) == (body.messages is None):
         raise BadRequest("Give exactly one of 'prompt' and 'messages'.", param="prompt", code="invalid_value")
-    info = api.ready_info()
+    info = api.info()
     if body.messages is not None:
         if body.add_special_tokens is not None:
             raise unsupported("add_special_tokens", "'add_special_tokens' with 'messages'")
@@ -78,7 +78,7 @@ async def detokenize(request: web.Request) -> web.Response:
     api = request.app[API]
     body = await read_body(request, DetokenizeBody)
     check_model(body.model, api.model_name)
-    check_token_ids(body.tokens, api.ready_info().vocab_size, "tokens")
+    check_token_ids(body.tokens, api.info().vocab_size, "tokens")
     text = await api.threads.run(partial(api.tokenizer.decode, body.tokens, skip_special_tokens=False))
     return _json({"prompt": text})
 

@@ -18,6 +18,7 @@ from radixserve.engine.messages import FrameReader, Start, ToEngine, ToFront, en
 
 EXIT_SECONDS = 5.0  # given to the engine to leave by itself once its socket is closed
 _READ_BYTES = 1 << 20
+_COMMAND = (sys.executable, "-m", "radixserve.engine.process")
 
 
 class Child:
@@ -31,6 +32,11 @@ class Child:
     def pid(self) -> int | None:
         """None before the start and after the end."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    @property
+    def is_open(self) -> bool:
+        """Messages can be sent; False before the start and once the process is known to have gone."""
+        return self._writer is not None
 
     def send(self, message: ToEngine) -> None:
         """Queue `message`; dropped when the process has gone, which `run` reports anyway."""
@@ -84,7 +90,7 @@ class Child:
 async def _spawn(sock: socket.socket, threads: int) -> asyncio.subprocess.Process:
     """Start the engine with `sock`; its thread pools are made by its environment, before anything is imported."""
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "radixserve.engine.process", str(sock.fileno())),
+        *(*_COMMAND, str(sock.fileno())),
         pass_fds=[sock.fileno()],
         stdin=asyncio.subprocess.DEVNULL,
         env=_thread_pools(threads) | os.environ,

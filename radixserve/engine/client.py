@@ -1,68 +1,94 @@
-"""The front's side of the engine: starts the process, restarts it when it dies, and carries requests to it.
+"""The front's side of the engine: carries requests to it, and again to the next one when it has died.
 
-Owns the live requests and the restarts; one life of the process is `Child`'s. Knows no HTTP, no text and no torch.
-Everything here runs on the event loop's thread.
+Decides which engine a live request goes to; starts and restarts are the `Supervisor`'s, who may enter when is the
+`Gate`'s. Knows no HTTP, no text and no torch. Everything here runs on the event loop's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from radixserve.config import Settings
-from radixserve.engine.child import Child
-from radixserve.engine.live import Live, LiveStream
-from radixserve.engine.messages import Abort, Loading, Ready, Refused, Report, Start, Submit, ToFront
+from radixserve.engine.live import Live, LiveRequests, LiveStream
+from radixserve.engine.messages import Abort, Ready, Report, Start, Submit
 from radixserve.engine.protocol import EventStream
+from radixserve.engine.resume import Gate
+from radixserve.engine.supervisor import Supervisor
 from radixserve.errors import StartupError, Unavailable
 from radixserve.request import Request
-from radixserve.step import EngineInfo, EngineStats, TokenEvent
-
-log = logging.getLogger(__name__)
+from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent
 
 STALLED_SECONDS = 60.0  # live requests and no report for that long: something hangs
-_RESTART_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # wait before the n-th restart in a row
-_STABLE_SECONDS = 60.0  # an engine that lived this long starts the row anew
-_ENGINE_DIED = "the engine process died; the request was not completed"
+_KILLED_TWICE = "the engine process died twice while it worked on this request; it is not tried again"
+_DOES_NOT_START = "the engine process does not start"
+_SHUTTING_DOWN = "the server is shutting down"
 
 
 class ProcessEngine:
-    """An `EngineClient` whose engine is a child process."""
+    """An `EngineClient` whose engine is a child process. A death of that process breaks no stream.
+
+    Every live request is submitted anew, with the tokens it has received: since each token depends on the request, the
+    tokens before it and its position only, the next engine goes on with the very next one.
+    """
 
     def __init__(
-        self, settings: Settings, model: str, on_stats: Callable[[EngineStats], None], on_restart: Callable[[], None]
+        self,
+        settings: Settings,
+        model: str,
+        on_stats: Callable[[EngineStats], None],
+        on_restart: Callable[[], None],
+        on_resume: Callable[[], None],
     ) -> None:
+        """`on_restart` is called for each death, `on_resume` for each request that a later engine gets anew."""
         self.info: EngineInfo | None = None
-        self.stats = EngineStats()
         self._settings = settings
-        self._model = model
         self._on_stats = on_stats
         self._on_restart = on_restart
-        self._live: dict[str, Live] = {}
-        self._state: str | None = "loading"  # unready_reason without the stall check
-        self._idle = asyncio.Event()  # set while nothing is live
-        self._idle.set()
+        self._on_resume = on_resume
+        self._stats = EngineStats()
+        self._live = LiveRequests()
+        self._gate = Gate()
+        self._closing: str | None = None  # draining or stopped
         self._heard_at = time.monotonic()
-        self._service_seconds = 1.0  # moving average of a request's life
-        self._child = Child()
-        self._supervisor: asyncio.Task[None] | None = None
+        self._supervisor = Supervisor(Start(settings, model), self._handle, self._mourn)
+        self._supervision: asyncio.Task[None] | None = None
         self._loaded: asyncio.Future[EngineInfo] | None = None
 
     @property
+    def stats(self) -> EngineStats:
+        """See `EngineClient.stats`; requests kept outside the engine wait as those in its queue do."""
+        return msgspec.structs.replace(self._stats, waiting=self._stats.waiting + self._gate.num_outside)
+
+    @property
     def unready_reason(self) -> str | None:
-        stalled = bool(self._live) and time.monotonic() - self._heard_at > STALLED_SECONDS
-        return "stalled" if self._state is None and stalled else self._state
+        """See `EngineClient.unready_reason`."""
+        if self._closing is not None:
+            return self._closing
+        if self._supervisor.is_up:
+            stalled = bool(self._live) and time.monotonic() - self._heard_at > STALLED_SECONDS
+            return "stalled" if stalled else None
+        if self.info is None:
+            return "loading"
+        return "failing" if self._supervisor.is_failing else "restarting"
+
+    @property
+    def refusal_reason(self) -> str | None:
+        """See `EngineClient.refusal_reason`."""
+        reason = self.unready_reason
+        return None if reason == "restarting" else reason
 
     @property
     def pid(self) -> int | None:
         """Process id of the engine; None while there is none."""
-        return self._child.pid
+        return self._supervisor.pid
 
-    # life of the process
+    # life
 
     async def start(self) -> EngineInfo:
         """Start the engine and wait until its model is loaded.
@@ -71,141 +97,133 @@ class ProcessEngine:
             StartupError: the engine refused to start; says why.
         """
         self._loaded = asyncio.get_running_loop().create_future()
-        self._supervisor = asyncio.create_task(self._supervise())
-        self._supervisor.add_done_callback(self._supervision_ended)
+        self._supervision = asyncio.create_task(self._supervisor.run())
+        self._supervision.add_done_callback(self._supervision_ended)
         return await self._loaded
 
-    def _supervision_ended(self, supervisor: asyncio.Task[None]) -> None:
-        if self._loaded is not None and not self._loaded.done() and not supervisor.cancelled():
-            self._loaded.set_exception(supervisor.exception() or StartupError("the engine was not started"))
+    def _supervision_ended(self, supervision: asyncio.Task[None]) -> None:
+        if self._loaded is not None and not self._loaded.done() and not supervision.cancelled():
+            self._loaded.set_exception(supervision.exception() or StartupError("the engine was not started"))
 
     async def drain(self, seconds: float) -> None:
         """Take nothing new, wait for what runs, and abort what is left after `seconds`."""
-        self._state = "draining"
+        self._closing = "draining"
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), seconds)
-        self._end_all("the server is shutting down")
+            await asyncio.wait_for(self._live.idle.wait(), seconds)
+        self._end_all(_SHUTTING_DOWN)
 
     async def stop(self) -> None:
         """End the engine process; live requests end with "abort"."""
-        self._state = "stopped"
-        self._end_all("the server is shutting down")
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            await asyncio.wait([self._supervisor])
+        self._closing = "stopped"
+        self._end_all(_SHUTTING_DOWN)
+        if self._supervision is not None:
+            self._supervision.cancel()
+            await asyncio.wait([self._supervision])
 
-    async def _supervise(self) -> None:
-        """Run the engine, again and again. Ends by cancellation, or with StartupError before the first Ready."""
-        deaths = 0
-        while True:
-            started = time.monotonic()
-            await self._live_once()
-            deaths = 1 if time.monotonic() - started > _STABLE_SECONDS else deaths + 1
-            self._on_restart()
-            await asyncio.sleep(_RESTART_SECONDS[min(deaths, len(_RESTART_SECONDS)) - 1])
+    # what the supervisor tells
 
-    async def _live_once(self) -> None:
-        """One life of the engine; returns when it ended after having served, so that another try makes sense."""
-        self._child = Child()
-        try:
-            code = await self._child.run(Start(self._settings, self._model), self._handle)
-            ending = f"ended with exit code {code}"
-        except (StartupError, OSError, ValueError) as error:
-            if self.info is None:
-                raise
-            ending = f"failed: {error}"
-        finally:
-            self._mourn()
-        if self.info is None:
-            raise StartupError(f"the engine process {ending} while it started; its output above tells why")
-        log.error("the engine process %s", ending)
-
-    def _mourn(self) -> None:
-        """Tell every live request that its engine is gone, and forget what that engine said of itself."""
-        if self._state is None:
-            self._state = "restarting"
-        self.stats = EngineStats()
-        self._end_all(_ENGINE_DIED)
-
-    # messages
-
-    def _handle(self, message: ToFront) -> None:
+    def _handle(self, message: Ready | Report) -> None:
         self._heard_at = time.monotonic()
-        if isinstance(message, Report):
-            self._take_report(message)
-        elif isinstance(message, Ready):
+        if isinstance(message, Ready):
             self._take_ready(message.info)
-        elif isinstance(message, Refused):
-            raise StartupError(message.message)
-        elif isinstance(message, Loading):
-            log.info("engine: %s", message.stage)
+        else:
+            self._take_report(message)
+        self._admit()
 
     def _take_ready(self, info: EngineInfo) -> None:
         self.info = info
-        if self._state in ("loading", "restarting"):
-            self._state = None
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_result(info)
 
     def _take_report(self, report: Report) -> None:
         if report.stats is not None:
-            self.stats = report.stats
+            self._stats = report.stats
             self._on_stats(report.stats)
         for event in report.events:
-            live = self._live.get(event.request_id)
-            if live is not None:
-                live.push(event)
-                if event.finish is not None:
-                    self._forget(event.request_id)
+            self._take_event(event)
+
+    def _take_event(self, event: TokenEvent) -> None:
+        if event.token_ids:
+            self._gate.progress(event.request_id)
+        if event.finish is not None:
+            self._gate.end(event.request_id)
+        live = self._live.get(event.request_id)
+        if live is not None:
+            live.push(event)
+            if event.finish is not None:
+                self._live.remove(live)
+
+    def _mourn(self) -> None:
+        """The engine died: its requests wait for the next one, but for the one whose fault it was."""
+        self._on_restart()
+        self._stats = EngineStats()
+        culprit = self._live.get(self._gate.died() or "")
+        if culprit is not None:
+            self._end(culprit, "error", _KILLED_TWICE)
+        if self._supervisor.is_failing:
+            self._end_all(_DOES_NOT_START)
 
     # requests
 
     def submit(self, request: Request) -> EventStream:
         """See `EngineClient.submit`."""
         self._refuse_if_unavailable()
-        live = self._live[request.id] = Live(request)
-        self._idle.clear()
+        live = self._live.add(request)
         if len(self._live) == 1:
             self._heard_at = time.monotonic()
-        self._child.send(Submit(request))
+        self._gate.arrive(request.id)
+        self._admit()
         return LiveStream(live, self._leave)
-
-    def _leave(self, live: Live) -> None:
-        """The reader of `live` is gone; if the request still runs, it runs for nobody."""
-        if self._forget(live.request.id):
-            self._child.send(Abort(live.request.id))
 
     def abort(self, request_id: str) -> None:
         """See `EngineClient.abort`."""
-        if request_id in self._live:
-            self._child.send(Abort(request_id))
+        live = self._live.get(request_id)
+        if live is not None:
+            self._end(live, "abort")
+            self._admit()
+
+    def _leave(self, live: Live) -> None:
+        """The reader of `live` is gone; if the request still runs, it runs for nobody."""
+        if live in self._live:
+            self._withdraw(live)
+            self._admit()
+
+    def _admit(self) -> None:
+        """Give the engine what may enter it now; while there is none, everything waits."""
+        for request_id in self._gate.admit() if self._supervisor.is_up else ():
+            live = self._live.get(request_id)
+            assert live is not None, "whoever waits outside is live"
+            if live.submitted:
+                self._on_resume()
+            live.submitted = True
+            self._supervisor.send(Submit(live.request, live.output_ids))
+
+    def _end_all(self, reason: str) -> None:
+        for live in self._live:
+            self._end(live, "abort", reason)
+
+    def _end(self, live: Live, finish: FinishReason, error: str | None = None) -> None:
+        """End `live` here and now, whatever the engine thinks of it."""
+        self._withdraw(live)
+        live.push(TokenEvent(request_id=live.request.id, finish=finish, error=error))
+
+    def _withdraw(self, live: Live) -> None:
+        self._live.remove(live)
+        if self._gate.withdraw(live.request.id):
+            self._supervisor.send(Abort(live.request.id))
+
+    # refusal
 
     def _refuse_if_unavailable(self) -> None:
-        reason = self.unready_reason
+        reason = self.refusal_reason
         if reason is not None:
             raise Unavailable(
                 f"the server takes no requests now: {reason}", code="server_not_ready", retry_after=self._retry_after()
             )
-        waiting = sum(not live.started for live in self._live.values())
+        waiting = self._live.num_waiting
         if waiting >= self._settings.max_queue:
             raise Unavailable(f"{waiting} requests wait already; try again later", retry_after=self._retry_after())
 
     def _retry_after(self) -> int:
-        """Seconds until the queue has probably moved: what waits, at the pace of late."""
-        pace = self._service_seconds / self._settings.max_running
-        return min(60, max(1, math.ceil(len(self._live) * pace)))
-
-    def _forget(self, request_id: str) -> bool:
-        live = self._live.pop(request_id, None)
-        if live is not None and live.request.arrived:
-            life = time.monotonic() - live.request.arrived
-            self._service_seconds += 0.1 * (life - self._service_seconds)
-        if not self._live:
-            self._idle.set()
-        return live is not None
-
-    def _end_all(self, reason: str) -> None:
-        for request_id, live in list(self._live.items()):
-            self._child.send(Abort(request_id))
-            live.push(TokenEvent(request_id=request_id, finish="abort", error=reason))
-            self._forget(request_id)
+        """Seconds until the queue has probably moved."""
+        return min(60, max(1, math.ceil(self._live.seconds_to_serve(self._settings.max_running))))

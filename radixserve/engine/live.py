@@ -1,12 +1,13 @@
-"""The front's record of a request that has not ended, and the stream its handler reads.
+"""The front's record of the requests that have not ended, and the stream that a handler reads.
 
-Prompt and tokens so far are kept, so that a new engine could go on where a dead one stopped. Knows no process.
+Prompt and tokens so far are kept, so that a new engine can go on where a dead one stopped. Knows no process.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from radixserve.request import Request
@@ -15,13 +16,14 @@ from radixserve.step import TokenEvent
 
 @dataclass(slots=True)
 class Live:
-    """What was asked, what the client was given, and what it has not fetched yet."""
+    """What was asked, what arrived, and what of it the reader has not fetched yet."""
 
     request: Request
     output_ids: list[int] = field(default_factory=list)
     pending: TokenEvent | None = None  # events not fetched yet, merged into one
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     started: bool = False
+    submitted: bool = False  # to an engine, dead or alive
 
     def push(self, event: TokenEvent) -> None:
         """A reader that is behind gets one event with all the tokens, so what waits here stays small."""
@@ -60,6 +62,52 @@ class LiveStream:
     async def aclose(self) -> None:
         self._ended = True
         self._leave(self._live)
+
+
+class LiveRequests:
+    """All requests that have not ended, by id, and the pace at which they end."""
+
+    def __init__(self) -> None:
+        self.idle = asyncio.Event()  # set while there are none
+        self.idle.set()
+        self._by_id: dict[str, Live] = {}
+        self._service_seconds = 1.0  # moving average of a request's life
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Live]:
+        """A snapshot: the loop may remove."""
+        return iter(list(self._by_id.values()))
+
+    def __contains__(self, live: Live) -> bool:
+        return live.request.id in self._by_id
+
+    def get(self, request_id: str) -> Live | None:
+        return self._by_id.get(request_id)
+
+    def add(self, request: Request) -> Live:
+        live = self._by_id[request.id] = Live(request)
+        self.idle.clear()
+        return live
+
+    def remove(self, live: Live) -> None:
+        """`live` has ended, one way or another."""
+        del self._by_id[live.request.id]
+        if live.request.arrived:
+            life = time.monotonic() - live.request.arrived
+            self._service_seconds += 0.1 * (life - self._service_seconds)
+        if not self._by_id:
+            self.idle.set()
+
+    @property
+    def num_waiting(self) -> int:
+        """Those of which nothing has arrived."""
+        return sum(not live.started for live in self._by_id.values())
+
+    def seconds_to_serve(self, at_once: int) -> float:
+        """How long all of them take at the pace of late, so many at a time."""
+        return len(self) * self._service_seconds / at_once
 
 
 def _merged(first: TokenEvent, then: TokenEvent) -> TokenEvent:

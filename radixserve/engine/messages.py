@@ -27,7 +27,7 @@ class Start(msgspec.Struct, tag="start", frozen=True):
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
-    """Generate. `output_ids` are tokens of this request that the client was already sent by an earlier engine."""
+    """Generate. `output_ids` are tokens of this request that came from an earlier engine; go on behind them."""
 
     request: Request
     output_ids: list[int] = []

@@ -37,7 +37,11 @@ class EngineClient(Protocol):
 
     @property
     def unready_reason(self) -> str | None:
-        """None when requests are taken now; otherwise why not (loading, draining, restarting, stalled)."""
+        """None while the engine works; otherwise why not (loading, restarting, failing, stalled, draining, stopped)."""
+
+    @property
+    def refusal_reason(self) -> str | None:
+        """None while requests are taken, also those that have to wait for a restart; otherwise why not."""
 
     def submit(self, request: Request) -> EventStream:
         """The events of `request`, ending with the one whose `finish` is set.
@@ -46,7 +50,7 @@ class EngineClient(Protocol):
         stream (`contextlib.aclosing`); closing it early aborts the request in the engine.
 
         Raises:
-            Unavailable: the queue is full, or `unready_reason` is not None.
+            Unavailable: the queue is full, or `refusal_reason` is not None.
         """
 
     def abort(self, request_id: str) -> None:

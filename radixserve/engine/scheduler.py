@@ -240,7 +240,8 @@ def _lease(sequence: Sequence) -> Lease:
 
 def _ended(sequence: Sequence, finish: FinishReason, error: str | None = None) -> TokenEvent:
     event = TokenEvent(request_id=sequence.request.id, finish=finish, error=error)
-    _describe_cached(sequence, event)
+    if not sequence.num_output:  # else the first token has told it
+        _describe_cached(sequence, event)
     return event
 
 
@@ -254,7 +255,7 @@ def _token_event(sequence: Sequence, sampled: Sampled) -> TokenEvent:
         event.finish, event.stop_token_id = "stop", sampled.token_id
     elif sequence.num_output >= sampling.max_tokens:
         event.finish = "length"
-    if sequence.num_output == sequence.num_resumed + 1:
+    if sequence.num_output == 1:
         _describe_start(sequence, event)
     return event
 

@@ -84,8 +84,11 @@ class Sequence:
 
     @property
     def reads_cache(self) -> bool:
-        """Prompt logprobs need the logits of every prompt position, so nothing of such a prompt can be skipped."""
-        return self.request.sampling.prompt_logprobs is None
+        """Prompt logprobs need the logits of every prompt position, so nothing of such a prompt can be skipped.
+
+        Unless the request is resumed: they came with its first token.
+        """
+        return self.request.sampling.prompt_logprobs is None or self.num_resumed > 0
 
     @property
     def cached_below(self) -> tuple[int, int]:

@@ -123,6 +123,16 @@ async def test_an_unready_engine_refuses_with_the_reason_and_health_says_it(serv
     await assert_still_serves(server)
 
 
+async def test_while_the_engine_restarts_requests_are_taken_and_health_says_that_it_does(server: Server) -> None:
+    server.engine.unready_reason = "restarting"
+    for path in BOTH:
+        assert (await server.post(path, body_for(path)))[0] == 200
+    assert (await server.post("/tokenize", {"prompt": "a"}))[0] == 200
+    status, answer = await server.get("/health")
+    assert (status, answer["error"]["code"]) == (503, "server_not_ready")
+    assert "restarting" in answer["error"]["message"]
+
+
 async def test_before_the_model_is_loaded_only_what_needs_it_is_refused(server: Server) -> None:
     info, server.engine.info = server.engine.info, None
     for path, body in ((CHAT, body_for(CHAT)), ("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [1]})):

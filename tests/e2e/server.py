@@ -57,6 +57,12 @@ def running(*args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
         process.stdout.close()
 
 
+def children(server: Server) -> list[int]:
+    """Process ids of its children: the engine, or nothing for a moment after its death."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(server.process.pid)], capture_output=True, text=True)
+    return [int(line) for line in listed.stdout.split()]
+
+
 def _read_in_background(server: Server) -> tuple[threading.Thread, queue.Queue[str | None]]:
     """A pipe nobody reads would block the server once it is full."""
     arriving: queue.Queue[str | None] = queue.Queue()

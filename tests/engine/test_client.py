@@ -1,4 +1,7 @@
-"""The engine as a real child process, with the model of no cost: streams, aborts, overload, death and restart."""
+"""The engine as a real child process, with the model of no cost: streams, aborts, overload and the end.
+
+What becomes of requests when it dies is in test_death.py.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from radixserve.engine import child, messages
 from radixserve.engine.client import ProcessEngine
 from radixserve.errors import StartupError, Unavailable
 from radixserve.request import Request, Sampling
-from radixserve.step import EngineStats, TokenEvent
+from radixserve.step import TokenEvent
 
 SETTINGS = Settings(fake_model=True, kv_budget=4096 * 16, max_running=4, threads=1, log_level="warning")
 
@@ -26,6 +29,11 @@ SETTINGS = Settings(fake_model=True, kv_budget=4096 * 16, max_running=4, threads
 def request(name: str, prompt_length: int = 20, max_tokens: int = 5) -> Request:
     sampling = Sampling(max_tokens=max_tokens, seed=1, temperature=0.0)
     return Request(id=name, prompt_ids=[40] * prompt_length, sampling=sampling)
+
+
+def engine_of(folder: str, **changes: object) -> ProcessEngine:
+    settings = msgspec.structs.replace(SETTINGS, **changes)
+    return ProcessEngine(settings, folder, lambda stats: None, lambda: None, lambda: None)
 
 
 @pytest.fixture
@@ -42,12 +50,11 @@ async def start(folder: str) -> AsyncIterator[Start]:
     engines: list[ProcessEngine] = []
 
     async def started(**changes: object) -> ProcessEngine:
-        engine = ProcessEngine(msgspec.structs.replace(SETTINGS, **changes), folder, seen.append, lambda: None)
+        engine = engine_of(folder, **changes)
         engines.append(engine)
         await engine.start()
         return engine
 
-    seen: list[EngineStats] = []
     yield started
     for engine in engines:
         await engine.stop()
@@ -116,44 +123,6 @@ async def test_the_queue_is_bounded_and_says_when_to_come_back(start: Start) -> 
     assert len(tokens(await collect(engine, request("now")))) == 5
 
 
-async def test_when_the_engine_dies_every_live_request_is_told_and_a_new_engine_serves(start: Start) -> None:
-    engine = await start()
-    streams = [engine.submit(request(f"r{i}", max_tokens=1900)) for i in range(3)]
-    first = [await anext(stream) for stream in streams]
-    assert all(event.finish is None for event in first)
-    pid = engine.pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    for stream in streams:
-        last = [event async for event in stream][-1]
-        assert last.finish == "abort"
-        assert "died" in str(last.error)
-        await stream.aclose()
-    assert engine.unready_reason == "restarting"
-    assert engine.stats == EngineStats()
-    with pytest.raises(Unavailable, match="restarting"):
-        engine.submit(request("too early"))
-    await until(lambda: engine.unready_reason is None)
-    assert engine.pid != pid
-    assert tokens(await collect(engine, request("after"))) == [41, 42, 43, 44, 45]
-
-
-async def test_an_engine_that_refuses_to_restart_is_tried_again(start: Start, folder: str) -> None:
-    engine = await start()
-    config = Path(folder) / "config.json"
-    config.rename(config.with_suffix(".away"))
-    assert engine.pid is not None
-    first = engine.pid
-    os.kill(first, signal.SIGKILL)
-    await until(lambda: engine.pid not in (None, first))
-    second = engine.pid
-    await until(lambda: engine.pid not in (None, second))
-    assert engine.unready_reason == "restarting"
-    config.with_suffix(".away").rename(config)
-    await until(lambda: engine.unready_reason is None)
-    assert tokens(await collect(engine, request("after"))) == [41, 42, 43, 44, 45]
-
-
 async def test_drain_lets_running_requests_end_and_takes_no_new_ones(start: Start) -> None:
     engine = await start()
     running = asyncio.create_task(collect(engine, request("running", max_tokens=500)))
@@ -179,7 +148,7 @@ async def test_an_engine_stopped_while_it_starts_leaves_no_process(
     folder: str, monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
     monkeypatch.setattr(child, "EXIT_SECONDS", 0.05)
-    engine = ProcessEngine(SETTINGS, folder, lambda stats: None, lambda: None)
+    engine = engine_of(folder)
     starting = asyncio.create_task(engine.start())
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -207,7 +176,7 @@ async def test_a_hanging_process_is_killed_although_its_end_is_interrupted(folde
 
 
 async def test_a_start_that_is_refused_says_why(tmp_path: Path) -> None:
-    engine = ProcessEngine(SETTINGS, str(tmp_path / "nothing-here"), lambda stats: None, lambda: None)
+    engine = engine_of(str(tmp_path / "nothing-here"))
     with pytest.raises(StartupError, match="nothing-here"):
         await engine.start()
     await engine.stop()

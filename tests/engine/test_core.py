@@ -164,6 +164,31 @@ def test_a_request_resumed_with_sent_tokens_goes_on_at_the_next_one(ahead: bool)
     assert harness.finish("resumed") == "length"
 
 
+def test_a_resumed_request_does_not_tell_its_start_again_nor_computes_its_prompt_logprobs(ahead: bool) -> None:
+    harness, prompt = Harness(ahead=ahead), [token % VOCAB for token in range(30)]
+    harness.submit(request("warm-up", prompt, max_tokens=1))
+    harness.run()
+    asked = request("resumed", prompt, max_tokens=9, prompt_logprobs=2)
+    harness.take(harness.core.submit(asked, expected(prompt, 4)))
+    harness.run()
+    assert harness.tokens("resumed") == expected(prompt, 9)[4:]
+    told = [(event.num_cached, event.queue_seconds, event.prompt_logprobs) for event in harness.events["resumed"]]
+    assert set(told) == {(None, None, None)}
+    assert harness.core.scheduler.totals.cached_prompt_tokens > 0
+
+
+def test_the_end_of_a_request_tells_its_cached_tokens_only_if_no_token_did(ahead: bool) -> None:
+    harness = Harness(max_step_tokens=8, ahead=ahead)
+    harness.submit(request("no token", [1] * 20), request("some", [2, 3], max_tokens=50))
+    harness.step()
+    harness.take(harness.core.abort("no token"))
+    for _ in range(6):
+        harness.step()
+    harness.take(harness.core.abort("some"))
+    assert harness.tokens("some")
+    assert [harness.events[name][-1].num_cached for name in ("no token", "some")] == [0, None]
+
+
 @pytest.mark.parametrize("num_sent", [4, 5])
 def test_a_request_resumed_with_all_its_tokens_sent_has_nothing_to_do(num_sent: int, ahead: bool) -> None:
     harness = Harness(ahead=ahead)

@@ -1,0 +1,92 @@
+"""The lives of the engine process, one after the other: starts it, and starts it again when it has died.
+
+Owns the child process and the pauses between its lives. Knows no requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from radixserve.engine.child import Child
+from radixserve.engine.messages import Loading, Ready, Refused, Report, Start, ToEngine, ToFront
+from radixserve.errors import StartupError
+
+log = logging.getLogger(__name__)
+
+_RESTART_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # wait before the n-th restart in a row
+_STABLE_SECONDS = 60.0  # an engine that lived this long, or gave anybody a token, starts the row anew
+_HOPELESS_STARTS = 3
+
+
+class Supervisor:
+    """Runs the engine again and again."""
+
+    def __init__(self, start: Start, handle: Callable[[Ready | Report], None], on_death: Callable[[], None]) -> None:
+        """`on_death` is called before each restart."""
+        self._start = start
+        self._handle = handle
+        self._on_death = on_death
+        self._child = Child()
+        self._ready = False  # this life
+        self._ever_ready = False
+        self._has_worked = False  # this life brought somebody a token
+        self._failed_starts = 0  # in a row
+
+    @property
+    def is_up(self) -> bool:
+        """The engine is ready, and is not known to have gone."""
+        return self._ready and self._child.is_open
+
+    @property
+    def is_failing(self) -> bool:
+        """Several starts in a row have failed; the next may succeed."""
+        return self._failed_starts >= _HOPELESS_STARTS
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid
+
+    def send(self, message: ToEngine) -> None:
+        """Queue `message` for the engine of now."""
+        self._child.send(message)
+
+    async def run(self) -> None:
+        """Ends by cancellation, or with StartupError if the first start fails."""
+        deaths = 0
+        while True:
+            began = time.monotonic()
+            ending = await self._live()
+            if not self._ever_ready:
+                raise StartupError(f"the engine process {ending} while it started; its output above tells why")
+            log.error("the engine process %s", ending)
+            self._failed_starts = 0 if self._ready else self._failed_starts + 1
+            anew = self._has_worked or time.monotonic() - began > _STABLE_SECONDS
+            deaths = 1 if anew else deaths + 1
+            self._on_death()
+            await asyncio.sleep(_RESTART_SECONDS[min(deaths, len(_RESTART_SECONDS)) - 1])
+
+    async def _live(self) -> str:
+        """One life of the engine; how it ended. Raises what makes the first start impossible."""
+        self._child, self._ready, self._has_worked = Child(), False, False
+        try:
+            return f"ended with exit code {await self._child.run(self._start, self._hear)}"
+        except (StartupError, OSError, ValueError) as error:
+            if not self._ever_ready:
+                raise
+            return f"failed: {error}"
+
+    def _hear(self, message: ToFront) -> None:
+        if isinstance(message, Refused):
+            raise StartupError(message.message)
+        if isinstance(message, Loading):
+            log.info("engine: %s", message.stage)
+            return
+        if isinstance(message, Ready):
+            self._ready = self._ever_ready = True
+            self._failed_starts = 0
+        else:
+            self._has_worked = self._has_worked or any(event.token_ids for event in message.events)
+        self._handle(message)

@@ -1,0 +1,325 @@
+"""The engine process dies, and no stream notices: a real child process with traps (`tests.engine.trapped`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from radixserve.engine import child, supervisor
+from radixserve.engine.client import ProcessEngine
+from radixserve.engine.protocol import EventStream
+from radixserve.errors import StartupError, Unavailable
+from radixserve.request import Request, Sampling
+from radixserve.step import EngineStats, TokenEvent
+from tests.engine.test_client import SETTINGS, tokens, until
+from tests.engine.trapped import Trap, count
+
+LONG = 400  # tokens; about a second
+
+
+def request(name: str, max_tokens: int = LONG, *, trap: Trap | None = None, **sampling: Any) -> Request:
+    """Its answer goes on counting from 41; with `trap` that is in its prompt."""
+    settled: dict[str, Any] = {"max_tokens": max_tokens, "seed": 1, "temperature": 0.0} | sampling
+    prompt = [40] * 20 if trap is None else [*[40] * 10, trap, *[40] * 9]
+    return Request(id=name, prompt_ids=prompt, sampling=Sampling(**settled))
+
+
+def answer(num_tokens: int) -> list[int]:
+    return [33 + (8 + i) % 64 for i in range(num_tokens)]
+
+
+class Trapped(ProcessEngine):
+    """The engine with traps, and what it told the metrics."""
+
+    def __init__(self, folder: Path, **changes: object) -> None:
+        self.folder = folder
+        self.restarts = self.resumed = 0
+        settings = msgspec.structs.replace(SETTINGS, **changes)
+        super().__init__(settings, str(folder), lambda stats: None, self._count_restart, self._count_resumed)
+
+    def _count_restart(self) -> None:
+        self.restarts += 1
+
+    def _count_resumed(self) -> None:
+        self.resumed += 1
+
+    def kill(self) -> None:
+        assert self.pid is not None
+        os.kill(self.pid, signal.SIGKILL)
+
+    async def kill_and_see(self) -> None:
+        """Return when the front knows."""
+        before = self.restarts
+        self.kill()
+        await until(lambda: self.restarts > before)
+
+    async def until_held(self, times: int = 1) -> None:
+        """Until a step hangs in Trap.HOLD, for the n-th time."""
+        await until(lambda: count(self.folder, "held") == times)
+
+
+Start = Callable[..., Awaitable[Trapped]]
+
+
+@pytest.fixture
+async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
+    (tmp_path / "config.json").write_text('{"vocab_size": 200, "max_position_embeddings": 2048}')
+    (tmp_path / "hold").touch()
+    monkeypatch.setenv("TRAPS_FOLDER", str(tmp_path))
+    monkeypatch.setattr(child, "_COMMAND", (sys.executable, str(Path(__file__).with_name("trapped.py"))))
+    monkeypatch.setattr(supervisor, "_RESTART_SECONDS", (0.0, 0.05))
+    engines: list[Trapped] = []
+
+    async def started(**changes: object) -> Trapped:
+        engine = Trapped(tmp_path, **changes)
+        engines.append(engine)
+        await engine.start()
+        return engine
+
+    yield started
+    for engine in engines:
+        await engine.stop()
+        assert engine.pid is None
+
+
+def let_go(engine: Trapped) -> None:
+    (engine.folder / "hold").unlink()
+
+
+async def rest(stream: EventStream) -> list[TokenEvent]:
+    async with contextlib.aclosing(stream):
+        return [event async for event in stream]
+
+
+async def whole(engine: Trapped, asked: Request) -> list[TokenEvent]:
+    return await rest(engine.submit(asked))
+
+
+async def test_streams_go_on_at_the_next_token_however_often_the_engine_dies(start: Start) -> None:
+    engine = await start()
+    streams = [engine.submit(request(f"r{i}", logprobs=2)) for i in range(3)]
+    events = [[await anext(stream)] for stream in streams]
+    pids = {engine.pid}
+    for _ in range(3):
+        await engine.kill_and_see()
+        for stream, so_far in zip(streams, events, strict=True):
+            num_tokens = len(tokens(so_far))
+            while len(tokens(so_far)) < num_tokens + 20:
+                so_far.append(await anext(stream))
+        pids.add(engine.pid)
+    for stream, so_far in zip(streams, events, strict=True):
+        so_far += await rest(stream)
+        assert tokens(so_far) == answer(LONG)
+        assert [each.token_id for event in so_far for each in event.logprobs or []] == answer(LONG)
+        assert so_far[-1].finish == "length"
+        assert [event for event in so_far if event.num_cached is not None] == so_far[:1]
+        assert [event for event in so_far if event.queue_seconds is not None] == so_far[:1]
+    assert (engine.restarts, engine.resumed, len(pids)) == (3, 9, 4)
+
+
+async def test_tokens_that_the_reader_has_not_fetched_survive_a_death(start: Start) -> None:
+    engine = await start()
+    stream = engine.submit(request("slow reader"))
+    await until(lambda: engine.stats.generated_tokens_total > 20)
+    await engine.kill_and_see()
+    await until(lambda: engine.stats.generated_tokens_total > 20)
+    (event, *later) = await rest(stream)
+    assert tokens([event, *later]) == answer(LONG)
+    assert event.num_cached == 0
+    assert len(event.token_ids) > 40
+
+
+async def test_tokens_before_a_death_count_for_the_limits_of_a_request(start: Start) -> None:
+    engine = await start()
+    limits = {"max_tokens": 2 * LONG, "stop_token_ids": (answer(20)[-1],), "min_tokens": LONG}
+    undisturbed = await whole(engine, request("undisturbed", **limits))
+    assert LONG < len(tokens(undisturbed)) < LONG + 64
+    stream = engine.submit(request("disturbed", **limits))
+    events = [await anext(stream)]
+    await engine.kill_and_see()
+    events += await rest(stream)
+    assert tokens(events) == tokens(undisturbed)
+    assert (events[-1].finish, events[-1].stop_token_id) == ("stop", answer(20)[-1])
+
+
+async def test_a_request_that_dies_before_its_first_token_is_like_a_fresh_one(start: Start) -> None:
+    engine = await start()
+    stream = engine.submit(request("held", 5, trap=Trap.HOLD, prompt_logprobs=1))
+    await engine.until_held()
+    await engine.kill_and_see()
+    let_go(engine)
+    events = await rest(stream)
+    assert tokens(events) == answer(5)
+    assert events[0].num_cached == 0
+    assert events[0].queue_seconds is not None
+    assert len(events[0].prompt_logprobs or []) == 19
+
+
+async def test_prompt_logprobs_that_were_told_are_not_computed_again(start: Start) -> None:
+    engine = await start()
+    stream = engine.submit(request("echo", prompt_logprobs=1))
+    events = [await anext(stream)]
+    await engine.kill_and_see()
+    events += await rest(stream)
+    assert [len(event.prompt_logprobs) for event in events if event.prompt_logprobs is not None] == [19]
+    assert tokens(events) == answer(LONG)
+
+
+async def test_requests_in_the_queue_of_a_dead_engine_are_served_by_the_next(start: Start) -> None:
+    engine = await start(max_running=1)
+    streams = [
+        engine.submit(request("held", 5, trap=Trap.HOLD)),
+        *(engine.submit(request(f"q{i}", 5)) for i in range(3)),
+    ]
+    await engine.until_held()
+    await engine.kill_and_see()
+    let_go(engine)
+    for stream in streams:
+        assert tokens(await rest(stream)) == answer(5)
+    assert engine.resumed == 4
+
+
+async def test_a_poisonous_request_ends_after_two_kills_and_nobody_else_notices(start: Start) -> None:
+    engine = await start()
+    going = engine.submit(request("going"))
+    first = await anext(going)
+    poison = engine.submit(request("poison", trap=Trap.KILL))
+    beside = [engine.submit(request(f"beside{i}", 20)) for i in range(3)]
+    last = (await rest(poison))[-1]
+    assert last.finish == "error"
+    assert "twice" in str(last.error)
+    assert count(engine.folder, "killed") == 2
+    for stream in beside:
+        assert tokens(await rest(stream)) == answer(20)
+    assert tokens([first, *await rest(going)]) == answer(LONG)
+    assert count(engine.folder, "killed") == 2
+    assert engine.unready_reason is None
+
+
+async def test_three_poisonous_requests_at_once_end_and_the_innocent_one_among_them_does_not(start: Start) -> None:
+    engine = await start()
+    names = ["p0", "p1", "innocent", "p2"]
+    streams = [engine.submit(request(name, 5, trap=Trap.KILL if name[0] == "p" else None)) for name in names]
+    ends = [(await rest(stream))[-1].finish for stream in streams]
+    assert ends == ["error", "error", "length", "error"]
+    assert count(engine.folder, "killed") == 4
+
+
+async def test_requests_are_taken_while_there_is_no_engine_and_wait(start: Start) -> None:
+    engine = await start(max_queue=2)
+    await engine.kill_and_see()
+    assert engine.unready_reason == "restarting"
+    assert engine.refusal_reason is None
+    waiting = [engine.submit(request(f"w{i}", 5)) for i in range(2)]
+    assert engine.stats == EngineStats(waiting=2)
+    with pytest.raises(Unavailable) as refusal:
+        engine.submit(request("one too many"))
+    assert refusal.value.code == "server_is_overloaded"
+    for stream in waiting:
+        assert tokens(await rest(stream)) == answer(5)
+    assert engine.unready_reason is None
+    assert engine.resumed == 0
+
+
+async def test_a_death_before_the_engine_is_ready_costs_nobody_anything(start: Start) -> None:
+    engine = await start()
+    stream = engine.submit(request("held", 5, trap=Trap.HOLD))
+    await engine.until_held()
+    await engine.kill_and_see()
+    for _ in range(2):
+        await until(lambda: engine.pid is not None)
+        assert engine.unready_reason == "restarting"
+        await engine.kill_and_see()
+    let_go(engine)
+    assert tokens(await rest(stream)) == answer(5)
+    assert engine.resumed == 1
+
+
+async def test_when_three_starts_in_a_row_fail_all_end_and_none_is_taken_until_one_succeeds(start: Start) -> None:
+    engine = await start()
+    started, idle = engine.submit(request("started")), engine.submit(request("never read"))
+    first = await anext(started)
+    config = engine.folder / "config.json"
+    config.rename(config.with_suffix(".away"))
+    await engine.kill_and_see()
+    waiting = engine.submit(request("waiting"))
+    assert engine.restarts == 1
+    for stream in (started, idle, waiting):
+        last = (await rest(stream))[-1]
+        assert (last.finish, last.error) == ("abort", "the engine process does not start")
+    assert first.finish is None
+    assert engine.restarts == 4
+    assert engine.unready_reason == engine.refusal_reason == "failing"
+    with pytest.raises(Unavailable, match="failing"):
+        engine.submit(request("too early"))
+    config.with_suffix(".away").rename(config)
+    await until(lambda: engine.unready_reason is None)
+    assert tokens(await whole(engine, request("after", 5))) == answer(5)
+
+
+async def test_whoever_leaves_or_is_aborted_while_there_is_no_engine_vanishes(start: Start) -> None:
+    engine = await start()
+    streams = [engine.submit(request(name)) for name in ("leaves", "aborted", "stays")]
+    firsts = [await anext(stream) for stream in streams]
+    await engine.kill_and_see()
+    await streams[0].aclose()
+    engine.abort("aborted")
+    assert [event.finish for event in await rest(streams[1])][-1] == "abort"
+    assert tokens([firsts[2], *await rest(streams[2])]) == answer(LONG)
+    assert engine.resumed == 1
+    await until(lambda: engine.stats.running == engine.stats.waiting == engine.stats.slots_leased == 0)
+    assert engine.stats.generated_tokens_total < LONG
+
+
+async def test_an_abort_that_a_dying_engine_did_not_carry_out_is_not_forgotten(start: Start) -> None:
+    engine = await start()
+    held, other = engine.submit(request("held", trap=Trap.HOLD)), engine.submit(request("other", 5))
+    await engine.until_held()
+    engine.abort("held")
+    assert [event.finish for event in await rest(held)] == ["abort"]
+    await engine.kill_and_see()
+    assert tokens(await rest(other)) == answer(5)
+    assert engine.resumed == 1
+    assert count(engine.folder, "held") == 1
+
+
+async def test_a_drain_waits_for_requests_that_a_death_interrupts(start: Start) -> None:
+    engine = await start()
+    running = asyncio.create_task(whole(engine, request("running")))
+    await until(lambda: engine.stats.running == 1)
+    await engine.kill_and_see()
+    draining = asyncio.create_task(engine.drain(60.0))
+    await asyncio.sleep(0)
+    assert engine.unready_reason == engine.refusal_reason == "draining"
+    await until(lambda: engine.stats.running == 1)
+    await engine.kill_and_see()
+    await draining
+    assert tokens(await running) == answer(LONG)
+
+
+@pytest.mark.parametrize("end", [lambda engine: engine.drain(0.0), ProcessEngine.stop], ids=["drain", "stop"])
+async def test_what_is_live_while_there_is_no_engine_ends_with_the_server(
+    start: Start, end: Callable[[ProcessEngine], Awaitable[None]]
+) -> None:
+    engine = await start()
+    streams = [engine.submit(request(f"r{i}")) for i in range(2)]
+    await anext(streams[0])
+    await engine.kill_and_see()
+    await end(engine)
+    for stream in streams:
+        assert [event.finish for event in await rest(stream)] == ["abort"]
+
+
+async def test_the_first_start_is_not_tried_again(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(StartupError, match="no model configuration"):
+        await start()
