@@ -21,7 +21,6 @@ from radixserve.tiers.worker import Job, Worker
 
 MAX_QUEUED = 64  # writes that wait; one more is left out
 WRITE_TOKENS = 512  # written in one go: how long a load may have to wait
-_HELD_SHARE = 2  # one of so many slots may be held for writing, a shared one counted as often as it is held
 _STATS_SECONDS = 1.0
 _NEXT = bytes(TOKEN_BYTES)  # a lease leaves the last token to compute: here that is one which does not exist
 
@@ -58,10 +57,10 @@ class DiskTier:
     name = "disk"
 
     def __init__(self, store: DiskStore, cache: KVCache, pool: KVPool, pace: Pace) -> None:
-        self.skipped_total = 0  # writes left out: too many waited, or too many slots were held
+        self.skipped_total = 0  # writes left out: too many waited, or their slots were needed
         self.pace = pace
         self._store, self._cache, self._pool = store, cache, pool
-        self._held = 0  # slots under the leases of writes
+        self._num_saves = 0
         self._stats = store.stats()
         self._stats_at = 0.0
         self._worker = Worker("radixserve-disk")
@@ -73,7 +72,7 @@ class DiskTier:
     @property
     def writing(self) -> bool:
         """Slots are held for writing."""
-        return self._held > 0
+        return self._num_saves > 0
 
     def describe(self, stats: TierStats) -> None:
         """Fill in what concerns the disk, as of the last second or so in which it was used."""
@@ -96,14 +95,12 @@ class DiskTier:
 
     def save(self, namespace: str, tokens: bytes) -> None:
         """Write what is not written yet of a published prefix, some time later."""
-        num_tokens = len(tokens) // TOKEN_BYTES
-        limit = max(self._cache.allocator.num_slots // _HELD_SHARE, num_tokens)
-        if self._held + num_tokens > limit or self._worker.num_patient >= MAX_QUEUED:
+        if self._worker.num_patient >= MAX_QUEUED:
             self.skipped_total += 1
             return
         lease = self._cache.lease(namespace, tokens + _NEXT, 0)
         assert lease is not None, "a lease on nothing new needs no room"
-        self._held += lease.num_cached
+        self._num_saves += 1
         save = _Save(namespace, tokens[: lease.num_cached * TOKEN_BYTES], lease.slots.copy(), lease)
         self._worker.submit(Job(lambda: self._save(save), lambda: self._let_go(save)), urgent=False)
 
@@ -125,7 +122,7 @@ class DiskTier:
         self._store.close()
 
     def _let_go(self, save: _Save) -> None:
-        self._held -= len(save.slots)
+        self._num_saves -= 1
         save.lease.release()
 
     # On the worker's thread.

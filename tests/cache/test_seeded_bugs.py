@@ -68,7 +68,7 @@ BUGS = {
         "            if not root.children and not root.pins:\n                self.tree.remove(root)\n",
         "",
     ),
-    "a path is read from the leaf up": ("kvcache", "for runs in reversed(path)", "for runs in path"),
+    "a path is read from the leaf up": ("radix", "for runs in reversed(path)", "for runs in path"),
     "a split gives the upper part no pin": ("radix", "upper.pins = 1 if lower.pins else 0", "upper.pins = 0"),
     "a split pins the upper part as often as the lower": (
         "radix",

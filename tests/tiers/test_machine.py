@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -118,7 +118,9 @@ class TierMachine(RuleBasedStateMachine):
         shutil.rmtree(self.base)
 
 
-TierMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TierMachine.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
 TestTierMachine = TierMachine.TestCase
 
 
