@@ -73,7 +73,7 @@ class TokenEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     prompt_logprobs: list[TokenLogprob] | None = None  # for positions 1 .. n-1, in the event of the first token
     finish: FinishReason | None = None
     stop_token_id: int | None = None
-    error: str | None = None  # with finish == "error": a sentence for the client
+    error: str | None = None  # with "error", and with "abort" if the client did not ask for it: a sentence for it
     num_cached: int | None = None
     num_host: int = 0  # of num_cached, tokens that the host's memory gave
     num_disk: int = 0  # and the disk

@@ -78,6 +78,7 @@ class FakeEngine:
         self.held = asyncio.Event()  # set when a request waits
         self.fail_at: int | None = None  # instead of the token of this number: `failure`
         self.failure: FinishReason = "error"
+        self.error = "the fake failed"
         self.tokens_per_event = 1
         self.seen: list[Request] = []
         self.live: dict[str, Request] = {}
@@ -140,7 +141,7 @@ class FakeStream:
             if sampling.prompt_logprobs is not None:
                 event.prompt_logprobs = [logprob_of(token) for token in self._request.prompt_ids[1:]]
         if engine.fail_at == self._num_sent:
-            event.finish, event.error = engine.failure, "the fake failed"
+            event.finish, event.error = engine.failure, engine.error
             return event
         for token in self._tokens[self._num_sent : self._num_sent + engine.tokens_per_event]:
             event.token_ids.append(token)

@@ -11,17 +11,15 @@ What step 1 draws goes to step 2 on the device.
 
 from __future__ import annotations
 
-import logging
 import time
 
 from radixserve.cache.kvcache import KVCache
+from radixserve.engine.faults import OUT_OF_MEMORY, Fault, free_memory
 from radixserve.engine.flight import Flight, StepModel
 from radixserve.engine.scheduler import Limits, Scheduler
 from radixserve.engine.tiers import Tiers
 from radixserve.request import Request
 from radixserve.step import EngineStats, TokenEvent
-
-log = logging.getLogger(__name__)
 
 
 class EngineCore:
@@ -69,8 +67,9 @@ class EngineCore:
     def step(self) -> list[TokenEvent]:
         """Launch one step, and commit those that need not stay in flight; the events of what was committed.
 
-        A step that raises fails the requests in it and no others. A step stays synchronous if one of its draws needs
-        to know the tokens drawn before (penalties).
+        The sequences of a step that raises are computed again, each in a step of its own; one that raises there ends.
+        A step stays synchronous if it is such a second try, or if one of its draws needs to know the tokens drawn
+        before (penalties).
         """
         self.tiers.settle()
         before, newest = self._in_flight, self._launch()
@@ -90,12 +89,12 @@ class EngineCore:
         return flight
 
     def _land(self, flight: Flight) -> list[TokenEvent]:
-        try:
-            drawn = flight.land()
-        except Exception:
-            log.exception("a step of %d sequences failed", len(flight.works))
-            return self.scheduler.fail(flight.works, "the forward pass failed")
-        events = self.scheduler.commit(flight.works, drawn)
+        outcome = flight.land()
+        if isinstance(outcome, Fault):
+            if outcome is OUT_OF_MEMORY:
+                free_memory()
+            return self.scheduler.fail(flight.works, outcome)
+        events = self.scheduler.commit(flight.works, outcome)
         self._record(flight)
         return events
 

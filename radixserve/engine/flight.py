@@ -1,11 +1,12 @@
 """A step between launch and landing: everything is enqueued on the device, nothing of the outcome is known here.
 
-`launch` never waits for the device, `land` does, once. What a launch raises is raised when the step lands, so that a
+`launch` never waits for the device, `land` does, once. What a launch raises is told when the step lands, so that a
 step fails in one place. Knows works; what becomes of the outcome is the scheduler's.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence as Seq
 from typing import Protocol
@@ -13,11 +14,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from radixserve.engine.faults import Fault, fault_of
 from radixserve.engine.planning import Work
 from radixserve.model.host import upload
 from radixserve.request import Sampling
 from radixserve.sampling import PromptLogprobs, Row, Sampled, Samples, reads_output, sample
 from radixserve.step import Chunk, Logits
+
+log = logging.getLogger(__name__)
 
 _PROBE = Sampling(max_tokens=1, seed=0, temperature=0.0)  # a chunk that draws no token is still checked to be finite
 _NOTHING = np.zeros(0, np.int32)
@@ -42,7 +46,7 @@ class Flight:
         self._rows = [_row(work) for work in works]
         self._samples: Samples | None = None
         self._prompt_logprobs: list[tuple[Work, PromptLogprobs]] = []
-        self._error: Exception | None = None
+        self._fault: Fault | None = None
 
     @property
     def drawn(self) -> torch.Tensor | None:
@@ -51,8 +55,12 @@ class Flight:
 
     @property
     def may_stay(self) -> bool:
-        """Whether the next step may be launched before this one lands: no draw in it looks at the tokens so far."""
-        return self._error is None and not any(map(reads_output, self._rows))
+        """Whether the next step may be launched before this one lands.
+
+        Not if a draw in it looks at the tokens so far, nor if it is a second try, which is to be alone.
+        """
+        retries = any(work.sequence.num_retry for work in self.works)
+        return self._fault is None and not retries and not any(map(reads_output, self._rows))
 
     def launch(self, model: StepModel, before: Flight | None, *, ahead: bool) -> None:
         """Forward and sample, behind the step `before` if that is still on its way; with `ahead` never waits."""
@@ -64,21 +72,31 @@ class Flight:
             last = logits if whole else logits[upload(last_rows, logits.device)]
             self._samples = sample(last, self._rows, ahead=ahead)
         except Exception as error:
-            self._error = error
+            self._fault = self._fault_of(error)
 
-    def land(self) -> list[Sampled | None]:
+    def land(self) -> list[Sampled | None] | Fault:
         """Each chunk's next token, drawn from its last row; in vain where the chunk ends before its sequence.
 
-        Waits for the device. None where logits were not finite; prompt logprobs are noted in their sequences. Raises
-        what the launch or the device raised.
+        Waits for the device. None where logits were not finite; prompt logprobs are noted in their sequences. A fault
+        if the launch or the device raised something.
         """
-        if self._error:
-            raise self._error
+        if self._fault:
+            return self._fault
+        try:
+            return self._wait()
+        except Exception as error:
+            return self._fault_of(error)
+
+    def _wait(self) -> list[Sampled | None]:
         assert self._samples is not None, "a step lands after its launch"
         drawn = self._samples.wait()
         for work, logprobs in self._prompt_logprobs:
             work.sequence.prompt_logprobs[work.chunk.start :] = logprobs.wait()
         return drawn
+
+    def _fault_of(self, error: Exception) -> Fault:
+        log.error("a step of %d sequences failed", len(self.works), exc_info=error)
+        return fault_of(error)
 
     def _ask_prompt_logprobs(self, logits: torch.Tensor, last_rows: list[int]) -> None:
         """Position p of a chunk predicts prompt token p + 1; the prompt's last position predicts the first output."""

@@ -17,7 +17,7 @@ GROWTH = 32  # slots a lease grows by; one allocation per 32 decoded tokens
 
 @dataclass(slots=True)
 class Work:
-    """One sequence's part of a step, worth something while the sequence holds the lease it was planned under."""
+    """One sequence's part of a step."""
 
     sequence: Sequence
     chunk: Chunk
@@ -25,8 +25,17 @@ class Work:
 
     @property
     def is_current(self) -> bool:
-        """Whether the outcome counts: the sequence has not ended and was not preempted since."""
-        return self.sequence.lease is self.lease
+        """Whether the outcome counts.
+
+        The sequence holds the lease that this was planned under, so it has not ended and was not preempted since; and
+        everything before the chunk is computed, so no step before failed.
+        """
+        return self.sequence.lease is self.lease and self.sequence.num_computed == self.chunk.start
+
+    def take_back(self) -> None:
+        """Undo the planning from this chunk on; the chunk is to be computed again, alone."""
+        self.sequence.num_planned = self.sequence.num_computed
+        self.sequence.num_retry = len(self.chunk.token_ids)
 
 
 @dataclass(slots=True)
@@ -53,6 +62,13 @@ class Plan:
         for row, work in enumerate(works):
             work.sequence.row = row
         return works
+
+
+def second_try(sequence: Sequence) -> list[Work]:
+    """A step without company: the chunk of `sequence` that was taken back, for which it has slots."""
+    plan = Plan(sequence.num_retry)
+    plan.add(sequence)
+    return plan.works()
 
 
 def last_slot(sequence: Sequence) -> int:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from radixserve.cache.kvcache import KVCache, Lease
-from radixserve.engine.planning import Plan, Work, last_slot, slots_wanted
+from radixserve.engine.faults import NOT_FINITE, Fault
+from radixserve.engine.planning import Plan, Work, last_slot, second_try, slots_wanted
 from radixserve.engine.sequence import Sequence
 from radixserve.engine.tiers import Tiers
 from radixserve.request import Request
@@ -89,8 +90,12 @@ class Scheduler:
     def plan(self) -> list[Work]:
         """What to compute now: decodes, then prefill chunks oldest first, then newcomers, within max_step_tokens.
 
-        One step may be in flight: planned before, not committed yet.
+        First of all and one at a time what a failed step left. One step may be in flight: planned before, not
+        committed yet.
         """
+        retried = next((sequence for sequence in self.running if sequence.num_retry), None)
+        if retried is not None:
+            return second_try(retried)
         plan = Plan(self.limits.max_step_tokens)
         for sequence in sorted(self.running, key=_prefills):
             gone = sequence.lease is None or sequence.is_ending  # preempted by an older one, in this very loop
@@ -178,19 +183,27 @@ class Scheduler:
         events = (self._advance(work, sampled) for work, sampled in zip(works, drawn, strict=True) if work.is_current)
         return [event for event in events if event is not None]
 
-    def fail(self, works: list[Work], error: str) -> list[TokenEvent]:
-        """End the sequences of a step that failed; nothing of it becomes visible."""
-        return [self._fail(work.sequence, error) for work in works if work.is_current]
+    def fail(self, works: list[Work], fault: Fault) -> list[TokenEvent]:
+        """Take back a step that failed, or end its sequence if that was its second try; nothing becomes visible."""
+        events = []
+        for work in works:
+            if not work.is_current:
+                continue
+            if work.sequence.num_retry:
+                events.append(self._fail(work.sequence, fault))
+            else:
+                work.take_back()
+        return events
 
-    def _fail(self, sequence: Sequence, error: str) -> TokenEvent:
+    def _fail(self, sequence: Sequence, fault: Fault) -> TokenEvent:
         self._end(sequence, publish=False)
-        return _ended(sequence, "error", error)
+        return _ended(sequence, fault.finish, fault.error)
 
     def _advance(self, work: Work, sampled: Sampled | None) -> TokenEvent | None:
         sequence = work.sequence
         if sampled is None:
-            return self._fail(sequence, "the model produced logits that are not finite")
-        sequence.num_computed = work.chunk.stop
+            return self._fail(sequence, NOT_FINITE)
+        sequence.num_computed, sequence.num_retry = work.chunk.stop, 0
         if work.chunk.start < sequence.num_prompt:
             work.lease.publish(sequence.key(sequence.num_computed))
             if sequence.num_computed >= sequence.num_prompt:

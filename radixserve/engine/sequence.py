@@ -35,6 +35,7 @@ class Sequence:
     num_resumed: int = 0  # output tokens that were there at submission
     num_computed: int = 0
     num_planned: int = 0  # tokens that have K/V or are in a step in flight
+    num_retry: int = 0  # tokens of the chunk to be computed again, alone, because its step raised; 0 if none
     row: int = 0  # its place among the works of the step planned last
     num_cached: int | None = None  # prompt tokens found in the cache at first admission
     num_asked: int = 0  # lower tiers asked for K/V since it waits

@@ -11,6 +11,7 @@ import pytest
 
 from radixserve.api.app import ApiSettings
 from radixserve.api.context import TokenizerThreads
+from radixserve.engine.faults import OUT_OF_MEMORY
 from radixserve.errors import Unavailable
 from tests.api.conftest import CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
 
@@ -178,6 +179,26 @@ async def test_a_failure_after_the_first_token_ends_the_stream_without_done(
     assert error["code"] == code
     assert not any("[DONE]" in event for event in events)
     assert [record.outcome for record in server.metrics.records] == ["error"]
+    server.engine.fail_at = None
+    await assert_still_serves(server)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", BOTH)
+async def test_without_memory_the_client_is_told_to_come_again(server: Server, path: str, stream: bool) -> None:
+    server.engine.fail_at = 0 if stream else 2
+    server.engine.failure, server.engine.error = OUT_OF_MEMORY.finish, OUT_OF_MEMORY.error
+    async with server.session.post(server.url + path, json=body_for(path, stream=stream)) as response:
+        assert (response.status, response.headers["Retry-After"]) == (503, "1")
+        error = (await response.json())["error"]
+    assert error == {
+        "message": "Not completed: the server ran out of memory. Try again.",
+        "type": "server_error", "param": None, "code": "generation_aborted",
+    }  # fmt: skip
+    server.engine.fail_at = 2
+    async with server.session.post(server.url + path, json=body_for(path, stream=True)) as response:
+        *_, last = (await response.text()).strip().split("\n\n")
+    assert (response.status, json.loads(last.removeprefix("data: "))) == (200, {"error": error})
     server.engine.fail_at = None
     await assert_still_serves(server)
 

@@ -1,13 +1,13 @@
 """A hit equals a miss bit for bit: ids and logprobs do not depend on cache, batch, chunks or preemption.
 
-One trace of requests is run through engines that differ in everything that must not matter; every answer, logprobs
-included, must be equal to that of the same request alone on an engine without a cache.
+One trace of requests is run through engines that differ in everything that must not matter, and one whose steps fail;
+every answer, logprobs included, must be equal to that of the same request alone on an engine without a cache.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -24,7 +24,7 @@ from radixserve.model.loaded import LoadedModel
 from radixserve.model.loader import load_model
 from radixserve.model.runner import Runner
 from radixserve.request import Request, Sampling
-from radixserve.step import TokenLogprob
+from radixserve.step import Chunk, TokenLogprob
 from tests import tiny
 
 FAMILIES = ["llama_grouped", "qwen2", "qwen3", "mistral", "gpt2", "phi", "gemma"]
@@ -150,6 +150,39 @@ def test_answers_of_tiny_models_have_the_same_bits_in_every_setup(
     assert run(off.engine(loaded), requests) == expected, "in a batch, without cache"
     ahead = replace(tight, ahead=True)
     assert run(ahead.engine(loaded), requests, gap) == expected, "a step ahead, with a budget that evicts and preempts"
+
+
+@dataclass
+class Failing:
+    """A model whose steps of several sequences sometimes raise, with their K/V ruined."""
+
+    runner: Runner
+    draw: random.Random
+    num_failed: int = 0
+
+    def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None) -> torch.Tensor:
+        logits = self.runner.forward(chunks, drawn)
+        if len(chunks) == 1 or self.draw.random() < 0.7:
+            return logits
+        self.num_failed += 1
+        for chunk in chunks:
+            slots = torch.from_numpy(chunk.slots[chunk.start :].copy()).long()
+            self.runner.pool.k[:, slots] = self.runner.pool.v[:, slots] = float("nan")
+        raise torch.OutOfMemoryError if self.num_failed % 2 else RuntimeError("the device is on fire")
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["in turn", "ahead"])
+@pytest.mark.parametrize("family", ["llama_grouped", "gpt2"])
+def test_answers_have_the_same_bits_although_steps_fail(
+    tiny_model: Callable[[str], LoadedModel], family: str, ahead: bool
+) -> None:
+    loaded = tiny_model(family)
+    requests = trace(random.Random(4), tiny.VOCAB, count=10, length=60)
+    core = Setup(num_slots=300, max_running=6, ahead=ahead).engine(loaded)
+    assert isinstance(core.model, Runner)
+    failing = core.model = Failing(core.model, random.Random(1))
+    assert run(core, requests, gap=1) == alone(loaded, requests)
+    assert failing.num_failed >= 4
 
 
 @pytest.fixture(scope="module")

@@ -2,21 +2,30 @@
 
 The next token is a function of the whole content, so any wrong, stale or uncomputed slot shows as a wrong answer, and
 the model checks every slot that a chunk attends. Nothing about numerics is tested with it, everything about slots is.
+
+A step can be made to fail: then its slots hold nonsense, as they may after a fault of the device, and whatever is
+computed from nonsense is nonsense.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
-from radixserve.step import Chunk, Logits
+from radixserve.step import Chunk
 
 VOCAB = 11
+NONSENSE = (-1,)
+ON_FIRE = RuntimeError("the device is on fire")
+
+Prefix = tuple[int, ...]
+FaultOf = Callable[[list[list[Prefix]]], Exception | None]
+"""Of a step's chunks, each as the prefixes it computed, to what the step raises."""
 
 
-def next_token(prefix: tuple[int, ...]) -> int:
+def next_token(prefix: Prefix) -> int:
     """Depends on every token and on their order."""
     state = 7
     for token in prefix:
@@ -35,47 +44,77 @@ def expected(prompt: list[int], count: int, stop: tuple[int, ...] = ()) -> list[
 
 
 class ContentModel:
-    """Implements `StepModel`; `poisoned` prefixes get logits that are not finite, `explode` makes forward raise."""
+    """Implements `StepModel`; `poisoned` prefixes get logits that are not finite, `fault_of` says which steps fail.
+
+    If they are `late` to fail they give nonsense, and what they should raise later is in `failed_late`, by call.
+    """
 
     def __init__(self) -> None:
-        self.content: dict[int, tuple[int, ...]] = {}
+        self.content: dict[int, Prefix] = {}
         self.computed_tokens = 0
-        self.poisoned: set[tuple[int, ...]] = set()
-        self.explode = False
+        self.num_calls = 0
+        self.poisoned: set[Prefix] = set()
+        self.fault_of: FaultOf = lambda step: None
+        self.late = False
+        self.failed_late: dict[int, Exception] = {}
+        self.wrong: list[str] = []  # kept as well as raised: a second try of the step must not hide it
+
+    def fail_calls(self, *calls: int) -> None:
+        """The calls of these indices fail."""
+        self.fault_of = lambda step: ON_FIRE if self.num_calls - 1 in calls else None
 
     def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
-        if self.explode:
-            raise RuntimeError("the device is on fire")
+        self.num_calls += 1
         chunks = [_known(chunk, drawn) for chunk in chunks]
         prefixes = [self._prefix(chunk) for chunk in chunks]  # all reads first: no chunk sees this step's writes
-        rows = [row for chunk, prefix in zip(chunks, prefixes, strict=True) for row in self._compute(chunk, prefix)]
+        step = [self._compute(chunk, prefix) for chunk, prefix in zip(chunks, prefixes, strict=True)]
+        error = self.fault_of(step)
+        if error is not None:
+            step = self._fail(chunks, error)
+        return self._logits(
+            [row for chunk, rows in zip(chunks, step, strict=True) for row in rows[-chunk.num_logits :]]
+        )
+
+    def _logits(self, rows: list[Prefix]) -> torch.Tensor:
         logits = torch.full((len(rows), VOCAB), -5.0)
         for i, prefix in enumerate(rows):
             logits[i, next_token(prefix)] = 5.0
-            if prefix in self.poisoned:
+            if prefix in self.poisoned or prefix[:1] == NONSENSE:
                 logits[i] = float("nan")
         return logits
 
-    def _prefix(self, chunk: Chunk) -> tuple[int, ...]:
-        if chunk.start == 0:
-            return ()
-        prefix = self.content[int(chunk.slots[chunk.start - 1])]
-        assert len(prefix) == chunk.start
-        for position in range(chunk.start):
-            assert self.content[int(chunk.slots[position])] == prefix[: position + 1], (
-                "a slot holds somebody else's K/V"
-            )
+    def _fail(self, chunks: Sequence[Chunk], error: Exception) -> list[list[Prefix]]:
+        for chunk in chunks:
+            self.content.update(dict.fromkeys(chunk.slots[chunk.start :].tolist(), NONSENSE))
+        if not self.late:
+            raise error
+        self.failed_late[self.num_calls - 1] = error
+        return [[NONSENSE] * len(chunk.token_ids) for chunk in chunks]
+
+    def _prefix(self, chunk: Chunk) -> Prefix:
+        before = [self.content.get(slot, ()) for slot in chunk.slots[: chunk.start].tolist()]
+        if NONSENSE in before:
+            return NONSENSE
+        prefix = before[-1] if before else ()
+        self._require(len(prefix) == chunk.start, "a slot holds the K/V of another position")
+        for position, content in enumerate(before):
+            self._require(content == prefix[: position + 1], "a slot holds somebody else's K/V")
         return prefix
 
-    def _compute(self, chunk: Chunk, prefix: tuple[int, ...]) -> list[tuple[int, ...]]:
-        assert len(set(chunk.slots.tolist())) == len(chunk.slots) == chunk.stop
+    def _compute(self, chunk: Chunk, prefix: Prefix) -> list[Prefix]:
+        self._require(len(set(chunk.slots.tolist())) == len(chunk.slots) == chunk.stop, "slots are not one each")
         rows = []
         for token, slot in zip(chunk.token_ids.tolist(), chunk.slots[chunk.start :].tolist(), strict=True):
-            prefix = (*prefix, token)
+            prefix = NONSENSE if prefix == NONSENSE else (*prefix, token)
             self.content[slot] = prefix
             rows.append(prefix)
         self.computed_tokens += len(rows)
-        return rows if chunk.logits is Logits.ALL else rows[-1:]
+        return rows
+
+    def _require(self, condition: bool, otherwise: str) -> None:
+        if not condition:
+            self.wrong.append(otherwise)
+            raise AssertionError(otherwise)
 
 
 def _known(chunk: Chunk, drawn: torch.Tensor | None) -> Chunk:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 from radixserve.cache.kvcache import KVCache
 from radixserve.engine.core import EngineCore
@@ -50,6 +51,7 @@ class Harness:
     def step(self) -> None:
         self.take(self.core.step())
         self.cache.check()
+        assert not self.model.wrong
 
     def run(self) -> None:
         for _ in range(MAX_STEPS):
@@ -66,6 +68,12 @@ class Harness:
 
     def finish(self, name: str) -> str | None:
         return self.events[name][-1].finish
+
+    def answer(self, name: str) -> tuple[Any, ...]:
+        """Everything that a client could tell two answers apart by, but times and what was cached."""
+        prompt = [event.prompt_logprobs for event in self.events[name] if event.prompt_logprobs is not None]
+        last = self.events[name][-1]
+        return self.tokens(name), self.logprobs(name), prompt, last.finish, last.stop_token_id
 
     def assert_drained(self) -> None:
         stats = self.cache.stats()

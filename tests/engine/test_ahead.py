@@ -17,7 +17,7 @@ from radixserve.engine import flight
 from radixserve.model.host import Download
 from radixserve.request import Request
 from radixserve.sampling import Samples
-from tests.engine.content_model import expected
+from tests.engine.content_model import ON_FIRE, expected
 from tests.engine.harness import Harness, request
 
 PENALTIES: list[dict[str, Any]] = [
@@ -177,27 +177,38 @@ def test_when_everybody_left_the_step_in_flight_still_lands() -> None:
 # What fails.
 
 
-def test_a_launch_that_raises_fails_its_own_step_after_the_one_in_flight_was_committed() -> None:
+def test_a_launch_that_raises_is_taken_back_after_the_step_in_flight_was_committed() -> None:
     harness = Harness(ahead=True)
     harness.submit(request("ending", [5], max_tokens=2), request("going on", [1, 2, 3], max_tokens=9))
     harness.step()
     harness.step()
     assert in_flight(harness) == ["ending", "going on"]
-    harness.model.explode = True
+    harness.model.fail_calls(2)
     harness.step()
     assert harness.tokens("ending") == expected([5], 2)
     assert harness.finish("ending") == "length"
     assert harness.tokens("going on") == expected([1, 2, 3], 2)
-    assert harness.finish("going on") == "error"
+    assert harness.finish("going on") is None
     assert in_flight(harness) == []
-    harness.model.explode = False
-    harness.submit(request("later", [1, 2, 3]))
     harness.run()
-    assert harness.tokens("later") == expected([1, 2, 3], 4)
+    assert harness.tokens("going on") == expected([1, 2, 3], 9)
     harness.assert_drained()
 
 
-def test_a_step_that_raises_when_it_lands_fails_its_sequences_and_not_the_newcomers_of_the_next(
+def test_a_second_try_lands_before_the_next_step_is_planned() -> None:
+    harness = Harness(ahead=True)
+    harness.submit(request("a", [1, 2, 3], max_tokens=9), request("b", [5], max_tokens=9))
+    harness.model.fail_calls(0)
+    flying, tokens = [], []
+    for _ in range(5):
+        harness.step()
+        flying.append(in_flight(harness))
+        tokens.append((len(harness.tokens("a")), len(harness.tokens("b"))))
+    assert flying == [[], [], [], ["a", "b"], ["a", "b"]]
+    assert tokens == [(0, 0), (1, 0), (1, 1), (1, 1), (2, 2)]
+
+
+def test_a_step_that_raises_when_it_lands_takes_its_sequences_back_and_not_the_newcomers_of_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     harness = Harness(ahead=True)
@@ -207,12 +218,16 @@ def test_a_step_that_raises_when_it_lands_fails_its_sequences_and_not_the_newcom
     with monkeypatch.context() as broken:
         broken.setattr(Samples, "wait", lambda self: 1 / 0)
         harness.step()
-    assert harness.finish("old") == "error"
     assert harness.tokens("old") == []
     assert in_flight(harness) == ["old", "new"]
-    harness.run()
-    assert harness.tokens("new") == expected([7, 7], 3)
     assert harness.cache.match("public", key([1, 2, 3])) == 0
+    harness.step()  # the step in flight, where the row of `old` is in vain, and the second try of `old`
+    assert harness.tokens("old") == expected([1, 2, 3], 1)
+    assert harness.tokens("new") == expected([7, 7], 1)
+    assert harness.model.computed_tokens == (3) + (1 + 2) + (3)
+    harness.run()
+    assert harness.tokens("old") == expected([1, 2, 3], 9)
+    assert harness.tokens("new") == expected([7, 7], 3)
     harness.assert_drained()
 
 
@@ -261,18 +276,11 @@ def test_the_host_waits_once_per_step_and_only_when_it_lands(monkeypatch: pytest
 # The same answers.
 
 
-def answer(harness: Harness, name: str) -> tuple[Any, ...]:
-    """Everything that a client could tell two answers apart by, but times and what was cached."""
-    prompt = [event.prompt_logprobs for event in harness.events[name] if event.prompt_logprobs is not None]
-    last = harness.events[name][-1]
-    return harness.tokens(name), harness.logprobs(name), prompt, last.finish, last.stop_token_id
-
-
 def alone(one: Request) -> tuple[Any, ...]:
     harness = Harness(cache=False, ahead=False)
     harness.submit(one)
     harness.run()
-    return answer(harness, one.id)
+    return harness.answer(one.id)
 
 
 arrivals = st.lists(
@@ -316,7 +324,7 @@ def test_any_draw_gives_the_same_bits_in_turn_and_ahead_whoever_leaves_and_whate
     for i, (one, (_, _, _, gap, _)) in enumerate(zip(requests, arrivals, strict=True)):
         harness.submit(one)
         for _ in range(gap):
-            harness.model.explode = num_steps in explosions
+            harness.model.fault_of = lambda step, fails=num_steps in explosions: ON_FIRE if fails else None  # type: ignore[misc]
             num_steps += 1
             if harness.core.has_work:
                 harness.step()
@@ -324,14 +332,14 @@ def test_any_draw_gives_the_same_bits_in_turn_and_ahead_whoever_leaves_and_whate
             if patience is not None and i - j == patience:
                 harness.take(harness.core.abort(f"r{j}"))
                 harness.cache.check()
-    harness.model.explode = False
+    harness.model.fail_calls()
     harness.run()
     for one in requests:
-        whole, got = alone(one), answer(harness, one.id)
+        whole, got = alone(one), harness.answer(one.id)
         if got[3] in ("abort", "error"):
             whole = (whole[0][: len(got[0])], whole[1][: len(got[1])], whole[2][: len(got[2])], *got[3:])
         assert got == whole
-    assert sum(harness.finish(one.id) == "error" for one in requests) == 0 or explosions
+    assert sum(harness.finish(one.id) == "error" for one in requests) == 0 or len(explosions) == 2
     harness.assert_drained()
 
 

@@ -142,19 +142,6 @@ def test_logits_that_are_not_finite_fail_one_request_and_nothing_of_it_is_cached
     assert harness.tokens("again") == expected([1, 1, 1, 1], 4)
 
 
-def test_a_forward_that_raises_fails_its_step_only(ahead: bool) -> None:
-    harness = Harness(ahead=ahead)
-    harness.submit(request("a", [1, 2, 3]))
-    harness.model.explode = True
-    harness.step()
-    assert harness.finish("a") == "error"
-    harness.model.explode = False
-    harness.submit(request("b", [1, 2, 3]))
-    harness.run()
-    assert harness.tokens("b") == expected([1, 2, 3], 4)
-    harness.assert_drained()
-
-
 def test_a_request_resumed_with_sent_tokens_goes_on_at_the_next_one(ahead: bool) -> None:
     harness = Harness(ahead=ahead)
     whole = expected([4, 5, 6], 9)
