@@ -12,13 +12,12 @@ import argparse
 import asyncio
 import random
 import statistics
-import sys
 import time
 
 import aiohttp
-from figures import server
 
 from loadtest.client import Answer, ask
+from loadtest.server import server
 
 PROMPT_TOKENS = 1400
 WARM = 5
@@ -57,7 +56,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("options", nargs="*", help="of radixserve serve")
     chosen = parser.parse_args()
-    with server([sys.executable, "-m", "radixserve", "serve"], ["--port", "0", *chosen.options]) as url:
+    with server(chosen.options) as url:
         asyncio.run(measure(url, chosen.rounds))
 
 

@@ -8,108 +8,25 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
+import msgspec
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from radixserve.cache.kvcache import KVCache
-from radixserve.cache.pool import KVPool
-from radixserve.engine.core import EngineCore
-from radixserve.engine.scheduler import Limits
 from radixserve.model.embedded import embedded_model
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.loader import load_model
 from radixserve.model.runner import Runner
 from radixserve.request import Request, Sampling
-from radixserve.step import Chunk, TokenLogprob
+from radixserve.step import Chunk
 from tests import tiny
+from tests.e2e.answers import Answer, Interruptions, Setup, alone, both, cached, preempt, run, step, tokens, trace
 
 FAMILIES = ["llama_grouped", "qwen2", "qwen3", "mistral", "gpt2", "phi", "gemma"]
-
-
-@dataclass
-class Answer:
-    """Everything that a client could tell two answers apart by."""
-
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What must not matter."""
-
-    num_slots: int = 4096
-    max_running: int = 4
-    max_step_tokens: int = 64
-    cache: bool = True
-    gap: int = 0  # steps between two arrivals
-    ahead: bool = False  # a step is launched before the one in front of it is known
-
-    def engine(self, loaded: LoadedModel) -> EngineCore:
-        pool = KVPool(loaded.shape, self.num_slots, loaded.device)
-        cache = KVCache(self.num_slots, enabled=self.cache)
-        limits = Limits(self.max_running, self.max_step_tokens)
-        return EngineCore(Runner(loaded, pool), cache, limits, ahead=self.ahead)
-
-
-def run(core: EngineCore, requests: list[Request], gap: int = 0) -> dict[str, Answer]:
-    """All requests through one engine, arriving `gap` steps apart (0: at once)."""
-    answers = {request.id: Answer() for request in requests}
-    for request in requests:
-        core.submit(request, [])
-        for _ in range(gap):
-            step(core, answers)
-    while core.has_work:
-        step(core, answers)
-    core.cache.check()
-    return answers
-
-
-def step(core: EngineCore, answers: dict[str, Answer]) -> None:
-    if not core.has_work:
-        return
-    for event in core.step():
-        assert event.finish in (None, "length"), event.error
-        answers[event.request_id].token_ids += event.token_ids
-        answers[event.request_id].logprobs += event.logprobs or []
-
-
-def alone(loaded: LoadedModel, requests: list[Request]) -> dict[str, Answer]:
-    """The reference: each request with nothing cached and nobody beside it, its prompt in one chunk."""
-    setup = Setup(num_slots=512, max_running=1, max_step_tokens=512, cache=False)
-    return {request.id: run(setup.engine(loaded), [request])[request.id] for request in requests}
-
-
-def sampling(draw: random.Random, max_tokens: int) -> Sampling:
-    """Greedy, or sampled with filters and penalties; always with logprobs."""
-    if draw.random() < 0.4:
-        return Sampling(max_tokens=max_tokens, seed=0, temperature=0.0, logprobs=3)
-    return Sampling(
-        max_tokens=max_tokens,
-        seed=draw.randrange(2**63),
-        temperature=draw.choice([0.5, 1.0, 1.5]),
-        top_p=draw.choice([0.7, 0.95, 1.0]),
-        top_k=draw.choice([0, 20]),
-        repetition_penalty=draw.choice([1.0, 1.2]),
-        logprobs=3,
-    )
-
-
-def trace(draw: random.Random, vocab: int, count: int, length: int) -> list[Request]:
-    """Prompts that branch off each other at any position, inside nodes too."""
-    prompts: list[list[int]] = []
-    for _ in range(count):
-        base = draw.choice(prompts) if prompts and draw.random() < 0.8 else []
-        own = [draw.randrange(vocab) for _ in range(draw.randrange(1, length))]
-        prompts.append(base[: draw.randrange(len(base) + 1)] + own)
-    return [
-        Request(id=f"r{i}", prompt_ids=prompt[: 3 * length], sampling=sampling(draw, draw.randrange(1, 10)))
-        for i, prompt in enumerate(prompts)
-    ]
+BOTH_PATHS = ["qwen2", "gpt2"]  # the lean forward, and the model's own modules
 
 
 @pytest.fixture(scope="module")
@@ -210,16 +127,183 @@ def test_an_answer_as_the_prefix_of_the_next_turn_is_as_if_prefilled(real_model:
     draw = random.Random(3)
     first = Request(
         id="turn 1",
-        prompt_ids=[draw.randrange(real_model.vocab_size) for _ in range(70)],
+        prompt_ids=tokens(draw, real_model.vocab_size, 70),
         sampling=Sampling(max_tokens=40, seed=5, temperature=1.0, logprobs=2),
     )
     core = Setup().engine(real_model)
     said = run(core, [first])["turn 1"].token_ids
-    tail = [draw.randrange(real_model.vocab_size) for _ in range(20)]
     second = Request(
         id="turn 2",
-        prompt_ids=first.prompt_ids + said + tail,
+        prompt_ids=first.prompt_ids + said + tokens(draw, real_model.vocab_size, 20),
         sampling=Sampling(max_tokens=8, seed=6, temperature=0.0, logprobs=2),
     )
-    assert core.cache.match("public", b"".join(t.to_bytes(4, "little") for t in second.prompt_ids)) == 70 + 39
+    assert cached(core, second) == 70 + 39
     assert run(core, [second]) == alone(real_model, [second])
+
+
+# Batches
+
+
+@pytest.fixture(scope="module")
+def crowd(real_model: LoadedModel) -> tuple[list[Request], dict[str, Answer]]:
+    """32 requests, each of 16 asked twice, and their answers alone."""
+    requests = trace(random.Random(21), real_model.vocab_size, count=16, length=40, max_tokens=(7, 10))
+    expected = alone(real_model, requests)
+    twins = {f"{each.id} of {turn}": each for turn in range(2) for each in requests}
+    requests = [msgspec.structs.replace(each, id=name) for name, each in twins.items()]
+    return requests, {name: expected[each.id] for name, each in twins.items()}
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("size", [2, 8, 32])
+def test_the_real_model_gives_the_same_bits_in_batches_of_sequences_in_different_phases(
+    real_model: LoadedModel, crowd: tuple[list[Request], dict[str, Answer]], size: int
+) -> None:
+    requests, expected = crowd
+    core = Setup(max_running=size, max_step_tokens=16 + 4 * size).engine(real_model)
+    phases: set[tuple[bool, ...]] = set()
+
+    def look() -> None:
+        phases.add(tuple({sequence.num_pending > 1 for sequence in core.scheduler.running}))
+
+    chosen = requests[: 2 * size]
+    assert run(core, chosen, before_step=look) == {each.id: expected[each.id] for each in chosen}
+    assert max(core.stats().step_sequences) == size
+    assert (False, True) in phases, "some decode while others prefill"
+
+
+# Preemption on purpose
+
+
+@pytest.mark.parametrize("family", BOTH_PATHS)
+@given(seed=st.integers(0, 2**32), max_running=st.integers(1, 8), ahead=st.booleans())
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_tiny_models_go_on_with_the_same_bits_whoever_is_preempted_and_whenever(
+    tiny_model: Callable[[str], LoadedModel], family: str, seed: int, max_running: int, ahead: bool
+) -> None:
+    draw, loaded = random.Random(seed), tiny_model(family)
+    requests = trace(draw, tiny.VOCAB, count=8, length=50)
+    core = Setup(max_running=max_running, max_step_tokens=draw.randrange(8, 60), ahead=ahead).engine(loaded)
+    interrupt = Interruptions(core, draw, count=25)
+    assert run(core, requests, gap=1, before_step=interrupt) == alone(loaded, requests)
+    assert core.scheduler.totals.preemptions == len(interrupt.phases)
+
+
+def preempted_at(loaded: LoadedModel, request: Request, at: int, left: int) -> tuple[str, Answer]:
+    """What the request was doing when preempted after `at` steps, and its answer; `left` tokens stayed cached."""
+    core, answers = Setup(max_step_tokens=16).engine(loaded), {request.id: Answer()}
+    core.submit(request, [])
+    for _ in range(at):
+        step(core, answers)
+    phase = preempt(core)
+    core.cache.evict(max(0, core.cache.stats().cached - left))
+    while core.has_work:
+        step(core, answers)
+    assert core.scheduler.totals.preemptions == 1
+    return phase, answers[request.id]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("which", [0, 1], ids=["greedy", "sampled"])
+def test_the_real_model_goes_on_with_the_same_bits_after_preemption_at_each_step(
+    real_model: LoadedModel, which: int
+) -> None:
+    request = both(random.Random(31), real_model.vocab_size, length=45, max_tokens=4)[which]
+    expected = alone(real_model, [request])[request.id]
+    phases = []
+    for at, left in ((1, 9), (2, 4096), (2, 0), (3, 40), (4, 4096), (5, 7)):
+        phase, answer = preempted_at(real_model, request, at, left)
+        assert answer == expected, f"preempted after step {at} with {left} tokens left"
+        phases.append(phase)
+    assert phases == ["prefill"] * 3 + ["decode"] * 3
+
+
+@pytest.mark.model
+def test_a_batch_of_the_real_model_gives_the_same_bits_although_its_sequences_are_preempted_at_random(
+    real_model: LoadedModel, crowd: tuple[list[Request], dict[str, Answer]]
+) -> None:
+    requests, expected = crowd
+    core = Setup(max_running=8, max_step_tokens=24).engine(real_model)
+    interrupt = Interruptions(core, random.Random(5), count=12)
+    chosen = requests[:12]
+    assert run(core, chosen, before_step=interrupt) == {each.id: expected[each.id] for each in chosen}
+    assert {"prefill", "decode"} <= set(interrupt.phases)
+
+
+# Warm up to any token
+
+
+def warm_up_to(loaded: LoadedModel, request: Request, cut: int, draw: random.Random) -> Request:
+    """A request that shares exactly the first `cut` tokens of the other's prompt: the cut lies inside a node."""
+    differs = (request.prompt_ids[cut] + 1) % loaded.vocab_size if cut < len(request.prompt_ids) else 0
+    prompt = [*request.prompt_ids[:cut], differs, *tokens(draw, loaded.vocab_size, draw.randrange(30))]
+    return Request(id="neighbour", prompt_ids=prompt, sampling=Sampling(max_tokens=1, seed=0, temperature=0.0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(
+    seed=st.integers(0, 2**32), turns=st.lists(st.tuples(st.booleans(), st.integers(0, 150)), min_size=4, max_size=8)
+)
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_tiny_models_give_the_same_bits_warm_up_to_any_token_and_after_evicting_any_part(
+    tiny_model: Callable[[str], LoadedModel], family: str, seed: int, turns: list[tuple[bool, int]]
+) -> None:
+    draw, loaded = random.Random(seed), tiny_model(family)
+    request = both(draw, tiny.VOCAB, length=150, max_tokens=3)[draw.randrange(2)]
+    expected = alone(loaded, [request])
+    core = Setup(max_step_tokens=draw.choice([30, 70, 256])).engine(loaded)
+    for evicts, count in turns:
+        if evicts:
+            core.cache.evict(count)
+        else:
+            core.cache.clear()
+            run(core, [warm_up_to(loaded, request, count, draw)])
+            assert cached(core, request) == min(count, 149)
+        found, before = cached(core, request), core.stats().cached_prompt_tokens_total
+        assert run(core, [request]) == expected, f"{found} of 150 tokens cached"
+        assert core.stats().cached_prompt_tokens_total - before == found
+
+
+@pytest.mark.model
+def test_the_real_model_gives_the_same_bits_warm_up_to_any_token(real_model: LoadedModel) -> None:
+    draw = random.Random(41)
+    request = both(draw, real_model.vocab_size, length=90, max_tokens=3)[1]
+    expected = alone(real_model, [request])
+    core = Setup(max_step_tokens=100).engine(real_model)
+    for cut in draw.sample(range(1, 90), 5):
+        core.cache.clear()
+        run(core, [warm_up_to(real_model, request, cut, draw)])
+        assert cached(core, request) == cut
+        assert run(core, [request]) == expected, f"{cut} tokens cached"
+        core.cache.evict(draw.randrange(1, 90))
+        assert run(core, [request]) == expected, f"{cut} tokens cached, then some evicted"
+
+
+# Resumed by another engine
+
+
+def assert_resumed_anywhere(loaded: LoadedModel, requests: list[Request], places: range) -> None:
+    """After some tokens sent, an engine that knows nothing and one that has it all cached give the same rest."""
+    warm = Setup(max_step_tokens=50).engine(loaded)
+    for request in requests:
+        expected = alone(loaded, [request])[request.id]
+        run(warm, [request])
+        for place in places:
+            sent, rest = expected.token_ids[:place], {request.id: expected.rest(place)}
+            cold = Setup(max_step_tokens=50).engine(loaded)
+            assert run(cold, [request], sent=sent) == rest, f"cold, {place} tokens sent"
+            assert run(warm, [request], sent=sent) == rest, f"warm, {place} tokens sent"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tiny_models_resumed_at_any_token_give_the_same_rest(
+    tiny_model: Callable[[str], LoadedModel], family: str
+) -> None:
+    requests = both(random.Random(51), tiny.VOCAB, length=70, max_tokens=12)
+    assert_resumed_anywhere(tiny_model(family), requests, range(12))
+
+
+@pytest.mark.model
+def test_the_real_model_resumed_at_any_token_gives_the_same_rest(real_model: LoadedModel) -> None:
+    requests = both(random.Random(52), real_model.vocab_size, length=40, max_tokens=4)
+    assert_resumed_anywhere(real_model, requests, range(1, 4))

@@ -31,7 +31,8 @@ from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.host import HostTier
 from radixserve.tiers.pace import Pace
 from tests import tiny
-from tests.e2e.test_exact import FAMILIES, Answer, alone, trace
+from tests.e2e.answers import Answer, alone, trace
+from tests.e2e.test_exact import FAMILIES
 from tests.store.parts import QuickDisk
 
 
@@ -76,15 +77,15 @@ def promoted(core: EngineCore) -> tuple[int, int]:
     return stats.promoted_host_tokens_total, stats.promoted_disk_tokens_total
 
 
-@pytest.mark.parametrize("family", FAMILIES[::3])
+@pytest.mark.parametrize("family", FAMILIES)
 @given(seed=st.integers(0, 2**32), host_slots=st.sampled_from([0, 200, 500]), gap=st.integers(0, 3))
-@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_tiny_models_answer_with_the_same_bits_from_every_tier(
     tmp_path_factory: pytest.TempPathFactory, family: str, seed: int, host_slots: int, gap: int
 ) -> None:
     """A device, a host memory and a folder too small for the trace: everything moves all the time."""
     loaded, folder = tiny.load_tiny(family), tmp_path_factory.mktemp("s") / "s"
-    requests = trace(random.Random(seed), tiny.VOCAB, count=6, length=50)
+    requests = trace(random.Random(seed), tiny.VOCAB, count=10, length=60)
     expected = alone(loaded, requests)
     budget = (560 << 10) + 300 * loaded.shape.slot_bytes
     for order in (requests, requests[::-1], requests):
@@ -100,7 +101,7 @@ def real_model() -> LoadedModel:
 
 @pytest.mark.model
 def test_the_real_model_answers_with_the_same_bits_from_every_tier(real_model: LoadedModel, tmp_path: Path) -> None:
-    requests = trace(random.Random(5), real_model.vocab_size, count=6, length=100)
+    requests = trace(random.Random(5), real_model.vocab_size, count=8, length=120)
     expected = alone(real_model, requests)
     first = engine(real_model, tmp_path / "s", 450, host_slots=300)
     assert run(first, requests, gap=2) == expected, "cold"

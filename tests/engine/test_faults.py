@@ -313,7 +313,7 @@ def test_any_steps_may_fail_and_only_two_in_a_row_end_anybody(
     harness.model.fail_calls(*calls)
     serve(harness, arriving, late=late)
     failed = assert_answered(harness, arriving)
-    assert len(failed) <= len(calls) // 2
+    assert len(failed) < max(len(calls), 1)  # each by a call of its own, after one that they may share
     apart = min((b - a for a, b in itertools.pairwise(sorted(calls))), default=100)
     assert not failed or apart <= 2 * engine["max_running"]
 
