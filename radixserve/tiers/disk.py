@@ -118,8 +118,8 @@ class DiskTier:
 
     def close(self, seconds: float) -> None:
         """Write what waits, for at most so long."""
-        self._worker.close(seconds)
-        self._store.close()
+        if self._worker.close(seconds):  # else the end of the process lets go of the folder
+            self._store.close()
 
     def _let_go(self, save: _Save) -> None:
         self._num_saves -= 1

@@ -70,16 +70,18 @@ class Worker:
         while self._done:
             self._done.popleft().then()
 
-    def close(self, seconds: float) -> None:
-        """Do what is queued, for at most so long, and end the thread."""
+    def close(self, seconds: float) -> bool:
+        """Do what is queued, for at most so long, and end the thread; False if it still works then."""
         until = time.monotonic() + seconds
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join(max(0.0, until - time.monotonic()))
-        if not self._thread.is_alive():
-            self._told.close()
-            self._tell.close()
+        if self._thread.is_alive():
+            return False
+        self._told.close()
+        self._tell.close()
+        return True
 
     def _run(self) -> None:
         current: Job | None = None  # a patient job that has begun
