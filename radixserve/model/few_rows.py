@@ -22,21 +22,18 @@ from radixserve.model import native, team
 from radixserve.model.lanes import (
     PANEL,
     add_atomically,
-    panel_1,
-    panel_2,
-    panel_3,
-    panel_4,
-    panel_6,
     pointer,
 )
+from radixserve.model.products import WIDTH, panel_1, panel_2, panel_3, panel_4, panel_5, panel_6
 from radixserve.model.step_block import compiled
 
-FEW = 8
+FEW = 48
 """Rows up to which this kernel is the faster one."""
 
-_WIDTH = 64  # outputs of a panel
 _CHAINS = (1024, 512, 256, 2048, 1 << 30)  # inputs
-_FITS = PANEL * 2 == _WIDTH  # four rows of a panel in registers
+_FITS = PANEL * 2 == WIDTH  # six rows of a panel in registers
+_GROUP = 6  # rows
+_DEPTH = 64  # inputs of a block: with 64 outputs half of the first-level cache
 _ZERO = np.float32(0)
 _X, _WEIGHT, _BIAS, _OUT, _COUNTER, _ROWS, _IN, _OUTPUTS, _CHAIN, _HAS_BIAS, _LENGTH = range(11)
 
@@ -62,7 +59,7 @@ class FewRows:
         cls, packed: torch.Tensor, bias: torch.Tensor | None, shape: tuple[int, int], x: torch.Tensor, y: torch.Tensor
     ) -> FewRows | None:
         """The one that gives exactly `y` [rows, out] for `x` [rows, in]; None where there is none."""
-        if not _FITS or shape[0] % _WIDTH or not _is_plain(packed, shape):
+        if not _FITS or shape[0] % WIDTH or not _is_plain(packed, shape):
             return None
         for chain in _CHAINS:
             kernel = cls(packed, bias, shape, chain)
@@ -89,41 +86,53 @@ def _is_plain(packed: torch.Tensor, shape: tuple[int, int]) -> bool:
 
 
 @compiled
-def _chain(rows: int, x: Any, at: int, inputs: int, weight: Any, wt: int, sums: Any, to: int, depth: int) -> None:
-    """sums[r, 0:64] = x[r, 0:depth] @ the weight's rows from element `wt` on, for up to six rows but five."""
-    if rows == 1:
-        panel_1(x, at, inputs, weight, wt, _WIDTH, sums, to, _WIDTH, depth)
-    elif rows == 2:
-        panel_2(x, at, inputs, weight, wt, _WIDTH, sums, to, _WIDTH, depth)
-    elif rows == 3:
-        panel_3(x, at, inputs, weight, wt, _WIDTH, sums, to, _WIDTH, depth)
-    elif rows == 4:
-        panel_4(x, at, inputs, weight, wt, _WIDTH, sums, to, _WIDTH, depth)
-    else:
-        panel_6(x, at, inputs, weight, wt, _WIDTH, sums, to, _WIDTH, depth)
+def _block(b: Any, x: Any, at: int, weight: Any, wt: int, sums: Any, depth: int, ahead: int) -> None:
+    """Carry on the chains of all rows over the next `depth` inputs, the weight's rows from element `wt` on."""
+    rows, inputs = b[_ROWS], b[_IN]
+    for row in range(0, rows, _GROUP):
+        left, here, to = rows - row, at + row * inputs, row * WIDTH
+        if left >= 6:
+            panel_6(x, here, inputs, weight, wt, sums, to, depth, ahead)
+        elif left == 5:
+            panel_5(x, here, inputs, weight, wt, sums, to, depth, ahead)
+        elif left == 4:
+            panel_4(x, here, inputs, weight, wt, sums, to, depth, ahead)
+        elif left == 3:
+            panel_3(x, here, inputs, weight, wt, sums, to, depth, ahead)
+        elif left == 2:
+            panel_2(x, here, inputs, weight, wt, sums, to, depth, ahead)
+        else:
+            panel_1(x, here, inputs, weight, wt, sums, to, depth, ahead)
+        ahead = 0
 
 
 @compiled
-def _multiply_panel(b: Any, x: Any, weight: Any, panel: int, sums: Any, total: Any) -> None:
-    """total[rows, 64] = x @ one panel: chain after chain, each for all rows while its weights are in the cache."""
-    rows, inputs, chain = b[_ROWS], b[_IN], b[_CHAIN]
-    group = rows if rows <= 6 and rows != 5 else (rows + 1) // 2
-    for first in range(0, inputs, chain):
-        depth = min(chain, inputs - first)
-        for row in range(0, rows, group):
-            at, wt = row * inputs + first, (panel * inputs + first) * _WIDTH
-            _chain(min(group, rows - row), x, at, inputs, weight, wt, sums, row * _WIDTH, depth)
-        for i in range(rows * _WIDTH):
-            total[i] = sums[i] if first == 0 else total[i] + sums[i]
+def _multiply_panel(b: Any, x: Any, weight: Any, panel: int, following: int, sums: Any, total: Any) -> None:
+    """total[rows, 64] = x @ one panel, block after block of inputs, while the block after that is on its way.
+
+    `following` is the panel that this thread multiplies by next.
+    """
+    count, inputs, chain = b[_ROWS] * WIDTH, b[_IN], b[_CHAIN]
+    total[:count], sums[:count] = _ZERO, _ZERO
+    begin, after = panel * inputs * WIDTH, following * inputs * WIDTH
+    for first in range(0, inputs, _DEPTH):
+        stop = min(first + _DEPTH, inputs)
+        wt = begin + first * WIDTH
+        ahead = (begin + stop * WIDTH if stop < inputs else after) - wt
+        _block(b, x, first, weight, wt, sums, stop - first, ahead)
+        if stop == inputs or stop % chain == 0:
+            for i in range(count):
+                total[i] = sums[i] if stop <= chain else total[i] + sums[i]
+                sums[i] = _ZERO
 
 
 @compiled
 def _write(b: Any, panel: int, total: Any, bias: Any, out: Any) -> None:
     for row in range(b[_ROWS]):
-        target = out[row * b[_OUTPUTS] + panel * _WIDTH :][:_WIDTH]
-        source = total[row * _WIDTH :][:_WIDTH]
-        for j in range(_WIDTH):
-            target[j] = source[j] + bias[panel * _WIDTH + j] if b[_HAS_BIAS] else source[j]
+        target = out[row * b[_OUTPUTS] + panel * WIDTH :][:WIDTH]
+        source = total[row * WIDTH :][:WIDTH]
+        for j in range(WIDTH):
+            target[j] = source[j] + bias[panel * WIDTH + j] if b[_HAS_BIAS] else source[j]
 
 
 @compiled
@@ -135,12 +144,13 @@ def _work(b: Any) -> None:
     bias = carray(pointer(b[_BIAS]), outputs, np.float32)
     out = carray(pointer(b[_OUT]), rows * outputs, np.float32)
     counter = carray(pointer(b[_COUNTER]), 1, np.int64)
-    sums, total = np.empty(rows * _WIDTH, np.float32), np.empty(rows * _WIDTH, np.float32)
+    sums, total = np.empty(rows * WIDTH, np.float32), np.empty(rows * WIDTH, np.float32)
     panel = add_atomically(counter, 0, 1)
-    while panel < outputs // _WIDTH:
-        _multiply_panel(b, x, weight, panel, sums, total)
+    while panel < outputs // WIDTH:
+        following = add_atomically(counter, 0, 1)
+        _multiply_panel(b, x, weight, panel, following, sums, total)
         _write(b, panel, total, bias, out)
-        panel = add_atomically(counter, 0, 1)
+        panel = following
 
 
 def multiply(address: Any) -> None:

@@ -22,9 +22,9 @@ from numba.extending import intrinsic
 
 LANES = 16
 _FLOAT = ir.FloatType()
-_VECTOR = ir.VectorType(_FLOAT, LANES)
-_VECTORS = 2 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 1
-PANEL = LANES * _VECTORS
+VECTOR = ir.VectorType(_FLOAT, LANES)
+VECTORS = 2 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 1
+PANEL = LANES * VECTORS
 """Columns that one call of a `multiply_rows` block computes: what fits the registers, six rows at a time."""
 
 LINE = 16
@@ -32,36 +32,49 @@ LINE = 16
 
 _LOCALITY = 2  # second-level cache: a tile of K and V fills the first
 
-_FMA = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+_FMA = ir.FunctionType(VECTOR, [VECTOR] * 3)
 
 Intrinsic = Callable[..., Any]
 
 
-def _data(context: Any, builder: ir.IRBuilder, kind: Any, array: Any, offset: Any) -> Any:
+def element_at(context: Any, builder: ir.IRBuilder, kind: Any, array: Any, offset: Any) -> Any:
     """Pointer to element `offset` (counted in elements) of a contiguous array."""
     return builder.gep(context.make_array(kind)(context, builder, array).data, [offset])
 
 
-def _load(builder: ir.IRBuilder, pointer: Any) -> Any:
-    return builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
+def load(builder: ir.IRBuilder, pointer: Any) -> Any:
+    """LANES floats from a pointer on, at any address."""
+    return builder.load(builder.bitcast(pointer, VECTOR.as_pointer()), align=4)
 
 
-def _store(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
-    builder.store(value, builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
+def store(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
+    """Write LANES floats from a pointer on, at any address."""
+    builder.store(value, builder.bitcast(pointer, VECTOR.as_pointer()), align=4)
 
 
-def _vector_fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
+def vector_fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c of vectors, rounded once."""
     operator = cgutils.get_or_insert_function(builder.module, _FMA, f"llvm.fma.v{LANES}f32")
     return builder.call(operator, [a, b, c])
 
 
-def _splat(builder: ir.IRBuilder, scalar: Any) -> Any:
-    vector = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+def splat(builder: ir.IRBuilder, scalar: Any) -> Any:
+    """A vector of one number."""
+    vector = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(vector, vector, _mask([0] * LANES))
 
 
 def _mask(indices: list[int]) -> ir.Constant:
     return ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), indices)
+
+
+def prefetch_line(builder: ir.IRBuilder, pointer: Any) -> None:
+    """Ask for the cache line at `pointer`, without waiting; it may lie anywhere."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    operator = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    how = [ir.Constant(number, n) for n in (0, _LOCALITY, 1)]  # to read; data
+    builder.call(operator, [builder.bitcast(pointer, byte), *how])
 
 
 @intrinsic
@@ -87,19 +100,19 @@ def _exp(builder: ir.IRBuilder, x: Any) -> Any:
     integers = ir.VectorType(ir.IntType(32), LANES)
 
     def constant(value: float) -> Any:
-        return ir.Constant(_VECTOR, [ir.Constant(_FLOAT, float(np.float32(value)))] * LANES)
+        return ir.Constant(VECTOR, [ir.Constant(_FLOAT, float(np.float32(value)))] * LANES)
 
     x = builder.select(builder.fcmp_ordered("<", x, constant(_LOWEST)), constant(_LOWEST), x)
-    shifted = _vector_fma(builder, x, constant(_LOG2_E), constant(_ROUND))
+    shifted = vector_fma(builder, x, constant(_LOG2_E), constant(_ROUND))
     n = builder.fsub(shifted, constant(_ROUND))
-    rest = _vector_fma(builder, n, constant(-_LN2_HIGH), x)
-    rest = _vector_fma(builder, n, constant(-_LN2_LOW), rest)
+    rest = vector_fma(builder, n, constant(-_LN2_HIGH), x)
+    rest = vector_fma(builder, n, constant(-_LN2_LOW), rest)
     result = constant(_TAYLOR[0])
     for coefficient in _TAYLOR[1:]:
-        result = _vector_fma(builder, result, rest, constant(coefficient))
+        result = vector_fma(builder, result, rest, constant(coefficient))
     biased = builder.add(builder.bitcast(shifted, integers), ir.Constant(integers, [127] * LANES))
     power = builder.shl(biased, ir.Constant(integers, [23] * LANES))  # n + 127 into the exponent bits
-    return builder.fmul(result, builder.bitcast(power, _VECTOR))
+    return builder.fmul(result, builder.bitcast(power, VECTOR))
 
 
 @intrinsic
@@ -107,7 +120,7 @@ def exp(typingctx: Any, x: Any) -> Any:
     """e**x for x <= 0, within 2 units in the last place; below -87 as at -87. exp(0) is 1; NaN stays NaN."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return builder.extract_element(_exp(builder, _splat(builder, args[0])), ir.Constant(ir.IntType(32), 0))
+        return builder.extract_element(_exp(builder, splat(builder, args[0])), ir.Constant(ir.IntType(32), 0))
 
     return types.float32(types.float32), generate
 
@@ -117,10 +130,10 @@ def tile_exp(typingctx: Any, array: Any, at: Any, peak: Any) -> Any:
     """array[i] = exp(array[i] - peak) for 4 * LANES elements from `at` on."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        data, peak = _data(context, builder, signature.args[0], args[0], args[1]), _splat(builder, args[2])
+        data, peak = element_at(context, builder, signature.args[0], args[0], args[1]), splat(builder, args[2])
         for i in range(4):
             pointer = builder.gep(data, [ir.Constant(args[1].type, i * LANES)])
-            _store(builder, _exp(builder, builder.fsub(_load(builder, pointer), peak)), pointer)
+            store(builder, _exp(builder, builder.fsub(load(builder, pointer), peak)), pointer)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.float32), generate
@@ -132,30 +145,12 @@ def copy(typingctx: Any, source: Any, at: Any, target: Any, to: Any, count: Any)
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         kinds = signature.args
-        source = _data(context, builder, kinds[0], args[0], args[1])
-        target = _data(context, builder, kinds[2], args[2], args[3])
+        source = element_at(context, builder, kinds[0], args[0], args[1])
+        target = element_at(context, builder, kinds[2], args[2], args[3])
         cgutils.raw_memcpy(builder, target, source, args[4], 4)
         return context.get_dummy_value()
 
     return types.void(source, types.intp, target, types.intp, types.intp), generate
-
-
-@intrinsic
-def prefetch(typingctx: Any, array: Any, at: Any, count: Any) -> Any:
-    """Ask for elements [at, at + count) of a float32 array to be brought into the cache, without waiting."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        operator = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        data = _data(context, builder, signature.args[0], args[0], args[1])
-        how = [ir.Constant(number, n) for n in (0, _LOCALITY, 1)]  # to read; data
-        line = ir.Constant(args[2].type, LINE)
-        with cgutils.for_range_slice(builder, ir.Constant(args[2].type, 0), args[2], line) as (index, _):
-            builder.call(operator, [builder.bitcast(builder.gep(data, [index]), byte), *how])
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp), generate
 
 
 @intrinsic
@@ -164,7 +159,7 @@ def add_atomically(typingctx: Any, counters: Any, index: Any, value: Any) -> Any
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         return builder.atomic_rmw(
-            "add", _data(context, builder, signature.args[0], args[0], args[1]), args[2], "acq_rel"
+            "add", element_at(context, builder, signature.args[0], args[0], args[1]), args[2], "acq_rel"
         )
 
     return types.int64(counters, types.int64, types.int64), generate
@@ -180,51 +175,6 @@ def pointer(typingctx: Any, address: Any) -> Any:
     return types.voidptr(types.int64), generate
 
 
-def _multiply_rows(rows: int, vectors: int = _VECTORS) -> Intrinsic:
-    """c[r, columns] = sum over k of a[r, k] * b[k, columns] for `rows` rows, one chain of fma per element, k ascending.
-
-    The columns are `vectors` * LANES, PANEL unless told otherwise.
-
-    a, b, c are flat float32 arrays, each with the offset of its first element and its row stride.
-    """
-
-    @intrinsic
-    def multiply(
-        typingctx: Any, a: Any, at: Any, lda: Any, b: Any, bt: Any, ldb: Any, c: Any, ct: Any, ldc: Any, depth: Any
-    ) -> Any:
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            kinds = signature.args
-            a_data, b_data, c_data = (_data(context, builder, kinds[i], args[i], args[i + 1]) for i in (0, 3, 6))
-            lda, ldb, ldc, depth = args[2], args[5], args[8], args[9]
-            index = depth.type
-            zero = ir.Constant(_VECTOR, [0.0] * LANES)
-            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(vectors)] for _ in range(rows)]
-            with cgutils.for_range(builder, depth) as loop:
-                row_b = builder.gep(b_data, [builder.mul(loop.index, ldb)])
-                columns = [_load(builder, builder.gep(row_b, [ir.Constant(index, v * LANES)])) for v in range(vectors)]
-                for r in range(rows):
-                    element = builder.add(builder.mul(ir.Constant(index, r), lda), loop.index)
-                    factor = _splat(builder, builder.load(builder.gep(a_data, [element])))
-                    for v in range(vectors):
-                        builder.store(_vector_fma(builder, factor, columns[v], builder.load(sums[r][v])), sums[r][v])
-            for r in range(rows):
-                for v in range(vectors):
-                    element = builder.add(builder.mul(ir.Constant(index, r), ldc), ir.Constant(index, v * LANES))
-                    _store(builder, builder.load(sums[r][v]), builder.gep(c_data, [element]))
-            return context.get_dummy_value()
-
-        n = types.intp
-        return types.void(a, n, n, b, n, n, c, n, n, n), generate
-
-    return multiply  # type: ignore[no-any-return]
-
-
-multiply_1, multiply_2, multiply_3 = _multiply_rows(1), _multiply_rows(2), _multiply_rows(3)
-multiply_4, multiply_6 = _multiply_rows(4), _multiply_rows(6)
-panel_1, panel_2, panel_3 = _multiply_rows(1, 4), _multiply_rows(2, 4), _multiply_rows(3, 4)
-panel_4, panel_6 = _multiply_rows(4, 4), _multiply_rows(6, 4)
-
-
 @intrinsic
 def transpose(
     typingctx: Any, source: Any, at: Any, stride: Any, slots: Any, st: Any, target: Any, tt: Any, ld: Any
@@ -233,17 +183,17 @@ def transpose(
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         kinds = signature.args
-        source = _data(context, builder, kinds[0], args[0], args[1])
-        slots = _data(context, builder, kinds[3], args[3], args[4])
-        target = _data(context, builder, kinds[5], args[5], args[6])
+        source = element_at(context, builder, kinds[0], args[0], args[1])
+        slots = element_at(context, builder, kinds[3], args[3], args[4])
+        target = element_at(context, builder, kinds[5], args[5], args[6])
         stride, ld = args[2], args[7]
         index = stride.type
         rows = []
         for j in range(LANES):
             slot = builder.sext(builder.load(builder.gep(slots, [ir.Constant(index, j)])), index)
-            rows.append(_load(builder, builder.gep(source, [builder.mul(slot, stride)])))
+            rows.append(load(builder, builder.gep(source, [builder.mul(slot, stride)])))
         for d, column in enumerate(_zip_stages(builder, rows)):
-            _store(builder, column, builder.gep(target, [builder.mul(ir.Constant(index, d), ld)]))
+            store(builder, column, builder.gep(target, [builder.mul(ir.Constant(index, d), ld)]))
         return context.get_dummy_value()
 
     n = types.intp
@@ -267,8 +217,8 @@ def _reduce(combine: Callable[[ir.IRBuilder, Any, Any], Any]) -> Intrinsic:
     @intrinsic
     def reduce(typingctx: Any, array: Any, at: Any) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            data = _data(context, builder, signature.args[0], args[0], args[1])
-            parts = [_load(builder, builder.gep(data, [ir.Constant(args[1].type, i * LANES)])) for i in range(4)]
+            data = element_at(context, builder, signature.args[0], args[0], args[1])
+            parts = [load(builder, builder.gep(data, [ir.Constant(args[1].type, i * LANES)])) for i in range(4)]
             vector = combine(builder, combine(builder, parts[0], parts[1]), combine(builder, parts[2], parts[3]))
             width = LANES // 2
             while width:

@@ -18,7 +18,17 @@ from radixserve.model.embedded import cache_dir
 
 log = logging.getLogger(__name__)
 
-_SOURCES = ("few_rows", "lanes", "layer_block", "row_kernels", "step_block", "tile_kernel", "tile_loads", "tiles")
+_SOURCES = (
+    "few_rows",
+    "lanes",
+    "layer_block",
+    "products",
+    "row_kernels",
+    "step_block",
+    "tile_kernel",
+    "tile_loads",
+    "tiles",
+)
 
 
 @cache

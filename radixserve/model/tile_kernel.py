@@ -11,7 +11,7 @@ bit; `tiles` decides only who computes what together. Softmax in parts: Milakov 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,42 +23,52 @@ from radixserve.model.lanes import (
     copy,
     exp,
     fma,
-    multiply_1,
-    multiply_2,
-    multiply_3,
-    multiply_4,
-    multiply_6,
     tile_exp,
     tile_max,
     tile_sum,
 )
+from radixserve.model.products import Rows, multiply_1, multiply_2, multiply_3, multiply_4, multiply_6
 from radixserve.model.step_block import Step, Sums, compiled, read_step
-from radixserve.model.tile_loads import Scratch, load_keys, load_queries, load_values, prefetch_tile
+from radixserve.model.tile_loads import Run, Scratch, Tile, load_queries, load_tile, settled, without_rows
 from radixserve.model.tiles import TILE
 
 _MINUS_INFINITY = np.float32(-np.inf)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _TAKEN, _DONE, _FINISHED = 0, 1, 2  # counters of a layer: items taken, items done, rows taken to be finished
+
+
+class Item(NamedTuple):
+    """What one thread takes at a time: the tiles [tile, end_tile) for some rows, at one key head; see `tiles`."""
+
+    kv: Any
+    first: Any
+    num_rows: Any
+    begin: Any
+    tile: Any
+    end_tile: Any
+    stop: Any
+
+
 _ROWS = 6  # query rows per block: what `multiply_6` keeps in registers
 
 
 @compiled
-def _multiply(rows: int, a: Any, at: int, depth: int, b: Any, columns: int, c: Any) -> None:
-    """c[0:rows] = a[0:rows, 0:depth] @ b[0:depth, 0:columns], rows <= 6; all contiguous, a from element `at` on."""
+def _multiply(rows: int, a: Any, at: int, lda: int, b: Rows, columns: int, c: Any, later: Rows) -> None:
+    """c[0:rows] = a[0:rows, 0:b.count] @ b[:, 0:columns], rows <= 6; c is contiguous, a from element `at` on."""
     for column in range(0, columns, PANEL):
         if rows == 6:
-            multiply_6(a, at, depth, b, column, columns, c, column, columns, depth)
+            multiply_6(a, at, lda, b, column, c, column, columns, later)
         elif rows >= 4:
-            multiply_4(a, at, depth, b, column, columns, c, column, columns, depth)
+            multiply_4(a, at, lda, b, column, c, column, columns, later)
             if rows == 5:
-                rest, to = at + 4 * depth, column + 4 * columns
-                multiply_1(a, rest, depth, b, column, columns, c, to, columns, depth)
+                multiply_1(a, at + 4 * lda, lda, b, column, c, column + 4 * columns, columns, without_rows(later))
         elif rows == 3:
-            multiply_3(a, at, depth, b, column, columns, c, column, columns, depth)
+            multiply_3(a, at, lda, b, column, c, column, columns, later)
         elif rows == 2:
-            multiply_2(a, at, depth, b, column, columns, c, column, columns, depth)
+            multiply_2(a, at, lda, b, column, c, column, columns, later)
         else:
-            multiply_1(a, at, depth, b, column, columns, c, column, columns, depth)
+            multiply_1(a, at, lda, b, column, c, column, columns, later)
+        later = without_rows(later)
 
 
 @compiled
@@ -74,15 +84,15 @@ def _softmax_row(scores: Any, at: int, seen: int) -> Any:
 
 
 @compiled
-def _contribute(k_dim: int, scratch: Scratch, block: int, count: int, start: int) -> None:
+def _contribute(scratch: Scratch, block: int, count: int, start: int, tile: Tile) -> None:
     """The loaded tile's contribution to query rows [block, block + count) of an item, into scratch.part."""
-    scores, ends, part = scratch.scores, scratch.ends, scratch.part
-    _multiply(count, scratch.queries, block * k_dim, k_dim, scratch.keys, TILE, scores)
+    scores, ends, part, k_dim = scratch.scores, scratch.ends, scratch.part, tile.keys.count
+    _multiply(count, scratch.queries, block * k_dim, k_dim, tile.keys, TILE, scores, tile.later_keys)
     for r in range(count):
         seen = max(0, min(TILE, ends[block + r] - start))
         part.peaks[r], part.weights[r] = _softmax_row(scores, r * TILE, seen)
     width = scratch.values.shape[0] // TILE
-    _multiply(count, scores, 0, TILE, scratch.values, width, part.values)
+    _multiply(count, scores, 0, TILE, tile.values, width, part.values, tile.later_values)
 
 
 @compiled
@@ -129,24 +139,38 @@ def _write(step: Step, place: int, total: Sums, index: int, width: int) -> None:
 
 
 @compiled
-def _attend_item(step: Step, scratch: Scratch, item: Any, kv: int) -> None:
-    """All tiles of one item: its rows are finished then, or their contributions stored."""
-    first, num_rows, begin, tile, end_tile, stop = item
-    rows = step.rows[first : first + num_rows]
-    most, width = num_rows * (step.heads // step.kv_heads), scratch.values.shape[0] // TILE
+def _item(step: Step, number: int) -> Item:
+    """Item and key head number `number`; one without tiles behind the last."""
+    at = 6 * (number // step.kv_heads)
+    if at >= step.items.shape[0]:
+        return Item(0, 0, 0, 0, 0, 0, 0)
+    c = step.items[at : at + 6]
+    return Item(number % step.kv_heads, c[0], c[1], c[2], c[3], c[4], c[5])
+
+
+@compiled
+def _run(item: Item, tile: int) -> Run:
+    return Run(item.kv, item.begin + tile * TILE, max(0, min(TILE, item.stop - tile * TILE)))
+
+
+@compiled
+def _attend_item(step: Step, scratch: Scratch, item: Item, following: Item) -> None:
+    """All tiles of one item: its rows are finished then, or their contributions stored. `following` comes after it."""
+    rows = step.rows[item.first : item.first + item.num_rows]
+    most, width = item.num_rows * (step.heads // step.kv_heads), scratch.values.shape[0] // TILE
     inline = step.partial_begin[rows[0]] < 0
-    load_queries(step, kv, rows, scratch)
+    load_queries(step, item.kv, rows, scratch)
     _clear(scratch.total, most, width)
-    for start in range(tile * TILE, end_tile * TILE, TILE):
-        n = min(TILE, stop - start)
-        load_keys(step, kv, begin + start, n, scratch)
-        load_values(step, kv, begin + start, n, scratch.values)
-        prefetch_tile(step, kv, begin + start + n, begin + min(stop, end_tile * TILE, start + n + TILE))
+    for tile in range(item.tile, item.end_tile):
+        start, more = tile * TILE, tile + 1 < item.end_tile
+        later = _run(item, tile + 1) if more else _run(following, following.tile)
+        loaded = load_tile(step, _run(item, tile), later, scratch)
         for block in range(0, most, _ROWS):
             count = min(_ROWS, most - block)
             if scratch.ends[block + count - 1] <= start:  # rows of a chunk ascend: none of the block sees the tile
                 continue
-            _contribute(step.k_dim, scratch, block, count, start)
+            _contribute(scratch, block, count, start, loaded)
+            loaded = settled(loaded)
             if not inline:
                 _store(scratch, step.partials, block, count, (start, start // TILE * step.heads))
                 continue
@@ -192,6 +216,7 @@ def _attend(step: Step, width: int) -> None:
         np.empty(most, np.int64),
         np.empty(most, np.int64),
         np.empty(LANES, np.int32),
+        np.arange(max(TILE, step.k_dim)).astype(np.int32),
         _floats(step.k_dim * TILE),
         _floats(TILE * width),
         _floats(_ROWS * TILE),
@@ -201,11 +226,10 @@ def _attend(step: Step, width: int) -> None:
     num_items = step.items.shape[0] // 6
     taken = add_atomically(step.counters, _TAKEN, 1)
     while taken < num_items * step.kv_heads:
-        at, kv = 6 * (taken // step.kv_heads), taken % step.kv_heads
-        c = step.items[at : at + 6]
-        _attend_item(step, scratch, (c[0], c[1], c[2], c[3], c[4], c[5]), kv)
+        following = add_atomically(step.counters, _TAKEN, 1)
+        _attend_item(step, scratch, _item(step, taken), _item(step, following))
         add_atomically(step.counters, _DONE, 1)
-        taken = add_atomically(step.counters, _TAKEN, 1)
+        taken = following
     while add_atomically(step.counters, _DONE, 0) < num_items * step.kv_heads:
         pass  # another thread is at the last, which is among the cheapest
 

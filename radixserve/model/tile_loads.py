@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from radixserve.model.lanes import LANES, copy, prefetch, transpose
+from radixserve.model.lanes import LANES, PANEL, copy, transpose
+from radixserve.model.products import Rows
 from radixserve.model.step_block import Step, Sums, compiled
 from radixserve.model.tiles import TILE
-
-_ZERO = np.float32(0)
 
 
 class Scratch(NamedTuple):
@@ -26,6 +23,7 @@ class Scratch(NamedTuple):
     ends: Any  # how many positions each of them sees
     places: Any  # where its result goes: in the output, or among the contributions
     slots: Any  # of a tile's last positions, the last one again and again behind it
+    order: Any  # 0, 1, 2, ...
     keys: Any  # the tile's K, transposed
     values: Any  # the tile's V, rows padded to whole panels
     scores: Any  # of one block
@@ -33,8 +31,25 @@ class Scratch(NamedTuple):
     total: Sums  # of the item's rows: all tiles so far
 
 
+class Run(NamedTuple):
+    """The slots table[at : at + count] at one key head."""
+
+    kv: Any
+    at: Any
+    count: Any
+
+
+class Tile(NamedTuple):
+    """One tile of one key head, ready to be multiplied by."""
+
+    keys: Rows  # transposed: a row for each dimension
+    values: Rows
+    later_keys: Rows  # as they lie: what is to be asked for meanwhile
+    later_values: Rows
+
+
 @compiled
-def load_keys(step: Step, kv: int, at: int, n: int, scratch: Scratch) -> None:
+def _load_keys(step: Step, kv: int, at: int, n: int, scratch: Scratch) -> None:
     """scratch.keys[d, j] = K of position j of the tile whose slots begin at table[at]; anything from position n on."""
     whole = n - n % LANES
     for j in range(0, whole, LANES):
@@ -58,22 +73,51 @@ def _load_lanes(step: Step, kv: int, slots: Any, at: int, target: Any, j: int) -
 
 
 @compiled
-def load_values(step: Step, kv: int, at: int, n: int, target: Any) -> None:
-    """target[j, d] = V of position j; 0 from position n on. The padding of a row stays as it is."""
+def _load_values(step: Step, kv: int, at: int, n: int, target: Any) -> None:
+    """target[j, d] = V of position j below n. The padding of a row stays as it is."""
     dim = step.v_dim
     width = target.shape[0] // TILE
     for j in range(n):
         copy(step.v, (step.table[at + j] * step.kv_heads + kv) * dim, target, j * width, dim)
-    target[n * width :] = _ZERO
 
 
 @compiled
-def prefetch_tile(step: Step, kv: int, at: int, stop: int) -> None:
-    """Ask for K and V of the slots table[at:stop]; scattered slots are nothing the processor could foresee."""
-    for j in range(at, stop):
-        head = step.table[j] * step.kv_heads + kv
-        prefetch(step.k, head * step.k_dim, step.k_dim)
-        prefetch(step.v, head * step.v_dim, step.v_dim)
+def _keys_at(step: Step, run: Run) -> Rows:
+    """K where it lies."""
+    begin, stride = run.kv * step.k_dim, step.kv_heads * step.k_dim
+    return Rows(step.k, step.table, run.at, run.count, begin, stride, step.k_dim)
+
+
+@compiled
+def _values_at(step: Step, run: Run) -> Rows:
+    """V where it lies."""
+    begin, stride = run.kv * step.v_dim, step.kv_heads * step.v_dim
+    return Rows(step.v, step.table, run.at, run.count, begin, stride, step.v_dim)
+
+
+@compiled
+def without_rows(rows: Rows) -> Rows:
+    """The same place with nothing in it."""
+    return Rows(rows.data, rows.table, rows.first, 0, rows.begin, rows.stride, rows.width)
+
+
+@compiled
+def load_tile(step: Step, run: Run, later: Run, scratch: Scratch) -> Tile:
+    """The tile of `run`; what lies at `later` is to be asked for while it is used."""
+    _load_keys(step, run.kv, run.at, run.count, scratch)
+    keys = Rows(scratch.keys, scratch.order, 0, step.k_dim, 0, TILE, TILE)
+    values = _values_at(step, run)
+    if step.v_dim % PANEL:
+        _load_values(step, run.kv, run.at, run.count, scratch.values)
+        width = scratch.values.shape[0] // TILE
+        values = Rows(scratch.values, scratch.order, 0, run.count, 0, width, width)
+    return Tile(keys, values, _keys_at(step, later), _values_at(step, later))
+
+
+@compiled
+def settled(tile: Tile) -> Tile:
+    """The tile when what comes later has been asked for."""
+    return Tile(tile.keys, tile.values, without_rows(tile.later_keys), without_rows(tile.later_values))
 
 
 @compiled

@@ -1,0 +1,164 @@
+"""Products of a few rows with many, the loops where the time goes, written as LLVM instructions for numba.
+
+As in `lanes`, every number is defined: each output is one chain of fused multiply-adds, in ascending order. Each loop
+also asks for memory that is read after it, a few cache lines at a time: asked for at once they would be waited for.
+"""
+
+# mypy: disable-error-code="untyped-decorator"
+# (numba has no type hints)
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from radixserve.model.lanes import (
+    LANES,
+    LINE,
+    VECTOR,
+    VECTORS,
+    Intrinsic,
+    element_at,
+    load,
+    prefetch_line,
+    splat,
+    store,
+    vector_fma,
+)
+
+WIDTH = 64
+"""Outputs of a panel: a packed weight is panels, rows of one input each."""
+
+
+class Rows(NamedTuple):
+    """Rows that lie where a table says: row k is data[begin + table[first + k] * stride :][:width]."""
+
+    data: Any  # flat float32
+    table: Any  # int32
+    first: Any
+    count: Any
+    begin: Any
+    stride: Any
+    width: Any
+
+
+def _multiply_rows(rows: int) -> Intrinsic:
+    """c[r, 0:PANEL] = sum over k of a[r, k] * b[k, column : column + PANEL] for `rows` rows, k ascending.
+
+    a and c are flat float32 arrays, each with the offset of its first element and its row stride; b is `Rows`. Row k of
+    `later`, which is `Rows` too, is asked for beside k.
+    """
+
+    @intrinsic
+    def multiply(
+        typingctx: Any, a: Any, at: Any, lda: Any, b: Any, column: Any, c: Any, ct: Any, ldc: Any, later: Any
+    ) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            a_data, c_data = (element_at(context, builder, kinds[i], args[i], args[i + 1]) for i in (0, 5))
+            row_of_b, depth = _rows(context, builder, kinds[3], args[3])
+            row_of_later, num_later = _rows(context, builder, kinds[8], args[8])
+            width = builder.extract_value(args[8], Rows._fields.index("width"))
+            lda, column, ldc = args[2], args[4], args[7]
+            index = depth.type
+            sums = [[_zero(builder) for _ in range(VECTORS)] for _ in range(rows)]
+            with cgutils.for_range(builder, depth) as loop:
+                with builder.if_then(builder.icmp_signed("<", loop.index, num_later)):
+                    row = row_of_later(loop.index)
+                    line = ir.Constant(index, LINE)
+                    with cgutils.for_range_slice(builder, ir.Constant(index, 0), width, line) as (offset, _):
+                        prefetch_line(builder, builder.gep(row, [offset]))
+                row = builder.gep(row_of_b(loop.index), [column])
+                columns = _vectors(builder, row, VECTORS)
+                for r in range(rows):
+                    element = builder.add(builder.mul(ir.Constant(index, r), lda), loop.index)
+                    _add_product(builder, builder.gep(a_data, [element]), columns, sums[r])
+            for r in range(rows):
+                _store_all(builder, sums[r], builder.gep(c_data, [builder.mul(ir.Constant(index, r), ldc)]))
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(a, n, n, b, n, c, n, n, later), generate
+
+    return multiply  # type: ignore[no-any-return]
+
+
+def _rows(context: Any, builder: ir.IRBuilder, kind: Any, rows: Any) -> Any:
+    """How to find a pointer to row k of `Rows`; and how many there are."""
+    fields = {name: builder.extract_value(rows, i) for i, name in enumerate(Rows._fields)}
+    data = element_at(context, builder, kind[0], fields["data"], fields["begin"])
+    table = element_at(context, builder, kind[1], fields["table"], fields["first"])
+
+    def row(k: Any) -> Any:
+        place = builder.sext(builder.load(builder.gep(table, [k])), k.type)
+        return builder.gep(data, [builder.mul(place, fields["stride"])])
+
+    return row, fields["count"]
+
+
+def _zero(builder: ir.IRBuilder) -> Any:
+    return cgutils.alloca_once_value(builder, ir.Constant(VECTOR, [0.0] * LANES))
+
+
+def _vectors(builder: ir.IRBuilder, pointer: Any, count: int) -> list[Any]:
+    return [load(builder, builder.gep(pointer, [ir.Constant(ir.IntType(64), v * LANES)])) for v in range(count)]
+
+
+def _add_product(builder: ir.IRBuilder, factor: Any, columns: list[Any], sums: list[Any]) -> None:
+    """sums += the number at `factor` * columns."""
+    vector = splat(builder, builder.load(factor))
+    for column, total in zip(columns, sums, strict=True):
+        builder.store(vector_fma(builder, vector, column, builder.load(total)), total)
+
+
+def _store_all(builder: ir.IRBuilder, sums: list[Any], pointer: Any) -> None:
+    for v, total in enumerate(sums):
+        store(builder, builder.load(total), builder.gep(pointer, [ir.Constant(ir.IntType(64), v * LANES)]))
+
+
+multiply_1, multiply_2, multiply_3 = _multiply_rows(1), _multiply_rows(2), _multiply_rows(3)
+multiply_4, multiply_6 = _multiply_rows(4), _multiply_rows(6)
+
+
+def _panel(rows: int) -> Intrinsic:
+    """sums[r, 0:64] += x[r, 0:depth] @ weight[0:depth, 0:64] for `rows` rows of x.
+
+    x, weight and sums are flat float32 arrays, each with the offset of its first element; rows of x are `inputs`
+    apart. As many floats of the weight are asked for from `ahead` floats further on.
+    """
+
+    @intrinsic
+    def multiply(
+        typingctx: Any, x: Any, at: Any, inputs: Any, weight: Any, wt: Any, sums: Any, to: Any, depth: Any, ahead: Any
+    ) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            x_data, weights, out = (element_at(context, builder, kinds[i], args[i], args[i + 1]) for i in (0, 3, 5))
+            inputs, depth, ahead = args[2], args[7], args[8]
+            index, vectors = depth.type, WIDTH // LANES
+            outs = [builder.gep(out, [ir.Constant(index, r * WIDTH)]) for r in range(rows)]
+            chains = [[cgutils.alloca_once_value(builder, v) for v in _vectors(builder, o, vectors)] for o in outs]
+            with cgutils.for_range(builder, depth) as loop:
+                line = builder.gep(weights, [builder.mul(loop.index, ir.Constant(index, WIDTH))])
+                for j in range(0, WIDTH, LINE):
+                    prefetch_line(builder, builder.gep(line, [builder.add(ahead, ir.Constant(index, j))]))
+                columns = _vectors(builder, line, vectors)
+                for r in range(rows):
+                    element = builder.add(builder.mul(ir.Constant(index, r), inputs), loop.index)
+                    _add_product(builder, builder.gep(x_data, [element]), columns, chains[r])
+            for pointer, chain in zip(outs, chains, strict=True):
+                _store_all(builder, chain, pointer)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(x, n, n, weight, n, sums, n, n, n), generate
+
+    return multiply  # type: ignore[no-any-return]
+
+
+panel_1, panel_2, panel_3 = _panel(1), _panel(2), _panel(3)
+panel_4, panel_5, panel_6 = _panel(4), _panel(5), _panel(6)
