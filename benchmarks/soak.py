@@ -1,0 +1,202 @@
+"""A soak: mixed traffic, clients that leave, budgets far too small, and an engine that is killed every half minute.
+
+    python benchmarks/soak.py [--minutes 10] [--kill-every 30] [--seed 1] [-- more options of radixserve serve]
+
+First every request of a finite pool is answered by a quiet server without a cache, one at a time: the references. Then
+a server with all three tiers, none of them large enough, gets the same requests from concurrent clients that draw them
+at random, feed answers back, leave at random moments and send nonsense. After a first interval without kills the
+traffic pauses and the baseline is read: resident memory of both processes, open files and threads of the front. From
+then on the engine is killed (SIGKILL) again and again; the last one lives for one interval at least, so that it is as
+warm as the one of the baseline. At the end the same is read once more, and the folder of the disk tier is checked.
+
+Prints one table (metric, value, wanted, ok) and the first example of each failure; exit code 1 if anything is off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from soak_clients import Clients, Expected, references
+from soak_readings import (
+    Reading,
+    engine_pid,
+    front_pid,
+    leftovers,
+    metrics,
+    read,
+    rests,
+    sizes,
+    until,
+)
+from soak_report import Live, Outcome, rows, table
+from soak_requests import conversations
+
+from loadtest.server import server
+from loadtest.session import Session
+from loadtest.target import Target, base_url, connect, find_model
+
+# 45 KiB per token: 728 tokens on the device, which two or three requests fill, 728 in host memory, 1,400 on the disk.
+DISK_BUDGET = 64 << 20
+SMALL = ("--kv-budget", "32MiB", "--host-budget", "32MiB", "--disk-budget", str(DISK_BUDGET), "--log-level", "warning")
+QUIET = ("--no-cache", "--kv-budget", "64MiB", "--log-level", "warning")
+LOOK_SECONDS = 0.5  # between two looks at the folder
+CLOSE_SECONDS = 15.0  # for connections that were cut to be noticed
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a soak goes on."""
+
+    seconds: float  # of traffic
+    kill_every: float  # seconds
+    clients: int
+    seed: int
+
+
+class Soak:
+    """One server under traffic."""
+
+    def __init__(self, plan: Plan, http: aiohttp.ClientSession, clients: Clients, folder: Path, live: Live) -> None:
+        self.front = front_pid()
+        self.outcome = Outcome(clients.tally)
+        self._plan, self._http, self._clients, self._folder, self._live = plan, http, clients, folder, live
+        self._rng = random.Random(f"{plan.seed}/moments")
+
+    async def run(self) -> None:
+        """Warm up, read, disturb, read again."""
+        plan = self._plan
+        await self._traffic("warming up", plan.kill_every, kills=False)
+        self.outcome.baseline = await self._at_rest()
+        await self._traffic("soaking", plan.seconds - plan.kill_every, kills=True)
+        self.outcome.end = await self._at_rest()
+        self.outcome.page = await metrics(self._http)
+
+    async def _traffic(self, name: str, seconds: float, *, kills: bool) -> None:
+        """All clients, until time is up and their last requests have ended."""
+        self._live.begin(name, seconds)
+        end = time.monotonic() + seconds
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._look(end))
+            if kills:
+                group.create_task(self._kill(end - self._plan.kill_every))
+            for number in range(self._plan.clients):
+                group.create_task(self._clients.run(random.Random(f"{self._plan.seed}/{name}/{number}"), end))
+
+    async def _look(self, end: float) -> None:
+        """Watch the size of the folder, and tell how it goes."""
+        start, tally = time.monotonic(), self._clients.tally
+        while time.monotonic() < end:
+            self.outcome.folder_peak = max(self.outcome.folder_peak, sum(sizes(self._folder).values()))
+            note = f"{tally.right} right, {tally.left} left, {tally.refused} refused, {self.outcome.kills} kills"
+            self._live.at(time.monotonic() - start, f"{note}, {tally.failures.total()} failures")
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _kill(self, last: float) -> None:
+        """Kill engine after engine until `last`, each only after an answer came since the kill before."""
+        due = time.monotonic() + self._rng.uniform(0.0, 1.0)
+        while due <= last:
+            await asyncio.sleep(due - time.monotonic())
+            due += self._plan.kill_every
+            answered = self._clients.tally.right
+            pid = engine_pid(self.front)
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+                self.outcome.kills += 1
+
+            async def goes_on(answered: int = answered) -> bool:
+                return self._clients.tally.right > answered
+
+            if not await until(goes_on):
+                self._clients.tally.fail("no answer after a kill", f"kill {self.outcome.kills}")
+
+    async def _at_rest(self) -> Reading:
+        """Readings once nothing runs, is leased or is connected, as far as that comes about."""
+        if not await until(lambda: rests(self._http)):
+            self._clients.tally.fail("the server does not come to rest", str(await metrics(self._http)))
+        before = self.outcome.baseline
+
+        async def is_back() -> bool:
+            now = read(self.front, self._folder)
+            return before is None or (
+                now.front_files <= before.front_files and now.front_threads <= before.front_threads
+            )
+
+        await asyncio.sleep(1.0)
+        await until(is_back, CLOSE_SECONDS)
+        return read(self.front, self._folder)
+
+
+async def answered_quietly(url: str, pool: list[Session], live: Live) -> Expected:
+    """See `references`; the server does nothing else."""
+    live.begin("references", len(pool))
+    done = 0
+
+    def one_more() -> None:
+        nonlocal done
+        done += 1
+        live.at(done)
+
+    target = Target(base_url(url))
+    async with connect(target) as http:
+        return await references(http, pool, await find_model(http, target), one_more)
+
+
+async def soaked(url: str, plan: Plan, expected: Expected, folder: Path, live: Live) -> Soak:
+    """A soak that has ended, its server still running."""
+    target = Target(base_url(url))
+    async with connect(target) as http:
+        clients = Clients(http, expected, await find_model(http, target))
+        soak = Soak(plan, http, clients, folder, live)
+        await soak.run()
+        return soak
+
+
+def measure(plan: Plan, pool: list[Session], options: list[str]) -> Outcome:
+    """References, the soak itself, and what it left behind."""
+    with tempfile.TemporaryDirectory() as scratch, Live().shown() as live:
+        folder, log = Path(scratch, "kv"), Path(scratch, "log")
+        with server([*QUIET, *options]) as url:
+            expected = asyncio.run(answered_quietly(url, pool, live))
+        with log.open("wb") as file, server([*SMALL, "--disk-path", str(folder), *options], log=file) as url:
+            soak = asyncio.run(soaked(url, plan, expected, folder, live))
+        soak.outcome.left = leftovers(folder, log, soak.front)
+        return soak.outcome
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0, help="of traffic [%(default)s]")
+    parser.add_argument("--kill-every", type=float, default=30.0, metavar="SECONDS", help="[%(default)s]")
+    parser.add_argument("--clients", type=int, default=8, help="[%(default)s]")
+    parser.add_argument("--conversations", type=int, default=32, help="in the pool [%(default)s]")
+    parser.add_argument("--seed", type=int, default=1, help="of the pool and of all moments [%(default)s]")
+    parser.add_argument("options", nargs="*", help="of radixserve serve")
+    chosen = parser.parse_args()
+    plan = Plan(chosen.minutes * 60, chosen.kill_every, chosen.clients, chosen.seed)
+    if plan.seconds < 3 * plan.kill_every:
+        parser.error("--minutes must hold three times --kill-every: to warm up, for kills, and for the last engine")
+    outcome = measure(plan, conversations(chosen.conversations, plan.seed), chosen.options)
+    found = rows(outcome, DISK_BUDGET)
+    print(table(found))
+    for kind, example in outcome.tally.examples.items():
+        print(f"\n{outcome.tally.failures[kind]} x {kind}; the first: {example}")
+    for line in (outcome.left.log_errors if outcome.left else [])[:5]:
+        print(f"\nlog: {line}")
+    return 0 if all(row.ok for row in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
