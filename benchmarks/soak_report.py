@@ -52,10 +52,8 @@ def some(metric: str, value: float) -> Row:
     return Row(metric, f"{value:,.0f}", "some", value > 0)
 
 
-def at_most(metric: str, value: float, most: float, of: float = 1) -> Row:
-    """`of`: what one of the unit shown is, as bytes per MiB."""
-    digits = 0 if of == 1 else 1
-    return Row(metric, f"{value / of:,.{digits}f}", f"at most {most / of:,.{digits}f}", value <= most)
+def at_most(metric: str, value: float, most: float) -> Row:
+    return Row(metric, f"{value:,.0f}", f"at most {most:,.0f}", value <= most)
 
 
 def rows(outcome: Outcome, disk_budget: int) -> list[Row]:
@@ -91,6 +89,7 @@ def _memory(page: Mapping[str, float]) -> Iterator[Row]:
     kv = {state: page[f'radixserve_kv_bytes{{state="{state}"}}'] for state in ("budget", "free", "cached", "leased")}
     yield exactly("bytes of K/V leased at rest", kv["leased"], 0)
     yield exactly("bytes of K/V free or cached at rest", kv["free"] + kv["cached"], kv["budget"])
+    yield some("bytes of K/V cached at rest", kv["cached"])
     yield some("tokens evicted from the device", page["radixserve_evicted_tokens_total"])
     yield some("preemptions", page["radixserve_preemptions_total"])
 
@@ -110,18 +109,24 @@ def _processes(outcome: Outcome) -> Iterator[Row]:
     before, after = outcome.baseline, outcome.end
     if before is None or after is None:
         raise ValueError("the soak has not ended")
-    yield at_most("resident memory of the front, MiB", after.front_bytes, before.front_bytes + FRONT_BYTES, MIB)
-    yield at_most("resident memory of the engine, MiB", after.engine_bytes, before.engine_bytes + ENGINE_BYTES, MIB)
+    yield _back("resident memory of the front, MiB", after.front_bytes, before.front_bytes, FRONT_BYTES)
+    yield _back("resident memory of the engine, MiB", after.engine_bytes, before.engine_bytes, ENGINE_BYTES)
     yield at_most("open files of the front", after.front_files, before.front_files)
     yield at_most("threads of the front", after.front_threads, before.front_threads)
+
+
+def _back(metric: str, value: int, baseline: int, more: int) -> Row:
+    """Bytes that may be `more` than at the baseline."""
+    wanted = f"at most {more / MIB:,.0f} above {baseline / MIB:,.1f}"
+    return Row(metric, f"{value / MIB:,.1f}", wanted, value <= baseline + more)
 
 
 def _folder(outcome: Outcome, disk_budget: int) -> Iterator[Row]:
     left = outcome.left
     if left is None:
         raise ValueError("the soak has not ended")
-    yield at_most("largest size of the folder, MiB", outcome.folder_peak, disk_budget, MIB)
-    yield at_most("size of the folder after the stop, MiB", left.folder_bytes, disk_budget, MIB)
+    yield at_most("largest size of the folder, bytes", outcome.folder_peak, disk_budget)
+    yield at_most("size of the folder after the stop, bytes", left.folder_bytes, disk_budget)
     yield exactly("bytes of runs by the index, of those in files", left.index_bytes, left.run_bytes)
     yield exactly("temporary files", left.num_temporary, 0)
     yield Row("`radixserve cache check`", left.checked, "0 problems", "0 problems" in left.checked)

@@ -1,7 +1,7 @@
 """What a soak asks: a finite pool of conversations, determined by a seed, and requests that must be refused.
 
 Conversations share openings group by group and part from them at different points, so that the prefix tree branches
-inside its nodes. Short on purpose: prompts of 50 to 350 tokens, answers of at most 20.
+inside its nodes. Short on purpose: prompts of 40 to 260 tokens, answers of at most 20.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from loadtest.replay import request_of
 from loadtest.session import Endpoint, Json, Session, Turn
 
 GROUPS = 4
-GROUP_WORDS = 110  # of the text that a group shares; each conversation takes a beginning of it
+GROUP_WORDS = 150  # of the text that a group shares; each conversation takes a beginning of it
 LEAST_WORDS = 25
 DRAWS: tuple[Json, ...] = (
     {"temperature": 0},
