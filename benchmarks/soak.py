@@ -9,6 +9,9 @@ traffic pauses and the baseline is read: resident memory of both processes, open
 then on the engine is killed (SIGKILL) again and again; the last one lives for one interval at least, so that it is as
 warm as the one of the baseline. At the end the same is read once more, and the folder of the disk tier is checked.
 
+The time is the least: traffic goes on, for four minutes more at most, until there were two kills and everything has
+happened that a soak should show (evictions, copies between tiers, preemptions ...): a slow machine needs longer for it.
+
 Prints one table (metric, value, wanted, ok) and the first example of each failure; exit code 1 if anything is off.
 """
 
@@ -22,6 +25,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +45,7 @@ from soak_readings import (
     sizes,
     until,
 )
-from soak_report import Live, Outcome, rows, table
+from soak_report import Live, Outcome, missing, rows, table
 from soak_requests import conversations
 
 from loadtest.server import server
@@ -53,7 +57,12 @@ DISK_BUDGET = 32 << 20
 SMALL = ("--kv-budget", "20MiB", "--host-budget", "20MiB", "--disk-budget", str(DISK_BUDGET), "--log-level", "warning")
 QUIET = ("--no-cache", "--kv-budget", "64MiB", "--log-level", "warning")
 LOOK_SECONDS = 0.5  # between two looks at the folder
+MORE_SECONDS = 240.0  # at most, until everything has happened that should
+LEAST_KILLS = 2
 CLOSE_SECONDS = 15.0  # for connections that were cut to be noticed
+
+Check = Callable[[], bool]
+Disturbance = Callable[[float], Coroutine[None, None, None]]  # takes the time.monotonic() when the traffic should end
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,48 +83,62 @@ class Soak:
         self.outcome = Outcome(clients.tally)
         self._plan, self._http, self._clients, self._folder, self._live = plan, http, clients, folder, live
         self._rng = random.Random(f"{plan.seed}/moments")
+        self._going = False
+        self._killed_at = 0.0  # time.monotonic() of the last kill
 
     async def run(self) -> None:
         """Warm up, read, disturb, read again."""
         plan = self._plan
-        await self._traffic("warming up", plan.kill_every, kills=False)
+        await self._traffic("warming up", plan.kill_every, self._is_warm)
         self.outcome.baseline = await self._at_rest()
-        await self._traffic("soaking", plan.seconds - plan.kill_every, kills=True)
+        await self._traffic("soaking", plan.seconds - plan.kill_every, self._is_soaked, self._kill)
         self.outcome.end = await self._at_rest()
         self.outcome.page = await metrics(self._http)
 
-    async def _traffic(self, name: str, seconds: float, *, kills: bool) -> None:
-        """All clients, until time is up and their last requests have ended."""
+    async def _traffic(self, name: str, seconds: float, enough: Check, *others: Disturbance) -> None:
+        """All clients, for so long and until there was enough of it, and until their last requests have ended."""
         self._live.begin(name, seconds)
-        end = time.monotonic() + seconds
+        end, self._going = time.monotonic() + seconds, True
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._look(end))
-            if kills:
-                group.create_task(self._kill(end - self._plan.kill_every))
+            group.create_task(self._look(end - seconds, end, enough))
+            for other in others:
+                group.create_task(other(end))
             for number in range(self._plan.clients):
-                group.create_task(self._clients.run(random.Random(f"{self._plan.seed}/{name}/{number}"), end))
+                rng = random.Random(f"{self._plan.seed}/{name}/{number}")
+                group.create_task(self._clients.run(rng, lambda: self._going))
 
-    async def _look(self, end: float) -> None:
-        """Watch the size of the folder, and tell how it goes."""
-        start, tally = time.monotonic(), self._clients.tally
-        while time.monotonic() < end:
+    async def _look(self, start: float, end: float, enough: Check) -> None:
+        """Watch the folder, tell how it goes, and end it."""
+        tally = self._clients.tally
+        while time.monotonic() < end or not (enough() or time.monotonic() > end + MORE_SECONDS):
             self.outcome.folder_peak = max(self.outcome.folder_peak, sum(sizes(self._folder).values()))
+            self.outcome.page = await metrics(self._http)
             note = f"{tally.right} right, {tally.left} left, {tally.refused} refused, {self.outcome.kills} kills"
             self._live.at(time.monotonic() - start, f"{note}, {tally.failures.total()} failures")
             await asyncio.sleep(LOOK_SECONDS)
+        self._going = False
 
-    async def _kill(self, last: float) -> None:
-        """Kill engine after engine until `last`, each when it is due and no request is left that the kill before hit.
+    def _is_warm(self) -> bool:
+        return self._clients.tally.right >= 2 * self._plan.clients
+
+    def _is_soaked(self) -> bool:
+        """Everything has happened that should, and the last engine has lived long enough."""
+        lived = time.monotonic() - self._killed_at
+        return self.outcome.kills >= LEAST_KILLS and lived >= self._plan.kill_every and not missing(self.outcome)
+
+    async def _kill(self, end: float) -> None:
+        """Kill engine after engine, each when it is due and no request is left that the kill before hit.
 
         Two deaths from outside before a request's first token look as if the request was to blame.
         """
-        due = time.monotonic() + self._rng.uniform(0.0, 1.0)
-        while due <= last:
-            await asyncio.sleep(due - time.monotonic())
+        due, last = time.monotonic() + self._rng.uniform(0.0, 1.0), end - self._plan.kill_every
+        while due <= last or self.outcome.kills < LEAST_KILLS:
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
             pid = engine_pid(self.front)
-            if pid is not None:
-                os.kill(pid, signal.SIGKILL)
-                self.outcome.kills += 1
+            if not self._going or pid is None:
+                return  # without an engine after a whole interval the rest of the soak tells more than a kill
+            os.kill(pid, signal.SIGKILL)
+            self.outcome.kills, self._killed_at = self.outcome.kills + 1, time.monotonic()
             hit = set(self._clients.under_way)
 
             async def all_ended(hit: set[int] = hit) -> bool:

@@ -68,6 +68,12 @@ def rows(outcome: Outcome, disk_budget: int) -> list[Row]:
     ]
 
 
+def missing(outcome: Outcome) -> list[str]:
+    """What should have happened some time and has not yet."""
+    seen = [*_answers(outcome.tally), *_deaths(outcome), *_memory(outcome.page), *_tiers(outcome.page)]
+    return [row.metric for row in seen if row.wanted == "some" and not row.ok]
+
+
 def _answers(tally: Tally) -> Iterator[Row]:
     yield some("answers compared", tally.right)
     yield exactly("wrong answers", tally.failures[WRONG], 0)

@@ -52,7 +52,8 @@ async def soaked(before: str | None, after: str | None) -> Tally:
         expected = await references(http, pool, "fake", lambda: None)
         fake.fault = after
         clients = Clients(http, expected, "fake")
-        await clients.run(random.Random(1), time.monotonic() + 0.5)
+        end = time.monotonic() + 0.5
+        await clients.run(random.Random(1), lambda: time.monotonic() < end)
     return clients.tally
 
 
