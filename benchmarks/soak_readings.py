@@ -18,6 +18,7 @@ import aiohttp
 ROOT = Path(__file__).resolve().parent.parent  # where `-m radixserve` is found in a checkout
 QUIET_SECONDS = 120.0
 _TEMPORARY = ".tmp"
+_RUNS = "runs/"
 _ENGINE = "radixserve.engine.process"
 
 
@@ -52,7 +53,7 @@ class Reading:
     engine_bytes: int
     front_files: int  # open descriptors
     front_threads: int
-    folder_bytes: int
+    index_bytes: int  # of the folder's files that are not runs: the index and its log
 
 
 def read(front: int, folder: Path) -> Reading:
@@ -60,12 +61,13 @@ def read(front: int, folder: Path) -> Reading:
     engine = engine_pid(front)
     if engine is None:
         raise LookupError("there is no engine")
-    status = _status(front)
-    files = len(os.listdir(f"/proc/{front}/fd"))
-    resident = int(_status(engine)["VmRSS"].split()[0]) << 10
-    return Reading(
-        int(status["VmRSS"].split()[0]) << 10, resident, files, int(status["Threads"]), sum(sizes(folder).values())
-    )
+    num_files, num_threads = len(os.listdir(f"/proc/{front}/fd")), int(_status(front)["Threads"])
+    beside = sum(size for name, size in sizes(folder).items() if not name.startswith(_RUNS))
+    return Reading(_resident(front), _resident(engine), num_files, num_threads, beside)
+
+
+def _resident(pid: int) -> int:
+    return int(_status(pid)["VmRSS"].split()[0]) << 10
 
 
 def _status(pid: int) -> dict[str, str]:
@@ -130,7 +132,7 @@ class Leftovers:
 def leftovers(folder: Path, log: Path, front: int) -> Leftovers:
     """Look at everything once; `folder` is the disk tier's, `front` the server that was."""
     checked, files = _checked(folder), sizes(folder)
-    runs = [size for name, size in files.items() if name.startswith("runs/")]
+    runs = [size for name, size in files.items() if name.startswith(_RUNS)]
     return Leftovers(
         sum(files.values()),
         sum(runs),

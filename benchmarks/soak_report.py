@@ -18,6 +18,7 @@ MIB = 1 << 20
 # far below what a leak per request would come to in ten minutes, some thousand requests.
 FRONT_BYTES = 24 * MIB
 ENGINE_BYTES = 64 * MIB
+INDEX_BYTES = 1 * MIB  # what the log may keep when it is empty
 
 
 @dataclass(slots=True)
@@ -128,9 +129,10 @@ def _back(metric: str, value: int, baseline: int, more: int) -> Row:
 
 
 def _folder(outcome: Outcome, disk_budget: int) -> Iterator[Row]:
-    left = outcome.left
-    if left is None:
+    left, before, after = outcome.left, outcome.baseline, outcome.end
+    if left is None or before is None or after is None:
         raise ValueError("the soak has not ended")
+    yield _back("index and log in the folder, MiB", after.index_bytes, before.index_bytes, INDEX_BYTES)
     yield at_most("largest size of the folder, bytes", outcome.folder_peak, disk_budget)
     yield at_most("size of the folder after the stop, bytes", left.folder_bytes, disk_budget)
     yield exactly("bytes of runs by the index, of those in files", left.index_bytes, left.run_bytes)

@@ -1,7 +1,7 @@
 """What a soak asks: a finite pool of conversations, determined by a seed, and requests that must be refused.
 
 Conversations share openings group by group and part from them at different points, so that the prefix tree branches
-inside its nodes. Short on purpose: prompts of 40 to 260 tokens, answers of at most 20.
+inside its nodes. Short on purpose: prompts of 40 to 260 tokens, answers of at most 48.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from loadtest.session import Endpoint, Json, Session, Turn
 GROUPS = 4
 GROUP_WORDS = 150  # of the text that a group shares; each conversation takes a beginning of it
 LEAST_WORDS = 25
+MAX_TOKENS = (6, 10, 15, 20, 48)  # the last is more than a lease grows by at a time, so that it may be preempted
 DRAWS: tuple[Json, ...] = (
     {"temperature": 0},
     {"temperature": 0.8, "top_p": 0.9},
@@ -67,7 +68,7 @@ def _conversation(number: int, seed: int) -> Session:
 def _asked(endpoint: Endpoint, rng: random.Random) -> tuple[Json, bool]:
     """A body without its text, and whether it is streamed."""
     body = rng.choice(DRAWS) | rng.choice(EXTRAS[endpoint])
-    return body | {"max_tokens": rng.randint(6, 20), "seed": rng.randrange(2**31)}, rng.random() < 0.7
+    return body | {"max_tokens": rng.choice(MAX_TOKENS), "seed": rng.randrange(2**31)}, rng.random() < 0.7
 
 
 async def converse(session: Session, model: str, send: Callable[[str, str, Json], Awaitable[HasTexts | None]]) -> None:
