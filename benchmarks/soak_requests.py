@@ -17,7 +17,7 @@ from loadtest.session import Endpoint, Json, Session, Turn
 GROUPS = 4
 GROUP_WORDS = 150  # of the text that a group shares; each conversation takes a beginning of it
 LEAST_WORDS = 25
-MAX_TOKENS = (6, 10, 15, 20, 48)  # the last is more than a lease grows by at a time, so that it may be preempted
+MAX_TOKENS = (6, 12, 20, 48, 48)  # the longest is more than a lease grows by at a time, so that it may be preempted
 DRAWS: tuple[Json, ...] = (
     {"temperature": 0},
     {"temperature": 0.8, "top_p": 0.9},
