@@ -213,6 +213,7 @@ def main() -> int:
     plan = Plan(chosen.minutes * 60, chosen.kill_every, chosen.clients, chosen.seed)
     if plan.seconds < 3 * plan.kill_every:
         parser.error("--minutes must hold three times --kill-every: to warm up, for kills, and for the last engine")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of what ends the server
     outcome = measure(plan, conversations(chosen.conversations, plan.seed), chosen.options)
     found = rows(outcome, DISK_BUDGET)
     print(table(found))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -40,7 +39,7 @@ def run(command: list[str]) -> tuple[int, str]:
         try:
             output = process.communicate(timeout=PATIENCE_SECONDS)[0]
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             output = process.communicate()[0]
     return process.returncode, output
 
