@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from loadtest.target import CannotStart
 
@@ -19,10 +20,13 @@ ROOT = Path(__file__).resolve().parent.parent  # where `-m radixserve` is found 
 
 
 @contextmanager
-def server(options: Sequence[str], command: Sequence[str] = COMMAND) -> Iterator[str]:
-    """The URL of a server on a port that the system chooses, until the block ends. Raises CannotStart."""
+def server(options: Sequence[str], command: Sequence[str] = COMMAND, log: IO[bytes] | None = None) -> Iterator[str]:
+    """The URL of a server on a port that the system chooses, until the block ends. Raises CannotStart.
+
+    What it logs goes to the file `log`; without one, to where our own stderr goes.
+    """
     process = subprocess.Popen(
-        [*command, "--port", "0", *options], stdout=subprocess.PIPE, text=True, env=_environment()
+        [*command, "--port", "0", *options], stdout=subprocess.PIPE, stderr=log, text=True, env=_environment()
     )
     try:
         assert process.stdout is not None, "stdout is a pipe"
