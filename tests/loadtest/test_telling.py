@@ -59,6 +59,23 @@ def test_errors_are_not_good_and_those_who_left_are_not_asked() -> None:
     assert phase("cold", [0.1], left=True).summary.good_share is None
 
 
+def test_the_times_of_slow_readers_keep_every_objective() -> None:
+    assert phase("cold", [9.0], slow=True).summary.good_share == 1.0
+
+
+def test_a_server_that_says_nothing_of_its_cache_has_prompt_tokens_all_the_same() -> None:
+    summary = phase("cold", [0.1, 0.2], cached_tokens=None).summary
+    assert (summary.prompt_tokens, summary.hit_share) == (200, None)
+
+
+def test_the_summary_file_counts_what_the_dialect_left_out(tmp_path: Path) -> None:
+    made = phase("cold", [0.1])
+    made.run.left_out["store"] = 3
+    assert json.loads(Path(written(tmp_path / "a.json", made)).read_text())["phases"]["cold"]["left_out"] == {
+        "store": 3
+    }
+
+
 def test_an_objective_is_names_and_seconds() -> None:
     assert objective("ttft=0.5,tpot=0.05") == Objective(ttft=0.5, tpot=0.05)
     for text in ("ttft", "ttft=x", "speed=3"):
