@@ -46,8 +46,8 @@ def _run(chosen: argparse.Namespace, console: Console) -> int:
     with RecordFile(chosen.out) as file:
         bench = Bench(target, file, console, chosen.slo, chosen.quiet)
         interrupted = _replay(bench, workload, chosen)
-    finish.show(bench, f"{workload.name} at {target.url}, {workload.load}", console)
     written = finish.write(bench, chosen.summary, chosen.html, console)
+    finish.show(bench, f"{workload.name} at {target.url}, {workload.load}", console)
     if interrupted:
         return tour.INTERRUPTED
     return OK if written and not bench.failed else ERRORS

@@ -1,4 +1,4 @@
-"""What follows the last phase, whatever it was: the table, a line for each thing that is wrong, and the files."""
+"""What follows the last phase, whatever it was: the files, then the table and a line for each thing that is wrong."""
 
 from __future__ import annotations
 

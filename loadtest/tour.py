@@ -32,9 +32,9 @@ def main(arguments: Sequence[str], prog: str, console: Console) -> int:
     with RecordFile(chosen.folder / "requests.jsonl") as file:
         bench = Bench(Target(""), file, console)
         interrupted = _measure(bench, chosen)
-    finish.show(bench, "shared system prompts: the cache cold, warm, and switched off", console)
     html = chosen.folder / "report.html"
     written = finish.write(bench, chosen.folder / "summary.json", html, console)
+    finish.show(bench, "shared system prompts: the cache cold, warm, and switched off", console)
     if bench.phases and html.exists():
         console.print(f"report: {html.resolve()}")
     return INTERRUPTED if interrupted else int(bench.failed or not written)

@@ -119,6 +119,23 @@ def test_a_full_disk_keeps_the_other_results_and_fails(tmp_path: Path, capsys: p
     assert json.loads(numbers.read_text())["phases"]["cold"]["summary"]["answered"] == 8
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device /dev/full")
+def test_a_terminal_that_takes_no_more_keeps_the_files_and_fails(tmp_path: Path) -> None:
+    numbers = tmp_path / "s.json"
+    script = (
+        "import loadtest.progress as p; p.PLAIN_SECONDS = 0.0; from loadtest.cli import main; raise SystemExit(main())"
+    )
+    with fake_process() as url, Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", script, "shared_system", "--url", url, "--set", "users=1"]
+        ended = subprocess.run(
+            [*command, "--summary", str(numbers)], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert ended.returncode == 2
+    assert "No space left on device" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert json.loads(numbers.read_text())["phases"]["cold"]["summary"]["answered"] == 8
+
+
 def test_interrupting_keeps_what_was_measured(tmp_path: Path) -> None:
     out, numbers = tmp_path / "r.jsonl", tmp_path / "s.json"
     with fake_process() as url:
