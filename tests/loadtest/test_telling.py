@@ -172,6 +172,7 @@ def test_the_page_loads_nothing_and_no_name_can_leave_its_data() -> None:
 @pytest.mark.parametrize("what", ["full", "empty"])
 def test_the_page_draws_every_plot_in_a_browser(tmp_path: Path, what: str) -> None:
     phases = [phase("cold", [0.1, 0.2, 4.0]), phase("warm", [0.05])] if what == "full" else [phase("cold", [])]
+    phases[0].run.left_out["store"] = 3
     (tmp_path / "r.html").write_text(page.render(phases, "http://there"), encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
     command = ["chromium", *options, (tmp_path / "r.html").as_uri()]
@@ -184,5 +185,7 @@ def test_the_page_draws_every_plot_in_a_browser(tmp_path: Path, what: str) -> No
         assert (shown["ttft"], shown["queue"], shown["load"]) == ((2, 0, 0), (4, 0, 0), (0, 4, 0))
         assert shown["timeline"] == (0, 0, 8)
         assert "NaN" not in drawn.split("<script")[0]
+        assert ">goodput/s</th>" in drawn
+        assert "cold: left out of requests, for this dialect: store (3 ×)" in drawn
     else:
         assert "nothing was measured" in plots["ttft"]
