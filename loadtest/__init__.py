@@ -5,7 +5,7 @@ From data to report, each step knowing only those before it:
 what is sent and when: `session`, `table`, `prose`, `kinds`, `trace`, `load`, `workload`;
 sending it: `dialect`, `target`, `client`, `record`, `replay`, `check`, `scrape`;
 telling it: `measures`, `results`, `compare`, `report`, `progress`, `page`;
-as commands: `bench`, `server`, `tour`, `options`, `cli`.
+as commands: `bench`, `finish`, `server`, `tour`, `options`, `cli`.
 
 Use: `python -m loadtest WORKLOAD --url URL`.
 """

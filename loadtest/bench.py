@@ -13,7 +13,7 @@ from loadtest.check import Difference, check, comparable
 from loadtest.measures import Objective, summarise
 from loadtest.progress import Live
 from loadtest.record import Record, RecordFile
-from loadtest.replay import Run, replay
+from loadtest.replay import Run, Sent, replay
 from loadtest.results import Phase
 from loadtest.scrape import Sample, scraping
 from loadtest.target import Target
@@ -51,11 +51,17 @@ class Bench:
                 self.phases.append(Phase(run, summarise(run, self.objective), samples))
 
     async def check(self) -> None:
-        """Send every greedy request again, alone."""
+        """Send every greedy request again, alone. Raises CannotStart; what was found until then is kept."""
         runs = [phase.run for phase in self.phases]
         with Live(self.console, quiet=self.quiet) as live:
             task = live.checks(len(comparable(runs)))
-            self.differences = await check(runs, self.target, lambda: live.advance(task, "check"))
+
+            def on_checked(sent: Sent, reason: str | None) -> None:
+                live.advance(task, "check")
+                if reason:
+                    self.differences.append(Difference(sent, reason))
+
+            await check(runs, self.target, on_checked)
 
     @property
     def failed(self) -> bool:

@@ -12,7 +12,7 @@ import aiohttp
 from loadtest.client import Answer, Refused, ask
 from loadtest.record import digest_of
 from loadtest.replay import Run, Sent
-from loadtest.target import Target, connect
+from loadtest.target import CannotStart, Target, connect
 
 
 @dataclass(slots=True)
@@ -32,23 +32,24 @@ def comparable(runs: Iterable[Run]) -> list[Sent]:
     return list(chosen.values())
 
 
-async def check(runs: Iterable[Run], target: Target, on_checked: Callable[[], None]) -> list[Difference]:
-    """Send each comparable request again, one at a time, and return those with another answer."""
-    differences = []
+async def check(runs: Iterable[Run], target: Target, on_checked: Callable[[Sent, str | None], None]) -> None:
+    """Send each comparable request again, one at a time; say of each how its answer differs, or None.
+
+    Raises:
+        CannotStart: the server is gone.
+    """
     async with connect(target) as session:
         for sent in comparable(runs):
-            reason = await _differs(session, sent, target.timeout_seconds)
-            if reason:
-                differences.append(Difference(sent, reason))
-            on_checked()
-    return differences
+            on_checked(sent, await _differs(session, sent, target))
 
 
-async def _differs(session: aiohttp.ClientSession, sent: Sent, timeout_seconds: float) -> str | None:
+async def _differs(session: aiohttp.ClientSession, sent: Sent, target: Target) -> str | None:
     answer = Answer()
     try:
-        async with asyncio.timeout(timeout_seconds):
+        async with asyncio.timeout(target.timeout_seconds):
             await ask(session, sent.path, sent.body, answer)
+    except aiohttp.ClientConnectorError as error:
+        raise CannotStart(f"no server at {target.url} any more: {error}") from error
     except (Refused, aiohttp.ClientError, OSError, TimeoutError) as error:
         return f"alone it failed: {error or type(error).__name__}"
     return None if digest_of(answer.ordered_texts()) == sent.record.digest else "another answer when sent alone"

@@ -13,16 +13,15 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from loadtest import compare, options, page, results, tour
+from loadtest import compare, finish, options, tour
 from loadtest.bench import Bench
 from loadtest.dialect import DIALECTS
 from loadtest.record import RecordFile
-from loadtest.report import notes, problems, table_of
 from loadtest.session import WorkloadError
 from loadtest.target import CannotStart, Target, base_url
 from loadtest.workload import Workload, load_workload
 
-OK, ERRORS, CANNOT_START, INTERRUPTED = 0, 1, 2, 130
+OK, ERRORS, CANNOT_START = 0, 1, 2
 COMMANDS = {"compare": compare.main, "tour": tour.main}
 
 
@@ -47,10 +46,10 @@ def _run(chosen: argparse.Namespace, console: Console) -> int:
     with RecordFile(chosen.out) as file:
         bench = Bench(target, file, console, chosen.slo, chosen.quiet)
         interrupted = _replay(bench, workload, chosen)
-    show(bench, console)
-    written = _write(bench, chosen, console)
+    written = finish.write(bench, chosen.summary, chosen.html, console)
+    finish.show(bench, f"{workload.name} at {target.url}, {workload.load}", console)
     if interrupted:
-        return INTERRUPTED
+        return tour.INTERRUPTED
     return OK if written and not bench.failed else ERRORS
 
 
@@ -70,38 +69,6 @@ def _replay(bench: Bench, workload: Workload, chosen: argparse.Namespace) -> boo
             raise
         bench.lost = str(error)
     return False
-
-
-def show(bench: Bench, console: Console) -> None:
-    """The table, and a line for each thing that is wrong."""
-    if not bench.phases:
-        return
-    workload = bench.phases[0].run.workload
-    summaries = {phase.run.phase: phase.summary for phase in bench.phases}
-    console.print(table_of(summaries, f"{workload.name} at {bench.target.url}, {workload.load}", bench.objective))
-    for phase in bench.phases:
-        for line in problems(phase.run, phase.summary):
-            console.print(f"[red]{escape(line)}[/]")
-    for line in notes([phase.run for phase in bench.phases], bench.differences):
-        console.print(escape(line))
-    if bench.lost:
-        console.print(f"[red]stopped:[/] {escape(bench.lost)}")
-    if bench.file.error:
-        console.print(f"[red]the record file is incomplete:[/] {escape(str(bench.file.error))}")
-
-
-def _write(bench: Bench, chosen: argparse.Namespace, console: Console) -> bool:
-    """The files asked for; false if one could not be written. The others are written nevertheless."""
-    complete = True
-    for path, write in ((chosen.summary, results.write), (chosen.html, page.write)):
-        if path is None or not bench.phases:
-            continue
-        try:
-            write(path, bench.phases, bench.target.url)
-        except OSError as error:
-            console.print(f"[red]cannot write {escape(str(path))}:[/] {escape(str(error))}")
-            complete = False
-    return complete
 
 
 def _allow_many_connections() -> None:

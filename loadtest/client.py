@@ -34,7 +34,7 @@ class Answer:
     finished: set[int] = field(default_factory=set)  # choices with a finish_reason
     usage: Json = field(default_factory=dict)
     cached_tokens: int | None = None  # None: the server does not say
-    arrivals: list[float] = field(default_factory=list)  # perf_counter() of each piece of text
+    arrivals: dict[int, list[float]] = field(default_factory=dict)  # perf_counter() of each piece of a choice
 
     def take(self, message: Json) -> None:
         """Add a chunk of a stream, or a whole answer."""
@@ -51,7 +51,7 @@ class Answer:
             index = choice.get("index", 0)
             self.texts[index] = self.texts.get(index, "") + text
             if text:
-                self.arrivals.append(time.perf_counter())
+                self.arrivals.setdefault(index, []).append(time.perf_counter())
             if choice.get("finish_reason"):
                 self.finished.add(index)
 
@@ -71,7 +71,7 @@ async def ask(
     async with session.post(path, json=body) as response:
         answer.status = response.status
         if response.status != 200:
-            raise Refused(f"http {response.status}", _error_message(await response.text()))
+            raise Refused(f"http {response.status}", _error_message(await response.text(errors="replace")))
         if body.get("stream"):
             async for data in _events(response.content):
                 if data != b"[DONE]":  # not every server sends it; finish_reason says more
@@ -98,7 +98,7 @@ async def _events(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 def _take(answer: Answer, data: bytes) -> None:
     try:
         answer.take(json.loads(data))
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise Refused("not an answer", data[:200].decode(errors="replace")) from error
 
 

@@ -12,7 +12,7 @@ class Dialect:
     """A kind of server."""
 
     refused: frozenset[str] = frozenset()  # fields that it refuses, or takes and ignores
-    lists_models: bool = True  # /v1/models names every model that a request may ask for
+    lists_models: bool = True  # /v1/models names every model that a request may ask for; it is not asked otherwise
     token_ids: bool = True  # /v1/completions takes a prompt of token ids
 
     def spoken(self, body: Json) -> Json:
@@ -20,16 +20,36 @@ class Dialect:
         return {key: value for key, value in body.items() if key not in self.refused}
 
 
-# The first kind is answered by 422, the second ignored; usage comes in its streams without being asked for.
+# Found by sending each field to each server, as docs/benchmarks.md starts it.
+_RADIXSERVE = """
+    best_of cache_prompt cache_salt parallel_tool_calls priority prompt_cache_key reasoning_effort response_format
+    skip_special_tokens store suffix tool_choice tools verbosity
+""".split()  # noqa: SIM905 - lists of literals would take a page
+
+# Tools are refused without a parser for them, priorities ignored by the default order of its queue.
+_VLLM = """
+    best_of cache_prompt metadata parallel_tool_calls priority prompt_cache_key service_tier store suffix tool_choice
+    tools user verbosity
+""".split()  # noqa: SIM905
+
+# Tools are ignored where the model's chat template has no place for them.
+_LLAMA_CPP = """
+    best_of cache_salt echo metadata min_tokens parallel_tool_calls priority prompt_cache_key reasoning_effort
+    repetition_penalty service_tier skip_special_tokens stop_token_ids store suffix tool_choice tools user verbosity
+""".split()  # noqa: SIM905
+
+# Some are answered by 422, the others ignored. With continuous batching every request is sampled as the first one was.
 _TRANSFORMERS = """
-    best_of cache_prompt cache_salt echo ignore_eos logprobs metadata min_p min_tokens n presence_penalty
-    repetition_penalty response_format stop_token_ids store stream_options tool_choice top_k top_logprobs user
-""".split()  # noqa: SIM905 - a list of literals would take a page
+    best_of cache_prompt cache_salt echo frequency_penalty ignore_eos logit_bias logprobs metadata min_p min_tokens n
+    parallel_tool_calls presence_penalty priority prompt_cache_key reasoning_effort repetition_penalty response_format
+    seed service_tier skip_special_tokens stop stop_token_ids store stream_options suffix tool_choice tools top_k
+    top_logprobs top_p user verbosity
+""".split()  # noqa: SIM905
 
 DIALECTS = {
     "openai": Dialect(),
-    "radixserve": Dialect(frozenset({"best_of", "cache_prompt", "suffix", "tools", "tool_choice", "response_format"})),
-    "vllm": Dialect(frozenset({"best_of", "cache_prompt", "suffix"})),
-    "llama.cpp": Dialect(frozenset({"best_of", "cache_salt", "echo", "stop_token_ids", "suffix"})),
+    "radixserve": Dialect(frozenset(_RADIXSERVE)),
+    "vllm": Dialect(frozenset(_VLLM)),
+    "llama.cpp": Dialect(frozenset(_LLAMA_CPP)),
     "transformers": Dialect(frozenset(_TRANSFORMERS), lists_models=False, token_ids=False),
 }

@@ -72,6 +72,8 @@ def schedule(table: Table, sessions: list[Session], seed: int) -> tuple[Load, li
     for name in NEEDS[shape]:
         if not numbers[name]:
             raise WorkloadError(f"{table.where}: the shape {shape} needs {name}")
+    if numbers["burst"] % 1:
+        raise WorkloadError(f"{table.where}: burst must be a whole number, not {numbers['burst']}")
     behaviours = {name: table.share(name) for name in ("leave", "slow", "garbage")}
     needed = {name: numbers[name] for name in NEEDS[shape]}
     load = Load(shape, table.count("clients", 8), needed, table.number("pause_seconds", 0.0), **behaviours)

@@ -32,9 +32,10 @@ class Objective:
     e2e: float | None = None
 
     def met_by(self, record: Record) -> bool:
-        """A time that does not exist, such as the TPOT of one token, keeps every limit."""
+        """A time that does not exist, such as the TPOT of one token, keeps every limit; so do those of slow readers."""
         pairs = ((record.ttft, self.ttft), (record.tpot, self.tpot), (record.e2e, self.e2e))
-        return record.answered and all(limit is None or time is None or time <= limit for time, limit in pairs)
+        kept = record.slow or all(limit is None or time is None or time <= limit for time, limit in pairs)
+        return record.answered and kept
 
     def __str__(self) -> str:
         limits = {"TTFT": self.ttft, "TPOT": self.tpot, "end to end": self.e2e}
@@ -68,7 +69,7 @@ class Summary:
     tokens_per_second: float
     good_per_second: float | None  # answers that kept the objective; None without one
     good_share: float | None  # of all requests that were to be answered
-    prompt_tokens: int
+    prompt_tokens: int  # of complete answers
     cached_tokens: int
     hit_share: float | None
     latency: Latency
@@ -80,7 +81,7 @@ def summarise(run: Run, objective: Objective | None = None) -> Summary:
     records = run.records
     answered = [record for record in records if record.answered]
     reported = [record for record in answered if record.cached_tokens is not None]
-    prompt_tokens = sum(record.prompt_tokens for record in reported)
+    asked_tokens = sum(record.prompt_tokens for record in reported)
     cached_tokens = sum(record.cached_tokens or 0 for record in reported)
     wall = max(run.wall_seconds, 1e-9)
     good = sum(objective.met_by(record) for record in answered) if objective else None
@@ -99,9 +100,9 @@ def summarise(run: Run, objective: Objective | None = None) -> Summary:
         tokens_per_second=sum(record.completion_tokens for record in answered) / wall,
         good_per_second=None if good is None else good / wall,
         good_share=None if good is None or not wanted else good / wanted,
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=sum(record.prompt_tokens for record in answered),
         cached_tokens=cached_tokens,
-        hit_share=cached_tokens / prompt_tokens if prompt_tokens else None,
+        hit_share=cached_tokens / asked_tokens if asked_tokens else None,
         latency=latency(answered),
         by_kind={kind: latency([r for r in answered if r.kind == kind]) for kind in kinds} if len(kinds) > 1 else {},
     )

@@ -46,6 +46,7 @@ def _phase(phase: Phase) -> dict[str, Any]:
     return {
         "name": phase.run.phase,
         "summary": dataclasses.asdict(phase.summary),
+        "left_out": dict(phase.run.left_out),
         "requests": [_request(record) for record in phase.run.records],
         "server": [[round(s.seconds, 2), s.waiting, s.running] for s in phase.samples],
     }

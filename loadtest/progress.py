@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from types import TracebackType
@@ -55,7 +56,8 @@ class Live:
         if self._plain and time.monotonic() - self._said >= PLAIN_SECONDS:
             self._said = time.monotonic()
             done, total = self._progress.tasks[task].completed, self._progress.tasks[task].total or 0
-            self._console.print(f"{name}: {done:.0f}/{total:.0f} {note or ''}", markup=False)
+            with contextlib.suppress(OSError):  # nobody reads on, or the disk is full: no reason to stop measuring
+                self._console.print(f"{name}: {done:.0f}/{total:.0f} {note or ''}", markup=False)
 
 
 class Follow:

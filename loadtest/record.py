@@ -35,7 +35,8 @@ class Record:
     e2e: float = 0.0
     prompt_tokens: int = 0
     cached_tokens: int | None = None  # None: the server does not report it
-    completion_tokens: int = 0
+    completion_tokens: int = 0  # of all choices
+    choices: int = 1  # generated side by side
     digest: str | None = None  # of the text of all choices
 
     @property
@@ -45,10 +46,9 @@ class Record:
 
     @property
     def tpot(self) -> float | None:
-        """Seconds for each token after the first; None if there is none."""
-        if self.ttft is None or self.completion_tokens < 2:
-            return None
-        return (self.e2e - self.ttft) / (self.completion_tokens - 1)
+        """Seconds for each token of a choice after its first; None if there is none."""
+        later = self.completion_tokens / self.choices - 1
+        return None if self.ttft is None or later <= 0 else (self.e2e - self.ttft) / later
 
 
 def digest_of(texts: list[str]) -> str:

@@ -151,6 +151,8 @@ class _Loop:
         leaves = rng.random() * self._e2e_sum / self._e2e_count if behaviour == "leave" else None
         await self._watch(record, leaves, ask(self._session, path, body, answer, SLOW_READER_SECONDS * record.slow))
         self._fill(record, answer)
+        if turn.stream:
+            self._time_pieces(record, answer)
         _judge(record, turn.expect)
         self._keep(Sent(path, body, record))
         return answer
@@ -185,15 +187,20 @@ class _Loop:
             self._run.in_flight -= 1
 
     def _fill(self, record: Record, answer: Answer) -> None:
-        due, times = self._origin + record.due, answer.arrivals
         record.status = answer.status
-        record.e2e = time.perf_counter() - due
-        record.ttft = times[0] - due if times else None
-        record.inter_token = [later - earlier for earlier, later in itertools.pairwise(times)]
+        record.e2e = time.perf_counter() - self._origin - record.due
         record.prompt_tokens = answer.usage.get("prompt_tokens") or 0
         record.completion_tokens = answer.usage.get("completion_tokens") or 0
         record.cached_tokens = answer.cached_tokens
         record.digest = digest_of(answer.ordered_texts()) if answer.finished else None
+
+    def _time_pieces(self, record: Record, answer: Answer) -> None:
+        """The first piece of any choice; the gaps between those of one choice."""
+        pieces = answer.arrivals.values()
+        if pieces:
+            record.ttft = min(times[0] for times in pieces) - self._origin - record.due
+        record.choices = max(len(answer.finished), 1)
+        record.inter_token = [later - sooner for times in pieces for sooner, later in itertools.pairwise(times)]
 
     def _keep(self, sent: Sent) -> None:
         self._run.sent.append(sent)

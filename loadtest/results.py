@@ -43,6 +43,7 @@ def _phase(phase: Phase) -> dict[str, Any]:
         "summary": dataclasses.asdict(phase.summary),
         "values": values,
         "ends": ends,
+        "left_out": dict(phase.run.left_out),
         "server_counters": _growth(phase.samples),
     }
 

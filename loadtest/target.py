@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -50,22 +51,37 @@ async def connect(target: Target) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def find_model(session: aiohttp.ClientSession, target: Target) -> str:
-    """The model to ask for.
+    """The model to ask for. A server whose list says nothing is asked only whether it is there.
 
     Raises:
         CannotStart: the server does not answer, or does not serve the model named.
     """
+    if target.dialect.lists_models:
+        status, text = await _get(session, "models", target)
+        if status != 200:
+            raise CannotStart(f"{target.url}/models answers {status}: {text[:200]}")
+        return _chosen(target, text)
+    if not target.model:
+        raise CannotStart("a server of this dialect does not list its models; name one with --model")
+    await _get(session, "", target)  # whatever it answers
+    return target.model
+
+
+async def _get(session: aiohttp.ClientSession, path: str, target: Target) -> tuple[int, str]:
+    """Status and text of a page."""
     try:
-        async with session.get("models", timeout=aiohttp.ClientTimeout(total=10.0)) as response:
-            if response.status != 200:
-                raise CannotStart(f"{target.url}/models answers {response.status}: {(await response.text())[:200]}")
-            served = [str(model["id"]) for model in (await response.json(content_type=None))["data"]]
+        async with session.get(path, timeout=aiohttp.ClientTimeout(total=10.0)) as response:
+            return response.status, await response.text(errors="replace")
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise CannotStart(f"no server at {target.url}: {error or 'no answer within 10 seconds'}") from error
+
+
+def _chosen(target: Target, listed: str) -> str:
+    """The model asked for, or else the first of the list."""
+    try:
+        served = [str(model["id"]) for model in json.loads(listed)["data"]]
     except (ValueError, LookupError, TypeError) as error:
         raise CannotStart(f"{target.url}/models does not list models as the OpenAI API does") from error
-    if target.model and not target.dialect.lists_models:
-        return target.model
     if not served or (target.model and target.model not in served):
         raise CannotStart(
             f"{target.url} does not serve {target.model or 'any model'}; it has: {', '.join(served) or '-'}"

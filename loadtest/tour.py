@@ -9,14 +9,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loadtest import page, results
+from loadtest import finish
 from loadtest.bench import Bench
 from loadtest.record import RecordFile
-from loadtest.report import problems, table_of
 from loadtest.server import COMMAND, server
-from loadtest.target import Target, base_url
+from loadtest.target import CannotStart, Target, base_url
 from loadtest.workload import load_workload
 
+INTERRUPTED = 130
 SMALL = ("groups=3", "users=4", "turns=2", "system_words=800")  # what 2 cores do in two minutes, without a cache, too
 
 
@@ -31,22 +31,28 @@ def main(arguments: Sequence[str], prog: str, console: Console) -> int:
     chosen.folder.mkdir(parents=True, exist_ok=True)
     with RecordFile(chosen.folder / "requests.jsonl") as file:
         bench = Bench(Target(""), file, console)
+        interrupted = _measure(bench, chosen)
+    html = chosen.folder / "report.html"
+    written = finish.write(bench, chosen.folder / "summary.json", html, console)
+    finish.show(bench, "shared system prompts: the cache cold, warm, and switched off", console)
+    if bench.phases and html.exists():
+        console.print(f"report: {html.resolve()}")
+    return INTERRUPTED if interrupted else int(bench.failed or not written)
+
+
+def _measure(bench: Bench, chosen: argparse.Namespace) -> bool:
+    """Every phase; true if a person stopped it. What was measured until then is in `bench`."""
+    try:
         for phases, extra in ((("cold", "warm"), ()), (("no cache",), ("--no-cache",))):
-            console.print(f"starting a server {' '.join(extra)}".rstrip())
+            bench.console.print(f"starting a server {' '.join(extra)}".rstrip())
             with server(["--log-level", "error", *extra, *chosen.options], chosen.command) as url:
                 bench.target = Target(base_url(url))
                 for phase in phases:
                     asyncio.run(bench.run(load_workload("shared_system", [*SMALL, *chosen.set]), phase))
-    return _report(bench, chosen.folder, console)
-
-
-def _report(bench: Bench, folder: Path, console: Console) -> int:
-    summaries = {phase.run.phase: phase.summary for phase in bench.phases}
-    console.print(table_of(summaries, "shared system prompts: the cache cold, warm, and switched off"))
-    for phase in bench.phases:
-        for line in problems(phase.run, phase.summary):
-            console.print(line, style="red", markup=False)
-    results.write(folder / "summary.json", bench.phases, bench.target.url)
-    page.write(folder / "report.html", bench.phases, "radixserve")
-    console.print(f"report: {(folder / 'report.html').resolve()}")
-    return int(bench.failed)
+    except KeyboardInterrupt:
+        return True
+    except CannotStart as error:
+        if not bench.phases:
+            raise
+        bench.lost = str(error)
+    return False

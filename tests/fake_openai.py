@@ -27,6 +27,7 @@ class FakeOpenAI:
     running: int = 0
     most_running: int = 0
     gone: int = 0  # clients that left
+    lists: int = 0  # times that the models were asked for
     word_seconds: float = 0.0
 
     def app(self) -> web.Application:
@@ -48,6 +49,7 @@ class FakeOpenAI:
             await runner.cleanup()
 
     async def _models(self, request: web.Request) -> web.Response:
+        self.lists += 1
         return web.json_response({"object": "list", "data": [{"id": "fake", "object": "model"}]})
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -70,6 +72,8 @@ class FakeOpenAI:
             return web.json_response(
                 {"error": {"message": "no", "type": "t", "param": None, "code": None}}, status=refused
             )
+        if self.fault == "binary error":
+            return web.Response(status=500, body=b"\xff\xfe", content_type="text/plain")
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
@@ -122,6 +126,9 @@ class FakeOpenAI:
         for place, word in enumerate(words):
             finish = "length" if place == len(words) - 1 else None
             if self.fault == "cut" and place == 2:
+                return response
+            if self.fault == "nameless error":
+                await response.write(b'data: {"error": {}}\n\n')
                 return response
             if self.fault == "error in stream" and place == 2:
                 await response.write(b'data: {"error": {"message": "engine died"}}\n\n')

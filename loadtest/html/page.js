@@ -15,13 +15,16 @@ function legend() {
 }
 
 function numbers() {
-  const names = ["phase", "answered", "wall", "requests/s", "tokens/s", "hit share", "TTFT p50", "p90", "p99", "per token p50", "end to end p50", "p99", "errors"];
+  const judged = phases.some((phase) => phase.summary.good_per_second !== null);
+  const names = ["phase", "answered", "wall", "requests/s", ...(judged ? ["goodput/s"] : []), "tokens/s", "hit share", "TTFT p50", "p90", "p99", "per token p50", "end to end p50", "p99", "errors"];
   const rows = phases.map(({ name, summary: s }) => {
     const { ttft, tpot, e2e } = s.latency;
     const time = (quantiles, key) => (quantiles ? seconds(quantiles[key]) : "-");
     const errors = Object.entries(s.errors).map(([kind, count]) => `${count} × ${kind}`);
-    if (s.unsent) errors.push(`${s.unsent} not sent`);
-    return [name, `${s.answered} of ${s.requests}`, seconds(s.wall_seconds), s.requests_per_second.toFixed(2), s.tokens_per_second.toFixed(1),
+    const others = [[s.refused, "rightly refused"], [s.left, "left early"], [s.slow, "read slowly"], [s.unsent, "not sent"]];
+    const counts = [`${s.answered} of ${s.requests}`, ...others.filter(([count]) => count).map(([count, how]) => `${count} ${how}`)];
+    const good = judged ? [`${s.good_per_second.toFixed(2)},\n${percent(s.good_share ?? 0)}`] : [];
+    return [name, counts.join(",\n"), seconds(s.wall_seconds), s.requests_per_second.toFixed(2), ...good, s.tokens_per_second.toFixed(1),
       s.hit_share === null ? "not reported" : percent(s.hit_share), time(ttft, "p50"), time(ttft, "p90"), time(ttft, "p99"),
       time(tpot, "p50"), time(e2e, "p50"), time(e2e, "p99"), errors.join(", ") || "none"];
   });
@@ -35,6 +38,11 @@ function numbers() {
     if (cells.at(-1) !== "none") row.lastChild.className = "bad";
   }
   document.getElementById("numbers").append(table);
+  for (const { name, left_out: fields } of phases) {
+    const counts = Object.entries(fields).map(([field, count]) => `${field} (${count} ×)`);
+    const note = Object.assign(document.createElement("p"), { className: "note", textContent: `${name}: left out of requests, for this dialect: ${counts.join(", ")}` });
+    if (counts.length) document.getElementById("numbers").append(note);
+  }
 }
 
 function shares(id, key, label) {
@@ -116,7 +124,7 @@ function timeline() {
     const svg = element("svg", { viewBox: `0 0 1140 ${height}`, role: "img" });
     for (const tick of x.ticks) {
       svg.append(element("line", { class: "grid", x1: x.place(tick), x2: x.place(tick), y1: 0, y2: height - 18 }));
-      svg.append(element("text", { x: x.place(tick), y: height - 4, "text-anchor": tick ? "middle" : "start" }, seconds(tick)));
+      svg.append(element("text", { x: x.place(tick), y: height - 4, "text-anchor": tick ? anchor(x.place(tick), 1140) : "start" }, seconds(tick)));
     }
     for (const { request: r, lane } of placed) {
       const bar = (from, to, opacity) => element("rect", { x: x.place(from), y: lane * row, width: Math.max(x.place(to) - x.place(from), 0.8),

@@ -24,7 +24,7 @@ function logarithmic(low, high, from, to) {
   const round = [];
   for (let power = Math.floor(Math.log10(low)); 10 ** power <= high * 10; power++) round.push(...[1, 2, 5].map((n) => n * 10 ** power));
   const first = round.findLastIndex((value) => value <= low * 1.000001);
-  const kept = round.slice(first, Math.max(round.findIndex((value) => value >= high), first + 3) + 1);
+  const kept = round.slice(first, Math.max(round.findIndex((value) => value >= high), first + 2) + 1);
   const [a, b] = [Math.log10(kept[0]), Math.log10(kept.at(-1))];
   const decades = kept.filter((value) => Math.abs(Math.log10(value) % 1) < 1e-9);
   const place = (value) => from + ((Math.log10(Math.max(value, kept[0])) - a) / (b - a)) * (to - from);
@@ -49,11 +49,14 @@ function plot(id, series, axes) {
     svg.append(element("text", { x: BOX.left - 7, y: at + 4, "text-anchor": "end" }, axes.y.show(tick)));
   }
   for (const tick of x.ticks)
-    svg.append(element("text", { x: x.place(tick), y: BOX.height - BOX.bottom + 16, "text-anchor": "middle" }, axes.x.show(tick)));
+    svg.append(element("text", { x: x.place(tick), y: BOX.height - BOX.bottom + 16, "text-anchor": anchor(x.place(tick), BOX.width) }, axes.x.show(tick)));
   svg.append(element("text", { x: (BOX.left + BOX.width - BOX.right) / 2, y: BOX.height - 3, "text-anchor": "middle" }, axes.x.label));
   for (const each of series) draw(svg, each, x, y);
   host.replaceChildren(svg);
 }
+
+// A label in the middle of its tick, or ending there where it would be cut off.
+const anchor = (at, width) => (at > width - 22 ? "end" : "middle");
 
 function scale(values, axis, from, to) {
   if (axis.log) {

@@ -119,6 +119,23 @@ def test_a_full_disk_keeps_the_other_results_and_fails(tmp_path: Path, capsys: p
     assert json.loads(numbers.read_text())["phases"]["cold"]["summary"]["answered"] == 8
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device /dev/full")
+def test_a_terminal_that_takes_no_more_keeps_the_files_and_fails(tmp_path: Path) -> None:
+    numbers = tmp_path / "s.json"
+    script = (
+        "import loadtest.progress as p; p.PLAIN_SECONDS = 0.0; from loadtest.cli import main; raise SystemExit(main())"
+    )
+    with fake_process() as url, Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", script, "shared_system", "--url", url, "--set", "users=1"]
+        ended = subprocess.run(
+            [*command, "--summary", str(numbers)], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert ended.returncode == 2
+    assert "No space left on device" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert json.loads(numbers.read_text())["phases"]["cold"]["summary"]["answered"] == 8
+
+
 def test_interrupting_keeps_what_was_measured(tmp_path: Path) -> None:
     out, numbers = tmp_path / "r.jsonl", tmp_path / "s.json"
     with fake_process() as url:
@@ -140,7 +157,7 @@ def test_the_document_names_every_workload_shape_option_and_dialect() -> None:
     options = [name for name in parser("x")._option_string_actions if name.startswith("--")]
     explained = {"--help", "--model", "--timeout", "--quiet", "--url"}  # by their own help
     assert [option for option in options if option not in text and option not in explained] == []
-    for name in ("radixserve", "vllm", "llama.cpp"):
+    for name in DIALECTS.keys() - {"openai"}:
         assert set(re.findall(r"`(\w+)`", rows[name][2])) == DIALECTS[name].refused
 
 
@@ -173,6 +190,28 @@ def test_the_tour_replays_cold_warm_and_uncached_and_says_where_the_report_is(
     assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
     assert list(json.loads((folder / "summary.json").read_text())["phases"]) == ["cold", "warm", "no cache"]
     assert len(records_in(folder / "requests.jsonl")) == 36
+
+
+def test_a_tour_keeps_what_was_measured_when_the_second_server_does_not_start(
+    serving: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(serving[1])
+    script.write_text("import sys; '--no-cache' in sys.argv and sys.exit(3)\n" + script.read_text())
+    folder = tmp_path / "bench"
+    assert cli.main(["tour", "--folder", str(folder), "--set", "users=1", "--command", *serving]) == 1
+    shown = capsys.readouterr().out
+    assert "stopped: the server ended with code 3 before it was ready" in shown
+    assert f"report: {folder / 'report.html'}" in shown
+    assert list(json.loads((folder / "summary.json").read_text())["phases"]) == ["cold", "warm"]
+
+
+def test_a_tour_whose_report_cannot_be_written_writes_the_rest(
+    serving: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "summary.json").mkdir()
+    assert cli.main(["tour", "--folder", str(tmp_path), "--set", "users=1", "--command", *serving]) == 1
+    assert "summary.json: [Errno 21] Is a directory" in capsys.readouterr().out
+    assert (tmp_path / "report.html").exists()
 
 
 def test_a_tour_whose_server_does_not_start_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

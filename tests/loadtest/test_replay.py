@@ -24,7 +24,8 @@ CLOSED = Load("closed", 1, {})
 async def run_against(fake: FakeOpenAI, workload: str, *changes: str, dialect: str = "openai") -> tuple[Run, Summary]:
     run = Run(load_workload(workload, changes))
     async with fake.serve() as url:
-        target = Target(base_url(url), timeout_seconds=20.0, dialect=DIALECTS[dialect])
+        model = "" if DIALECTS[dialect].lists_models else "fake"
+        target = Target(base_url(url), model, timeout_seconds=20.0, dialect=DIALECTS[dialect])
         await replay(run, target, lambda record: None)
     return run, summarise(run)
 
@@ -75,7 +76,13 @@ async def test_clients_that_leave_are_counted_and_are_no_errors() -> None:
 
 @pytest.mark.parametrize(
     ("fault", "kind"),
-    [("overloaded", "http 503"), ("cut", "incomplete answer"), ("error in stream", "error in answer")],
+    [
+        ("overloaded", "http 503"),
+        ("cut", "incomplete answer"),
+        ("error in stream", "error in answer"),
+        ("nameless error", "not an answer"),
+        ("binary error", "http 500"),
+    ],
 )
 async def test_failures_are_counted_by_kind_and_end_their_session(fault: str, kind: str) -> None:
     _, summary = await run_against(FakeOpenAI(fault), "shared_system")
@@ -112,18 +119,54 @@ async def test_a_model_that_is_not_served_is_refused_before_anything_is_sent() -
     assert fake.bodies == []
 
 
+async def test_a_server_whose_list_says_nothing_is_not_asked_for_it() -> None:
+    transformers = DIALECTS["transformers"]
+    fake, run = FakeOpenAI(), Run(load_workload("shared_system", ["users=1"]))
+    async with fake.serve() as url:
+        await replay(run, Target(base_url(url), "fake", dialect=transformers), lambda record: None)
+        assert summarise(run).answered == 8
+        with pytest.raises(CannotStart, match="name one with --model"):
+            await replay(run, Target(base_url(url), dialect=transformers), lambda record: None)
+    assert fake.lists == 0
+    with pytest.raises(CannotStart, match=r"no server at http://127\.0\.0\.1:1/v1"):
+        await replay(run, Target("http://127.0.0.1:1/v1", "fake", dialect=transformers), lambda record: None)
+
+
+# -- times ----------------------------------------------------------------------------------------------------------
+
+
+async def test_only_streams_have_a_first_token_and_choices_are_timed_one_by_one() -> None:
+    run, _ = await run_against(FakeOpenAI(), "mixed", "requests=80")
+    answered = [record for record in run.records if record.answered]
+    streamed = [record for record in answered if "streamed" in record.kind or "stop strings" in record.kind]
+    both = [record for record in streamed if "n=2" in record.kind]
+    assert [record for record in answered if record.kind == "chat" and (record.ttft or record.tpot)] == []
+    assert all(record.ttft for record in streamed)
+    assert {record.choices for record in both} == {2}
+    assert {len(record.inter_token) for record in both} == {22}  # 11 in each of them
+    for record in both:
+        assert record.ttft is not None
+        assert record.tpot == pytest.approx((record.e2e - record.ttft) / 11)
+
+
 # -- check ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", [None, "depends on the batch"])
 async def test_check_finds_answers_that_depend_on_the_load(fault: str | None) -> None:
-    run, checked = Run(load_workload("shared_system")), []
+    run, reasons = Run(load_workload("shared_system")), list[str | None]()
     async with FakeOpenAI(fault, word_seconds=0.0001).serve() as url:
         target = Target(base_url(url))
         await replay(run, target, lambda record: None)
-        differences = await check([run], target, lambda: checked.append(1))
-    assert len(checked) == len(comparable([run])) == 64
-    assert bool(differences) == (fault is not None)
+        await check([run], target, lambda sent, reason: reasons.append(reason))
+    assert len(reasons) == len(comparable([run])) == 64
+    assert set(reasons) - {None} == ({"another answer when sent alone"} if fault else set())
+
+
+async def test_a_check_without_a_server_ends_at_once() -> None:
+    run, _ = await run_against(FakeOpenAI(), "shared_system", "users=1")
+    with pytest.raises(CannotStart, match=r"no server at http://127\.0\.0\.1:1/v1 any more"):
+        await check([run], Target("http://127.0.0.1:1/v1"), lambda sent, reason: None)
 
 
 async def test_only_greedy_answers_are_compared() -> None:
@@ -235,7 +278,7 @@ def test_a_stream_without_a_finish_reason_is_not_finished() -> None:
     answer = Answer()
     answer.take({"choices": [{"index": 1, "delta": {"content": "a"}}], "usage": None})
     answer.take({"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": "stop"}]})
-    assert (answer.ordered_texts(), answer.finished, len(answer.arrivals)) == (["", "a"], {0}, 1)
+    assert (answer.ordered_texts(), answer.finished, list(answer.arrivals)) == (["", "a"], {0}, [1])
 
 
 def test_cached_tokens_are_taken_from_where_a_server_puts_them() -> None:

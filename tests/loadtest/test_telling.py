@@ -59,6 +59,23 @@ def test_errors_are_not_good_and_those_who_left_are_not_asked() -> None:
     assert phase("cold", [0.1], left=True).summary.good_share is None
 
 
+def test_the_times_of_slow_readers_keep_every_objective() -> None:
+    assert phase("cold", [9.0], slow=True).summary.good_share == 1.0
+
+
+def test_a_server_that_says_nothing_of_its_cache_has_prompt_tokens_all_the_same() -> None:
+    summary = phase("cold", [0.1, 0.2], cached_tokens=None).summary
+    assert (summary.prompt_tokens, summary.hit_share) == (200, None)
+
+
+def test_the_summary_file_counts_what_the_dialect_left_out(tmp_path: Path) -> None:
+    made = phase("cold", [0.1])
+    made.run.left_out["store"] = 3
+    assert json.loads(Path(written(tmp_path / "a.json", made)).read_text())["phases"]["cold"]["left_out"] == {
+        "store": 3
+    }
+
+
 def test_an_objective_is_names_and_seconds() -> None:
     assert objective("ttft=0.5,tpot=0.05") == Objective(ttft=0.5, tpot=0.05)
     for text in ("ttft", "ttft=x", "speed=3"):
@@ -155,6 +172,7 @@ def test_the_page_loads_nothing_and_no_name_can_leave_its_data() -> None:
 @pytest.mark.parametrize("what", ["full", "empty"])
 def test_the_page_draws_every_plot_in_a_browser(tmp_path: Path, what: str) -> None:
     phases = [phase("cold", [0.1, 0.2, 4.0]), phase("warm", [0.05])] if what == "full" else [phase("cold", [])]
+    phases[0].run.left_out["store"] = 3
     (tmp_path / "r.html").write_text(page.render(phases, "http://there"), encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
     command = ["chromium", *options, (tmp_path / "r.html").as_uri()]
@@ -167,5 +185,7 @@ def test_the_page_draws_every_plot_in_a_browser(tmp_path: Path, what: str) -> No
         assert (shown["ttft"], shown["queue"], shown["load"]) == ((2, 0, 0), (4, 0, 0), (0, 4, 0))
         assert shown["timeline"] == (0, 0, 8)
         assert "NaN" not in drawn.split("<script")[0]
+        assert ">goodput/s</th>" in drawn
+        assert "cold: left out of requests, for this dialect: store (3 ×)" in drawn
     else:
         assert "nothing was measured" in plots["ttft"]

@@ -101,6 +101,7 @@ def test_lengths_are_numbers_or_ranges_and_everything_can_be_set() -> None:
         ({"clients = 8": 'shape = "schedule"'}, "no times of its own"),
         ({"clients = 8": "leave = 0.6\nslow = 0.6"}, "make more than 1"),
         ({"clients = 8": "leave = 1.5"}, "leave must lie between 0 and 1"),
+        ({"clients = 8": 'shape = "burst"\nburst = 0.5\nperiod_seconds = 1'}, "burst must be a whole number, not 0.5"),
         ({"clients = 8": "rate = -1"}, "rate must be a number of at least 0"),
     ],
 )

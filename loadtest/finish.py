@@ -1,0 +1,42 @@
+"""What follows the last phase, whatever it was: the files, then the table and a line for each thing that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from loadtest import page, results
+from loadtest.bench import Bench
+from loadtest.report import notes, problems, table_of
+
+
+def show(bench: Bench, title: str, console: Console) -> None:
+    """Print what was measured, and what is wrong with it."""
+    summaries = {phase.run.phase: phase.summary for phase in bench.phases}
+    if summaries:
+        console.print(table_of(summaries, title, bench.objective))
+    for phase in bench.phases:
+        for line in problems(phase.run, phase.summary):
+            console.print(f"[red]{escape(line)}[/]")
+    for line in notes([phase.run for phase in bench.phases], bench.differences):
+        console.print(escape(line))
+    if bench.lost:
+        console.print(f"[red]stopped:[/] {escape(bench.lost)}")
+    if bench.file.error:
+        console.print(f"[red]the record file is incomplete:[/] {escape(str(bench.file.error))}")
+
+
+def write(bench: Bench, summary: Path | None, html: Path | None, console: Console) -> bool:
+    """The files asked for; false if one could not be written. The others are written nevertheless."""
+    complete = True
+    for path, write_to in ((summary, results.write), (html, page.write)):
+        if path is None or not bench.phases:
+            continue
+        try:
+            write_to(path, bench.phases, bench.target.url)
+        except OSError as error:
+            console.print(f"[red]cannot write {escape(str(path))}:[/] {escape(str(error))}")
+            complete = False
+    return complete
