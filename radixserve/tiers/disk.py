@@ -1,11 +1,14 @@
 """The disk tier: what was computed is written behind the step, and read back on a hit that is worth it.
 
-A `DiskStore` on a thread of its own. Whoever writes holds a lease until it is done, so that the slots it reads stay
-what they are; leases are taken and released on the engine's thread. Knows slots and prefixes, no requests.
+A `DiskStore` on a thread of its own, which also does what commands ask (`store.errands`). Whoever writes holds a lease
+until it is done, so that the slots it reads stay what they are; leases are taken and released on the engine's thread.
+Knows slots and prefixes, no requests.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from dataclasses import dataclass, replace
 
@@ -14,6 +17,7 @@ from radixserve.cache.pool import KVPool
 from radixserve.cache.radix import TOKEN_BYTES
 from radixserve.step import Slots, TierStats
 from radixserve.store.disk_store import DiskStore
+from radixserve.store.errands import Attendant
 from radixserve.store.run_file import KV
 from radixserve.tiers.copies import converted, read_slots
 from radixserve.tiers.pace import Pace
@@ -22,7 +26,10 @@ from radixserve.tiers.worker import Job, Worker
 MAX_QUEUED = 64  # writes that wait; one more is left out
 WRITE_TOKENS = 512  # written in one go: how long a load may have to wait
 _STATS_SECONDS = 1.0
+_LOOK_SECONDS = 0.25  # how often somebody looks whether a command has asked for something
 _NEXT = bytes(TOKEN_BYTES)  # a lease leaves the last token to compute: here that is one which does not exist
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -64,6 +71,10 @@ class DiskTier:
         self._stats = store.stats()
         self._stats_at = 0.0
         self._worker = Worker("radixserve-disk")
+        self._attendant = Attendant(store)
+        self._attending = False  # a job of the attendant's is queued
+        self._closing = threading.Event()
+        threading.Thread(target=self._look_out, name="radixserve-errands", daemon=True).start()
 
     def fileno(self) -> int:
         """Readable when `settle` has something to do."""
@@ -118,6 +129,7 @@ class DiskTier:
 
     def close(self, seconds: float) -> None:
         """Write what waits, for at most so long."""
+        self._closing.set()
         if self._worker.close(seconds):  # else the end of the process lets go of the folder
             self._store.close()
 
@@ -125,7 +137,29 @@ class DiskTier:
         self._num_saves -= 1
         save.lease.release()
 
+    def _look_out(self) -> None:
+        """On a thread of its own: see what commands ask, and have it done beside loads and before writes."""
+        while not self._closing.wait(_LOOK_SECONDS):
+            if self._attendant.asked and not self._attending:
+                self._attending = True
+                self._worker.submit(Job(self._attend, lambda: None), urgent=True)
+
     # On the worker's thread.
+
+    def _attend(self) -> bool:
+        """One part of an errand; the next one queues behind the loads that came meanwhile."""
+        try:
+            finished = self._attendant.work()
+        except OSError as error:
+            log.warning("what a command asked for could not be done or answered: %s", error)
+            finished = True
+        if not finished and not self._closing.is_set():
+            self._worker.submit(Job(self._attend, lambda: None), urgent=True)
+            return True
+        self._stats_at = 0.0
+        self._note_stats()
+        self._attending = False
+        return True
 
     def _load(self, load: Load) -> bool:
         if load.given_up:

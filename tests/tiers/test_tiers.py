@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import select
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from radixserve.engine import tiers
+from radixserve.errors import StartupError
+from radixserve.store import errands, transfer
 from radixserve.store.disk import Disk
 from radixserve.tiers import disk as disk_tier
 from tests.engine.content_model import expected
@@ -232,6 +238,62 @@ def test_not_more_than_so_many_writes_wait(
     disk.allowed = True
     engine.settle()
     engine.assert_drained()
+
+
+def asked(engine: Tiered, command: Callable[[], Any]) -> Any:
+    """What a command beside the engine comes to; the engine sleeps and steps as it does in its process."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(command)
+        while not done.done():
+            engine.tiers.settle()
+            time.sleep(0.01)
+        return done.result()
+
+
+def test_a_command_beside_the_engine_clears_and_imports(tmp_path: Path, opened: list[Tiered]) -> None:
+    folder = tmp_path / "s"
+    engine = started(opened, 128, folder=folder)
+    engine.ask(request("cold", LONG))
+    with transfer.reading(folder) as index:
+        name = max(index.rows(), key=lambda row: row.start + row.length).name
+    transfer.export_prefix(folder, name, tmp_path / "file")
+    assert asked(engine, lambda: transfer.clear(folder)) == 2
+    assert files(folder) == []
+    assert engine.core.stats().tiers.disk_runs == 0
+    engine.cache.clear()
+    engine.ask(request("cleared", LONG))
+    assert engine.cached("cleared") == (0, 0, 0)
+    asked(engine, lambda: transfer.clear(folder))
+    engine.cache.clear()
+    assert asked(engine, lambda: transfer.import_prefix(folder, tmp_path / "file")).num_new == len(LONG) + 3
+    engine.ask(request("imported", LONG))
+    assert engine.cached("imported") == (0, 0, len(LONG) - 1)
+    assert all(right(engine, name, LONG) for name in ("cold", "cleared", "imported"))
+    engine.assert_drained()
+
+
+def test_a_long_errand_lets_loads_pass_and_does_not_outlive_the_engine(
+    tmp_path: Path, opened: list[Tiered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "s"
+    engine = started(opened, 128, folder=folder)
+    engine.ask(request("cold", LONG))
+    engine.cache.clear()
+    monkeypatch.setattr(errands.Attendant, "_doing", lambda *_: itertools.repeat(None))  # never ends
+    with ThreadPoolExecutor(1) as pool:
+        mending = pool.submit(transfer.fix, folder)
+        while not (folder / "begun.json").exists():
+            time.sleep(0.01)
+        engine.submit(request("warm", LONG))
+        engine.run()
+        assert engine.cached("warm") == (0, 0, len(LONG) - 1)
+        engine.close()
+        opened.clear()
+        with pytest.raises(StartupError, match="has ended"):
+            mending.result(20)
+    assert (folder / "begun.json").exists()
+    started(opened, 128, folder=folder)
+    assert not (folder / "begun.json").exists()
 
 
 def test_a_job_that_raises_harms_nobody(tmp_path: Path, opened: list[Tiered], monkeypatch: pytest.MonkeyPatch) -> None:
