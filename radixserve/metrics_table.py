@@ -126,6 +126,13 @@ METRICS: Final = (
     Declared("gauge", "radixserve_tree_nodes", "nodes", "Nodes of the prefix tree"),
     # What a step holds.
     Declared("counter", "radixserve_steps_total", "steps", "Steps of the engine"),
+    Declared(
+        "counter",
+        "radixserve_step_faults_total",
+        "faults",
+        "Steps that came to nothing, by kind (exception, out_of_memory), and rows whose logits were not_finite",
+        ("kind",),
+    ),
     Declared("histogram", "radixserve_step_seconds", "seconds", "Duration of a step"),
     Declared("histogram", "radixserve_step_tokens", "tokens", "Tokens computed in a step", buckets=_TOKENS),
     Declared("histogram", "radixserve_step_sequences", "sequences", "Sequences in a step", buckets=_SEQUENCES),
@@ -164,6 +171,9 @@ TOTALS: Final[_Feeds] = (
     (lambda stats: stats.generated_tokens_total, "radixserve_generated_tokens_total", ()),
     (lambda stats: stats.evicted_tokens_total, "radixserve_evicted_tokens_total", ()),
     (lambda stats: stats.preemptions_total, "radixserve_preemptions_total", ()),
+    (lambda stats: stats.faults_total.get("exception", 0), "radixserve_step_faults_total", ("exception",)),
+    (lambda stats: stats.faults_total.get("out_of_memory", 0), "radixserve_step_faults_total", ("out_of_memory",)),
+    (lambda stats: stats.faults_total.get("not_finite", 0), "radixserve_step_faults_total", ("not_finite",)),
     (lambda stats: stats.tiers.demoted_tokens_total, "radixserve_tier_tokens_total", ("host", "down")),
     (lambda stats: stats.tiers.promoted_host_tokens_total, "radixserve_tier_tokens_total", ("host", "up")),
     (lambda stats: stats.tiers.stored_tokens_total, "radixserve_tier_tokens_total", ("disk", "down")),

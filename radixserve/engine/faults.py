@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from radixserve.step import FinishReason
+from radixserve.step import FaultKind, FinishReason
 
 _NO_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch raises a plain RuntimeError for it
 
@@ -19,13 +19,14 @@ _NO_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch raises a
 class Fault:
     """Why a step came to nothing for a request, without the exception: its frames hold the tensors of the step."""
 
+    kind: FaultKind
     finish: FinishReason
     error: str  # a sentence for the client
 
 
-FAILED = Fault("error", "the forward pass failed")
-NOT_FINITE = Fault("error", "the model produced logits that are not finite")
-OUT_OF_MEMORY = Fault("abort", "the server ran out of memory")
+FAILED = Fault("exception", "error", "the forward pass failed")
+NOT_FINITE = Fault("not_finite", "error", "the model produced logits that are not finite")
+OUT_OF_MEMORY = Fault("out_of_memory", "abort", "the server ran out of memory")
 
 
 def fault_of(error: Exception) -> Fault:

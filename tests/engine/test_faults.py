@@ -157,6 +157,20 @@ def test_one_may_leave_between_its_tries(leaves: str, ahead: bool) -> None:
     harness.assert_drained()
 
 
+def test_faults_are_counted_by_kind_second_tries_included(ahead: bool) -> None:
+    harness = Harness(ahead=ahead)
+    cursed = tuple(PROMPTS[1] + expected(PROMPTS[1], 2))
+    harness.model.fault_of = lambda step: ON_FIRE if any(cursed in chunk for chunk in step) else None
+    harness.model.poisoned.add(tuple(PROMPTS[2] + expected(PROMPTS[2], 1)))
+    three(harness)
+    harness.run()
+    assert harness.core.stats().faults_total == {"exception": 2, "not_finite": 1}
+    harness.model.fault_of = lambda step: FULL
+    harness.submit(request("full", [9]))
+    harness.run()
+    assert harness.core.stats().faults_total == {"exception": 2, "not_finite": 1, "out_of_memory": 2}
+
+
 # Memory.
 
 
