@@ -16,6 +16,7 @@ import pytest
 
 from radixserve.engine import child, supervisor
 from radixserve.engine.client import ProcessEngine
+from radixserve.engine.process import EXIT_DEVICE_LOST
 from radixserve.engine.protocol import EventStream
 from radixserve.errors import StartupError, Unavailable
 from radixserve.request import Request, Sampling
@@ -213,6 +214,19 @@ async def test_three_poisonous_requests_at_once_end_and_the_innocent_one_among_t
     ends = [(await rest(stream))[-1].finish for stream in streams]
     assert ends == ["error", "error", "length", "error"]
     assert count(engine.folder, "killed") == 7  # once together, then each of the three twice
+
+
+async def test_an_engine_that_lost_its_device_ends_and_the_next_goes_on_with_everybody(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = await start()
+    going = engine.submit(request("going"))
+    first = await anext(going)
+    assert tokens(await whole(engine, request("asserts once", 5, trap=Trap.LOSE))) == answer(5)
+    assert tokens([first, *await rest(going)]) == answer(LONG)
+    assert count(engine.folder, "lost") == 1, "no other step was tried"
+    assert engine.restarts == 1
+    assert f"ended with exit code {EXIT_DEVICE_LOST}" in caplog.text
 
 
 async def test_two_kills_from_outside_before_its_first_token_do_not_end_a_request_that_was_not_alone_at_both(
