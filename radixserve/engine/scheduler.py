@@ -137,8 +137,9 @@ class Scheduler:
                 return
             if self._awaits_prefix(sequence) or self.tiers.awaits(sequence):
                 continue
-            if not self._start(sequence) and not (self.tiers.relent() and self._start(sequence)):
-                return
+            while not self._start(sequence):
+                if not self.tiers.relent():
+                    return
             plan.add(sequence)
 
     def _start(self, sequence: Sequence) -> bool:

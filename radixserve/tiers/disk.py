@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.cache.pool import KVPool
@@ -50,12 +50,18 @@ class Load:
 
 @dataclass(slots=True)
 class _Save:
-    """A prefix to be written; `lease` protects `slots`."""
+    """A prefix to be written; `lease` protects `slots` until it is let go.
+
+    Slots are read under `reading`, a part at a time, and written to the disk from that copy. So the engine can take the
+    slots back at any moment: it waits for the copy of one part at most, and not for the disk.
+    """
 
     namespace: str
     tokens: bytes
     slots: Slots
     lease: Lease
+    held: bool = True
+    reading: threading.Lock = field(default_factory=threading.Lock)
 
 
 class DiskTier:
@@ -67,7 +73,8 @@ class DiskTier:
         self.skipped_total = 0  # writes left out: too many waited, or their slots were needed
         self.pace = pace
         self._store, self._cache, self._pool = store, cache, pool
-        self._num_saves = 0
+        self._num_saves = 0  # that hold slots
+        self._current: _Save | None = None  # begun; written by the worker's thread
         self._stats = store.stats()
         self._stats_at = 0.0
         self._worker = Worker("radixserve-disk")
@@ -116,12 +123,19 @@ class DiskTier:
         self._worker.submit(Job(lambda: self._save(save), lambda: self._let_go(save)), urgent=False)
 
     def relent(self) -> bool:
-        """Give up writes that were not begun, for the slots they hold; False if there are none."""
-        jobs = self._worker.withdraw()
+        """Give up writes for the slots they hold: those that were not begun, next time the one that was.
+
+        False if there are none. Of the one that was begun the disk may get the part that is copied already.
+        """
+        jobs, current = self._worker.withdraw(), self._current
         self.skipped_total += len(jobs)
         for job in jobs:
             job.then()
-        return bool(jobs)
+        if jobs or current is None or not current.held:
+            return bool(jobs)
+        self.skipped_total += 1
+        self._let_go(current)
+        return True
 
     def settle(self) -> None:
         """Let go of what is written, and see what was loaded."""
@@ -134,8 +148,12 @@ class DiskTier:
             self._store.close()
 
     def _let_go(self, save: _Save) -> None:
-        self._num_saves -= 1
-        save.lease.release()
+        """At its end, or before; on the engine's thread."""
+        with save.reading:
+            if save.held:
+                self._num_saves -= 1
+                save.lease.release()
+            save.held = False
 
     def _look_out(self) -> None:
         """On a thread of its own: see what commands ask, and have it done beside loads and before writes."""
@@ -176,16 +194,28 @@ class DiskTier:
 
     def _save(self, save: _Save) -> bool:
         """Write one part more; True if that was the last. With nothing to write the prefix is marked as used."""
+        self._current = save
         num_tokens, depth = len(save.slots), self._store.match(save.namespace, save.tokens)
         stop = min(depth + WRITE_TOKENS, num_tokens)
-        computed = read_slots(self._pool, save.slots[depth:stop])
-        k, v = (converted(each, self._store.shape.dtype).cpu() for each in computed)
-        stored = self._store.put(save.namespace, save.tokens[: stop * TOKEN_BYTES], depth, k, v)
+        kv, stored = self._copied(save, depth, stop), 0
+        if kv is not None:
+            stored = self._store.put(save.namespace, save.tokens[: stop * TOKEN_BYTES], depth, *kv)
         finished = stop == num_tokens or stored < stop - depth
+        if finished:
+            self._current = None
         if finished and not self._worker.num_patient:
             self._stats_at = 0.0  # the last one for now
         self._note_stats()
         return finished
+
+    def _copied(self, save: _Save, depth: int, stop: int) -> KV | None:
+        """A part in host memory; None if the slots were taken back."""
+        with save.reading:
+            if not save.held:
+                return None
+            computed = read_slots(self._pool, save.slots[depth:stop])
+            k, v = (converted(each, self._store.shape.dtype).cpu() for each in computed)
+            return k, v
 
     def _note_stats(self) -> None:
         """A few statements: not after every job."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import select
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -176,12 +177,74 @@ def test_slots_held_for_writing_are_given_up_for_those_who_need_them(tmp_path: P
     engine.run()  # nothing is written yet
     assert engine.cache.stats().pinned > 80
     engine.submit(request("large", [4, *LONG, *LONG], max_tokens=10))
-    engine.run()  # needs more than is free, and gets it but for the one that is being written
+    engine.run()  # needs more than is free
     assert right(engine, "large", [4, *LONG, *LONG], 10)
     disk.allowed = True
     engine.settle()
     assert engine.core.stats().tiers.skipped_total > 0
     engine.assert_drained()
+
+
+@pytest.mark.parametrize("grows", [False, True], ids=["to begin", "to go on"])
+def test_a_disk_that_hangs_in_the_middle_of_a_write_holds_no_slots_that_others_need(
+    tmp_path: Path, opened: list[Tiered], monkeypatch: pytest.MonkeyPatch, grows: bool
+) -> None:
+    monkeypatch.setattr(disk_tier, "WRITE_TOKENS", 8)
+    disk = SlowDisk()
+    engine = started(opened, 64, folder=tmp_path / "s", disk=disk)
+    engine.submit(request("written", LONG))
+    engine.run()
+    while not list((tmp_path / "s" / "runs").glob("*.safetensors")):
+        time.sleep(0.01)  # its first part is on the disk, the row hangs
+    assert engine.cache.stats().pinned >= len(LONG)
+    prompt, count = ([6, 5, 4], 58) if grows else ([6, *OTHER], 8)
+    engine.submit(request("all of it", prompt, count))
+    engine.run()
+    assert right(engine, "all of it", prompt, count)
+    assert engine.disk is not None
+    assert (engine.disk.writing, engine.disk.skipped_total) == (True, 2)  # the new one's own waits
+    disk.allowed = True
+    engine.settle()
+    engine.assert_drained()
+    engine.close()
+    opened.clear()
+    again = started(opened, 128, folder=tmp_path / "s")
+    again.ask(request("warm", LONG), request("warm too", prompt, count))
+    assert again.cached("warm") == (0, 0, 8), "what was copied before the slots were given away"
+    assert right(again, "warm", LONG)
+    assert right(again, "warm too", prompt, count)
+
+
+def test_slots_are_not_taken_back_while_they_are_read(
+    tmp_path: Path, opened: list[Tiered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = started(opened, 64, folder=tmp_path / "s")
+    read, reading, held = disk_tier.read_slots, threading.Event(), list[bool]()
+
+    def slowly(*args: Any) -> Any:
+        reading.set()
+        time.sleep(0.2)
+        held.append(engine.cache.stats().leases > 0)
+        return read(*args)
+
+    monkeypatch.setattr(disk_tier, "read_slots", slowly)
+    engine.submit(request("written", LONG))
+    engine.run()
+    engine.submit(request("all of it", [6, *OTHER], 8))
+    assert reading.wait(10)
+    assert engine.disk is not None
+    while engine.disk.relent():
+        pass
+    assert engine.cache.stats().leases == 0
+    assert held == [True]
+    engine.run()
+    assert right(engine, "all of it", [6, *OTHER], 8)
+    monkeypatch.setattr(disk_tier, "read_slots", read)
+    engine.settle()
+    engine.cache.clear()
+    engine.ask(request("warm", LONG))
+    assert engine.cached("warm") == (0, 0, len(LONG) - 1)
+    assert right(engine, "warm", LONG)
 
 
 def test_what_is_not_worth_it_is_computed_and_tried_again_now_and_then(tmp_path: Path, opened: list[Tiered]) -> None:
