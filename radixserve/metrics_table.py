@@ -121,7 +121,7 @@ METRICS: Final = (
         "counter",
         "radixserve_store_skipped_total",
         "writes",
-        "Writes left out: no room, too many waiting, or errors before",
+        "Writes left out: no room, too many waiting, slots that a request needed, or errors before",
     ),
     Declared("gauge", "radixserve_tree_nodes", "nodes", "Nodes of the prefix tree"),
     # What a step holds.

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from radixserve.engine import child, supervisor
+from radixserve.engine import child, client, supervisor
 from radixserve.engine.client import ProcessEngine
 from radixserve.engine.process import EXIT_DEVICE_LOST
 from radixserve.engine.protocol import EventStream
@@ -271,6 +271,18 @@ async def test_a_death_before_the_engine_is_ready_costs_nobody_anything(start: S
     let_go(engine)
     assert tokens(await rest(stream)) == answer(5)
     assert engine.resumed == 1
+
+
+async def test_an_engine_that_hangs_is_told_until_it_goes_on(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "STALLED_SECONDS", 0.3)
+    engine = await start()
+    stream = engine.submit(request("held", 5, trap=Trap.HOLD))
+    await engine.until_held()
+    await until(lambda: engine.unready_reason == "stalled")
+    let_go(engine)
+    assert tokens(await rest(stream)) == answer(5)
+    assert engine.unready_reason is None
+    assert engine.restarts == 0
 
 
 async def test_when_three_starts_in_a_row_fail_all_end_and_none_is_taken_until_one_succeeds(start: Start) -> None:
