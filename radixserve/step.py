@@ -49,6 +49,7 @@ class Chunk:
 
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+FaultKind = Literal["exception", "out_of_memory", "not_finite"]
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -134,6 +135,7 @@ class EngineStats(msgspec.Struct, kw_only=True):
     host_prompt_tokens_total: int = 0  # of those, brought up from the host's memory for the request
     disk_prompt_tokens_total: int = 0  # and from the disk
     generated_tokens_total: int = 0
+    faults_total: dict[FaultKind, int] = {}  # steps that raised, and rows whose logits were not finite
     tiers: TierStats = msgspec.field(default_factory=TierStats)
     step_seconds: list[float] = []  # of the steps since the last report
     step_tokens: list[int] = []  # tokens computed in each of them

@@ -21,7 +21,16 @@ WITH_NAMES = [ROOT / "README.md", ROOT / "docs" / "ARCHITECTURE.md"]
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+(\(\))?")
 CAMEL = re.compile(r"([A-Z][a-z0-9]+|[A-Z]{2,}(?=[A-Z][a-z]))([A-Z][A-Za-z0-9]*)+|[A-Z][a-z]+|KVCache|KVPool")
-OTHER_FLAGS = {"--config", "--help", "--version", "--build-arg", "--extra-index-url", "--gpus", "--config.file"}
+OTHER_FLAGS = {
+    "--config",
+    "--fix",
+    "--help",
+    "--version",
+    "--build-arg",
+    "--extra-index-url",
+    "--gpus",
+    "--config.file",
+}
 
 
 def by_name(paths: list[Path]) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:

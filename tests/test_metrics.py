@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import get_args
 
 import msgspec
 import pytest
@@ -11,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from radixserve.metrics import Metrics, RequestRecord
 from radixserve.metrics_table import METRICS, WINDOW_SECONDS
-from radixserve.step import EngineInfo, EngineStats
+from radixserve.step import EngineInfo, EngineStats, FaultKind
 
 INFO = EngineInfo(
     vocab_size=100,
@@ -190,6 +191,20 @@ def test_a_restarted_engine_that_already_did_more_than_the_old_one_is_counted_wh
     metrics.engine_restarted()
     metrics.observe_steps(totals(5, 100, 50))
     assert rendered(metrics)['radixserve_prompt_tokens_total{source="computed"}'] == 110
+
+
+def test_step_faults_are_counted_by_kind_and_are_there_from_the_start() -> None:
+    metrics = Metrics()
+    assert rendered(metrics)['radixserve_step_faults_total{kind="exception"}'] == 0
+    metrics.observe_steps(EngineStats(steps_total=1, faults_total={"exception": 2, "out_of_memory": 1}))
+    metrics.observe_steps(
+        EngineStats(steps_total=2, faults_total={"exception": 2, "out_of_memory": 3, "not_finite": 1})
+    )
+    metrics.engine_restarted()
+    metrics.observe_steps(EngineStats(faults_total={"exception": 1}))
+    page = rendered(metrics)
+    counted = {kind: page[f'radixserve_step_faults_total{{kind="{kind}"}}'] for kind in get_args(FaultKind)}
+    assert counted == {"exception": 3, "out_of_memory": 3, "not_finite": 1}
 
 
 def test_resumptions_are_counted() -> None:

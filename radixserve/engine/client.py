@@ -25,7 +25,7 @@ from radixserve.request import Request
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent
 
 STALLED_SECONDS = 60.0  # live requests and no report for that long: something hangs
-_KILLED_TWICE = "the engine process died twice while it worked on this request; it is not tried again"
+_KILLED_TWICE = "the engine process died twice while it began this request and no other; it is not tried again"
 _DOES_NOT_START = "the engine process does not start"
 _SHUTTING_DOWN = "the server is shutting down"
 

@@ -126,6 +126,7 @@ class EngineCore:
             disk_prompt_tokens_total=totals.disk_prompt_tokens,
             tiers=self.tiers.stats(),
             generated_tokens_total=totals.generated_tokens,
+            faults_total=dict(totals.faults),
             step_seconds=[seconds for seconds, _, _ in recent],
             step_tokens=[tokens for _, tokens, _ in recent],
             step_sequences=[sequences for _, _, sequences in recent],

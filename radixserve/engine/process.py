@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from radixserve.engine.core import EngineCore
+from radixserve.engine.faults import DeviceLost
 from radixserve.engine.messages import (
     Abort,
     FrameReader,
@@ -38,6 +39,7 @@ from radixserve.step import TokenEvent
 
 log = logging.getLogger(__name__)
 
+EXIT_DEVICE_LOST = 3
 STATS_INTERVAL_SECONDS = 0.1
 CLOSE_SECONDS = 4.0  # for what still waits to be written, when the front has gone; it waits a little longer for us
 _RECEIVE_BYTES = 1 << 20
@@ -119,7 +121,10 @@ class EngineLoop:
 
 
 def main() -> int:
-    """Entry point of the child process; the exit code is 0 when the front left, 2 when the start was refused."""
+    """Entry point of the child process; its exit code.
+
+    0 when the front left, 2 when the start was refused, 3 when the device was lost: a new process gets it back.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; the front decides when we end
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
@@ -127,6 +132,9 @@ def main() -> int:
         return _serve(channel)
     except FrontGone:
         return 0
+    except DeviceLost as lost:
+        log.error("the device is lost to this process, which ends: %s", lost)
+        return EXIT_DEVICE_LOST
 
 
 def _serve(channel: Channel) -> int:

@@ -9,9 +9,9 @@ so resuming it is a prefix hit. Knows no model, no tensors and no sockets.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from radixserve.cache.kvcache import KVCache, Lease
@@ -21,7 +21,7 @@ from radixserve.engine.sequence import Sequence
 from radixserve.engine.tiers import Tiers
 from radixserve.request import Request
 from radixserve.sampling import Sampled
-from radixserve.step import FinishReason, TokenEvent
+from radixserve.step import FaultKind, FinishReason, TokenEvent
 
 MIN_SHARED = 16  # tokens; a shorter common opening is no reason to wait for somebody else's prefill
 
@@ -44,6 +44,7 @@ class Totals:
     disk_prompt_tokens: int = 0  # and from the disk
     generated_tokens: int = 0
     preemptions: int = 0
+    faults: Counter[FaultKind] = field(default_factory=Counter)
 
 
 class Scheduler:
@@ -136,8 +137,9 @@ class Scheduler:
                 return
             if self._awaits_prefix(sequence) or self.tiers.awaits(sequence):
                 continue
-            if not self._start(sequence) and not (self.tiers.relent() and self._start(sequence)):
-                return
+            while not self._start(sequence):
+                if not self.tiers.relent():
+                    return
             plan.add(sequence)
 
     def _start(self, sequence: Sequence) -> bool:
@@ -185,6 +187,7 @@ class Scheduler:
 
     def fail(self, works: list[Work], fault: Fault) -> list[TokenEvent]:
         """Take back a step that failed, or end its sequence if that was its second try; nothing becomes visible."""
+        self.totals.faults[fault.kind] += 1
         events = []
         for work in works:
             if not work.is_current:
@@ -202,6 +205,7 @@ class Scheduler:
     def _advance(self, work: Work, sampled: Sampled | None) -> TokenEvent | None:
         sequence = work.sequence
         if sampled is None:
+            self.totals.faults[NOT_FINITE.kind] += 1
             return self._fail(sequence, NOT_FINITE)
         sequence.num_computed, sequence.num_retry = work.chunk.stop, 0
         if work.chunk.start < sequence.num_prompt:

@@ -88,7 +88,7 @@ class Tiers:
             self.disk.save(sequence.request.namespace, sequence.key(sequence.num_computed))
 
     def relent(self) -> bool:
-        """Slots are short: give up writes that were not begun. False if there are none."""
+        """Slots are short: give up writes that hold some. False if there are none."""
         return self.disk is not None and self.disk.relent()
 
     def settle(self) -> None:

@@ -8,6 +8,7 @@ no requests. One thread may use it, any one. Tokens are `bytes` of packed int32.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import sqlite3
 from collections.abc import Iterator
@@ -122,6 +123,17 @@ class DiskStore:
             self._stats.write_errors_total += 1
             self._recover(error)
             return 0
+
+    def of_model(self, fingerprint: str, shape: KVShape) -> DiskStore:
+        """The same open folder for another model's K/V, with counts of its own; closed with this one."""
+        other = copy.copy(self)
+        other.fingerprint, other.shape = fingerprint, shape
+        other._stats = StoreStats(budget=self._stats.budget)
+        return other
+
+    @property
+    def folder(self) -> StoreFolder:
+        return self._folder
 
     def stats(self) -> StoreStats:
         """Counts of this moment; a few statements and a listing."""

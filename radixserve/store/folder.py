@@ -3,36 +3,36 @@
 Owns the order of steps. A run appears file first, row last; it goes row first, file last. So whatever moment a process
 dies at, a row always has its whole file, and what has no row is swept at the next start.
 
-    lock                  held by the process that writes
+    lock                  held by the process that writes; holds a word if that does errands, see `store.errands`
     index.sqlite          the rows (also -wal and -shm while it is open)
     index.broken          the last index that could not be used
     fingerprints.json     digests of model files, see `store.fingerprint`
     runs/*.safetensors    one file per run
     runs/*.tmp            a file that is being written
+    asking, *.json        errands, see `store.errands`
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import sqlite3
-import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from radixserve.errors import StartupError
 from radixserve.store.disk import TEMPORARY, Disk, temporary
 from radixserve.store.index import ROOT, Index, Newer, Unusable, is_corrupt
+from radixserve.store.lock import RUNS, attend, take
 from radixserve.store.rebuild import rebuild
 from radixserve.store.rows import NewRun, Row
 
 INDEX = "index.sqlite"
 BROKEN = "index.broken"
-RUNS = "runs"
-LOCK = "lock"
+ASKED, BEGUN, ANSWERED = "asked.json", "begun.json", "answered.json"
 _INDEX_RESERVE = 512 << 10  # what the index and its log may grow by until room is made again, besides a run's tokens
+
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +52,12 @@ class StoreFolder:
         self.evicted_runs = 0
         self._left: dict[Path, int] = {}  # files that could not be removed, and their bytes
         try:
-            self._lock = _prepare(path)
+            self._lock = take(path)
         except OSError as error:
             raise StartupError(f"cannot use the store in {path}: {error.strerror or error}") from error
         try:
             self.index = self._open_index()
+            self._tidy()
             self._settle()
         except BaseException as error:
             self._abandon()
@@ -67,6 +68,10 @@ class StoreFolder:
     def file(self, name: str) -> Path:
         """Where the run of that name lies: in the folder, whatever an index says."""
         return self.runs / Path(name).name
+
+    def attend(self) -> None:
+        """Tell others that this process does errands for them, as long as it holds the folder."""
+        attend(self._lock)
 
     def close(self) -> None:
         """Let go of index and lock."""
@@ -79,6 +84,12 @@ class StoreFolder:
         os.close(self._lock)
 
     # Opening.
+
+    def _tidy(self) -> None:
+        """Remove what dead processes left besides runs."""
+        for name, size in self.disk.sizes(self.path).items():
+            if name.endswith(TEMPORARY) or name in (ASKED, BEGUN, ANSWERED):
+                self._unlink(self.path / name, size)
 
     def _open_index(self) -> Index:
         path = self.path / INDEX
@@ -113,7 +124,7 @@ class StoreFolder:
     def _settle(self) -> None:
         """Make index and files agree and fit the budget; a corrupt page may show itself only here."""
         try:
-            self._sweep()
+            self.sweep()
             self.make_room(0, [])
         except sqlite3.Error as error:
             if not self.recover(error):
@@ -126,26 +137,24 @@ class StoreFolder:
             return False
         self.index.close()
         self.index = self._anew(str(error))
-        self._sweep()
+        self.sweep()
         return True
 
-    def _sweep(self) -> None:
-        """Make rows and files agree: two listings, no file is read."""
-        for name, size in self.disk.sizes(self.path).items():
-            if name.endswith(TEMPORARY):
-                self._unlink(self.path / name, size)
+    def sweep(self) -> list[str]:
+        """Make rows and files agree: two listings, no file is read. Gives the names of files without a row."""
         sizes = self.disk.sizes(self.runs)
         gone = [row_id for row_id, name, size in self.index.files() if sizes.get(name) != size]
         for row_id in gone:
             self.remove(self.index.below(row_id))
         known = {name for _, name, _ in self.index.files()}
-        leftovers = [name for name in sizes if name not in known]
+        leftovers = sorted(name for name in sizes if name not in known)
         for name in leftovers:
             self._unlink(self.runs / name, sizes[name])
         if gone or leftovers:
             log.info(
                 "swept %s: %d rows without their file, %d files without a row", self.path, len(gone), len(leftovers)
             )
+        return leftovers
 
     # Changing.
 
@@ -233,41 +242,3 @@ class StoreFolder:
 def room_for_run(file_bytes: int, num_tokens: int) -> int:
     """Bytes to find for a run's file and its row; the row's tokens are in the index and in its log."""
     return file_bytes + 2 * 4 * num_tokens + _INDEX_RESERVE
-
-
-def check_folder(path: Path) -> None:
-    """Raises StartupError where others could put files of theirs."""
-    if path.stat().st_mode & stat.S_IWOTH:
-        raise StartupError(f"the store in {path} can be written by everybody: chmod o-w it, and check what is in it")
-
-
-def is_held(path: Path) -> bool:
-    """A process holds the folder now."""
-    try:
-        descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def _prepare(path: Path) -> int:
-    """The folder made or checked, and its lock taken."""
-    for folder in (path, path / RUNS):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_folder(folder)
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise StartupError(f"the store in {path} is in use by another process") from None
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor

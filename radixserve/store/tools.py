@@ -1,7 +1,7 @@
 """What `radixserve cache` prints: `ls`, `check`, `clear`, `export` and `import` on the folder of a store.
 
 Knows no flags, which are in `cli`. `ls`, `check` and `export` read beside a running server; `clear`, `import` and
-`check --fix` change the folder and are refused while a server holds it.
+`check --fix` change the folder, and where a server holds it they have that do it.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def export_prefix(folder: Path, name: str, target: Path) -> int:
 
 def import_prefix(folder: Path, source: Path) -> int:
     """One prefix from one file."""
-    header, stored = transfer.import_prefix(folder, source)
-    print(f"{header.stop} tokens of model {header.fingerprint[:NAME]}, {stored} of them new")
+    brought = transfer.import_prefix(folder, source)
+    print(f"{brought.num_tokens} tokens of model {brought.fingerprint[:NAME]}, {brought.num_new} of them new")
     return 0
 
 

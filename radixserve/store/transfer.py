@@ -1,7 +1,8 @@
 """Whole prefixes out of a store and into another, each as one file; and the check of every stored run.
 
 Needs no model: what the K/V belongs to and its shape are read from the files, and then verified against the rows.
-Reading works beside a server that holds the folder; what writes takes the lock itself, or finds it taken.
+All of it works beside a server that holds the folder: reading does not mind, and what changes the folder is done by the
+server itself, which is asked (`store.errands`).
 """
 
 from __future__ import annotations
@@ -10,37 +11,32 @@ import contextlib
 import sqlite3
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from radixserve.errors import StartupError
+from radixserve.store.changes import (
+    Brought,
+    Mended,
+    bringing,
+    exported_header,
+    mending,
+    problem_of,
+    tokens_of,
+    verified,
+    whole,
+)
 from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore
-from radixserve.store.folder import INDEX, RUNS, StoreFolder, is_held
+from radixserve.store.errands import Bring, Clear, Mend, ask
+from radixserve.store.folder import INDEX, StoreFolder
 from radixserve.store.index import Index, Newer, Unusable
+from radixserve.store.lock import RUNS, is_attended, is_held
 from radixserve.store.rows import Row
-from radixserve.store.run_file import (
-    KV,
-    TOKEN_BYTES,
-    BadFile,
-    RunHeader,
-    encode_run,
-    read_header,
-    read_run,
-    read_tokens,
-)
+from radixserve.store.run_file import BadFile, RunHeader, encode_run, read_header
 
 NO_LIMIT = sys.maxsize  # the server brings the folder within its budget when it starts
-
-
-@dataclass(slots=True)
-class Checked:
-    """What a check found."""
-
-    num_runs: int = 0
-    problems: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -65,7 +61,7 @@ def reading(folder: Path) -> Iterator[Index]:
         index.close()
 
 
-def check(folder: Path) -> Checked:
+def check(folder: Path) -> Mended:
     """Read and verify every run, beside a running server too; changes nothing."""
     held, disk = is_held(folder), Disk()
     with reading(folder) as index:
@@ -77,36 +73,32 @@ def check(folder: Path) -> Checked:
     return found
 
 
-def fix(folder: Path) -> Checked:
-    """Verify every run, and remove what is wrong and what hangs below it; opening sweeps the rest.
+def fix(folder: Path) -> Mended:
+    """Verify every run, and remove what is wrong and what hangs below it; a server that holds the folder does it.
 
     Raises:
-        StartupError: another process holds the folder.
+        StartupError: the folder cannot be used, or a process holds it that does no errands.
     """
-    before = check(folder) if (folder / INDEX).is_file() and not is_held(folder) else Checked()
-    opened = StoreFolder(folder, NO_LIMIT, Disk())
-    try:
-        for row in opened.index.rows():
-            if opened.index.named(row.name) and _problem(opened.disk, opened.runs, opened.index, row):
-                opened.remove(opened.index.below(row.id))
-    finally:
-        opened.close()
+    if is_attended(folder):
+        return ask(folder, Mend()).mended
+    before = check(folder) if (folder / INDEX).is_file() and not is_held(folder) else Mended()
+    with _opened(folder) as opened:  # opening sweeps what has no file or no row
+        whole(mending(opened))
     return before
 
 
 def clear(folder: Path) -> int:
-    """Remove every run; gives how many.
+    """Remove every run; gives how many. A server that holds the folder does it.
 
     Raises:
-        StartupError: there is no store, or another process holds it.
+        StartupError: there is no store, or a process holds it that does no errands.
     """
     if not (folder / INDEX).is_file():
         raise StartupError(f"there is no store in {folder}")
-    opened = StoreFolder(folder, NO_LIMIT, Disk())
-    try:
+    if is_attended(folder):
+        return ask(folder, Clear()).num_removed
+    with _opened(folder) as opened:
         return opened.clear()
-    finally:
-        opened.close()
 
 
 def export_prefix(folder: Path, name: str, target: Path) -> RunHeader:
@@ -129,37 +121,37 @@ def export_prefix(folder: Path, name: str, target: Path) -> RunHeader:
     return header
 
 
-def import_prefix(folder: Path, source: Path) -> tuple[RunHeader, int]:
-    """Verify an exported file and store what is not stored yet; gives its header and how many tokens were new.
+def import_prefix(folder: Path, source: Path) -> Brought:
+    """Verify an exported file and store what is not stored yet; a server that holds the folder does it.
 
     Raises:
-        StartupError: the file is damaged or not an export, another process holds the folder, or nothing can be stored.
+        StartupError: the file is damaged or not an export, nothing can be stored, or a process holds the folder that
+            does no errands.
     """
-    disk = Disk()
-    try:
-        header = read_header(disk, source)
-        tokens = read_tokens(disk, source, header)
-        k, v = read_run(disk, source, header, tokens)
-    except (BadFile, OSError) as error:
-        raise StartupError(f"cannot import {source}: {error}") from error
-    if header.start:
-        raise StartupError(
-            f"cannot import {source}: it begins at position {header.start}; export writes whole prefixes"
-        )
+    if is_attended(folder):
+        return ask(folder, Bring(str(source.absolute()))).brought
+    header = exported_header(source)
     store = DiskStore(folder, NO_LIMIT, header.fingerprint, header.shape)
     try:
-        stored = store.put(header.namespace, tokens, 0, k, v)
-        if store.match(header.namespace, tokens) < header.stop:
-            raise StartupError(f"cannot import {source}: it could not be written to {folder}")
+        return whole(bringing(store, source))
     finally:
         store.close()
-    return header, stored
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[StoreFolder]:
+    """The folder, held until the block ends."""
+    opened = StoreFolder(folder, NO_LIMIT, Disk())
+    try:
+        yield opened
+    finally:
+        opened.close()
 
 
 def _joined(disk: Disk, runs: Path, path: list[Row]) -> tuple[RunHeader, list[memoryview]]:
     """The runs of one path as one run from position 0."""
     stops = [row.start for row in path[1:]] + [path[-1].start + path[-1].length]
-    pieces = [_verified(disk, runs, path[: end + 1]) for end in range(len(path))]
+    pieces = [verified(disk, runs, path[: end + 1]) for end in range(len(path))]
     cut = [
         (k[:, : stop - row.start], v[:, : stop - row.start])
         for (k, v), row, stop in zip(pieces, path, stops, strict=True)
@@ -167,40 +159,14 @@ def _joined(disk: Disk, runs: Path, path: list[Row]) -> tuple[RunHeader, list[me
     kv = tuple(torch.cat(each, dim=1) for each in zip(*cut, strict=True))
     last = read_header(disk, runs / path[-1].name)
     header = RunHeader(last.fingerprint, last.namespace, 0, stops[-1], last.shape, last.digest)
-    return encode_run(header, _tokens(path), (kv[0], kv[1]))
+    return encode_run(header, tokens_of(path), (kv[0], kv[1]))
 
 
-def _verify(disk: Disk, runs: Path, index: Index) -> Checked:
-    found = Checked()
+def _verify(disk: Disk, runs: Path, index: Index) -> Mended:
+    found = Mended()
     for row in index.rows():
-        problem = _problem(disk, runs, index, row)
+        problem = problem_of(disk, runs, index.path(row))
         if problem is not None and index.named(row.name):  # else it was evicted while we looked
             found.problems.append(f"{row.name}: {problem}")
         found.num_runs += 1
     return found
-
-
-def _problem(disk: Disk, runs: Path, index: Index, row: Row) -> str | None:
-    try:
-        _verified(disk, runs, index.path(row))
-    except (BadFile, OSError) as error:
-        return str(error)
-    return None
-
-
-def _verified(disk: Disk, runs: Path, path: list[Row]) -> KV:
-    """The K/V of the last run of a path, if file and row agree."""
-    row = path[-1]
-    header = read_header(disk, runs / row.name)
-    theirs = (header.fingerprint, header.namespace, header.start, header.num_tokens, header.digest)
-    if theirs != (row.fingerprint, row.namespace, row.start, row.length, row.digest):
-        raise BadFile("file and row disagree")
-    return read_run(disk, runs / row.name, header, _tokens(path))
-
-
-def _tokens(path: list[Row]) -> bytes:
-    """Token ids of the whole prefix, up to the end of the last run."""
-    tokens = b""
-    for row in path:
-        tokens = tokens[: row.start * TOKEN_BYTES] + row.tokens
-    return tokens

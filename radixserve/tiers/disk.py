@@ -1,19 +1,23 @@
 """The disk tier: what was computed is written behind the step, and read back on a hit that is worth it.
 
-A `DiskStore` on a thread of its own. Whoever writes holds a lease until it is done, so that the slots it reads stay
-what they are; leases are taken and released on the engine's thread. Knows slots and prefixes, no requests.
+A `DiskStore` on a thread of its own, which also does what commands ask (`store.errands`). Whoever writes holds a lease
+until it is done, so that the slots it reads stay what they are; leases are taken and released on the engine's thread.
+Knows slots and prefixes, no requests.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.cache.pool import KVPool
 from radixserve.cache.radix import TOKEN_BYTES
 from radixserve.step import Slots, TierStats
 from radixserve.store.disk_store import DiskStore
+from radixserve.store.errands import Attendant
 from radixserve.store.run_file import KV
 from radixserve.tiers.copies import converted, read_slots
 from radixserve.tiers.pace import Pace
@@ -22,7 +26,10 @@ from radixserve.tiers.worker import Job, Worker
 MAX_QUEUED = 64  # writes that wait; one more is left out
 WRITE_TOKENS = 512  # written in one go: how long a load may have to wait
 _STATS_SECONDS = 1.0
+_LOOK_SECONDS = 0.25  # how often somebody looks whether a command has asked for something
 _NEXT = bytes(TOKEN_BYTES)  # a lease leaves the last token to compute: here that is one which does not exist
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -43,12 +50,18 @@ class Load:
 
 @dataclass(slots=True)
 class _Save:
-    """A prefix to be written; `lease` protects `slots`."""
+    """A prefix to be written; `lease` protects `slots` until it is let go.
+
+    Slots are read under `reading`, a part at a time, and written to the disk from that copy. So the engine can take the
+    slots back at any moment: it waits for the copy of one part at most, and not for the disk.
+    """
 
     namespace: str
     tokens: bytes
     slots: Slots
     lease: Lease
+    held: bool = True
+    reading: threading.Lock = field(default_factory=threading.Lock)
 
 
 class DiskTier:
@@ -60,10 +73,15 @@ class DiskTier:
         self.skipped_total = 0  # writes left out: too many waited, or their slots were needed
         self.pace = pace
         self._store, self._cache, self._pool = store, cache, pool
-        self._num_saves = 0
+        self._num_saves = 0  # that hold slots
+        self._current: _Save | None = None  # begun; written by the worker's thread
         self._stats = store.stats()
         self._stats_at = 0.0
         self._worker = Worker("radixserve-disk")
+        self._attendant = Attendant(store)
+        self._attending = False  # a job of the attendant's is queued
+        self._closing = threading.Event()
+        threading.Thread(target=self._look_out, name="radixserve-errands", daemon=True).start()
 
     def fileno(self) -> int:
         """Readable when `settle` has something to do."""
@@ -105,12 +123,19 @@ class DiskTier:
         self._worker.submit(Job(lambda: self._save(save), lambda: self._let_go(save)), urgent=False)
 
     def relent(self) -> bool:
-        """Give up writes that were not begun, for the slots they hold; False if there are none."""
-        jobs = self._worker.withdraw()
+        """Give up writes for the slots they hold: those that were not begun, next time the one that was.
+
+        False if there are none. Of the one that was begun the disk may get the part that is copied already.
+        """
+        jobs, current = self._worker.withdraw(), self._current
         self.skipped_total += len(jobs)
         for job in jobs:
             job.then()
-        return bool(jobs)
+        if jobs or current is None or not current.held:
+            return bool(jobs)
+        self.skipped_total += 1
+        self._let_go(current)
+        return True
 
     def settle(self) -> None:
         """Let go of what is written, and see what was loaded."""
@@ -118,14 +143,41 @@ class DiskTier:
 
     def close(self, seconds: float) -> None:
         """Write what waits, for at most so long."""
+        self._closing.set()
         if self._worker.close(seconds):  # else the end of the process lets go of the folder
             self._store.close()
 
     def _let_go(self, save: _Save) -> None:
-        self._num_saves -= 1
-        save.lease.release()
+        """At its end, or before; on the engine's thread."""
+        with save.reading:
+            if save.held:
+                self._num_saves -= 1
+                save.lease.release()
+            save.held = False
+
+    def _look_out(self) -> None:
+        """On a thread of its own: see what commands ask, and have it done beside loads and before writes."""
+        while not self._closing.wait(_LOOK_SECONDS):
+            if self._attendant.asked and not self._attending:
+                self._attending = True
+                self._worker.submit(Job(self._attend, lambda: None), urgent=True)
 
     # On the worker's thread.
+
+    def _attend(self) -> bool:
+        """One part of an errand; the next one queues behind the loads that came meanwhile."""
+        try:
+            finished = self._attendant.work()
+        except OSError as error:
+            log.warning("what a command asked for could not be done or answered: %s", error)
+            finished = True
+        if not finished and not self._closing.is_set():
+            self._worker.submit(Job(self._attend, lambda: None), urgent=True)
+            return True
+        self._stats_at = 0.0
+        self._note_stats()
+        self._attending = False
+        return True
 
     def _load(self, load: Load) -> bool:
         if load.given_up:
@@ -142,16 +194,28 @@ class DiskTier:
 
     def _save(self, save: _Save) -> bool:
         """Write one part more; True if that was the last. With nothing to write the prefix is marked as used."""
+        self._current = save
         num_tokens, depth = len(save.slots), self._store.match(save.namespace, save.tokens)
         stop = min(depth + WRITE_TOKENS, num_tokens)
-        computed = read_slots(self._pool, save.slots[depth:stop])
-        k, v = (converted(each, self._store.shape.dtype).cpu() for each in computed)
-        stored = self._store.put(save.namespace, save.tokens[: stop * TOKEN_BYTES], depth, k, v)
+        kv, stored = self._copied(save, depth, stop), 0
+        if kv is not None:
+            stored = self._store.put(save.namespace, save.tokens[: stop * TOKEN_BYTES], depth, *kv)
         finished = stop == num_tokens or stored < stop - depth
+        if finished:
+            self._current = None
         if finished and not self._worker.num_patient:
             self._stats_at = 0.0  # the last one for now
         self._note_stats()
         return finished
+
+    def _copied(self, save: _Save, depth: int, stop: int) -> KV | None:
+        """A part in host memory; None if the slots were taken back."""
+        with save.reading:
+            if not save.held:
+                return None
+            computed = read_slots(self._pool, save.slots[depth:stop])
+            k, v = (converted(each, self._store.shape.dtype).cpu() for each in computed)
+            return k, v
 
     def _note_stats(self) -> None:
         """A few statements: not after every job."""

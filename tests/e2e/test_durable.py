@@ -94,6 +94,35 @@ def test_the_cache_survives_a_stop_a_kill_of_everything_and_a_kill_of_the_engine
 
 
 @pytest.mark.model
+def test_commands_beside_a_running_server(tmp_path: Path) -> None:
+    """One server fills a folder; its prefix goes to another that runs, which is then cleared."""
+    options = (*SMALL, "--disk-budget", "200MiB", "--disk-path")
+    with running(*options, str(tmp_path / "kv")) as server:
+        expected, _ = ask(server)
+        assert server.stop() == 0
+    first = next(
+        line.split()[0] for line in cache_tool("ls", str(tmp_path / "kv")).stdout.splitlines() if " 0-" in line
+    )
+    assert cache_tool("export", str(tmp_path / "kv"), first, str(tmp_path / "file")).returncode == 0
+    folder = str(tmp_path / "other")
+    with running(*options, folder) as server:
+        imported = cache_tool("import", folder, str(tmp_path / "file"))
+        assert imported.returncode == 0, imported.stderr
+        again, found = ask(server)
+        assert again == expected
+        assert found["disk"] == found["all"] > 200
+        assert "0 problems removed" in cache_tool("check", "--fix", folder).stdout
+        cleared = cache_tool("clear", folder)
+        assert "runs removed" in cleared.stdout, cleared.stderr
+        assert list((tmp_path / "other" / "runs").iterdir()) == []
+        assert "radixserve_store_runs 0.0" in get(f"{server.url}/metrics")
+        again, found = ask(server)
+        assert again == expected
+        assert found["device"] == found["all"] > 200
+        assert server.stop() == 0
+
+
+@pytest.mark.model
 def test_host_memory_takes_what_the_device_has_no_room_for() -> None:
     with running("--kv-budget", "32MiB", "--host-budget", "128MiB", "--log-level", "warning") as server:
         expected, _ = ask(server)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -85,10 +87,40 @@ def test_sigterm_lets_a_running_stream_end_and_leaves_no_process() -> None:
         until(lambda: not os.path.exists(f"/proc/{engine}"))
 
 
-def test_the_engine_does_not_outlive_a_killed_server() -> None:
+def test_an_interrupt_drains_as_sigterm_does_and_a_second_one_ends_everything_at_once() -> None:
     with running(*FAKE) as server:
         engine = engine_pid(server)
-        server.process.kill()
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            stream = client.completions.create(model="fake", prompt="hello", max_tokens=8000, stream=True)
+            next(iter(stream))
+            server.process.send_signal(signal.SIGINT)
+            until(lambda: status(server, "/health/ready") == 503)
+            next(iter(stream))
+            server.process.send_signal(signal.SIGINT)
+            assert server.process.wait(10) == 130
+        until(lambda: not os.path.exists(f"/proc/{engine}"))
+
+
+def test_a_server_without_file_descriptors_serves_again_when_it_has_some() -> None:
+    with running(*FAKE) as server:
+        before = complete(server, max_tokens=3)
+        host, port = server.url.removeprefix("http://").split(":")
+        used = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+        _, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 5, hard))
+        crowd = [socket.create_connection((host, int(port))) for _ in range(50)]
+        until(lambda: len(os.listdir(f"/proc/{server.process.pid}/fd")) >= used + 5)
+        for each in crowd:
+            each.close()
+        assert complete(server, max_tokens=3) == before
+        assert status(server, "/health/ready") == 200
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGHUP])
+def test_the_engine_does_not_outlive_a_killed_server(sig: int) -> None:
+    with running(*FAKE) as server:
+        engine = engine_pid(server)
+        server.process.send_signal(sig)
         server.process.wait()
         until(lambda: not os.path.exists(f"/proc/{engine}"))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixserve.engine import core, flight
-from radixserve.engine.faults import FAILED, OUT_OF_MEMORY, fault_of
+from radixserve.engine.faults import FAILED, OUT_OF_MEMORY, DeviceLost, Fault, fault_of
 from tests.engine.content_model import ON_FIRE, ContentModel, Prefix, expected
 from tests.engine.harness import Harness, request
 
@@ -157,6 +158,20 @@ def test_one_may_leave_between_its_tries(leaves: str, ahead: bool) -> None:
     harness.assert_drained()
 
 
+def test_faults_are_counted_by_kind_second_tries_included(ahead: bool) -> None:
+    harness = Harness(ahead=ahead)
+    cursed = tuple(PROMPTS[1] + expected(PROMPTS[1], 2))
+    harness.model.fault_of = lambda step: ON_FIRE if any(cursed in chunk for chunk in step) else None
+    harness.model.poisoned.add(tuple(PROMPTS[2] + expected(PROMPTS[2], 1)))
+    three(harness)
+    harness.run()
+    assert harness.core.stats().faults_total == {"exception": 2, "not_finite": 1}
+    harness.model.fault_of = lambda step: FULL
+    harness.submit(request("full", [9]))
+    harness.run()
+    assert harness.core.stats().faults_total == {"exception": 2, "not_finite": 1, "out_of_memory": 2}
+
+
 # Memory.
 
 
@@ -221,6 +236,50 @@ def test_torch_says_in_words_that_the_host_has_no_memory() -> None:
     assert type(raised.value) is RuntimeError
     assert fault_of(raised.value) is OUT_OF_MEMORY
     assert fault_of(RuntimeError("shapes differ")) is FAILED
+
+
+# A device that is lost: every later call fails, so the process has to go.
+
+LOST = [
+    torch.AcceleratorError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported elsewhere."),
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: unspecified launch failure"),
+    RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+    torch.AcceleratorError("CUDA error: an error nobody has heard of"),
+]
+KEPT = [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), OUT_OF_MEMORY),
+    (torch.AcceleratorError("CUDA error: out of memory"), OUT_OF_MEMORY),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), OUT_OF_MEMORY),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"), FAILED),
+    (torch.AcceleratorError("CUDA error: invalid configuration argument"), FAILED),
+    (RuntimeError("shapes differ"), FAILED),
+    (ValueError("CUDA error: says a user's exception"), FAILED),
+]
+
+
+@pytest.mark.parametrize("error", LOST, ids=str)
+def test_after_an_error_that_loses_the_device_nothing_is_tried_again(error: Exception, ahead: bool) -> None:
+    harness = Harness(ahead=ahead)
+    harness.model.fault_of = lambda step: error
+    three(harness)
+    with pytest.raises(DeviceLost, match=re.escape(str(error).partition("\n")[0])):
+        harness.run()
+    assert harness.model.num_calls == 1
+    assert not any(event.error for events in harness.events.values() for event in events)
+
+
+def test_a_device_that_is_lost_while_it_computes_is_seen_at_the_landing(ahead: bool) -> None:
+    harness = Harness(ahead=ahead)
+    harness.model.fault_of = lambda step: LOST[0] if harness.model.num_calls == 2 else None
+    three(harness)
+    with late_faults(harness.model), pytest.raises(DeviceLost):
+        harness.run()
+
+
+@pytest.mark.parametrize(("error", "fault"), KEPT, ids=str)
+def test_other_errors_leave_the_device(error: Exception, fault: Fault) -> None:
+    assert fault_of(error) is fault
 
 
 # Numbers that are not finite are an answer of the device, not a fault: there is no second try.

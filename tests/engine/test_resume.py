@@ -57,8 +57,8 @@ def test_a_suspect_that_ends_makes_room_for_the_next() -> None:
     assert gate.admit() == ["b"]
 
 
-def test_who_kills_twice_without_a_token_in_between_does_not_enter_again() -> None:
-    gate = gate_with("poison", "a", "b")
+def test_who_kills_twice_alone_without_a_token_in_between_does_not_enter_again() -> None:
+    gate = gate_with("a", "poison")
     gate.progress("a")
     assert gate.died() is None
     assert gate.admit() == ["a"]
@@ -66,8 +66,47 @@ def test_who_kills_twice_without_a_token_in_between_does_not_enter_again() -> No
     assert gate.admit() == ["poison"]
     assert gate.died() == "poison"
     assert gate.admit() == ["a"]
+
+
+def test_a_death_among_others_that_may_have_caused_it_does_not_count() -> None:
+    gate = gate_with("poison", "a", "b")
+    gate.progress("a")
+    assert gate.died() is None
+    for _ in range(2):
+        assert gate.admit() == ["a"]
+        gate.progress("a")
+        assert gate.admit() == ["poison"]
+        culprit = gate.died()
+    assert culprit == "poison"
+    assert gate.admit() == ["a"]
     gate.progress("a")
     assert gate.admit() == ["b"]
+
+
+def test_deaths_from_outside_end_nobody_whom_they_do_not_hit_alone_twice_before_a_token() -> None:
+    """Each of them is hit among the others and once more alone, beside those that go on."""
+    names = [f"r{i}" for i in range(6)]
+    gate, going = gate_with(*names), list[str]()
+    assert gate.died() is None
+    for name in names:
+        assert gate.admit() == [name]
+        assert gate.died() is None
+        if going:
+            assert gate.admit() == going
+        for each in going:
+            gate.progress(each)
+        assert gate.admit() == [name]
+        gate.progress(name)
+        going.append(name)
+
+
+def test_who_leaves_and_comes_again_under_the_same_name_begins_anew() -> None:
+    gate = gate_with("a")
+    assert gate.died() is None
+    assert not gate.withdraw("a")
+    gate.arrive("a")
+    assert gate.admit() == ["a"]
+    assert gate.died() is None
 
 
 def test_a_token_clears_a_suspect_whatever_happens_later() -> None:
@@ -96,11 +135,15 @@ def test_who_was_outside_gets_no_strike() -> None:
     gate.died()
     gate.arrive("new")
     assert gate.admit() == ["a"]
+    assert gate.died() is None
+    assert gate.admit() == ["new"]
+    gate.progress("new")
+    assert gate.admit() == ["a"]
     assert gate.died() == "a"
     assert gate.admit() == ["new"]
     gate.progress("new")
     assert gate.admit() == ["b"]
-    assert gate.died() == "b"
+    assert gate.died() is None
 
 
 def test_who_comes_during_a_trial_waits_until_it_is_over() -> None:
@@ -214,4 +257,4 @@ def test_in_random_worlds_all_end_and_only_who_kills_is_ended_by_force(
         assert len(world.ended) == len(world.poison_at), f"seed {seed}: somebody waits for ever"
         assert not world.wrongly_accused, f"seed {seed}"
         most_kills = max(most_kills, *world.kills.values())
-    assert most_kills == (2 if poison is many_kill_at_their_first_token else 3)  # the first of three: it had progressed
+    assert most_kills == (3 if poison is many_kill_at_their_first_token else 4)  # the first of four: it had progressed

@@ -34,6 +34,10 @@ class Trap(IntEnum):
 
     KILL = 190  # the process dies, each time
     HOLD = 191  # the step does not end while the file "hold" is there
+    LOSE = 192  # the first time, the device is lost: from then on every step of this process raises
+
+
+_lost: list[bool] = []
 
 
 def mark(folder: Path, name: str) -> None:
@@ -53,6 +57,10 @@ def spring(token_ids: Sequence[int], folder: Path) -> None:
     if Trap.KILL in token_ids:
         mark(folder, "killed")
         os.kill(os.getpid(), signal.SIGKILL)
+    if (Trap.LOSE in token_ids and not count(folder, "lost")) or _lost:
+        mark(folder, "lost")
+        _lost.append(True)
+        raise RuntimeError("CUDA error: device-side assert triggered")
     if Trap.HOLD in token_ids:
         mark(folder, "held")
         while (folder / "hold").exists():

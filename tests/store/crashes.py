@@ -1,6 +1,6 @@
 """Kills children of its own, with the signal that no process survives, and looks at what they leave.
 
-`python -m tests.store.crashes at-every-step FOLDER` or `at-random FOLDER`; prints how many died.
+`python -m tests.store.crashes HOW FOLDER`, HOW being one of `WAYS`; prints how many died.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from radixserve.store import transfer
 from tests.store.parts import DyingDisk, loads, put, wide
+from tests.store.test_errands import attended, exported_wide, nothing_is_left
 from tests.store.test_faults import BUDGET, script, sound
 
 KILLS = 10
@@ -46,6 +47,31 @@ def at_every_step(base: Path) -> int:
     raise AssertionError
 
 
+def at_every_step_of_an_errand(base: Path) -> int:
+    """A process that does what commands ask dies at its first step, at its second, ..."""
+    source = exported_wide(base)
+    for k in itertools.count(1):
+        folder = base / str(k)
+        _, status = os.waitpid(child(lambda folder=folder, k=k: errands(folder, source, DyingDisk(k))), 0)  # type: ignore[misc]
+        sound(folder)
+        assert nothing_is_left(folder)
+        if os.waitstatus_to_exitcode(status) != 137:
+            assert status == 0
+            return k - 1
+    raise AssertionError
+
+
+def errands(folder: Path, source: Path, disk: DyingDisk) -> None:
+    """All of them."""
+    store = wide(folder, BUDGET, disk)
+    with attended(store):
+        transfer.import_prefix(folder, source)
+        transfer.fix(folder)
+        transfer.clear(folder)
+        transfer.import_prefix(folder, source)
+    store.close()
+
+
 def at_random(base: Path) -> int:
     """A process that writes, reads and evicts as fast as it can is killed; what it leaves is verified, run by run."""
     moments = random.Random(7)
@@ -68,5 +94,11 @@ def busy(folder: Path, seed: int) -> None:
         loads(store, "a", tokens)
 
 
+WAYS = {
+    "at-every-step": at_every_step,
+    "at-every-step-of-an-errand": at_every_step_of_an_errand,
+    "at-random": at_random,
+}
+
 if __name__ == "__main__":
-    print({"at-every-step": at_every_step, "at-random": at_random}[sys.argv[1]](Path(sys.argv[2])))
+    print(WAYS[sys.argv[1]](Path(sys.argv[2])))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
+import os
 import random
 import resource
 import sqlite3
@@ -18,9 +20,10 @@ import torch
 
 from radixserve.cache.pool import KVShape
 from radixserve.errors import StartupError
+from radixserve.store import run_file
 from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore, pack
-from radixserve.store.run_file import BadFile, read_header
+from radixserve.store.run_file import BadFile, RunHeader, read_header, read_run
 from tests.store.parts import MODEL, PLENTY, SHAPE, CountingDisk, files, flip, loads, opened, put
 
 PROMPT = [1, 2, 3, 4, 5]
@@ -279,6 +282,50 @@ assert loads(store, "a", list(range(10, 60))) == 50 and loads(store, "a", [1, 2,
     assert done.returncode == 0, done.stderr
 
 
+def test_a_file_that_shrinks_while_it_is_read_is_a_miss(tmp_path: Path) -> None:
+    """Nothing is mapped, so there is no signal either."""
+
+    class Shrinking(Disk):
+        armed = False
+
+        def read(self, path: Path, offset: int, target: memoryview) -> int:
+            if not self.armed:
+                return super().read(path, offset, target)
+            half = super().read(path, offset, target[: len(target) // 2])
+            os.truncate(path, half)
+            return half + super().read(path, offset + half, target[half:])
+
+    disk = Shrinking()
+    store = opened(tmp_path / "s", disk=disk)
+    put(store, "a", PROMPT)
+    disk.armed = True
+    assert loads(store, "a", PROMPT) == 0
+    assert store.stats().verify_failures_total == 1
+    disk.armed = False
+    assert put(store, "a", PROMPT) == loads(store, "a", PROMPT) == 5
+
+
+def test_without_the_digest_every_bit_before_the_kv_is_still_checked_and_none_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the digest would hide: the reader by itself, with each bit of header and token ids flipped."""
+    monkeypatch.setattr(run_file, "_digest", lambda parts: "0" * 64)
+    store = opened(tmp_path / "s")
+    put(store, "a", PROMPT)
+    (path,) = files(tmp_path / "s")
+    data = path.read_bytes()
+    before_kv, expected = 8 * (body(data) + 4 * len(PROMPT)), RunHeader(MODEL, "a", 0, 5, SHAPE, "0" * 64)
+    for bit in range(before_kv):
+        path.write_bytes(data)
+        flip(path, bit)
+        with contextlib.suppress(BadFile):
+            read_header(Disk(), path)
+        with pytest.raises(BadFile):
+            read_run(Disk(), path, expected, pack(PROMPT))
+    flip(path, before_kv - 1)
+    assert loads(store, "a", PROMPT) == 5
+
+
 # The index.
 
 
@@ -348,6 +395,26 @@ def test_an_index_that_is_locked_is_a_miss_until_it_is_not(tmp_path: Path) -> No
     assert store.stats().write_errors_total == 1
     assert put(store, "a", [*PROMPT, 6]) == 1
     assert loads(store, "a", [*PROMPT, 6]) == 6
+
+
+def test_an_index_that_may_not_grow_stores_nothing_more_and_goes_on(tmp_path: Path) -> None:
+    """SQLITE_FULL, as SQLite says it of a full disk."""
+    store = opened(tmp_path / "s")
+    put(store, "a", PROMPT)
+    index = store._folder.index
+    (pages,) = index._sql("PRAGMA page_count")[0]
+    index._sql(f"PRAGMA max_page_count = {pages}")
+    for first in range(10, 400):
+        put(store, "a", [first, *range(300)])
+    stats = store.stats()
+    assert stats.write_errors_total >= 3
+    assert not stats.writing
+    assert len(files(tmp_path / "s")) == stats.runs < 390
+    assert loads(store, "a", PROMPT) == 5
+    index._sql("PRAGMA max_page_count = 1000000")
+    store._pause._until = 0.0  # the wait is over
+    assert put(store, "a", [9, *range(300)]) == 301
+    assert loads(store, "a", [9, *range(300)]) == 301
 
 
 @pytest.mark.parametrize("page", range(1, 8))

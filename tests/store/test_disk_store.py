@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from radixserve.cache.pool import KVShape
 from radixserve.errors import StartupError
-from radixserve.store import disk_store, run_file
+from radixserve.store import disk_store, run_file, tools
 from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore, pack
 from tests.store.parts import MODEL, SHAPE, CountingDisk, content, files, loads, on_disk, opened, put
@@ -107,6 +109,28 @@ def test_the_least_recently_used_leaves_go_first_and_the_folder_keeps_its_budget
     assert (stats.evicted_runs_total, stats.runs) == (1, 3)
     assert stats.bytes <= budget
     assert on_disk(tmp_path / "s") == stats.bytes
+
+
+@pytest.mark.parametrize("jump", [-86400.0, 365 * 86400.0])
+def test_a_clock_that_jumps_changes_no_order_of_eviction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], jump: float
+) -> None:
+    budget, now = 3 << 19, time.time
+    store = DiskStore(tmp_path / "s", budget, MODEL, WIDE)
+    put(store, "a", [0, *range(10, 17)])
+    monkeypatch.setattr(time, "time", lambda: now() + jump)
+    put(store, "a", [1, *range(10, 17)])
+    store.close()
+    monkeypatch.setattr(time, "time", now)
+    store = DiskStore(tmp_path / "s", budget, MODEL, WIDE)
+    for first in range(2, 4):
+        put(store, "a", [first, *range(10, 17)])
+    stored = [store.match("a", pack([first, 10])) for first in range(4)]
+    assert stored == sorted(stored), "the older ones went first"
+    assert stored[0] == 0
+    assert stored[3] == 2
+    tools.ls(tmp_path / "s")
+    assert not re.search(r"-\d+ \w+ ago", capsys.readouterr().out)
 
 
 def test_a_put_that_can_never_fit_is_refused_and_evicts_nothing(tmp_path: Path) -> None:

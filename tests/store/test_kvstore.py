@@ -1,28 +1,39 @@
-"""`KVStore` with the real model of transformers: from memory and from the store, the same 20 tokens."""
+"""`KVStore` with the real model of transformers: the lines of README.md, exactly as they stand there."""
 
 from __future__ import annotations
 
+import re
+import runpy
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, DynamicCache
 
-from radixserve.model.embedded import embedded_model
-from radixserve.store import KVStore
+README = Path(__file__).parent.parent.parent / "README.md"
+HEADING = "## From transformers, without a server\n"
+
+
+def lines_of_the_readme() -> str:
+    """The one block of Python under the heading."""
+    section = README.read_text().split(HEADING)[1].split("\n## ")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    return str(block)
+
+
+def test_they_are_ten_and_the_imports() -> None:
+    lines = [line for line in lines_of_the_readme().splitlines() if line]
+    assert len([line for line in lines if not line.startswith(("import ", "from "))]) == 10
 
 
 @pytest.mark.model
-@torch.inference_mode()
-def test_twenty_greedy_tokens_from_memory_and_from_the_store_are_the_same(tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(str(embedded_model()), dtype=torch.float32).eval()
-    prompt = torch.arange(100, 160)[None]
-    cache = DynamicCache()
-    model(prompt[:, :-1], past_key_values=cache)
-    with KVStore(tmp_path / "kv", model) as store:
-        assert store.put(prompt[:, :-1], cache) == prompt.shape[1] - 1
-    expected = model.generate(prompt, past_key_values=cache, max_new_tokens=20, do_sample=False)
-    with KVStore(tmp_path / "kv", model) as store:
-        stored, length = store.get(prompt)
-    assert length == prompt.shape[1] - 1
-    assert torch.equal(expected, model.generate(prompt, past_key_values=stored, max_new_tokens=20, do_sample=False))
+def test_twenty_greedy_tokens_from_memory_and_from_the_store_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they assert, and that it was the store which gave the second cache."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines.py").write_text(lines_of_the_readme())
+    seen = runpy.run_path(str(tmp_path / "lines.py"))
+    assert seen["num_tokens"] == 59
+    assert seen["stored"] is not seen["cache"]
+    assert seen["first"].sequences.shape == (1, 60 + 20)
+    assert len(seen["first"].logits) == 20
+    assert (tmp_path / "kv-store" / "index.sqlite").exists()

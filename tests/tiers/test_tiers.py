@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import select
 import sqlite3
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from radixserve.engine import tiers
+from radixserve.errors import StartupError
+from radixserve.store import errands, transfer
 from radixserve.store.disk import Disk
 from radixserve.tiers import disk as disk_tier
 from tests.engine.content_model import expected
@@ -170,12 +177,74 @@ def test_slots_held_for_writing_are_given_up_for_those_who_need_them(tmp_path: P
     engine.run()  # nothing is written yet
     assert engine.cache.stats().pinned > 80
     engine.submit(request("large", [4, *LONG, *LONG], max_tokens=10))
-    engine.run()  # needs more than is free, and gets it but for the one that is being written
+    engine.run()  # needs more than is free
     assert right(engine, "large", [4, *LONG, *LONG], 10)
     disk.allowed = True
     engine.settle()
     assert engine.core.stats().tiers.skipped_total > 0
     engine.assert_drained()
+
+
+@pytest.mark.parametrize("grows", [False, True], ids=["to begin", "to go on"])
+def test_a_disk_that_hangs_in_the_middle_of_a_write_holds_no_slots_that_others_need(
+    tmp_path: Path, opened: list[Tiered], monkeypatch: pytest.MonkeyPatch, grows: bool
+) -> None:
+    monkeypatch.setattr(disk_tier, "WRITE_TOKENS", 8)
+    disk = SlowDisk()
+    engine = started(opened, 64, folder=tmp_path / "s", disk=disk)
+    engine.submit(request("written", LONG))
+    engine.run()
+    while not list((tmp_path / "s" / "runs").glob("*.safetensors")):
+        time.sleep(0.01)  # its first part is on the disk, the row hangs
+    assert engine.cache.stats().pinned >= len(LONG)
+    prompt, count = ([6, 5, 4], 58) if grows else ([6, *OTHER], 8)
+    engine.submit(request("all of it", prompt, count))
+    engine.run()
+    assert right(engine, "all of it", prompt, count)
+    assert engine.disk is not None
+    assert (engine.disk.writing, engine.disk.skipped_total) == (True, 2)  # the new one's own waits
+    disk.allowed = True
+    engine.settle()
+    engine.assert_drained()
+    engine.close()
+    opened.clear()
+    again = started(opened, 128, folder=tmp_path / "s")
+    again.ask(request("warm", LONG), request("warm too", prompt, count))
+    assert again.cached("warm") == (0, 0, 8), "what was copied before the slots were given away"
+    assert right(again, "warm", LONG)
+    assert right(again, "warm too", prompt, count)
+
+
+def test_slots_are_not_taken_back_while_they_are_read(
+    tmp_path: Path, opened: list[Tiered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = started(opened, 64, folder=tmp_path / "s")
+    read, reading, held = disk_tier.read_slots, threading.Event(), list[bool]()
+
+    def slowly(*args: Any) -> Any:
+        reading.set()
+        time.sleep(0.2)
+        held.append(engine.cache.stats().leases > 0)
+        return read(*args)
+
+    monkeypatch.setattr(disk_tier, "read_slots", slowly)
+    engine.submit(request("written", LONG))
+    engine.run()
+    engine.submit(request("all of it", [6, *OTHER], 8))
+    assert reading.wait(10)
+    assert engine.disk is not None
+    while engine.disk.relent():
+        pass
+    assert engine.cache.stats().leases == 0
+    assert held == [True]
+    engine.run()
+    assert right(engine, "all of it", [6, *OTHER], 8)
+    monkeypatch.setattr(disk_tier, "read_slots", read)
+    engine.settle()
+    engine.cache.clear()
+    engine.ask(request("warm", LONG))
+    assert engine.cached("warm") == (0, 0, len(LONG) - 1)
+    assert right(engine, "warm", LONG)
 
 
 def test_what_is_not_worth_it_is_computed_and_tried_again_now_and_then(tmp_path: Path, opened: list[Tiered]) -> None:
@@ -232,6 +301,62 @@ def test_not_more_than_so_many_writes_wait(
     disk.allowed = True
     engine.settle()
     engine.assert_drained()
+
+
+def asked(engine: Tiered, command: Callable[[], Any]) -> Any:
+    """What a command beside the engine comes to; the engine sleeps and steps as it does in its process."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(command)
+        while not done.done():
+            engine.tiers.settle()
+            time.sleep(0.01)
+        return done.result()
+
+
+def test_a_command_beside_the_engine_clears_and_imports(tmp_path: Path, opened: list[Tiered]) -> None:
+    folder = tmp_path / "s"
+    engine = started(opened, 128, folder=folder)
+    engine.ask(request("cold", LONG))
+    with transfer.reading(folder) as index:
+        name = max(index.rows(), key=lambda row: row.start + row.length).name
+    transfer.export_prefix(folder, name, tmp_path / "file")
+    assert asked(engine, lambda: transfer.clear(folder)) == 2
+    assert files(folder) == []
+    assert engine.core.stats().tiers.disk_runs == 0
+    engine.cache.clear()
+    engine.ask(request("cleared", LONG))
+    assert engine.cached("cleared") == (0, 0, 0)
+    asked(engine, lambda: transfer.clear(folder))
+    engine.cache.clear()
+    assert asked(engine, lambda: transfer.import_prefix(folder, tmp_path / "file")).num_new == len(LONG) + 3
+    engine.ask(request("imported", LONG))
+    assert engine.cached("imported") == (0, 0, len(LONG) - 1)
+    assert all(right(engine, name, LONG) for name in ("cold", "cleared", "imported"))
+    engine.assert_drained()
+
+
+def test_a_long_errand_lets_loads_pass_and_does_not_outlive_the_engine(
+    tmp_path: Path, opened: list[Tiered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "s"
+    engine = started(opened, 128, folder=folder)
+    engine.ask(request("cold", LONG))
+    engine.cache.clear()
+    monkeypatch.setattr(errands.Attendant, "_doing", lambda *_: itertools.repeat(None))  # never ends
+    with ThreadPoolExecutor(1) as pool:
+        mending = pool.submit(transfer.fix, folder)
+        while not (folder / "begun.json").exists():
+            time.sleep(0.01)
+        engine.submit(request("warm", LONG))
+        engine.run()
+        assert engine.cached("warm") == (0, 0, len(LONG) - 1)
+        engine.close()
+        opened.clear()
+        with pytest.raises(StartupError, match="has ended"):
+            mending.result(20)
+    assert (folder / "begun.json").exists()
+    started(opened, 128, folder=folder)
+    assert not (folder / "begun.json").exists()
 
 
 def test_a_job_that_raises_harms_nobody(tmp_path: Path, opened: list[Tiered], monkeypatch: pytest.MonkeyPatch) -> None:
