@@ -45,30 +45,22 @@ def _run(chosen: argparse.Namespace, console: Console) -> int:
     _allow_many_connections()
     with RecordFile(chosen.out) as file:
         bench = Bench(target, file, console, chosen.slo, chosen.quiet)
-        interrupted = _replay(bench, workload, chosen)
+        interrupted = finish.kept(bench, lambda: _replay(bench, workload, chosen))
     written = finish.write(bench, chosen.summary, chosen.html, console)
     finish.show(bench, f"{workload.name} at {target.url}, {workload.load}", console)
     if interrupted:
-        return tour.INTERRUPTED
+        return finish.INTERRUPTED
     return OK if written and not bench.failed else ERRORS
 
 
-def _replay(bench: Bench, workload: Workload, chosen: argparse.Namespace) -> bool:
-    """Every phase and the check; true if a person stopped it. What was measured until then is in `bench`."""
-    try:
-        for phase in chosen.phases:
-            asyncio.run(bench.run(workload, phase))
-            if bench.phases[-1].run.server_lost:
-                return False
-        if chosen.check:
-            asyncio.run(bench.check())
-    except KeyboardInterrupt:
-        return True
-    except CannotStart as error:
-        if not bench.phases:
-            raise
-        bench.lost = str(error)
-    return False
+def _replay(bench: Bench, workload: Workload, chosen: argparse.Namespace) -> None:
+    """Every phase and the check, as far as the server is there."""
+    for phase in chosen.phases:
+        asyncio.run(bench.run(workload, phase))
+        if bench.phases[-1].run.server_lost:
+            return
+    if chosen.check:
+        asyncio.run(bench.check())
 
 
 def _allow_many_connections() -> None:

@@ -1,7 +1,8 @@
-"""What follows the last phase, whatever it was: the files, then the table and a line for each thing that is wrong."""
+"""What follows the last phase, however it ended: the files, then the table and a line for each thing that is wrong."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +11,26 @@ from rich.markup import escape
 from loadtest import page, results
 from loadtest.bench import Bench
 from loadtest.report import notes, problems, table_of
+from loadtest.target import CannotStart
+
+INTERRUPTED = 130  # exit code
+
+
+def kept(bench: Bench, measure: Callable[[], None]) -> bool:
+    """Measure; true if a person stopped it. What was measured until then is in `bench`.
+
+    Raises:
+        CannotStart: nothing was measured.
+    """
+    try:
+        measure()
+    except KeyboardInterrupt:
+        return True
+    except CannotStart as error:
+        if not bench.phases:
+            raise
+        bench.lost = str(error)
+    return False
 
 
 def show(bench: Bench, title: str, console: Console) -> None:

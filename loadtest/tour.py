@@ -13,10 +13,9 @@ from loadtest import finish
 from loadtest.bench import Bench
 from loadtest.record import RecordFile
 from loadtest.server import COMMAND, server
-from loadtest.target import CannotStart, Target, base_url
+from loadtest.target import Target, base_url
 from loadtest.workload import load_workload
 
-INTERRUPTED = 130
 SMALL = ("groups=3", "users=4", "turns=2", "system_words=800")  # what 2 cores do in two minutes, without a cache, too
 
 
@@ -31,28 +30,19 @@ def main(arguments: Sequence[str], prog: str, console: Console) -> int:
     chosen.folder.mkdir(parents=True, exist_ok=True)
     with RecordFile(chosen.folder / "requests.jsonl") as file:
         bench = Bench(Target(""), file, console)
-        interrupted = _measure(bench, chosen)
+        interrupted = finish.kept(bench, lambda: _measure(bench, chosen))
     html = chosen.folder / "report.html"
     written = finish.write(bench, chosen.folder / "summary.json", html, console)
     finish.show(bench, "shared system prompts: the cache cold, warm, and switched off", console)
     if bench.phases and html.exists():
         console.print(f"report: {html.resolve()}")
-    return INTERRUPTED if interrupted else int(bench.failed or not written)
+    return finish.INTERRUPTED if interrupted else int(bench.failed or not written)
 
 
-def _measure(bench: Bench, chosen: argparse.Namespace) -> bool:
-    """Every phase; true if a person stopped it. What was measured until then is in `bench`."""
-    try:
-        for phases, extra in ((("cold", "warm"), ()), (("no cache",), ("--no-cache",))):
-            bench.console.print(f"starting a server {' '.join(extra)}".rstrip())
-            with server(["--log-level", "error", *extra, *chosen.options], chosen.command) as url:
-                bench.target = Target(base_url(url))
-                for phase in phases:
-                    asyncio.run(bench.run(load_workload("shared_system", [*SMALL, *chosen.set]), phase))
-    except KeyboardInterrupt:
-        return True
-    except CannotStart as error:
-        if not bench.phases:
-            raise
-        bench.lost = str(error)
-    return False
+def _measure(bench: Bench, chosen: argparse.Namespace) -> None:
+    for phases, extra in ((("cold", "warm"), ()), (("no cache",), ("--no-cache",))):
+        bench.console.print(f"starting a server {' '.join(extra)}".rstrip())
+        with server(["--log-level", "error", *extra, *chosen.options], chosen.command) as url:
+            bench.target = Target(base_url(url))
+            for phase in phases:
+                asyncio.run(bench.run(load_workload("shared_system", [*SMALL, *chosen.set]), phase))

@@ -19,11 +19,7 @@ import torch
 from numba import carray
 
 from radixserve.model import native, team
-from radixserve.model.lanes import (
-    PANEL,
-    add_atomically,
-    pointer,
-)
+from radixserve.model.lanes import PANEL, add_atomically, pointer
 from radixserve.model.products import WIDTH, panel_1, panel_2, panel_3, panel_4, panel_5, panel_6
 from radixserve.model.step_block import compiled
 
@@ -33,6 +29,7 @@ FEW = 48
 _CHAINS = (1024, 512, 256, 2048, 1 << 30)  # inputs
 _FITS = PANEL * 2 == WIDTH  # six rows of a panel in registers
 _GROUP = 6  # rows
+_TESTED = (*range(1, 2 * _GROUP + 1), FEW)  # every number of rows in a first and in a last group
 _DEPTH = 64  # inputs of a block: with 64 outputs half of the first-level cache
 _ZERO = np.float32(0)
 _X, _WEIGHT, _BIAS, _OUT, _COUNTER, _ROWS, _IN, _OUTPUTS, _CHAIN, _HAS_BIAS, _LENGTH = range(11)
@@ -63,7 +60,7 @@ class FewRows:
             return None
         for chain in _CHAINS:
             kernel = cls(packed, bias, shape, chain)
-            if all(torch.equal(kernel(x[:rows]), y[:rows]) for rows in range(1, FEW + 1)):
+            if all(torch.equal(kernel(x[:rows]), y[:rows]) for rows in _TESTED):
                 return kernel
         return None
 

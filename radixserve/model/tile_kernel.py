@@ -34,6 +34,7 @@ from radixserve.model.tiles import TILE
 
 _MINUS_INFINITY = np.float32(-np.inf)
 _ZERO, _ONE = np.float32(0), np.float32(1)
+_ROWS = 6  # query rows per block: what `multiply_6` keeps in registers
 _TAKEN, _DONE, _FINISHED = 0, 1, 2  # counters of a layer: items taken, items done, rows taken to be finished
 
 
@@ -47,9 +48,6 @@ class Item(NamedTuple):
     tile: Any
     end_tile: Any
     stop: Any
-
-
-_ROWS = 6  # query rows per block: what `multiply_6` keeps in registers
 
 
 @compiled

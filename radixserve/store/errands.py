@@ -98,6 +98,9 @@ class Attendant:
             self._answer(end.value)
         except (StartupError, OSError, sqlite3.Error) as error:
             self._answer(Answer(error=str(error)))
+        except Exception as error:
+            log.exception("an errand failed")
+            self._answer(Answer(error=f"the server could not do it: {error!r}"))
         return True
 
     def _begun(self) -> Parts[Answer] | None:

@@ -33,7 +33,6 @@ BROKEN = "index.broken"
 ASKED, BEGUN, ANSWERED = "asked.json", "begun.json", "answered.json"
 _INDEX_RESERVE = 512 << 10  # what the index and its log may grow by until room is made again, besides a run's tokens
 
-
 log = logging.getLogger(__name__)
 
 

@@ -323,3 +323,17 @@ def test_the_files_of_an_errand_are_the_owners_alone(tmp_path: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         transfer.clear(tmp_path / "s")
     assert modes == [0o600, 0o600]
+
+
+def test_an_error_that_nobody_foresaw_is_answered_and_the_next_errand_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(tmp_path / "s")
+    put(store, "a", PROMPT)
+    with attended(store):
+        with monkeypatch.context() as patch:
+            patch.setattr(store.folder, "clear", lambda: [][0])
+            with pytest.raises(StartupError, match="could not do it.*IndexError"):
+                transfer.clear(tmp_path / "s")
+        assert transfer.clear(tmp_path / "s") == 1
+    assert nothing_is_left(tmp_path / "s")
