@@ -333,7 +333,7 @@ def test_an_error_that_nobody_foresaw_is_answered_and_the_next_errand_is_done(
     with attended(store):
         with monkeypatch.context() as patch:
             patch.setattr(store.folder, "clear", lambda: [][0])
-            with pytest.raises(StartupError, match="could not do it.*IndexError"):
+            with pytest.raises(StartupError, match=r"could not do it.*IndexError"):
                 transfer.clear(tmp_path / "s")
         assert transfer.clear(tmp_path / "s") == 1
     assert nothing_is_left(tmp_path / "s")
