@@ -219,8 +219,8 @@ def main() -> int:
     print(table(found))
     for kind, example in outcome.tally.examples.items():
         print(f"\n{outcome.tally.failures[kind]} x {kind}; the first: {example}")
-    for line in (outcome.left.log_errors if outcome.left else [])[:5]:
-        print(f"\nlog: {line}")
+    for entry in (outcome.left.log_errors if outcome.left else [])[:5]:
+        print(f"\nlog: {entry}")
     return 0 if all(row.ok for row in found) else 1
 
 

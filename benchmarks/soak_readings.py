@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -126,7 +127,10 @@ class Leftovers:
     num_temporary: int  # files that were being written, or a broken index put aside
     num_processes: int
     checked: str  # the last line of `radixserve cache check`, or what it complained of
-    log_errors: list[str]  # lines, deaths of the engine excepted
+    log_errors: list[str]  # with their tracebacks, deaths of the engine excepted
+
+
+_ENTRIES = re.compile(r"^(?=\d{4}-\d\d-\d\d )", re.MULTILINE)  # of a log; a traceback belongs to the line before
 
 
 def leftovers(folder: Path, log: Path, front: int) -> Leftovers:
@@ -140,7 +144,7 @@ def leftovers(folder: Path, log: Path, front: int) -> Leftovers:
         sum(name.endswith((_TEMPORARY, ".broken")) for name in files),
         sum(front in (pid, parent) for pid, (parent, _) in _processes().items()),
         checked,
-        [line for line in log.read_text(errors="replace").splitlines() if _is_error(line)],
+        [entry for entry in _ENTRIES.split(log.read_text(errors="replace")) if _is_error(entry)],
     )
 
 
@@ -150,9 +154,9 @@ def _index_bytes(folder: Path) -> int:
     return int(total)
 
 
-def _is_error(line: str) -> bool:
+def _is_error(entry: str) -> bool:
     """Told as an error, or a traceback, and not of a kill."""
-    return (" ERROR " in line and "exit code -9" not in line) or "Traceback" in line
+    return (" ERROR " in entry and "exit code -9" not in entry) or "Traceback" in entry
 
 
 def _checked(folder: Path) -> str:

@@ -5,6 +5,7 @@ Everything it needs is given to `make_app`; it starts nothing but tokenizer thre
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import time
@@ -62,8 +63,8 @@ def _routes() -> list[web.RouteDef]:
 async def _errors_as_envelope(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
-    except ConnectionError:
-        raise  # the client is gone: there is nobody to tell
+    except ConnectionError as gone:
+        raise asyncio.CancelledError from gone  # there is nobody to tell; as if the handler had been cancelled for it
     except Exception as error:
         refusal = as_api_error(error, request)
         return error_response(refusal, request.app[API].settings.retry_after_seconds)
