@@ -4,7 +4,8 @@ oneDNN's operator reads packed weights at half of what memory gives when there a
 sequences is little else than reading weights. With AVX-512 it packs a weight [out, in] as panels of 64 outputs, in
 rows of one input each, and sums each output as chains of fused multiply-adds over some hundreds of inputs, chain added
 to chain. This kernel does the same on the same memory. Neither is documented: `FewRows.like` finds the length of a
-chain by comparing bits, and gives up where none of the usual ones agrees. Knows nothing of layers.
+chain by comparing bits, and gives up where none of the usual ones agrees. A weight that is kept as `codes` too is read
+from them, block by block into the cache: the same numbers. Knows nothing of layers.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -12,13 +13,15 @@ chain by comparing bits, and gives up where none of the usual ones agrees. Knows
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numba import carray
 
 from radixserve.model import native, team
+from radixserve.model.coded_products import GROUP, Records, coded_0, coded_1, coded_2, coded_3, coded_4, record_size
+from radixserve.model.codes import Codes
 from radixserve.model.lanes import PANEL, add_atomically, pointer
 from radixserve.model.products import WIDTH, panel_1, panel_2, panel_3, panel_4, panel_5, panel_6
 from radixserve.model.step_block import compiled
@@ -28,27 +31,51 @@ FEW = 48
 
 _CHAINS = (1024, 512, 256, 2048, 1 << 30)  # inputs
 _FITS = PANEL * 2 == WIDTH  # six rows of a panel in registers
-_GROUP = 6  # rows
-_TESTED = (*range(1, 2 * _GROUP + 1), FEW)  # every number of rows in a first and in a last group
-_DEPTH = 64  # inputs of a block: with 64 outputs half of the first-level cache
+_SIX = 6  # rows
+_TESTED = (*range(1, 2 * _SIX + 1), FEW)  # every number of rows in a first and in a last group
+_LAST = 4  # rows beside which the next block is decoded
+_INPUTS = 64  # of a block: with 64 outputs half of the first-level cache
 _ZERO = np.float32(0)
-_X, _WEIGHT, _BIAS, _OUT, _COUNTER, _ROWS, _IN, _OUTPUTS, _CHAIN, _HAS_BIAS, _LENGTH = range(11)
+_X, _WEIGHT, _BIAS, _OUT, _COUNTER, _ROWS, _IN, _OUTPUTS, _CHAIN, _HAS_BIAS = range(10)
+_BITS, _STRIDE, _DEPTH, _LENGTH = range(10, 14)
+
+
+class Room(NamedTuple):
+    """One thread's memory."""
+
+    total: Any  # of chains that are finished
+    sums: Any  # of the chains
+    block: Any  # of the weight, decoded
 
 
 class FewRows:
     """One packed weight, read by our kernel. Not for concurrent use with itself."""
 
-    def __init__(self, packed: torch.Tensor, bias: torch.Tensor | None, shape: tuple[int, int], chain: int) -> None:
-        """`packed` and `bias` must outlive this; `shape` is (out, in), `chain` the inputs of one chain."""
+    def __init__(
+        self,
+        packed: torch.Tensor,
+        bias: torch.Tensor | None,
+        shape: tuple[int, int],
+        chain: int,
+        codes: Codes | None = None,
+    ) -> None:
+        """`packed` and `bias` must outlive this; `shape` is (out, in), `chain` the inputs of one chain.
+
+        With `codes`, which are those of `packed`, the weight is read from them.
+        """
         self._counter = np.zeros(1, np.int64)
         self._block = np.zeros(_LENGTH, np.int64)
-        self._block[_WEIGHT] = torch.ops.mkldnn.data_ptr(packed)
+        self._block[_WEIGHT] = torch.ops.mkldnn.data_ptr(packed) if codes is None else codes.records.data_ptr()
         self._block[_COUNTER] = self._counter.ctypes.data
         self._block[[_OUTPUTS, _IN]] = shape
         self._block[_CHAIN] = chain
+        self._block[_STRIDE] = GROUP * WIDTH if codes is None else record_size(codes.bits)  # of GROUP inputs of a panel
+        self._block[_BITS] = 0 if codes is None else codes.bits
+        self._block[_DEPTH] = _INPUTS if codes is None or shape[1] % _INPUTS == 0 else GROUP  # all blocks are as deep
         if bias is not None:
             self._block[[_BIAS, _HAS_BIAS]] = bias.data_ptr(), 1
         self._address = self._block.ctypes.data
+        self._codes = codes
         self.chain = chain
 
     @classmethod
@@ -83,10 +110,10 @@ def _is_plain(packed: torch.Tensor, shape: tuple[int, int]) -> bool:
 
 
 @compiled
-def _block(b: Any, x: Any, at: int, weight: Any, wt: int, sums: Any, depth: int, ahead: int) -> None:
-    """Carry on the chains of all rows over the next `depth` inputs, the weight's rows from element `wt` on."""
-    rows, inputs = b[_ROWS], b[_IN]
-    for row in range(0, rows, _GROUP):
+def _block(b: Any, x: Any, at: int, rows: int, weight: Any, wt: int, sums: Any, depth: int, ahead: int) -> None:
+    """Carry on the chains of the first rows over the next `depth` inputs, the weight's rows from element `wt` on."""
+    inputs = b[_IN]
+    for row in range(0, rows, _SIX):
         left, here, to = rows - row, at + row * inputs, row * WIDTH
         if left >= 6:
             panel_6(x, here, inputs, weight, wt, sums, to, depth, ahead)
@@ -104,19 +131,48 @@ def _block(b: Any, x: Any, at: int, weight: Any, wt: int, sums: Any, depth: int,
 
 
 @compiled
-def _multiply_panel(b: Any, x: Any, weight: Any, panel: int, following: int, sums: Any, total: Any) -> None:
-    """total[rows, 64] = x @ one panel, block after block of inputs, while the block after that is on its way.
+def _records(b: Any, weight: Any, begin: int) -> Records:
+    """Of a block; the one behind it is to be asked for meanwhile."""
+    return Records(weight, begin, b[_DEPTH] // GROUP * b[_STRIDE], b[_BITS])
+
+
+@compiled
+def _coded_block(b: Any, x: Any, at: int, rows: int, block: Any, sums: Any, later: Records) -> None:
+    """Carry on the chains of the first rows over the inputs of `block`, which then is what `later` says."""
+    inputs, depth, last = b[_IN], b[_DEPTH], min(rows, _LAST)
+    first = rows - last
+    _block(b, x, at, first, block, 0, sums, depth, 0)
+    here, to = at + first * inputs, first * WIDTH
+    if last == 4:
+        coded_4(x, here, inputs, block, sums, to, depth, later)
+    elif last == 3:
+        coded_3(x, here, inputs, block, sums, to, depth, later)
+    elif last == 2:
+        coded_2(x, here, inputs, block, sums, to, depth, later)
+    elif last == 1:
+        coded_1(x, here, inputs, block, sums, to, depth, later)
+    else:
+        coded_0(x, here, inputs, block, sums, to, depth, later)
+
+
+@compiled
+def _multiply_panel(b: Any, x: Any, weight: Any, panel: int, following: int, room: Room) -> None:
+    """room.total[rows, 64] = x @ one panel, block after block of inputs, while the block after that is on its way.
 
     `following` is the panel that this thread multiplies by next.
     """
-    count, inputs, chain = b[_ROWS] * WIDTH, b[_IN], b[_CHAIN]
+    rows, inputs, chain, stride, depth = b[_ROWS], b[_IN], b[_CHAIN], b[_STRIDE], b[_DEPTH]
+    total, sums, count = room.total, room.sums, rows * WIDTH
     total[:count], sums[:count] = _ZERO, _ZERO
-    begin, after = panel * inputs * WIDTH, following * inputs * WIDTH
-    for first in range(0, inputs, _DEPTH):
-        stop = min(first + _DEPTH, inputs)
-        wt = begin + first * WIDTH
-        ahead = (begin + stop * WIDTH if stop < inputs else after) - wt
-        _block(b, x, first, weight, wt, sums, stop - first, ahead)
+    begin, after = panel * inputs * stride // GROUP, following * inputs * stride // GROUP
+    for first in range(0, inputs, depth):
+        stop = min(first + depth, inputs)
+        wt = begin + first * stride // GROUP
+        later = begin + stop * stride // GROUP if stop < inputs else after
+        if b[_BITS] == 0:
+            _block(b, x, first, rows, weight, wt, sums, stop - first, later - wt)
+        else:
+            _coded_block(b, x, first, rows, room.block, sums, _records(b, weight, later))
         if stop == inputs or stop % chain == 0:
             for i in range(count):
                 total[i] = sums[i] if stop <= chain else total[i] + sums[i]
@@ -137,16 +193,20 @@ def _work(b: Any) -> None:
     """One thread: take panels until none is left."""
     rows, inputs, outputs = b[_ROWS], b[_IN], b[_OUTPUTS]
     x = carray(pointer(b[_X]), rows * inputs, np.float32)
-    weight = carray(pointer(b[_WEIGHT]), outputs * inputs, np.float32)
+    weight = carray(pointer(b[_WEIGHT]), outputs * inputs * b[_STRIDE] // (GROUP * WIDTH), np.float32)
     bias = carray(pointer(b[_BIAS]), outputs, np.float32)
     out = carray(pointer(b[_OUT]), rows * outputs, np.float32)
     counter = carray(pointer(b[_COUNTER]), 1, np.int64)
-    sums, total = np.empty(rows * WIDTH, np.float32), np.empty(rows * WIDTH, np.float32)
-    panel = add_atomically(counter, 0, 1)
-    while panel < outputs // WIDTH:
+    total, sums = np.empty(rows * WIDTH, np.float32), np.empty(rows * WIDTH, np.float32)
+    room = Room(total, sums, np.empty(b[_DEPTH] * WIDTH, np.float32))
+    panel, panels = add_atomically(counter, 0, 1), outputs // WIDTH
+    if b[_BITS] != 0 and panel < panels:
+        begin = panel * inputs * b[_STRIDE] // GROUP
+        _coded_block(b, x, 0, 0, room.block, room.sums, _records(b, weight, begin))
+    while panel < panels:
         following = add_atomically(counter, 0, 1)
-        _multiply_panel(b, x, weight, panel, following, sums, total)
-        _write(b, panel, total, bias, out)
+        _multiply_panel(b, x, weight, panel, min(following, panels - 1), room)
+        _write(b, panel, room.total, bias, out)
         panel = following
 
 

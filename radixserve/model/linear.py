@@ -13,12 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from radixserve.model.codes import Codes
 from radixserve.model.few_rows import FEW, FewRows
 
 _PACK_FOR = 16  # rows for which oneDNN chooses the layout; decode batches are about that
 _TESTED_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 96, 128, 129, 200, 256, 300)
 _TESTED_IF_LARGE = (1, 2, 3, 4, 7, 8, 16, 33, 64, 256)
 _CANONICAL_ROWS = 512
+_PROBE_ROWS = 7  # more than one group of the kernel's
 _LARGE = 1 << 24  # weights with more entries are tested with fewer rows: their test would take seconds
 
 
@@ -37,6 +39,7 @@ class PackedWeight:
             raise Untrusted(f"this torch cannot pack linear weights ({error})") from error
         self._bias = None if bias is None else bias.detach().clone()
         self.min_rows = 1
+        self.code_bits = 0  # of the codes that a few rows are multiplied by; 0: by float32
         self._few: FewRows | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -61,8 +64,16 @@ class PackedWeight:
         return 0 if self._few is None else self._few.chain
 
     def use_few(self, chain: int) -> None:
-        """Use the kernel that `find_few` found for a weight of the same shape."""
-        self._few = FewRows(self._packed, self._bias, (self.out_features, self.in_features), chain) if chain else None
+        """Use the kernel that `find_few` found for a weight of the same shape; with codes if all values have one."""
+        shape = (self.out_features, self.in_features)
+        if not chain:
+            return
+        self._few = FewRows(self._packed, self._bias, shape, chain)
+        codes = Codes.of(torch.ops.mkldnn.data_ptr(self._packed), shape)
+        if codes is not None:
+            coded, x = FewRows(self._packed, self._bias, shape, chain, codes), torch.randn(_PROBE_ROWS, shape[1])
+            if torch.equal(coded(x), self._few(x)):
+                self._few, self.code_bits = coded, codes.bits
 
 
 class RowTest:

@@ -19,6 +19,8 @@ from radixserve.model.embedded import cache_dir
 log = logging.getLogger(__name__)
 
 _SOURCES = (
+    "coded_products",
+    "codes",
     "few_rows",
     "lanes",
     "layer_block",

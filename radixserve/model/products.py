@@ -73,12 +73,12 @@ def _multiply_rows(rows: int) -> Intrinsic:
                     with cgutils.for_range_slice(builder, ir.Constant(index, 0), width, line) as (offset, _):
                         prefetch_line(builder, builder.gep(row, [offset]))
                 row = builder.gep(row_of_b(loop.index), [column])
-                columns = _vectors(builder, row, VECTORS)
+                columns = vectors_at(builder, row, VECTORS)
                 for r in range(rows):
                     element = builder.add(builder.mul(ir.Constant(index, r), lda), loop.index)
-                    _add_product(builder, builder.gep(a_data, [element]), columns, sums[r])
+                    add_product(builder, builder.gep(a_data, [element]), columns, sums[r])
             for r in range(rows):
-                _store_all(builder, sums[r], builder.gep(c_data, [builder.mul(ir.Constant(index, r), ldc)]))
+                store_all(builder, sums[r], builder.gep(c_data, [builder.mul(ir.Constant(index, r), ldc)]))
             return context.get_dummy_value()
 
         n = types.intp
@@ -104,24 +104,38 @@ def _zero(builder: ir.IRBuilder) -> Any:
     return cgutils.alloca_once_value(builder, ir.Constant(VECTOR, [0.0] * LANES))
 
 
-def _vectors(builder: ir.IRBuilder, pointer: Any, count: int) -> list[Any]:
+def vectors_at(builder: ir.IRBuilder, pointer: Any, count: int) -> list[Any]:
+    """`count` vectors of LANES floats from a pointer on."""
     return [load(builder, builder.gep(pointer, [ir.Constant(ir.IntType(64), v * LANES)])) for v in range(count)]
 
 
-def _add_product(builder: ir.IRBuilder, factor: Any, columns: list[Any], sums: list[Any]) -> None:
+def add_product(builder: ir.IRBuilder, factor: Any, columns: list[Any], sums: list[Any]) -> None:
     """sums += the number at `factor` * columns."""
     vector = splat(builder, builder.load(factor))
     for column, total in zip(columns, sums, strict=True):
         builder.store(vector_fma(builder, vector, column, builder.load(total)), total)
 
 
-def _store_all(builder: ir.IRBuilder, sums: list[Any], pointer: Any) -> None:
-    for v, total in enumerate(sums):
-        store(builder, builder.load(total), builder.gep(pointer, [ir.Constant(ir.IntType(64), v * LANES)]))
+def store_all(builder: ir.IRBuilder, sums: list[Any], pointer: Any) -> None:
+    """Write variables that hold vectors, one behind the other."""
+    store_row(builder, [builder.load(total) for total in sums], pointer)
+
+
+def store_row(builder: ir.IRBuilder, vectors: list[Any], pointer: Any) -> None:
+    """Write vectors, one behind the other."""
+    for v, vector in enumerate(vectors):
+        store(builder, vector, builder.gep(pointer, [ir.Constant(ir.IntType(64), v * LANES)]))
 
 
 multiply_1, multiply_2, multiply_3 = _multiply_rows(1), _multiply_rows(2), _multiply_rows(3)
 multiply_4, multiply_6 = _multiply_rows(4), _multiply_rows(6)
+
+
+def chains_of(builder: ir.IRBuilder, out: Any, rows: int) -> tuple[list[Any], list[list[Any]]]:
+    """Pointers to `rows` rows of 64 floats, and variables that hold these floats, as vectors."""
+    outs = [builder.gep(out, [ir.Constant(ir.IntType(64), r * WIDTH)]) for r in range(rows)]
+    rows_of = [vectors_at(builder, pointer, WIDTH // LANES) for pointer in outs]
+    return outs, [[cgutils.alloca_once_value(builder, vector) for vector in row] for row in rows_of]
 
 
 def _panel(rows: int) -> Intrinsic:
@@ -139,19 +153,18 @@ def _panel(rows: int) -> Intrinsic:
             kinds = signature.args
             x_data, weights, out = (element_at(context, builder, kinds[i], args[i], args[i + 1]) for i in (0, 3, 5))
             inputs, depth, ahead = args[2], args[7], args[8]
-            index, vectors = depth.type, WIDTH // LANES
-            outs = [builder.gep(out, [ir.Constant(index, r * WIDTH)]) for r in range(rows)]
-            chains = [[cgutils.alloca_once_value(builder, v) for v in _vectors(builder, o, vectors)] for o in outs]
+            index = depth.type
+            outs, chains = chains_of(builder, out, rows)
             with cgutils.for_range(builder, depth) as loop:
                 line = builder.gep(weights, [builder.mul(loop.index, ir.Constant(index, WIDTH))])
                 for j in range(0, WIDTH, LINE):
                     prefetch_line(builder, builder.gep(line, [builder.add(ahead, ir.Constant(index, j))]))
-                columns = _vectors(builder, line, vectors)
+                columns = vectors_at(builder, line, WIDTH // LANES)
                 for r in range(rows):
                     element = builder.add(builder.mul(ir.Constant(index, r), inputs), loop.index)
-                    _add_product(builder, builder.gep(x_data, [element]), columns, chains[r])
+                    add_product(builder, builder.gep(x_data, [element]), columns, chains[r])
             for pointer, chain in zip(outs, chains, strict=True):
-                _store_all(builder, chain, pointer)
+                store_all(builder, chain, pointer)
             return context.get_dummy_value()
 
         n = types.intp

@@ -1,0 +1,133 @@
+"""Products of a few rows with a panel that is kept as codes, as LLVM instructions for numba.
+
+As in `products` each output is one chain of fused multiply-adds, in ascending order. Decoding goes on beside it: while
+rows are multiplied by a block of the weight, what comes next is decoded into its place. A processor does in parallel
+what needs other units, but not what lies some hundred instructions further on.
+"""
+
+# mypy: disable-error-code="untyped-decorator"
+# (numba has no type hints)
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from radixserve.model.lanes import LANES, LINE, VECTOR, Intrinsic, element_at, prefetch_line, vector_fma
+from radixserve.model.products import WIDTH, add_product, chains_of, store_all, store_row, vectors_at
+
+GROUP = 32
+"""Inputs of a panel that share scales and offsets."""
+
+_WORD = 32  # bits
+_FRACTION = 23  # bits of a float's fraction
+_INTEGERS = ir.VectorType(ir.IntType(_WORD), LANES)
+_ROTATE = ir.FunctionType(_INTEGERS, [_INTEGERS] * 3)
+
+
+class Records(NamedTuple):
+    """Records of one panel, one for each GROUP inputs."""
+
+    data: Any  # flat float32
+    begin: Any
+    ahead: Any  # floats from there to what is to be asked for meanwhile
+    bits: Any  # of a code
+
+
+def record_size(bits: int) -> int:
+    """Floats and int32 of a record: 64 scales, 64 offsets, and the codes of GROUP inputs in rows of 64 int32."""
+    return (2 + GROUP * bits // _WORD) * WIDTH
+
+
+def _coded_panel(rows: int) -> Intrinsic:
+    """sums[r, 0:64] += x[r, 0:depth] @ block[0:depth, 0:64]; then `block` is what comes next, decoded from `later`.
+
+    `later` is `Records`; `depth` is whole groups. Else as `panel_*`.
+    """
+
+    @intrinsic
+    def multiply(
+        typingctx: Any, x: Any, at: Any, inputs: Any, block: Any, sums: Any, to: Any, depth: Any, later: Any
+    ) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            kinds, index = signature.args, args[6].type
+            zero = ir.Constant(index, 0)
+            starts = ((0, args[1]), (3, zero), (4, args[5]))
+            x_data, values, out = (element_at(context, builder, kinds[i], args[i], start) for i, start in starts)
+            outs, chains = chains_of(builder, out, rows)
+            decoder = _Decoder(context, builder, kinds[7], args[7])
+            with cgutils.for_range(builder, args[6]) as loop:
+                row = builder.gep(values, [builder.mul(loop.index, ir.Constant(index, WIDTH))])
+                columns = vectors_at(builder, row, WIDTH // LANES)
+                for r in range(rows):
+                    element = builder.add(builder.mul(ir.Constant(index, r), args[2]), loop.index)
+                    add_product(builder, builder.gep(x_data, [element]), columns, chains[r])
+                store_row(builder, decoder.row(loop.index), row)
+            for pointer, chain in zip(outs, chains, strict=True):
+                store_all(builder, chain, pointer)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(x, n, n, block, sums, n, n, later), generate
+
+    return multiply  # type: ignore[no-any-return]
+
+
+class _Decoder:
+    """Decodes rows of `Records`: offset + scale * (1 + code / 2**bits) for one input and 64 outputs."""
+
+    def __init__(self, context: Any, builder: ir.IRBuilder, kind: Any, records: Any) -> None:
+        data, at, self._ahead, self._bits = (builder.extract_value(records, i) for i in range(len(Records._fields)))
+        self._builder, self._index = builder, self._bits.type
+        self._begin = element_at(context, builder, kind[0], data, at)
+        self._size = builder.mul(builder.add(self._bits, self._number(2)), self._number(WIDTH))
+        self._highest = builder.sub(self._number(_FRACTION), self._bits)
+        one = self._number(1)
+        self._kept = self._splat(builder.shl(builder.sub(builder.shl(one, self._bits), one), self._highest))
+
+    def row(self, i: Any) -> list[Any]:
+        """Input i from the first record on; asks for the one so many records ahead."""
+        builder, within = self._builder, self._builder.urem(i, self._number(GROUP))
+        record = builder.gep(self._begin, [builder.mul(builder.udiv(i, self._number(GROUP)), self._size)])
+        self._ask(record, within)
+        bit = builder.mul(within, self._bits)
+        word = builder.add(builder.udiv(bit, self._number(_WORD)), self._number(2))
+        scales, offsets, words = (
+            vectors_at(builder, builder.gep(record, [builder.mul(row, self._number(WIDTH))]), WIDTH // LANES)
+            for row in (self._number(0), self._number(1), word)
+        )
+        back = builder.urem(bit, self._number(_WORD))
+        places = self._splat(builder.sub(builder.add(self._highest, self._number(_WORD)), back))
+        codes = [self._code(each, places) for each in words]
+        return [vector_fma(builder, *each) for each in zip(scales, codes, offsets, strict=True)]
+
+    def _ask(self, record: Any, i: Any) -> None:
+        """Ask for the i-th GROUP-th of the record `ahead`: 12 or 20 floats."""
+        place = self._builder.mul(i, self._builder.udiv(self._size, self._number(GROUP)))
+        for line in range(2):
+            further = self._builder.add(place, self._number(line * LINE))
+            prefetch_line(self._builder, self._builder.gep(record, [self._builder.add(self._ahead, further)]))
+
+    def _code(self, words: Any, places: Any) -> Any:
+        """1 + code / 2**bits, the code rotated to the highest bits of a float's fraction."""
+        builder, whole = self._builder, self._builder.bitcast(words, _INTEGERS)
+        rotate = cgutils.get_or_insert_function(builder.module, _ROTATE, f"llvm.fshl.v{LANES}i{_WORD}")
+        moved = builder.call(rotate, [whole, whole, places])
+        one = ir.Constant(_INTEGERS, [127 << _FRACTION] * LANES)
+        return builder.bitcast(builder.or_(builder.and_(moved, self._kept), one), VECTOR)
+
+    def _number(self, value: int) -> Any:
+        return ir.Constant(self._index, value)
+
+    def _splat(self, scalar: Any) -> Any:
+        builder, number = self._builder, ir.IntType(_WORD)
+        short, empty = self._builder.trunc(scalar, number), ir.Constant(_INTEGERS, ir.Undefined)
+        vector = builder.insert_element(empty, short, ir.Constant(number, 0))
+        return builder.shuffle_vector(vector, vector, ir.Constant(_INTEGERS, [0] * LANES))
+
+
+coded_0, coded_1, coded_2, coded_3, coded_4 = (_coded_panel(rows) for rows in range(5))

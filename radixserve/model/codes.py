@@ -1,0 +1,134 @@
+"""Weights in as few bytes as their values need, without loss: codes of 4 or 8 bits on a grid for each 32 inputs.
+
+Checkpoints that were quantised and came back as float32 hold few different values: within 32 inputs of one output all
+are `offset + scale * code`, rounded once. Where that gives back every single value of a weight, bit for bit, it is kept
+a second time as codes, a sixth or a quarter of the bytes, and a decode step, which is little else than reading weights,
+reads those. Where it does not, there is nothing. Knows nothing of how rows are multiplied.
+
+A panel of 64 outputs is one record for each 32 inputs: 64 scales, 64 offsets, and rows of 64 int32 with the codes of
+some consecutive inputs, the first in the lowest bits. So that decoding takes three instructions, what is kept is the
+scale of `1 + code / 2**bits`, a float with the code as the highest bits of its fraction, and the offset to go with it.
+"""
+
+# mypy: disable-error-code="untyped-decorator"
+# (numba has no type hints)
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numba import carray
+
+from radixserve.model import native, team
+from radixserve.model.coded_products import GROUP, record_size
+from radixserve.model.lanes import add_atomically, fma, pointer
+from radixserve.model.products import WIDTH
+from radixserve.model.step_block import compiled
+
+_WORD = 32  # bits
+_TO_11_BITS = np.float32(1 << 13 | 1)  # the factor that splits a float32 behind its 11th bit
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_WEIGHT, _OUT, _STATE, _GROUPS, _SIZE, _BITS, _LENGTH = range(7)
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """One weight [out, in], as records in the order of panels, then inputs."""
+
+    records: torch.Tensor  # float32, flat
+    bits: int
+
+    @classmethod
+    def of(cls, packed: int, shape: tuple[int, int]) -> Codes | None:
+        """Of the weight of `shape` (out, in) whose panels lie at address `packed`; None if its values need more.
+
+        Cost: for a weight that is on a grid some 10 ns per value and thread; for others next to nothing.
+        """
+        outputs, inputs = shape
+        if outputs % WIDTH or inputs % GROUP:
+            return None
+        for bits in (4, 8):
+            codes = cls(torch.empty(outputs // WIDTH * (inputs // GROUP) * record_size(bits)), bits)
+            if codes._filled(packed):
+                return codes
+        return None
+
+    def _filled(self, packed: int) -> bool:
+        size = record_size(self.bits)
+        state = np.zeros(2, np.int64)  # groups that were taken; one that fits no grid was found
+        addresses = packed, self.records.data_ptr(), state.ctypes.data
+        block = np.array([*addresses, len(self.records) // size, size, self.bits], np.int64)
+        team.run(native.address(encode), block.ctypes.data, True)
+        return not state[1]
+
+
+@compiled
+def _on_grid(values: Any, low: Any, step: Any, count: Any, codes: Any) -> bool:
+    """Whether every value is what its code gives on the grid low, low + step, ... of `count` values; notes codes."""
+    scale = step * count
+    for i in range(GROUP):
+        code = np.rint((values[i] - low) / step) if step > _ZERO else _ZERO
+        if fma(scale, _ONE + code / count, low - scale) != values[i]:
+            return False
+        codes[i] = np.uint32(code)
+    return True
+
+
+@compiled
+def _find_step(values: Any, low: Any, count: Any, codes: Any) -> Any:
+    """The step of a grid of at most `count` values, of which `low` is the first, that holds all values; below 0: none.
+
+    As many steps as there can be between the smallest and the largest value are tried, then fewer: each with the 11
+    bits that a step has which was kept in half precision (T. J. Dekker's splitting), and as it comes out.
+    """
+    for steps in range(np.int64(count) - 1, 0, -1):
+        step = (values.max() - low) / np.float32(steps)
+        split = step * _TO_11_BITS
+        for candidate in (split - (split - step), step):
+            if _on_grid(values, low, candidate, count, codes):
+                return candidate
+    return np.float32(-1)
+
+
+@compiled
+def _encode_group(weight: Any, at: int, bits: int, out: Any, words: Any, to: int) -> bool:
+    """One record, at element `to`, of the weight's rows from element `at` on."""
+    values, codes, per_word = np.empty(GROUP, np.float32), np.empty(GROUP, np.uint32), _WORD // bits
+    count = np.float32(1 << bits)
+    for lane in range(WIDTH):
+        for i in range(GROUP):
+            values[i] = weight[at + i * WIDTH + lane]
+        low = values.min()
+        step = _find_step(values, low, count, codes)
+        if not step >= _ZERO:
+            return False
+        out[to + lane], out[to + WIDTH + lane] = step * count, low - step * count
+        for row in range(GROUP // per_word):
+            word = np.uint32(0)
+            for i in range(per_word):
+                word |= codes[row * per_word + i] << np.uint32(i * bits)
+            words[to + (2 + row) * WIDTH + lane] = word
+    return True
+
+
+@compiled
+def _encode(b: Any) -> None:
+    """One thread: take groups until none is left or one fits no grid."""
+    groups, size, bits = b[_GROUPS], b[_SIZE], b[_BITS]
+    weight = carray(pointer(b[_WEIGHT]), groups * GROUP * WIDTH, np.float32)
+    out = carray(pointer(b[_OUT]), groups * size, np.float32)
+    words = carray(pointer(b[_OUT]), groups * size, np.uint32)
+    state = carray(pointer(b[_STATE]), 2, np.int64)
+    group = add_atomically(state, 0, 1)
+    while group < groups and state[1] == 0:
+        if not _encode_group(weight, group * GROUP * WIDTH, bits, out, words, group * size):
+            state[1] = 1
+        group = add_atomically(state, 0, 1)
+
+
+def encode(address: Any) -> None:
+    """What every thread calls with the address of a block as `_encoded` fills it; compiled by `native`."""
+    _encode(carray(address, _LENGTH, np.int64))
