@@ -29,7 +29,7 @@ from radixserve.model.lanes import (
 )
 from radixserve.model.products import Rows, multiply_1, multiply_2, multiply_3, multiply_4, multiply_6
 from radixserve.model.step_block import Step, Sums, compiled, read_step
-from radixserve.model.tile_loads import Run, Scratch, Tile, load_queries, load_tile, settled, without_rows
+from radixserve.model.tile_loads import Run, Scratch, Tile, load_queries, load_tile, part_of, settled, without_rows
 from radixserve.model.tiles import TILE
 
 _MINUS_INFINITY = np.float32(-np.inf)
@@ -53,7 +53,10 @@ class Item(NamedTuple):
 @compiled
 def _multiply(rows: int, a: Any, at: int, lda: int, b: Rows, columns: int, c: Any, later: Rows) -> None:
     """c[0:rows] = a[0:rows, 0:b.count] @ b[:, 0:columns], rows <= 6; c is contiguous, a from element `at` on."""
+    share = -(-later.width * PANEL // (columns * LINE)) * LINE
+    whole = later
     for column in range(0, columns, PANEL):
+        later = part_of(whole, column // PANEL * share, share)
         if rows == 6:
             multiply_6(a, at, lda, b, column, c, column, columns, later)
         elif rows >= 4:
@@ -66,7 +69,6 @@ def _multiply(rows: int, a: Any, at: int, lda: int, b: Rows, columns: int, c: An
             multiply_2(a, at, lda, b, column, c, column, columns, later)
         else:
             multiply_1(a, at, lda, b, column, c, column, columns, later)
-        later = without_rows(later)
 
 
 @compiled

@@ -102,6 +102,13 @@ def without_rows(rows: Rows) -> Rows:
 
 
 @compiled
+def part_of(rows: Rows, first: int, width: int) -> Rows:
+    """At most `width` floats of each row, from `first` on."""
+    begin, width = rows.begin + first, max(0, min(width, rows.width - first))
+    return Rows(rows.data, rows.table, rows.first, rows.count, begin, rows.stride, width)
+
+
+@compiled
 def load_tile(step: Step, run: Run, later: Run, scratch: Scratch) -> Tile:
     """The tile of `run`; what lies at `later` is to be asked for while it is used."""
     _load_keys(step, run.kv, run.at, run.count, scratch)
