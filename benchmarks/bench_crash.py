@@ -18,15 +18,14 @@ import random
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import aiohttp
-from figures import server
 
 from loadtest.client import Answer, Refused, ask
+from loadtest.server import server
 from loadtest.session import Json
 
 NUM_TOKENS = 200
@@ -103,7 +102,8 @@ class Round:
 
     def _went_on(self, task: asyncio.Task[None], answer: Answer) -> bool:
         since = self.deaths[-1][1] if self.deaths else 0.0
-        return task.done() or bool(answer.arrivals and answer.arrivals[-1] > since)
+        pieces = answer.arrivals.get(0)
+        return task.done() or bool(pieces and pieces[-1] > since)
 
     async def kill(self) -> None:
         """Kill the engine and wait until there is another."""
@@ -125,7 +125,7 @@ class Round:
 
     def gaps(self) -> list[float]:
         """For each death the longest pause of any stream that had to do with it."""
-        return [max(_gap(answer.arrivals, *death) for answer in self.answers) for death in self.deaths]
+        return [max(_gap(answer.arrivals.get(0, []), *death) for answer in self.answers) for death in self.deaths]
 
 
 def _gap(arrivals: list[float], killed: float, ready: float) -> float:
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("options", nargs="*", help="of radixserve serve")
     chosen = parser.parse_args()
-    with server(chosen.options, [sys.executable, "-m", "radixserve", "serve"]) as url:
+    with server(chosen.options) as url:
         print(table(asyncio.run(measure(url, chosen.kills, random.Random(chosen.seed)))))
 
 

@@ -67,8 +67,9 @@ class Plain:
 
     def __init__(self, *linears: nn.Linear) -> None:
         self.in_features = linears[0].in_features
-        biases = [linear.bias for linear in linears if linear.bias is not None]
-        self._weight = torch.cat([linear.weight for linear in linears])
+        biases: list[torch.Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+        weights: list[torch.Tensor] = [linear.weight for linear in linears]
+        self._weight = torch.cat(weights)
         self._bias = torch.cat(biases) if biases else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -172,7 +173,7 @@ def work(runner: Runner, attention: str, step: Step) -> Work:
     chunks, kernel = step.chunks[attention], ATTENTION[attention]
 
     def forward() -> None:
-        lean.attend_cpu = kernel  # what the lean forward calls
+        setattr(lean, "attend_cpu", kernel)  # noqa: B010 - what the lean forward calls; not for others to set
         runner.forward(chunks)
 
     return forward
@@ -183,7 +184,7 @@ def measure(runners: dict[str, Runner], step: Step, rounds: int) -> dict[str, fl
     names = [(linears, attention) for attention in ATTENTION for linears in runners]
     works = {f"{linears}, {attention}": work(runners[linears], attention, step) for linears, attention in names}
     times = interleaved(works, rounds)
-    lean.attend_cpu = attend_cpu
+    setattr(lean, "attend_cpu", attend_cpu)  # noqa: B010
     return times
 
 

@@ -12,6 +12,8 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,9 +93,9 @@ def bench_decode(ours: Runner, generic: Runner, rounds: int) -> None:
         shared, private = decode_chunks(batch, True), decode_chunks(batch, False)
         times = interleaved(
             {
-                "ours": lambda chunks=shared: ours.forward(chunks),
-                "private": lambda chunks=private: ours.forward(chunks),
-                "generic": lambda chunks=shared: generic.forward(chunks),
+                "ours": partial(ours.forward, shared),
+                "private": partial(ours.forward, private),
+                "generic": partial(generic.forward, shared),
             },
             rounds,
         )
@@ -110,7 +112,7 @@ def bench_prefill(ours: Runner, generic: Runner, rounds: int) -> None:
         ids = np.random.default_rng(1).integers(0, ours.loaded.vocab_size, length).astype(np.int32)
         chunks = [Chunk(ids, 0, SLOT_ORDER[:length])]
         times = interleaved(
-            {"ours": lambda c=chunks: ours.forward(c), "generic": lambda c=chunks: generic.forward(c)}, rounds
+            {"ours": partial(ours.forward, chunks), "generic": partial(generic.forward, chunks)}, rounds
         )
         rate = [f"{length / times[name]:.0f}" for name in times]
         rows.append([str(length), *rate, f"{times['generic'] / times['ours']:.2f}x"])
@@ -129,8 +131,8 @@ def bench_attention(shape: KVShape, heads: int, rounds: int) -> None:
         q4 = q.transpose(0, 1)[None].contiguous()
         times = interleaved(
             {
-                "ours": lambda q=q, plan=plan: attend_cpu(q, 0, plan, 0.125),
-                "sdpa": lambda q=q4, k=k, v=v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
+                "ours": partial(attend_cpu, q, 0, plan, 0.125),
+                "sdpa": partial(F.scaled_dot_product_attention, q4, k, v, is_causal=True, enable_gqa=True),
             },
             rounds,
         )
@@ -145,7 +147,7 @@ def bench_shared_attention(pool: KVPool, heads: int, rounds: int) -> None:
         q = torch.randn(batch, heads, pool.shape.k_dim)
         plans = [AttentionPlan.of(decode_chunks(batch, shared), pool) for shared in (True, False)]
         works: dict[str, Work] = {
-            name: lambda plan=plan: attend_cpu(q, 0, plan, 0.125)  # noqa: B023
+            name: partial(attend_cpu, q, 0, plan, 0.125)
             for name, plan in zip(("shared", "private"), plans, strict=True)
         }
         times = interleaved(works, rounds)
@@ -167,7 +169,8 @@ def main() -> None:
     loaded = load_model(model, DEVICE, torch.float32)
     ours = Runner(loaded, KVPool(loaded.shape, SLOTS, DEVICE))
     generic = generic_runner(ours, model)
-    bench_attention(loaded.shape, loaded.model.config.num_attention_heads, options.rounds)
+    config: Any = loaded.model.config
+    bench_attention(loaded.shape, config.num_attention_heads, options.rounds)
     bench_decode(ours, generic, options.rounds)
     bench_prefill(ours, generic, max(3, options.rounds // 4))
 

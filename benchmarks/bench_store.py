@@ -1,9 +1,11 @@
-"""Loading a stored prefix from the disk against computing it; and opening a folder of many runs.
+"""Loading a stored prefix from the disk against computing it; and a restart with a folder of many runs.
 
     python benchmarks/bench_store.py [--tokens 1400] [--runs 10000] [--rounds 5]
 
 The embedded model in float32. A load is what the engine does: find the prefix, read and verify its files (from the page
-cache: they were just written), copy K and V into slots. Prefill is one step after the other of 256 tokens.
+cache: they were just written), copy K and V into slots. Prefill is one step after the other of 256 tokens. The restart
+is that of an engine whose model is loaded: it makes a pool, a cache and the store, and answers a prompt behind a
+stored prefix.
 """
 
 from __future__ import annotations
@@ -17,19 +19,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 
+from radixserve.cache.kvcache import KVCache
 from radixserve.cache.pool import KVPool, KVShape
+from radixserve.engine.core import EngineCore
+from radixserve.engine.scheduler import Limits
+from radixserve.engine.tiers import Tiers
 from radixserve.model.embedded import embedded_model
+from radixserve.model.loaded import LoadedModel
 from radixserve.model.loader import load_model
 from radixserve.model.runner import Runner
+from radixserve.request import Request, Sampling
 from radixserve.step import Chunk
 from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore, pack
+from radixserve.store.run_file import KV
 from radixserve.tiers.copies import read_slots, write_slots
+from radixserve.tiers.disk import DiskTier
+from radixserve.tiers.pace import Pace
 
 STEP = 256
 CPU = torch.device("cpu")
-SMALL = KVShape(layers=1, kv_heads=1, k_dim=1, v_dim=1, dtype=torch.float32)
+SLOTS = 4096
 
 
 class NoSync(Disk):
@@ -48,8 +61,7 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
     return statistics.median(times)
 
 
-def load_against_prefill(num_tokens: int, rounds: int, folder: Path) -> None:
-    loaded = load_model(str(embedded_model()), CPU, torch.float32)
+def load_against_prefill(loaded: LoadedModel, num_tokens: int, rounds: int, folder: Path) -> None:
     pool = KVPool(loaded.shape, num_tokens, CPU)
     runner, slots = Runner(loaded, pool), np.arange(num_tokens, dtype=np.int32)
     ids = np.random.default_rng(0).integers(0, loaded.vocab_size, num_tokens).astype(np.int32)
@@ -79,21 +91,36 @@ def load_against_prefill(num_tokens: int, rounds: int, folder: Path) -> None:
     )
 
 
-def open_many(num_runs: int, folder: Path) -> None:
-    store = DiskStore(folder, 1 << 30, "bench", SMALL, disk=NoSync())
-    one = torch.zeros(1, 4, 1, 1)
-    for i in range(num_runs):
-        store.put("", pack([i, 1, 2, 3]), 0, one, one)
+def restart(loaded: LoadedModel, num_runs: int, num_tokens: int, folder: Path) -> None:
+    """From a loaded model to the first token behind a stored prefix, in a folder of many runs."""
+    draw = np.random.default_rng(1)
+    prompt = draw.integers(0, loaded.vocab_size, num_tokens + 1).tolist()
+    store = DiskStore(folder, 4 << 30, "bench", loaded.shape, disk=NoSync())
+    for i in track(range(num_runs - 1), "writing runs", console=Console(stderr=True)):
+        store.put("", pack([i, 1]), 0, *_zeros(loaded.shape, 2))
+    store.put("", pack(prompt[:-1]), 0, *_zeros(loaded.shape, num_tokens))
+    stored = store.stats().runs
     store.close()
     since = time.perf_counter()
-    store = DiskStore(folder, 1 << 30, "bench", SMALL)
+    cache, pool = KVCache(SLOTS), KVPool(loaded.shape, SLOTS, CPU)
+    store = DiskStore(folder, 4 << 30, "bench", loaded.shape)
     opened = time.perf_counter() - since
-    assert store.load("", pack([num_runs // 2, 1, 2, 3]), 0, 4) is not None, "a run is lost"
-    found = time.perf_counter() - since
-    store.close()
-    print("\n| runs | opened after, s | first prefix loaded after, s |")
-    print("|---|---|---|")
-    print(f"| {num_runs:,} | {opened:.3f} | {found:.3f} |")
+    tiers = Tiers(cache, pool, None, DiskTier(store, cache, pool, Pace()))
+    core = EngineCore(Runner(loaded, pool), cache, Limits(max_running=16, max_step_tokens=STEP), tiers=tiers)
+    core.submit(Request(id="warm", prompt_ids=prompt, sampling=Sampling(max_tokens=1, seed=0, temperature=0.0)), [])
+    while not core.stats().generated_tokens_total:
+        core.step()
+    first = time.perf_counter() - since
+    loads = core.stats().disk_prompt_tokens_total
+    tiers.close(10.0)
+    print("\n| runs in the folder | opened after, s | first token after, s | tokens of its prompt from the disk |")
+    print("|---|---|---|---|")
+    print(f"| {stored:,} | {opened:.3f} | **{first:.3f}** | {loads:,} of {len(prompt):,} |")
+
+
+def _zeros(shape: KVShape, num_tokens: int) -> KV:
+    sizes = (shape.layers, num_tokens, shape.kv_heads)
+    return torch.zeros(*sizes, shape.k_dim), torch.zeros(*sizes, shape.v_dim)
 
 
 def main() -> None:
@@ -103,9 +130,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
     torch.set_grad_enabled(False)
+    loaded = load_model(str(embedded_model()), CPU, torch.float32)
     with tempfile.TemporaryDirectory() as folder:
-        load_against_prefill(chosen.tokens, chosen.rounds, Path(folder) / "prefix")
-        open_many(chosen.runs, Path(folder) / "many")
+        load_against_prefill(loaded, chosen.tokens, chosen.rounds, Path(folder) / "prefix")
+        restart(loaded, chosen.runs, chosen.tokens, Path(folder) / "many")
 
 
 if __name__ == "__main__":

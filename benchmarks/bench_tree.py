@@ -15,6 +15,7 @@ import gc
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter_ns
 
 from radixserve.cache.kvcache import KVCache
@@ -104,7 +105,7 @@ def times(prepare: Iterator[Callable[[], object]], tries: int) -> list[float]:
 
 def matches(traffic: Traffic, tries: int) -> Iterator[Callable[[], object]]:
     for prompt in traffic.prompts(tries):
-        yield lambda prompt=prompt: traffic.cache.match(NAMESPACE, prompt)
+        yield partial(traffic.cache.match, NAMESPACE, prompt)
 
 
 def leases(traffic: Traffic, tries: int) -> Iterator[Callable[[], object]]:
@@ -114,7 +115,7 @@ def leases(traffic: Traffic, tries: int) -> Iterator[Callable[[], object]]:
         lease.release()
 
     for prompt in traffic.prompts(tries):
-        yield lambda prompt=prompt: lease_and_release(prompt)
+        yield partial(lease_and_release, prompt)
 
 
 def publishes(traffic: Traffic, tries: int) -> Iterator[Callable[[], object]]:
@@ -123,7 +124,7 @@ def publishes(traffic: Traffic, tries: int) -> Iterator[Callable[[], object]]:
         lease = traffic.cache.lease(NAMESPACE, tokens, PROMPT_TOKENS + 64)
         assert lease is not None
         with lease:
-            yield lambda lease=lease, tokens=tokens: lease.publish(tokens)
+            yield partial(lease.publish, tokens)
 
 
 def evictions(traffic: Traffic, _: int) -> Iterator[Callable[[], object]]:

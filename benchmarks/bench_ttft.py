@@ -29,7 +29,7 @@ async def first_token(session: aiohttp.ClientSession, model: str, prompt: list[i
     body = {"model": model, "prompt": prompt, "max_tokens": 9, "temperature": 0, "ignore_eos": True, "stream": True}
     started = time.perf_counter()
     await ask(session, "/v1/completions", body, answer)
-    arrivals = answer.arrivals
+    arrivals = answer.arrivals[0]
     return arrivals[0] - started, (arrivals[-1] - arrivals[0]) / max(1, len(arrivals) - 1)
 
 

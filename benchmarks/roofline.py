@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -83,7 +84,8 @@ def parameters(loaded: LoadedModel) -> tuple[int, int]:
     """All that a token is multiplied by, lm head included, and the lm head's share."""
     sizes = [weight.in_features * weight.out_features for weight in packed_weights(loaded)]
     vectors = sum(each.numel() for each in loaded.model.parameters() if each.dim() == 1)
-    head = loaded.model.get_output_embeddings().packed
+    model: Any = loaded.model
+    head = model.get_output_embeddings().packed
     return sum(sizes) + vectors, head.in_features * head.out_features
 
 

@@ -126,7 +126,6 @@ class Clients:
 
     def __init__(self, http: aiohttp.ClientSession, expected: Expected, model: str) -> None:
         self.tally = Tally()
-        self.under_way: set[int] = set()  # numbers of requests
         self._http, self._expected, self._model = http, expected, model
 
     async def run(self, rng: random.Random, goes_on: Callable[[], bool]) -> None:
@@ -175,8 +174,6 @@ class Clients:
     async def _ended(self, name: str, leaves: float | None, request: Awaitable[None]) -> bool:
         """Whether it ended well; who left, and failures, are counted here."""
         self.tally.sent += 1
-        number = self.tally.sent
-        self.under_way.add(number)
         try:
             async with asyncio.timeout(ANSWER_SECONDS if leaves is None else leaves) as limit:
                 await request
@@ -190,8 +187,6 @@ class Clients:
             else:
                 kind = f"no answer within {ANSWER_SECONDS:.0f} s" if limit.expired() else type(error).__name__
                 self.tally.fail(kind, f"{name}: {error!r}")
-        finally:
-            self.under_way.discard(number)
         return False
 
 
