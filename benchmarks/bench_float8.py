@@ -1,4 +1,4 @@
-"""What keeping K/V as float8 below the device costs in accuracy: `tier_dtype = "float8"` against K/V as it was computed.
+"""What keeping K/V as float8 below the device (`tier_dtype`) costs in accuracy, against K/V as it was computed.
 
     python benchmarks/bench_float8.py [--prefix 1400] [--tokens 400] [--model FOLDER_OR_NAME]
 
@@ -50,14 +50,10 @@ def report(exact: torch.Tensor, lossy: torch.Tensor, errors: list[float]) -> Non
     divergence = (exact.exp() * (exact - lossy)).sum(-1)
     agree = (exact.argmax(-1) == lossy.argmax(-1)).double().mean()
     largest = (exact - lossy).gather(-1, exact.argmax(-1, keepdim=True)).abs().max()
-    print(
-        "| positions | error of K | error of V | same most likely token | KL divergence, mean | its largest | ", end=""
-    )
-    print("largest change of the most likely token's logprob |\n|---|---|---|---|---|---|---|")
-    shown = " | ".join(f"{error:.2%}" for error in errors)
-    print(
-        f"| {len(exact)} | {shown} | {agree:.1%} | {divergence.mean():.1e} | {divergence.max():.1e} | {largest:.2f} |"
-    )
+    heads = ("positions", "error of K", "error of V", "same most likely token", "KL divergence, mean", "its largest")
+    print("| " + " | ".join((*heads, "largest change of the most likely token's logprob")) + " |\n|" + "---|" * 7)
+    cells = [str(len(exact)), *(f"{error:.2%}" for error in errors), f"{agree:.1%}"]
+    print("| " + " | ".join([*cells, f"{divergence.mean():.1e}", f"{divergence.max():.1e}", f"{largest:.2f}"]) + " |")
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from loadtest.dialect import DIALECTS
@@ -37,7 +38,7 @@ def _add_target(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--url", default="http://127.0.0.1:8000", help="any OpenAI-compatible server [%(default)s]")
     group.add_argument("--model", default="", help="[the first that the server lists]")
     group.add_argument("--dialect", choices=DIALECTS, default="openai", help="leave out what this server refuses")
-    group.add_argument("--timeout", type=float, default=300.0, help="seconds until a request counts as hung [300]")
+    group.add_argument("--timeout", type=_seconds, default=300.0, help="seconds until a request counts as hung [300]")
 
 
 def _add_load(group: argparse._ArgumentGroup) -> None:
@@ -98,6 +99,12 @@ def objective(text: str) -> Objective:
 def _positive(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _seconds(text: str) -> float:
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError("must be more than 0 seconds")
     return value
 
 

@@ -66,6 +66,13 @@ def test_without_a_terminal_progress_is_plain_lines(
     assert "cold: 8/8 " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+def test_a_timeout_that_nothing_could_keep_is_refused(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--timeout", seconds, "--quiet"])
+    assert "--timeout: " in capsys.readouterr().err
+
+
 def test_an_unreachable_server_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--url", "http://127.0.0.1:1", "--quiet"]) == 2
     assert "no server at http://127.0.0.1:1/v1" in capsys.readouterr().err
