@@ -84,8 +84,9 @@ def _find_step(values: Any, low: Any, count: Any, codes: Any) -> Any:
     As many steps as there can be between the smallest and the largest value are tried, then fewer: each with the 11
     bits that a step has which was kept in half precision (T. J. Dekker's splitting), and as it comes out.
     """
+    width = values.max() - low
     for steps in range(np.int64(count) - 1, 0, -1):
-        step = (values.max() - low) / np.float32(steps)
+        step = width / np.float32(steps)
         split = step * _TO_11_BITS
         for candidate in (split - (split - step), step):
             if _on_grid(values, low, candidate, count, codes):

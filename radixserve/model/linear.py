@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from radixserve.model.codes import Codes
@@ -20,6 +21,7 @@ _PACK_FOR = 16  # rows for which oneDNN chooses the layout; decode batches are a
 _TESTED_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 96, 128, 129, 200, 256, 300)
 _TESTED_IF_LARGE = (1, 2, 3, 4, 7, 8, 16, 33, 64, 256)
 _CANONICAL_ROWS = 512
+_ROWS_STEP = 16  # rows are filled up to this: oneDNN keeps 0.6 MB of code for every shape that it has seen
 _PROBE_ROWS = 7  # more than one group of the kernel's
 _LARGE = 1 << 24  # weights with more entries are tested with fewer rows: their test would take seconds
 
@@ -46,9 +48,10 @@ class PackedWeight:
         rows = x.numel() // self.in_features
         if rows <= FEW and self._few is not None:
             return self._few(x.reshape(rows, self.in_features)).view(*x.shape[:-1], self.out_features)
-        if rows >= self.min_rows:
+        wanted = -(-rows // _ROWS_STEP) * _ROWS_STEP if rows > FEW else self.min_rows
+        if rows >= wanted:
             return self.multiply(x)
-        padded = x.reshape(rows, self.in_features).repeat(self.min_rows, 1)
+        padded = F.pad(x.reshape(rows, self.in_features), (0, 0, 0, wanted - rows))
         return self.multiply(padded)[:rows].view(*x.shape[:-1], self.out_features)
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
@@ -58,7 +61,7 @@ class PackedWeight:
 
     def find_few(self) -> int:
         """Look for a kernel for few rows that gives the bits of `multiply`; the length of its chains, 0 for none."""
-        x = torch.randn(_CANONICAL_ROWS, self.in_features, generator=torch.Generator().manual_seed(1))
+        x = torch.randn(2 * FEW, self.in_features, generator=torch.Generator().manual_seed(1))
         shape = (self.out_features, self.in_features)
         self._few = FewRows.like(self._packed, self._bias, shape, x[:FEW], self.multiply(x)[:FEW])
         return 0 if self._few is None else self._few.chain

@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from radixserve.store.direct import LEAST_BYTES, DirectWriter
 
 BUSY_SECONDS = 0.25
 TEMPORARY = ".tmp"
@@ -21,10 +24,16 @@ class Corrupt(sqlite3.DatabaseError):
 
 
 class Disk:
-    """Steps on a real disk. All of them raise OSError, those on the index sqlite3.Error."""
+    """Steps on a real disk, for one thread at a time. All of them raise OSError, those on the index sqlite3.Error."""
 
-    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
-        """Create or replace a file that only its owner may read; nothing of it need be on the disk yet."""
+    @cached_property
+    def _direct(self) -> DirectWriter:
+        return DirectWriter()
+
+    def write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
+        """Create or replace a file of bytes that only its owner may read; nothing of it need be on the disk yet."""
+        if sum(map(len, parts)) >= LEAST_BYTES and self._direct.write(path, parts):
+            return
         with open(path, "wb", opener=_private) as file:
             for part in parts:
                 file.write(part)
@@ -82,7 +91,7 @@ class Disk:
         except UnicodeDecodeError as error:  # SQLite says what is wrong and quotes the wrong bytes
             raise Corrupt("a message about the index that is no text") from error
 
-    def publish(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    def publish(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
         """Make a file appear under its name whole and on the disk, or not at all.
 
         Raises:

@@ -18,7 +18,7 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from radixserve.errors import StartupError
@@ -157,7 +157,7 @@ class StoreFolder:
 
     # Changing.
 
-    def add(self, run: NewRun, parts: Iterable[bytes | memoryview]) -> int:
+    def add(self, run: NewRun, parts: Sequence[bytes | memoryview]) -> int:
         """Write a run for which there is room; gives its id. When this raises, the run is not stored."""
         path = self.file(run.name)
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,7 +96,7 @@ class Watched(QuickDisk):
 
     budget, folder = 0, Path()
 
-    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    def write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
         super().write(path, parts)
         if path.parent.name == "runs":
             assert on_disk(self.folder) <= self.budget

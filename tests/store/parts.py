@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ class CountingDisk(QuickDisk):
     def error(self) -> Exception:
         return OSError(28, "No space left on device")
 
-    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    def write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
         self.reached("write")
         super().write(path, parts)
         self.reached("written")
@@ -190,7 +190,7 @@ class LossyDisk(CountingDisk):
         self.names: list[tuple[str, Path, Path | bytes]] = []  # changes of names not yet on the disk, oldest first
         self.snapshots: list[dict[str, bytes]] = []
 
-    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    def write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
         self.unsynced.add(path)
         super().write(path, parts)
 

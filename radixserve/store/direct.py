@@ -1,0 +1,72 @@
+"""Writes large files past the page cache where the file system can do that (O_DIRECT, Linux).
+
+What is written behind a step is not read soon, and copying it into pages that must be found first costs several times
+as much of a core as the disk does. Such writes begin and end at multiples of a block, in memory and in the file: bytes
+go through one aligned buffer, and the file is cut to its length at the end. Knows bytes and paths only.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+LEAST_BYTES = 1 << 20  # smaller files are not worth it
+
+_BUFFER = 1 << 20
+_BLOCK = 4096
+_DIRECT = getattr(os, "O_DIRECT", 0)
+_CANNOT = (errno.EINVAL, errno.EOPNOTSUPP)
+
+
+class DirectWriter:
+    """A buffer, for one thread at a time."""
+
+    def __init__(self) -> None:
+        self._buffer: mmap.mmap | None = None  # begins at a page
+        self._possible = _DIRECT != 0
+
+    def write(self, path: Path, parts: Sequence[bytes | memoryview]) -> bool:
+        """Create or replace a file that only its owner may read; False, and nothing is lost, if it cannot be done so.
+
+        Raises:
+            OSError: as any write.
+        """
+        if not self._possible:
+            return False
+        try:
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _DIRECT, 0o600)
+            try:
+                os.ftruncate(file, self._copy(file, parts))
+            finally:
+                os.close(file)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            self._possible = False
+        return self._possible
+
+    def _copy(self, file: int, parts: Sequence[bytes | memoryview]) -> int:
+        """Write all parts, the last block filled up; how many bytes they were."""
+        self._buffer = self._buffer or mmap.mmap(-1, _BUFFER)
+        total = filled = 0
+        with memoryview(self._buffer) as buffer:
+            for part in parts:
+                rest, total = memoryview(part), total + len(part)
+                while rest:
+                    count = min(_BUFFER - filled, len(rest))
+                    buffer[filled : filled + count], rest = rest[:count], rest[count:]
+                    filled += count
+                    if filled == _BUFFER:
+                        filled = _flush(file, buffer)
+            _flush(file, buffer[: -(-filled // _BLOCK) * _BLOCK])
+        return total
+
+
+def _flush(file: int, block: memoryview) -> int:
+    """Write whole blocks; what is left in the buffer then: nothing."""
+    while block:
+        block = block[os.write(file, block) :]
+    return 0
