@@ -43,6 +43,8 @@ from radixserve.tiers.pace import Pace
 STEP = 256
 CPU = torch.device("cpu")
 SLOTS = 4096
+NAMESPACE = "public"  # of a request without a tenant
+WAIT_SECONDS = 0.001  # while the disk reads
 
 
 class NoSync(Disk):
@@ -97,8 +99,8 @@ def restart(loaded: LoadedModel, num_runs: int, num_tokens: int, folder: Path) -
     prompt = draw.integers(0, loaded.vocab_size, num_tokens + 1).tolist()
     store = DiskStore(folder, 4 << 30, "bench", loaded.shape, disk=NoSync())
     for i in track(range(num_runs - 1), "writing runs", console=Console(stderr=True)):
-        store.put("", pack([i, 1]), 0, *_zeros(loaded.shape, 2))
-    store.put("", pack(prompt[:-1]), 0, *_zeros(loaded.shape, num_tokens))
+        store.put(NAMESPACE, pack([i, 1]), 0, *_zeros(loaded.shape, 2))
+    store.put(NAMESPACE, pack(prompt[:-1]), 0, *_zeros(loaded.shape, num_tokens))
     stored = store.stats().runs
     store.close()
     since = time.perf_counter()
@@ -107,9 +109,15 @@ def restart(loaded: LoadedModel, num_runs: int, num_tokens: int, folder: Path) -
     opened = time.perf_counter() - since
     tiers = Tiers(cache, pool, None, DiskTier(store, cache, pool, Pace()))
     core = EngineCore(Runner(loaded, pool), cache, Limits(max_running=16, max_step_tokens=STEP), tiers=tiers)
-    core.submit(Request(id="warm", prompt_ids=prompt, sampling=Sampling(max_tokens=1, seed=0, temperature=0.0)), [])
+    core.submit(
+        Request(
+            id="warm", prompt_ids=prompt, namespace=NAMESPACE, sampling=Sampling(max_tokens=1, seed=0, temperature=0.0)
+        ),
+        [],
+    )
     while not core.stats().generated_tokens_total:
-        core.step()
+        if not core.step():
+            time.sleep(WAIT_SECONDS)
     first = time.perf_counter() - since
     loads = core.stats().disk_prompt_tokens_total
     tiers.close(10.0)

@@ -19,7 +19,7 @@ from radixserve.step import Slots, TierStats
 from radixserve.store.disk_store import DiskStore
 from radixserve.store.errands import Attendant
 from radixserve.store.run_file import KV
-from radixserve.tiers.copies import converted, read_slots
+from radixserve.tiers.copies import Reader, converted
 from radixserve.tiers.pace import Pace
 from radixserve.tiers.worker import Job, Worker
 
@@ -73,6 +73,7 @@ class DiskTier:
         self.skipped_total = 0  # writes left out: too many waited, or their slots were needed
         self.pace = pace
         self._store, self._cache, self._pool = store, cache, pool
+        self._reader = Reader()  # for the worker's thread
         self._num_saves = 0  # that hold slots
         self._current: _Save | None = None  # begun; written by the worker's thread
         self._stats = store.stats()
@@ -213,7 +214,7 @@ class DiskTier:
         with save.reading:
             if not save.held:
                 return None
-            computed = read_slots(self._pool, save.slots[depth:stop])
+            computed = self._reader.read(self._pool, save.slots[depth:stop])
             k, v = (converted(each, self._store.shape.dtype).cpu() for each in computed)
             return k, v
 

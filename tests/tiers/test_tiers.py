@@ -219,7 +219,7 @@ def test_slots_are_not_taken_back_while_they_are_read(
     tmp_path: Path, opened: list[Tiered], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = started(opened, 64, folder=tmp_path / "s")
-    read, reading, held = disk_tier.read_slots, threading.Event(), list[bool]()
+    read, reading, held = disk_tier.Reader.read, threading.Event(), list[bool]()
 
     def slowly(*args: Any) -> Any:
         reading.set()
@@ -227,7 +227,7 @@ def test_slots_are_not_taken_back_while_they_are_read(
         held.append(engine.cache.stats().leases > 0)
         return read(*args)
 
-    monkeypatch.setattr(disk_tier, "read_slots", slowly)
+    monkeypatch.setattr(disk_tier.Reader, "read", slowly)
     engine.submit(request("written", LONG))
     engine.run()
     engine.submit(request("all of it", [6, *OTHER], 8))
@@ -239,7 +239,7 @@ def test_slots_are_not_taken_back_while_they_are_read(
     assert held == [True]
     engine.run()
     assert right(engine, "all of it", [6, *OTHER], 8)
-    monkeypatch.setattr(disk_tier, "read_slots", read)
+    monkeypatch.setattr(disk_tier.Reader, "read", read)
     engine.settle()
     engine.cache.clear()
     engine.ask(request("warm", LONG))
