@@ -121,6 +121,7 @@ def restart(loaded: LoadedModel, num_runs: int, num_tokens: int, folder: Path) -
     first = time.perf_counter() - since
     loads = core.stats().disk_prompt_tokens_total
     tiers.close(10.0)
+    assert loads, "the stored prefix was not used"
     print("\n| runs in the folder | opened after, s | first token after, s | tokens of its prompt from the disk |")
     print("|---|---|---|---|")
     print(f"| {stored:,} | {opened:.3f} | **{first:.3f}** | {loads:,} of {len(prompt):,} |")

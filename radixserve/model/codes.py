@@ -2,8 +2,8 @@
 
 Checkpoints that were quantised and came back as float32 hold few different values: within 32 inputs of one output all
 are `offset + scale * code`, rounded once. Where that gives back every single value of a weight, bit for bit, it is kept
-a second time as codes, a sixth or a quarter of the bytes, and a decode step, which is little else than reading weights,
-reads those. Where it does not, there is nothing. Knows nothing of how rows are multiplied.
+a second time as codes, in 6 or 10 bits a value, and a decode step, which is little else than reading weights, reads
+those. Where it does not, there is nothing. Knows nothing of how rows are multiplied.
 
 A panel of 64 outputs is one record for each 32 inputs: 64 scales, 64 offsets, and rows of 64 int32 with the codes of
 some consecutive inputs, the first in the lowest bits. So that decoding takes three instructions, what is kept is the
@@ -71,7 +71,8 @@ def _on_grid(values: Any, low: Any, step: Any, count: Any, codes: Any) -> bool:
     scale = step * count
     for i in range(GROUP):
         code = np.rint((values[i] - low) / step) if step > _ZERO else _ZERO
-        if fma(scale, _ONE + code / count, low - scale) != values[i]:
+        value = fma(scale, _ONE + code / count, low - scale)
+        if value != values[i] or np.signbit(value) != np.signbit(values[i]):  # a zero has a sign
             return False
         codes[i] = np.uint32(code)
     return True

@@ -22,7 +22,7 @@ def grid(bits: int, seed: int, shape: tuple[int, int] = SHAPE) -> torch.Tensor:
     """As a dequantised weight is, with scales and offsets of half precision; a grid of 8 bits is symmetric."""
     draw = torch.Generator().manual_seed(seed)
     groups, count = (shape[0], shape[1] // GROUP, 1), 1 << bits
-    scale = (torch.rand(groups, generator=draw) * 0.01).half().float()
+    scale = (torch.rand(groups, generator=draw) * 0.01 + 1e-4).half().float()
     codes = torch.randint(0, count, (*groups[:2], GROUP), generator=draw)
     if bits == 8:
         return (scale * (codes - count // 2)).view(shape)
@@ -70,7 +70,7 @@ def test_a_group_of_one_value_is_on_a_grid(value: float) -> None:
     assert torch.equal(decoded(codes, SHAPE), weight)
 
 
-@pytest.mark.parametrize("wrong", [0.01234567, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("wrong", [0.01234567, -0.0, float("nan"), float("inf"), -float("inf")])
 def test_one_value_off_the_grid_is_enough_to_leave_the_weight_alone(wrong: float) -> None:
     weight = grid(8, 1)
     weight[77, 55] = wrong
