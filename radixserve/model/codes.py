@@ -20,17 +20,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import carray
+from numba import types
 
 from radixserve.model import native, team
 from radixserve.model.coded_products import GROUP, record_size
-from radixserve.model.lanes import add_atomically, fma, pointer
+from radixserve.model.compiled import address_of, compiled, floats_at, longs_at, on_stack, words_at
+from radixserve.model.lanes import add_atomically, fma
 from radixserve.model.products import WIDTH
-from radixserve.model.step_block import compiled
 
 _WORD = 32  # bits
 _TO_11_BITS = np.float32(1 << 13 | 1)  # the factor that splits a float32 behind its 11th bit
 _ZERO, _ONE = np.float32(0), np.float32(1)
+_room_for_values, _room_for_codes = on_stack(types.float32, GROUP), on_stack(types.uint32, GROUP)
 _WEIGHT, _OUT, _STATE, _GROUPS, _SIZE, _BITS, _LENGTH = range(7)
 
 
@@ -79,13 +80,13 @@ def _on_grid(values: Any, low: Any, step: Any, count: Any, codes: Any) -> bool:
 
 
 @compiled
-def _find_step(values: Any, low: Any, count: Any, codes: Any) -> Any:
-    """The step of a grid of at most `count` values, of which `low` is the first, that holds all values; below 0: none.
+def _find_step(values: Any, low: Any, high: Any, count: Any, codes: Any) -> Any:
+    """The step of a grid of at most `count` values from `low` to `high` that holds all values; below 0: none.
 
     As many steps as there can be between the smallest and the largest value are tried, then fewer: each with the 11
     bits that a step has which was kept in half precision (T. J. Dekker's splitting), and as it comes out.
     """
-    width = values.max() - low
+    width = high - low
     for steps in range(np.int64(count) - 1, 0, -1):
         step = width / np.float32(steps)
         split = step * _TO_11_BITS
@@ -98,13 +99,14 @@ def _find_step(values: Any, low: Any, count: Any, codes: Any) -> Any:
 @compiled
 def _encode_group(weight: Any, at: int, bits: int, out: Any, words: Any, to: int) -> bool:
     """One record, at element `to`, of the weight's rows from element `at` on."""
-    values, codes, per_word = np.empty(GROUP, np.float32), np.empty(GROUP, np.uint32), _WORD // bits
+    values, codes, per_word = _room_for_values(), _room_for_codes(), _WORD // bits
     count = np.float32(1 << bits)
     for lane in range(WIDTH):
+        low = high = weight[at + lane]
         for i in range(GROUP):
             values[i] = weight[at + i * WIDTH + lane]
-        low = values.min()
-        step = _find_step(values, low, count, codes)
+            low, high = min(low, values[i]), max(high, values[i])
+        step = _find_step(values, low, high, count, codes)
         if not step >= _ZERO:
             return False
         out[to + lane], out[to + WIDTH + lane] = step * count, low - step * count
@@ -120,10 +122,10 @@ def _encode_group(weight: Any, at: int, bits: int, out: Any, words: Any, to: int
 def _encode(b: Any) -> None:
     """One thread: take groups until none is left or one fits no grid."""
     groups, size, bits = b[_GROUPS], b[_SIZE], b[_BITS]
-    weight = carray(pointer(b[_WEIGHT]), groups * GROUP * WIDTH, np.float32)
-    out = carray(pointer(b[_OUT]), groups * size, np.float32)
-    words = carray(pointer(b[_OUT]), groups * size, np.uint32)
-    state = carray(pointer(b[_STATE]), 2, np.int64)
+    weight = floats_at(b[_WEIGHT], groups * GROUP * WIDTH)
+    out = floats_at(b[_OUT], groups * size)
+    words = words_at(b[_OUT], groups * size)
+    state = longs_at(b[_STATE], 2)
     group = add_atomically(state, 0, 1)
     while group < groups and state[1] == 0:
         if not _encode_group(weight, group * GROUP * WIDTH, bits, out, words, group * size):
@@ -133,4 +135,4 @@ def _encode(b: Any) -> None:
 
 def encode(address: Any) -> None:
     """What every thread calls with the address of a block as `_encoded` fills it; compiled by `native`."""
-    _encode(carray(address, _LENGTH, np.int64))
+    _encode(longs_at(address_of(address), _LENGTH))

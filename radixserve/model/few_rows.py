@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import carray
+from numba import types
 
 from radixserve.model import native, team
 from radixserve.model.coded_products import GROUP, Records, coded_0, coded_1, coded_2, coded_3, coded_4, record_size
 from radixserve.model.codes import Codes
-from radixserve.model.lanes import PANEL, add_atomically, pointer
+from radixserve.model.compiled import address_of, compiled, floats_at, longs_at, on_stack
+from radixserve.model.lanes import PANEL, add_atomically
 from radixserve.model.products import WIDTH, panel_1, panel_2, panel_3, panel_4, panel_5, panel_6
-from radixserve.model.step_block import compiled
 
 FEW = 48
 """Rows up to which this kernel is the faster one."""
@@ -35,6 +35,8 @@ _SIX = 6  # rows
 _TESTED = (*range(1, 2 * _SIX + 1), FEW)  # every number of rows in a first and in a last group
 _LAST = 4  # rows beside which the next block is decoded
 _INPUTS = 64  # of a block: with 64 outputs half of the first-level cache
+_room_for_total, _room_for_sums = (on_stack(types.float32, FEW * WIDTH) for _ in range(2))
+_room_for_block = on_stack(types.float32, _INPUTS * WIDTH)
 _ZERO = np.float32(0)
 _X, _WEIGHT, _BIAS, _OUT, _COUNTER, _ROWS, _IN, _OUTPUTS, _CHAIN, _HAS_BIAS = range(10)
 _BITS, _STRIDE, _DEPTH, _LENGTH = range(10, 14)
@@ -192,13 +194,12 @@ def _write(b: Any, panel: int, total: Any, bias: Any, out: Any) -> None:
 def _work(b: Any) -> None:
     """One thread: take panels until none is left."""
     rows, inputs, outputs = b[_ROWS], b[_IN], b[_OUTPUTS]
-    x = carray(pointer(b[_X]), rows * inputs, np.float32)
-    weight = carray(pointer(b[_WEIGHT]), outputs * inputs * b[_STRIDE] // (GROUP * WIDTH), np.float32)
-    bias = carray(pointer(b[_BIAS]), outputs, np.float32)
-    out = carray(pointer(b[_OUT]), rows * outputs, np.float32)
-    counter = carray(pointer(b[_COUNTER]), 1, np.int64)
-    total, sums = np.empty(rows * WIDTH, np.float32), np.empty(rows * WIDTH, np.float32)
-    room = Room(total, sums, np.empty(b[_DEPTH] * WIDTH, np.float32))
+    x = floats_at(b[_X], rows * inputs)
+    weight = floats_at(b[_WEIGHT], outputs * inputs * b[_STRIDE] // (GROUP * WIDTH))
+    bias = floats_at(b[_BIAS], outputs)
+    out = floats_at(b[_OUT], rows * outputs)
+    counter = longs_at(b[_COUNTER], 1)
+    room = Room(_room_for_total(), _room_for_sums(), _room_for_block())
     panel, panels = add_atomically(counter, 0, 1), outputs // WIDTH
     if b[_BITS] != 0 and panel < panels:
         begin = panel * inputs * b[_STRIDE] // GROUP
@@ -212,4 +213,4 @@ def _work(b: Any) -> None:
 
 def multiply(address: Any) -> None:
     """What every thread calls with the address of a block as `FewRows` fills it; compiled by `native`."""
-    _work(carray(address, _LENGTH, np.int64))
+    _work(longs_at(address_of(address), _LENGTH))

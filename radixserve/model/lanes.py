@@ -30,6 +30,8 @@ PANEL = LANES * VECTORS
 LINE = 16
 """Floats of a cache line."""
 
+_QUARTER = 4  # floats of 128 bits
+
 _LOCALITY = 2  # second-level cache: a tile of K and V fills the first
 
 _FMA = ir.FunctionType(VECTOR, [VECTOR] * 3)
@@ -166,16 +168,6 @@ def add_atomically(typingctx: Any, counters: Any, index: Any, value: Any) -> Any
 
 
 @intrinsic
-def pointer(typingctx: Any, address: Any) -> Any:
-    """An address (int64) as an untyped pointer."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-
-    return types.voidptr(types.int64), generate
-
-
-@intrinsic
 def transpose(
     typingctx: Any, source: Any, at: Any, stride: Any, slots: Any, st: Any, target: Any, tt: Any, ld: Any
 ) -> Any:
@@ -191,8 +183,8 @@ def transpose(
         rows = []
         for j in range(LANES):
             slot = builder.sext(builder.load(builder.gep(slots, [ir.Constant(index, j)])), index)
-            rows.append(load(builder, builder.gep(source, [builder.mul(slot, stride)])))
-        for d, column in enumerate(_zip_stages(builder, rows)):
+            rows.append(builder.gep(source, [builder.mul(slot, stride)]))
+        for d, column in enumerate(_columns(builder, rows)):
             store(builder, column, builder.gep(target, [builder.mul(ir.Constant(index, d), ld)]))
         return context.get_dummy_value()
 
@@ -200,15 +192,43 @@ def transpose(
     return types.void(source, n, n, slots, n, target, n, n), generate
 
 
-def _zip_stages(builder: ir.IRBuilder, rows: list[Any]) -> list[Any]:
-    """Transpose a square of vectors: interleave row i with row i + half, as often as the length can be halved."""
-    half = LANES // 2
-    low = _mask([i // 2 + LANES * (i % 2) for i in range(LANES)])
-    high = _mask([half + i // 2 + LANES * (i % 2) for i in range(LANES)])
-    for _ in range(LANES.bit_length() - 1):
-        pairs = [(rows[i], rows[i + half]) for i in range(half)]
-        rows = [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in (low, high)]
-    return rows
+def _columns(builder: ir.IRBuilder, rows: list[Any]) -> list[Any]:
+    """The columns of a square of vectors, whose rows lie at these pointers.
+
+    Four columns at a time: of each row four floats, rows r, r + 4, r + 8, ... behind each other; then pairs of these
+    vectors are interleaved twice. Processors move floats within 128 bits at less cost than across.
+    """
+    columns = []
+    for first in range(0, LANES, _QUARTER):
+        parts = [_behind_each_other(builder, [_quarter(builder, row, first) for row in rows[r::4]]) for r in range(4)]
+        low, high = (_interleaved(builder, a, b, 1) for a, b in (parts[:2], parts[2:]))
+        for a, b in zip(low, high, strict=True):
+            columns += _interleaved(builder, a, b, 2)
+    return columns
+
+
+def _quarter(builder: ir.IRBuilder, row: Any, at: int) -> Any:
+    """128 bits of a row, from float `at` on."""
+    place = builder.gep(row, [ir.Constant(ir.IntType(64), at)])
+    return builder.load(builder.bitcast(place, ir.VectorType(_FLOAT, _QUARTER).as_pointer()), align=4)
+
+
+def _behind_each_other(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
+    """Vectors of equal length as one, in their order; their number is a power of two."""
+    while len(vectors) > 1:
+        mask = _mask(list(range(2 * vectors[0].type.count)))
+        vectors = [builder.shuffle_vector(*vectors[i : i + 2], mask) for i in range(0, len(vectors), 2)]
+    return vectors[0]
+
+
+def _interleaved(builder: ir.IRBuilder, a: Any, b: Any, size: int) -> list[Any]:
+    """Pieces of `size` floats of a and b in turns: the lower halves of all quarters, and the upper halves."""
+    masks: list[list[int]] = [[], []]
+    for quarter in range(0, LANES, _QUARTER):
+        for half, mask in enumerate(masks):
+            for piece in range(quarter + 2 * half, quarter + 2 * half + 2, size):
+                mask += [*range(piece, piece + size), *range(LANES + piece, LANES + piece + size)]
+    return [builder.shuffle_vector(a, b, _mask(mask)) for mask in masks]
 
 
 def _reduce(combine: Callable[[ir.IRBuilder, Any, Any], Any]) -> Intrinsic:

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import carray
 
 from radixserve.cache.pool import KVShape
 from radixserve.model import team
-from radixserve.model.step_block import compiled, read_floats, read_longs
+from radixserve.model.compiled import address_of, compiled, floats_in, longs_at, longs_in
 
 
 class Layer(NamedTuple):
@@ -83,26 +82,26 @@ class LayerBlock:
 @compiled
 def read_layer(address: Any) -> Layer:
     """The layer whose block lies at `address` (compiled code only)."""
-    b = carray(address, BLOCK_LENGTH, np.int64)
+    b = longs_at(address_of(address), BLOCK_LENGTH)
     n = b[BLOCK_LENGTH - len(_NUMBERS) :]
     return Layer(
-        read_floats(b, 0),
-        read_floats(b, 1),
-        read_floats(b, 2),
-        read_floats(b, 3),
-        read_floats(b, 4),
-        read_floats(b, 5),
-        read_floats(b, 6),
-        read_floats(b, 7),
-        read_floats(b, 8),
-        read_floats(b, 9),
-        read_floats(b, 10),
-        read_floats(b, 11),
-        read_floats(b, 12),
-        read_floats(b, 13),
-        read_floats(b, 14),
-        read_longs(b, 15),
-        read_longs(b, 16),
+        floats_in(b, 0),
+        floats_in(b, 1),
+        floats_in(b, 2),
+        floats_in(b, 3),
+        floats_in(b, 4),
+        floats_in(b, 5),
+        floats_in(b, 6),
+        floats_in(b, 7),
+        floats_in(b, 8),
+        floats_in(b, 9),
+        floats_in(b, 10),
+        floats_in(b, 11),
+        floats_in(b, 12),
+        floats_in(b, 13),
+        floats_in(b, 14),
+        longs_in(b, 15),
+        longs_in(b, 16),
         n[0],
         n[1],
         n[2],

@@ -14,6 +14,7 @@ from typing import Any
 
 import numba
 
+from radixserve.model import compiled
 from radixserve.model.embedded import cache_dir
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 _SOURCES = (
     "coded_products",
     "codes",
+    "compiled",
     "few_rows",
     "lanes",
     "layer_block",
@@ -29,6 +31,7 @@ _SOURCES = (
     "step_block",
     "tile_kernel",
     "tile_loads",
+    "tile_scratch",
     "tiles",
 )
 
@@ -47,7 +50,7 @@ def address(kernel: Callable[[Any], None]) -> int:
 @cache
 def _function(kernel: Callable[[Any], None]) -> Any:
     """Kept: the code lives as long as this object."""
-    return numba.cfunc(numba.types.void(numba.types.voidptr), cache=True, error_model="numpy")(kernel)
+    return compiled.kernel()(kernel)
 
 
 @cache

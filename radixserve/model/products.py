@@ -46,43 +46,52 @@ class Rows(NamedTuple):
     width: Any
 
 
+class Fold(NamedTuple):
+    """How a product gets into c: row r as c[r] = c[r] * old[first + r] + product * new[first + r]; or just as it is."""
+
+    old: Any  # flat float32
+    new: Any
+    first: Any
+    active: Any  # 0: c[r] = product
+
+
 def _multiply_rows(rows: int) -> Intrinsic:
     """c[r, 0:PANEL] = sum over k of a[r, k] * b[k, column : column + PANEL] for `rows` rows, k ascending.
 
     a and c are flat float32 arrays, each with the offset of its first element and its row stride; b is `Rows`. Row k of
-    `later`, which is `Rows` too, is asked for beside k.
+    `later`, which is `Rows` too, is asked for beside k. `fold` is `Fold`.
     """
 
     @intrinsic
     def multiply(
-        typingctx: Any, a: Any, at: Any, lda: Any, b: Any, column: Any, c: Any, ct: Any, ldc: Any, later: Any
+        typingctx: Any, a: Any, at: Any, lda: Any, b: Any, column: Any, c: Any, ct: Any, ldc: Any, fold: Any, later: Any
     ) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             kinds = signature.args
             a_data, c_data = (element_at(context, builder, kinds[i], args[i], args[i + 1]) for i in (0, 5))
             row_of_b, depth = _rows(context, builder, kinds[3], args[3])
-            row_of_later, num_later = _rows(context, builder, kinds[8], args[8])
-            width = builder.extract_value(args[8], Rows._fields.index("width"))
+            row_of_later, num_later = _rows(context, builder, kinds[9], args[9])
+            width = builder.extract_value(args[9], Rows._fields.index("width"))
             lda, column, ldc = args[2], args[4], args[7]
             index = depth.type
             sums = [[_zero(builder) for _ in range(VECTORS)] for _ in range(rows)]
             with cgutils.for_range(builder, depth) as loop:
                 with builder.if_then(builder.icmp_signed("<", loop.index, num_later)):
-                    row = row_of_later(loop.index)
-                    line = ir.Constant(index, LINE)
-                    with cgutils.for_range_slice(builder, ir.Constant(index, 0), width, line) as (offset, _):
-                        prefetch_line(builder, builder.gep(row, [offset]))
+                    _ask_for(builder, row_of_later(loop.index), width)
                 row = builder.gep(row_of_b(loop.index), [column])
                 columns = vectors_at(builder, row, VECTORS)
                 for r in range(rows):
                     element = builder.add(builder.mul(ir.Constant(index, r), lda), loop.index)
                     add_product(builder, builder.gep(a_data, [element]), columns, sums[r])
-            for r in range(rows):
-                store_all(builder, sums[r], builder.gep(c_data, [builder.mul(ir.Constant(index, r), ldc)]))
+            targets = [builder.gep(c_data, [builder.mul(ir.Constant(index, r), ldc)]) for r in range(rows)]
+            with builder.if_then(builder.icmp_signed("!=", builder.extract_value(args[8], 3), ir.Constant(index, 0))):
+                _fold(context, builder, kinds[8], args[8], sums, targets)
+            for total, target in zip(sums, targets, strict=True):
+                store_all(builder, total, target)
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(a, n, n, b, n, c, n, n, later), generate
+        return types.void(a, n, n, b, n, c, n, n, fold, later), generate
 
     return multiply  # type: ignore[no-any-return]
 
@@ -98,6 +107,25 @@ def _rows(context: Any, builder: ir.IRBuilder, kind: Any, rows: Any) -> Any:
         return builder.gep(data, [builder.mul(place, fields["stride"])])
 
     return row, fields["count"]
+
+
+def _ask_for(builder: ir.IRBuilder, row: Any, width: Any) -> None:
+    """Ask for `width` floats from a pointer on."""
+    nothing, line = ir.Constant(width.type, 0), ir.Constant(width.type, LINE)
+    with cgutils.for_range_slice(builder, nothing, width, line) as (offset, _):
+        prefetch_line(builder, builder.gep(row, [offset]))
+
+
+def _fold(context: Any, builder: ir.IRBuilder, kind: Any, fold: Any, sums: list[Any], targets: list[Any]) -> None:
+    """What is at `targets` and the sums, each times its factor, into the sums."""
+    first = builder.extract_value(fold, Fold._fields.index("first"))
+    arrays = [element_at(context, builder, kind[i], builder.extract_value(fold, i), first) for i in range(2)]
+    for r, (total, target) in enumerate(zip(sums, targets, strict=True)):
+        place = ir.Constant(first.type, r)
+        old, new = (splat(builder, builder.load(builder.gep(array, [place]))) for array in arrays)
+        for variable, before in zip(total, vectors_at(builder, target, VECTORS), strict=True):
+            scaled = builder.fmul(before, old)
+            builder.store(vector_fma(builder, builder.load(variable), new, scaled), variable)
 
 
 def _zero(builder: ir.IRBuilder) -> Any:

@@ -13,14 +13,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import types
 
+from radixserve.model.compiled import compiled, on_stack
 from radixserve.model.lanes import add_atomically, copy, fma, tile_exp, tile_sum
 from radixserve.model.layer_block import Layer, read_layer
-from radixserve.model.step_block import compiled
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _STRIPE = 64  # columns at a time: what `tile_exp` and `tile_sum` take
 _GROUP = 16  # rows that a thread takes at once
+_room = on_stack(types.float32, _STRIPE)
 
 
 @compiled
@@ -47,7 +49,7 @@ def _normalize(source: Any, weight: Any, epsilon: Any, target: Any, sums: Any) -
 @compiled
 def _add_norm(layer: Layer) -> None:
     """hidden += delta; normed = norm(hidden)."""
-    width, sums = layer.weight.shape[0], np.empty(_STRIPE, np.float32)
+    width, sums = layer.weight.shape[0], _room()
     first, end = _next_rows(layer)
     while first < end:
         for row in range(first, end):
@@ -92,7 +94,7 @@ def _rotate_row(layer: Layer, row: int, sums: Any) -> None:
 
 @compiled
 def _rotate(layer: Layer) -> None:
-    sums = np.empty(_STRIPE, np.float32)
+    sums = _room()
     first, end = _next_rows(layer)
     while first < end:
         for row in range(first, end):
@@ -115,7 +117,7 @@ def _gate_stripe(gate: Any, up: Any, target: Any, powers: Any) -> None:
 
 @compiled
 def _gate(layer: Layer) -> None:
-    inner, powers = layer.gate_up.shape[0] // layer.rows // 2, np.empty(_STRIPE, np.float32)
+    inner, powers = layer.gate_up.shape[0] // layer.rows // 2, _room()
     first, end = _next_rows(layer)
     while first < end:
         for row in range(first, end):

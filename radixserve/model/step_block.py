@@ -8,30 +8,20 @@ Addresses instead of arrays, because every thread gets one pointer and because l
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import carray, njit
 
 from radixserve.cache.pool import KVShape
-from radixserve.model.lanes import PANEL, pointer
+from radixserve.model.compiled import address_of, compiled, floats_in, ints_in, longs_at, longs_in
+from radixserve.model.lanes import PANEL
 from radixserve.model.plan import AttentionPlan
+from radixserve.model.tile_scratch import ScratchMemory, Sums
 from radixserve.model.tiles import TileWork
 
-compiled = partial(njit, error_model="numpy", forceinline=True)
-
 _FEW = 16  # tiles for which waking another thread costs more than it saves
-
-
-class Sums(NamedTuple):
-    """Weighted sums of V, with the largest score and the sum of weights they are relative to, per row."""
-
-    values: Any  # flat
-    peaks: Any
-    weights: Any
 
 
 class Step(NamedTuple):
@@ -46,22 +36,23 @@ class Step(NamedTuple):
     table: Any
     positions: Any
     rows: Any
-    items: Any  # [items * 6]
-    partial_begin: Any
-    split_rows: Any
-    counters: Any  # [3]: what the threads have taken and done; zero at the start
+    places: Any
+    opens: Any
+    items: Any  # [items * 7]
+    split_rows: Any  # [rows whose contributions are stored * 3]
+    counters: Any  # [4]: what the threads have taken and done; zero at the start
+    scratch: Any  # `ScratchMemory.block`
     heads: Any
     kv_heads: Any
     k_dim: Any
     v_dim: Any
-    max_rows: Any
 
 
 FLOATS = ("q", "k", "v", "out", "values", "peaks", "weights", "scaling")
-INTS = ("table", "positions", "rows")
-LONGS = ("items", "partial_begin", "split_rows", "counters")
+INTS = ("table", "positions", "rows", "places", "opens")
+LONGS = ("items", "split_rows", "counters", "scratch")
 ARRAYS = FLOATS + INTS + LONGS
-NUMBERS = ("heads", "kv_heads", "k_dim", "v_dim", "max_rows")
+NUMBERS = ("heads", "kv_heads", "k_dim", "v_dim")
 BLOCK_LENGTH = 2 * len(ARRAYS) + len(NUMBERS)
 """A step arrives as int64: address and length of each array in the order above, then the numbers."""
 
@@ -72,10 +63,12 @@ class StepBlock:
     def __init__(self, plan: AttentionPlan, q: torch.Tensor) -> None:
         shape, heads = plan.pool.shape, q.shape[1]
         work = TileWork.of(plan.spans, plan.table, heads // shape.kv_heads)
-        count, width = work.num_partials * heads, -(-shape.v_dim // PANEL) * PANEL
+        count, width = len(work.opens) * heads, -(-shape.v_dim // PANEL) * PANEL
         self.scaling = np.empty(1, np.float32)
-        self.counters = np.zeros(3, np.int64)
+        self.counters = np.zeros(4, np.int64)
         self.parallel = work.num_tiles * shape.kv_heads > _FEW
+        most, threads = work.max_rows * heads // shape.kv_heads, max(1, torch.get_num_threads())
+        self._scratch = ScratchMemory(threads, most, heads, shape.k_dim, width)
         self._arrays: dict[str, npt.NDArray[Any]] = {  # kept: the block holds bare addresses
             "values": np.empty(count * width, np.float32),
             "peaks": np.empty(count, np.float32),
@@ -84,12 +77,14 @@ class StepBlock:
             "table": plan.table,
             "positions": plan.positions,
             "rows": work.rows,
+            "places": work.places,
+            "opens": work.opens,
             "items": work.items.reshape(-1),
-            "partial_begin": work.partial_begin,
-            "split_rows": work.split_rows,
+            "split_rows": work.split_rows.reshape(-1),
             "counters": self.counters,
+            "scratch": self._scratch.block.reshape(-1),
         }
-        self._block = self._filled({"heads": heads, "max_rows": work.max_rows, **_widths(shape)})
+        self._block = self._filled({"heads": heads, **_widths(shape)})
         self.address = self._block.ctypes.data
 
     def _filled(self, numbers: dict[str, int]) -> npt.NDArray[np.int64]:
@@ -114,45 +109,29 @@ def _widths(shape: KVShape) -> dict[str, int]:
 
 
 @compiled
-def read_floats(block: Any, index: int) -> Any:
-    """Array number `index` of a block (compiled code only)."""
-    return carray(pointer(block[2 * index]), block[2 * index + 1], np.float32)
-
-
-@compiled
-def _ints(block: Any, index: int) -> Any:
-    return carray(pointer(block[2 * index]), block[2 * index + 1], np.int32)
-
-
-@compiled
-def read_longs(block: Any, index: int) -> Any:
-    """`read_floats` for int64 (compiled code only)."""
-    return carray(pointer(block[2 * index]), block[2 * index + 1], np.int64)
-
-
-@compiled
 def read_step(address: Any) -> Step:
     """The step whose block lies at `address` (compiled code only)."""
-    b = carray(address, BLOCK_LENGTH, np.int64)
-    partials = Sums(read_floats(b, 4), read_floats(b, 5), read_floats(b, 6))
+    b = longs_at(address_of(address), BLOCK_LENGTH)
+    partials = Sums(floats_in(b, 4), floats_in(b, 5), floats_in(b, 6))
     n = b[BLOCK_LENGTH - len(NUMBERS) :]
     return Step(
-        read_floats(b, 0),
-        read_floats(b, 1),
-        read_floats(b, 2),
-        read_floats(b, 3),
+        floats_in(b, 0),
+        floats_in(b, 1),
+        floats_in(b, 2),
+        floats_in(b, 3),
         partials,
-        read_floats(b, 7),
-        _ints(b, 8),
-        _ints(b, 9),
-        _ints(b, 10),
-        read_longs(b, 11),
-        read_longs(b, 12),
-        read_longs(b, 13),
-        read_longs(b, 14),
+        floats_in(b, 7),
+        ints_in(b, 8),
+        ints_in(b, 9),
+        ints_in(b, 10),
+        ints_in(b, 11),
+        ints_in(b, 12),
+        longs_in(b, 13),
+        longs_in(b, 14),
+        longs_in(b, 15),
+        longs_in(b, 16),
         n[0],
         n[1],
         n[2],
         n[3],
-        n[4],
     )

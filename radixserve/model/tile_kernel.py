@@ -1,9 +1,10 @@
 """The CPU attention kernel: float32, exact, grouped-query aware, K/V read by slot. Compiled by numba when asked for.
 
 The context is cut into tiles of 64 positions at absolute multiples of 64. For one query row, a tile's contribution
-(largest score, sum of weights, weighted sum of V) depends on that row and that tile alone, and contributions are
-combined in the order of the tiles. So no chunking, batch-mate, slot, thread or sharing of loaded tiles can change a
-bit; `tiles` decides only who computes what together. Softmax in parts: Milakov & Gimelshein 2018 (arXiv:1805.02867).
+(largest score, sum of weights, weighted sum of V) depends on that row and that tile alone. Contributions are combined
+in the order of the tiles, first within groups of four, which lie at absolute places too, then group after group. So no
+chunking, batch-mate, slot, thread or sharing of loaded tiles can change a bit; `tiles` decides only who computes
+what together. Softmax in parts: Milakov & Gimelshein 2018 (arXiv:1805.02867).
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -15,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from radixserve.model.compiled import compiled
 from radixserve.model.lanes import (
-    LANES,
     LINE,
     PANEL,
     add_atomically,
@@ -27,15 +28,24 @@ from radixserve.model.lanes import (
     tile_max,
     tile_sum,
 )
-from radixserve.model.products import Rows, multiply_1, multiply_2, multiply_3, multiply_4, multiply_6
-from radixserve.model.step_block import Step, Sums, compiled, read_step
-from radixserve.model.tile_loads import Run, Scratch, Tile, load_queries, load_tile, part_of, settled, without_rows
-from radixserve.model.tiles import TILE
+from radixserve.model.products import Fold, Rows, multiply_1, multiply_2, multiply_3, multiply_4, multiply_6
+from radixserve.model.step_block import Step, read_step
+from radixserve.model.tile_loads import (
+    Run,
+    Tile,
+    folded_from,
+    load_queries,
+    load_tile,
+    part_of,
+    settled,
+    without_rows,
+)
+from radixserve.model.tile_scratch import ROWS, Scratch, Sums, scratch_of
+from radixserve.model.tiles import GROUP, TILE
 
 _MINUS_INFINITY = np.float32(-np.inf)
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_ROWS = 6  # query rows per block: what `multiply_6` keeps in registers
-_TAKEN, _DONE, _FINISHED = 0, 1, 2  # counters of a layer: items taken, items done, rows taken to be finished
+_TAKEN, _DONE, _FINISHED, _THREADS = range(4)  # counters of a layer: items taken, done, rows finished, threads come
 
 
 class Item(NamedTuple):
@@ -48,27 +58,32 @@ class Item(NamedTuple):
     tile: Any
     end_tile: Any
     stop: Any
+    stores: Any
 
 
 @compiled
-def _multiply(rows: int, a: Any, at: int, lda: int, b: Rows, columns: int, c: Any, later: Rows) -> None:
-    """c[0:rows] = a[0:rows, 0:b.count] @ b[:, 0:columns], rows <= 6; c is contiguous, a from element `at` on."""
+def _multiply(
+    rows: int, a: Any, at: int, lda: int, b: Rows, columns: int, c: Any, to: int, fold: Fold, later: Rows
+) -> None:
+    """c[0:rows] = a[0:rows, 0:b.count] @ b[:, 0:columns], rows <= 6, or that folded into c; from a[at], c[to] on."""
     share = -(-later.width * PANEL // (columns * LINE)) * LINE
     whole = later
     for column in range(0, columns, PANEL):
         later = part_of(whole, column // PANEL * share, share)
+        here = to + column
         if rows == 6:
-            multiply_6(a, at, lda, b, column, c, column, columns, later)
+            multiply_6(a, at, lda, b, column, c, here, columns, fold, later)
         elif rows >= 4:
-            multiply_4(a, at, lda, b, column, c, column, columns, later)
+            multiply_4(a, at, lda, b, column, c, here, columns, fold, later)
             if rows == 5:
-                multiply_1(a, at + 4 * lda, lda, b, column, c, column + 4 * columns, columns, without_rows(later))
+                last, nothing = folded_from(fold, 4), without_rows(later)
+                multiply_1(a, at + 4 * lda, lda, b, column, c, here + 4 * columns, columns, last, nothing)
         elif rows == 3:
-            multiply_3(a, at, lda, b, column, c, column, columns, later)
+            multiply_3(a, at, lda, b, column, c, here, columns, fold, later)
         elif rows == 2:
-            multiply_2(a, at, lda, b, column, c, column, columns, later)
+            multiply_2(a, at, lda, b, column, c, here, columns, fold, later)
         else:
-            multiply_1(a, at, lda, b, column, c, column, columns, later)
+            multiply_1(a, at, lda, b, column, c, here, columns, fold, later)
 
 
 @compiled
@@ -84,49 +99,77 @@ def _softmax_row(scores: Any, at: int, seen: int) -> Any:
 
 
 @compiled
-def _contribute(scratch: Scratch, block: int, count: int, start: int, tile: Tile) -> None:
-    """The loaded tile's contribution to query rows [block, block + count) of an item, into scratch.part."""
-    scores, ends, part, k_dim = scratch.scores, scratch.ends, scratch.part, tile.keys.count
-    _multiply(count, scratch.queries, block * k_dim, k_dim, tile.keys, TILE, scores, tile.later_keys)
+def _factors(before: Any, peak: Any) -> Any:
+    """What the old sums and the new ones are multiplied by, when their largest scores are these."""
+    grows = peak > before
+    less = exp(before - peak if grows else peak - before)  # the other side's factor is e**0
+    return (less, _ONE) if grows else (_ONE, less)
+
+
+@compiled
+def _add_scores(sums: Sums, index: int, peak: Any, weight: Any, fresh: bool, fold: Fold, place: int) -> None:
+    """Add a tile's largest score and its sum of weights to row `index`; its factors to `fold`."""
+    if fresh:
+        sums.peaks[index], sums.weights[index] = peak, weight
+        return
+    old, new = _factors(sums.peaks[index], peak)
+    fold.old[place], fold.new[place] = old, new
+    sums.weights[index] = fma(weight, new, sums.weights[index] * old)
+    if peak > sums.peaks[index]:
+        sums.peaks[index] = peak
+
+
+@compiled
+def _contribute(scratch: Scratch, block: int, count: int, start: int, tile: Tile, fresh: bool) -> None:
+    """Add the loaded tile to the group's sums of an item's rows [block, block + count); `fresh`: it opens them."""
+    scores, ends, sums, k_dim = scratch.scores, scratch.ends, scratch.sums, tile.keys.count
+    plain = Fold(scratch.old, scratch.new, 0, 0)
+    _multiply(count, scratch.queries, block * k_dim, k_dim, tile.keys, TILE, scores, 0, plain, tile.later_keys)
     for r in range(count):
-        seen = max(0, min(TILE, ends[block + r] - start))
-        part.peaks[r], part.weights[r] = _softmax_row(scores, r * TILE, seen)
-    width = scratch.values.shape[0] // TILE
-    _multiply(count, scores, 0, TILE, tile.values, width, part.values, tile.later_values)
+        peak, weight = _softmax_row(scores, r * TILE, min(TILE, ends[block + r] - start))
+        _add_scores(sums, block + r, peak, weight, fresh, plain, r)
+    width, fold = scratch.values.shape[0] // TILE, Fold(scratch.old, scratch.new, 0, 0 if fresh else 1)
+    _multiply(count, scores, 0, TILE, tile.values, width, sums.values, block * width, fold, tile.later_values)
 
 
 @compiled
 def _combine(total: Sums, index: int, part: Sums, place: int, width: int) -> None:
-    """Add contribution `place` of `part` to row `index` of `total`; rows are `width` apart."""
-    peak, before = part.peaks[place], total.peaks[index]
-    grows = peak > before
-    less = exp(before - peak if grows else peak - before)  # the other side's factor is e**0
-    old, new = (less, _ONE) if grows else (_ONE, less)
+    """Add sums `place` of `part` to row `index` of `total`; rows are `width` apart."""
+    old, new = _factors(total.peaks[index], part.peaks[place])
     into, values = total.values[index * width :][:width], part.values[place * width :][:width]
     for d in range(width):
         into[d] = fma(values[d], new, into[d] * old)
     total.weights[index] = fma(part.weights[place], new, total.weights[index] * old)
-    if grows:
-        total.peaks[index] = peak
+    if part.peaks[place] > total.peaks[index]:
+        total.peaks[index] = part.peaks[place]
 
 
 @compiled
-def _clear(sums: Sums, count: int, width: int) -> None:
-    sums.values[: count * width] = _ZERO
-    sums.peaks[:count] = _MINUS_INFINITY
-    sums.weights[:count] = _ZERO
+def _copy(target: Sums, index: int, source: Sums, place: int, width: int) -> None:
+    copy(source.values, place * width, target.values, index * width, width)
+    target.peaks[index], target.weights[index] = source.peaks[place], source.weights[place]
 
 
 @compiled
-def _store(scratch: Scratch, partials: Sums, block: int, count: int, where: Any) -> None:
-    """Keep scratch.part for later: these rows' tiles are spread over items. where = (start of the tile, offset)."""
-    start, offset = where
-    part, width = scratch.part, scratch.values.shape[0] // TILE
-    for r in range(count):
-        if scratch.ends[block + r] > start:
-            place = scratch.places[block + r] + offset
-            copy(part.values, r * width, partials.values, place * width, width)
-            partials.peaks[place], partials.weights[place] = part.peaks[r], part.weights[r]
+def _add(total: Sums, index: int, part: Sums, place: int, width: int, fresh: bool) -> None:
+    """`_combine`, or where nothing is in the total yet, `_copy`."""
+    if fresh:
+        _copy(total, index, part, place, width)
+    else:
+        _combine(total, index, part, place, width)
+
+
+@compiled
+def _close_group(step: Step, scratch: Scratch, item: Item, most: int, tile: int) -> None:
+    """What becomes of the group's sums with its last tile here: part of the item's totals, or stored for later."""
+    width, start = scratch.values.shape[0] // TILE, max(item.tile, tile // GROUP * GROUP) * TILE
+    for i in range(most):
+        if scratch.ends[i] <= start:
+            continue
+        if item.stores:
+            _copy(step.partials, scratch.places[i], scratch.sums, i, width)
+        else:
+            _add(scratch.total, i, scratch.sums, i, width, start == 0)
 
 
 @compiled
@@ -141,11 +184,11 @@ def _write(step: Step, place: int, total: Sums, index: int, width: int) -> None:
 @compiled
 def _item(step: Step, number: int) -> Item:
     """Item and key head number `number`; one without tiles behind the last."""
-    at = 6 * (number // step.kv_heads)
+    at = 7 * (number // step.kv_heads)
     if at >= step.items.shape[0]:
-        return Item(0, 0, 0, 0, 0, 0, 0)
-    c = step.items[at : at + 6]
-    return Item(number % step.kv_heads, c[0], c[1], c[2], c[3], c[4], c[5])
+        return Item(0, 0, 0, 0, 0, 0, 0, 0)
+    c = step.items[at : at + 7]
+    return Item(number % step.kv_heads, c[0], c[1], c[2], c[3], c[4], c[5], c[6])
 
 
 @compiled
@@ -154,102 +197,93 @@ def _run(item: Item, tile: int) -> Run:
 
 
 @compiled
+def _add_tile(scratch: Scratch, most: int, start: int, tile: Tile, fresh: bool) -> None:
+    """Add the loaded tile for all rows that see it."""
+    for block in range(0, most, ROWS):
+        first, end = block, min(block + ROWS, most)
+        while first < end and scratch.ends[first] <= start:  # rows of a chunk ascend
+            first += 1
+        if first < end:
+            _contribute(scratch, first, end - first, start, tile, fresh)
+            tile = settled(tile)
+
+
+@compiled
 def _attend_item(step: Step, scratch: Scratch, item: Item, following: Item) -> None:
     """All tiles of one item: its rows are finished then, or their contributions stored. `following` comes after it."""
-    rows = step.rows[item.first : item.first + item.num_rows]
-    most, width = item.num_rows * (step.heads // step.kv_heads), scratch.values.shape[0] // TILE
-    inline = step.partial_begin[rows[0]] < 0
-    load_queries(step, item.kv, rows, scratch)
-    _clear(scratch.total, most, width)
+    most = item.num_rows * (step.heads // step.kv_heads)
+    load_queries(step, item.kv, item.first, item.num_rows, scratch)
     for tile in range(item.tile, item.end_tile):
-        start, more = tile * TILE, tile + 1 < item.end_tile
+        more = tile + 1 < item.end_tile
         later = _run(item, tile + 1) if more else _run(following, following.tile)
         loaded = load_tile(step, _run(item, tile), later, scratch)
-        for block in range(0, most, _ROWS):
-            count = min(_ROWS, most - block)
-            if scratch.ends[block + count - 1] <= start:  # rows of a chunk ascend: none of the block sees the tile
-                continue
-            _contribute(scratch, block, count, start, loaded)
-            loaded = settled(loaded)
-            if not inline:
-                _store(scratch, step.partials, block, count, (start, start // TILE * step.heads))
-                continue
-            for r in range(count):
-                if scratch.ends[block + r] > start:
-                    _combine(scratch.total, block + r, scratch.part, r, width)
-    if inline:
+        _add_tile(scratch, most, tile * TILE, loaded, tile == item.tile or tile % GROUP == 0)
+        if not more or tile % GROUP == GROUP - 1:
+            _close_group(step, scratch, item, most, tile)
+    if not item.stores:
         for i in range(most):
-            _write(step, scratch.places[i], scratch.total, i, width)
+            _write(step, scratch.places[i], scratch.total, i, scratch.values.shape[0] // TILE)
 
 
 @compiled
-def _floats(count: int) -> Any:
-    """Room for floats that begins at a cache line: a vector that lies across two costs twice."""
-    block = np.empty(count + LINE, np.float32)
-    first = -(block.ctypes.data // 4) % LINE
-    return block[first : first + count]
+def _finish_group(step: Step, total: Sums, first: int, end: int, width: int, fresh: bool) -> None:
+    """Add the stored contributions [first, end) to one row, which are those of one group; heads side by side."""
+    heads = step.heads
+    for head in range(heads):
+        if end > first + 1:
+            _copy(total, heads + head, step.partials, first * heads + head, width)
+            for place in range(first + 1, end):
+                _combine(total, heads + head, step.partials, place * heads + head, width)
+            _add(total, head, total, heads + head, width, fresh)
+        else:
+            _add(total, head, step.partials, first * heads + head, width, fresh)
 
 
 @compiled
-def _new_sums(count: int, width: int) -> Sums:
-    return Sums(_floats(count * width), _floats(count), _floats(count))
-
-
-@compiled
-def _finish_row(step: Step, row: int, total: Sums, width: int) -> None:
-    """Combine the stored contributions to one row, in the order of the tiles; heads side by side."""
-    _clear(total, step.heads, width)
-    for tile in range(step.positions[row] // TILE + 1):
-        place = (step.partial_begin[row] + tile) * step.heads
-        for head in range(step.heads):
-            _combine(total, head, step.partials, place + head, width)
+def _finish_row(step: Step, split: Any, total: Sums, width: int) -> None:
+    """Combine the stored contributions to one row, in the order of the tiles. split = (row, first place, end)."""
+    row, begin, end = split[0], split[1], split[2]
+    first = begin
+    while first < end:
+        after = first + 1
+        while after < end and not step.opens[after]:
+            after += 1
+        _finish_group(step, total, first, after, width, first == begin)
+        first = after
     for head in range(step.heads):
         _write(step, row * step.heads + head, total, head, width)
 
 
 @compiled
-def _attend(step: Step, width: int) -> None:
+def _attend(step: Step, scratch: Scratch) -> None:
     """Take items until none is left."""
-    most = step.max_rows * (step.heads // step.kv_heads)
-    scratch = Scratch(
-        _floats(most * step.k_dim),
-        np.empty(most, np.int64),
-        np.empty(most, np.int64),
-        np.empty(LANES, np.int32),
-        np.arange(max(TILE, step.k_dim)).astype(np.int32),
-        _floats(step.k_dim * TILE),
-        _floats(TILE * width),
-        _floats(_ROWS * TILE),
-        _new_sums(_ROWS, width),
-        _new_sums(most, width),
-    )
-    num_items = step.items.shape[0] // 6
+    num_items = step.items.shape[0] // 7 * step.kv_heads
     taken = add_atomically(step.counters, _TAKEN, 1)
-    while taken < num_items * step.kv_heads:
+    while taken < num_items:
         following = add_atomically(step.counters, _TAKEN, 1)
         _attend_item(step, scratch, _item(step, taken), _item(step, following))
         add_atomically(step.counters, _DONE, 1)
         taken = following
-    while add_atomically(step.counters, _DONE, 0) < num_items * step.kv_heads:
+    while add_atomically(step.counters, _DONE, 0) < num_items:
         pass  # another thread is at the last, which is among the cheapest
 
 
 @compiled
-def _finish(step: Step, width: int) -> None:
+def _finish(step: Step, scratch: Scratch) -> None:
     """Take rows whose contributions are stored until none is left."""
-    total = _new_sums(step.heads, width)
+    width = scratch.values.shape[0] // TILE
     taken = add_atomically(step.counters, _FINISHED, 1)
-    while taken < step.split_rows.shape[0]:
-        _finish_row(step, step.split_rows[taken], total, width)
+    while taken < step.split_rows.shape[0] // 3:
+        _finish_row(step, step.split_rows[3 * taken :][:3], scratch.finished, width)
         taken = add_atomically(step.counters, _FINISHED, 1)
 
 
 @compiled
 def _work(step: Step) -> None:
     """One thread's part of a layer."""
-    width = -(-step.v_dim // PANEL) * PANEL
-    _attend(step, width)
-    _finish(step, width)
+    scratch = scratch_of(step.scratch, add_atomically(step.counters, _THREADS, 1))
+    _attend(step, scratch)
+    _finish(step, scratch)
 
 
 def work(address: Any) -> None:

@@ -10,25 +10,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from radixserve.model.compiled import compiled
 from radixserve.model.lanes import LANES, PANEL, copy, transpose
-from radixserve.model.products import Rows
-from radixserve.model.step_block import Step, Sums, compiled
+from radixserve.model.products import Fold, Rows
+from radixserve.model.step_block import Step
+from radixserve.model.tile_scratch import Scratch
 from radixserve.model.tiles import TILE
-
-
-class Scratch(NamedTuple):
-    """One thread's memory."""
-
-    queries: Any  # the item's query rows, scaled
-    ends: Any  # how many positions each of them sees
-    places: Any  # where its result goes: in the output, or among the contributions
-    slots: Any  # of a tile's last positions, the last one again and again behind it
-    order: Any  # 0, 1, 2, ...
-    keys: Any  # the tile's K, transposed
-    values: Any  # the tile's V, rows padded to whole panels
-    scores: Any  # of one block
-    part: Sums  # of one block: the tile's contribution
-    total: Sums  # of the item's rows: all tiles so far
 
 
 class Run(NamedTuple):
@@ -128,14 +115,19 @@ def settled(tile: Tile) -> Tile:
 
 
 @compiled
-def load_queries(step: Step, kv: int, rows: Any, scratch: Scratch) -> None:
-    """The query rows of one key head, scaled: index row * group + head of the group."""
+def folded_from(fold: Fold, first: int) -> Fold:
+    """The factors from number `first` on."""
+    return Fold(fold.old, fold.new, fold.first + first, fold.active)
+
+
+@compiled
+def load_queries(step: Step, kv: int, first: int, num_rows: int, scratch: Scratch) -> None:
+    """The query rows of an item at one key head, scaled: index row * group + head of the group."""
     dim, group, scaling = step.k_dim, step.heads // step.kv_heads, step.scaling[0]
-    for i in range(rows.shape[0] * group):
-        row, head = rows[i // group], kv * group + i % group
-        split = step.partial_begin[row]
+    for i in range(num_rows * group):
+        row, place, head = step.rows[first + i // group], step.places[first + i // group], kv * group + i % group
         scratch.ends[i] = step.positions[row] + 1
-        scratch.places[i] = (row if split < 0 else split) * step.heads + head
+        scratch.places[i] = place * step.heads + head
         source = step.q[(row * step.heads + head) * dim :][:dim]
         target = scratch.queries[i * dim :][:dim]
         for d in range(dim):

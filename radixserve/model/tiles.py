@@ -1,29 +1,31 @@
 """Who computes what in one step of CPU attention: work items over tiles of 64 positions.
 
 Decides about speed only; the kernel's numbers do not depend on it. Rows of a long chunk are cut into blocks that walk
-all their tiles. Rows of short chunks (decode) share: wherever several sequences have the same slots in a tile, one item
-loads it for all of them; their contributions are stored per tile and combined afterwards.
+all their tiles. Rows of short chunks (decode) share: wherever several sequences have the same slots in a group of tiles
+or in a tile, one item loads it for all of them; their contributions are stored, one per item, and combined afterwards.
 
-    sequence A: tiles 0 1 2 3 4'        items: (0-3; rows of A, B), (4; row of C) ...
-    sequence B: tiles 0 1 2 3 5'               (4'; row of A), (5'; row of B)
+    sequence A: tiles 0 1 2 3 4 5'      items: (0-3; rows of A, B), (4; rows of A, B),
+    sequence B: tiles 0 1 2 3 4 5"             (5'; row of A), (5"; row of B)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 TILE = 64
+GROUP = 4
+"""Tiles whose contributions are combined among themselves first, at absolute multiples."""
+
 _SHORT = 16  # rows up to which a chunk's tiles are shared with other sequences
-_RUN = 4  # tiles per shared item: small enough that the items of one long context spread over the cores
 _FACTORS = np.random.default_rng(0).integers(1, 2**62, TILE, np.int64)  # of the digest that finds equal tiles
 _BLOCK = 96  # query rows times heads per key head that one loaded tile of a long chunk serves
 
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Spans:
     def stop(self) -> Longs:
         return self.start + self.count
 
-    def where(self, mask: npt.NDArray[np.bool_]) -> Spans:
+    def where(self, mask: Bools) -> Spans:
         return Spans(self.row[mask], self.count[mask], self.begin[mask], self.start[mask])
 
 
@@ -54,26 +56,23 @@ class Spans:
 class TileWork:
     """Items as columns, the costliest first, and where each row's contributions go."""
 
-    items: Longs  # [items, 6]: first and number in `rows`, table begin, first tile, end tile, end position
+    items: Longs  # [items, 7]: first and number in `rows`, table begin, first tile, end tile, end position, stores
     rows: Ints  # rows of the items, one after the other
-    partial_begin: Longs  # [rows of the step]: index of tile 0's contribution; -1: the row's own item combines
-    num_partials: int
+    places: Ints  # of these rows: where the item stores its contribution; the row itself if it finishes the row
+    split_rows: Longs  # [rows whose contributions are stored, 3]: row, its first place, the end of its places
+    opens: Ints  # [places]: whether the contribution is the first of its group
     max_rows: int
 
     @classmethod
     def of(cls, spans: Spans, table: Ints, group: int) -> TileWork:
         """`group` is the number of query heads per key head. Cost: O(slots in the table of short chunks)."""
         short = spans.count <= _SHORT
-        split = spans.where(short)
-        items, rows = _joined([_blocks(spans.where(~short), group), _shared(split, table), _tails(split)])
-        begin, num_partials = _partials(split, int(spans.count.sum()))
+        split = _Split.of(spans.where(short), table)
+        parts = [_blocks(spans.where(~short), group), split.items()]
+        items, rows, places = _joined(parts)
         order = np.argsort(-items[:, 1] * (items[:, 4] - items[:, 3]), kind="stable")
-        return cls(np.ascontiguousarray(items[order]), rows, begin, num_partials, int(items[:, 1].max(initial=0)))
-
-    @property
-    def split_rows(self) -> Longs:
-        """Rows whose contributions are combined at the end."""
-        return np.flatnonzero(self.partial_begin >= 0)
+        items = np.ascontiguousarray(items[order])
+        return cls(items, rows, places, split.rows(), split.opens(), int(items[:, 1].max(initial=0)))
 
     @property
     def num_tiles(self) -> int:
@@ -81,16 +80,17 @@ class TileWork:
         return int((self.items[:, 4] - self.items[:, 3]).sum())
 
 
-_Items = tuple[Longs, Ints]  # items as in TileWork, their rows
+_Items = tuple[Longs, Ints, Ints]  # items as in TileWork, their rows, the places of these
 
 
 def _joined(parts: list[_Items]) -> _Items:
     """Items of several makers behind each other, with their places in the common list of rows."""
     first = 0
-    for items, rows in parts:
+    for items, rows, _ in parts:
         items[:, 0] += first
         first += len(rows)
-    return np.concatenate([items for items, _ in parts]), np.concatenate([rows for _, rows in parts])
+    columns = list(zip(*parts, strict=True))
+    return np.concatenate(columns[0]), np.concatenate(columns[1]), np.concatenate(columns[2])
 
 
 def _item_columns(rows_each: Longs, *columns: Longs) -> Longs:
@@ -114,41 +114,75 @@ def _blocks(spans: Spans, group: int) -> _Items:
     offset = _ranges(np.zeros_like(blocks), blocks).astype(np.int64) * size
     count = np.minimum(size, spans.count[owner] - offset)
     stop = spans.start[owner] + offset + count
-    items = _item_columns(count, spans.begin[owner], np.zeros_like(stop), -(-stop // TILE), stop)
-    return items, _ranges(spans.row[owner] + offset, count)
+    none = np.zeros_like(stop)
+    rows = _ranges(spans.row[owner] + offset, count)
+    return _item_columns(count, spans.begin[owner], none, -(-stop // TILE), stop, none), rows, rows
 
 
-def _full_tiles(spans: Spans) -> Longs:
-    """Tiles that every row of a span sees whole."""
-    return (spans.start + 1) // TILE
+@dataclass(frozen=True)
+class _Split:
+    """Short chunks. A contribution is stored for a whole group of tiles if it has one leader, else for each tile."""
+
+    spans: Spans
+    leader: Longs  # [sequences, tiles]: the sequence whose slots an item loads
+    whole: Bools  # [sequences, tiles]: whether the tile is of a whole group
+    stored: Bools  # [sequences, tiles]: whether a contribution begins there
+    owner: Longs  # [rows]: their sequences
+    first: Longs  # [rows]: where their contributions begin
+
+    @classmethod
+    def of(cls, spans: Spans, table: Ints) -> _Split:
+        end, itself = -(-spans.stop // TILE), np.arange(len(spans))
+        groups = -(-int(end.max(initial=0)) // GROUP)
+        leader = _leaders(spans, table, groups * GROUP)
+        grouped = leader.reshape(len(spans), groups, GROUP)
+        one = ((grouped == grouped[:, :, :1]) & (grouped >= 0)).all(-1)
+        whole, tile = np.repeat(one, GROUP, axis=1), np.arange(groups * GROUP)
+        stored = (tile < end[:, None]) & (~whole | (tile % GROUP == 0))
+        owner = np.repeat(itself, spans.count)
+        number = stored.sum(1)[owner]
+        leader = np.where(leader < 0, itself[:, None], leader)
+        return cls(spans, leader, whole, stored, owner, np.cumsum(number) - number)
+
+    @property
+    def _before(self) -> Longs:
+        """[sequences, tiles + 1]: contributions before a tile."""
+        return np.cumsum(np.pad(self.stored, ((0, 0), (1, 0))), axis=1)
+
+    def items(self) -> _Items:
+        """One for all sequences with the same leader in the same tiles: one contribution of each of their rows."""
+        member, tile = np.nonzero(self.stored)
+        end, lead = tile + np.where(self.whole[member, tile], GROUP, 1), self.leader[member, tile]
+        order = np.lexsort((member, lead, end, tile))
+        member, tile, end, lead = member[order], tile[order], end[order], lead[order]
+        rows, places = self._rows_and_places(member, tile)
+        starts = np.flatnonzero(np.any(np.diff([tile, end, lead], axis=1, prepend=-1), axis=0))
+        counts = np.add.reduceat(self.spans.count[member], starts) if len(starts) else starts
+        tile, end, lead = tile[starts], end[starts], lead[starts]
+        stop = np.minimum(end * TILE, self.spans.stop[lead])
+        return _item_columns(counts, self.spans.begin[lead], tile, end, stop, np.ones_like(stop)), rows, places
+
+    def _rows_and_places(self, member: Longs, tile: Longs) -> tuple[Ints, Ints]:
+        count = self.spans.count
+        index = _ranges((np.cumsum(count) - count)[member], count[member])
+        places = self.first[index] + self._before[self.owner[index], np.repeat(tile, count[member])]
+        return _ranges(self.spans.row[member], count[member]), places.astype(np.int32)
+
+    def rows(self) -> Longs:
+        """As in `TileWork`: each row has the tiles up to its own position."""
+        row, position = (_ranges(column, self.spans.count) for column in (self.spans.row, self.spans.start))
+        end = self.first + self._before[self.owner, position // TILE + 1]
+        return np.ascontiguousarray(np.stack([row, self.first, end], 1).astype(np.int64))
+
+    def opens(self) -> Ints:
+        """As in `TileWork`."""
+        _, tile = np.nonzero(self.stored[self.owner])
+        return np.asarray(tile % GROUP == 0, np.int32)
 
 
-def _shared(spans: Spans, table: Ints) -> _Items:
-    """Runs of whole tiles, each for all sequences that have the same slots there."""
-    full = _full_tiles(spans)
-    if full.max(initial=0) == 0:
-        return np.zeros((0, 6), np.int64), np.zeros(0, np.int32)
-    leader = _leaders(spans, table, full)  # [sequences, tiles]
-    changes = np.any(leader[:, 1:] != leader[:, :-1], axis=0)
-    since = np.concatenate([[0], np.flatnonzero(changes) + 1, [leader.shape[1]]])
-    bounds = [start for a, b in pairwise(since) for start in range(a, b, _RUN)]
-    first = np.array(bounds, np.int64)
-    end = np.append(first[1:], leader.shape[1])
-    run, member = np.nonzero(leader[:, first].T >= 0)
-    lead = leader[member, first[run]]
-    order = np.lexsort((member, lead, run))
-    run, member, lead = run[order], member[order], lead[order]
-    starts = np.flatnonzero(np.concatenate([[True], (np.diff(run) != 0) | (np.diff(lead) != 0)]))
-    counts = np.add.reduceat(spans.count[member], starts)
-    tiles = (first[run[starts]], end[run[starts]])
-    items = _item_columns(counts, spans.begin[lead[starts]], *tiles, tiles[1] * TILE)
-    return items, _ranges(spans.row[member], spans.count[member])
-
-
-def _leaders(spans: Spans, table: Ints, full: Longs) -> Longs:
-    """[sequences, tiles]: the first sequence with the same slots in that tile; -1 beyond a sequence's whole tiles."""
-    tiles = int(full.max())
-    inside = np.arange(tiles) < full[:, None]
+def _leaders(spans: Spans, table: Ints, tiles: int) -> Longs:
+    """[sequences, tiles]: the first sequence with the same slots in that tile; -1 where not all of it is seen."""
+    inside = np.arange(tiles) < ((spans.start + 1) // TILE)[:, None]
     where = np.minimum(spans.begin[:, None] + np.arange(tiles * TILE), len(table) - 1)
     slots = table[where].reshape(len(spans), tiles, TILE)
     digest = np.where(inside, slots @ _FACTORS, 0)  # equal slots have equal digests; wraps around
@@ -160,18 +194,3 @@ def _leaders(spans: Spans, table: Ints, full: Longs) -> Longs:
     np.put_along_axis(leader, order, np.take_along_axis(order, place, 0), 0)
     same = (slots == slots[leader, np.arange(tiles)]).all(-1) & inside[leader, np.arange(tiles)]
     return np.where(inside, np.where(same, leader, np.arange(len(spans))[:, None]), -1)
-
-
-def _tails(spans: Spans) -> _Items:
-    """What lies behind a short chunk's whole tiles: its own."""
-    full, end = _full_tiles(spans), -(-spans.stop // TILE)
-    has = end > full
-    own = spans.where(has)
-    return _item_columns(own.count, own.begin, full[has], end[has], own.stop), _ranges(own.row, own.count)
-
-
-def _partials(spans: Spans, num_rows: int) -> tuple[Longs, int]:
-    begin = np.full(num_rows, -1, np.int64)
-    tiles = np.repeat(-(-spans.stop // TILE), spans.count)
-    begin[_ranges(spans.row, spans.count)] = np.cumsum(tiles) - tiles
-    return begin, int(tiles.sum())

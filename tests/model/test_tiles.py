@@ -30,7 +30,7 @@ def table_of(spans: Spans, prefix: int) -> Ints:
 def meetings(work: TileWork, table: Ints) -> Counter[tuple[int, int, bytes]]:
     """(row, tile, slots) of every item."""
     met: Counter[tuple[int, int, bytes]] = Counter()
-    for first, count, begin, tile, end, stop in work.items.tolist():
+    for first, count, begin, tile, end, stop, _ in work.items.tolist():
         for row in work.rows[first : first + count].tolist():
             for t in range(tile, end):
                 met[row, t, table[begin + t * TILE : begin + min(stop, (t + 1) * TILE)].tobytes()] += 1
@@ -71,12 +71,14 @@ def test_sixteen_sequences_over_one_prefix_load_it_once() -> None:
     assert work.items[loads == 4][:, 1].tolist() == [16] * 4
 
 
-def test_branches_share_up_to_the_tile_where_they_part() -> None:
-    spans = spans_of([(256, 1), (256, 1), (256, 1)])
-    table = table_of(spans, 256)
-    table[257 * 2 + 130 : 257 * 3] += 1000  # the third one parts in its third tile
-    shared = sorted((tile, count) for _, count, _, tile, end, _ in TileWork.of(spans, table, 1).items if end <= 4)
-    assert shared == [(0, 3), (2, 1), (2, 2)]
+def test_whole_groups_are_shared_as_one_and_the_group_where_branches_part_tile_by_tile() -> None:
+    spans = spans_of([(512, 1), (512, 1), (512, 1)])
+    table = table_of(spans, 512)
+    for sequence in (1, 2):
+        table[513 * sequence + 4 * TILE + 130 : 513 * (sequence + 1)] += 1000 * sequence  # part in tile 6
+    items = TileWork.of(spans, table, 1).items
+    shared = sorted((tile, end, count) for _, count, _, tile, end, *_ in items.tolist() if end <= 8)
+    assert shared == [(0, 4, 3), (4, 5, 2), (4, 8, 1), (5, 6, 2), (6, 7, 1), (6, 7, 1), (7, 8, 1), (7, 8, 1)]
 
 
 def test_sequences_that_hold_equal_slots_at_other_positions_do_not_share() -> None:

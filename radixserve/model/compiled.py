@@ -1,0 +1,107 @@
+"""How kernels are compiled, and the arrays they work on: bare memory without reference counts.
+
+numba counts references to arrays wherever they are handed on, with atomic instructions; in a kernel of many small
+functions that took a sixth of its time. Here it is told not to (`_nrt`), so a kernel takes memory on its stack only;
+who calls it brings all other memory, and keeps it alive until the kernel has run.
+"""
+
+# mypy: disable-error-code="untyped-decorator"
+# (numba has no type hints)
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import cfunc, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+Intrinsic = Callable[..., Any]
+
+_LINE_BYTES = 64
+
+compiled = partial(njit, error_model="numpy", forceinline=True, _nrt=False)
+"""For functions that kernels call."""
+
+kernel = partial(cfunc, types.void(types.voidptr), cache=True, error_model="numpy", _nrt=False)
+"""For what is called from outside with the address of a block."""
+
+
+def _array(context: Any, builder: ir.IRBuilder, kind: Any, data: Any, count: Any) -> Any:
+    """The array of `count` elements at the pointer `data`."""
+    array = context.make_array(kind)(context, builder)
+    size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+    populate_array(array, data=data, shape=[count], strides=[size], itemsize=size, meminfo=None)
+    return array._getvalue()
+
+
+def _at(element: types.Type) -> Intrinsic:
+    """An array of `count` elements at an address (int64)."""
+
+    @intrinsic
+    def at(typingctx: Any, address: Any, count: Any) -> Any:
+        kind = types.Array(element, 1, "C")
+
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            data = builder.inttoptr(args[0], context.get_data_type(element).as_pointer())
+            return _array(context, builder, kind, data, args[1])
+
+        return kind(types.int64, types.intp), generate
+
+    return at  # type: ignore[no-any-return]
+
+
+def _in_block(element: types.Type) -> Intrinsic:
+    """Array number `index` of a block of int64: addresses and lengths in turns."""
+
+    @intrinsic
+    def in_block(typingctx: Any, block: Any, index: Any) -> Any:
+        kind = types.Array(element, 1, "C")
+
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            entries = context.make_array(signature.args[0])(context, builder, args[0]).data
+            first = builder.gep(entries, [builder.mul(args[1], ir.Constant(args[1].type, 2))])
+            count = builder.load(builder.gep(first, [ir.Constant(args[1].type, 1)]))
+            data = builder.inttoptr(builder.load(first), context.get_data_type(element).as_pointer())
+            return _array(context, builder, kind, data, count)
+
+        return kind(block, types.intp), generate
+
+    return in_block  # type: ignore[no-any-return]
+
+
+def on_stack(element: types.Type, count: int) -> Intrinsic:
+    """An array of so many elements that lives as long as the function that asks; it begins at a cache line."""
+
+    @intrinsic
+    def room(typingctx: Any) -> Any:
+        kind = types.Array(element, 1, "C")
+
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            number = context.get_data_type(element)
+            place = cgutils.alloca_once(builder, ir.ArrayType(number, count))
+            place.align = _LINE_BYTES
+            data = builder.bitcast(place, number.as_pointer())
+            return _array(context, builder, kind, data, context.get_constant(types.intp, count))
+
+        return kind(), generate
+
+    return room  # type: ignore[no-any-return]
+
+
+floats_at, words_at, longs_at = _at(types.float32), _at(types.uint32), _at(types.int64)
+floats_in, ints_in, longs_in = _in_block(types.float32), _in_block(types.int32), _in_block(types.int64)
+
+
+@intrinsic
+def address_of(typingctx: Any, pointer: Any) -> Any:
+    """An untyped pointer as int64."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], ir.IntType(64))
+
+    return types.int64(types.voidptr), generate
