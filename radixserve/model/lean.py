@@ -85,9 +85,11 @@ class LeanForward:
         step.block.point(cos=cos[0].contiguous(), sin=sin[0].contiguous())
         delta = None
         for index, layer in enumerate(self._layers):
-            delta = step.layer(index, layer, delta)
-        normed = step.add_norm(delta, self._norm)
-        logits: torch.Tensor = self._head(normed if len(wanted) == len(ids) else normed[wanted])
+            step.project(index, layer, delta)
+            if index == len(self._layers) - 1 and len(wanted) < len(ids):
+                step.keep(wanted)  # what other rows would be after the last layer nobody reads
+            delta = step.mix(index, layer)
+        logits: torch.Tensor = self._head(step.add_norm(delta, self._norm))
         return logits
 
 
@@ -103,12 +105,21 @@ class _LeanStep:
         self._q = torch.empty(self.rows, heads, plan.pool.shape.k_dim)
         self.block.point(hidden=hidden, normed=self._normed, q=self._q, slots=plan.write_slots)
 
-    def layer(self, index: int, layer: LeanLayer, delta: torch.Tensor | None) -> torch.Tensor:
-        """What layer `index` adds to the stream, of which `delta` is still missing."""
+    def project(self, index: int, layer: LeanLayer, delta: torch.Tensor | None) -> None:
+        """K and V of layer `index` to the pool, queries kept here; of the stream `delta` is still missing."""
         qkv = layer.qkv(self.add_norm(delta, layer.input_norm))
         self.block.point(qkv=qkv, q_weight=layer.q_norm, k_weight=layer.k_norm)
         self.block.point(k=self.plan.pool.k[index], v=self.plan.pool.v[index])
         self._run(row_kernels.rotate, qkv)
+
+    def keep(self, wanted: torch.Tensor) -> None:
+        """Go on with these rows alone; see `AttentionPlan.last_rows`."""
+        self.plan, self.rows = self.plan.last_rows(wanted.numpy()), len(wanted)
+        self.hidden, self._q, self._normed = self.hidden[wanted], self._q[wanted], self._normed[: self.rows]
+        self.block.point(hidden=self.hidden, normed=self._normed)
+
+    def mix(self, index: int, layer: LeanLayer) -> torch.Tensor:
+        """What layer `index` adds to the stream after its attention."""
         out = attend_cpu(self._q, index, self.plan, layer.scaling)
         gate_up = layer.gate_up(self.add_norm(layer.o(out.view(self.rows, -1)), layer.post_norm))
         gated = torch.empty(self.rows, layer.down.in_features)

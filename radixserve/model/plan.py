@@ -19,7 +19,7 @@ import torch
 
 from radixserve.cache.pool import KVPool
 from radixserve.model.host import upload
-from radixserve.model.tiles import Ints, Spans
+from radixserve.model.tiles import Ints, Longs, Spans
 from radixserve.step import Chunk
 
 
@@ -50,3 +50,10 @@ class AttentionPlan:
         written = upload(np.repeat(begin, count) + positions, device)
         spans = Spans(row, count, begin, start)
         return cls(pool, spans, table, positions.astype(np.int32), device_table, device_table[written])
+
+    def last_rows(self, wanted: Longs) -> AttentionPlan:
+        """The plan of these rows alone, which are the last one or more of each chunk; their K and V are written."""
+        first, end = (np.searchsorted(wanted, edge) for edge in (self.spans.row, self.spans.row + self.spans.count))
+        spans = Spans(first, end - first, self.spans.begin, self.spans.stop - (end - first))
+        nothing = self.write_slots[:0]
+        return AttentionPlan(self.pool, spans, self.table, self.positions[wanted], self.device_table, nothing)

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixserve.model.runner import Runner
-from radixserve.step import Chunk
+from radixserve.step import Chunk, Logits
 from tests.tiny import CONFIGS, VOCAB, chunk, chunks_of, tiny_runner
 
-NUM_TOKENS = 150  # more than two tiles
-SLOTS = 1024
+NUM_TOKENS = 500  # nearly two groups of tiles
+SLOTS = 4096
 
 
 @cache
@@ -88,13 +88,23 @@ def mate(index: int, slots: list[int], num_tokens: int) -> Chunk:
 
 
 @settings(max_examples=20, deadline=None)
-@given(names, st.integers(64, 140), st.integers(2, 8))
+@given(names, st.integers(64, 490), st.integers(2, 8))
 def test_decoding_together_over_shared_slots_changes_nothing(name: str, shared: int, count: int) -> None:
     run, slots, ids = runner(name), permuted(5), tokens(0)
     run.forward([chunk(ids[:shared], 0, slots)])
-    tables = [slots[:shared] + slots[200 + 20 * i : 220 + 20 * i] for i in range(count)]
+    tables = [slots[:shared] + slots[NUM_TOKENS + 20 * i : NUM_TOKENS + 20 * (i + 1)] for i in range(count)]
     for position in range(shared, shared + 5):
         steps = [chunk([(ids[position] + i) % VOCAB], position, table) for i, table in enumerate(tables)]
         together = run.forward(steps)
         assert torch.equal(together, torch.cat([run.forward([step]) for step in steps]))
     assert torch.equal(together[0], logits(run, chunks_of(ids[: shared + 1], slots, ()))[-1]) or position > shared
+
+
+@settings(max_examples=20, deadline=None)
+@given(names, cuts, st.data())
+def test_rows_whose_logits_nobody_wants_change_nothing(name: str, cut_at: list[int], data: st.DataObject) -> None:
+    chunks = chunks_of(tokens(0), permuted(7), cut_at)
+    for each in chunks:
+        each.logits = data.draw(st.sampled_from(Logits))
+    rows = [range(each.stop - each.num_logits, each.stop) for each in chunks]
+    assert torch.equal(logits(runner(name), chunks), one_prefill(name)[np.concatenate(rows)])
