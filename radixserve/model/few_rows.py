@@ -25,12 +25,13 @@ from radixserve.model.codes import Codes
 from radixserve.model.compiled import address_of, compiled, floats_at, longs_at, on_stack
 from radixserve.model.lanes import PANEL, add_atomically
 from radixserve.model.products import WIDTH, panel_1, panel_2, panel_3, panel_4, panel_5, panel_6
+from radixserve.model.tiles import Longs
 
 FEW = 48
 """Rows up to which this kernel is the faster one."""
 
 _CHAINS = (1024, 512, 256, 2048, 1 << 30)  # inputs
-_FITS = PANEL * 2 == WIDTH  # six rows of a panel in registers
+FITS = PANEL * 2 == WIDTH  # six rows of a panel in registers
 _SIX = 6  # rows
 _TESTED = (*range(1, 2 * _SIX + 1), FEW)  # every number of rows in a first and in a last group
 _LAST = 4  # rows beside which the next block is decoded
@@ -85,7 +86,7 @@ class FewRows:
         cls, packed: torch.Tensor, bias: torch.Tensor | None, shape: tuple[int, int], x: torch.Tensor, y: torch.Tensor
     ) -> FewRows | None:
         """The one that gives exactly `y` [rows, out] for `x` [rows, in]; None where there is none."""
-        if not _FITS or shape[0] % WIDTH or not _is_plain(packed, shape):
+        if not FITS or shape[0] % WIDTH or not _is_plain(packed, shape):
             return None
         for chain in _CHAINS:
             kernel = cls(packed, bias, shape, chain)
@@ -95,12 +96,22 @@ class FewRows:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, out] of x [rows, in], contiguous, of at most FEW rows."""
-        assert x.is_contiguous(), "the kernel reads flat memory"
-        block, out = self._block, torch.empty(len(x), int(self._block[_OUTPUTS]))
-        block[_X], block[_OUT], block[_ROWS] = x.data_ptr(), out.data_ptr(), len(x)
+        out = torch.empty(len(x), int(self._block[_OUTPUTS]))
+        self._point(self._block, x, out)
         self._counter[0] = 0
         team.run(native.address(multiply), self._address, True)
         return out
+
+    def block(self, x: torch.Tensor, out: torch.Tensor, counter: Longs) -> Longs:
+        """What `multiply` is to be called with to fill `out`; `counter` [1] must be zero then."""
+        block = self._block.copy()
+        self._point(block, x, out)
+        block[_COUNTER] = counter.ctypes.data
+        return block
+
+    def _point(self, block: Longs, x: torch.Tensor, out: torch.Tensor) -> None:
+        assert x.is_contiguous(), "the kernel reads flat memory"
+        block[_X], block[_OUT], block[_ROWS] = x.data_ptr(), out.data_ptr(), len(x)
 
 
 def _is_plain(packed: torch.Tensor, shape: tuple[int, int]) -> bool:

@@ -16,6 +16,7 @@ import torch
 from radixserve.cache.pool import KVShape
 from radixserve.model import team
 from radixserve.model.compiled import address_of, compiled, floats_in, longs_at, longs_in
+from radixserve.model.tiles import Longs
 
 
 class Layer(NamedTuple):
@@ -54,8 +55,10 @@ BLOCK_LENGTH = 2 * len(_ARRAYS) + len(_NUMBERS)
 class LayerBlock:
     """A step's row-wise parts, for all layers. Tensors it points to must live until the kernel has run."""
 
-    def __init__(self, shape: KVShape, heads: int, epsilon: float) -> None:
+    def __init__(self, shape: KVShape, heads: int, epsilon: float, counter: Longs | None = None) -> None:
         self._epsilon, self._counter = np.array([epsilon], np.float32), np.zeros(1, np.int64)
+        if counter is not None:
+            self._counter = counter
         self._block = np.zeros(BLOCK_LENGTH, np.int64)
         self._block[-3:] = heads, shape.kv_heads, shape.k_dim
         for name, address in (("epsilon", self._epsilon.ctypes.data), ("counter", self._counter.ctypes.data)):
@@ -72,9 +75,13 @@ class LayerBlock:
             assert tensor.is_contiguous(), "the kernels read flat memory"
             self._block[place], self._block[place + 1] = tensor.data_ptr(), tensor.numel()
 
+    def count(self, rows: int) -> None:
+        """Say how many rows there are."""
+        self._block[-len(_NUMBERS)] = rows
+
     def run(self, function: int, rows: int, parallel: bool) -> None:
         """Call the compiled function at that address for all rows."""
-        self._block[-4] = rows
+        self.count(rows)
         self._counter[0] = 0
         team.run(function, self.address, parallel)
 

@@ -7,15 +7,20 @@ requests.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 
+from radixserve.cache.pool import KVPool
 from radixserve.model import native, row_kernels
 from radixserve.model.attention_cpu import attend_cpu
+from radixserve.model.few_rows import FEW
 from radixserve.model.layer_block import LayerBlock
+from radixserve.model.lean_program import LeanProgram
 from radixserve.model.linear import FusedPart, PackedLinear, PackedWeight
 from radixserve.model.plan import AttentionPlan
 
@@ -71,6 +76,9 @@ class LeanForward:
         self._head = model.lm_head
         self._heads = int(model.config.num_attention_heads)
         self._epsilon = float(model.config.rms_norm_eps)
+        weights = (w for layer in self._layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down))
+        self.has_few = all(weight.few is not None for weight in weights)
+        self._programs: WeakKeyDictionary[KVPool, dict[int, LeanProgram]] = WeakKeyDictionary()
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> LeanForward | None:
@@ -80,17 +88,26 @@ class LeanForward:
 
     def __call__(self, ids: torch.Tensor, plan: AttentionPlan, wanted: torch.Tensor) -> torch.Tensor:
         """Logits [wanted rows, vocab] of token ids [rows]; K/V of all rows is in the pool then."""
-        step = _LeanStep(self._embed(ids), plan, self._heads, self._epsilon)
-        cos, sin = self._rotary(step.hidden[None], torch.from_numpy(plan.positions)[None].long())
-        step.block.point(cos=cos[0].contiguous(), sin=sin[0].contiguous())
-        delta = None
-        for index, layer in enumerate(self._layers):
-            step.project(index, layer, delta)
-            if index == len(self._layers) - 1 and len(wanted) < len(ids):
-                step.keep(wanted)  # what other rows would be after the last layer nobody reads
-            delta = step.mix(index, layer)
+        hidden = self._embed(ids)
+        cos, sin = self._rotary(hidden[None], torch.from_numpy(plan.positions)[None].long())
+        step = _LeanStep(hidden, plan, self._heads, self._epsilon)
+        if len(ids) <= FEW and self.has_few:
+            step.run(self._program(len(ids), plan.pool), cos[0], sin[0])
+        else:
+            step.block.point(cos=cos[0].contiguous(), sin=sin[0].contiguous())
+            step.run_layers(self._layers)
+        if len(wanted) < len(ids):
+            step.keep(wanted)  # what other rows would be after the last layer nobody reads
+        delta = step.mix(len(self._layers) - 1, self._layers[-1])
         logits: torch.Tensor = self._head(step.add_norm(delta, self._norm))
         return logits
+
+    def _program(self, rows: int, pool: KVPool) -> LeanProgram:
+        """Of this number of rows; prepared when it is first asked for."""
+        programs = self._programs.setdefault(pool, {})
+        if rows not in programs:
+            programs[rows] = LeanProgram(self._layers, rows, self._heads, self._epsilon, pool)
+        return programs[rows]
 
 
 class _LeanStep:
@@ -104,6 +121,20 @@ class _LeanStep:
         self._normed = torch.empty_like(hidden)
         self._q = torch.empty(self.rows, heads, plan.pool.shape.k_dim)
         self.block.point(hidden=hidden, normed=self._normed, q=self._q, slots=plan.write_slots)
+
+    def run(self, program: LeanProgram, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        """All layers up to the attention of the last one, at once."""
+        program.run(self.plan, self.hidden, cos, sin)
+        self.hidden, self._q = program.room.hidden, program.room.q
+        self.block.point(hidden=self.hidden)
+
+    def run_layers(self, layers: Sequence[LeanLayer]) -> None:
+        """The same layer by layer."""
+        delta = None
+        for index, layer in enumerate(layers):
+            self.project(index, layer, delta)
+            if index < len(layers) - 1:
+                delta = self.mix(index, layer)
 
     def project(self, index: int, layer: LeanLayer, delta: torch.Tensor | None) -> None:
         """K and V of layer `index` to the pool, queries kept here; of the stream `delta` is still missing."""

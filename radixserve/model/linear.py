@@ -42,12 +42,12 @@ class PackedWeight:
         self._bias = None if bias is None else bias.detach().clone()
         self.min_rows = 1
         self.code_bits = 0  # of the codes that a few rows are multiplied by; 0: by float32
-        self._few: FewRows | None = None
+        self.few: FewRows | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.numel() // self.in_features
-        if rows <= FEW and self._few is not None:
-            return self._few(x.reshape(rows, self.in_features)).view(*x.shape[:-1], self.out_features)
+        if rows <= FEW and self.few is not None:
+            return self.few(x.reshape(rows, self.in_features)).view(*x.shape[:-1], self.out_features)
         wanted = -(-rows // _ROWS_STEP) * _ROWS_STEP if rows > FEW else self.min_rows
         if rows >= wanted:
             return self.multiply(x)
@@ -63,20 +63,20 @@ class PackedWeight:
         """Look for a kernel for few rows that gives the bits of `multiply`; the length of its chains, 0 for none."""
         x = torch.randn(2 * FEW, self.in_features, generator=torch.Generator().manual_seed(1))
         shape = (self.out_features, self.in_features)
-        self._few = FewRows.like(self._packed, self._bias, shape, x[:FEW], self.multiply(x)[:FEW])
-        return 0 if self._few is None else self._few.chain
+        self.few = FewRows.like(self._packed, self._bias, shape, x[:FEW], self.multiply(x)[:FEW])
+        return 0 if self.few is None else self.few.chain
 
     def use_few(self, chain: int) -> None:
         """Use the kernel that `find_few` found for a weight of the same shape; with codes if all values have one."""
         shape = (self.out_features, self.in_features)
         if not chain:
             return
-        self._few = FewRows(self._packed, self._bias, shape, chain)
+        self.few = FewRows(self._packed, self._bias, shape, chain)
         codes = Codes.of(torch.ops.mkldnn.data_ptr(self._packed), shape)
         if codes is not None:
             coded, x = FewRows(self._packed, self._bias, shape, chain, codes), torch.randn(_PROBE_ROWS, shape[1])
-            if torch.equal(coded(x), self._few(x)):
-                self._few, self.code_bits = coded, codes.bits
+            if torch.equal(coded(x), self.few(x)):
+                self.few, self.code_bits = coded, codes.bits
 
 
 class RowTest:

@@ -27,6 +27,7 @@ _SOURCES = (
     "lanes",
     "layer_block",
     "products",
+    "program",
     "row_kernels",
     "step_block",
     "tile_kernel",

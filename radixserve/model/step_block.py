@@ -8,6 +8,7 @@ Addresses instead of arrays, because every thread gets one pointer and because l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,9 @@ from radixserve.model.compiled import address_of, compiled, floats_in, ints_in, 
 from radixserve.model.lanes import PANEL
 from radixserve.model.plan import AttentionPlan
 from radixserve.model.tile_scratch import ScratchMemory, Sums
-from radixserve.model.tiles import TileWork
+from radixserve.model.tiles import Longs, TileWork
+
+Floats = npt.NDArray[np.float32]
 
 _FEW = 16  # tiles for which waking another thread costs more than it saves
 
@@ -102,6 +105,22 @@ class StepBlock:
             assert tensor.is_contiguous(), "the kernel reads flat memory"
             assert tensor.dtype == torch.float32, "the kernel reads float32"
             self._block[2 * index], self._block[2 * index + 1] = tensor.data_ptr(), tensor.numel()
+
+    def fill(
+        self, blocks: Longs, tensors: Sequence[torch.Tensor], scalings: npt.NDArray[np.float32], counters: Longs
+    ) -> None:
+        """A block for each layer, [layers, BLOCK_LENGTH], with counters of its own, [layers, 4].
+
+        `tensors` are q and out, the same for all layers, and between them K and V, [layers, ...].
+        """
+        blocks[:] = self._block
+        layer = np.arange(len(blocks))
+        for index, tensor in enumerate(tensors):
+            each = tensor.stride(0) if index in (1, 2) else 0
+            blocks[:, 2 * index] = tensor.data_ptr() + layer * each * tensor.element_size()
+            blocks[:, 2 * index + 1] = tensor[0].numel() if each else tensor.numel()
+        blocks[:, 2 * ARRAYS.index("scaling")] = scalings.ctypes.data + layer * scalings.itemsize
+        blocks[:, 2 * ARRAYS.index("counters")] = counters.ctypes.data + layer * counters.strides[0]
 
 
 def _widths(shape: KVShape) -> dict[str, int]:

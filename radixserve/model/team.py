@@ -29,15 +29,28 @@ def run(function: int, argument: int, parallel: bool) -> None:
         region(function, argument, torch.get_num_threads(), 0)
 
 
+def barrier() -> int:
+    """Address of `void GOMP_barrier(void)`, where the threads of a region wait for each other; 0: not found."""
+    library = _library()
+    return 0 if library is None else ctypes.cast(library.GOMP_barrier, ctypes.c_void_p).value or 0
+
+
 @cache
-def _parallel_region() -> ctypes._NamedFuncPointer | None:
-    """`void GOMP_parallel(void (*f)(void *), void *argument, unsigned threads, unsigned flags)`; None: not found."""
+def _library() -> ctypes.CDLL | None:
     carried = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     name = str(carried[0]) if carried else ctypes.util.find_library("gomp")
     if name is None:
-        log.warning("no OpenMP library found beside torch: attention runs on one thread")
+        log.warning("no OpenMP library found beside torch: kernels run on one thread")
+    return ctypes.CDLL(name) if name else None
+
+
+@cache
+def _parallel_region() -> ctypes._NamedFuncPointer | None:
+    """`void GOMP_parallel(void (*f)(void *), void *argument, unsigned threads, unsigned flags)`; None: not found."""
+    library = _library()
+    if library is None:
         return None
-    region = ctypes.CDLL(name).GOMP_parallel
+    region = library.GOMP_parallel
     region.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     region.restype = None
     return region

@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from radixserve.cache.pool import KVPool, KVShape
-from radixserve.model import native, row_kernels
+from radixserve.model import few_rows, native, row_kernels
 from radixserve.model.layer_block import LayerBlock
 from radixserve.model.lean import LeanForward
 from radixserve.model.runner import Runner
+from radixserve.step import Logits
 from tests.tiny import CONFIGS, CPU, VOCAB, chunk, load_tiny
 
-KNOWN = ("llama", "llama_grouped", "qwen2", "qwen3", "mistral")
+IN_PANELS = ("llama_in_panels", "qwen3_in_panels")
+KNOWN = ("llama", "llama_grouped", *IN_PANELS, "qwen2", "qwen3", "mistral")
 SHAPE = KVShape(1, 2, 24, 24, torch.float32)
 HEADS = 4
 
@@ -35,6 +37,27 @@ def test_its_logits_are_those_of_the_models_own_modules(name: str) -> None:
         for each in (loaded, replace(loaded, lean=None))
     )
     torch.testing.assert_close(lean, own, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", IN_PANELS)
+def test_a_step_of_few_rows_as_one_program_gives_the_bits_of_layer_by_layer(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_tiny(name)
+    assert loaded.lean is not None
+    assert loaded.lean.has_few == few_rows.FITS
+    ids = torch.randint(0, VOCAB, (340,), generator=torch.Generator().manual_seed(0)).tolist()
+    found = []
+    for program in (few_rows.FITS, False):
+        monkeypatch.setattr(loaded.lean, "has_few", program)
+        pool = KVPool(loaded.shape, 1000, CPU)
+        run = Runner(loaded, pool)
+        run.forward([chunk(ids[:300], 0, range(300))])
+        tables = [[*range(300), *range(400 + 100 * i, 500 + 100 * i)] for i in range(3)]
+        first = run.forward([chunk(ids[300:340], 300, tables[0], Logits.LAST)])
+        several = run.forward([chunk(ids[300 : 310 + i], 300, table) for i, table in enumerate(tables)])
+        found.append((first, several, pool.k.clone(), pool.v.clone()))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_one_that_disagrees_is_not_used_and_the_log_says_so(

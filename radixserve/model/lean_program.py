@@ -1,0 +1,130 @@
+"""The lean forward's layers for a few rows as one program: prepared once for a number of rows, then only called.
+
+The same kernels as layer by layer, so the same bits; what is saved is Python and the waking of threads between them.
+Ends with K, V and queries of the last layer: from there on a step may go on with fewer rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from radixserve.cache.pool import KVPool
+from radixserve.model import few_rows, native, row_kernels, tile_kernel
+from radixserve.model.layer_block import LayerBlock
+from radixserve.model.linear import PackedWeight
+from radixserve.model.plan import AttentionPlan
+from radixserve.model.program import Program
+from radixserve.model.step_block import BLOCK_LENGTH, StepBlock
+from radixserve.model.tiles import Longs
+
+if TYPE_CHECKING:
+    from radixserve.model.lean import LeanLayer
+
+_LAUNCHES = 9  # kernels of a layer
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the layers of a step hand to each other, all [rows, ...] and contiguous."""
+
+    hidden: torch.Tensor  # the residual stream
+    cos: torch.Tensor
+    sin: torch.Tensor
+    slots: torch.Tensor  # int64: where K and V go
+    normed: torch.Tensor
+    qkv: torch.Tensor
+    q: torch.Tensor  # [rows, heads, k_dim]
+    attended: torch.Tensor  # [rows, heads, v_dim]
+    projected: torch.Tensor
+    gate_up: torch.Tensor
+    gated: torch.Tensor
+    delta: torch.Tensor  # what a layer adds to the stream
+
+    @classmethod
+    def of(cls, rows: int, layer: LeanLayer, heads: int, pool: KVPool) -> Room:
+        """For a model whose layers are all as wide as this one."""
+        width, shape = layer.qkv.in_features, pool.shape
+        return cls(
+            hidden=torch.empty(rows, width),
+            cos=torch.empty(rows, shape.k_dim),
+            sin=torch.empty(rows, shape.k_dim),
+            slots=torch.empty(rows, dtype=torch.int64),
+            normed=torch.empty(rows, width),
+            qkv=torch.empty(rows, layer.qkv.out_features),
+            q=torch.empty(rows, heads, shape.k_dim),
+            attended=torch.empty(rows, heads, shape.v_dim),
+            projected=torch.empty(rows, width),
+            gate_up=torch.empty(rows, layer.gate_up.out_features),
+            gated=torch.empty(rows, layer.down.in_features),
+            delta=torch.empty(rows, width),
+        )
+
+
+class LeanProgram:
+    """For one number of rows, over one pool. Not for concurrent use with itself."""
+
+    def __init__(self, layers: Sequence[LeanLayer], rows: int, heads: int, epsilon: float, pool: KVPool) -> None:
+        """Every weight of `layers` must have a kernel for few rows."""
+        self.room = Room.of(rows, layers[0], heads, pool)
+        self._heads, self._epsilon, self._shape = heads, epsilon, pool.shape
+        self._scalings = np.array([layer.scaling for layer in layers], np.float32)
+        self._attention = np.zeros((len(layers), BLOCK_LENGTH), np.int64)
+        self._counters = np.zeros((len(layers), _LAUNCHES, 4), np.int64)
+        self._blocks: list[Any] = []  # kept: the program holds bare addresses
+        self._calls: list[tuple[int, int]] = []
+        for index, layer in enumerate(layers):
+            self._project(index, layer, pool)
+            if index < len(layers) - 1:
+                self._mix(index, layer)
+        self._program = Program(self._calls)
+
+    def run(self, plan: AttentionPlan, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        """From embeddings [rows, width] and rotary tables to `room.hidden` and `room.q` before the last attention."""
+        room = self.room
+        for target, source in ((room.hidden, hidden), (room.cos, cos), (room.sin, sin), (room.slots, plan.write_slots)):
+            target.copy_(source)
+        step = StepBlock(plan, room.q)
+        tensors = (room.q, plan.pool.k, plan.pool.v, room.attended)
+        step.fill(self._attention, tensors, self._scalings, self._counters[:, 3])
+        self._counters[:] = 0
+        self._program.run()
+        plan.prepared = step
+
+    def _project(self, index: int, layer: LeanLayer, pool: KVPool) -> None:
+        room, norms = self.room, {"q_weight": layer.q_norm, "k_weight": layer.k_norm}
+        self._norm(index, 0, room.delta if index else None, layer.input_norm)
+        self._linear(index, 1, layer.qkv, room.normed, room.qkv)
+        where = {"slots": room.slots, "k": pool.k[index], "v": pool.v[index]}
+        rotary = {"qkv": room.qkv, "q": room.q, "cos": room.cos, "sin": room.sin}
+        self._row_wise(index, 2, row_kernels.rotate, **rotary, **norms, **where)
+
+    def _mix(self, index: int, layer: LeanLayer) -> None:
+        room, rows = self.room, len(self.room.hidden)
+        self._calls.append((native.address(tile_kernel.work), self._attention[index].ctypes.data))
+        self._linear(index, 4, layer.o, room.attended.view(rows, -1), room.projected)
+        self._norm(index, 5, room.projected, layer.post_norm)
+        self._linear(index, 6, layer.gate_up, room.normed, room.gate_up)
+        self._row_wise(index, 7, row_kernels.gate, gate_up=room.gate_up, gated=room.gated)
+        self._linear(index, 8, layer.down, room.gated, room.delta)
+
+    def _norm(self, index: int, number: int, delta: torch.Tensor | None, weight: torch.Tensor) -> None:
+        arrays = {"hidden": self.room.hidden, "normed": self.room.normed, "delta": delta, "weight": weight}
+        self._row_wise(index, number, row_kernels.add_norm, **arrays)
+
+    def _row_wise(self, index: int, number: int, kernel: Any, **arrays: torch.Tensor | None) -> None:
+        block = LayerBlock(self._shape, self._heads, self._epsilon, self._counters[index, number])
+        block.point(**arrays)
+        block.count(len(self.room.hidden))
+        self._blocks.append(block)
+        self._calls.append((native.address(kernel), block.address))
+
+    def _linear(self, index: int, number: int, weight: PackedWeight, x: torch.Tensor, out: torch.Tensor) -> None:
+        assert weight.few is not None, "see LeanForward"
+        block: Longs = weight.few.block(x, out, self._counters[index, number])
+        self._blocks.append(block)
+        self._calls.append((native.address(few_rows.multiply), block.ctypes.data))
