@@ -1,9 +1,10 @@
 """Where a step's time goes: decode with and without sharing, prefill, and the attention kernel beside torch's.
 
-    python benchmarks/bench_step.py [--rounds 15] [--model FOLDER_OR_NAME] [--threads N]
+    python benchmarks/bench_step.py [--rounds 15] [--model FOLDER_OR_NAME] [--threads N] [--scattered]
 
 What is compared takes turns round by round, because other work on the machine comes and goes; a table shows medians and
-their ratios. "Generic" is transformers' own modules with torch's linears and our attention kernel.
+their ratios. Slots lie in runs, as a server hands them out before much was evicted, or scattered: the worst that can
+happen. "Generic" is transformers' own modules with torch's linears and our attention kernel.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ BATCHES = (1, 8, 16)
 LENGTHS = (1024, 2048)
 SLOTS = 20_480
 DEVICE = torch.device("cpu")
-SLOT_ORDER = np.random.default_rng(0).permutation(SLOTS).astype(np.int32)
+SLOT_ORDER = np.arange(SLOTS, dtype=np.int32)
 
 Work = Callable[[], object]
 
@@ -120,7 +121,7 @@ def bench_prefill(ours: Runner, generic: Runner, rounds: int) -> None:
 
 
 def bench_attention(shape: KVShape, heads: int, rounds: int) -> None:
-    pool = KVPool(KVShape(1, shape.kv_heads, shape.k_dim, shape.v_dim, shape.dtype), SLOTS, DEVICE)
+    pool = KVPool(shape, SLOTS, DEVICE)
     pool.k.normal_()
     pool.v.normal_()
     rows = []
@@ -141,18 +142,23 @@ def bench_attention(shape: KVShape, heads: int, rounds: int) -> None:
     bench_shared_attention(pool, heads, rounds)
 
 
+def attend_all_layers(q: torch.Tensor, plan: AttentionPlan) -> None:
+    """As a step does: what is read of a layer is no longer in the caches when it is read again."""
+    for layer in range(plan.pool.shape.layers):
+        attend_cpu(q, layer, plan, 0.125)
+
+
 def bench_shared_attention(pool: KVPool, heads: int, rounds: int) -> None:
     rows = []
     for batch in BATCHES:
         q = torch.randn(batch, heads, pool.shape.k_dim)
         plans = [AttentionPlan.of(decode_chunks(batch, shared), pool) for shared in (True, False)]
         works: dict[str, Work] = {
-            name: partial(attend_cpu, q, 0, plan, 0.125)
-            for name, plan in zip(("shared", "private"), plans, strict=True)
+            name: partial(attend_all_layers, q, plan) for name, plan in zip(("shared", "private"), plans, strict=True)
         }
         times = interleaved(works, rounds)
         rows.append([str(batch), *map(ms, times.values()), f"{times['private'] / times['shared']:.2f}x"])
-    title = f"Attention of one layer, decode, {PREFIX} shared + {PRIVATE} private tokens"
+    title = f"Attention of all {pool.shape.layers} layers, decode, {PREFIX} shared + {PRIVATE} private tokens"
     table(title, ["batch", "shared ms", "not shared ms", "gain"], rows)
 
 
@@ -161,7 +167,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--model", default=None)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--scattered", action="store_true")
     options = parser.parse_args()
+    if options.scattered:
+        np.random.default_rng(0).shuffle(SLOT_ORDER)
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
