@@ -60,13 +60,17 @@ def _coded_panel(rows: int) -> Intrinsic:
             x_data, values, out = (element_at(context, builder, kinds[i], args[i], start) for i, start in starts)
             outs, chains = chains_of(builder, out, rows)
             decoder = _Decoder(context, builder, kinds[7], args[7])
-            with cgutils.for_range(builder, args[6]) as loop:
-                row = builder.gep(values, [builder.mul(loop.index, ir.Constant(index, WIDTH))])
-                columns = vectors_at(builder, row, WIDTH // LANES)
-                for r in range(rows):
-                    element = builder.add(builder.mul(ir.Constant(index, r), args[2]), loop.index)
-                    add_product(builder, builder.gep(x_data, [element]), columns, chains[r])
-                store_row(builder, decoder.row(loop.index), row)
+            groups = builder.udiv(args[6], ir.Constant(index, GROUP))
+            with cgutils.for_range(builder, groups) as outer:
+                record = decoder.record(outer.index)
+                with cgutils.for_range(builder, ir.Constant(index, GROUP)) as loop:
+                    place = builder.add(builder.mul(outer.index, ir.Constant(index, GROUP)), loop.index)
+                    row = builder.gep(values, [builder.mul(place, ir.Constant(index, WIDTH))])
+                    columns = vectors_at(builder, row, WIDTH // LANES)
+                    for r in range(rows):
+                        element = builder.add(builder.mul(ir.Constant(index, r), args[2]), place)
+                        add_product(builder, builder.gep(x_data, [element]), columns, chains[r])
+                    store_row(builder, decoder.row(record, loop.index), row)
             for pointer, chain in zip(outs, chains, strict=True):
                 store_all(builder, chain, pointer)
             return context.get_dummy_value()
@@ -75,6 +79,12 @@ def _coded_panel(rows: int) -> Intrinsic:
         return types.void(x, n, n, block, sums, n, n, later), generate
 
     return multiply  # type: ignore[no-any-return]
+
+
+class _Record(NamedTuple):
+    begin: Any
+    scales: list[Any]  # vectors
+    offsets: list[Any]
 
 
 class _Decoder:
@@ -89,21 +99,23 @@ class _Decoder:
         one = self._number(1)
         self._kept = self._splat(builder.shl(builder.sub(builder.shl(one, self._bits), one), self._highest))
 
-    def row(self, i: Any) -> list[Any]:
-        """Input i from the first record on; asks for the one so many records ahead."""
-        builder, within = self._builder, self._builder.urem(i, self._number(GROUP))
-        record = builder.gep(self._begin, [builder.mul(builder.udiv(i, self._number(GROUP)), self._size)])
-        self._ask(record, within)
-        bit = builder.mul(within, self._bits)
+    def record(self, i: Any) -> _Record:
+        """The i-th, with its scales and offsets."""
+        begin = self._builder.gep(self._begin, [self._builder.mul(i, self._size)])
+        second = self._builder.gep(begin, [self._number(WIDTH)])
+        return _Record(begin, *(vectors_at(self._builder, at, WIDTH // LANES) for at in (begin, second)))
+
+    def row(self, record: _Record, i: Any) -> list[Any]:
+        """Input i of a record; asks for a part of the one so many records ahead."""
+        builder = self._builder
+        self._ask(record.begin, i)
+        bit = builder.mul(i, self._bits)
         word = builder.add(builder.udiv(bit, self._number(_WORD)), self._number(2))
-        scales, offsets, words = (
-            vectors_at(builder, builder.gep(record, [builder.mul(row, self._number(WIDTH))]), WIDTH // LANES)
-            for row in (self._number(0), self._number(1), word)
-        )
+        words = vectors_at(builder, builder.gep(record.begin, [builder.mul(word, self._number(WIDTH))]), WIDTH // LANES)
         back = builder.urem(bit, self._number(_WORD))
         places = self._splat(builder.sub(builder.add(self._highest, self._number(_WORD)), back))
         codes = [self._code(each, places) for each in words]
-        return [vector_fma(builder, *each) for each in zip(scales, codes, offsets, strict=True)]
+        return [vector_fma(builder, *each) for each in zip(record.scales, codes, record.offsets, strict=True)]
 
     def _ask(self, record: Any, i: Any) -> None:
         """Ask for the i-th GROUP-th of the record `ahead`: 12 or 20 floats."""
