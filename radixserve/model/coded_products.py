@@ -23,6 +23,9 @@ from radixserve.model.products import WIDTH, add_product, chains_of, store_all, 
 GROUP = 32
 """Inputs of a panel that share scales and offsets."""
 
+SOON_BYTES = 256
+"""That are asked for beside each input, of what is read after this weight."""
+
 _WORD = 32  # bits
 _FRACTION = 23  # bits of a float's fraction
 _INTEGERS = ir.VectorType(ir.IntType(_WORD), LANES)
@@ -46,12 +49,13 @@ def record_size(bits: int) -> int:
 def _coded_panel(rows: int) -> Intrinsic:
     """sums[r, 0:64] += x[r, 0:depth] @ block[0:depth, 0:64]; then `block` is what comes next, decoded from `later`.
 
-    `later` is `Records`; `depth` is whole groups. Else as `panel_*`.
+    `later` is `Records`; `depth` is whole groups. Else as `panel_*`. SOON_BYTES for each input are asked for from the
+    address `soon` on.
     """
 
     @intrinsic
     def multiply(
-        typingctx: Any, x: Any, at: Any, inputs: Any, block: Any, sums: Any, to: Any, depth: Any, later: Any
+        typingctx: Any, x: Any, at: Any, inputs: Any, block: Any, sums: Any, to: Any, depth: Any, later: Any, soon: Any
     ) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             kinds, index = signature.args, args[6].type
@@ -71,14 +75,23 @@ def _coded_panel(rows: int) -> Intrinsic:
                         element = builder.add(builder.mul(ir.Constant(index, r), args[2]), place)
                         add_product(builder, builder.gep(x_data, [element]), columns, chains[r])
                     store_row(builder, decoder.row(record, loop.index), row)
+                    _ask_soon(builder, args[8], place)
             for pointer, chain in zip(outs, chains, strict=True):
                 store_all(builder, chain, pointer)
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(x, n, n, block, sums, n, n, later), generate
+        return types.void(x, n, n, block, sums, n, n, later, n), generate
 
     return multiply  # type: ignore[no-any-return]
+
+
+def _ask_soon(builder: ir.IRBuilder, address: Any, i: Any) -> None:
+    """Ask for the i-th SOON_BYTES from an address on: every second line; processors bring its neighbour too."""
+    place = builder.add(address, builder.mul(i, ir.Constant(i.type, SOON_BYTES)))
+    for offset in range(0, SOON_BYTES, 2 * LINE * 4):
+        line = builder.add(place, ir.Constant(i.type, offset))
+        prefetch_line(builder, builder.inttoptr(line, ir.IntType(8).as_pointer()))
 
 
 class _Record(NamedTuple):

@@ -20,7 +20,17 @@ import torch
 from numba import types
 
 from radixserve.model import native, team
-from radixserve.model.coded_products import GROUP, Records, coded_0, coded_1, coded_2, coded_3, coded_4, record_size
+from radixserve.model.coded_products import (
+    GROUP,
+    SOON_BYTES,
+    Records,
+    coded_0,
+    coded_1,
+    coded_2,
+    coded_3,
+    coded_4,
+    record_size,
+)
 from radixserve.model.codes import Codes
 from radixserve.model.compiled import address_of, compiled, floats_at, longs_at, on_stack
 from radixserve.model.lanes import PANEL, add_atomically
@@ -36,11 +46,19 @@ _SIX = 6  # rows
 _TESTED = (*range(1, 2 * _SIX + 1), FEW)  # every number of rows in a first and in a last group
 _LAST = 4  # rows beside which the next block is decoded
 _INPUTS = 64  # of a block: with 64 outputs half of the first-level cache
+SEGMENT = _INPUTS * SOON_BYTES
+"""Bytes that are asked for beside one block."""
+
 _room_for_total, _room_for_sums = (on_stack(types.float32, FEW * WIDTH) for _ in range(2))
 _room_for_block = on_stack(types.float32, _INPUTS * WIDTH)
 _ZERO = np.float32(0)
 _X, _WEIGHT, _BIAS, _OUT, _COUNTER, _ROWS, _IN, _OUTPUTS, _CHAIN, _HAS_BIAS = range(10)
-_BITS, _STRIDE, _DEPTH, _LENGTH = range(10, 14)
+_BITS, _STRIDE, _DEPTH, _SOON, _LENGTH = range(10, 15)
+
+_TAKEN, _COUNT, _OFFSETS, _BASES = range(4)
+SOON_LENGTH = 5
+"""What is read after a weight arrives as int64: how many segments were asked for (zero at the start), how many there
+are at each base, the address of their offsets (int64, bytes), and two bases."""
 
 
 class Room(NamedTuple):
@@ -102,9 +120,10 @@ class FewRows:
         team.run(native.address(multiply), self._address, True)
         return out
 
-    def block(self, x: torch.Tensor, out: torch.Tensor, counter: Longs) -> Longs:
-        """What `multiply` is to be called with to fill `out`; `counter` [1] must be zero then."""
+    def block(self, x: torch.Tensor, out: torch.Tensor, counter: Longs, soon: Longs) -> Longs:
+        """What `multiply` is to be called with to fill `out`; `counter` [1] is zero then. For `soon` see SOON_LENGTH."""
         block = self._block.copy()
+        block[_SOON] = soon.ctypes.data
         self._point(block, x, out)
         block[_COUNTER] = counter.ctypes.data
         return block
@@ -150,22 +169,34 @@ def _records(b: Any, weight: Any, begin: int) -> Records:
 
 
 @compiled
+def _next_segment(b: Any) -> Any:
+    """Address of the next segment of what is read soon; of the rows, which are at hand, if nothing is left."""
+    if b[_SOON] != 0:
+        soon = longs_at(b[_SOON], SOON_LENGTH)
+        taken, count = add_atomically(soon, _TAKEN, 1), soon[_COUNT]
+        if taken < 2 * count:
+            offsets = longs_at(soon[_OFFSETS], count)
+            return soon[_BASES + taken % 2] + offsets[taken // 2]
+    return b[_X]
+
+
+@compiled
 def _coded_block(b: Any, x: Any, at: int, rows: int, block: Any, sums: Any, later: Records) -> None:
     """Carry on the chains of the first rows over the inputs of `block`, which then is what `later` says."""
-    inputs, depth, last = b[_IN], b[_DEPTH], min(rows, _LAST)
+    inputs, depth, last, soon = b[_IN], b[_DEPTH], min(rows, _LAST), _next_segment(b)
     first = rows - last
     _block(b, x, at, first, block, 0, sums, depth, 0)
     here, to = at + first * inputs, first * WIDTH
     if last == 4:
-        coded_4(x, here, inputs, block, sums, to, depth, later)
+        coded_4(x, here, inputs, block, sums, to, depth, later, soon)
     elif last == 3:
-        coded_3(x, here, inputs, block, sums, to, depth, later)
+        coded_3(x, here, inputs, block, sums, to, depth, later, soon)
     elif last == 2:
-        coded_2(x, here, inputs, block, sums, to, depth, later)
+        coded_2(x, here, inputs, block, sums, to, depth, later, soon)
     elif last == 1:
-        coded_1(x, here, inputs, block, sums, to, depth, later)
+        coded_1(x, here, inputs, block, sums, to, depth, later, soon)
     else:
-        coded_0(x, here, inputs, block, sums, to, depth, later)
+        coded_0(x, here, inputs, block, sums, to, depth, later, soon)
 
 
 @compiled

@@ -15,6 +15,7 @@ import torch
 
 from radixserve.cache.pool import KVPool
 from radixserve.model import few_rows, native, row_kernels, tile_kernel
+from radixserve.model.few_rows import SEGMENT, SOON_LENGTH
 from radixserve.model.layer_block import LayerBlock
 from radixserve.model.linear import PackedWeight
 from radixserve.model.plan import AttentionPlan
@@ -75,6 +76,9 @@ class LeanProgram:
         self._scalings = np.array([layer.scaling for layer in layers], np.float32)
         self._attention = np.zeros((len(layers), BLOCK_LENGTH), np.int64)
         self._counters = np.zeros((len(layers), _LAUNCHES, 4), np.int64)
+        self._soon = np.zeros((len(layers), SOON_LENGTH), np.int64)
+        for index in range(len(layers)):
+            self._soon[index, 3:] = pool.k[index].data_ptr(), pool.v[index].data_ptr()
         self._blocks: list[Any] = []  # kept: the program holds bare addresses
         self._calls: list[tuple[int, int]] = []
         for index, layer in enumerate(layers):
@@ -91,6 +95,8 @@ class LeanProgram:
         step = StepBlock(plan, room.q)
         tensors = (room.q, plan.pool.k, plan.pool.v, room.attended)
         step.fill(self._attention, tensors, self._scalings, self._counters[:, 3])
+        segments = _segments(plan)
+        self._soon[:, :3] = 0, len(segments), segments.ctypes.data
         self._counters[:] = 0
         self._program.run()
         plan.prepared = step
@@ -98,7 +104,7 @@ class LeanProgram:
     def _project(self, index: int, layer: LeanLayer, pool: KVPool) -> None:
         room, norms = self.room, {"q_weight": layer.q_norm, "k_weight": layer.k_norm}
         self._norm(index, 0, room.delta if index else None, layer.input_norm)
-        self._linear(index, 1, layer.qkv, room.normed, room.qkv)
+        self._linear(index, 1, layer.qkv, room.normed, room.qkv, index)
         where = {"slots": room.slots, "k": pool.k[index], "v": pool.v[index]}
         rotary = {"qkv": room.qkv, "q": room.q, "cos": room.cos, "sin": room.sin}
         self._row_wise(index, 2, row_kernels.rotate, **rotary, **norms, **where)
@@ -106,11 +112,11 @@ class LeanProgram:
     def _mix(self, index: int, layer: LeanLayer) -> None:
         room, rows = self.room, len(self.room.hidden)
         self._calls.append((native.address(tile_kernel.work), self._attention[index].ctypes.data))
-        self._linear(index, 4, layer.o, room.attended.view(rows, -1), room.projected)
+        self._linear(index, 4, layer.o, room.attended.view(rows, -1), room.projected, index + 1)
         self._norm(index, 5, room.projected, layer.post_norm)
-        self._linear(index, 6, layer.gate_up, room.normed, room.gate_up)
+        self._linear(index, 6, layer.gate_up, room.normed, room.gate_up, index + 1)
         self._row_wise(index, 7, row_kernels.gate, gate_up=room.gate_up, gated=room.gated)
-        self._linear(index, 8, layer.down, room.gated, room.delta)
+        self._linear(index, 8, layer.down, room.gated, room.delta, index + 1)
 
     def _norm(self, index: int, number: int, delta: torch.Tensor | None, weight: torch.Tensor) -> None:
         arrays = {"hidden": self.room.hidden, "normed": self.room.normed, "delta": delta, "weight": weight}
@@ -123,8 +129,21 @@ class LeanProgram:
         self._blocks.append(block)
         self._calls.append((native.address(kernel), block.address))
 
-    def _linear(self, index: int, number: int, weight: PackedWeight, x: torch.Tensor, out: torch.Tensor) -> None:
+    def _linear(
+        self, index: int, number: int, weight: PackedWeight, x: torch.Tensor, out: torch.Tensor, soon: int
+    ) -> None:
+        """`soon` is the layer whose K and V are attended next."""
         assert weight.few is not None, "see LeanForward"
-        block: Longs = weight.few.block(x, out, self._counters[index, number])
+        block: Longs = weight.few.block(x, out, self._counters[index, number], self._soon[soon])
         self._blocks.append(block)
         self._calls.append((native.address(few_rows.multiply), block.ctypes.data))
+
+
+def _segments(plan: AttentionPlan) -> Longs:
+    """Offsets, in bytes, of what a layer's attention reads of K, as whole segments; of V they are the same."""
+    size = plan.pool.k.stride(1) * plan.pool.k.element_size()
+    needed = np.zeros(plan.pool.num_slots * size // SEGMENT + 1, np.bool_)
+    begin = plan.table.astype(np.int64) * size
+    needed[begin // SEGMENT] = True
+    needed[(begin + size - 1) // SEGMENT] = True
+    return np.flatnonzero(needed) * SEGMENT
