@@ -121,7 +121,7 @@ class FewRows:
         return out
 
     def block(self, x: torch.Tensor, out: torch.Tensor, counter: Longs, soon: Longs) -> Longs:
-        """What `multiply` is to be called with to fill `out`; `counter` [1] is zero then. For `soon` see SOON_LENGTH."""
+        """What `multiply` is to be called with to fill `out`; `counter` [1] is zero then; `soon`: see SOON_LENGTH."""
         block = self._block.copy()
         block[_SOON] = soon.ctypes.data
         self._point(block, x, out)
