@@ -37,7 +37,7 @@ from radixserve.model.lanes import PANEL, add_atomically
 from radixserve.model.products import WIDTH, panel_1, panel_2, panel_3, panel_4, panel_5, panel_6
 from radixserve.model.tiles import Longs
 
-FEW = 48
+FEW = 96
 """Rows up to which this kernel is the faster one."""
 
 _CHAINS = (1024, 512, 256, 2048, 1 << 30)  # inputs

@@ -20,7 +20,7 @@ from radixserve.model import native, row_kernels
 from radixserve.model.attention_cpu import attend_cpu
 from radixserve.model.few_rows import FEW
 from radixserve.model.layer_block import LayerBlock
-from radixserve.model.lean_program import LeanProgram
+from radixserve.model.lean_program import LeanProgram, Room
 from radixserve.model.linear import FusedPart, PackedLinear, PackedWeight
 from radixserve.model.plan import AttentionPlan
 
@@ -78,7 +78,7 @@ class LeanForward:
         self._epsilon = float(model.config.rms_norm_eps)
         weights = (w for layer in self._layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down))
         self.has_few = all(weight.few is not None for weight in weights)
-        self._programs: WeakKeyDictionary[KVPool, dict[int, LeanProgram]] = WeakKeyDictionary()
+        self._programs: WeakKeyDictionary[KVPool, tuple[Room, dict[int, LeanProgram]]] = WeakKeyDictionary()
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> LeanForward | None:
@@ -104,9 +104,11 @@ class LeanForward:
 
     def _program(self, rows: int, pool: KVPool) -> LeanProgram:
         """Of this number of rows; prepared when it is first asked for."""
-        programs = self._programs.setdefault(pool, {})
+        if pool not in self._programs:
+            self._programs[pool] = Room.of(FEW, self._layers[0], self._heads, pool), {}
+        room, programs = self._programs[pool]
         if rows not in programs:
-            programs[rows] = LeanProgram(self._layers, rows, self._heads, self._epsilon, pool)
+            programs[rows] = LeanProgram(self._layers, room.first(rows), self._heads, self._epsilon, pool)
         return programs[rows]
 
 

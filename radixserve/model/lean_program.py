@@ -7,7 +7,7 @@ Ends with K, V and queries of the last layer: from there on a step may go on wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,13 +65,17 @@ class Room:
             delta=torch.empty(rows, width),
         )
 
+    def first(self, rows: int) -> Room:
+        """The same memory for fewer rows."""
+        return Room(*(getattr(self, each.name)[:rows] for each in fields(self)))
+
 
 class LeanProgram:
-    """For one number of rows, over one pool. Not for concurrent use with itself."""
+    """For one number of rows, over one pool. Not for concurrent use with itself or another in the same room."""
 
-    def __init__(self, layers: Sequence[LeanLayer], rows: int, heads: int, epsilon: float, pool: KVPool) -> None:
+    def __init__(self, layers: Sequence[LeanLayer], room: Room, heads: int, epsilon: float, pool: KVPool) -> None:
         """Every weight of `layers` must have a kernel for few rows."""
-        self.room = Room.of(rows, layers[0], heads, pool)
+        self.room = room
         self._heads, self._epsilon, self._shape = heads, epsilon, pool.shape
         self._scalings = np.array([layer.scaling for layer in layers], np.float32)
         self._attention = np.zeros((len(layers), BLOCK_LENGTH), np.int64)
