@@ -99,7 +99,7 @@ class LeanProgram:
         step = StepBlock(plan, room.q)
         tensors = (room.q, plan.pool.k, plan.pool.v, room.attended)
         step.fill(self._attention, tensors, self._scalings, self._counters[:, 3])
-        segments = _segments(plan)
+        segments = segments_of(plan)
         self._soon[:, :3] = 0, len(segments), segments.ctypes.data
         self._counters[:] = 0
         self._program.run()
@@ -143,7 +143,7 @@ class LeanProgram:
         self._calls.append((native.address(few_rows.multiply), block.ctypes.data))
 
 
-def _segments(plan: AttentionPlan) -> Longs:
+def segments_of(plan: AttentionPlan) -> Longs:
     """Offsets, in bytes, of what a layer's attention reads of K, as whole segments; of V they are the same."""
     size = plan.pool.k.stride(1) * plan.pool.k.element_size()
     needed = np.zeros(plan.pool.num_slots * size // SEGMENT + 1, np.bool_)

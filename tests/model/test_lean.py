@@ -13,6 +13,8 @@ from radixserve.cache.pool import KVPool, KVShape
 from radixserve.model import few_rows, native, row_kernels
 from radixserve.model.layer_block import LayerBlock
 from radixserve.model.lean import LeanForward
+from radixserve.model.lean_program import segments_of
+from radixserve.model.plan import AttentionPlan
 from radixserve.model.runner import Runner
 from radixserve.step import Logits
 from tests.tiny import CONFIGS, CPU, VOCAB, chunk, load_tiny
@@ -58,6 +60,17 @@ def test_a_step_of_few_rows_as_one_program_gives_the_bits_of_layer_by_layer(
         several = run.forward([chunk(ids[300 : 310 + i], 300, table) for i, table in enumerate(tables)])
         found.append((first, several, pool.k.clone(), pool.v.clone()))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_what_is_asked_for_early_covers_the_slots_of_the_step_and_little_else() -> None:
+    pool = KVPool(replace(SHAPE, layers=1), 4000, CPU)
+    step = AttentionPlan.of(
+        [chunk([1], 899, range(1000, 1900)), chunk([1], 499, [*range(1000, 1400), *range(3900, 4000)])], pool
+    )
+    size, offsets = SHAPE.kv_heads * SHAPE.k_dim * 4, segments_of(step)
+    asked = {place for offset in offsets for place in range(offset, offset + few_rows.SEGMENT)}
+    assert {place for slot in step.table.tolist() for place in (slot * size, (slot + 1) * size - 1)} <= asked
+    assert len(asked) <= 1000 * size + 4 * few_rows.SEGMENT
 
 
 def test_one_that_disagrees_is_not_used_and_the_log_says_so(
