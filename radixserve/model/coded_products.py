@@ -17,7 +17,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from radixserve.model.lanes import LANES, LINE, VECTOR, Intrinsic, element_at, prefetch_line, vector_fma
+from radixserve.model.compiled import Intrinsic
+from radixserve.model.lanes import LANES, LINE, VECTOR, element_at, prefetch_line, vector_fma
 from radixserve.model.products import WIDTH, add_product, chains_of, store_all, store_row, vectors_at
 
 GROUP = 32

@@ -22,7 +22,8 @@ from numba.np.arrayobj import populate_array
 
 Intrinsic = Callable[..., Any]
 
-_LINE_BYTES = 64
+LINE_BYTES = 64
+"""Of a cache line."""
 
 compiled = partial(njit, error_model="numpy", forceinline=True, _nrt=False)
 """For functions that kernels call."""
@@ -84,7 +85,7 @@ def on_stack(element: types.Type, count: int) -> Intrinsic:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             number = context.get_data_type(element)
             place = cgutils.alloca_once(builder, ir.ArrayType(number, count))
-            place.align = _LINE_BYTES
+            place.align = LINE_BYTES
             data = builder.bitcast(place, number.as_pointer())
             return _array(context, builder, kind, data, context.get_constant(types.intp, count))
 

@@ -20,6 +20,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from radixserve.model.compiled import Intrinsic
+
 LANES = 16
 _FLOAT = ir.FloatType()
 VECTOR = ir.VectorType(_FLOAT, LANES)
@@ -35,8 +37,6 @@ _QUARTER = 4  # floats of 128 bits
 _LOCALITY = 2  # second-level cache: a tile of K and V fills the first
 
 _FMA = ir.FunctionType(VECTOR, [VECTOR] * 3)
-
-Intrinsic = Callable[..., Any]
 
 
 def element_at(context: Any, builder: ir.IRBuilder, kind: Any, array: Any, offset: Any) -> Any:

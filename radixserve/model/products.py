@@ -16,12 +16,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from radixserve.model.compiled import Intrinsic
 from radixserve.model.lanes import (
     LANES,
     LINE,
     VECTOR,
     VECTORS,
-    Intrinsic,
     element_at,
     load,
     prefetch_line,

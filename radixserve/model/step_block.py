@@ -106,9 +106,7 @@ class StepBlock:
             assert tensor.dtype == torch.float32, "the kernel reads float32"
             self._block[2 * index], self._block[2 * index + 1] = tensor.data_ptr(), tensor.numel()
 
-    def fill(
-        self, blocks: Longs, tensors: Sequence[torch.Tensor], scalings: npt.NDArray[np.float32], counters: Longs
-    ) -> None:
+    def fill(self, blocks: Longs, tensors: Sequence[torch.Tensor], scalings: Floats, counters: Longs) -> None:
         """A block for each layer, [layers, BLOCK_LENGTH], with counters of its own, [layers, 4].
 
         `tensors` are q and out, the same for all layers, and between them K and V, [layers, ...].

@@ -14,14 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from radixserve.model.compiled import compiled, floats_in, ints_in, longs_in
+from radixserve.model.compiled import LINE_BYTES, compiled, floats_in, ints_in, longs_in
 from radixserve.model.lanes import LANES
 from radixserve.model.tiles import TILE
 
 ROWS = 6
 """Query rows of a block: what `multiply_6` keeps in registers."""
-
-_LINE = 64  # bytes
 
 
 class Sums(NamedTuple):
@@ -61,9 +59,9 @@ class ScratchMemory:
             [most * k_dim, most, most, LANES, max(TILE, k_dim), k_dim * TILE, TILE * width, ROWS * TILE, ROWS, ROWS]
             + [rows * size for rows in (most, most, 2 * heads) for size in (width, 1, 1)]
         )
-        sizes = -(-counts * 8 // _LINE) * _LINE  # bytes; room for int64 everywhere
-        self._memory = np.empty(threads * int(sizes.sum()) + _LINE, np.uint8)
-        begin = -(-self._memory.ctypes.data // _LINE) * _LINE
+        sizes = -(-counts * 8 // LINE_BYTES) * LINE_BYTES  # bytes; room for int64 everywhere
+        self._memory = np.empty(threads * int(sizes.sum()) + LINE_BYTES, np.uint8)
+        begin = -(-self._memory.ctypes.data // LINE_BYTES) * LINE_BYTES
         self.block: npt.NDArray[np.int64] = np.empty((threads, _PARTS, 2), np.int64)
         self.block[:, :, 0] = begin + (np.arange(threads)[:, None] * sizes.sum() + np.cumsum(sizes) - sizes)
         self.block[:, :, 1] = counts

@@ -127,6 +127,7 @@ class _Split:
     leader: Longs  # [sequences, tiles]: the sequence whose slots an item loads
     whole: Bools  # [sequences, tiles]: whether the tile is of a whole group
     stored: Bools  # [sequences, tiles]: whether a contribution begins there
+    before: Longs  # [sequences, tiles + 1]: contributions before a tile
     owner: Longs  # [rows]: their sequences
     first: Longs  # [rows]: where their contributions begin
 
@@ -139,15 +140,11 @@ class _Split:
         one = ((grouped == grouped[:, :, :1]) & (grouped >= 0)).all(-1)
         whole, tile = np.repeat(one, GROUP, axis=1), np.arange(groups * GROUP)
         stored = (tile < end[:, None]) & (~whole | (tile % GROUP == 0))
+        before = np.cumsum(np.pad(stored, ((0, 0), (1, 0))), axis=1)
         owner = np.repeat(itself, spans.count)
-        number = stored.sum(1)[owner]
+        number = before[owner, -1]
         leader = np.where(leader < 0, itself[:, None], leader)
-        return cls(spans, leader, whole, stored, owner, np.cumsum(number) - number)
-
-    @property
-    def _before(self) -> Longs:
-        """[sequences, tiles + 1]: contributions before a tile."""
-        return np.cumsum(np.pad(self.stored, ((0, 0), (1, 0))), axis=1)
+        return cls(spans, leader, whole, stored, before, owner, np.cumsum(number) - number)
 
     def items(self) -> _Items:
         """One for all sequences with the same leader in the same tiles: one contribution of each of their rows."""
@@ -165,13 +162,13 @@ class _Split:
     def _rows_and_places(self, member: Longs, tile: Longs) -> tuple[Ints, Ints]:
         count = self.spans.count
         index = _ranges((np.cumsum(count) - count)[member], count[member])
-        places = self.first[index] + self._before[self.owner[index], np.repeat(tile, count[member])]
+        places = self.first[index] + self.before[self.owner[index], np.repeat(tile, count[member])]
         return _ranges(self.spans.row[member], count[member]), places.astype(np.int32)
 
     def rows(self) -> Longs:
         """As in `TileWork`: each row has the tiles up to its own position."""
         row, position = (_ranges(column, self.spans.count) for column in (self.spans.row, self.spans.start))
-        end = self.first + self._before[self.owner, position // TILE + 1]
+        end = self.first + self.before[self.owner, position // TILE + 1]
         return np.ascontiguousarray(np.stack([row, self.first, end], 1).astype(np.int64))
 
     def opens(self) -> Ints:
