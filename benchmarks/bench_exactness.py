@@ -103,7 +103,7 @@ def replaced(layer: LeanLayer, **linears: Unguarded | Plain) -> LeanLayer:
 
 def forward_with(served: LeanForward, layers: list[LeanLayer], head: Callable[..., torch.Tensor]) -> LeanForward:
     forward = copy.copy(served)
-    forward._layers, forward._head = layers, head
+    forward._layers, forward._head, forward.has_few = layers, head, False  # a program is as served
     return forward
 
 
@@ -170,7 +170,10 @@ def in_order(chunks: Sequence[Chunk]) -> list[Chunk]:
 
 
 def work(runner: Runner, attention: str, step: Step) -> Work:
-    chunks, kernel = step.chunks[attention], ATTENTION[attention]
+    chunks, kernel, ours = step.chunks[attention], ATTENTION[attention], runner.loaded.lean
+    assert isinstance(ours, LeanForward)
+    if kernel is not attend_cpu:
+        runner = Runner(replace(runner.loaded, lean=forward_with(ours, ours._layers, ours._head)), runner.pool)
 
     def forward() -> None:
         setattr(lean, "attend_cpu", kernel)  # noqa: B010 - what the lean forward calls; not for others to set
