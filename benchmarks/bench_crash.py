@@ -1,12 +1,14 @@
-"""Kill the engine of a server again and again under eight streams: does a client notice, and for how long?
+"""Kill the engine of a server again and again under eight streams: does a client notice, and for
+how long?
 
     python benchmarks/bench_crash.py [--kills 50] [-- more options of radixserve serve]
 
-Rounds of the same eight streams, chat and completions, greedy and sampled. The first round is left alone. In the others
-the engine is killed (SIGKILL) at a random moment once all streams have gone on after the kill before, until there were
-so many kills. Prints one table: how many streams were complete with the text of the first round; then, median and
-longest over the kills, the time from a kill until the server is ready again, the longest pause that any client saw
-around that kill, and by how much that is longer.
+Rounds of the same eight streams, chat and completions, greedy and sampled. The first round is left
+alone. In the others the engine is killed (SIGKILL) at a random moment once all streams have gone on
+after the kill before, until there were so many kills. Prints one table: how many streams were
+complete with the text of the first round; then, median and longest over the kills, the time from a
+kill until the server is ready again, the longest pause that any client saw around that kill, and by
+how much that is longer.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Measured:
     num_streams: int = 0
     num_identical: int = 0
     start_seconds: list[float] = field(default_factory=list)  # from each kill to ready
-    gap_seconds: list[float] = field(default_factory=list)  # the longest pause of a stream around each kill
+    gap_seconds: list[float] = field(
+        default_factory=list
+    )  # the longest pause of a stream around each kill
 
 
 def bodies(model: str) -> list[tuple[str, Json]]:
@@ -49,20 +53,35 @@ def bodies(model: str) -> list[tuple[str, Json]]:
     asked: list[tuple[str, Json]] = []
     for i, topic in enumerate(TOPICS):
         draw = {"temperature": 0.9, "seed": i} if i % 2 else {"temperature": 0}
-        common = {"model": model, "max_tokens": NUM_TOKENS, "ignore_eos": True, "stream": True, **draw}
+        common = {
+            "model": model,
+            "max_tokens": NUM_TOKENS,
+            "ignore_eos": True,
+            "stream": True,
+            **draw,
+        }
         asked.append(
-            ("/v1/chat/completions", common | {"messages": [{"role": "user", "content": f"Explain {topic}."}]})
+            (
+                "/v1/chat/completions",
+                common | {"messages": [{"role": "user", "content": f"Explain {topic}."}]},
+            )
         )
-        asked.append(("/v1/completions", common | {"prompt": f"This is a long story about {topic}: once"}))
+        asked.append(
+            ("/v1/completions", common | {"prompt": f"This is a long story about {topic}: once"})
+        )
     return asked
 
 
 def engine_pid() -> int:
     """The process that a child of this one started as its engine."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    ).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
     parents = {int(pid): int(parent) for pid, parent, *_ in rows}
-    engines = [int(pid) for pid, _, *args in rows if args and "radixserve.engine.process" in args[0]]
+    engines = [
+        int(pid) for pid, _, *args in rows if args and "radixserve.engine.process" in args[0]
+    ]
     (pid,) = [each for each in engines if parents.get(parents[each]) == os.getpid()]
     return pid
 
@@ -88,14 +107,18 @@ class Round:
             asyncio.create_task(ask(session, path, body, answer))
             for (path, body), answer in zip(bodies(model), self.answers, strict=True)
         ]
-        self.deaths: list[tuple[float, float]] = []  # perf_counter() of each kill, and when the next engine was ready
+        self.deaths: list[
+            tuple[float, float]
+        ] = []  # perf_counter() of each kill, and when the next engine was ready
 
     @property
     def is_live(self) -> bool:
         return not all(task.done() for task in self.tasks)
 
     async def all_went_on(self) -> None:
-        """Until each stream has ended or got something since the last kill, so that all are in the engine again."""
+        """Until each stream has ended or got something since the last kill, so that all are in the
+        engine again.
+        """
         async with asyncio.timeout(WAIT_SECONDS):
             while not all(map(self._went_on, self.tasks, self.answers)):  # noqa: ASYNC110 - the answers tell nobody
                 await asyncio.sleep(0.005)
@@ -117,20 +140,28 @@ class Round:
         """What each stream said; None where it broke."""
         outcomes = await asyncio.gather(*self.tasks, return_exceptions=True)
         for outcome in outcomes:
-            if outcome is not None and not isinstance(outcome, Refused | aiohttp.ClientError | TimeoutError):
+            if outcome is not None and not isinstance(
+                outcome, Refused | aiohttp.ClientError | TimeoutError
+            ):
                 raise outcome
         return [
-            answer.texts.get(0) if end is None else None for answer, end in zip(self.answers, outcomes, strict=True)
+            answer.texts.get(0) if end is None else None
+            for answer, end in zip(self.answers, outcomes, strict=True)
         ]
 
     def gaps(self) -> list[float]:
         """For each death the longest pause of any stream that had to do with it."""
-        return [max(_gap(answer.arrivals.get(0, []), *death) for answer in self.answers) for death in self.deaths]
+        return [
+            max(_gap(answer.arrivals.get(0, []), *death) for answer in self.answers)
+            for death in self.deaths
+        ]
 
 
 def _gap(arrivals: list[float], killed: float, ready: float) -> float:
     """The longest pause between two arrivals that overlaps the time without an engine."""
-    overlapping = [then - before for before, then in pairwise(arrivals) if before < ready and then > killed]
+    overlapping = [
+        then - before for before, then in pairwise(arrivals) if before < ready and then > killed
+    ]
     return max(overlapping, default=0.0)
 
 
@@ -164,7 +195,9 @@ async def measure(url: str, kills: int, rng: random.Random) -> Measured:
 
 def table(measured: Measured) -> str:
     """Markdown; medians and the longest."""
-    beyond = [gap - start for gap, start in zip(measured.gap_seconds, measured.start_seconds, strict=True)]
+    beyond = [
+        gap - start for gap, start in zip(measured.gap_seconds, measured.start_seconds, strict=True)
+    ]
     columns = [measured.start_seconds, measured.gap_seconds, beyond]
     cells = " | ".join(f"{statistics.median(each):.2f} / {max(each):.2f}" for each in columns)
     share = f"{measured.num_identical} of {measured.num_streams} ({measured.num_identical / measured.num_streams:.1%})"
@@ -173,7 +206,9 @@ def table(measured: Measured) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("options", nargs="*", help="of radixserve serve")

@@ -1,4 +1,5 @@
-"""What exactness costs: the throughput with it over that of the fastest configuration without it, in one run.
+"""What exactness costs: the throughput with it over that of the fastest configuration without it,
+in one run.
 
     python benchmarks/bench_exactness.py [--rounds 15] [--model FOLDER_OR_NAME] [--computed 7300] [--generated 1700]
 
@@ -11,10 +12,11 @@ Every configuration is the lean forward in float32 with the same row-wise kernel
     attention  tiles       as served: our kernel over scattered slots, a shared prefix read once
                dense       torch's `scaled_dot_product_attention` over K and V that lie in order, each sequence its own
 
-"packed, tiles" is exact and the other five are not. They take turns round by round; a table shows medians. The last row
-is the mix of steps of the shared-prefix chat, whose counts figures.py prints: `computed` uncached prompt tokens in
-chunks of 256 behind 640 tokens, the middle of a system prompt, and `generated` tokens at batch 8. What is without
-exactness may take the fastest configuration for each kind of step there.
+"packed, tiles" is exact and the other five are not. They take turns round by round; a table shows
+medians. The last row is the mix of steps of the shared-prefix chat, whose counts figures.py prints:
+`computed` uncached prompt tokens in chunks of 256 behind 640 tokens, the middle of a system prompt,
+and `generated` tokens at batch 8. What is without exactness may take the fastest configuration for
+each kind of step there.
 """
 
 from __future__ import annotations
@@ -101,7 +103,9 @@ def replaced(layer: LeanLayer, **linears: Unguarded | Plain) -> LeanLayer:
     return replace(layer, **linears)  # type: ignore[arg-type]  # they are called like a PackedWeight
 
 
-def forward_with(served: LeanForward, layers: list[LeanLayer], head: Callable[..., torch.Tensor]) -> LeanForward:
+def forward_with(
+    served: LeanForward, layers: list[LeanLayer], head: Callable[..., torch.Tensor]
+) -> LeanForward:
     forward = copy.copy(served)
     forward._layers, forward._head, forward.has_few = layers, head, False  # a program is as served
     return forward
@@ -135,7 +139,13 @@ def attend_dense(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: floa
     rows = q.view(batch, count, *q.shape[1:]).transpose(1, 2)
     mask = causal(count, stop) if count > 1 and start else None
     out = F.scaled_dot_product_attention(
-        rows, k, v, attn_mask=mask, is_causal=count > 1 and not start, scale=scaling, enable_gqa=True
+        rows,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=count > 1 and not start,
+        scale=scaling,
+        enable_gqa=True,
     )
     return out.transpose(1, 2).reshape(q.shape)
 
@@ -165,15 +175,23 @@ class Step:
 def in_order(chunks: Sequence[Chunk]) -> list[Chunk]:
     """The same work over slots that lie one after the other."""
     ends = np.cumsum([chunk.stop for chunk in chunks])
-    spans = [np.arange(end - chunk.stop, end, dtype=np.int32) for chunk, end in zip(chunks, ends, strict=True)]
-    return [Chunk(chunk.token_ids, chunk.start, slots) for chunk, slots in zip(chunks, spans, strict=True)]
+    spans = [
+        np.arange(end - chunk.stop, end, dtype=np.int32)
+        for chunk, end in zip(chunks, ends, strict=True)
+    ]
+    return [
+        Chunk(chunk.token_ids, chunk.start, slots)
+        for chunk, slots in zip(chunks, spans, strict=True)
+    ]
 
 
 def work(runner: Runner, attention: str, step: Step) -> Work:
     chunks, kernel, ours = step.chunks[attention], ATTENTION[attention], runner.loaded.lean
     assert isinstance(ours, LeanForward)
     if kernel is not attend_cpu:
-        runner = Runner(replace(runner.loaded, lean=forward_with(ours, ours._layers, ours._head)), runner.pool)
+        runner = Runner(
+            replace(runner.loaded, lean=forward_with(ours, ours._layers, ours._head)), runner.pool
+        )
 
     def forward() -> None:
         setattr(lean, "attend_cpu", kernel)  # noqa: B010 - what the lean forward calls; not for others to set
@@ -185,7 +203,10 @@ def work(runner: Runner, attention: str, step: Step) -> Work:
 def measure(runners: dict[str, Runner], step: Step, rounds: int) -> dict[str, float]:
     """Median seconds of every configuration."""
     names = [(linears, attention) for attention in ATTENTION for linears in runners]
-    works = {f"{linears}, {attention}": work(runners[linears], attention, step) for linears, attention in names}
+    works = {
+        f"{linears}, {attention}": work(runners[linears], attention, step)
+        for linears, attention in names
+    }
     times = interleaved(works, rounds)
     setattr(lean, "attend_cpu", attend_cpu)  # noqa: B010
     return times
@@ -194,14 +215,22 @@ def measure(runners: dict[str, Runner], step: Step, rounds: int) -> dict[str, fl
 def report(times: dict[str, dict[str, float]], mix: dict[str, float]) -> None:
     """One row per kind of step, and one for the mix: how many of each kind."""
     configurations = list(next(iter(times.values())))
-    fastest = {name: min(each for config, each in by.items() if config != EXACT) for name, by in times.items()}
-    total = {config: sum(count * times[name][config] for name, count in mix.items()) for config in configurations}
+    fastest = {
+        name: min(each for config, each in by.items() if config != EXACT)
+        for name, by in times.items()
+    }
+    total = {
+        config: sum(count * times[name][config] for name, count in mix.items())
+        for config in configurations
+    }
     names = [f"{config} (exact)" if config == EXACT else config for config in configurations]
     print("| step, ms |", " | ".join(names), "| fastest without | exact / fastest |")
     print("|---" * (len(names) + 3) + "|")
     for name, by in times.items():
         print_row(name, by, fastest[name])
-    print_row("shared-prefix chat", total, sum(count * fastest[name] for name, count in mix.items()))
+    print_row(
+        "shared-prefix chat", total, sum(count * fastest[name] for name, count in mix.items())
+    )
 
 
 def print_row(name: str, seconds: dict[str, float], fastest: float) -> None:
@@ -210,10 +239,14 @@ def print_row(name: str, seconds: dict[str, float], fastest: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--model", default=None)
-    parser.add_argument("--computed", type=int, default=7300, help="uncached prompt tokens of the mix")
+    parser.add_argument(
+        "--computed", type=int, default=7300, help="uncached prompt tokens of the mix"
+    )
     parser.add_argument("--generated", type=int, default=1700, help="generated tokens of the mix")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
@@ -222,11 +255,16 @@ def main() -> None:
     pool = KVPool(loaded.shape, SLOTS, DEVICE)
     pool.k.normal_()
     pool.v.normal_()
-    runners = {name: Runner(replace(loaded, lean=each), pool) for name, each in forwards(loaded, model).items()}
+    runners = {
+        name: Runner(replace(loaded, lean=each), pool)
+        for name, each in forwards(loaded, model).items()
+    }
     middle, batch = Step.prefill(BEHIND, loaded.vocab_size), Step.decode(MIX_BATCH)
     steps = [Step.decode(1), batch, Step.decode(16), Step.prefill(0, loaded.vocab_size), middle]
     times = {step.name: measure(runners, step, options.rounds) for step in steps}
-    report(times, {middle.name: options.computed / CHUNK, batch.name: options.generated / MIX_BATCH})
+    report(
+        times, {middle.name: options.computed / CHUNK, batch.name: options.generated / MIX_BATCH}
+    )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python benchmarks/bench_front.py [--engine process|none] [--streams 64] [--tokens 400] [--endpoint chat|completions]
 
-The application runs in this process. With `--engine process` the real engine process stands behind it, with the model
-of no cost: the whole way of a token but the forward pass. With `none` it is the tests' fake engine, which gives each
-stream one token per turn of the event loop: the front alone. All clients run in one other process and only count
-events. Prints tokens per second of wall time and microseconds of this process's CPU time per token.
+The application runs in this process. With `--engine process` the real engine process stands behind
+it, with the model of no cost: the whole way of a token but the forward pass. With `none` it is the
+tests' fake engine, which gives each stream one token per turn of the event loop: the front alone.
+All clients run in one other process and only count events. Prints tokens per second of wall time
+and microseconds of this process's CPU time per token.
 """
 
 from __future__ import annotations
@@ -69,8 +70,14 @@ async def serve(engine: EngineClient) -> web.AppRunner:
 def request_bytes(args: argparse.Namespace) -> bytes:
     """One streamed request, as it goes over the wire."""
     text = "The quick brown fox jumps over the lazy dog. " * 4
-    asked = {"messages": [{"role": "user", "content": text}]} if args.endpoint == "chat" else {"prompt": text}
-    body = json.dumps({"model": "bench", "stream": True, "max_tokens": args.tokens, "temperature": 0, **asked}).encode()
+    asked = (
+        {"messages": [{"role": "user", "content": text}]}
+        if args.endpoint == "chat"
+        else {"prompt": text}
+    )
+    body = json.dumps(
+        {"model": "bench", "stream": True, "max_tokens": args.tokens, "temperature": 0, **asked}
+    ).encode()
     head = f"POST {PATHS[args.endpoint]} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
@@ -89,7 +96,9 @@ async def read_stream(port: int, request: bytes) -> int:
     return num_events
 
 
-def run_clients(port: int, num_streams: int, request: bytes, results: multiprocessing.Queue[tuple[int, float]]) -> None:
+def run_clients(
+    port: int, num_streams: int, request: bytes, results: multiprocessing.Queue[tuple[int, float]]
+) -> None:
     """All clients at once; reports events and seconds."""
 
     async def all_streams() -> int:
@@ -101,14 +110,22 @@ def run_clients(port: int, num_streams: int, request: bytes, results: multiproce
 
 async def main() -> None:
     """Run and print one measurement."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engine", choices=["process", "none"], default="process")
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=400)
     parser.add_argument("--endpoint", choices=PATHS, default="chat")
     args = parser.parse_args()
-    vocab_size = 49_152  # as large as the embedded model's: drawing a token costs what it costs there
-    async with engine_process(args.streams, vocab_size) if args.engine == "process" else no_engine() as engine:
+    vocab_size = (
+        49_152  # as large as the embedded model's: drawing a token costs what it costs there
+    )
+    async with (
+        engine_process(args.streams, vocab_size)
+        if args.engine == "process"
+        else no_engine() as engine
+    ):
         await measure(engine, args)
 
 
@@ -118,7 +135,8 @@ async def measure(engine: EngineClient, args: argparse.Namespace) -> None:
     spawn = multiprocessing.get_context("spawn")
     results = spawn.Queue()
     clients = spawn.Process(
-        target=run_clients, args=(runner.addresses[0][1], args.streams, request_bytes(args), results)
+        target=run_clients,
+        args=(runner.addresses[0][1], args.streams, request_bytes(args), results),
     )
     cpu_before = time.process_time()
     clients.start()
@@ -127,8 +145,12 @@ async def measure(engine: EngineClient, args: argparse.Namespace) -> None:
     await asyncio.to_thread(clients.join)
     await runner.cleanup()
     num_tokens = args.streams * args.tokens
-    print(f"{args.endpoint}: {args.streams} streams x {args.tokens} tokens, {num_events} events, {seconds:.2f} s")
-    print(f"{num_tokens / seconds:,.0f} tokens/s; {cpu / num_tokens * 1e6:.0f} us of front CPU per token")
+    print(
+        f"{args.endpoint}: {args.streams} streams x {args.tokens} tokens, {num_events} events, {seconds:.2f} s"
+    )
+    print(
+        f"{num_tokens / seconds:,.0f} tokens/s; {cpu / num_tokens * 1e6:.0f} us of front CPU per token"
+    )
 
 
 if __name__ == "__main__":

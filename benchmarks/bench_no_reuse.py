@@ -1,11 +1,13 @@
-"""What the cache costs where it cannot help: prompts that share nothing, cache on beside cache off, in one process.
+"""What the cache costs where it cannot help: prompts that share nothing, cache on beside cache off,
+in one process.
 
     python benchmarks/bench_no_reuse.py [--pairs 15] [--model FOLDER_OR_NAME]
 
-Two engines over one model, each with a K/V pool of its own. A pair is eight new random requests, all at once, through
-one engine and then through the other, in turns of who is first; the shape is that of loadtest/workloads/random.toml:
-100 to 500 words, 32 greedy tokens. The engines live on from pair to pair, so that the tree of the one with a cache is
-full after two and it evicts for every request. Prints the median of the pairs' ratios with its quartiles.
+Two engines over one model, each with a K/V pool of its own. A pair is eight new random requests,
+all at once, through one engine and then through the other, in turns of who is first; the shape is
+that of loadtest/workloads/random.toml: 100 to 500 words, 32 greedy tokens. The engines live on from
+pair to pair, so that the tree of the one with a cache is full after two and it evicts for every
+request. Prints the median of the pairs' ratios with its quartiles.
 """
 
 from __future__ import annotations
@@ -36,13 +38,19 @@ DEVICE = torch.device("cpu")
 
 
 def engine(loaded: LoadedModel, *, cache: bool) -> EngineCore:
-    return EngineCore(Runner(loaded, KVPool(loaded.shape, SLOTS, DEVICE)), KVCache(SLOTS, enabled=cache), LIMITS)
+    return EngineCore(
+        Runner(loaded, KVPool(loaded.shape, SLOTS, DEVICE)), KVCache(SLOTS, enabled=cache), LIMITS
+    )
 
 
 def requests(draw: random.Random, vocab: int) -> list[Request]:
     sampling = Sampling(max_tokens=GENERATED, seed=0, temperature=0.0)
-    prompts = [[draw.randrange(vocab) for _ in range(draw.randint(*PROMPT))] for _ in range(REQUESTS)]
-    return [Request(id=str(i), prompt_ids=prompt, sampling=sampling) for i, prompt in enumerate(prompts)]
+    prompts = [
+        [draw.randrange(vocab) for _ in range(draw.randint(*PROMPT))] for _ in range(REQUESTS)
+    ]
+    return [
+        Request(id=str(i), prompt_ids=prompt, sampling=sampling) for i, prompt in enumerate(prompts)
+    ]
 
 
 def seconds(core: EngineCore, wanted: list[Request]) -> float:
@@ -71,8 +79,12 @@ def report(pairs: list[tuple[float, float]], on: EngineCore) -> None:
     stats = on.stats()
     low, middle, high = statistics.quantiles((off / on for on, off in pairs), n=4)
     walls = [statistics.median(column) for column in zip(*pairs, strict=True)]
-    share = stats.cached_prompt_tokens_total / (stats.cached_prompt_tokens_total + stats.computed_prompt_tokens_total)
-    print("| pairs | cache, s | no cache, s | throughput on / off | quartiles | hit share | tokens evicted |")
+    share = stats.cached_prompt_tokens_total / (
+        stats.cached_prompt_tokens_total + stats.computed_prompt_tokens_total
+    )
+    print(
+        "| pairs | cache, s | no cache, s | throughput on / off | quartiles | hit share | tokens evicted |"
+    )
     print("|---|---|---|---|---|---|---|")
     print(
         f"| {len(pairs)} | {walls[0]:.2f} | {walls[1]:.2f} | **{middle:.4f}** | {low:.4f} to {high:.4f} "
@@ -81,7 +93,9 @@ def report(pairs: list[tuple[float, float]], on: EngineCore) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=15, help="at least 2")
     parser.add_argument("--model", default=None)
     options = parser.parse_args()

@@ -1,4 +1,5 @@
-"""Time of one call of `sample` by what its rows ask for: python benchmarks/bench_sampling.py [--device cuda]
+"""Time of one call of `sample` by what its rows ask for: python benchmarks/bench_sampling.py
+[--device cuda]
 
 Prints one Markdown table. Few tokens are likely and many are not, as in a language model.
 """
@@ -55,7 +56,9 @@ def zipf_logits(rows: int, vocab: int) -> torch.Tensor:
     """Probabilities proportional to rank**-1.5 with some noise, ranks shuffled among the ids."""
     generator = torch.Generator().manual_seed(0)
     ordered = torch.arange(1, vocab + 1).log().mul(-1.5)
-    shuffled = torch.stack([ordered[torch.randperm(vocab, generator=generator)] for _ in range(rows)])
+    shuffled = torch.stack(
+        [ordered[torch.randperm(vocab, generator=generator)] for _ in range(rows)]
+    )
     return shuffled + torch.randn(rows, vocab, generator=generator).mul(0.3)
 
 
@@ -73,7 +76,11 @@ def main() -> None:
         cells = []
         for batch in (1, 16):
             rows, some = rows_of(kind, batch, 1400, options.vocab), logits[:batch]
-            cells.append(median_seconds(lambda some=some, rows=rows: sample(some, rows).wait(), options.repeats))  # type: ignore[misc]
+            cells.append(
+                median_seconds(
+                    lambda some=some, rows=rows: sample(some, rows).wait(), options.repeats
+                )
+            )  # type: ignore[misc]
         print(f"| {name} | {cells[0] * 1e3:.2f} | {cells[1] * 1e3:.2f} |")
 
 

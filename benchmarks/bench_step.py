@@ -1,10 +1,12 @@
-"""Where a step's time goes: decode with and without sharing, prefill, and the attention kernel beside torch's.
+"""Where a step's time goes: decode with and without sharing, prefill, and the attention kernel
+beside torch's.
 
     python benchmarks/bench_step.py [--rounds 15] [--model FOLDER_OR_NAME] [--threads N] [--scattered]
 
-What is compared takes turns round by round, because other work on the machine comes and goes; a table shows medians and
-their ratios. Slots lie in runs, as a server hands them out before much was evicted, or scattered: the worst that can
-happen. "Generic" is transformers' own modules with torch's linears and our attention kernel.
+What is compared takes turns round by round, because other work on the machine comes and goes; a
+table shows medians and their ratios. Slots lie in runs, as a server hands them out before much was
+evicted, or scattered: the worst that can happen. "Generic" is transformers' own modules with
+torch's linears and our attention kernel.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ def interleaved(works: dict[str, Work], rounds: int) -> dict[str, float]:
 
 
 def decode_chunks(batch: int, shared: bool) -> list[Chunk]:
-    """One token each, over a prefix of 1,024 tokens in the same slots or in everybody's own, and 100 private ones."""
+    """One token each, over a prefix of 1,024 tokens in the same slots or in everybody's own, and
+    100 private ones.
+    """
     length, chunks = PREFIX + PRIVATE, []
     for i in range(batch):
         own = SLOT_ORDER[PREFIX + i * length : PREFIX + (i + 1) * length]
@@ -71,7 +75,10 @@ def generic_runner(ours: Runner, model: str) -> Runner:
     generic = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     generic.set_attn_implementation(CPU_KERNEL)
     loaded = ours.loaded
-    facts = {name: getattr(loaded, name) for name in ("device", "shape", "vocab_size", "context_length", "attention")}
+    facts = {
+        name: getattr(loaded, name)
+        for name in ("device", "shape", "vocab_size", "context_length", "attention")
+    }
     return Runner(LoadedModel(model=generic, eos_token_ids=(), exact=False, **facts), ours.pool)
 
 
@@ -103,7 +110,15 @@ def bench_decode(ours: Runner, generic: Runner, rounds: int) -> None:
         fast = times["ours"]
         gains = (f"{times[name] / fast:.2f}x" for name in ("private", "generic"))
         rows.append([str(batch), *map(ms, times.values()), *gains, f"{batch / fast:.0f}"])
-    columns = ["batch", "ours", "not shared", "generic", "not shared/ours", "generic/ours", "tokens/s"]
+    columns = [
+        "batch",
+        "ours",
+        "not shared",
+        "generic",
+        "not shared/ours",
+        "generic/ours",
+        "tokens/s",
+    ]
     table(f"One decode step in ms, {PREFIX} shared + {PRIVATE} private tokens", columns, rows)
 
 
@@ -113,7 +128,8 @@ def bench_prefill(ours: Runner, generic: Runner, rounds: int) -> None:
         ids = np.random.default_rng(1).integers(0, ours.loaded.vocab_size, length).astype(np.int32)
         chunks = [Chunk(ids, 0, SLOT_ORDER[:length])]
         times = interleaved(
-            {"ours": partial(ours.forward, chunks), "generic": partial(generic.forward, chunks)}, rounds
+            {"ours": partial(ours.forward, chunks), "generic": partial(generic.forward, chunks)},
+            rounds,
         )
         rate = [f"{length / times[name]:.0f}" for name in times]
         rows.append([str(length), *rate, f"{times['generic'] / times['ours']:.2f}x"])
@@ -133,12 +149,25 @@ def bench_attention(shape: KVShape, heads: int, rounds: int) -> None:
         times = interleaved(
             {
                 "ours": partial(attend_cpu, q, 0, plan, 0.125),
-                "sdpa": partial(F.scaled_dot_product_attention, q4, k, v, is_causal=True, enable_gqa=True),
+                "sdpa": partial(
+                    F.scaled_dot_product_attention, q4, k, v, is_causal=True, enable_gqa=True
+                ),
             },
             rounds,
         )
-        rows.append([str(length), ms(times["ours"]), ms(times["sdpa"]), f"{times['sdpa'] / times['ours']:.2f}x"])
-    table("Attention of one layer, prefill", ["tokens", "ours ms", "SDPA ms", "speed of SDPA reached"], rows)
+        rows.append(
+            [
+                str(length),
+                ms(times["ours"]),
+                ms(times["sdpa"]),
+                f"{times['sdpa'] / times['ours']:.2f}x",
+            ]
+        )
+    table(
+        "Attention of one layer, prefill",
+        ["tokens", "ours ms", "SDPA ms", "speed of SDPA reached"],
+        rows,
+    )
     bench_shared_attention(pool, heads, rounds)
 
 
@@ -154,10 +183,13 @@ def bench_shared_attention(pool: KVPool, heads: int, rounds: int) -> None:
         q = torch.randn(batch, heads, pool.shape.k_dim)
         plans = [AttentionPlan.of(decode_chunks(batch, shared), pool) for shared in (True, False)]
         works: dict[str, Work] = {
-            name: partial(attend_all_layers, q, plan) for name, plan in zip(("shared", "private"), plans, strict=True)
+            name: partial(attend_all_layers, q, plan)
+            for name, plan in zip(("shared", "private"), plans, strict=True)
         }
         times = interleaved(works, rounds)
-        rows.append([str(batch), *map(ms, times.values()), f"{times['private'] / times['shared']:.2f}x"])
+        rows.append(
+            [str(batch), *map(ms, times.values()), f"{times['private'] / times['shared']:.2f}x"]
+        )
     title = f"Attention of all {pool.shape.layers} layers, decode, {PREFIX} shared + {PRIVATE} private tokens"
     table(title, ["batch", "shared ms", "not shared ms", "gain"], rows)
 

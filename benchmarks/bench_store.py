@@ -1,11 +1,12 @@
-"""Loading a stored prefix from the disk against computing it; and a restart with a folder of many runs.
+"""Loading a stored prefix from the disk against computing it; and a restart with a folder of many
+runs.
 
     python benchmarks/bench_store.py [--tokens 1400] [--runs 10000] [--rounds 5]
 
-The embedded model in float32. A load is what the engine does: find the prefix, read and verify its files (from the page
-cache: they were just written), copy K and V into slots. Prefill is one step after the other of 256 tokens. The restart
-is that of an engine whose model is loaded: it makes a pool, a cache and the store, and answers a prompt behind a
-stored prefix.
+The embedded model in float32. A load is what the engine does: find the prefix, read and verify its
+files (from the page cache: they were just written), copy K and V into slots. Prefill is one step
+after the other of 256 tokens. The restart is that of an engine whose model is loaded: it makes a
+pool, a cache and the store, and answers a prompt behind a stored prefix.
 """
 
 from __future__ import annotations
@@ -108,10 +109,15 @@ def restart(loaded: LoadedModel, num_runs: int, num_tokens: int, folder: Path) -
     store = DiskStore(folder, 4 << 30, "bench", loaded.shape)
     opened = time.perf_counter() - since
     tiers = Tiers(cache, pool, None, DiskTier(store, cache, pool, Pace()))
-    core = EngineCore(Runner(loaded, pool), cache, Limits(max_running=16, max_step_tokens=STEP), tiers=tiers)
+    core = EngineCore(
+        Runner(loaded, pool), cache, Limits(max_running=16, max_step_tokens=STEP), tiers=tiers
+    )
     core.submit(
         Request(
-            id="warm", prompt_ids=prompt, namespace=NAMESPACE, sampling=Sampling(max_tokens=1, seed=0, temperature=0.0)
+            id="warm",
+            prompt_ids=prompt,
+            namespace=NAMESPACE,
+            sampling=Sampling(max_tokens=1, seed=0, temperature=0.0),
         ),
         [],
     )
@@ -122,7 +128,9 @@ def restart(loaded: LoadedModel, num_runs: int, num_tokens: int, folder: Path) -
     loads = core.stats().disk_prompt_tokens_total
     tiers.close(10.0)
     assert loads, "the stored prefix was not used"
-    print("\n| runs in the folder | opened after, s | first token after, s | tokens of its prompt from the disk |")
+    print(
+        "\n| runs in the folder | opened after, s | first token after, s | tokens of its prompt from the disk |"
+    )
     print("|---|---|---|---|")
     print(f"| {stored:,} | {opened:.3f} | **{first:.3f}** | {loads:,} of {len(prompt):,} |")
 
@@ -133,7 +141,9 @@ def _zeros(shape: KVShape, num_tokens: int) -> KV:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, default=1400)
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)

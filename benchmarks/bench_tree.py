@@ -1,9 +1,10 @@
-"""Times the prefix cache alone: match, lease and release, publish, evict, in trees of 1,000 to 100,000 nodes.
+"""Times the prefix cache alone: match, lease and release, publish, evict, in trees of 1,000 to
+100,000 nodes.
 
-The trees are grown through the public interface by something like chat traffic: per 1,000 nodes one system prompt of
-1,330 tokens and a thousand short turns, each going on from a random earlier turn below the same system prompt; ten
-tokens per node in all. Every prompt asked for is 1,400 tokens long and cached. `comb` is the worst shape there is:
-1,400 edges of one token, a branch at each.
+The trees are grown through the public interface by something like chat traffic: per 1,000 nodes one
+system prompt of 1,330 tokens and a thousand short turns, each going on from a random earlier turn
+below the same system prompt; ten tokens per node in all. Every prompt asked for is 1,400 tokens
+long and cached. `comb` is the worst shape there is: 1,400 edges of one token, a branch at each.
 
     python benchmarks/bench_tree.py [--tries 2000] [--nodes 1000 10000 100000]
 """
@@ -33,7 +34,9 @@ class Traffic:
 
     cache: KVCache
     rng: random.Random
-    paths: list[list[tuple[bytes, ...]]] = field(default_factory=list)  # by system prompt: the turns up to each turn
+    paths: list[list[tuple[bytes, ...]]] = field(
+        default_factory=list
+    )  # by system prompt: the turns up to each turn
     turn_tokens: tuple[int, int] = (1, 16)
     is_steady: bool = True  # what is evicted is replaced by new turns
 
@@ -48,7 +51,9 @@ class Traffic:
             lease.publish(tokens)
 
     def add_turns(self) -> None:
-        """Two continuations of a random earlier turn, as users who share a conversation's beginning send them."""
+        """Two continuations of a random earlier turn, as users who share a conversation's beginning
+        send them.
+        """
         paths = self.rng.choice(self.paths)
         earlier = self.rng.choice(paths)
         for _ in range(2):
@@ -57,8 +62,15 @@ class Traffic:
             paths.append(path)
 
     def prompts(self, count: int) -> Iterator[bytes]:
-        """Prompts of 1,400 tokens that are cached whole, each in fresh memory, as the scheduler packs them."""
-        paths = [path for paths in self.paths for path in paths if sum(map(len, path)) >= 4 * PROMPT_TOKENS]
+        """Prompts of 1,400 tokens that are cached whole, each in fresh memory, as the scheduler
+        packs them.
+        """
+        paths = [
+            path
+            for paths in self.paths
+            for path in paths
+            if sum(map(len, path)) >= 4 * PROMPT_TOKENS
+        ]
         self.rng.shuffle(paths)
         cached = [path for path in paths[: 10 * count] if self.is_cached(path)]
         for path in self.rng.choices(cached, k=count):
@@ -153,14 +165,20 @@ def report(name: str, traffic: Traffic, tries: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tries", type=int, default=2000)
     parser.add_argument("--nodes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     options = parser.parse_args()
-    print("Times in microseconds, median and 99th percentile. A prompt has 1,400 tokens; depth is its number of edges.")
+    print(
+        "Times in microseconds, median and 99th percentile. A prompt has 1,400 tokens; depth is its number of edges."
+    )
     columns = ("match prompt", "lease+release", "evict 64", "publish 64")
     print(" " * 43 + "".join(f" {column:>17}" for column in columns))
-    print(f"{'tree':>14} {'nodes':>8} {'tokens':>10} {'depth':>8}" + f" {'median':>8} {'p99':>8}" * 4)
+    print(
+        f"{'tree':>14} {'nodes':>8} {'tokens':>10} {'depth':>8}" + f" {'median':>8} {'p99':>8}" * 4
+    )
     for num_nodes in options.nodes:
         report("chat", grow_chat_tree(num_nodes), options.tries)
         gc.collect()

@@ -1,9 +1,10 @@
-"""Time to the first token of a prompt of about 1,400 tokens, alone on the server: never seen, and seen before.
+"""Time to the first token of a prompt of about 1,400 tokens, alone on the server: never seen, and
+seen before.
 
     python benchmarks/bench_ttft.py [--rounds 5] [-- more options of radixserve serve]
 
-Each round asks a prompt that shares nothing with the others, then asks it again five times. Prints medians and the
-ratio, and the time per token after the first.
+Each round asks a prompt that shares nothing with the others, then asks it again five times. Prints
+medians and the ratio, and the time per token after the first.
 """
 
 from __future__ import annotations
@@ -23,10 +24,19 @@ PROMPT_TOKENS = 1400
 WARM = 5
 
 
-async def first_token(session: aiohttp.ClientSession, model: str, prompt: list[int]) -> tuple[float, float]:
+async def first_token(
+    session: aiohttp.ClientSession, model: str, prompt: list[int]
+) -> tuple[float, float]:
     """Seconds to the first token, and per token after it."""
     answer = Answer()
-    body = {"model": model, "prompt": prompt, "max_tokens": 9, "temperature": 0, "ignore_eos": True, "stream": True}
+    body = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": 9,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
     started = time.perf_counter()
     await ask(session, "/v1/completions", body, answer)
     arrivals = answer.arrivals[0]
@@ -48,11 +58,15 @@ async def measure(url: str, rounds: int) -> None:
                 per_token += [token for _, token in times[1:]]
     medians = [statistics.median(values) for values in (cold, warm, per_token)]
     print("| cold TTFT, s | warm TTFT, s | cold / warm | per token, ms |\n|---|---|---|---|")
-    print(f"| {medians[0]:.3f} | {medians[1]:.4f} | {medians[0] / medians[1]:.0f}x | {medians[2] * 1e3:.1f} |")
+    print(
+        f"| {medians[0]:.3f} | {medians[1]:.4f} | {medians[0] / medians[1]:.0f}x | {medians[2] * 1e3:.1f} |"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("options", nargs="*", help="of radixserve serve")
     chosen = parser.parse_args()

@@ -1,16 +1,19 @@
-"""What writing behind costs: the same requests with a disk store and without one, in turns, in one process.
+"""What writing behind costs: the same requests with a disk store and without one, in turns, in one
+process.
 
     GOMP_SPINCOUNT=5000 python benchmarks/bench_write_behind.py [--pairs 9] [--folder DIR] [--model FOLDER_OR_NAME]
 
-Two engines over one model. A pair is the same new requests, a round after the other without a pause, through one
-engine and then through the other, in turns of who is first. Two kinds of requests, a row each:
+Two engines over one model. A pair is the same new requests, a round after the other without a
+pause, through one engine and then through the other, in turns of who is first. Two kinds of
+requests, a row each:
 
     shared    rounds of eight chats on a new prefix of 1,400 tokens, 30 tokens of their own, 32 generated
     random    rounds of eight prompts of 110 to 560 random tokens, 32 generated: every token computed is one to write
 
-Time ends with the last token. What is still to be written then is waited for before the other engine's turn; the table
-says how long that took, how much was written and how much was left out (a queue that is full, slots that are needed).
-Prints the median of the pairs' ratios of throughput with its quartiles.
+Time ends with the last token. What is still to be written then is waited for before the other
+engine's turn; the table says how long that took, how much was written and how much was left out (a
+queue that is full, slots that are needed). Prints the median of the pairs' ratios of throughput
+with its quartiles.
 """
 
 from __future__ import annotations
@@ -48,7 +51,11 @@ Round = list[Request]
 
 def engine(loaded: LoadedModel, folder: Path | None) -> EngineCore:
     cache, pool = KVCache(SLOTS), KVPool(loaded.shape, SLOTS, DEVICE)
-    disk = DiskTier(DiskStore(folder, BUDGET, "bench", loaded.shape), cache, pool, Pace()) if folder else None
+    disk = (
+        DiskTier(DiskStore(folder, BUDGET, "bench", loaded.shape), cache, pool, Pace())
+        if folder
+        else None
+    )
     return EngineCore(Runner(loaded, pool), cache, LIMITS, tiers=Tiers(cache, pool, None, disk))
 
 
@@ -56,7 +63,10 @@ def chats(draw: random.Random, vocab: int) -> Round:
     prefix = [draw.randrange(vocab) for _ in range(PREFIX)]
     sampling = Sampling(max_tokens=GENERATED, seed=0, temperature=0.0)
     own = [[draw.randrange(vocab) for _ in range(OWN)] for _ in range(CHATS)]
-    return [Request(id=str(i), prompt_ids=prefix + each, sampling=sampling) for i, each in enumerate(own)]
+    return [
+        Request(id=str(i), prompt_ids=prefix + each, sampling=sampling)
+        for i, each in enumerate(own)
+    ]
 
 
 def seconds(core: EngineCore, rounds: list[Round]) -> float:
@@ -101,9 +111,13 @@ def measure(kind: str, loaded: LoadedModel, pairs: int, folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=9, help="at least 2")
-    parser.add_argument("--folder", type=Path, default=None, help="where to write; by default a temporary folder")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where to write; by default a temporary folder"
+    )
     parser.add_argument("--model", default=None)
     options = parser.parse_args()
     loaded = load_model(options.model or str(embedded_model()), DEVICE, torch.float32)

@@ -1,12 +1,14 @@
-"""The main figure: the shared-system-prompt workload with the prefix cache and without, each on a server of its own.
+"""The main figure: the shared-system-prompt workload with the prefix cache and without, each on a
+server of its own.
 
     python benchmarks/figures.py [--repeats 1] [--cache-only] [-- more options of radixserve serve]
 
-Starts each server with nothing cached, replays loadtest/workloads/shared_system.toml, stops the server, and prints two
-Markdown tables: the runs, and how far the one with the cache is from the roofline (roofline.py says how it is counted).
-The rate of multiplication is measured before each pair of runs and after it, while no server runs; uncached prompt
-tokens and generated tokens are those of the answers' usage. With `--cache-only`, minutes shorter, the run without the
-cache is left out.
+Starts each server with nothing cached, replays loadtest/workloads/shared_system.toml, stops the
+server, and prints two Markdown tables: the runs, and how far the one with the cache is from the
+roofline (roofline.py says how it is counted). The rate of multiplication is measured before each
+pair of runs and after it, while no server runs; uncached prompt tokens and generated tokens are
+those of the answers' usage. With `--cache-only`, minutes shorter, the run without the cache is left
+out.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ def measure(command: list[str], options: list[str], workload: str) -> tuple[Summ
         asyncio.run(replay(run, Target(base_url(url)), lambda record: None))
     summary = summarise(run)
     if summary.errors or summary.unsent:
-        raise SystemExit(f"not every request was answered: {summary.errors}, {summary.unsent} not sent")
+        raise SystemExit(
+            f"not every request was answered: {summary.errors}, {summary.unsent} not sent"
+        )
     generated = sum(record.completion_tokens for record in run.records)
     return summary, Counts(summary.prompt_tokens - summary.cached_tokens, generated)
 
@@ -52,7 +56,9 @@ def table(runs: dict[str, Summary]) -> str:
         times = [value.p50 if value else 0.0 for value in (s.latency.ttft, s.latency.e2e)]
         tail = s.latency.ttft.p99 if s.latency.ttft else 0.0
         rates = f"{s.wall_seconds:.1f} | {s.requests_per_second:.2f} | {s.tokens_per_second:.1f}"
-        lines.append(f"| {name} | {rates} | {times[0]:.3f} | {tail:.3f} | {times[1]:.3f} | {s.hit_share or 0.0:.3f} |")
+        lines.append(
+            f"| {name} | {rates} | {times[0]:.3f} | {tail:.3f} | {times[1]:.3f} | {s.hit_share or 0.0:.3f} |"
+        )
     if len(runs) > 1:
         cached, uncached = runs[CACHE], runs[NO_CACHE]
         ratio = cached.requests_per_second / uncached.requests_per_second
@@ -62,7 +68,9 @@ def table(runs: dict[str, Summary]) -> str:
 
 
 def limit_table(wall: float, counts: Counts, roofline: Roofline) -> str:
-    """Markdown: how long the multiplications alone would take, and how many times as long the run took."""
+    """Markdown: how long the multiplications alone would take, and how many times as long the run
+    took.
+    """
     rates = ", ".join(f"{name} {max(found) / 1e9:.0f}" for name, found in roofline.rates.items())
     rows = []
     for name, strict in (("2 x parameters", False), ("lm head for generated tokens only", True)):
@@ -80,12 +88,20 @@ def limit_table(wall: float, counts: Counts, roofline: Roofline) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workload", default="shared_system")
-    parser.add_argument("--repeats", type=int, default=1, help="pairs of runs, a table each; the order alternates")
-    parser.add_argument("--cache-only", action="store_true", help="leave out the run without the cache")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="pairs of runs, a table each; the order alternates"
+    )
+    parser.add_argument(
+        "--cache-only", action="store_true", help="leave out the run without the cache"
+    )
     parser.add_argument("--command", nargs="+", default=list(COMMAND))
-    parser.add_argument("--model", default="auto", help="folder or hub name; auto: the embedded model")
+    parser.add_argument(
+        "--model", default="auto", help="folder or hub name; auto: the embedded model"
+    )
     parser.add_argument("options", nargs="*", help="of radixserve serve, for both runs")
     chosen = parser.parse_args()
     roofline = Roofline(chosen.model)
@@ -94,7 +110,12 @@ def main() -> None:
         runs, counts = {}, {}
         names = [CACHE] if chosen.cache_only else [CACHE, NO_CACHE]
         for name in reversed(names) if repeat % 2 else names:
-            options = ["--model", chosen.model, *([NO_CACHE] if name == NO_CACHE else []), *chosen.options]
+            options = [
+                "--model",
+                chosen.model,
+                *([NO_CACHE] if name == NO_CACHE else []),
+                *chosen.options,
+            ]
             runs[name], counts[name] = measure(chosen.command, options, chosen.workload)
         roofline.measure()
         print(table({name: runs[name] for name in names}), end="\n\n")

@@ -2,8 +2,8 @@
 
     GOMP_SPINCOUNT=5000 python benchmarks/profile_step.py [--steps 20] [--model FOLDER_OR_NAME] [--threads N]
 
-An engine without its process takes real steps, from plan to commit. Wrappers around what the lean forward and the step
-call add up wall time, all threads of it side by side:
+An engine without its process takes real steps, from plan to commit. Wrappers around what the lean
+forward and the step call add up wall time, all threads of it side by side:
 
     linears        packed weights, lm head included
     attention      the tile kernel, and once a step the making of its tiles
@@ -11,9 +11,10 @@ call add up wall time, all threads of it side by side:
     sampling       from logits to token ids on the host, greedy
     rest           everything else: scheduler, cache, chunks to tensors, embedding, rotary tables, Python between calls
 
-Decoding sequences share a prefix of 1,024 tokens and have 100 of their own. Wrapped steps run layer by layer; the
-server runs a step of few rows as one program, which has no parts to wrap. "As served" is that step, measured in turns
-with the wrapped one. Medians, so that parts add up to the whole only nearly.
+Decoding sequences share a prefix of 1,024 tokens and have 100 of their own. Wrapped steps run layer
+by layer; the server runs a step of few rows as one program, which has no parts to wrap. "As served"
+is that step, measured in turns with the wrapped one. Medians, so that parts add up to the whole
+only nearly.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ Profile = dict[str, float]
 def timed() -> Iterator[Profile]:
     """Adds up, until the block ends, how long calls of each part take. No part may call another."""
     seconds = dict.fromkeys(PARTS, 0.0)
-    originals = [(holder, name, getattr(holder, name)) for calls in PARTS.values() for holder, name in calls]
+    originals = [
+        (holder, name, getattr(holder, name)) for calls in PARTS.values() for holder, name in calls
+    ]
     for part, calls in PARTS.items():
         for holder, name in calls:
             setattr(holder, name, _timed(getattr(holder, name), part, seconds))
@@ -89,7 +92,9 @@ class Steps:
 
     def __init__(self, model: str) -> None:
         loaded = load_model(model, DEVICE, torch.float32)
-        assert isinstance(loaded.lean, lean.LeanForward), "this profile is for models that have a lean forward"
+        assert isinstance(loaded.lean, lean.LeanForward), (
+            "this profile is for models that have a lean forward"
+        )
         self._vocab, self._lean, self._has_few = loaded.vocab_size, loaded.lean, loaded.lean.has_few
         self._draw = random.Random(1)
         self._wraps = False
@@ -154,12 +159,16 @@ def report(columns: dict[str, Profile]) -> None:
     print("| ms (share of the step) |", " | ".join(columns), "|")
     print("|---" * (len(columns) + 1) + "|")
     for part in (*PARTS, "rest", "whole step", "as served"):
-        cells = (f"{by[part] * 1e3:.2f} ({by[part] / by['whole step']:.0%})" for by in columns.values())
+        cells = (
+            f"{by[part] * 1e3:.2f} ({by[part] / by['whole step']:.0%})" for by in columns.values()
+        )
         print(f"| {part} |", " | ".join(cells), "|")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=20, help="of each kind, 3 to 80")
     parser.add_argument("--model", default=None)
     parser.add_argument("--threads", type=int, default=None)
@@ -167,7 +176,9 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     steps = Steps(options.model or str(embedded_model()))
-    columns = {f"decode, batch {batch}": medians(steps.decode(batch, options.steps)) for batch in BATCHES}
+    columns = {
+        f"decode, batch {batch}": medians(steps.decode(batch, options.steps)) for batch in BATCHES
+    }
     columns[f"prefill, {CHUNK} tokens"] = medians(steps.prefill(options.steps))
     report(columns)
 

@@ -1,9 +1,11 @@
-"""The roofline of a workload: how fast this machine multiplies, and how long the multiplications alone would take.
+"""The roofline of a workload: how fast this machine multiplies, and how long the multiplications
+alone would take.
 
-A token costs 2 x parameters operations, all parameters counted once: the embedding is counted as the lm head, which
-shares its weights in the embedded model. `strict` leaves the lm head out where no logits are needed, that is for prompt
-tokens; the limit is lower by it. Attention is in neither. The rate is the highest of any measurement: float32, all
-cores, the model's own packed linears at 256 rows and one large `torch.mm`.
+A token costs 2 x parameters operations, all parameters counted once: the embedding is counted as
+the lm head, which shares its weights in the embedded model. `strict` leaves the lm head out where
+no logits are needed, that is for prompt tokens; the limit is lower by it. Attention is in neither.
+The rate is the highest of any measurement: float32, all cores, the model's own packed linears at
+256 rows and one large `torch.mm`.
 """
 
 from __future__ import annotations
@@ -38,10 +40,15 @@ class Roofline:
 
     def __init__(self, model: str) -> None:
         """`model` is a folder or a hub name; auto: the embedded one."""
-        loaded = load_model(str(embedded_model()) if model == "auto" else model, DEVICE, torch.float32)
+        loaded = load_model(
+            str(embedded_model()) if model == "auto" else model, DEVICE, torch.float32
+        )
         self.weights = packed_weights(loaded)
         self.parameters, self.head_parameters = parameters(loaded)
-        self.rates: dict[str, list[float]] = {"packed linears": [], "torch.mm": []}  # operations per second
+        self.rates: dict[str, list[float]] = {
+            "packed linears": [],
+            "torch.mm": [],
+        }  # operations per second
 
     @property
     def rate(self) -> float:
@@ -50,7 +57,10 @@ class Roofline:
     @torch.inference_mode()
     def measure(self) -> None:
         """Add the best of a few seconds of each kind."""
-        inputs = {size: torch.randn(ROWS, size) for size in {weight.in_features for weight in self.weights}}
+        inputs = {
+            size: torch.randn(ROWS, size)
+            for size in {weight.in_features for weight in self.weights}
+        }
         a, b = torch.randn(2, LARGE, LARGE)
 
         def linears() -> None:

@@ -1,18 +1,23 @@
-"""A soak: mixed traffic, clients that leave, budgets far too small, and an engine that is killed every half minute.
+"""A soak: mixed traffic, clients that leave, budgets far too small, and an engine that is killed
+every half minute.
 
     python benchmarks/soak.py [--minutes 10] [--kill-every 30] [--seed 1] [-- more options of radixserve serve]
 
-First every request of a finite pool is answered by a quiet server without a cache, one at a time: the references. Then
-a server with all three tiers, none of them large enough, gets the same requests from concurrent clients that draw them
-at random, feed answers back, leave at random moments and send nonsense. After a first interval without kills the
-traffic pauses and the baseline is read: resident memory of both processes, open files and threads of the front. From
-then on the engine is killed (SIGKILL) again and again; the last one lives for one interval at least, so that it is as
-warm as the one of the baseline. At the end the same is read once more, and the folder of the disk tier is checked.
+First every request of a finite pool is answered by a quiet server without a cache, one at a time:
+the references. Then a server with all three tiers, none of them large enough, gets the same
+requests from concurrent clients that draw them at random, feed answers back, leave at random
+moments and send nonsense. After a first interval without kills the traffic pauses and the baseline
+is read: resident memory of both processes, open files and threads of the front. From then on the
+engine is killed (SIGKILL) again and again; the last one lives for one interval at least, so that it
+is as warm as the one of the baseline. At the end the same is read once more, and the folder of the
+disk tier is checked.
 
-The time is the least: traffic goes on, for four minutes more at most, until there were two kills and everything has
-happened that a soak should show (evictions, copies between tiers, preemptions ...): a slow machine needs longer for it.
+The time is the least: traffic goes on, for four minutes more at most, until there were two kills
+and everything has happened that a soak should show (evictions, copies between tiers, preemptions
+...): a slow machine needs longer for it.
 
-Prints one table (metric, value, wanted, ok) and the first example of each failure; exit code 1 if anything is off.
+Prints one table (metric, value, wanted, ok) and the first example of each failure; exit code 1 if
+anything is off.
 """
 
 from __future__ import annotations
@@ -52,9 +57,19 @@ from loadtest.server import server
 from loadtest.session import Session
 from loadtest.target import Target, base_url, connect, find_model
 
-# 45 KiB per token: 455 tokens on the device, which two or three requests fill, 455 in host memory, 700 on the disk.
+# 45 KiB per token: 455 tokens on the device, which two or three requests fill, 455 in host memory,
+# 700 on the disk.
 DISK_BUDGET = 32 << 20
-SMALL = ("--kv-budget", "20MiB", "--host-budget", "20MiB", "--disk-budget", str(DISK_BUDGET), "--log-level", "warning")
+SMALL = (
+    "--kv-budget",
+    "20MiB",
+    "--host-budget",
+    "20MiB",
+    "--disk-budget",
+    str(DISK_BUDGET),
+    "--log-level",
+    "warning",
+)
 QUIET = ("--no-cache", "--kv-budget", "64MiB", "--log-level", "warning")
 LOOK_SECONDS = 0.5  # between two looks at the folder
 MORE_SECONDS = 240.0  # at most, until everything has happened that should
@@ -62,7 +77,9 @@ LEAST_KILLS = 2
 CLOSE_SECONDS = 15.0  # for connections that were cut to be noticed
 
 Check = Callable[[], bool]
-Disturbance = Callable[[float], Coroutine[None, None, None]]  # takes the time.monotonic() when the traffic should end
+Disturbance = Callable[
+    [float], Coroutine[None, None, None]
+]  # takes the time.monotonic() when the traffic should end
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +95,18 @@ class Plan:
 class Soak:
     """One server under traffic."""
 
-    def __init__(self, plan: Plan, http: aiohttp.ClientSession, clients: Clients, folder: Path, live: Live) -> None:
+    def __init__(
+        self, plan: Plan, http: aiohttp.ClientSession, clients: Clients, folder: Path, live: Live
+    ) -> None:
         self.front = front_pid()
         self.outcome = Outcome(clients.tally)
-        self._plan, self._http, self._clients, self._folder, self._live = plan, http, clients, folder, live
+        self._plan, self._http, self._clients, self._folder, self._live = (
+            plan,
+            http,
+            clients,
+            folder,
+            live,
+        )
         self._rng = random.Random(f"{plan.seed}/moments")
         self._going = False
         self._killed_at = 0.0  # time.monotonic() of the last kill
@@ -95,8 +120,12 @@ class Soak:
         self.outcome.end = await self._at_rest()
         self.outcome.page = await metrics(self._http)
 
-    async def _traffic(self, name: str, seconds: float, enough: Check, *others: Disturbance) -> None:
-        """All clients, for so long and until there was enough of it, and until their last requests have ended."""
+    async def _traffic(
+        self, name: str, seconds: float, enough: Check, *others: Disturbance
+    ) -> None:
+        """All clients, for so long and until there was enough of it, and until their last requests
+        have ended.
+        """
         self._live.begin(name, seconds)
         end, self._going = time.monotonic() + seconds, True
         async with asyncio.TaskGroup() as group:
@@ -111,7 +140,9 @@ class Soak:
         """Watch the folder, tell how it goes, and end it."""
         tally = self._clients.tally
         while time.monotonic() < end or not (enough() or time.monotonic() > end + MORE_SECONDS):
-            self.outcome.folder_peak = max(self.outcome.folder_peak, sum(sizes(self._folder).values()))
+            self.outcome.folder_peak = max(
+                self.outcome.folder_peak, sum(sizes(self._folder).values())
+            )
             self.outcome.page = await metrics(self._http)
             note = f"{tally.right} right, {tally.left} left, {tally.refused} refused, {self.outcome.kills} kills"
             self._live.at(time.monotonic() - start, f"{note}, {tally.failures.total()} failures")
@@ -124,7 +155,11 @@ class Soak:
     def _is_soaked(self) -> bool:
         """Everything has happened that should, and the last engine has lived long enough."""
         lived = time.monotonic() - self._killed_at
-        return self.outcome.kills >= LEAST_KILLS and lived >= self._plan.kill_every and not missing(self.outcome)
+        return (
+            self.outcome.kills >= LEAST_KILLS
+            and lived >= self._plan.kill_every
+            and not missing(self.outcome)
+        )
 
     async def _kill(self, end: float) -> None:
         """Kill engine after engine, one every interval, whatever is under way."""
@@ -133,7 +168,9 @@ class Soak:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             pid = engine_pid(self.front)
             if not self._going or pid is None:
-                return  # without an engine after a whole interval the rest of the soak tells more than a kill
+                # without an engine after a whole interval the rest of the soak tells more than a
+                # kill
+                return
             os.kill(pid, signal.SIGKILL)
             self.outcome.kills, self._killed_at = self.outcome.kills + 1, time.monotonic()
             due += self._plan.kill_every
@@ -141,7 +178,9 @@ class Soak:
     async def _at_rest(self) -> Reading:
         """Readings once nothing runs, is leased or is connected, as far as that comes about."""
         if not await until(lambda: rests(self._http)):
-            self._clients.tally.fail("the server does not come to rest", str(await metrics(self._http)))
+            self._clients.tally.fail(
+                "the server does not come to rest", str(await metrics(self._http))
+            )
         before = self.outcome.baseline
 
         async def is_back() -> bool:
@@ -186,24 +225,35 @@ def measure(plan: Plan, pool: list[Session], options: list[str]) -> Outcome:
         folder, log = Path(scratch, "kv"), Path(scratch, "log")
         with server([*QUIET, *options]) as url:
             expected = asyncio.run(answered_quietly(url, pool, live))
-        with log.open("wb") as file, server([*SMALL, "--disk-path", str(folder), *options], log=file) as url:
+        with (
+            log.open("wb") as file,
+            server([*SMALL, "--disk-path", str(folder), *options], log=file) as url,
+        ):
             soak = asyncio.run(soaked(url, plan, expected, folder, live))
         soak.outcome.left = leftovers(folder, log, soak.front)
         return soak.outcome
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="of traffic [%(default)s]")
-    parser.add_argument("--kill-every", type=float, default=30.0, metavar="SECONDS", help="[%(default)s]")
+    parser.add_argument(
+        "--kill-every", type=float, default=30.0, metavar="SECONDS", help="[%(default)s]"
+    )
     parser.add_argument("--clients", type=int, default=8, help="[%(default)s]")
     parser.add_argument("--conversations", type=int, default=32, help="in the pool [%(default)s]")
-    parser.add_argument("--seed", type=int, default=1, help="of the pool and of all moments [%(default)s]")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="of the pool and of all moments [%(default)s]"
+    )
     parser.add_argument("options", nargs="*", help="of radixserve serve")
     chosen = parser.parse_args()
     plan = Plan(chosen.minutes * 60, chosen.kill_every, chosen.clients, chosen.seed)
     if plan.seconds < 3 * plan.kill_every:
-        parser.error("--minutes must hold three times --kill-every: to warm up, for kills, and for the last engine")
+        parser.error(
+            "--minutes must hold three times --kill-every: to warm up, for kills, and for the last engine"
+        )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of what ends the server
     outcome = measure(plan, conversations(chosen.conversations, plan.seed), chosen.options)
     found = rows(outcome, DISK_BUDGET)

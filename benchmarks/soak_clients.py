@@ -1,7 +1,8 @@
-"""The clients of a soak: they compare what they get with the reference, leave at random moments, and send nonsense.
+"""The clients of a soak: they compare what they get with the reference, leave at random moments,
+and send nonsense.
 
-A request ends in one of four ways: a right answer, a refusal that was right, a client that left, or a failure, which is
-counted by kind and kept with its first example.
+A request ends in one of four ways: a right answer, a refusal that was right, a client that left, or
+a failure, which is counted by kind and kept with its first example.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from loadtest.record import digest_of
 from loadtest.replay import request_of
 from loadtest.session import Json, Session, Turn
 
-ANSWER_SECONDS = 300.0  # an answer that takes longer is lost; a death costs 5 s, many times that on a busy machine
+# an answer that takes longer is lost; a death costs 5 s, many times that on a busy machine
+ANSWER_SECONDS = 300.0
 LEAVE_SHARE = 0.2  # of the requests are sent by a client that leaves,
 LEAVE_SECONDS = 3.0  # within
 BAD_SHARE = 0.08  # of the requests
@@ -49,13 +51,17 @@ class Full(Answer):
     @property
     def digest(self) -> str:
         """Equal for equal answers: texts, finish reasons, logprobs and usage."""
-        usage = [self.usage.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")]
+        usage = [
+            self.usage.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+        ]
         rest = [usage, sorted(self.reasons.items()), sorted(self.logprobs.items())]
         return digest_of([*self.ordered_texts(), json.dumps(rest, sort_keys=True)])
 
     def begins(self, whole: Full) -> bool:
         """`whole` may be what this was going to be."""
-        return all(whole.texts.get(index, "").startswith(text) for index, text in self.texts.items())
+        return all(
+            whole.texts.get(index, "").startswith(text) for index, text in self.texts.items()
+        )
 
 
 def _logprobs(given: Json | None) -> list[Any]:
@@ -85,7 +91,9 @@ class Tally:
 
     @property
     def lost(self) -> int:
-        """Requests without the answer that they should have had, wrong answers and the blame of deaths excepted."""
+        """Requests without the answer that they should have had, wrong answers and the blame of
+        deaths excepted.
+        """
         return self.failures.total() - self.failures[WRONG] - self.failures[KILLED_TWICE]
 
 
@@ -169,7 +177,9 @@ class Clients:
         async with self._http.post(path, json=body) as response:
             text = await response.text()
         if response.status != turn.expect:
-            raise Refused(f"http {response.status} instead of {turn.expect}", f"{turn.kind}: {text}")
+            raise Refused(
+                f"http {response.status} instead of {turn.expect}", f"{turn.kind}: {text}"
+            )
 
     async def _ended(self, name: str, leaves: float | None, request: Awaitable[None]) -> bool:
         """Whether it ended well; who left, and failures, are counted here."""
@@ -185,7 +195,11 @@ class Clients:
             if limit.expired() and leaves is not None:
                 self.tally.left += 1
             else:
-                kind = f"no answer within {ANSWER_SECONDS:.0f} s" if limit.expired() else type(error).__name__
+                kind = (
+                    f"no answer within {ANSWER_SECONDS:.0f} s"
+                    if limit.expired()
+                    else type(error).__name__
+                )
                 self.tally.fail(kind, f"{name}: {error!r}")
         return False
 

@@ -1,4 +1,6 @@
-"""What a soak reads of a server from outside: its processes (/proc, so Linux only), its metrics page, its folder."""
+"""What a soak reads of a server from outside: its processes (/proc, so Linux only), its metrics
+page, its folder.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +37,26 @@ def front_pid() -> int:
 def engine_pid(front: int) -> int | None:
     """The engine of a server; None between its death and the next."""
     return next(
-        (pid for pid, (parent, command) in _processes().items() if parent == front and _ENGINE in command), None
+        (
+            pid
+            for pid, (parent, command) in _processes().items()
+            if parent == front and _ENGINE in command
+        ),
+        None,
     )
 
 
 def _processes() -> dict[int, tuple[int, str]]:
     """Parent and command of each process that has not ended."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,stat=,args="], capture_output=True, text=True, check=True
+    ).stdout
     rows = [line.split(None, 3) for line in listed.splitlines()]
-    return {int(row[0]): (int(row[1]), row[3]) for row in rows if len(row) == 4 and not row[2].startswith("Z")}
+    return {
+        int(row[0]): (int(row[1]), row[3])
+        for row in rows
+        if len(row) == 4 and not row[2].startswith("Z")
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +90,9 @@ def _status(pid: int) -> dict[str, str]:
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file below a folder, by its path there; a file that is just being renamed counts once."""
+    """Bytes of each file below a folder, by its path there; a file that is just being renamed
+    counts once.
+    """
     found: dict[str, int] = {}
     for at, _, names in os.walk(folder):
         for name in names:
@@ -86,19 +101,30 @@ def sizes(folder: Path) -> dict[str, int]:
                 found[str(path.relative_to(folder))] = path.stat().st_size
             except FileNotFoundError:
                 continue
-    return {name: size for name, size in found.items() if name.removesuffix(_TEMPORARY) not in found.keys() - {name}}
+    return {
+        name: size
+        for name, size in found.items()
+        if name.removesuffix(_TEMPORARY) not in found.keys() - {name}
+    }
 
 
 async def metrics(http: aiohttp.ClientSession) -> Mapping[str, float]:
     """The metrics page: value by name and labels, as they stand there."""
     async with http.get("/metrics") as response:
         lines = (await response.text()).splitlines()
-    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[:1] != "#")}
+    return {
+        name: float(value)
+        for name, value in (line.rsplit(" ", 1) for line in lines if line[:1] != "#")
+    }
 
 
 def is_quiet(page: Mapping[str, float]) -> bool:
     """Nothing runs, nothing waits, nothing is leased, and the engine has said so."""
-    busy = ("radixserve_requests_running", "radixserve_requests_waiting", 'radixserve_kv_bytes{state="leased"}')
+    busy = (
+        "radixserve_requests_running",
+        "radixserve_requests_waiting",
+        'radixserve_kv_bytes{state="leased"}',
+    )
     return not any(page[name] for name in busy) and page["radixserve_engine_up"] == 1
 
 
@@ -130,7 +156,9 @@ class Leftovers:
     log_errors: list[str]  # with their tracebacks, deaths of the engine excepted
 
 
-_ENTRIES = re.compile(r"^(?=\d{4}-\d\d-\d\d )", re.MULTILINE)  # of a log; a traceback belongs to the line before
+_ENTRIES = re.compile(
+    r"^(?=\d{4}-\d\d-\d\d )", re.MULTILINE
+)  # of a log; a traceback belongs to the line before
 
 
 def leftovers(folder: Path, log: Path, front: int) -> Leftovers:
@@ -163,4 +191,8 @@ def _checked(folder: Path) -> str:
     command = [sys.executable, "-m", "radixserve", "cache", "check", str(folder)]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     lines = (ended.stdout + ended.stderr).strip().splitlines()
-    return lines[-1] if ended.returncode == 0 and lines else f"exit {ended.returncode}: {' '.join(lines[:3])}"
+    return (
+        lines[-1]
+        if ended.returncode == 0 and lines
+        else f"exit {ended.returncode}: {' '.join(lines[:3])}"
+    )

@@ -1,4 +1,6 @@
-"""What came of a soak: the rows of its table with what was wanted, and live progress while it goes on."""
+"""What came of a soak: the rows of its table with what was wanted, and live progress while it goes
+on.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ from soak_readings import Leftovers, Reading
 
 PLAIN_SECONDS = 10.0
 MIB = 1 << 20
-# Both are far above what two readings of one undisturbed process differ by (allocators keep what they once took) and
-# far below what a leak per request would come to in ten minutes, some thousand requests.
+# Both are far above what two readings of one undisturbed process differ by (allocators keep what
+# they once took) and far below what a leak per request would come to in ten minutes, some thousand
+# requests.
 FRONT_BYTES = 24 * MIB
 ENGINE_BYTES = 64 * MIB
 INDEX_BYTES = 1 * MIB  # what the log may keep when it is empty
@@ -71,7 +74,12 @@ def rows(outcome: Outcome, disk_budget: int) -> list[Row]:
 
 def missing(outcome: Outcome) -> list[str]:
     """What should have happened some time and has not yet."""
-    seen = [*_answers(outcome.tally), *_deaths(outcome), *_memory(outcome.page), *_tiers(outcome.page)]
+    seen = [
+        *_answers(outcome.tally),
+        *_deaths(outcome),
+        *_memory(outcome.page),
+        *_tiers(outcome.page),
+    ]
     return [row.metric for row in seen if row.wanted == "some" and not row.ok]
 
 
@@ -88,12 +96,20 @@ def _answers(tally: Tally) -> Iterator[Row]:
 
 def _deaths(outcome: Outcome) -> Iterator[Row]:
     yield some("kills of the engine", outcome.kills)
-    yield exactly("restarts of the engine", outcome.page["radixserve_engine_restarts_total"], outcome.kills)
-    yield some("times a new engine went on with a request", outcome.page["radixserve_requests_resumed_total"])
+    yield exactly(
+        "restarts of the engine", outcome.page["radixserve_engine_restarts_total"], outcome.kills
+    )
+    yield some(
+        "times a new engine went on with a request",
+        outcome.page["radixserve_requests_resumed_total"],
+    )
 
 
 def _memory(page: Mapping[str, float]) -> Iterator[Row]:
-    kv = {state: page[f'radixserve_kv_bytes{{state="{state}"}}'] for state in ("budget", "free", "cached", "leased")}
+    kv = {
+        state: page[f'radixserve_kv_bytes{{state="{state}"}}']
+        for state in ("budget", "free", "cached", "leased")
+    }
     yield exactly("bytes of K/V leased at rest", kv["leased"], 0)
     yield exactly("bytes of K/V free or cached at rest", kv["free"] + kv["cached"], kv["budget"])
     yield some("bytes of K/V cached at rest", kv["cached"])
@@ -107,8 +123,14 @@ def _tiers(page: Mapping[str, float]) -> Iterator[Row]:
             name = f'radixserve_tier_tokens_total{{direction="{direction}",tier="{tier}"}}'
             yield some(f"tokens copied {direction}: {tier}", page[name])
     yield some("runs evicted from the disk", page["radixserve_store_evicted_runs_total"])
-    yield exactly("stored files that were not what they should be", page["radixserve_store_verify_failures_total"], 0)
-    errors = sum(value for name, value in page.items() if name.startswith("radixserve_store_errors_total"))
+    yield exactly(
+        "stored files that were not what they should be",
+        page["radixserve_store_verify_failures_total"],
+        0,
+    )
+    errors = sum(
+        value for name, value in page.items() if name.startswith("radixserve_store_errors_total")
+    )
     yield exactly("errors of the disk", errors, 0)
 
 
@@ -116,8 +138,12 @@ def _processes(outcome: Outcome) -> Iterator[Row]:
     before, after = outcome.baseline, outcome.end
     if before is None or after is None:
         raise ValueError("the soak has not ended")
-    yield _back("resident memory of the front, MiB", after.front_bytes, before.front_bytes, FRONT_BYTES)
-    yield _back("resident memory of the engine, MiB", after.engine_bytes, before.engine_bytes, ENGINE_BYTES)
+    yield _back(
+        "resident memory of the front, MiB", after.front_bytes, before.front_bytes, FRONT_BYTES
+    )
+    yield _back(
+        "resident memory of the engine, MiB", after.engine_bytes, before.engine_bytes, ENGINE_BYTES
+    )
     yield at_most("open files of the front", after.front_files, before.front_files)
     yield at_most("threads of the front", after.front_threads, before.front_threads)
 
@@ -132,7 +158,9 @@ def _folder(outcome: Outcome, disk_budget: int) -> Iterator[Row]:
     left, before, after = outcome.left, outcome.baseline, outcome.end
     if left is None or before is None or after is None:
         raise ValueError("the soak has not ended")
-    yield _back("index and log in the folder, MiB", after.index_bytes, before.index_bytes, INDEX_BYTES)
+    yield _back(
+        "index and log in the folder, MiB", after.index_bytes, before.index_bytes, INDEX_BYTES
+    )
     yield at_most("largest size of the folder, bytes", outcome.folder_peak, disk_budget)
     yield at_most("size of the folder after the stop, bytes", left.folder_bytes, disk_budget)
     yield exactly("bytes of runs by the index, of those in files", left.index_bytes, left.run_bytes)
@@ -144,7 +172,10 @@ def _folder(outcome: Outcome, disk_budget: int) -> Iterator[Row]:
 
 def table(shown: list[Row]) -> str:
     """Markdown."""
-    lines = [f"| {row.metric} | {row.value} | {row.wanted} | {'yes' if row.ok else '**no**'} |" for row in shown]
+    lines = [
+        f"| {row.metric} | {row.value} | {row.wanted} | {'yes' if row.ok else '**no**'} |"
+        for row in shown
+    ]
     return "\n".join(["| metric | value | wanted | ok |", "|---|---|---|---|", *lines])
 
 
@@ -156,7 +187,11 @@ class Live:
         bar = self._console.is_terminal
         columns = (BarColumn(24), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
         self._progress = Progress(
-            TextColumn("{task.description}"), *columns, console=self._console, transient=True, disable=not bar
+            TextColumn("{task.description}"),
+            *columns,
+            console=self._console,
+            transient=True,
+            disable=not bar,
         )
         self._said = 0.0
 
@@ -180,5 +215,7 @@ class Live:
         if not self._console.is_terminal and time.monotonic() - self._said >= PLAIN_SECONDS:
             self._said = time.monotonic()
             self._console.print(
-                f"{task.description}: {done:.0f}/{task.total:.0f} {note}", markup=False, highlight=False
+                f"{task.description}: {done:.0f}/{task.total:.0f} {note}",
+                markup=False,
+                highlight=False,
             )

@@ -1,7 +1,7 @@
 """Write the tables of docs/settings.md and docs/metrics.md anew: `python docs/generate.py`.
 
-Only what stands between the two markers is replaced; the prose around it is written by hand. tests/test_docs.py fails
-while a table is not what the code says.
+Only what stands between the two markers is replaced; the prose around it is written by hand.
+tests/test_docs.py fails while a table is not what the code says.
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ class Bench:
     lost: str = ""  # why it ended before its last phase
 
     async def run(self, workload: Workload, phase: str) -> None:
-        """Replay a workload as one phase. Raises CannotStart; whatever else happens, the phase is kept."""
+        """Replay a workload as one phase. Raises CannotStart; whatever else happens, the phase is
+        kept.
+        """
         run, samples = Run(workload, phase), list[Sample]()
         try:
             with Live(self.console, quiet=self.quiet) as live:
@@ -51,7 +53,9 @@ class Bench:
                 self.phases.append(Phase(run, summarise(run, self.objective), samples))
 
     async def check(self) -> None:
-        """Send every greedy request again, alone. Raises CannotStart; what was found until then is kept."""
+        """Send every greedy request again, alone. Raises CannotStart; what was found until then is
+        kept.
+        """
         runs = [phase.run for phase in self.phases]
         with Live(self.console, quiet=self.quiet) as live:
             task = live.checks(len(comparable(runs)))

@@ -1,4 +1,6 @@
-"""Correctness under load: every greedy answer against the answer to the same request sent alone afterwards."""
+"""Correctness under load: every greedy answer against the answer to the same request sent alone
+afterwards.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,11 @@ def comparable(runs: Iterable[Run]) -> list[Sent]:
     return list(chosen.values())
 
 
-async def check(runs: Iterable[Run], target: Target, on_checked: Callable[[Sent, str | None], None]) -> None:
-    """Send each comparable request again, one at a time; say of each how its answer differs, or None.
+async def check(
+    runs: Iterable[Run], target: Target, on_checked: Callable[[Sent, str | None], None]
+) -> None:
+    """Send each comparable request again, one at a time; say of each how its answer differs, or
+    None.
 
     Raises:
         CannotStart: the server is gone.
@@ -52,4 +57,8 @@ async def _differs(session: aiohttp.ClientSession, sent: Sent, target: Target) -
         raise CannotStart(f"no server at {target.url} any more: {error}") from error
     except (Refused, aiohttp.ClientError, OSError, TimeoutError) as error:
         return f"alone it failed: {error or type(error).__name__}"
-    return None if digest_of(answer.ordered_texts()) == sent.record.digest else "another answer when sent alone"
+    return (
+        None
+        if digest_of(answer.ordered_texts()) == sent.record.digest
+        else "another answer when sent alone"
+    )

@@ -1,4 +1,6 @@
-"""The command line: options in, live progress, a table out, and an exit code that scripts can trust."""
+"""The command line: options in, live progress, a table out, and an exit code that scripts can
+trust.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,14 @@ COMMANDS = {"compare": compare.main, "tour": tour.main}
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m loadtest") -> int:
-    """Run one load test or another command; the exit code is 0 only if every request ended as it should."""
+    """Run one load test or another command; the exit code is 0 only if every request ended as it
+    should.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    console, errors = (
+        Console(highlight=False, soft_wrap=True),
+        Console(stderr=True, highlight=False, soft_wrap=True),
+    )
     try:
         if arguments and arguments[0] in COMMANDS:
             return COMMANDS[arguments[0]](arguments[1:], f"{prog} {arguments[0]}", console)
@@ -41,7 +48,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m loadtest
 def _run(chosen: argparse.Namespace, console: Console) -> int:
     workload = load_workload(chosen.workload, options.changes(chosen))
     key = os.environ.get("OPENAI_API_KEY")
-    target = Target(base_url(chosen.url), chosen.model, key, chosen.timeout, DIALECTS[chosen.dialect])
+    target = Target(
+        base_url(chosen.url), chosen.model, key, chosen.timeout, DIALECTS[chosen.dialect]
+    )
     _allow_many_connections()
     with RecordFile(chosen.out) as file:
         bench = Bench(target, file, console, chosen.slo, chosen.quiet)

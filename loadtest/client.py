@@ -27,14 +27,18 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Answer:
-    """What has arrived so far; filled while it arrives, so that it is there even if the rest never comes."""
+    """What has arrived so far; filled while it arrives, so that it is there even if the rest never
+    comes.
+    """
 
     status: int | None = None
     texts: dict[int, str] = field(default_factory=dict)  # by choice
     finished: set[int] = field(default_factory=set)  # choices with a finish_reason
     usage: Json = field(default_factory=dict)
     cached_tokens: int | None = None  # None: the server does not say
-    arrivals: dict[int, list[float]] = field(default_factory=dict)  # perf_counter() of each piece of a choice
+    arrivals: dict[int, list[float]] = field(
+        default_factory=dict
+    )  # perf_counter() of each piece of a choice
 
     def take(self, message: Json) -> None:
         """Add a chunk of a stream, or a whole answer."""
@@ -42,7 +46,9 @@ class Answer:
             raise Refused("error in answer", str(message["error"]["message"]))
         if usage := message.get("usage"):
             self.usage = usage
-            self.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", self.cached_tokens)
+            self.cached_tokens = (usage.get("prompt_tokens_details") or {}).get(
+                "cached_tokens", self.cached_tokens
+            )
         if self.cached_tokens is None and "timings" in message:  # llama.cpp
             self.cached_tokens = message["timings"].get("cache_n")
         for choice in message.get("choices", ()):
@@ -60,7 +66,11 @@ class Answer:
 
 
 async def ask(
-    session: aiohttp.ClientSession, path: str, body: Json, answer: Answer, pause_seconds: float = 0.0
+    session: aiohttp.ClientSession,
+    path: str,
+    body: Json,
+    answer: Answer,
+    pause_seconds: float = 0.0,
 ) -> None:
     """POST `body` and fill `answer`, until it is complete. A slow reader pauses after each piece.
 
@@ -71,7 +81,9 @@ async def ask(
     async with session.post(path, json=body) as response:
         answer.status = response.status
         if response.status != 200:
-            raise Refused(f"http {response.status}", _error_message(await response.text(errors="replace")))
+            raise Refused(
+                f"http {response.status}", _error_message(await response.text(errors="replace"))
+            )
         if body.get("stream"):
             async for data in _events(response.content):
                 if data != b"[DONE]":  # not every server sends it; finish_reason says more
@@ -120,10 +132,16 @@ GARBAGE = (
 
 
 async def send_garbage(session: aiohttp.ClientSession, rng: random.Random, answer: Answer) -> None:
-    """POST what is no request. Raises what `ask` raises, if the server does not refuse it as the client's fault."""
+    """POST what is no request. Raises what `ask` raises, if the server does not refuse it as the
+    client's fault.
+    """
     data = rng.choice(GARBAGE)
-    async with session.post("chat/completions", data=data, headers={"Content-Type": "application/json"}) as response:
+    async with session.post(
+        "chat/completions", data=data, headers={"Content-Type": "application/json"}
+    ) as response:
         answer.status = response.status
         text = await response.text(errors="replace")
     if not 400 <= response.status < 500:
-        raise Refused(f"http {response.status} to garbage", f"{data[:40]!r} was answered by {text[:150]!r}")
+        raise Refused(
+            f"http {response.status} to garbage", f"{data[:40]!r} was answered by {text[:150]!r}"
+        )

@@ -1,7 +1,9 @@
-"""Two summaries against each other: ratios with the interval in which they lie, by resampling what was measured.
+"""Two summaries against each other: ratios with the interval in which they lie, by resampling what
+was measured.
 
-Times are resampled by request, throughput by slices of the run. An interval that holds 1 shows no difference; it knows
-nothing of what differs from run to run of the same server, so compare runs that took turns.
+Times are resampled by request, throughput by slices of the run. An interval that holds 1 shows no
+difference; it knows nothing of what differs from run to run of the same server, so compare runs
+that took turns.
 """
 
 from __future__ import annotations
@@ -64,13 +66,17 @@ def _pairs(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
         return [(one if one == other else f"{one} / {other}", first, second)]
     shared = [name for name in a if name in b]
     if not shared:
-        raise WorkloadError(f"no phase in common: {', '.join(a)} and {', '.join(b)}; name one with FILE:PHASE")
+        raise WorkloadError(
+            f"no phase in common: {', '.join(a)} and {', '.join(b)}; name one with FILE:PHASE"
+        )
     return [(name, a[name], b[name]) for name in shared]
 
 
 def table(name: str, a: Any, b: Any) -> Table:
     """A row for each measure: A, B, A / B and its interval."""
-    made = Table("", "A", "B", "A / B", "95 % interval", title=f"{name}: A / B", title_justify="left")
+    made = Table(
+        "", "A", "B", "A / B", "95 % interval", title=f"{name}: A / B", title_justify="left"
+    )
     for row in rows(a, b):
         made.add_row(*row)
     for label, key in (("hit share", "hit_share"), ("answered", "answered")):
@@ -95,14 +101,20 @@ def _row(label: str, one: Values, other: Values, statistic: Statistic) -> Iterat
         values = [float(statistic(sample)) for sample in (one, other)]
         low, high = interval(one, other, statistic)
         ratio = values[0] / values[1]
-        yield (label, *(f"{value:.4g}" for value in values), f"{ratio:.2f}", f"{low:.2f} .. {high:.2f}")
+        yield (
+            label,
+            *(f"{value:.4g}" for value in values),
+            f"{ratio:.2f}",
+            f"{low:.2f} .. {high:.2f}",
+        )
 
 
 def interval(a: Values, b: Values, statistic: Statistic) -> tuple[float, float]:
     """Where 95 % of the ratios lie when both samples are drawn anew; the same for the same values."""
     rng = np.random.default_rng(0)
     ratios = [  # in parts, for memory
-        statistic(rng.choice(a, (PART, a.size))) / np.maximum(statistic(rng.choice(b, (PART, b.size))), 1e-12)
+        statistic(rng.choice(a, (PART, a.size)))
+        / np.maximum(statistic(rng.choice(b, (PART, b.size))), 1e-12)
         for _ in range(RESAMPLES // PART)
     ]
     low, high = np.percentile(ratios, LEVEL)
@@ -118,10 +130,14 @@ def _percentile(share: int) -> Statistic:
 
 
 def _rates(phase: Any, key: int | None) -> Values:
-    """Answers per second in each slice of the run, by when they ended; or what is in column `key`, as tokens."""
+    """Answers per second in each slice of the run, by when they ended; or what is in column `key`,
+    as tokens.
+    """
     wall = phase["summary"]["wall_seconds"]
     ends = np.asarray(phase["ends"], dtype=float).reshape(-1, 2)
     if not ends.size or not wall:
         return np.zeros(0)
-    sums, _ = np.histogram(ends[:, 0], SLICES, (0, wall), weights=None if key is None else ends[:, key])
+    sums, _ = np.histogram(
+        ends[:, 0], SLICES, (0, wall), weights=None if key is None else ends[:, key]
+    )
     return np.asarray(sums / (wall / SLICES), dtype=float)

@@ -1,4 +1,6 @@
-"""What servers do not take: a table, and a body without it. A field not named here is sent as it is."""
+"""What servers do not take: a table, and a body without it. A field not named here is sent as it
+is.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ class Dialect:
     """A kind of server."""
 
     refused: frozenset[str] = frozenset()  # fields that it refuses, or takes and ignores
-    lists_models: bool = True  # /v1/models names every model that a request may ask for; it is not asked otherwise
+    lists_models: bool = (
+        True  # /v1/models names every model that a request may ask for; it is not asked otherwise
+    )
     token_ids: bool = True  # /v1/completions takes a prompt of token ids
 
     def spoken(self, body: Json) -> Json:
@@ -20,7 +24,8 @@ class Dialect:
         return {key: value for key, value in body.items() if key not in self.refused}
 
 
-# Found by sending each field to each server, as docs/benchmarks.md starts it; partly in its source for the last one.
+# Found by sending each field to each server, as docs/benchmarks.md starts it; partly in its source
+# for the last one.
 _RADIXSERVE = """
     best_of cache_prompt cache_salt parallel_tool_calls priority prompt_cache_key reasoning_effort response_format
     skip_special_tokens store suffix tool_choice tools verbosity
@@ -38,7 +43,8 @@ _LLAMA_CPP = """
     repetition_penalty service_tier skip_special_tokens stop_token_ids store suffix tool_choice tools user verbosity
 """.split()  # noqa: SIM905
 
-# Some are answered by 422, the others ignored. With continuous batching every request is sampled as the first one was.
+# Some are answered by 422, the others ignored. With continuous batching every request is sampled as
+# the first one was.
 _TRANSFORMERS = """
     best_of cache_prompt cache_salt echo frequency_penalty ignore_eos logit_bias logprobs metadata min_p min_tokens n
     parallel_tool_calls presence_penalty priority prompt_cache_key reasoning_effort repetition_penalty response_format

@@ -1,4 +1,6 @@
-"""What follows the last phase, however it ended: the files, then the table and a line for each thing that is wrong."""
+"""What follows the last phase, however it ended: the files, then the table and a line for each
+thing that is wrong.
+"""
 
 from __future__ import annotations
 

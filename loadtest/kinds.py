@@ -1,4 +1,6 @@
-"""Prompts from data: the tables `[chat]`, `[[parts]]` and `[mixed]` turned into sessions. Pure and seeded."""
+"""Prompts from data: the tables `[chat]`, `[[parts]]` and `[mixed]` turned into sessions. Pure and
+seeded.
+"""
 
 from __future__ import annotations
 
@@ -31,19 +33,27 @@ class _Chat:
         """What the sessions of a group share."""
         messages = []
         if self.system_words.high:
-            messages.append({"role": "system", "content": self.text(self.system_words, "system", group)})
+            messages.append(
+                {"role": "system", "content": self.text(self.system_words, "system", group)}
+            )
         for shot in range(self.shots):
             for role in ("user", "assistant"):
-                messages.append({"role": role, "content": self.text(self.shot_words, role, group, "shot", shot)})
+                messages.append(
+                    {"role": role, "content": self.text(self.shot_words, role, group, "shot", shot)}
+                )
         return tuple(messages)
 
     def turn(self, group: int, user: int, number: int, kind: str) -> Turn:
         """The turn that a user sends as the `number`-th."""
-        return Turn(kind, "chat", self.text(self.user_words, "user", group, user, number), self.body)
+        return Turn(
+            kind, "chat", self.text(self.user_words, "user", group, user, number), self.body
+        )
 
 
 def chat(table: Table, seed: int, part: str = "") -> list[Session]:
-    """Sessions of every user of every group, the groups taking turns. `part` names them, if there are other parts."""
+    """Sessions of every user of every group, the groups taking turns. `part` names them, if there
+    are other parts.
+    """
     groups, users, turns = (table.count(key, 1) for key in ("groups", "users", "turns"))
     start, every = table.number("start_seconds", 0.0), table.number("every_seconds", 0.0)
     timed = bool(start or every)
@@ -58,15 +68,21 @@ def chat(table: Table, seed: int, part: str = "") -> list[Session]:
     table.end()
     openings = [made.opening(group) for group in range(groups)]
     sessions = []
-    for number, (user, group) in enumerate((user, group) for user in range(users) for group in range(groups)):
+    for number, (user, group) in enumerate(
+        (user, group) for user in range(users) for group in range(groups)
+    ):
         sent = tuple(made.turn(group, user, n, part or f"turn {n + 1}") for n in range(turns))
         name = f"{part} group {group} user {user}".strip()
-        sessions.append(Session(name, openings[group], sent, start + number * every if timed else None))
+        sessions.append(
+            Session(name, openings[group], sent, start + number * every if timed else None)
+        )
     return sessions
 
 
 def parts(tables: list[Table], seed: int) -> list[Session]:
-    """Several chats beside each other, with times of their own; `tenant` goes into the body's `user`."""
+    """Several chats beside each other, with times of their own; `tenant` goes into the body's
+    `user`.
+    """
     return [session for table in tables for session in _part(table, seed)]
 
 
@@ -75,7 +91,9 @@ def _part(table: Table, seed: int) -> Iterator[Session]:
     for session in chat(table, seed, name):
         turns = session.turns
         if tenant:
-            turns = tuple(dataclasses.replace(turn, body=turn.body | {"user": tenant}) for turn in turns)
+            turns = tuple(
+                dataclasses.replace(turn, body=turn.body | {"user": tenant}) for turn in turns
+            )
         yield dataclasses.replace(session, turns=turns, at=session.at or 0.0)
 
 
@@ -90,7 +108,9 @@ def mixed(table: Table, seed: int) -> list[Session]:
     openings = [prose(prefix_words, seed, "prefix", number) for number in range(prefixes)]
     rng = random.Random(seed)
     sessions = []
-    for number, (kind, endpoint, body, stream, expect) in enumerate(rng.choices(made, weights, k=requests)):
+    for number, (kind, endpoint, body, stream, expect) in enumerate(
+        rng.choices(made, weights, k=requests)
+    ):
         text = f"{rng.choice(openings)} {prose(words, seed, 'text', number)}"
         turn = Turn(kind, endpoint, text, body, stream, expect)
         sessions.append(Session(f"request {number}", (), (turn,)))
@@ -100,7 +120,15 @@ def mixed(table: Table, seed: int) -> list[Session]:
 def _kind(table: Table) -> tuple[str, Endpoint, Json, bool, int]:
     name, endpoint = table.take("name", str), table.take("endpoint", str)
     if endpoint not in ("chat", "completions"):
-        raise WorkloadError(f"{table.where}: endpoint must be chat or completions, not {endpoint!r}")
-    made = (name, endpoint, table.take("body", dict), table.take("stream", bool, False), table.take("expect", int, 200))
+        raise WorkloadError(
+            f"{table.where}: endpoint must be chat or completions, not {endpoint!r}"
+        )
+    made = (
+        name,
+        endpoint,
+        table.take("body", dict),
+        table.take("stream", bool, False),
+        table.take("expect", int, 200),
+    )
     table.end()
     return made  # type: ignore[return-value]  # mypy does not narrow a str to a Literal

@@ -1,12 +1,11 @@
-"""Load shapes: when sessions start and how their clients behave. Pure and seeded; knows no HTTP and no clock.
+"""Load shapes: when sessions start and how their clients behave. Pure and seeded; knows no HTTP and
+no clock.
 
-| shape | a session starts | needs |
-|---|---|---|
-| closed | when one of `clients` clients is free | |
-| poisson | at random, `rate` a second on average | rate |
-| ramp | at random; the rate goes from `rate` to `to_rate` within `ramp_seconds` and stays there | all three |
-| burst | with `burst` others, every `period_seconds` | both |
-| schedule | when the workload says, as in a trace | times in the workload |
+| shape | a session starts | needs | |---|---|---| | closed | when one of `clients` clients is free
+| | | poisson | at random, `rate` a second on average | rate | | ramp | at random; the rate goes
+from `rate` to `to_rate` within `ramp_seconds` and stays there | all three | | burst | with `burst`
+others, every `period_seconds` | both | | schedule | when the workload says, as in a trace | times
+in the workload |
 """
 
 from __future__ import annotations
@@ -56,7 +55,9 @@ class Load:
     def __str__(self) -> str:
         if self.shape == "closed":
             return f"closed loop of {self.clients} clients"
-        return ", ".join([self.shape, *(f"{name} {value:g}" for name, value in self.numbers.items())])
+        return ", ".join(
+            [self.shape, *(f"{name} {value:g}" for name, value in self.numbers.items())]
+        )
 
 
 def schedule(table: Table, sessions: list[Session], seed: int) -> tuple[Load, list[Session]]:
@@ -67,8 +68,12 @@ def schedule(table: Table, sessions: list[Session], seed: int) -> tuple[Load, li
     """
     shape = table.take("shape", str, "closed")
     if shape not in NEEDS:
-        raise WorkloadError(f"{table.where}: shape must be one of {', '.join(NEEDS)}, not {shape!r}")
-    numbers = {name: table.number(name, 0.0) for name in dict.fromkeys(itertools.chain(*NEEDS.values()))}
+        raise WorkloadError(
+            f"{table.where}: shape must be one of {', '.join(NEEDS)}, not {shape!r}"
+        )
+    numbers = {
+        name: table.number(name, 0.0) for name in dict.fromkeys(itertools.chain(*NEEDS.values()))
+    }
     for name in NEEDS[shape]:
         if not numbers[name]:
             raise WorkloadError(f"{table.where}: the shape {shape} needs {name}")
@@ -76,19 +81,29 @@ def schedule(table: Table, sessions: list[Session], seed: int) -> tuple[Load, li
         raise WorkloadError(f"{table.where}: burst must be a whole number, not {numbers['burst']}")
     behaviours = {name: table.share(name) for name in ("leave", "slow", "garbage")}
     needed = {name: numbers[name] for name in NEEDS[shape]}
-    load = Load(shape, table.count("clients", 8), needed, table.number("pause_seconds", 0.0), **behaviours)
+    load = Load(
+        shape, table.count("clients", 8), needed, table.number("pause_seconds", 0.0), **behaviours
+    )
     table.end()
     if sum(behaviours.values()) > 1:
-        raise WorkloadError(f"{table.where}: the shares of leave, slow and garbage make more than 1")
+        raise WorkloadError(
+            f"{table.where}: the shares of leave, slow and garbage make more than 1"
+        )
     return load, _at(sessions, shape, arrivals(shape, needed, seed), table.where)
 
 
-def _at(sessions: list[Session], shape: str, times: Iterator[float | None], where: str) -> list[Session]:
+def _at(
+    sessions: list[Session], shape: str, times: Iterator[float | None], where: str
+) -> list[Session]:
     if shape == "schedule":
         if any(session.at is None for session in sessions):
-            raise WorkloadError(f"{where}: this workload has no times of its own, as the shape schedule needs")
+            raise WorkloadError(
+                f"{where}: this workload has no times of its own, as the shape schedule needs"
+            )
         return sorted(sessions, key=lambda session: session.at or 0.0)
-    return [dataclasses.replace(session, at=at) for session, at in zip(sessions, times, strict=False)]
+    return [
+        dataclasses.replace(session, at=at) for session, at in zip(sessions, times, strict=False)
+    ]
 
 
 def arrivals(shape: str, numbers: dict[str, float], seed: int) -> Iterator[float | None]:
@@ -96,7 +111,9 @@ def arrivals(shape: str, numbers: dict[str, float], seed: int) -> Iterator[float
     if shape == "closed":
         yield from itertools.repeat(None)
     if shape == "burst":
-        yield from (i // int(numbers["burst"]) * numbers["period_seconds"] for i in itertools.count())
+        yield from (
+            i // int(numbers["burst"]) * numbers["period_seconds"] for i in itertools.count()
+        )
     rng, passed = random.Random(f"{seed}/arrivals"), 0.0
     while True:
         passed += rng.expovariate(1.0)

@@ -1,6 +1,7 @@
 """Numbers from records. Pure: no terminal, no files, no clock.
 
-Latencies are those of complete answers to clients that read at full speed; counts are of everything.
+Latencies are those of complete answers to clients that read at full speed; counts are of
+everything.
 """
 
 from __future__ import annotations
@@ -32,14 +33,20 @@ class Objective:
     e2e: float | None = None
 
     def met_by(self, record: Record) -> bool:
-        """A time that does not exist, such as the TPOT of one token, keeps every limit; so do those of slow readers."""
+        """A time that does not exist, such as the TPOT of one token, keeps every limit; so do those
+        of slow readers.
+        """
         pairs = ((record.ttft, self.ttft), (record.tpot, self.tpot), (record.e2e, self.e2e))
-        kept = record.slow or all(limit is None or time is None or time <= limit for time, limit in pairs)
+        kept = record.slow or all(
+            limit is None or time is None or time <= limit for time, limit in pairs
+        )
         return record.answered and kept
 
     def __str__(self) -> str:
         limits = {"TTFT": self.ttft, "TPOT": self.tpot, "end to end": self.e2e}
-        return ", ".join(f"{name} {limit:g} s" for name, limit in limits.items() if limit is not None)
+        return ", ".join(
+            f"{name} {limit:g} s" for name, limit in limits.items() if limit is not None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,9 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run in numbers. Throughput counts complete answers; `hit_share` is None if the server does not report it."""
+    """A run in numbers. Throughput counts complete answers; `hit_share` is None if the server does
+    not report it.
+    """
 
     requests: int  # sent
     unsent: int
@@ -104,7 +113,9 @@ def summarise(run: Run, objective: Objective | None = None) -> Summary:
         cached_tokens=cached_tokens,
         hit_share=cached_tokens / asked_tokens if asked_tokens else None,
         latency=latency(answered),
-        by_kind={kind: latency([r for r in answered if r.kind == kind]) for kind in kinds} if len(kinds) > 1 else {},
+        by_kind={kind: latency([r for r in answered if r.kind == kind]) for kind in kinds}
+        if len(kinds) > 1
+        else {},
     )
 
 

@@ -35,34 +35,70 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _add_target(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--url", default="http://127.0.0.1:8000", help="any OpenAI-compatible server [%(default)s]")
+    group.add_argument(
+        "--url", default="http://127.0.0.1:8000", help="any OpenAI-compatible server [%(default)s]"
+    )
     group.add_argument("--model", default="", help="[the first that the server lists]")
-    group.add_argument("--dialect", choices=DIALECTS, default="openai", help="leave out what this server refuses")
-    group.add_argument("--timeout", type=_seconds, default=300.0, help="seconds until a request counts as hung [300]")
+    group.add_argument(
+        "--dialect", choices=DIALECTS, default="openai", help="leave out what this server refuses"
+    )
+    group.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=300.0,
+        help="seconds until a request counts as hung [300]",
+    )
 
 
 def _add_load(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("workload", nargs="?", default="shared_system", help="one of loadtest/workloads, or a file")
-    group.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the workload")
-    group.add_argument("--seed", type=int, help="other prompts of the same kind: cold on any server")
+    group.add_argument(
+        "workload", nargs="?", default="shared_system", help="one of loadtest/workloads, or a file"
+    )
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a field of the workload",
+    )
+    group.add_argument(
+        "--seed", type=int, help="other prompts of the same kind: cold on any server"
+    )
     group.add_argument("--clients", type=_positive, help="closed loop of so many clients")
-    group.add_argument("--rate", type=float, help="open loop of so many sessions a second, at random times")
+    group.add_argument(
+        "--rate", type=float, help="open loop of so many sessions a second, at random times"
+    )
     for name, words in (
         ("leave", "disconnects at a random moment"),
         ("slow", "reads slowly"),
         ("garbage", "sends junk"),
     ):
-        group.add_argument(f"--{name}", type=float, metavar="SHARE", help=f"share of requests whose client {words}")
+        group.add_argument(
+            f"--{name}", type=float, metavar="SHARE", help=f"share of requests whose client {words}"
+        )
     group.add_argument(
-        "--phases", type=_names, default=["cold"], metavar="A,B", help="replay once for each name, as cold,warm [cold]"
+        "--phases",
+        type=_names,
+        default=["cold"],
+        metavar="A,B",
+        help="replay once for each name, as cold,warm [cold]",
     )
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--slo", type=objective, metavar="ttft=S,tpot=S,e2e=S", help="count the answers that keep this")
-    group.add_argument("--check", action="store_true", help="compare every greedy answer with the one given alone")
+    group.add_argument(
+        "--slo",
+        type=objective,
+        metavar="ttft=S,tpot=S,e2e=S",
+        help="count the answers that keep this",
+    )
+    group.add_argument(
+        "--check", action="store_true", help="compare every greedy answer with the one given alone"
+    )
     group.add_argument("--out", type=Path, metavar="FILE", help="JSON lines, one per request")
-    group.add_argument("--summary", type=Path, metavar="FILE", help="the numbers as JSON, for compare")
+    group.add_argument(
+        "--summary", type=Path, metavar="FILE", help="the numbers as JSON, for compare"
+    )
     group.add_argument("--html", type=Path, metavar="FILE", help="a page with plots")
     group.add_argument("--quiet", action="store_true", help="no live progress")
 
@@ -90,7 +126,9 @@ def objective(text: str) -> Objective:
         try:
             limits[name] = float(value)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{part}: must be a name and seconds, as in ttft=0.5") from None
+            raise argparse.ArgumentTypeError(
+                f"{part}: must be a name and seconds, as in ttft=0.5"
+            ) from None
     if unknown := limits.keys() - {"ttft", "tpot", "e2e"}:
         raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: must be ttft, tpot or e2e")
     return Objective(**limits)

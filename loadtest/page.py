@@ -1,4 +1,6 @@
-"""The report as one HTML page: data, style and script inline, so that it opens anywhere and loads nothing."""
+"""The report as one HTML page: data, style and script inline, so that it opens anywhere and loads
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def render(phases: Sequence[Phase], url: str) -> str:
         "subtitle": html.escape(subtitle),
         "style": (FOLDER / "page.css").read_text(encoding="utf-8"),
         "data": _inline([_phase(phase) for phase in phases]),
-        "script": "".join((FOLDER / name).read_text(encoding="utf-8") for name in ("plot.js", "page.js")),
+        "script": "".join(
+            (FOLDER / name).read_text(encoding="utf-8") for name in ("plot.js", "page.js")
+        ),
     }
     page = (FOLDER / "page.html").read_text(encoding="utf-8")
     for name, text in parts.items():
@@ -39,7 +43,9 @@ def render(phases: Sequence[Phase], url: str) -> str:
 
 def _inline(data: Any) -> str:
     """JSON that cannot end the script element it stands in."""
-    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+    return (
+        json.dumps(data, separators=(",", ":")).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+    )
 
 
 def _phase(phase: Phase) -> dict[str, Any]:

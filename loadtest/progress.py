@@ -1,4 +1,6 @@
-"""Live progress: a bar where there is a terminal, otherwise a plain line now and then; nothing if quiet."""
+"""Live progress: a bar where there is a terminal, otherwise a plain line now and then; nothing if
+quiet.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ from collections import deque
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from loadtest.measures import quantiles
 from loadtest.record import Record
@@ -23,12 +32,21 @@ class Live:
     """What is shown while a run goes on. A context manager."""
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         bar = console.is_terminal and not quiet
         self._console = console
         self._plain = not bar and not quiet
         self._progress = Progress(
-            *columns, TextColumn("{task.fields[note]}"), console=console, transient=True, disable=not bar
+            *columns,
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not bar,
         )
         self._said = time.monotonic()
 
@@ -36,7 +54,12 @@ class Live:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._progress.stop()
 
     def follow(self, run: Run) -> Follow:
@@ -46,7 +69,9 @@ class Live:
 
     def checks(self, total: int) -> TaskID:
         """A task for requests that are sent again."""
-        return self._progress.add_task("check", total=total, note="each greedy request again, alone")
+        return self._progress.add_task(
+            "check", total=total, note="each greedy request again, alone"
+        )
 
     def advance(self, task: TaskID, name: str, note: str | None = None) -> None:
         """One more of a task."""
@@ -55,8 +80,13 @@ class Live:
             self._progress.update(task, note=note)
         if self._plain and time.monotonic() - self._said >= PLAIN_SECONDS:
             self._said = time.monotonic()
-            done, total = self._progress.tasks[task].completed, self._progress.tasks[task].total or 0
-            with contextlib.suppress(OSError):  # nobody reads on, or the disk is full: no reason to stop measuring
+            done, total = (
+                self._progress.tasks[task].completed,
+                self._progress.tasks[task].total or 0,
+            )
+            with contextlib.suppress(
+                OSError
+            ):  # nobody reads on, or the disk is full: no reason to stop measuring
                 self._console.print(f"{name}: {done:.0f}/{total:.0f} {note or ''}", markup=False)
 
 

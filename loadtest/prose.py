@@ -21,7 +21,9 @@ _LINKS = "near behind above beside across beyond inside under after before".spli
 
 def prose(words: int, *key: object) -> str:
     """Sentences of `words` words in all, determined by `key`."""
-    rng = random.Random("/".join(map(str, key)))  # a string seed gives the same numbers in every Python
+    rng = random.Random(
+        "/".join(map(str, key))
+    )  # a string seed gives the same numbers in every Python
     sentences: list[str] = []
     count = 0
     while count < words:

@@ -14,8 +14,9 @@ from types import TracebackType
 class Record:
     """One request. Times in seconds; `due` and `started` count from the start of the run.
 
-    `ttft` and `e2e` count from `due`: where the schedule has a request wait for nothing, a late start is the server's
-    doing or the load test's own, and hiding it would flatter a server that stalls.
+    `ttft` and `e2e` count from `due`: where the schedule has a request wait for nothing, a late
+    start is the server's doing or the load test's own, and hiding it would flatter a server that
+    stalls.
     """
 
     session: str
@@ -57,7 +58,9 @@ def digest_of(texts: list[str]) -> str:
 
 
 class RecordFile:
-    """JSON lines, one per request, each written as soon as the request ends. A full disk ends the file, not the run."""
+    """JSON lines, one per request, each written as soon as the request ends. A full disk ends the
+    file, not the run.
+    """
 
     def __init__(self, path: Path | None) -> None:
         """Raises OSError if the file cannot be created."""
@@ -67,7 +70,12 @@ class RecordFile:
     def __enter__(self) -> RecordFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         if self._file is not None:
             try:
                 self._file.close()

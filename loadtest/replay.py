@@ -1,4 +1,5 @@
-"""A run: the sessions of a workload sent to a server, closed loop or on their schedule, and every request recorded.
+"""A run: the sessions of a workload sent to a server, closed loop or on their schedule, and every
+request recorded.
 
 Owns who sends what when, and who misbehaves. Knows nothing of files, terminals or tables.
 """
@@ -139,7 +140,12 @@ class _Loop:
         return self._lost.is_set()
 
     async def _turn(
-        self, turn: Turn, messages: list[Message], record: Record, behaviour: Behaviour, rng: random.Random
+        self,
+        turn: Turn,
+        messages: list[Message],
+        record: Record,
+        behaviour: Behaviour,
+        rng: random.Random,
     ) -> Answer:
         if isinstance(turn.text, str):
             messages.append({"role": "user", "content": turn.text})
@@ -149,7 +155,11 @@ class _Loop:
         answer = Answer()
         record.slow = behaviour == "slow"
         leaves = rng.random() * self._e2e_sum / self._e2e_count if behaviour == "leave" else None
-        await self._watch(record, leaves, ask(self._session, path, body, answer, SLOW_READER_SECONDS * record.slow))
+        await self._watch(
+            record,
+            leaves,
+            ask(self._session, path, body, answer, SLOW_READER_SECONDS * record.slow),
+        )
         self._fill(record, answer)
         if turn.stream:
             self._time_pieces(record, answer)
@@ -164,7 +174,9 @@ class _Loop:
         self._fill(record, answer)
         self._keep(Sent("", {}, record))
 
-    async def _watch(self, record: Record, leaves: float | None, request: Coroutine[None, None, None]) -> None:
+    async def _watch(
+        self, record: Record, leaves: float | None, request: Coroutine[None, None, None]
+    ) -> None:
         """Wait for a request and note in its record how it failed, if it did."""
         self._run.in_flight += 1
         record.in_flight = self._run.in_flight
@@ -200,7 +212,9 @@ class _Loop:
         if pieces:
             record.ttft = min(times[0] for times in pieces) - self._origin - record.due
         record.choices = max(len(answer.finished), 1)
-        record.inter_token = [later - sooner for times in pieces for sooner, later in itertools.pairwise(times)]
+        record.inter_token = [
+            later - sooner for times in pieces for sooner, later in itertools.pairwise(times)
+        ]
 
     def _keep(self, sent: Sent) -> None:
         self._run.sent.append(sent)

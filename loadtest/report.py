@@ -1,4 +1,6 @@
-"""What a person reads in the terminal: the table at the end, and a line for each thing that is wrong."""
+"""What a person reads in the terminal: the table at the end, and a line for each thing that is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from loadtest.measures import Latency, Objective, Quantiles, Summary
 from loadtest.replay import Run
 
 
-def table_of(summaries: dict[str, Summary], title: str, objective: Objective | None = None) -> Table:
+def table_of(
+    summaries: dict[str, Summary], title: str, objective: Objective | None = None
+) -> Table:
     """A column for each phase."""
     table = Table(title=title, title_justify="left", show_header=len(summaries) > 1)
     table.add_column(style="bold")
@@ -27,7 +31,9 @@ def _lines(s: Summary, objective: Objective | None) -> Iterator[tuple[str, str]]
     others = ((s.refused, "refused as expected"), (s.left, "left early"), (s.slow, "read slowly"))
     yield (
         "requests",
-        ", ".join([f"{s.requests} sent: {s.answered} answered", *(f"{n} {how}" for n, how in others if n)]),
+        ", ".join(
+            [f"{s.requests} sent: {s.answered} answered", *(f"{n} {how}" for n, how in others if n)]
+        ),
     )
     if s.unsent:
         yield "not sent", str(s.unsent)
@@ -35,19 +41,29 @@ def _lines(s: Summary, objective: Objective | None) -> Iterator[tuple[str, str]]
     yield "requests/s", f"{s.requests_per_second:.2f}"
     yield "tokens/s", f"{s.tokens_per_second:.1f}"
     if s.good_per_second is not None:
-        yield "goodput, requests/s", f"{s.good_per_second:.2f} ({s.good_share or 0:.0%} of requests)"
+        yield (
+            "goodput, requests/s",
+            f"{s.good_per_second:.2f} ({s.good_share or 0:.0%} of requests)",
+        )
         yield "goodput keeps", str(objective)
     yield "prompt tokens", f"{s.prompt_tokens:,}"
     yield "hit share", "not reported" if s.hit_share is None else f"{s.hit_share:.3f}"
     yield "", "p50 / p90 / p99"
-    for name, latency in (("", s.latency), *((f" of {kind}", latency) for kind, latency in s.by_kind.items())):
+    for name, latency in (
+        ("", s.latency),
+        *((f" of {kind}", latency) for kind, latency in s.by_kind.items()),
+    ):
         yield from _times(name, latency, brief=bool(name))
     yield "errors", ", ".join(f"{count} x {kind}" for kind, count in s.errors.items()) or "none"
 
 
 def _times(of: str, latency: Latency, *, brief: bool) -> Iterator[tuple[str, str]]:
     """A line for each time that was measured; in brief only the first."""
-    named = [("TTFT", latency.ttft), ("TPOT", latency.tpot), ("between pieces", latency.inter_token)]
+    named = [
+        ("TTFT", latency.ttft),
+        ("TPOT", latency.tpot),
+        ("between pieces", latency.inter_token),
+    ]
     for name, measured in named[:1] if brief else [*named, ("end to end", latency.e2e)]:
         if measured:
             yield name + of, _quantiles(measured)
@@ -66,7 +82,9 @@ def seconds(value: float) -> str:
 
 
 def problems(run: Run, summary: Summary) -> Iterator[str]:
-    """What went wrong in a run, the first of each kind with what the server said; nothing is repeated."""
+    """What went wrong in a run, the first of each kind with what the server said; nothing is
+    repeated.
+    """
     shown: set[str] = set()
     for record in run.records:
         if record.error and record.detail and record.error not in shown:

@@ -1,4 +1,6 @@
-"""The JSON file of a load test: what was sent where, the numbers of each phase, and what `compare` resamples."""
+"""The JSON file of a load test: what was sent where, the numbers of each phase, and what `compare`
+resamples.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,17 @@ class Phase:
 def as_json(phases: Sequence[Phase], url: str) -> dict[str, Any]:
     """All of it; the file is self-contained."""
     workload = phases[0].run.workload
-    about = {"workload": workload.name, "seed": workload.seed, "load": str(workload.load), "url": url}
-    return {"format": FORMAT, **about, "phases": {phase.run.phase: _phase(phase) for phase in phases}}
+    about = {
+        "workload": workload.name,
+        "seed": workload.seed,
+        "load": str(workload.load),
+        "url": url,
+    }
+    return {
+        "format": FORMAT,
+        **about,
+        "phases": {phase.run.phase: _phase(phase) for phase in phases},
+    }
 
 
 def _phase(phase: Phase) -> dict[str, Any]:
@@ -53,7 +64,11 @@ def _growth(samples: Sequence[Sample]) -> dict[str, float]:
     if len(samples) < 2:
         return {}
     first, last = samples[0].counters, samples[-1].counters
-    return {name: value - first.get(name, 0.0) for name, value in last.items() if value != first.get(name, 0.0)}
+    return {
+        name: value - first.get(name, 0.0)
+        for name, value in last.items()
+        if value != first.get(name, 0.0)
+    }
 
 
 def write(path: Path, phases: Sequence[Phase], url: str) -> None:

@@ -1,4 +1,6 @@
-"""The server's own metrics, read beside the load: /metrics in the Prometheus text format, if there is one."""
+"""The server's own metrics, read beside the load: /metrics in the Prometheus text format, if there
+is one.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Sample:
 
 @contextlib.asynccontextmanager
 async def scraping(target: Target, samples: list[Sample]) -> AsyncIterator[None]:
-    """Append a sample every second until the block ends, and one at its end; a server without metrics gives none."""
+    """Append a sample every second until the block ends, and one at its end; a server without
+    metrics gives none.
+    """
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         origin, url = time.perf_counter(), target.url.removesuffix("/v1") + "/metrics"
@@ -49,7 +53,9 @@ async def scraping(target: Target, samples: list[Sample]) -> AsyncIterator[None]
                 samples.append(last)
 
 
-async def _keep_reading(session: aiohttp.ClientSession, url: str, origin: float, samples: list[Sample]) -> None:
+async def _keep_reading(
+    session: aiohttp.ClientSession, url: str, origin: float, samples: list[Sample]
+) -> None:
     while sample := await _read(session, url, origin):
         samples.append(sample)
         await asyncio.sleep(EVERY_SECONDS)

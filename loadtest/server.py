@@ -1,4 +1,6 @@
-"""A server of its own for a measurement: a process, known by the line it prints, stopped by its process id."""
+"""A server of its own for a measurement: a process, known by the line it prints, stopped by its
+process id.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,20 @@ ROOT = Path(__file__).resolve().parent.parent  # where `-m radixserve` is found 
 
 
 @contextmanager
-def server(options: Sequence[str], command: Sequence[str] = COMMAND, log: IO[bytes] | None = None) -> Iterator[str]:
-    """The URL of a server on a port that the system chooses, until the block ends. Raises CannotStart.
+def server(
+    options: Sequence[str], command: Sequence[str] = COMMAND, log: IO[bytes] | None = None
+) -> Iterator[str]:
+    """The URL of a server on a port that the system chooses, until the block ends. Raises
+    CannotStart.
 
     What it logs goes to the file `log`; without one, to where our own stderr goes.
     """
     process = subprocess.Popen(
-        [*command, "--port", "0", *options], stdout=subprocess.PIPE, stderr=log, text=True, env=_environment()
+        [*command, "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env=_environment(),
     )
     try:
         assert process.stdout is not None, "stdout is a pipe"

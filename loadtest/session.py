@@ -1,4 +1,5 @@
-"""Plain values: what is sent. A session is what one client does, first request to last; a turn is one request.
+"""Plain values: what is sent. A session is what one client does, first request to last; a turn is
+one request.
 
 Knows no HTTP, no clock and no files.
 """

@@ -1,4 +1,5 @@
-"""TOML tables read field by field, so that wrong, missing and unknown ones can be named, and changed by `key=value`.
+"""TOML tables read field by field, so that wrong, missing and unknown ones can be named, and
+changed by `key=value`.
 
 Knows nothing of what the fields mean.
 """
@@ -31,7 +32,9 @@ class Length:
 
 
 class Table:
-    """A table whose fields are taken one by one; `end` finds what nobody took. All raise WorkloadError."""
+    """A table whose fields are taken one by one; `end` finds what nobody took. All raise
+    WorkloadError.
+    """
 
     def __init__(self, values: Json, where: str, folder: Path = Path()) -> None:
         """`where` starts every message; `folder` is what relative paths in the table start from."""
@@ -43,7 +46,9 @@ class Table:
         """The value of `key`, of exactly this type."""
         value = self.values.pop(key, default)
         if type(value) is not kind:
-            problem = "is missing" if value is None else f"must be of type {kind.__name__}, not {value!r}"
+            problem = (
+                "is missing" if value is None else f"must be of type {kind.__name__}, not {value!r}"
+            )
             raise WorkloadError(f"{self.where}: {key} {problem}")
         return value
 
@@ -58,7 +63,9 @@ class Table:
         """Zero or more."""
         value = self.values.pop(key, default)
         if type(value) not in (int, float) or not 0 <= value < float("inf"):
-            raise WorkloadError(f"{self.where}: {key} must be a number of at least 0, not {value!r}")
+            raise WorkloadError(
+                f"{self.where}: {key} must be a number of at least 0, not {value!r}"
+            )
         return float(value)
 
     def share(self, key: str) -> float:
@@ -73,7 +80,9 @@ class Table:
         value = self.values.pop(key, default)
         low, high = value if isinstance(value, list) and len(value) == 2 else (value, value)
         if type(low) is not int or type(high) is not int or not 0 <= low <= high:
-            raise WorkloadError(f"{self.where}: {key} must be a number of words or [low, high], not {value!r}")
+            raise WorkloadError(
+                f"{self.where}: {key} must be a number of words or [low, high], not {value!r}"
+            )
         return Length(low, high)
 
     def table(self, key: str) -> Table:
@@ -85,7 +94,9 @@ class Table:
         values = self.take(key, list)
         if not values or not all(isinstance(value, dict) for value in values):
             raise WorkloadError(f"{self.where}: {key} must be a list of tables")
-        return [Table(value, f"{self.where} {key}[{i}]", self.folder) for i, value in enumerate(values)]
+        return [
+            Table(value, f"{self.where} {key}[{i}]", self.folder) for i, value in enumerate(values)
+        ]
 
     def end(self) -> None:
         """Refuse what is left."""
@@ -94,7 +105,8 @@ class Table:
 
 
 def change(values: Json, changes: Sequence[str], inner: Sequence[str]) -> None:
-    """Apply `key=value` changes in place: the key is a path with dots, the value TOML, or else text.
+    """Apply `key=value` changes in place: the key is a path with dots, the value TOML, or else
+    text.
 
     A key whose first part is not at the top is one of the tables among `inner` that is there.
     """

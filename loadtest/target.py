@@ -35,13 +35,19 @@ def base_url(url: str) -> str:
 
 @asynccontextmanager
 async def connect(target: Target) -> AsyncIterator[aiohttp.ClientSession]:
-    """A session whose paths are relative to the target. A connection per request: some servers close idle ones."""
+    """A session whose paths are relative to the target. A connection per request: some servers
+    close idle ones.
+    """
     headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10.0)
     try:
         session = aiohttp.ClientSession(
-            f"{target.url}/", headers=headers, connector=connector, timeout=timeout, read_bufsize=2**20
+            f"{target.url}/",
+            headers=headers,
+            connector=connector,
+            timeout=timeout,
+            read_bufsize=2**20,
         )
     except ValueError as error:
         await connector.close()
@@ -62,7 +68,9 @@ async def find_model(session: aiohttp.ClientSession, target: Target) -> str:
             raise CannotStart(f"{target.url}/models answers {status}: {text[:200]}")
         return _chosen(target, text)
     if not target.model:
-        raise CannotStart("a server of this dialect does not list its models; name one with --model")
+        raise CannotStart(
+            "a server of this dialect does not list its models; name one with --model"
+        )
     await _get(session, "", target)  # whatever it answers
     return target.model
 
@@ -73,7 +81,9 @@ async def _get(session: aiohttp.ClientSession, path: str, target: Target) -> tup
         async with session.get(path, timeout=aiohttp.ClientTimeout(total=10.0)) as response:
             return response.status, await response.text(errors="replace")
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise CannotStart(f"no server at {target.url}: {error or 'no answer within 10 seconds'}") from error
+        raise CannotStart(
+            f"no server at {target.url}: {error or 'no answer within 10 seconds'}"
+        ) from error
 
 
 def _chosen(target: Target, listed: str) -> str:
@@ -81,7 +91,9 @@ def _chosen(target: Target, listed: str) -> str:
     try:
         served = [str(model["id"]) for model in json.loads(listed)["data"]]
     except (ValueError, LookupError, TypeError) as error:
-        raise CannotStart(f"{target.url}/models does not list models as the OpenAI API does") from error
+        raise CannotStart(
+            f"{target.url}/models does not list models as the OpenAI API does"
+        ) from error
     if not served or (target.model and target.model not in served):
         raise CannotStart(
             f"{target.url} does not serve {target.model or 'any model'}; it has: {', '.join(served) or '-'}"

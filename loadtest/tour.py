@@ -1,4 +1,6 @@
-"""Two minutes with the server: the shared-system-prompt workload cold, warm and without the cache, and a report."""
+"""Two minutes with the server: the shared-system-prompt workload cold, warm and without the cache,
+and a report.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,27 @@ from loadtest.server import COMMAND, server
 from loadtest.target import Target, base_url
 from loadtest.workload import load_workload
 
-SMALL = ("groups=3", "users=4", "turns=2", "system_words=800")  # what 2 cores do in two minutes, without a cache, too
+SMALL = (
+    "groups=3",
+    "users=4",
+    "turns=2",
+    "system_words=800",
+)  # what 2 cores do in two minutes, without a cache, too
 
 
 def main(arguments: Sequence[str], prog: str, console: Console) -> int:
     """Start servers, replay, write the report and say where it is; 0 if every request was answered."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("bench"), help="where the report goes [%(default)s]")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the workload")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("bench"), help="where the report goes [%(default)s]"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the workload"
+    )
     parser.add_argument("--command", nargs="+", default=list(COMMAND), help="what starts a server")
-    parser.add_argument("options", nargs="*", metavar="-- OPTION", help="of radixserve serve, for both servers")
+    parser.add_argument(
+        "options", nargs="*", metavar="-- OPTION", help="of radixserve serve, for both servers"
+    )
     chosen = parser.parse_args(arguments)
     chosen.folder.mkdir(parents=True, exist_ok=True)
     with RecordFile(chosen.folder / "requests.jsonl") as file:

@@ -1,7 +1,9 @@
-"""Replays of recorded traffic: JSON lines in the Mooncake format turned into sessions of one request each.
+"""Replays of recorded traffic: JSON lines in the Mooncake format turned into sessions of one
+request each.
 
-A line has `timestamp` (milliseconds), `input_length` and `output_length` (tokens) and `hash_ids`: one for each block of
-512 prompt tokens. Equal ids are equal blocks; every id becomes text, or token ids, that depend on it and the seed only.
+A line has `timestamp` (milliseconds), `input_length` and `output_length` (tokens) and `hash_ids`:
+one for each block of 512 prompt tokens. Equal ids are equal blocks; every id becomes text, or token
+ids, that depend on it and the seed only.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ class _Scale:
         lengths = [BLOCK_TOKENS] * (len(line.hash_ids) - 1)
         lengths.append(line.input_length - sum(lengths))
         blocks = [
-            (block, max(round(length * self.length), 1)) for block, length in zip(line.hash_ids, lengths, strict=True)
+            (block, max(round(length * self.length), 1))
+            for block, length in zip(line.hash_ids, lengths, strict=True)
         ]
         turn = self._ids(blocks, body) if self.ids else self._text(blocks, body)
         return Session(name, (), (turn,), at)
@@ -68,7 +71,9 @@ class _Scale:
 
     def _text(self, blocks: list[tuple[int, int]], body: Json) -> Turn:
         words = [(block, max(round(tokens / self.tokens_per_word), 1)) for block, tokens in blocks]
-        return Turn("text", "chat", " ".join(_text(self.seed, block, count) for block, count in words), body)
+        return Turn(
+            "text", "chat", " ".join(_text(self.seed, block, count) for block, count in words), body
+        )
 
 
 @lru_cache(4096)
@@ -89,7 +94,11 @@ def replay(table: Table, seed: int) -> list[Session]:
         WorkloadError: a wrong field, no such file, or a line that is not of the format, by its number.
     """
     path = table.folder / table.take("file", str)
-    skip, limit, speed = table.count("skip", 0, least=0), table.count("requests"), table.number("speed", 1.0)
+    skip, limit, speed = (
+        table.count("skip", 0, least=0),
+        table.count("requests"),
+        table.number("speed", 1.0),
+    )
     scale = _scale(table, seed)
     table.end()
     if not speed:
@@ -121,7 +130,9 @@ def _scale(table: Table, seed: int) -> _Scale:
 
 
 def read(path: Path) -> Iterator[Line]:
-    """The requests of a trace, in order; empty lines are skipped. Raises WorkloadError at the first broken line."""
+    """The requests of a trace, in order; empty lines are skipped. Raises WorkloadError at the first
+    broken line.
+    """
     try:
         with path.open(encoding="utf-8") as file:
             before = float("-inf")
@@ -129,7 +140,9 @@ def read(path: Path) -> Iterator[Line]:
                 if text.strip():
                     line = _line(text, number, f"{path}, line {number}")
                     if line.seconds < before:
-                        raise WorkloadError(f"{path}, line {number}: the timestamp is before that of the line above")
+                        raise WorkloadError(
+                            f"{path}, line {number}: the timestamp is before that of the line above"
+                        )
                     before = line.seconds
                     yield line
     except OSError as error:
@@ -147,7 +160,9 @@ def _line(text: str, number: int, where: str) -> Line:
         raise WorkloadError(f"{where}: must be an object")
     for name, kind in FIELDS.items():
         if not isinstance(fields.get(name), kind) or isinstance(fields[name], bool):
-            raise WorkloadError(f"{where}: {name} is missing or of the wrong type: {fields.get(name)!r}"[:300])
+            raise WorkloadError(
+                f"{where}: {name} is missing or of the wrong type: {fields.get(name)!r}"[:300]
+            )
     if fields["timestamp"] < 0 or fields["input_length"] < 1 or fields["output_length"] < 0:
         raise WorkloadError(f"{where}: a negative time, an empty prompt or a negative length")
     if not all(type(block) is int for block in fields["hash_ids"]):

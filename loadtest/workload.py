@@ -1,6 +1,7 @@
 """Workloads: TOML files turned into a schedule of sessions. Knows no HTTP and no clock.
 
-Everything is determined by the file, its changes and the seed; another seed gives prompts that no server has seen.
+Everything is determined by the file, its changes and the seed; another seed gives prompts that no
+server has seen.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Workload:
 
 
 def load_workload(name_or_path: str, changes: Sequence[str] = ()) -> Workload:
-    """Read a workload by its path, or by its name in loadtest/workloads, and apply `key=value` changes.
+    """Read a workload by its path, or by its name in loadtest/workloads, and apply `key=value`
+    changes.
 
     Raises:
         WorkloadError: no such file, not TOML, or a field that is missing, unknown or of the wrong kind.
@@ -69,6 +71,8 @@ def _read(path: Path) -> Json:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise WorkloadError(f"cannot read {path}: {error.strerror}; there are: {', '.join(names())}") from error
+        raise WorkloadError(
+            f"cannot read {path}: {error.strerror}; there are: {', '.join(names())}"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise WorkloadError(f"{path} is not TOML: {error}") from error

@@ -1,8 +1,9 @@
 """`radixserve chat`: a conversation in the terminal with a running server.
 
-A plain HTTP client of the public API: it reads the stream of server-sent events and shows the answer as it arrives,
-then what it cost. Knows nothing of the server's insides; any OpenAI-compatible server will do. Blocking I/O on purpose:
-Ctrl-C then interrupts the read itself, and closing the connection is what stops the answer on the server.
+A plain HTTP client of the public API: it reads the stream of server-sent events and shows the
+answer as it arrives, then what it cost. Knows nothing of the server's insides; any
+OpenAI-compatible server will do. Blocking I/O on purpose: Ctrl-C then interrupts the read itself,
+and closing the connection is what stops the answer on the server.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Answer:
     usage: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """What the answer cost, as far as it is known: after Ctrl-C the server has not sent its counts."""
+        """What the answer cost, as far as it is known: after Ctrl-C the server has not sent its
+        counts.
+        """
         parts = []
         if self.usage:
             cached = (self.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
@@ -101,22 +104,30 @@ class ChatServer:
                         yield text
 
     @contextlib.contextmanager
-    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Generator[HTTPResponse]:
+    def _request(
+        self, method: str, path: str, body: dict[str, Any] | None = None
+    ) -> Generator[HTTPResponse]:
         connect = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
         connection = connect(str(self._parts.hostname), self._parts.port, timeout=_CONNECT_SECONDS)
         try:
             connection.connect()
             connection.sock.settimeout(_READ_SECONDS)
             payload = None if body is None else json.dumps(body).encode()
-            connection.request(method, self._base + path, payload, {"Content-Type": "application/json"})
+            connection.request(
+                method, self._base + path, payload, {"Content-Type": "application/json"}
+            )
             with connection.getresponse() as response:
                 if response.status != 200:
                     raise ChatError(_refusal(response))
                 yield response
         except ConnectionRefusedError as error:
-            raise ChatError(f"no server answers at {self._url}; start one with: radixserve serve") from error
+            raise ChatError(
+                f"no server answers at {self._url}; start one with: radixserve serve"
+            ) from error
         except (OSError, HTTPException) as error:
-            raise ChatError(f"the connection to {self._url} failed: {error or type(error).__name__}") from error
+            raise ChatError(
+                f"the connection to {self._url} failed: {error or type(error).__name__}"
+            ) from error
         finally:
             connection.close()
 
@@ -169,19 +180,31 @@ class Conversation:
 
     def body(self, question: str) -> dict[str, Any]:
         messages = [*self.messages, {"role": "user", "content": question}]
-        return {"messages": messages, "stream": True, "stream_options": {"include_usage": True}, **self._settings}
+        return {
+            "messages": messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **self._settings,
+        }
 
     def add(self, question: str, answer: str) -> None:
-        self.messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        self.messages += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
 
 
 def _ask(server: ChatServer, conversation: Conversation, question: str, console: Console) -> bool:
-    """Show one answer; False when the server refused or failed. What was said of it before Ctrl-C is kept."""
+    """Show one answer; False when the server refused or failed. What was said of it before Ctrl-C
+    is kept.
+    """
     answer, note = Answer(), ""
     try:
         with contextlib.closing(server.answer(conversation.body(question), answer)) as texts:
             for text in texts:
-                console.file.write(text.translate(_CONTROL_CHARS))  # rich would turn tabs into spaces
+                console.file.write(
+                    text.translate(_CONTROL_CHARS)
+                )  # rich would turn tabs into spaces
                 console.file.flush()
     except KeyboardInterrupt:
         note = "stopped"
@@ -200,7 +223,9 @@ def _show(console: Console, message: str, style: str) -> None:
 
 
 def _read_line(console: Console) -> str | None:
-    """The next line, "" after Ctrl-C, None at the end of the input; a prompt is shown to people only."""
+    """The next line, "" after Ctrl-C, None at the end of the input; a prompt is shown to people
+    only.
+    """
     try:
         return input("> " if sys.stdin.isatty() else "")
     except KeyboardInterrupt:
@@ -219,7 +244,8 @@ def run_chat(
 ) -> int:
     """Talk until /quit or the end of the input; the exit status is 1 where the server failed.
 
-    `model`: the first one the server lists, if None. Other settings left None are the server's defaults.
+    `model`: the first one the server lists, if None. Other settings left None are the server's
+    defaults.
     """
     console = Console(highlight=False)
     try:
@@ -229,7 +255,9 @@ def run_chat(
         _show(console, str(error), "red")
         return 1
     settings = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
-    conversation = Conversation(system, {name: value for name, value in settings.items() if value is not None})
+    conversation = Conversation(
+        system, {name: value for name, value in settings.items() if value is not None}
+    )
     _show(console, f"{model} at {url}. {_HELP}", "dim")
     return _talk(server, conversation, console)
 
@@ -252,11 +280,20 @@ def _talk(server: ChatServer, conversation: Conversation, console: Console) -> i
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `radixserve chat`."""
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
+    parser.add_argument(
+        "--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)"
+    )
     parser.add_argument("--model", help="model name (default: the first one the server lists)")
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer in tokens (default: the server's)")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the server's)")
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="longest answer in tokens (default: the server's)",
+    )
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="0 is greedy (default: the server's)"
+    )
 
 
 def main(args: argparse.Namespace) -> int:

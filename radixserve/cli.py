@@ -1,7 +1,7 @@
 """The command `radixserve`: arguments in, exit status out.
 
-Owns the flags and their help; the settings' flags come from the table in `config`. Each command's work is imported
-when it runs, so that `--help` answers at once. Nothing here knows HTTP or a model.
+Owns the flags and their help; the settings' flags come from the table in `config`. Each command's
+work is imported when it runs, so that `--help` answers at once. Nothing here knows HTTP or a model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 0, 1 (failed), 2 (wrong arguments or settings), 130 (interrupted)."""
+    """Run one command and return the exit status: 0, 1 (failed), 2 (wrong arguments or settings),
+    130 (interrupted).
+    """
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
@@ -48,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     from radixserve import chat
 
     parser = argparse.ArgumentParser(
-        prog="radixserve", description="Answer chat and completion requests; never compute the same prefix twice."
+        prog="radixserve",
+        description="Answer chat and completion requests; never compute the same prefix twice.",
     )
     parser.add_argument("--version", action="version", version=f"radixserve {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -63,13 +66,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(serve)
     serve.set_defaults(run=_serve)
-    talk = commands.add_parser("chat", help="talk to a running server in the terminal", allow_abbrev=False)
+    talk = commands.add_parser(
+        "chat", help="talk to a running server in the terminal", allow_abbrev=False
+    )
     chat.add_arguments(talk)
     talk.set_defaults(run=chat.main)
-    bench = commands.add_parser("bench", help="replay a workload against any server", add_help=False, prefix_chars="\0")
-    bench.add_argument("arguments", nargs=argparse.REMAINDER)  # with that prefix nothing is an option here
+    bench = commands.add_parser(
+        "bench", help="replay a workload against any server", add_help=False, prefix_chars="\0"
+    )
+    bench.add_argument(
+        "arguments", nargs=argparse.REMAINDER
+    )  # with that prefix nothing is an option here
     bench.set_defaults(run=_bench)
-    _add_cache(commands.add_parser("cache", help="look into and mend a disk store", allow_abbrev=False))
+    _add_cache(
+        commands.add_parser("cache", help="look into and mend a disk store", allow_abbrev=False)
+    )
     return parser
 
 
@@ -88,7 +99,9 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
         if name == "check":
             command.add_argument("--fix", action="store_true", help="remove what is wrong")
         if name == "export":
-            command.add_argument("name", metavar="RUN", help="first characters of a run's name, as ls shows it")
+            command.add_argument(
+                "name", metavar="RUN", help="first characters of a run's name, as ls shows it"
+            )
             command.add_argument("target", type=Path, metavar="FILE", help="the file to write")
         if name == "import":
             command.add_argument("source", type=Path, metavar="FILE", help="the file to read")
@@ -121,7 +134,9 @@ def _add_flag(group: argparse._ArgumentGroup, row: Setting) -> None:
     """Values stay text here: `config` judges flag, variable and file alike."""
     help_text = f"{row.explain()} [{row.show(row.default)}]".replace("%", "%%")
     if row.plain is bool:
-        group.add_argument(row.flag, action=argparse.BooleanOptionalAction, default=None, help=help_text)
+        group.add_argument(
+            row.flag, action=argparse.BooleanOptionalAction, default=None, help=help_text
+        )
         return
     metavar = "SIZE" if row.doc.unit == "bytes" else row.name.rpartition("_")[2].upper()
     group.add_argument(row.flag, metavar=metavar, help=help_text)

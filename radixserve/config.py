@@ -1,9 +1,9 @@
 """The one table of settings: what an operator may choose, with section, unit and help.
 
-From `Settings` come the TOML file's sections, the `--flags`, the `RADIXSERVE_*` variables and docs/settings.md;
-`config_sources` reads them. The frozen value is sent as it is to the engine process. Nothing here knows what a
-setting does; derived values (how many slots a budget holds, how many threads a machine has) belong to whoever uses
-them.
+From `Settings` come the TOML file's sections, the `--flags`, the `RADIXSERVE_*` variables and
+docs/settings.md; `config_sources` reads them. The frozen value is sent as it is to the engine
+process. Nothing here knows what a setting does; derived values (how many slots a budget holds, how
+many threads a machine has) belong to whoever uses them.
 """
 
 from __future__ import annotations
@@ -47,32 +47,47 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Every setting with its type, limits and default."""
 
     host: Annotated[str, Meta(min_length=1), Doc("server", "address to listen on")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535), Doc("server", "port to listen on; 0 lets the system choose one")] = 8000
+    port: Annotated[
+        int, Meta(ge=0, le=65535), Doc("server", "port to listen on; 0 lets the system choose one")
+    ] = 8000
     drain_seconds: Annotated[
-        float, Meta(ge=0, le=86400), Doc("server", "how long SIGTERM waits for running requests", "seconds")
+        float,
+        Meta(ge=0, le=86400),
+        Doc("server", "how long SIGTERM waits for running requests", "seconds"),
     ] = 30.0
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Doc("server", "least level that is logged")] = (
-        "info"
-    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Doc("server", "least level that is logged")
+    ] = "info"
 
-    model: Annotated[_Name | None, Doc("model", "local folder or hub name of the model", zero="the embedded model")] = (
-        None
-    )
-    served_model_name: Annotated[
-        _Name | None, Doc("model", "name that clients use in requests", zero="derived from the model")
+    model: Annotated[
+        _Name | None,
+        Doc("model", "local folder or hub name of the model", zero="the embedded model"),
     ] = None
-    device: Annotated[Literal["auto", "cpu", "cuda"], Doc("model", "where the model runs; auto prefers CUDA")] = "auto"
+    served_model_name: Annotated[
+        _Name | None,
+        Doc("model", "name that clients use in requests", zero="derived from the model"),
+    ] = None
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Doc("model", "where the model runs; auto prefers CUDA")
+    ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Doc("model", "type of weights, keys and values; auto is float32 on the CPU, bfloat16 on CUDA"),
+        Doc(
+            "model",
+            "type of weights, keys and values; auto is float32 on the CPU, bfloat16 on CUDA",
+        ),
     ] = "auto"
-    threads: Annotated[int, Meta(ge=0, le=1024), Doc("model", "threads for computing on the CPU", zero="all cores")] = 0
-    fake_model: Annotated[bool, Doc("model", "serve a model of no cost, to measure everything around the model")] = (
-        False
-    )
+    threads: Annotated[
+        int, Meta(ge=0, le=1024), Doc("model", "threads for computing on the CPU", zero="all cores")
+    ] = 0
+    fake_model: Annotated[
+        bool, Doc("model", "serve a model of no cost, to measure everything around the model")
+    ] = False
 
     kv_budget: Annotated[
-        int, Meta(ge=0), Doc("cache", "memory for keys and values", "bytes", zero="a share of the free memory")
+        int,
+        Meta(ge=0),
+        Doc("cache", "memory for keys and values", "bytes", zero="a share of the free memory"),
     ] = 0
     kv_share: Annotated[
         float,
@@ -85,26 +100,42 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 0.0
     cache: Annotated[bool, Doc("cache", "reuse the keys and values of shared prefixes")] = True
     host_budget: Annotated[
-        int, Meta(ge=0), Doc("cache", "host memory for what the device evicts", "bytes", zero="none")
+        int,
+        Meta(ge=0),
+        Doc("cache", "host memory for what the device evicts", "bytes", zero="none"),
     ] = 0
     disk_path: Annotated[
-        _Name | None, Doc("cache", "folder in which keys and values outlive the server", zero="nothing is stored")
+        _Name | None,
+        Doc(
+            "cache", "folder in which keys and values outlive the server", zero="nothing is stored"
+        ),
     ] = None
-    disk_budget: Annotated[int, Meta(ge=1 << 20), Doc("cache", "size of that folder at most", "bytes")] = 10 << 30
+    disk_budget: Annotated[
+        int, Meta(ge=1 << 20), Doc("cache", "size of that folder at most", "bytes")
+    ] = 10 << 30
     tier_dtype: Annotated[
         Literal["same", "float8"],
-        Doc("cache", "type of keys and values in host memory and on the disk; float8 is smaller and not exact"),
+        Doc(
+            "cache",
+            "type of keys and values in host memory and on the disk; float8 is smaller and not exact",
+        ),
     ] = "same"
 
     max_running: Annotated[int, Meta(ge=1, le=4096), Doc("scheduler", "sequences in one step")] = 16
     max_step_tokens: Annotated[
-        int, Meta(ge=0), Doc("scheduler", "tokens computed in one step", zero="256 on the CPU, 2048 on CUDA")
+        int,
+        Meta(ge=0),
+        Doc("scheduler", "tokens computed in one step", zero="256 on the CPU, 2048 on CUDA"),
     ] = 0
     max_queue: Annotated[
-        int, Meta(ge=1), Doc("scheduler", "requests that may wait; further ones are refused with 503")
+        int,
+        Meta(ge=1),
+        Doc("scheduler", "requests that may wait; further ones are refused with 503"),
     ] = 256
 
-    max_body_bytes: Annotated[int, Meta(ge=1024), Doc("limits", "size of a request's body", "bytes")] = 4 << 20
+    max_body_bytes: Annotated[
+        int, Meta(ge=1024), Doc("limits", "size of a request's body", "bytes")
+    ] = 4 << 20
     max_choices: Annotated[int, Meta(ge=1), Doc("limits", "`n` of one request at most")] = 16
     max_prompts: Annotated[int, Meta(ge=1), Doc("limits", "prompts in one completion request")] = 16
 
@@ -173,7 +204,9 @@ class Setting:
         """
         word = text.strip()
         if self.plain is bool:
-            word = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(word.lower(), word)
+            word = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(
+                word.lower(), word
+            )
         return self._convert(word, source, strict=False)
 
     def parse_value(self, value: object, source: str) -> Any:
@@ -226,7 +259,9 @@ def parse_size(text: str) -> int:
     if found is None:
         raise ValueError('expected a size such as "512MiB", "2GiB" or a number of bytes')
     size = (
-        float(found[1]) * _UNIT_OF[found[2].lower()] if "." in found[1] else int(found[1]) * _UNIT_OF[found[2].lower()]
+        float(found[1]) * _UNIT_OF[found[2].lower()]
+        if "." in found[1]
+        else int(found[1]) * _UNIT_OF[found[2].lower()]
     )
     if size != int(size):
         raise ValueError("expected a whole number of bytes")
@@ -234,7 +269,9 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """`size` bytes in the largest binary unit that divides it, such as 512MiB; `parse_size` reads it back."""
+    """`size` bytes in the largest binary unit that divides it, such as 512MiB; `parse_size` reads
+    it back.
+    """
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if size and size % _UNITS[unit] == 0:
             return f"{size // _UNITS[unit]}{unit}"
@@ -250,6 +287,12 @@ def markdown() -> str:
         for row in TABLE:
             if row.doc.section == section:
                 flag = f"{row.flag}`, `--no-{row.flag[2:]}" if row.plain is bool else row.flag
-                cells = (f"`{row.name}`", f"`{flag}`", f"`{row.variable}`", f"`{row.show(row.default)}`", row.explain())
+                cells = (
+                    f"`{row.name}`",
+                    f"`{flag}`",
+                    f"`{row.variable}`",
+                    f"`{row.show(row.default)}`",
+                    row.explain(),
+                )
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines[1:]) + "\n"

@@ -1,7 +1,7 @@
 """Where settings come from: flags, environment, one TOML file; the first that names a setting wins.
 
-Every refusal names the key and the place it was found. The table itself is in `config`; what the settings do is known
-to neither.
+Every refusal names the key and the place it was found. The table itself is in `config`; what the
+settings do is known to neither.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from radixserve.errors import ConfigError
 CONFIG_VARIABLE: Final = ENV_PREFIX + "CONFIG"
 OTHER_VARIABLES: Final = {
     CONFIG_VARIABLE: "the TOML file, where `--config` does not name one",
-    ENV_PREFIX + "CACHE_DIR": "folder for the converted model and compiled kernels (default: ~/.cache/radixserve)",
+    ENV_PREFIX
+    + "CACHE_DIR": "folder for the converted model and compiled kernels (default: ~/.cache/radixserve)",
 }
 """Variables with the prefix that are no settings, and what each is for."""
 
@@ -40,8 +41,11 @@ class Resolved:
         return ", ".join(parts)
 
 
-def resolve(flags: Mapping[str, str | bool], environ: Mapping[str, str], file: str | Path | None = None) -> Resolved:
-    """The settings in force: flag, else variable, else file (or the one RADIXSERVE_CONFIG names), else default.
+def resolve(
+    flags: Mapping[str, str | bool], environ: Mapping[str, str], file: str | Path | None = None
+) -> Resolved:
+    """The settings in force: flag, else variable, else file (or the one RADIXSERVE_CONFIG names),
+    else default.
 
     Raises:
         ConfigError: a key is unknown, a value is malformed, or two settings contradict each other.
@@ -68,7 +72,11 @@ def _from_flags(flags: Mapping[str, str | bool]) -> list[_Found]:
     found: list[_Found] = []
     for name, raw in flags.items():
         row = rows[name]
-        parse = row.parse_text(raw, row.flag) if isinstance(raw, str) else row.parse_value(raw, row.flag)
+        parse = (
+            row.parse_text(raw, row.flag)
+            if isinstance(raw, str)
+            else row.parse_value(raw, row.flag)
+        )
         found.append((name, parse, row.flag))
     return found
 
@@ -106,7 +114,9 @@ def _row_of(section: str, name: str, path: Path) -> Setting:
     if name not in rows:
         raise ConfigError(f"{path}: {section}.{name} is no setting{_suggestion(name, rows)}")
     if rows[name].doc.section != section:
-        raise ConfigError(f"{path}: {name} belongs in [{rows[name].doc.section}], not in [{section}]")
+        raise ConfigError(
+            f"{path}: {name} belongs in [{rows[name].doc.section}], not in [{section}]"
+        )
     return rows[name]
 
 
@@ -127,7 +137,9 @@ def _refuse_contradictions(settings: Settings, sources: Mapping[str, str]) -> No
         if getattr(settings, name) and not settings.cache:
             raise ConfigError(f"{told(name)} contradicts {told('cache')}: nothing is reused")
         if getattr(settings, name) and settings.fake_model:
-            raise ConfigError(f"{told(name)} contradicts {told('fake_model')}: it has no keys and values")
+            raise ConfigError(
+                f"{told(name)} contradicts {told('fake_model')}: it has no keys and values"
+            )
     if 0 < settings.max_step_tokens < settings.max_running:
         raise ConfigError(
             f"{told('max_step_tokens')} contradicts {told('max_running')}: each sequence of a step computes a token"

@@ -92,6 +92,8 @@ class Unavailable(ApiError):
     status = 503
     code = "server_is_overloaded"
 
-    def __init__(self, message: str, *, code: str | None = None, retry_after: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str | None = None, retry_after: int | None = None
+    ) -> None:
         super().__init__(message, code=code)
         self.retry_after = retry_after

@@ -1,7 +1,9 @@
-"""Counts what happened and renders it as a Prometheus page; the metrics are declared in `metrics_table`.
+"""Counts what happened and renders it as a Prometheus page; the metrics are declared in
+`metrics_table`.
 
-The front records each request when it ends, passes on each report of the engine, and renders the page. Only plain
-values come in: this module knows no HTTP, no engine process and no tensor. Used from the event loop's thread.
+The front records each request when it ends, passes on each report of the engine, and renders the
+page. Only plain values come in: this module knows no HTTP, no engine process and no tensor. Used
+from the event loop's thread.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class RequestRecord:
 
 
 class HitWindow:
-    """The share of cached tokens over the last `WINDOW_SECONDS`, kept second by second: O(1) per report."""
+    """The share of cached tokens over the last `WINDOW_SECONDS`, kept second by second: O(1) per
+    report.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -80,9 +84,13 @@ class Metrics:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the page
         self.registry = CollectorRegistry()
         prometheus_client.ProcessCollector(registry=self.registry)
-        self._counters = {each.name: self._counter(each) for each in METRICS if each.kind == "counter"}
+        self._counters = {
+            each.name: self._counter(each) for each in METRICS if each.kind == "counter"
+        }
         self._gauges = {each.name: self._gauge(each) for each in METRICS if each.kind == "gauge"}
-        self._histograms = {each.name: self._histogram(each) for each in METRICS if each.kind == "histogram"}
+        self._histograms = {
+            each.name: self._histogram(each) for each in METRICS if each.kind == "histogram"
+        }
         for _, counter, labels in TOTALS:
             if labels:
                 self._counters[counter].labels(*labels)
@@ -107,7 +115,8 @@ class Metrics:
     def observe_steps(self, stats: EngineStats) -> None:
         """Add what a new report tells of the steps since the last; call it once for each report.
 
-        Totals enter as differences. One that fell means that the engine started anew and counts from zero again.
+        Totals enter as differences. One that fell means that the engine started anew and counts
+        from zero again.
         """
         if stats.steps_total < self._seen.get(("radixserve_steps_total",), 0):
             self._seen = {}
@@ -116,7 +125,9 @@ class Metrics:
             key, total = (counter, *labels), total_of(stats)
             grown[key] = max(0, total - self._seen.get(key, 0))
             self._seen[key] = total
-            (self._counters[counter].labels(*labels) if labels else self._counters[counter]).inc(grown[key])
+            (self._counters[counter].labels(*labels) if labels else self._counters[counter]).inc(
+                grown[key]
+            )
         computed, *cached = (grown["radixserve_prompt_tokens_total", source] for source in _SOURCES)
         self._window.add(computed, sum(cached))
         self._observe("radixserve_step_seconds", *stats.step_seconds)
@@ -132,8 +143,12 @@ class Metrics:
         """A new engine goes on with a request that a dead one left unfinished."""
         self._counters["radixserve_requests_resumed_total"].inc()
 
-    def render(self, stats: EngineStats, info: EngineInfo | None, *, up: bool | None = None) -> bytes:
-        """The page with the newest state of the engine; `up`: requests are taken (None: if `info` is there)."""
+    def render(
+        self, stats: EngineStats, info: EngineInfo | None, *, up: bool | None = None
+    ) -> bytes:
+        """The page with the newest state of the engine; `up`: requests are taken (None: if `info`
+        is there).
+        """
         self._set("radixserve_requests_running", stats.running)
         self._set("radixserve_requests_waiting", stats.waiting)
         self._set("radixserve_tree_nodes", stats.tree_nodes)
@@ -146,7 +161,15 @@ class Metrics:
             yes_no = [str(each).lower() for each in (info.exact, info.cache_enabled)]
             self._set("radixserve_engine_fallback", float(info.fallback_reason is not None))
             self._gauges["radixserve_model_info"].clear()
-            self._set("radixserve_model_info", 1, self._model, info.device, info.dtype, info.attention, *yes_no)
+            self._set(
+                "radixserve_model_info",
+                1,
+                self._model,
+                info.device,
+                info.dtype,
+                info.attention,
+                *yes_no,
+            )
         return prometheus_client.generate_latest(self.registry)
 
     def _set_tiers(self, tiers: TierStats) -> None:
@@ -176,7 +199,9 @@ class Metrics:
         return Gauge(each.name, each.help, each.labels, registry=self.registry)
 
     def _histogram(self, each: Declared) -> Histogram:
-        return Histogram(each.name, each.help, each.labels, registry=self.registry, buckets=each.buckets)
+        return Histogram(
+            each.name, each.help, each.labels, registry=self.registry, buckets=each.buckets
+        )
 
 
 def _slots_by_state(stats: EngineStats, info: EngineInfo | None) -> dict[str, int]:

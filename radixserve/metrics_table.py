@@ -43,8 +43,12 @@ METRICS: Final = (
         "Requests that ended, by endpoint and outcome (stop, length, abort, error, rejected)",
         ("endpoint", "outcome"),
     ),
-    Declared("gauge", "radixserve_requests_running", "requests", "Sequences that take part in steps now"),
-    Declared("gauge", "radixserve_requests_waiting", "requests", "Sequences accepted and not yet running"),
+    Declared(
+        "gauge", "radixserve_requests_running", "requests", "Sequences that take part in steps now"
+    ),
+    Declared(
+        "gauge", "radixserve_requests_waiting", "requests", "Sequences accepted and not yet running"
+    ),
     Declared(
         "counter",
         "radixserve_prompt_tokens_total",
@@ -53,7 +57,13 @@ METRICS: Final = (
         ("source",),
     ),
     Declared("counter", "radixserve_generated_tokens_total", "tokens", "Tokens generated"),
-    Declared("histogram", "radixserve_request_prompt_tokens", "tokens", "Length of each prompt", buckets=_TOKENS),
+    Declared(
+        "histogram",
+        "radixserve_request_prompt_tokens",
+        "tokens",
+        "Length of each prompt",
+        buckets=_TOKENS,
+    ),
     Declared(
         "histogram",
         "radixserve_request_cached_tokens",
@@ -61,14 +71,35 @@ METRICS: Final = (
         "Tokens of each prompt that the cache answered",
         buckets=_TOKENS,
     ),
-    Declared("histogram", "radixserve_request_generated_tokens", "tokens", "Length of each answer", buckets=_TOKENS),
-    # How long it took.
-    Declared("histogram", "radixserve_queue_seconds", "seconds", "From acceptance to the first step of a request"),
     Declared(
-        "histogram", "radixserve_time_to_first_token_seconds", "seconds", "From acceptance to the first token (TTFT)"
+        "histogram",
+        "radixserve_request_generated_tokens",
+        "tokens",
+        "Length of each answer",
+        buckets=_TOKENS,
     ),
-    Declared("histogram", "radixserve_inter_token_seconds", "seconds", "Between one token of an answer and the next"),
-    Declared("histogram", "radixserve_e2e_seconds", "seconds", "From acceptance to the end of a request"),
+    # How long it took.
+    Declared(
+        "histogram",
+        "radixserve_queue_seconds",
+        "seconds",
+        "From acceptance to the first step of a request",
+    ),
+    Declared(
+        "histogram",
+        "radixserve_time_to_first_token_seconds",
+        "seconds",
+        "From acceptance to the first token (TTFT)",
+    ),
+    Declared(
+        "histogram",
+        "radixserve_inter_token_seconds",
+        "seconds",
+        "Between one token of an answer and the next",
+    ),
+    Declared(
+        "histogram", "radixserve_e2e_seconds", "seconds", "From acceptance to the end of a request"
+    ),
     # What the cache does.
     Declared(
         "gauge",
@@ -84,7 +115,12 @@ METRICS: Final = (
         "cached is what the prefix tree owns, leased or not",
         ("state",),
     ),
-    Declared("counter", "radixserve_evicted_tokens_total", "tokens", "Tokens dropped from the prefix tree for others"),
+    Declared(
+        "counter",
+        "radixserve_evicted_tokens_total",
+        "tokens",
+        "Tokens dropped from the prefix tree for others",
+    ),
     Declared(
         "gauge",
         "radixserve_tier_bytes",
@@ -101,9 +137,17 @@ METRICS: Final = (
     ),
     Declared("gauge", "radixserve_store_runs", "runs", "Runs stored on the disk"),
     Declared(
-        "gauge", "radixserve_store_writing", "0 or 1", "1 while the disk is written to; 0 without one, and after errors"
+        "gauge",
+        "radixserve_store_writing",
+        "0 or 1",
+        "1 while the disk is written to; 0 without one, and after errors",
     ),
-    Declared("counter", "radixserve_store_evicted_runs_total", "runs", "Runs removed from the disk for others"),
+    Declared(
+        "counter",
+        "radixserve_store_evicted_runs_total",
+        "runs",
+        "Runs removed from the disk for others",
+    ),
     Declared(
         "counter",
         "radixserve_store_verify_failures_total",
@@ -134,14 +178,44 @@ METRICS: Final = (
         ("kind",),
     ),
     Declared("histogram", "radixserve_step_seconds", "seconds", "Duration of a step"),
-    Declared("histogram", "radixserve_step_tokens", "tokens", "Tokens computed in a step", buckets=_TOKENS),
-    Declared("histogram", "radixserve_step_sequences", "sequences", "Sequences in a step", buckets=_SEQUENCES),
-    Declared("counter", "radixserve_preemptions_total", "preemptions", "Times a running sequence gave its memory back"),
-    # What is running.
-    Declared("gauge", "radixserve_engine_up", "0 or 1", "1 while the engine works and the server does not drain"),
-    Declared("counter", "radixserve_engine_restarts_total", "restarts", "Times a dead engine was started again"),
     Declared(
-        "counter", "radixserve_requests_resumed_total", "resumptions", "Times a new engine went on with a request"
+        "histogram",
+        "radixserve_step_tokens",
+        "tokens",
+        "Tokens computed in a step",
+        buckets=_TOKENS,
+    ),
+    Declared(
+        "histogram",
+        "radixserve_step_sequences",
+        "sequences",
+        "Sequences in a step",
+        buckets=_SEQUENCES,
+    ),
+    Declared(
+        "counter",
+        "radixserve_preemptions_total",
+        "preemptions",
+        "Times a running sequence gave its memory back",
+    ),
+    # What is running.
+    Declared(
+        "gauge",
+        "radixserve_engine_up",
+        "0 or 1",
+        "1 while the engine works and the server does not drain",
+    ),
+    Declared(
+        "counter",
+        "radixserve_engine_restarts_total",
+        "restarts",
+        "Times a dead engine was started again",
+    ),
+    Declared(
+        "counter",
+        "radixserve_requests_resumed_total",
+        "resumptions",
+        "Times a new engine went on with a request",
     ),
     Declared(
         "gauge",
@@ -156,7 +230,13 @@ METRICS: Final = (
         "0 or 1",
         "1 while something slower serves in the place of the device's own path; /version says why (fallback_reason)",
     ),
-    Declared("gauge", "radixserve_build_info", "always 1", "The version of radixserve in the label", ("version",)),
+    Declared(
+        "gauge",
+        "radixserve_build_info",
+        "always 1",
+        "The version of radixserve in the label",
+        ("version",),
+    ),
 )
 """All metrics, in the order of the documentation."""
 
@@ -164,20 +244,52 @@ _Feeds = tuple[tuple[Callable[[EngineStats], int], str, tuple[str, ...]], ...]
 
 TOTALS: Final[_Feeds] = (
     (lambda stats: stats.steps_total, "radixserve_steps_total", ()),
-    (lambda stats: stats.computed_prompt_tokens_total, "radixserve_prompt_tokens_total", ("computed",)),
+    (
+        lambda stats: stats.computed_prompt_tokens_total,
+        "radixserve_prompt_tokens_total",
+        ("computed",),
+    ),
     (lambda stats: _device_tokens(stats), "radixserve_prompt_tokens_total", ("device",)),
     (lambda stats: stats.host_prompt_tokens_total, "radixserve_prompt_tokens_total", ("host",)),
     (lambda stats: stats.disk_prompt_tokens_total, "radixserve_prompt_tokens_total", ("disk",)),
     (lambda stats: stats.generated_tokens_total, "radixserve_generated_tokens_total", ()),
     (lambda stats: stats.evicted_tokens_total, "radixserve_evicted_tokens_total", ()),
     (lambda stats: stats.preemptions_total, "radixserve_preemptions_total", ()),
-    (lambda stats: stats.faults_total.get("exception", 0), "radixserve_step_faults_total", ("exception",)),
-    (lambda stats: stats.faults_total.get("out_of_memory", 0), "radixserve_step_faults_total", ("out_of_memory",)),
-    (lambda stats: stats.faults_total.get("not_finite", 0), "radixserve_step_faults_total", ("not_finite",)),
-    (lambda stats: stats.tiers.demoted_tokens_total, "radixserve_tier_tokens_total", ("host", "down")),
-    (lambda stats: stats.tiers.promoted_host_tokens_total, "radixserve_tier_tokens_total", ("host", "up")),
-    (lambda stats: stats.tiers.stored_tokens_total, "radixserve_tier_tokens_total", ("disk", "down")),
-    (lambda stats: stats.tiers.promoted_disk_tokens_total, "radixserve_tier_tokens_total", ("disk", "up")),
+    (
+        lambda stats: stats.faults_total.get("exception", 0),
+        "radixserve_step_faults_total",
+        ("exception",),
+    ),
+    (
+        lambda stats: stats.faults_total.get("out_of_memory", 0),
+        "radixserve_step_faults_total",
+        ("out_of_memory",),
+    ),
+    (
+        lambda stats: stats.faults_total.get("not_finite", 0),
+        "radixserve_step_faults_total",
+        ("not_finite",),
+    ),
+    (
+        lambda stats: stats.tiers.demoted_tokens_total,
+        "radixserve_tier_tokens_total",
+        ("host", "down"),
+    ),
+    (
+        lambda stats: stats.tiers.promoted_host_tokens_total,
+        "radixserve_tier_tokens_total",
+        ("host", "up"),
+    ),
+    (
+        lambda stats: stats.tiers.stored_tokens_total,
+        "radixserve_tier_tokens_total",
+        ("disk", "down"),
+    ),
+    (
+        lambda stats: stats.tiers.promoted_disk_tokens_total,
+        "radixserve_tier_tokens_total",
+        ("disk", "up"),
+    ),
     (lambda stats: stats.tiers.evicted_runs_total, "radixserve_store_evicted_runs_total", ()),
     (lambda stats: stats.tiers.verify_failures_total, "radixserve_store_verify_failures_total", ()),
     (lambda stats: stats.tiers.read_errors_total, "radixserve_store_errors_total", ("read",)),
@@ -189,7 +301,11 @@ TOTALS: Final[_Feeds] = (
 
 def _device_tokens(stats: EngineStats) -> int:
     """Cached prompt tokens that were on the device already."""
-    return stats.cached_prompt_tokens_total - stats.host_prompt_tokens_total - stats.disk_prompt_tokens_total
+    return (
+        stats.cached_prompt_tokens_total
+        - stats.host_prompt_tokens_total
+        - stats.disk_prompt_tokens_total
+    )
 
 
 def markdown() -> str:

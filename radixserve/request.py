@@ -1,8 +1,9 @@
 """What was asked, as frozen values.
 
-The front builds a `Request` from a validated body and sends it to the engine; nothing in it is text, HTTP or a
-tensor, so the same value is logged, sent over the socket and kept for resubmission. Every field is resolved: the
-front has filled in defaults, drawn a seed where the client gave none, and checked every limit.
+The front builds a `Request` from a validated body and sends it to the engine; nothing in it is
+text, HTTP or a tensor, so the same value is logged, sent over the socket and kept for resubmission.
+Every field is resolved: the front has filled in defaults, drawn a seed where the client gave none,
+and checked every limit.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = {}
     logprobs: int | None = None  # None: not wanted; k: the drawn token and the k most likely
-    prompt_logprobs: int | None = None  # the same for the prompt's own tokens; such a request reads no cached K/V
+    prompt_logprobs: int | None = (
+        None  # the same for the prompt's own tokens; such a request reads no cached K/V
+    )
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,4 +39,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     prompt_ids: list[int]
     sampling: Sampling
     namespace: str = "public"  # who may share K/V with whom
-    arrived: float = 0.0  # time.monotonic() seconds when the front accepted it; comparable between processes
+    arrived: float = (
+        0.0  # time.monotonic() seconds when the front accepted it; comparable between processes
+    )

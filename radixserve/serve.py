@@ -1,7 +1,9 @@
-"""`radixserve serve`: wires settings, engine, text, metrics and HTTP together, and ends them in order.
+"""`radixserve serve`: wires settings, engine, text, metrics and HTTP together, and ends them in
+order.
 
-The only module that knows all layers. SIGTERM and SIGINT drain: readiness goes first, running requests may end within
-`drain_seconds`, then everything is closed; a second signal ends the process at once.
+The only module that knows all layers. SIGTERM and SIGINT drain: readiness goes first, running
+requests may end within `drain_seconds`, then everything is closed; a second signal ends the process
+at once.
 """
 
 from __future__ import annotations
@@ -78,13 +80,17 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> str:
     try:
         await web.TCPSite(runner, settings.host, settings.port).start()
     except OSError as error:
-        raise StartupError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from error
+        raise StartupError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
+        ) from error
     host, port = runner.addresses[0][:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def _load(engine: ProcessEngine, stopping: asyncio.Event) -> bool:
-    """Wait for the engine; False when a signal came first. The port answers meanwhile: alive, not ready."""
+    """Wait for the engine; False when a signal came first. The port answers meanwhile: alive, not
+    ready.
+    """
     loading, stopped = asyncio.create_task(engine.start()), asyncio.create_task(stopping.wait())
     await asyncio.wait([loading, stopped], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
@@ -97,6 +103,11 @@ async def _load(engine: ProcessEngine, stopping: asyncio.Event) -> bool:
 
 def _announce(url: str, name: str) -> None:
     """Tell a person, and whoever waits for this line, where the server is and what to try."""
-    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    body = json.dumps(
+        {"model": name, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    )
     print(f"radixserve: {name} listening on {url}", flush=True)
-    print(f"try: curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'", flush=True)
+    print(
+        f"try: curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'",
+        flush=True,
+    )

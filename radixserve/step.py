@@ -1,7 +1,7 @@
 """The plain values of a step: what to compute, what came of it, what the engine says of itself.
 
-They belong to no layer: the scheduler fills `Chunk`s, the model runner reads them, the front reads `TokenEvent`s and
-`EngineStats`. No torch and no text here.
+They belong to no layer: the scheduler fills `Chunk`s, the model runner reads them, the front reads
+`TokenEvent`s and `EngineStats`. No torch and no text here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ Slots = npt.NDArray[np.int32]
 
 
 class Logits(enum.Enum):
-    """Of which rows of a chunk the logits are wanted; always of the last: it shows whether K/V is finite."""
+    """Of which rows of a chunk the logits are wanted; always of the last: it shows whether K/V is
+    finite.
+    """
 
     LAST = "last"
     ALL = "all"  # prompt logprobs
@@ -27,10 +29,12 @@ class Logits(enum.Enum):
 
 @dataclass(slots=True)
 class Chunk:
-    """One sequence's part of a step: positions [start, start + len(token_ids)) get K/V, attending positions from 0 on.
+    """One sequence's part of a step: positions [start, start + len(token_ids)) get K/V, attending
+    positions from 0 on.
 
-    `slots` covers positions 0 .. stop-1; those below `start` hold K/V already, or get it from a step before.
-    With `drawn_row` the chunk is one token that only the device knows yet: the step before draws it in that row.
+    `slots` covers positions 0 .. stop-1; those below `start` hold K/V already, or get it from a
+    step before. With `drawn_row` the chunk is one token that only the device knows yet: the step
+    before draws it in that row.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -53,7 +57,9 @@ FaultKind = Literal["exception", "out_of_memory", "not_finite"]
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """Natural-log probability of a token under the model's own distribution (before penalties and temperature)."""
+    """Natural-log probability of a token under the model's own distribution (before penalties and
+    temperature).
+    """
 
     token_id: int
     logprob: float
@@ -61,20 +67,25 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What happened to one request in one step. Every accepted request ends in exactly one event with `finish` set.
+    """What happened to one request in one step. Every accepted request ends in exactly one event
+    with `finish` set.
 
-    The event of the first token carries `num_cached` and `queue_seconds`; if another engine goes on with the request,
-    it does not tell them again. `stop_token_id` is set when a stop token
-    ended the request; that token is the last of `token_ids`, and the front keeps it out of the text.
+    The event of the first token carries `num_cached` and `queue_seconds`; if another engine goes on
+    with the request, it does not tell them again. `stop_token_id` is set when a stop token ended
+    the request; that token is the last of `token_ids`, and the front keeps it out of the text.
     """
 
     request_id: str
     token_ids: list[int] = []
     logprobs: list[TokenLogprob] | None = None
-    prompt_logprobs: list[TokenLogprob] | None = None  # for positions 1 .. n-1, in the event of the first token
+    prompt_logprobs: list[TokenLogprob] | None = (
+        None  # for positions 1 .. n-1, in the event of the first token
+    )
     finish: FinishReason | None = None
     stop_token_id: int | None = None
-    error: str | None = None  # with "error", and with "abort" if the client did not ask for it: a sentence for it
+    error: str | None = (
+        None  # with "error", and with "abort" if the client did not ask for it: a sentence for it
+    )
     num_cached: int | None = None
     num_host: int = 0  # of num_cached, tokens that the host's memory gave
     num_disk: int = 0  # and the disk
@@ -119,7 +130,9 @@ class TierStats(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class EngineStats(msgspec.Struct, kw_only=True):
-    """State and running totals of the engine, sent after steps. Totals only grow while the engine process lives."""
+    """State and running totals of the engine, sent after steps. Totals only grow while the engine
+    process lives.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -135,7 +148,9 @@ class EngineStats(msgspec.Struct, kw_only=True):
     host_prompt_tokens_total: int = 0  # of those, brought up from the host's memory for the request
     disk_prompt_tokens_total: int = 0  # and from the disk
     generated_tokens_total: int = 0
-    faults_total: dict[FaultKind, int] = {}  # steps that raised, and rows whose logits were not finite
+    faults_total: dict[
+        FaultKind, int
+    ] = {}  # steps that raised, and rows whose logits were not finite
     tiers: TierStats = msgspec.field(default_factory=TierStats)
     step_seconds: list[float] = []  # of the steps since the last report
     step_tokens: list[int] = []  # tokens computed in each of them

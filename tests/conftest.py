@@ -1,4 +1,6 @@
-"""For all tests: threads of torch that wait for each other sleep soon, as they do in the engine process."""
+"""For all tests: threads of torch that wait for each other sleep soon, as they do in the engine
+process.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A stand-in for any OpenAI-compatible server: words for tokens, a prefix cache of words, faults on order."""
+"""A stand-in for any OpenAI-compatible server: words for tokens, a prefix cache of words, faults on
+order.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,8 @@ class FakeOpenAI:
             refused = 500 if self.fault == "falls over garbage" else 400
         if refused:
             return web.json_response(
-                {"error": {"message": "no", "type": "t", "param": None, "code": None}}, status=refused
+                {"error": {"message": "no", "type": "t", "param": None, "code": None}},
+                status=refused,
             )
         if self.fault == "binary error":
             return web.Response(status=500, body=b"\xff\xfe", content_type="text/plain")
@@ -104,23 +107,32 @@ class FakeOpenAI:
         await asyncio.sleep(self.word_seconds)
         if body.get("stream"):
             return await self._stream(request, body, words, usage)
-        choices = [self._choice(body, "message", i, "".join(words), "stop") for i in range(body.get("n", 1))]
+        choices = [
+            self._choice(body, "message", i, "".join(words), "stop")
+            for i in range(body.get("n", 1))
+        ]
         return web.json_response({"choices": choices, "usage": usage})
 
     def _usage(self, prompt: list[str], completion_tokens: int) -> Json:
-        chain = list(itertools.accumulate(prompt, lambda before, word: hash((before, word)), initial=0))
+        chain = list(
+            itertools.accumulate(prompt, lambda before, word: hash((before, word)), initial=0)
+        )
         known = sum(each in self.seen for each in chain[1:-1])
         self.seen.update(chain[1:])
         usage: Json = {"prompt_tokens": len(prompt), "completion_tokens": completion_tokens}
         return (
-            usage if self.fault == "no cached_tokens" else usage | {"prompt_tokens_details": {"cached_tokens": known}}
+            usage
+            if self.fault == "no cached_tokens"
+            else usage | {"prompt_tokens_details": {"cached_tokens": known}}
         )
 
     def _choice(self, body: Json, key: str, index: int, text: str, finish: str | None) -> Json:
         part = {key: {"content": text}} if "messages" in body else {"text": text}
         return {"index": index, "finish_reason": finish, **part}
 
-    async def _stream(self, request: web.Request, body: Json, words: list[str], usage: Json) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, body: Json, words: list[str], usage: Json
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for place, word in enumerate(words):
@@ -133,15 +145,23 @@ class FakeOpenAI:
             if self.fault == "error in stream" and place == 2:
                 await response.write(b'data: {"error": {"message": "engine died"}}\n\n')
                 return response
-            choices = [self._choice(body, "delta", i, word, finish) for i in range(body.get("n", 1))]
-            await response.write(f"data: {json.dumps({'choices': choices, 'usage': None})}\n\n".encode())
+            choices = [
+                self._choice(body, "delta", i, word, finish) for i in range(body.get("n", 1))
+            ]
+            await response.write(
+                f"data: {json.dumps({'choices': choices, 'usage': None})}\n\n".encode()
+            )
             await asyncio.sleep(self.word_seconds)
-        await response.write(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode())
+        await response.write(
+            f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode()
+        )
         return response
 
 
 async def _main() -> None:
-    """As a process of its own: says where it listens as radixserve does, and ends with a signal or by its fault."""
+    """As a process of its own: says where it listens as radixserve does, and ends with a signal or
+    by its fault.
+    """
     async with FakeOpenAI(os.environ.get("FAKE_FAULT")).serve() as url:
         print(f"fake listening on {url}", flush=True)
         await asyncio.Event().wait()

@@ -1,7 +1,7 @@
 """Stand-ins at the seams: an engine without a model, and a tokenizer whose token ids are bytes.
 
-`FakeEngine` implements `EngineClient`. Its answer repeats the prompt's tokens, so every answer can be predicted from
-the request; faults and pauses are plain attributes.
+`FakeEngine` implements `EngineClient`. Its answer repeats the prompt's tokens, so every answer can
+be predicted from the request; faults and pauses are plain attributes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def byte_tokenizer() -> Tokenizer:
     backend = Backend(models.BPE(vocab={char: i for i, char in enumerate(chars)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken("<eos>", special=True), AddedToken("<turn>", special=True)])
+    backend.add_special_tokens(
+        [AddedToken("<eos>", special=True), AddedToken("<turn>", special=True)]
+    )
     return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=TEMPLATE))
 
 
@@ -72,7 +74,9 @@ class FakeEngine:
         self.unready_reason: str | None = None
         self.answer: Callable[[Request], Sequence[int]] = repeat_prompt
         self.num_cached = 0
-        self.refuse_after: int | None = None  # so many submissions are accepted, the next is refused
+        self.refuse_after: int | None = (
+            None  # so many submissions are accepted, the next is refused
+        )
         self.hold_at: int | None = None  # before the token of this number: wait for `go_on`
         self.go_on = asyncio.Event()
         self.held = asyncio.Event()  # set when a request waits
@@ -139,7 +143,9 @@ class FakeStream:
         if self._num_sent == 0:
             event.num_cached, event.queue_seconds = engine.num_cached, 0.001
             if sampling.prompt_logprobs is not None:
-                event.prompt_logprobs = [logprob_of(token) for token in self._request.prompt_ids[1:]]
+                event.prompt_logprobs = [
+                    logprob_of(token) for token in self._request.prompt_ids[1:]
+                ]
         if engine.fail_at == self._num_sent:
             event.finish, event.error = engine.failure, engine.error
             return event

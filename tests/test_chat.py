@@ -18,7 +18,11 @@ parser = argparse.ArgumentParser()
 chat.add_arguments(parser)
 sys.exit(chat.main(parser.parse_args()))
 """
-USAGE = {"prompt_tokens": 31, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 24}}
+USAGE = {
+    "prompt_tokens": 31,
+    "completion_tokens": 3,
+    "prompt_tokens_details": {"cached_tokens": 24},
+}
 
 
 class FakeServer:
@@ -31,20 +35,30 @@ class FakeServer:
         self.left = asyncio.Event()
 
     async def models(self, _: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": "tiny-model", "object": "model"}]})
+        return web.json_response(
+            {"object": "list", "data": [{"id": "tiny-model", "object": "model"}]}
+        )
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         self.bodies.append(await request.json())
         if self.bodies[-1]["messages"][-1]["content"] == "too long":
-            error = {"message": "the prompt is longer than the context", "type": "invalid_request_error"}
+            error = {
+                "message": "the prompt is longer than the context",
+                "type": "invalid_request_error",
+            }
             return web.json_response({"error": error}, status=400)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for part in self.parts:
-            await send(response, {"choices": [{"index": 0, "delta": {"content": part}}], "usage": None})
+            await send(
+                response, {"choices": [{"index": 0, "delta": {"content": part}}], "usage": None}
+            )
         if self.endless:
             await self._until_left(response)
-        await send(response, {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": None})
+        await send(
+            response,
+            {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": None},
+        )
         await send(response, {"choices": [], "usage": USAGE})
         await response.write(b"data: [DONE]\n\n")
         return response
@@ -112,7 +126,16 @@ async def test_an_answer_is_shown_with_what_it_cost(fake: Served) -> None:
 
 
 async def test_options_reach_the_server(fake: Served) -> None:
-    options = ("--model", "other", "--system", "Be brief.", "--max-tokens", "5", "--temperature", "0")
+    options = (
+        "--model",
+        "other",
+        "--system",
+        "Be brief.",
+        "--max-tokens",
+        "5",
+        "--temperature",
+        "0",
+    )
     await talk("hello\n", "--url", fake.url + "/v1", *options)
     [body] = fake.bodies
     assert (body["model"], body["max_tokens"], body["temperature"]) == ("other", 5, 0.0)
@@ -120,7 +143,9 @@ async def test_options_reach_the_server(fake: Served) -> None:
 
 
 async def test_the_conversation_grows_until_it_is_reset(fake: Served) -> None:
-    status, _ = await talk("one\n\ntwo\n/reset\nthree\n/quit\nnever\n", "--url", fake.url, "--system", "S")
+    status, _ = await talk(
+        "one\n\ntwo\n/reset\nthree\n/quit\nnever\n", "--url", fake.url, "--system", "S"
+    )
     assert status == 0
     said = [[message["content"] for message in body["messages"]] for body in fake.bodies]
     assert said == [["S", "one"], ["S", "one", "Paris is it.", "two"], ["S", "three"]]

@@ -1,4 +1,6 @@
-"""The command line: what reaches the server, what is refused, exit statuses, and a help that a person can read."""
+"""The command line: what reaches the server, what is refused, exit statuses, and a help that a
+person can read.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +39,32 @@ def test_serve_without_arguments_uses_the_defaults(served: list[Settings]) -> No
 
 
 def test_flags_reach_the_server(served: list[Settings]) -> None:
-    flags = ["--model", "a/b", "--host", "::1", "--port", "0", "--device", "cpu", "--kv-budget", "512MiB", "--no-cache"]
+    flags = [
+        "--model",
+        "a/b",
+        "--host",
+        "::1",
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+        "--kv-budget",
+        "512MiB",
+        "--no-cache",
+    ]
     assert cli.main(["serve", *flags]) == 0
-    assert served == [Settings(model="a/b", host="::1", port=0, device="cpu", kv_budget=512 << 20, cache=False)]
+    assert served == [
+        Settings(model="a/b", host="::1", port=0, device="cpu", kv_budget=512 << 20, cache=False)
+    ]
 
 
 def test_a_flag_wins_over_a_variable_and_a_variable_over_the_file(
     served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / "settings.toml"
-    file.write_text("[server]\nport = 1\nhost = 'file'\n[cache]\nkv_budget = '1GiB'\ncache = false\n")
+    file.write_text(
+        "[server]\nport = 1\nhost = 'file'\n[cache]\nkv_budget = '1GiB'\ncache = false\n"
+    )
     monkeypatch.setenv("RADIXSERVE_PORT", "2")
     monkeypatch.setenv("RADIXSERVE_HOST", "variable")
     assert cli.main(["serve", "--config", str(file), "--port", "3", "--cache"]) == 0
@@ -65,9 +83,18 @@ def test_every_setting_has_a_flag(row: object, served: list[Settings]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--port", "http"], "radixserve: --port: server.port = 'http' is not valid: Expected `int`, got `str`\n"),
-        (["--kv-budget", "-1"], "radixserve: --kv-budget: cache.kv_budget = '-1' is not valid: expected a size"),
-        (["--device", "tpu"], "radixserve: --device: model.device = 'tpu' is not valid: one of auto, cpu, cuda\n"),
+        (
+            ["--port", "http"],
+            "radixserve: --port: server.port = 'http' is not valid: Expected `int`, got `str`\n",
+        ),
+        (
+            ["--kv-budget", "-1"],
+            "radixserve: --kv-budget: cache.kv_budget = '-1' is not valid: expected a size",
+        ),
+        (
+            ["--device", "tpu"],
+            "radixserve: --device: model.device = 'tpu' is not valid: one of auto, cpu, cuda\n",
+        ),
         (["--config", "/absent.toml"], "radixserve: cannot read the settings in /absent.toml: "),
     ],
 )
@@ -81,9 +108,14 @@ def test_a_wrong_setting_is_one_line_and_status_2(
     assert served == []
 
 
-@pytest.mark.parametrize("error", [StartupError("no port"), ConfigError("bad"), ModelRefused("sliding window")])
+@pytest.mark.parametrize(
+    "error", [StartupError("no port"), ConfigError("bad"), ModelRefused("sliding window")]
+)
 def test_what_prevents_the_start_is_one_line_and_status_2(
-    error: StartupError, served: list[Settings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: StartupError,
+    served: list[Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def refuse(settings: Settings) -> int:
         raise error
@@ -100,7 +132,9 @@ def test_the_status_of_the_server_is_the_status_of_the_command(
     assert cli.main(["serve"]) == 7
 
 
-def test_interrupting_is_status_130(served: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupting_is_status_130(
+    served: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(settings: Settings) -> int:
         raise KeyboardInterrupt
 
@@ -108,24 +142,36 @@ def test_interrupting_is_status_130(served: list[Settings], monkeypatch: pytest.
     assert cli.main(["serve"]) == 130
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["serve", "--fly"], ["serve", "extra"], ["serve", "--port"]])
-def test_wrong_arguments_are_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["serve", "--fly"], ["serve", "extra"], ["serve", "--port"]]
+)
+def test_wrong_arguments_are_status_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("usage: radixserve")
 
 
-def test_a_shortened_flag_is_not_guessed(served: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shortened_flag_is_not_guessed(
+    served: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         cli.main(["serve", "--kv", "1GiB"])
     assert "unrecognized arguments: --kv 1GiB" in capsys.readouterr().err
 
 
-def test_the_settings_are_logged_once(served: list[Settings], caplog: pytest.LogCaptureFixture) -> None:
+def test_the_settings_are_logged_once(
+    served: list[Settings], caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, "radixserve"):
         cli.main(["serve", "--kv-budget", "2048MiB"])
-    told = [record.getMessage() for record in caplog.records if "kv_budget=2GiB (--kv-budget)" in record.getMessage()]
+    told = [
+        record.getMessage()
+        for record in caplog.records
+        if "kv_budget=2GiB (--kv-budget)" in record.getMessage()
+    ]
     assert len(told) == 1
 
 
@@ -151,7 +197,10 @@ def test_the_help_of_serve_groups_every_setting_by_section(
     assert starts == sorted(starts)
     for row in TABLE:
         assert text.index(f"\n  {row.flag}") > starts[list(SECTIONS).index(row.doc.section)]
-    assert "memory for keys and values, in bytes; auto: a share of the free memory [auto]" in " ".join(text.split())
+    assert (
+        "memory for keys and values, in bytes; auto: a share of the free memory [auto]"
+        in " ".join(text.split())
+    )
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
@@ -167,13 +216,22 @@ def test_chat_runs_the_terminal_client(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parent.parent
     return subprocess.run(
-        [sys.executable, *arguments], cwd=root, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *arguments],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
 def test_the_package_runs_as_a_module() -> None:
     result = run("-m", "radixserve", "--version")
-    assert (result.returncode, result.stdout, result.stderr) == (0, f"radixserve {radixserve.__version__}\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (
+        0,
+        f"radixserve {radixserve.__version__}\n",
+        "",
+    )
 
 
 def test_help_and_settings_need_neither_torch_nor_transformers() -> None:

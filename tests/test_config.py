@@ -1,4 +1,6 @@
-"""The table of settings: parsing, precedence, refusals that name key and source, and the way over the socket."""
+"""The table of settings: parsing, precedence, refusals that name key and source, and the way over
+the socket.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +96,9 @@ def test_sizes_are_written_in_the_largest_unit_that_is_whole(size: int, text: st
     assert format_size(size) == text
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "1e9", "2XB", "GiB", "1 2", "0.3B", "0x10", "1.5.1GiB"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1", "1e9", "2XB", "GiB", "1 2", "0.3B", "0x10", "1.5.1GiB"]
+)
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected a"):
         parse_size(text)
@@ -154,7 +158,10 @@ def test_a_file_must_use_the_right_type(line: str, tmp_path: Path) -> None:
     [
         ("[cache]\nkv_buget = 1", r"cache\.kv_buget is no setting; did you mean kv_budget\?"),
         ("[cahce]\nkv_budget = 1", r"\[cahce\] is no section; did you mean cache\?"),
-        ("[zzz]\nkv_budget = 1", r"\[zzz\] is no section; known are server, model, cache, scheduler, limits"),
+        (
+            "[zzz]\nkv_budget = 1",
+            r"\[zzz\] is no section; known are server, model, cache, scheduler, limits",
+        ),
         ("kv_budget = 1", r"\[kv_budget\] is no section"),
         ("[server]\nkv_budget = 1", r"kv_budget belongs in \[cache\], not in \[server\]"),
         ("[server\n", "cannot read the settings in"),
@@ -176,8 +183,12 @@ def test_a_missing_or_unreadable_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_variable_is_refused_and_others_are_ignored() -> None:
-    assert resolve({}, {"PATH": "/bin", "PORT": "1", "RADIXSERVE_CACHE_DIR": "/models"}).sources == {}
-    with pytest.raises(ConfigError, match=r"^RADIXSERVE_KV_BUGDET is no setting; did you mean RADIXSERVE_KV_BUDGET"):
+    assert (
+        resolve({}, {"PATH": "/bin", "PORT": "1", "RADIXSERVE_CACHE_DIR": "/models"}).sources == {}
+    )
+    with pytest.raises(
+        ConfigError, match=r"^RADIXSERVE_KV_BUGDET is no setting; did you mean RADIXSERVE_KV_BUDGET"
+    ):
         resolve({}, {"RADIXSERVE_KV_BUGDET": "1GiB"})
 
 
@@ -190,27 +201,40 @@ def test_the_file_can_be_named_by_a_variable_and_a_flag_names_another(tmp_path: 
 
 
 def test_contradictions_name_both_settings_and_their_sources() -> None:
-    with pytest.raises(ConfigError, match=r"fake_model=True \(--fake-model\) contradicts model=m \(RADIXSERVE_MODEL\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"fake_model=True \(--fake-model\) contradicts model=m \(RADIXSERVE_MODEL\)",
+    ):
         resolve({"fake_model": True}, {"RADIXSERVE_MODEL": "m"})
     with pytest.raises(
-        ConfigError, match=r"max_step_tokens=8 \(--max-step-tokens\) contradicts max_running=16 \(default\)"
+        ConfigError,
+        match=r"max_step_tokens=8 \(--max-step-tokens\) contradicts max_running=16 \(default\)",
     ):
         resolve({"max_step_tokens": "8"}, {})
     assert resolve({"max_step_tokens": "8", "max_running": "8"}, {}).settings.max_step_tokens == 8
-    with pytest.raises(ConfigError, match=r"kv_budget=1024 \(--kv-budget\) contradicts kv_share=0.5 \(--kv-share\)"):
+    with pytest.raises(
+        ConfigError, match=r"kv_budget=1024 \(--kv-budget\) contradicts kv_share=0.5 \(--kv-share\)"
+    ):
         resolve({"kv_budget": "1KiB", "kv_share": "0.5"}, {})
 
 
 def test_the_description_names_every_setting_and_the_source_of_what_was_chosen() -> None:
     told = resolve({"kv_budget": "2048MiB"}, {"RADIXSERVE_CACHE": "no"}).describe()
-    assert "kv_budget=2GiB (--kv-budget), kv_share=auto, cache=false (RADIXSERVE_CACHE), host_budget=auto" in told
+    assert (
+        "kv_budget=2GiB (--kv-budget), kv_share=auto, cache=false (RADIXSERVE_CACHE), host_budget=auto"
+        in told
+    )
     assert [row.name for row in TABLE if f"{row.name}=" not in told] == []
 
 
 def test_every_variable_that_the_package_reads_is_a_setting_or_declared() -> None:
     known = {row.variable for row in TABLE} | set(OTHER_VARIABLES)
     package = Path(__file__).parent.parent / "radixserve"
-    read = {name for path in package.rglob("*.py") for name in re.findall(r"RADIXSERVE_[A-Z]\w*", path.read_text())}
+    read = {
+        name
+        for path in package.rglob("*.py")
+        for name in re.findall(r"RADIXSERVE_[A-Z]\w*", path.read_text())
+    }
     assert read - known == set()
 
 
@@ -219,4 +243,6 @@ def test_the_configurations_in_the_repository_load_and_comment_every_line(name: 
     settings = resolve({}, {}, CONFIGS / name).settings
     assert settings.device == {"cpu-default.toml": "cpu", "single-gpu.toml": "cuda"}[name]
     for line in (CONFIGS / name).read_text().splitlines():
-        assert not line or line.startswith(("#", "[")) or "#" in line, f"{name}: no comment at {line!r}"
+        assert not line or line.startswith(("#", "[")) or "#" in line, (
+            f"{name}: no comment at {line!r}"
+        )

@@ -1,4 +1,6 @@
-"""The documents against the code: generated tables, names in back-ticks, links, commands, flags and metric names."""
+"""The documents against the code: generated tables, names in back-ticks, links, commands, flags and
+metric names.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ WITH_NAMES = [ROOT / "README.md", ROOT / "docs" / "ARCHITECTURE.md"]
 
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+(\(\))?")
-CAMEL = re.compile(r"([A-Z][a-z0-9]+|[A-Z]{2,}(?=[A-Z][a-z]))([A-Z][A-Za-z0-9]*)+|[A-Z][a-z]+|KVCache|KVPool")
+CAMEL = re.compile(
+    r"([A-Z][a-z0-9]+|[A-Z]{2,}(?=[A-Z][a-z]))([A-Z][A-Za-z0-9]*)+|[A-Z][a-z]+|KVCache|KVPool"
+)
 OTHER_FLAGS = {
     "--config",
     "--fix",
@@ -37,7 +41,9 @@ def by_name(paths: list[Path]) -> Callable[[Callable[[Path], None]], Callable[[P
     return pytest.mark.parametrize("path", paths, ids=lambda path: path.name)
 
 
-@pytest.mark.parametrize(("name", "table"), [("settings.md", config.markdown), ("metrics.md", metrics_table.markdown)])
+@pytest.mark.parametrize(
+    ("name", "table"), [("settings.md", config.markdown), ("metrics.md", metrics_table.markdown)]
+)
 def test_generated_tables_are_up_to_date(name: str, table: Callable[[], str]) -> None:
     text = (ROOT / "docs" / name).read_text()
     found = text.split("<!-- generated: begin -->\n")[1].split("<!-- generated: end -->\n")[0]
@@ -48,7 +54,9 @@ def test_generated_tables_are_up_to_date(name: str, table: Callable[[], str]) ->
 
 
 def definitions() -> dict[str, set[str]]:
-    """Every module, class and package with the names that it defines: `engine.core` to {EngineCore, ...}."""
+    """Every module, class and package with the names that it defines: `engine.core` to {EngineCore,
+    ...}.
+    """
     found: dict[str, set[str]] = {"": set()}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -83,9 +91,17 @@ def absent(text: str, known: dict[str, set[str]]) -> list[str]:
         name = span.removesuffix("()")
         if DOTTED.fullmatch(span):
             owner, _, member = name.rpartition(".")
-            if name.split(".")[0] in known and name not in known and member not in known.get(owner, set()):
+            if (
+                name.split(".")[0] in known
+                and name not in known
+                and member not in known.get(owner, set())
+            ):
                 missing.append(span)
-        elif CAMEL.fullmatch(span) and name not in known and not any(name in names for names in known.values()):
+        elif (
+            CAMEL.fullmatch(span)
+            and name not in known
+            and not any(name in names for names in known.values())
+        ):
             missing.append(span)
     return missing
 
@@ -96,21 +112,25 @@ def test_names_in_back_ticks_exist(path: Path) -> None:
 
 
 def test_a_name_that_is_gone_is_found() -> None:
-    text = (
-        "`engine.core.EngineCore` `engine.gone` `EngineCore.step` `EngineCore.leap` `Lease` `HandWave` `os.path` `GET`"
-    )
+    text = "`engine.core.EngineCore` `engine.gone` `EngineCore.step` `EngineCore.leap` `Lease` `HandWave` `os.path` `GET`"
     assert absent(text, definitions()) == ["engine.gone", "EngineCore.leap", "HandWave"]
 
 
 def test_the_life_of_a_request_names_a_module_in_each_of_its_ten_rows() -> None:
-    rows = re.findall(r"^\| (\d+) \| `([\w.]+)`", (ROOT / "docs" / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (\d+) \| `([\w.]+)`", (ROOT / "docs" / "ARCHITECTURE.md").read_text(), re.MULTILINE
+    )
     assert [int(number) for number, _ in rows] == list(range(1, 11))
     assert [module for _, module in rows if module not in definitions()] == []
 
 
 def test_every_module_has_a_row_in_the_map() -> None:
     text = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
-    parts = [path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    parts = [
+        path
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    ]
     names = [f"radixserve/{path.name}{'/' if path.is_dir() else ''}" for path in sorted(parts)]
     small = {"radixserve/__init__.py", "radixserve/__main__.py", "radixserve/logs.py"}
     assert [name for name in names if name not in small and f"`{name}`" not in text] == []
@@ -122,9 +142,15 @@ def test_every_module_has_a_row_in_the_map() -> None:
 @by_name(DOCUMENTS)
 def test_links_and_paths_lead_somewhere(path: Path) -> None:
     text = path.read_text()
-    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    links = [
+        link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link
+    ]
     assert [link for link in links if link and not (path.parent / link).exists()] == []
-    paths = [span for span in CODE_SPAN.findall(text) if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/[\w.-]*", span)]
+    paths = [
+        span
+        for span in CODE_SPAN.findall(text)
+        if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/[\w.-]*", span)
+    ]
     assert [each for each in paths if not (ROOT / each).exists()] == []
 
 
@@ -143,7 +169,10 @@ def test_every_document_and_configuration_can_be_reached_from_the_readme() -> No
 
 def test_the_tree_in_the_readme_is_the_tree() -> None:
     block = (ROOT / "README.md").read_text().split("## Where things are")[1].split("```")[1]
-    top, inner = re.findall(r"^(\S+)", block, re.MULTILINE), re.findall(r"^  (\S+)", block, re.MULTILINE)
+    top, inner = (
+        re.findall(r"^(\S+)", block, re.MULTILINE),
+        re.findall(r"^  (\S+)", block, re.MULTILINE),
+    )
     assert [name for name in top if not (ROOT / name).exists()] == []
     assert [name for name in inner if not (PACKAGE / name).exists()] == []
     packages = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
@@ -157,10 +186,17 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
 def test_make_targets_flags_and_variables_exist(path: Path) -> None:
     text = path.read_text()
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert [name for name in re.findall(r"`?make ([a-z]+)(?=[`\s])", _code(text)) if name not in targets] == []
-    flags = {row.flag for row in config.TABLE} | {f"--no-{row.flag[2:]}" for row in config.TABLE if row.plain is bool}
+    assert [
+        name for name in re.findall(r"`?make ([a-z]+)(?=[`\s])", _code(text)) if name not in targets
+    ] == []
+    flags = {row.flag for row in config.TABLE} | {
+        f"--no-{row.flag[2:]}" for row in config.TABLE if row.plain is bool
+    }
     flags |= set(load_test_options("radixserve bench")._option_string_actions)
-    assert set(re.findall(r"(?<![\w-])--[a-z][\w.-]+", _serve_lines(text))) - flags - OTHER_FLAGS == set()
+    assert (
+        set(re.findall(r"(?<![\w-])--[a-z][\w.-]+", _serve_lines(text))) - flags - OTHER_FLAGS
+        == set()
+    )
     variables = {row.variable for row in config.TABLE} | set(OTHER_VARIABLES)
     assert set(re.findall(r"RADIXSERVE_[A-Z]\w*", text)) - variables == set()
 
@@ -171,12 +207,16 @@ def _code(text: str) -> str:
 
 
 def _serve_lines(text: str) -> str:
-    return "\n".join(line for line in text.splitlines() if "radixserve" in line or line.startswith("|"))
+    return "\n".join(
+        line for line in text.splitlines() if "radixserve" in line or line.startswith("|")
+    )
 
 
 @by_name([*DOCUMENTS, *sorted((ROOT / "configs").glob("*.yml"))])
 def test_metrics_that_are_named_exist(path: Path) -> None:
     known = {each.name for each in metrics_table.METRICS}
     named = set(re.findall(r"\bradixserve_[a-z]\w*", path.read_text()))
-    bare = {re.sub(r"_(bucket|sum|count)$", "", name) if name not in known else name for name in named}
+    bare = {
+        re.sub(r"_(bucket|sum|count)$", "", name) if name not in known else name for name in named
+    }
     assert bare - known == set()

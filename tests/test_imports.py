@@ -1,4 +1,5 @@
-"""The import direction, the absence of torch where it must not be, and the absence of code that executes data.
+"""The import direction, the absence of torch where it must not be, and the absence of code that
+executes data.
 
 Read from the source with `ast`: nothing here imports the package.
 """
@@ -50,7 +51,14 @@ WITHOUT_TORCH = (
     "config_sources",
     "logs",
 )
-WITHOUT_TORCH_MODULES = ("engine.client", "engine.protocol", "engine.messages", "store", "store.index", "store.disk")
+WITHOUT_TORCH_MODULES = (
+    "engine.client",
+    "engine.protocol",
+    "engine.messages",
+    "store",
+    "store.index",
+    "store.disk",
+)
 NEVER_TORCH = ("cache.radix", "cache.eviction", "cache.slots", "request", "step", "errors")
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
@@ -59,7 +67,9 @@ FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 
 @dataclass(frozen=True)
 class Import:
-    """`module` imports `target` in line `line`; `at_import` says that merely importing `module` does it."""
+    """`module` imports `target` in line `line`; `at_import` says that merely importing `module`
+    does it.
+    """
 
     module: str
     target: str
@@ -68,7 +78,9 @@ class Import:
 
 
 def modules() -> dict[str, ast.Module]:
-    """Every module of the package under its dotted name without the package's own, such as engine.client."""
+    """Every module of the package under its dotted name without the package's own, such as
+    engine.client.
+    """
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -82,7 +94,8 @@ def imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
     lazy = {
         id(inner)
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or _is_type_checking(node)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        or _is_type_checking(node)
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
@@ -97,7 +110,11 @@ def imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
 
 
 def _is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return (
+        isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
+    )
 
 
 def all_imports() -> list[Import]:
@@ -105,7 +122,9 @@ def all_imports() -> list[Import]:
 
 
 def own(target: str, known: dict[str, ast.Module]) -> str | None:
-    """The module of the package that `target` names (`radixserve.step.Chunk` is in `step`), or None for others."""
+    """The module of the package that `target` names (`radixserve.step.Chunk` is in `step`), or None
+    for others.
+    """
     if target.split(".")[0] != "radixserve":
         return None
     parts = target.split(".")[1:]
@@ -125,7 +144,9 @@ def upward(imports: list[Import], known: dict[str, ast.Module]) -> list[str]:
 
 
 def reaches(start: str, name: str, known: dict[str, ast.Module], *, lazily: bool) -> list[str]:
-    """The chain of modules by which importing `start` imports the package `name`; empty if it does not."""
+    """The chain of modules by which importing `start` imports the package `name`; empty if it does
+    not.
+    """
     chains, seen = [[start]], {start}
     while chains:
         chain = chains.pop(0)
@@ -147,13 +168,19 @@ def test_every_module_has_its_layer() -> None:
 
 def test_imports_go_downwards() -> None:
     known = modules()
-    offenders = upward([each for each in all_imports() if each.module.split(".")[0] in DEPTH], known)
+    offenders = upward(
+        [each for each in all_imports() if each.module.split(".")[0] in DEPTH], known
+    )
     assert offenders == []
 
 
 def test_importing_the_front_does_not_import_torch() -> None:
     known = modules()
-    front = [name for name in known if name.split(".")[0] in WITHOUT_TORCH or name in WITHOUT_TORCH_MODULES]
+    front = [
+        name
+        for name in known
+        if name.split(".")[0] in WITHOUT_TORCH or name in WITHOUT_TORCH_MODULES
+    ]
     chains = [reaches(name, "torch", known, lazily=False) for name in front]
     assert [" > ".join(chain) for chain in chains if chain] == []
     assert {"cli", "metrics", "config"} <= set(front)
@@ -166,7 +193,11 @@ def test_the_tree_its_slots_and_the_plain_values_have_nothing_to_do_with_torch()
 
 
 def test_http_is_known_to_the_api_and_its_wiring_only() -> None:
-    users = {each.module.split(".")[0] for each in all_imports() if each.target.split(".")[0] == "aiohttp"}
+    users = {
+        each.module.split(".")[0]
+        for each in all_imports()
+        if each.target.split(".")[0] == "aiohttp"
+    }
     assert users <= {"api", "serve", "chat"}
 
 
@@ -184,7 +215,9 @@ def executed_data(module: str, tree: ast.Module) -> Iterator[str]:
 
 
 def test_nothing_executes_data() -> None:
-    assert [found for module, tree in modules().items() for found in executed_data(module, tree)] == []
+    assert [
+        found for module, tree in modules().items() for found in executed_data(module, tree)
+    ] == []
 
 
 # The checks themselves can fail.
@@ -192,8 +225,12 @@ def test_nothing_executes_data() -> None:
 
 def test_an_import_upwards_is_found() -> None:
     known = modules()
-    tree = ast.parse("def f():\n    from radixserve.cli import main\nfrom radixserve.errors import ApiError\n")
-    assert upward(list(imports_of("step", tree)), known) == ["step:2 imports cli, which is above it"]
+    tree = ast.parse(
+        "def f():\n    from radixserve.cli import main\nfrom radixserve.errors import ApiError\n"
+    )
+    assert upward(list(imports_of("step", tree)), known) == [
+        "step:2 imports cli, which is above it"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +252,9 @@ def test_torch_is_found_where_it_counts(source: str, eager: bool, lazy: bool) ->
     assert reaches("a", "torch", known, lazily=True) == (chain if lazy else [])
 
 
-@pytest.mark.parametrize("source", ["import pickle", "from dill import loads", "eval('1')", "torch.load('x')"])
+@pytest.mark.parametrize(
+    "source", ["import pickle", "from dill import loads", "eval('1')", "torch.load('x')"]
+)
 def test_executed_data_is_found(source: str) -> None:
     assert len(list(executed_data("m", ast.parse(source)))) == 1
 

@@ -31,7 +31,9 @@ class Page:
     """A rendered page, parsed."""
 
     def __init__(self, page: bytes) -> None:
-        self.families = {family.name: family for family in text_string_to_metric_families(page.decode())}
+        self.families = {
+            family.name: family for family in text_string_to_metric_families(page.decode())
+        }
 
     def __getitem__(self, series: str) -> float:
         """The value of `name` or `name{label="value"}`."""
@@ -57,16 +59,26 @@ class Clock:
         return self.now
 
 
-def rendered(metrics: Metrics, stats: EngineStats | None = None, info: EngineInfo | None = INFO) -> Page:
+def rendered(
+    metrics: Metrics, stats: EngineStats | None = None, info: EngineInfo | None = INFO
+) -> Page:
     return Page(metrics.render(stats or EngineStats(), info))
 
 
 def busy(model: str = "tiny") -> Metrics:
     """Metrics in which every declared one has a value."""
     metrics = Metrics(model)
-    metrics.record(RequestRecord("chat.completions", "stop", 100, 90, 3, 0.01, 0.02, 0.5, [0.1, 0.2]))
+    metrics.record(
+        RequestRecord("chat.completions", "stop", 100, 90, 3, 0.01, 0.02, 0.5, [0.1, 0.2])
+    )
     metrics.observe_steps(
-        EngineStats(steps_total=1, generated_tokens_total=1, step_seconds=[0.5], step_tokens=[8], step_sequences=[2])
+        EngineStats(
+            steps_total=1,
+            generated_tokens_total=1,
+            step_seconds=[0.5],
+            step_tokens=[8],
+            step_sequences=[2],
+        )
     )
     return metrics
 
@@ -74,13 +86,20 @@ def busy(model: str = "tiny") -> Metrics:
 def test_every_declared_metric_is_on_the_page_and_no_other() -> None:
     page = rendered(busy())
     names = {name for name in page.families if not name.startswith("process_")}
-    declared = {each.name.removesuffix("_total") if each.kind == "counter" else each.name for each in METRICS}
+    declared = {
+        each.name.removesuffix("_total") if each.kind == "counter" else each.name
+        for each in METRICS
+    }
     assert names == declared
     assert [each.name for each in METRICS if not each.help or not each.unit] == []
     for each in METRICS:
-        family = page.families[each.name.removesuffix("_total") if each.kind == "counter" else each.name]
+        family = page.families[
+            each.name.removesuffix("_total") if each.kind == "counter" else each.name
+        ]
         assert family.type == each.kind
-        assert {label for sample in family.samples for label in sample.labels} - {"le"} == set(each.labels)
+        assert {label for sample in family.samples for label in sample.labels} - {"le"} == set(
+            each.labels
+        )
 
 
 def test_names_follow_the_conventions() -> None:
@@ -99,7 +118,9 @@ def test_all_sources_of_prompt_tokens_are_there_from_the_start() -> None:
 
 def test_a_request_is_counted_once_in_everything_it_touches() -> None:
     metrics = Metrics()
-    metrics.record(RequestRecord("chat.completions", "length", 100, 90, 3, 0.004, 0.02, 0.52, [0.1, 0.4]))
+    metrics.record(
+        RequestRecord("chat.completions", "length", 100, 90, 3, 0.004, 0.02, 0.52, [0.1, 0.4])
+    )
     page = rendered(metrics)
     assert page['radixserve_requests_total{endpoint="chat.completions",outcome="length"}'] == 1
     assert page["radixserve_request_prompt_tokens_sum"] == 100
@@ -196,14 +217,20 @@ def test_a_restarted_engine_that_already_did_more_than_the_old_one_is_counted_wh
 def test_step_faults_are_counted_by_kind_and_are_there_from_the_start() -> None:
     metrics = Metrics()
     assert rendered(metrics)['radixserve_step_faults_total{kind="exception"}'] == 0
-    metrics.observe_steps(EngineStats(steps_total=1, faults_total={"exception": 2, "out_of_memory": 1}))
     metrics.observe_steps(
-        EngineStats(steps_total=2, faults_total={"exception": 2, "out_of_memory": 3, "not_finite": 1})
+        EngineStats(steps_total=1, faults_total={"exception": 2, "out_of_memory": 1})
+    )
+    metrics.observe_steps(
+        EngineStats(
+            steps_total=2, faults_total={"exception": 2, "out_of_memory": 3, "not_finite": 1}
+        )
     )
     metrics.engine_restarted()
     metrics.observe_steps(EngineStats(faults_total={"exception": 1}))
     page = rendered(metrics)
-    counted = {kind: page[f'radixserve_step_faults_total{{kind="{kind}"}}'] for kind in get_args(FaultKind)}
+    counted = {
+        kind: page[f'radixserve_step_faults_total{{kind="{kind}"}}'] for kind in get_args(FaultKind)
+    }
     assert counted == {"exception": 3, "out_of_memory": 3, "not_finite": 1}
 
 
@@ -235,7 +262,9 @@ def kv(page: Page) -> dict[str, float]:
 
 
 def test_kv_bytes_add_up() -> None:
-    stats = EngineStats(running=2, waiting=3, slots_free=40, slots_leased=25, slots_cached=50, tree_nodes=9)
+    stats = EngineStats(
+        running=2, waiting=3, slots_free=40, slots_leased=25, slots_cached=50, tree_nodes=9
+    )
     page = rendered(Metrics(), stats)
     assert kv(page) == {
         "budget": 100_000,
@@ -272,7 +301,9 @@ def test_a_fallback_shows() -> None:
 def test_there_is_one_model_info_even_when_the_engine_comes_back_different() -> None:
     metrics = Metrics("Org/Model")
     rendered(metrics)
-    page = rendered(metrics, info=INFO.__class__(**{**_fields(INFO), "attention": "torch", "exact": False}))
+    page = rendered(
+        metrics, info=INFO.__class__(**{**_fields(INFO), "attention": "torch", "exact": False})
+    )
     labels = 'attention="torch",cache="true",device="cpu",dtype="float32",exact="false",model="Org/Model"'
     assert page[f"radixserve_model_info{{{labels}}}"] == 1
     assert len(page.families["radixserve_model_info"].samples) == 1

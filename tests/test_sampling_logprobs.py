@@ -1,4 +1,6 @@
-"""Log probabilities: the model's own distribution, the most likely tokens first, the same bits in any batch."""
+"""Log probabilities: the model's own distribution, the most likely tokens first, the same bits in
+any batch.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +38,20 @@ def test_logprobs_are_those_of_a_float64_softmax() -> None:
     best = exact.argsort(descending=True)[:5].tolist()
     assert [token_id for token_id, _ in found.top] == best
     assert found.top[0] == (found.token_id, found.logprob)
-    assert [value for _, value in found.top] == pytest.approx([exact[i].item() for i in best], abs=2e-6)
+    assert [value for _, value in found.top] == pytest.approx(
+        [exact[i].item() for i in best], abs=2e-6
+    )
 
 
-@pytest.mark.parametrize("edit", [{"temperature": 5.0}, {"logit_bias": {3: 100.0}}, {"top_k": 1, "temperature": 1.0}])
+@pytest.mark.parametrize(
+    "edit", [{"temperature": 5.0}, {"logit_bias": {3: 100.0}}, {"top_k": 1, "temperature": 1.0}]
+)
 def test_logprobs_do_not_see_penalties_bias_or_temperature(edit: dict[str, Any]) -> None:
     logits = random_logits(1, 50)
-    plain, edited = logprob_of(logits, row(logprobs=50)), logprob_of(logits, row(logprobs=50, **edit))
+    plain, edited = (
+        logprob_of(logits, row(logprobs=50)),
+        logprob_of(logits, row(logprobs=50, **edit)),
+    )
     assert edited.top == plain.top
     assert edited.logprob == dict(plain.top)[edited.token_id]
 

@@ -63,16 +63,22 @@ def too_large(name: str, text: str, tree: ast.Module) -> Iterator[str]:
 
 
 def undocumented(name: str, tree: ast.Module) -> Iterator[str]:
-    """The module, its public functions, its public classes that do something and their public methods.
+    """The module, its public functions, its public classes that do something and their public
+    methods.
 
-    A class of fields only, a method of fewer than 5 lines and a torch module's `forward` may speak for themselves.
+    A class of fields only, a method of fewer than 5 lines and a torch module's `forward` may speak
+    for themselves.
     """
     if not ast.get_docstring(tree) and tree.body:
         yield f"{name}: no docstring"
     for node in tree.body:
         if not isinstance(node, Function | ast.ClassDef) or node.name.startswith("_"):
             continue
-        methods = [each for each in node.body if isinstance(each, Function)] if isinstance(node, ast.ClassDef) else []
+        methods = (
+            [each for each in node.body if isinstance(each, Function)]
+            if isinstance(node, ast.ClassDef)
+            else []
+        )
         if (methods or isinstance(node, Function)) and not ast.get_docstring(node):
             yield f"{name}:{node.lineno} {node.name}: no docstring"
         for method in methods:
@@ -112,6 +118,6 @@ def test_offenders_are_found() -> None:
     assert check('"""Doc."""\nclass C:\n    x: int') == []
     assert check('"""Doc."""\nclass C:\n    def _f(self): ...') == ["m:2 C: no docstring"]
     assert check('"""Doc."""\ndef f(): ...') == ["m:2 f: no docstring"]
-    assert check('"""Doc."""\nclass C:\n    """Doc."""\n    def f(self):\n' + "        x = 1\n" * 4) == [
-        "m:4 C.f: no docstring"
-    ]
+    assert check(
+        '"""Doc."""\nclass C:\n    """Doc."""\n    def f(self):\n' + "        x = 1\n" * 4
+    ) == ["m:4 C.f: no docstring"]

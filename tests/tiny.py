@@ -1,6 +1,8 @@
-"""Tiny random models of many architectures, as plain functions: two layers, a vocabulary of 97 tokens.
+"""Tiny random models of many architectures, as plain functions: two layers, a vocabulary of 97
+tokens.
 
-Weights are scaled up from transformers' initial ones, so that attention is far from uniform and argmax is decided.
+Weights are scaled up from transformers' initial ones, so that attention is far from uniform and
+argmax is decided.
 """
 
 from __future__ import annotations
@@ -44,7 +46,10 @@ _SIZE = {
     "pad_token_id": 1,
 }
 
-_IN_PANELS = {**_SIZE, "intermediate_size": 128}  # all linears as wide as our kernel for few rows needs them
+_IN_PANELS = {
+    **_SIZE,
+    "intermediate_size": 128,
+}  # all linears as wide as our kernel for few rows needs them
 
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**_SIZE, num_key_value_heads=4),
@@ -57,7 +62,13 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "gemma": lambda: GemmaConfig(**_SIZE, num_key_value_heads=1, head_dim=32),
     "phi": lambda: PhiConfig(**_SIZE, num_key_value_heads=4),
     "gpt2": lambda: GPT2Config(
-        vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=4, n_positions=512, bos_token_id=0, eos_token_id=1
+        vocab_size=VOCAB,
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        n_positions=512,
+        bos_token_id=0,
+        eos_token_id=1,
     ),
 }
 
@@ -83,7 +94,9 @@ def tiny_runner(name: str, num_slots: int = 1024, seed: int = 0) -> Runner:
     return Runner(loaded, KVPool(loaded.shape, num_slots, CPU))
 
 
-def chunk(ids: Sequence[int], start: int, slots: Sequence[int], logits: Logits = Logits.ALL) -> Chunk:
+def chunk(
+    ids: Sequence[int], start: int, slots: Sequence[int], logits: Logits = Logits.ALL
+) -> Chunk:
     """Positions [start, start + len(ids)) of a sequence whose slot table begins with `slots`."""
     table = np.asarray(slots, np.int32)[: start + len(ids)]
     return Chunk(token_ids=np.asarray(ids, np.int32), start=start, slots=table, logits=logits)
@@ -96,7 +109,9 @@ def chunks_of(ids: Sequence[int], slots: Sequence[int], cuts: Sequence[int]) -> 
 
 
 def greedy(runner: Runner, prompt: Sequence[int], num_tokens: int) -> list[int]:
-    """The `num_tokens` most likely next tokens, through prefill and single-token steps over slots 0, 1, ..."""
+    """The `num_tokens` most likely next tokens, through prefill and single-token steps over slots
+    0, 1, ...
+    """
     ids, start = list(prompt), 0
     slots = range(len(prompt) + num_tokens)
     for _ in range(num_tokens):

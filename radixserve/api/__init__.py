@@ -1,1 +1,3 @@
-"""The HTTP layer: OpenAI-style endpoints over an `EngineClient`. aiohttp lives here and nowhere else."""
+"""The HTTP layer: OpenAI-style endpoints over an `EngineClient`. aiohttp lives here and nowhere
+else.
+"""

@@ -1,7 +1,8 @@
-"""What one generation request came to: exactly one metrics record and one log line, however it ended.
+"""What one generation request came to: exactly one metrics record and one log line, however it
+ended.
 
-Outcomes: stop and length (of the first choice); rejected: refused before the engine took it; abort: the client left;
-error: the server could not finish what it had accepted.
+Outcomes: stop and length (of the first choice); rejected: refused before the engine took it; abort:
+the client left; error: the server could not finish what it had accepted.
 """
 
 from __future__ import annotations
@@ -58,7 +59,11 @@ class Account:
 
     def _record(self) -> RequestRecord:
         accepted = [choice for choice in self.choices if choice.accepted]
-        usage = usage_of(self.choices, self.generation.num_choices) if self.generation and accepted else None
+        usage = (
+            usage_of(self.choices, self.generation.num_choices)
+            if self.generation and accepted
+            else None
+        )
         firsts = [choice.first_token_at for choice in accepted if choice.first_token_at is not None]
         return RequestRecord(
             endpoint=self._endpoint,

@@ -1,4 +1,5 @@
-"""The response bodies of chat and text completions, as structs that msgspec encodes straight to bytes.
+"""The response bodies of chat and text completions, as structs that msgspec encodes straight to
+bytes.
 
 Owns field names and which of them may be absent. Knows neither aiohttp nor the engine.
 """
@@ -91,7 +92,9 @@ class ChatCompletion(msgspec.Struct):
 
 
 class TextLogprobs(msgspec.Struct):
-    """Parallel lists, one entry per token; the first prompt token has no probability and therefore null."""
+    """Parallel lists, one entry per token; the first prompt token has no probability and therefore
+    null.
+    """
 
     tokens: list[str]
     token_logprobs: list[float | None]

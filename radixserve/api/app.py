@@ -31,10 +31,18 @@ _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def make_app(
-    engine: EngineClient, tokenizer: Tokenizer, metrics: Metrics, settings: ApiSettings, model_name: str
+    engine: EngineClient,
+    tokenizer: Tokenizer,
+    metrics: Metrics,
+    settings: ApiSettings,
+    model_name: str,
 ) -> web.Application:
-    """The application to be run with `handler_cancellation=True`, so that a client that leaves stops its work."""
-    app = web.Application(middlewares=[_errors_as_envelope], client_max_size=settings.max_body_bytes)
+    """The application to be run with `handler_cancellation=True`, so that a client that leaves
+    stops its work.
+    """
+    app = web.Application(
+        middlewares=[_errors_as_envelope], client_max_size=settings.max_body_bytes
+    )
     threads = TokenizerThreads(settings)
     app[API] = Api(engine, tokenizer, metrics, settings, model_name, int(time.time()), threads)
     app.on_response_prepare.append(_add_headers)
@@ -64,7 +72,8 @@ async def _errors_as_envelope(request: web.Request, handler: Handler) -> web.Str
     try:
         return await handler(request)
     except ConnectionError as gone:
-        raise asyncio.CancelledError from gone  # there is nobody to tell; as if the handler had been cancelled for it
+        # there is nobody to tell; as if the handler had been cancelled for it
+        raise asyncio.CancelledError from gone
     except Exception as error:
         refusal = as_api_error(error, request)
         return error_response(refusal, request.app[API].settings.retry_after_seconds)
@@ -73,7 +82,9 @@ async def _errors_as_envelope(request: web.Request, handler: Handler) -> web.Str
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = "radixserve"
     given = request.headers.get("x-request-id", "")
-    response.headers["x-request-id"] = given if _SANE_REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+    response.headers["x-request-id"] = (
+        given if _SANE_REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+    )
 
 
 async def _close_threads(app: web.Application) -> AsyncIterator[None]:

@@ -1,4 +1,6 @@
-"""Reading a request's body under limits of size and time, and decoding it. Knows every body type, no endpoint."""
+"""Reading a request's body under limits of size and time, and decoding it. Knows every body type,
+no endpoint.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from radixserve.errors import BadRequest
 async def read_body(request: web.Request, body_type: type[Body]) -> Body:
     """The decoded body, whatever content type it claims.
 
-    Raises aiohttp's 413 beyond the size limit (which counts inflated bytes), BadRequest otherwise; status 408 when the
-    body does not arrive in time.
+    Raises aiohttp's 413 beyond the size limit (which counts inflated bytes), BadRequest otherwise;
+    status 408 when the body does not arrive in time.
     """
     try:
         async with asyncio.timeout(request.app[API].settings.body_read_seconds):

@@ -1,4 +1,6 @@
-"""Chat completions: how generated text becomes `chat.completion` bodies and chunks. Knows no engine and no HTTP."""
+"""Chat completions: how generated text becomes `chat.completion` bodies and chunks. Knows no engine
+and no HTTP.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ LOWEST_LOGPROB = -9999.0  # JSON has no -Infinity
 
 
 class ChatRenderer:
-    """Builds the bodies of one answer. A chunk is one struct per stream, filled anew and encoded at once."""
+    """Builds the bodies of one answer. A chunk is one struct per stream, filled anew and encoded at
+    once.
+    """
 
     def __init__(self, generation: Generation, model: str, tokenizer: Tokenizer) -> None:
         self._generation = generation
@@ -52,7 +56,9 @@ class ChatRenderer:
         self._choice.index = choice.index
         self._choice.delta.content = delta.text or UNSET
         self._choice.finish_reason = choice.finish_reason
-        self._choice.logprobs = self._logprobs(delta.logprobs) if self._wants_logprobs and delta.logprobs else None
+        self._choice.logprobs = (
+            self._logprobs(delta.logprobs) if self._wants_logprobs and delta.logprobs else None
+        )
         return self._chunk
 
     def usage_chunk(self, usage: Usage) -> ChatChunk:
@@ -60,7 +66,9 @@ class ChatRenderer:
 
     def whole(self, choices: list[Choice], usage: Usage) -> ChatCompletion:
         """The body of an answer that is not streamed; every choice has finished."""
-        return ChatCompletion(self._id, self._created, self._model, [self._whole(choice) for choice in choices], usage)
+        return ChatCompletion(
+            self._id, self._created, self._model, [self._whole(choice) for choice in choices], usage
+        )
 
     @property
     def _wants_logprobs(self) -> bool:
@@ -68,14 +76,18 @@ class ChatRenderer:
 
     def _whole(self, choice: Choice) -> ChatChoice:
         logprobs = self._logprobs(choice.whole.logprobs) if self._wants_logprobs else None
-        return ChatChoice(choice.index, ChatMessage(choice.whole.text), logprobs, choice.finish_reason or "stop")
+        return ChatChoice(
+            choice.index, ChatMessage(choice.whole.text), logprobs, choice.finish_reason or "stop"
+        )
 
     def _logprobs(self, entries: list[TokenLogprob]) -> ChatLogprobs:
         return ChatLogprobs([self._token_logprob(entry) for entry in entries])
 
     def _token_logprob(self, entry: TokenLogprob) -> ChatTokenLogprob:
         most = self._generation.logprobs or 0
-        top = [TopLogprob(*self._token(token_id, logprob)) for token_id, logprob in entry.top[:most]]
+        top = [
+            TopLogprob(*self._token(token_id, logprob)) for token_id, logprob in entry.top[:most]
+        ]
         return ChatTokenLogprob(*self._token(entry.token_id, entry.logprob), top)
 
     def _token(self, token_id: int, logprob: float) -> tuple[str, float, list[int]]:

@@ -1,4 +1,6 @@
-"""Text completions: how generated text becomes `text_completion` bodies and chunks. Knows no engine and no HTTP."""
+"""Text completions: how generated text becomes `text_completion` bodies and chunks. Knows no engine
+and no HTTP.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 
 
 class CompletionRenderer:
-    """Builds the bodies of one answer. A chunk is one struct per stream, filled anew and encoded at once."""
+    """Builds the bodies of one answer. A chunk is one struct per stream, filled anew and encoded at
+    once.
+    """
 
     def __init__(self, generation: Generation, model: str, tokenizer: Tokenizer) -> None:
         self._generation = generation
@@ -30,7 +34,9 @@ class CompletionRenderer:
         self._choice = TextChoice(0, "")
         usage = None if generation.include_usage else UNSET
         self._chunk = TextCompletion(self._id, self._created, model, [self._choice], usage=usage)
-        self._num_rendered = [0] * len(generation.requests)  # generated tokens with rendered logprobs, by choice
+        self._num_rendered = [0] * len(
+            generation.requests
+        )  # generated tokens with rendered logprobs, by choice
 
     def opening(self, choice: Choice) -> None:
         """A text completion has no opening chunk."""
@@ -49,13 +55,20 @@ class CompletionRenderer:
     def whole(self, choices: list[Choice], usage: Usage) -> TextCompletion:
         """The body of an answer that is not streamed; every choice has finished."""
         rendered = [
-            TextChoice(choice.index, choice.whole.text, self._logprobs(choice, choice.whole), choice.finish_reason)
+            TextChoice(
+                choice.index,
+                choice.whole.text,
+                self._logprobs(choice, choice.whole),
+                choice.finish_reason,
+            )
             for choice in choices
         ]
         return TextCompletion(self._id, self._created, self._model, rendered, usage=usage)
 
     def _logprobs(self, choice: Choice, delta: Delta) -> TextLogprobs | None:
-        """Parallel lists over the tokens of `delta`, the prompt's tokens first where they are echoed."""
+        """Parallel lists over the tokens of `delta`, the prompt's tokens first where they are
+        echoed.
+        """
         if self._generation.logprobs is None:
             return None
         lists = TextLogprobs([], [], [], [])
@@ -68,14 +81,20 @@ class CompletionRenderer:
             self._append(lists, entry.token_id, entry, len(choice.echo_text) + offset)
         return lists
 
-    def _append_prompt(self, lists: TextLogprobs, choice: Choice, entries: list[TokenLogprob]) -> None:
-        """The prompt's tokens; the first has no probability. Offsets count the texts of the tokens before."""
+    def _append_prompt(
+        self, lists: TextLogprobs, choice: Choice, entries: list[TokenLogprob]
+    ) -> None:
+        """The prompt's tokens; the first has no probability. Offsets count the texts of the tokens
+        before.
+        """
         offset = 0
         for token_id, entry in zip(choice.request.prompt_ids, [None, *entries], strict=True):
             self._append(lists, token_id, entry, offset)
             offset += len(lists.tokens[-1])
 
-    def _append(self, lists: TextLogprobs, token_id: int, entry: TokenLogprob | None, offset: int) -> None:
+    def _append(
+        self, lists: TextLogprobs, token_id: int, entry: TokenLogprob | None, offset: int
+    ) -> None:
         text = self._tokenizer.token_text(token_id)
         lists.tokens.append(text)
         lists.text_offset.append(offset)
@@ -83,7 +102,9 @@ class CompletionRenderer:
         lists.top_logprobs.append(None if entry is None else self._top(entry, text))
 
     def _top(self, entry: TokenLogprob, text: str) -> dict[str, float]:
-        """Most likely first; of tokens that look alike the likelier counts; the drawn token is always there."""
+        """Most likely first; of tokens that look alike the likelier counts; the drawn token is
+        always there.
+        """
         most: Sequence[tuple[int, float]] = entry.top[: self._generation.logprobs or 0]
         top: dict[str, float] = {}
         for token_id, logprob in most:

@@ -1,4 +1,6 @@
-"""What every handler needs, in one value stored on the application. Owned by `make_app`; holds no request state."""
+"""What every handler needs, in one value stored on the application. Owned by `make_app`; holds no
+request state.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,14 @@ T = TypeVar("T")
 
 
 class TokenizerThreads:
-    """Runs tokeniser calls beside the event loop, a bounded number at once, a bounded number waiting."""
+    """Runs tokeniser calls beside the event loop, a bounded number at once, a bounded number
+    waiting.
+    """
 
     def __init__(self, settings: ApiSettings) -> None:
-        self._executor = ThreadPoolExecutor(settings.tokenizer_threads, thread_name_prefix="tokenizer")
+        self._executor = ThreadPoolExecutor(
+            settings.tokenizer_threads, thread_name_prefix="tokenizer"
+        )
         self._most = settings.max_tokenizing
         self._now = 0
 
@@ -60,11 +66,15 @@ class Api:
         """The engine's facts. Raises Unavailable while no request is taken."""
         reason, info = self.engine.refusal_reason, self.engine.info
         if reason is not None or info is None:
-            raise Unavailable(f"The server takes no requests now: {reason or 'loading'}.", code="server_not_ready")
+            raise Unavailable(
+                f"The server takes no requests now: {reason or 'loading'}.", code="server_not_ready"
+            )
         return info
 
     def check_ready(self) -> None:
-        """Raises Unavailable while the engine does not work, although requests may be taken and wait for it."""
+        """Raises Unavailable while the engine does not work, although requests may be taken and
+        wait for it.
+        """
         reason = self.engine.unready_reason
         if reason is not None:
             raise Unavailable(f"The engine is not ready: {reason}.", code="server_not_ready")

@@ -1,4 +1,5 @@
-"""Every failure as the OpenAI error envelope: which status, which headers, and nothing of the server's inside.
+"""Every failure as the OpenAI error envelope: which status, which headers, and nothing of the
+server's inside.
 
 Knows aiohttp's own exceptions, so that a 404, 405 or 413 of the framework looks like ours.
 """
@@ -13,7 +14,15 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from radixserve.api.answers import ErrorDetail, ErrorEnvelope
 from radixserve.api.refusals import shown
-from radixserve.errors import ApiError, BadRequest, BodyTooLarge, MethodNotAllowed, NotFound, ServerError, Unavailable
+from radixserve.errors import (
+    ApiError,
+    BadRequest,
+    BodyTooLarge,
+    MethodNotAllowed,
+    NotFound,
+    ServerError,
+    Unavailable,
+)
 
 log = logging.getLogger("radixserve.api")
 
@@ -34,22 +43,30 @@ def error_response(error: ApiError, retry_after: int) -> web.Response:
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = ", ".join(error.allow)
     if isinstance(error, Unavailable):
-        headers["Retry-After"] = str(error.retry_after if error.retry_after is not None else retry_after)
+        headers["Retry-After"] = str(
+            error.retry_after if error.retry_after is not None else retry_after
+        )
     body = encode_error(error)
-    response = web.Response(status=error.status, body=body, content_type="application/json", headers=headers)
+    response = web.Response(
+        status=error.status, body=body, content_type="application/json", headers=headers
+    )
     if error.code in _BODY_LEFT_UNREAD:
         response.force_close()
     return response
 
 
 def as_api_error(error: Exception, request: web.Request) -> ApiError:
-    """The refusal to send for `error`; what nobody expected is logged and becomes a 500 that tells nothing."""
+    """The refusal to send for `error`; what nobody expected is logged and becomes a 500 that tells
+    nothing.
+    """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, web.HTTPException):
         return _from_aiohttp(error, request)
     if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
-        return BadRequest("The body could not be read: its encoding or framing is broken.", code="invalid_body")
+        return BadRequest(
+            "The body could not be read: its encoding or framing is broken.", code="invalid_body"
+        )
     log.exception("unexpected failure in %s %s", request.method, request.path, exc_info=error)
     return ServerError("The server failed on this request.", code="internal_error")
 
@@ -57,7 +74,9 @@ def as_api_error(error: Exception, request: web.Request) -> ApiError:
 def _from_aiohttp(error: web.HTTPException, request: web.Request) -> ApiError:
     what = f"{request.method} {shown(request.path)}"
     if isinstance(error, web.HTTPMethodNotAllowed):
-        return MethodNotAllowed(f"{what}: method not allowed.", allow=tuple(sorted(error.allowed_methods)))
+        return MethodNotAllowed(
+            f"{what}: method not allowed.", allow=tuple(sorted(error.allowed_methods))
+        )
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return BodyTooLarge("The body is larger than this server takes.")
     if error.status == 404:

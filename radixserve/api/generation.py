@@ -1,8 +1,8 @@
 """Running validated requests: engine events become text, logprobs and counts, choice by choice.
 
-The same code serves chat and completions, streamed or not; what differs is the renderer and the sink. Owns stop
-strings, finish reasons and usage. Whatever ends a generation, no request of it is left running in the engine.
-Knows no HTTP and no JSON.
+The same code serves chat and completions, streamed or not; what differs is the renderer and the
+sink. Owns stop strings, finish reasons and usage. Whatever ends a generation, no request of it is
+left running in the engine. Knows no HTTP and no JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Delta:
-    """What one event adds to a choice. `logprobs` has one entry per token of the text, stop tokens left out."""
+    """What one event adds to a choice. `logprobs` has one entry per token of the text, stop tokens
+    left out.
+    """
 
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -53,12 +55,20 @@ class Choice:
     whole: Delta = field(default_factory=Delta)  # filled by `collect`
 
     def take(self, event: TokenEvent) -> Delta | None:
-        """What `event` adds, None if nothing is to be shown. Raises ServerError or Unavailable for a failure."""
+        """What `event` adds, None if nothing is to be shown. Raises ServerError or Unavailable for
+        a failure.
+        """
         if event.num_cached is not None:
-            self.num_cached, self.num_host, self.num_disk = event.num_cached, event.num_host, event.num_disk
+            self.num_cached, self.num_host, self.num_disk = (
+                event.num_cached,
+                event.num_host,
+                event.num_disk,
+            )
             self.queue_seconds = event.queue_seconds
         if event.finish == "error":
-            raise ServerError(event.error or "The request failed inside the server.", code="generation_failed")
+            raise ServerError(
+                event.error or "The request failed inside the server.", code="generation_failed"
+            )
         if event.finish == "abort":
             reason = event.error or "the server ended the request"
             raise Unavailable(f"Not completed: {reason}. Try again.", code="generation_aborted")
@@ -70,7 +80,9 @@ class Choice:
         if self.finish_reason is None and event.finish is not None:
             delta.text += self.text_stream.finish()
             self.finish_reason = "stop" if self.text_stream.stopped is not None else event.finish
-        shown = delta.text or delta.logprobs or delta.prompt_logprobs is not None or self.finish_reason
+        shown = (
+            delta.text or delta.logprobs or delta.prompt_logprobs is not None or self.finish_reason
+        )
         return delta if shown else None
 
     def collect(self, delta: Delta) -> None:
@@ -91,7 +103,9 @@ class Choice:
             delta.logprobs = event.logprobs[: stream.num_tokens - num_before]
         if stream.stopped is not None:
             self.finish_reason = "stop"
-        self.num_generated = stream.num_tokens + (stream.stopped is None and event.stop_token_id is not None)
+        self.num_generated = stream.num_tokens + (
+            stream.stopped is None and event.stop_token_id is not None
+        )
         return text
 
     def _note_time(self) -> None:
@@ -107,10 +121,12 @@ Sink = Callable[[Choice, Delta], Awaitable[None]]
 
 
 async def run(engine: EngineClient, choices: list[Choice], sink: Sink) -> None:
-    """Generate all choices at once, giving each delta to `sink`; returns when all have a finish reason.
+    """Generate all choices at once, giving each delta to `sink`; returns when all have a finish
+    reason.
 
-    Raises Unavailable if the engine refuses one of them, ServerError or Unavailable if one fails, and whatever the
-    sink raises. In every case, cancellation included, the engine no longer works on any of them afterwards.
+    Raises Unavailable if the engine refuses one of them, ServerError or Unavailable if one fails,
+    and whatever the sink raises. In every case, cancellation included, the engine no longer works
+    on any of them afterwards.
     """
     streams: list[EventStream] = []
     try:
@@ -127,7 +143,9 @@ async def run(engine: EngineClient, choices: list[Choice], sink: Sink) -> None:
 
 
 def usage_of(choices: list[Choice], num_choices: int) -> Usage:
-    """Each prompt counted once, with the cached tokens of its first choice; generated tokens of all choices."""
+    """Each prompt counted once, with the cached tokens of its first choice; generated tokens of all
+    choices.
+    """
     firsts = choices[::num_choices]
     num_prompt = sum(len(choice.request.prompt_ids) for choice in firsts)
     num_generated = sum(choice.num_generated for choice in choices)
@@ -136,7 +154,10 @@ def usage_of(choices: list[Choice], num_choices: int) -> Usage:
 
 def _cached(choices: list[Choice]) -> PromptTokensDetails:
     cached = sum(choice.num_cached for choice in choices)
-    host, disk = sum(choice.num_host for choice in choices), sum(choice.num_disk for choice in choices)
+    host, disk = (
+        sum(choice.num_host for choice in choices),
+        sum(choice.num_disk for choice in choices),
+    )
     return PromptTokensDetails(cached, CachedTokensDetails(cached - host - disk, host, disk))
 
 

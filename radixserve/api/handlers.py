@@ -1,7 +1,7 @@
 """The two generation endpoints: one handler and two descriptions of what differs.
 
-A body takes the same way for chat and completions, streamed or not (read, validate, tokenise, generate, render), so
-that no check exists for one of them only.
+A body takes the same way for chat and completions, streamed or not (read, validate, tokenise,
+generate, render), so that no check exists for one of them only.
 """
 
 from __future__ import annotations
@@ -62,7 +62,12 @@ async def _chat_prompts(api: Api, body: ChatBody, info: EngineInfo) -> list[Prom
 
 CHAT = Endpoint("chat", False, ChatBody, validate.chat_wanted, _chat_prompts, ChatRenderer)
 COMPLETIONS = Endpoint(
-    "completions", True, CompletionBody, validate.completion_wanted, completion_prompts, CompletionRenderer
+    "completions",
+    True,
+    CompletionBody,
+    validate.completion_wanted,
+    completion_prompts,
+    CompletionRenderer,
 )
 
 
@@ -81,7 +86,10 @@ async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamRes
     try:
         body = await read_body(request, endpoint.body_type)
         generation, prompts = await _prepare(api, endpoint, body)
-        account.generation, account.choices = generation, _choices(api, generation, prompts, endpoint.continues)
+        account.generation, account.choices = (
+            generation,
+            _choices(api, generation, prompts, endpoint.continues),
+        )
         renderer = endpoint.renderer(generation, api.model_name, api.tokenizer)
         answer = _answer_streamed if generation.stream else _answer_whole
         return await answer(request, account.choices, generation, renderer, account)
@@ -99,10 +107,14 @@ async def _prepare(api: Api, endpoint: Endpoint[B], body: B) -> tuple[Generation
     wanted = endpoint.wanted(body, api.settings)
     info = api.info()
     prompts = await endpoint.prompts(api, body, info)
-    return validate.resolve(body, wanted, [prompt.ids for prompt in prompts], info, api.settings), prompts
+    return validate.resolve(
+        body, wanted, [prompt.ids for prompt in prompts], info, api.settings
+    ), prompts
 
 
-def _choices(api: Api, generation: Generation, prompts: list[Prompt], continues: bool) -> list[Choice]:
+def _choices(
+    api: Api, generation: Generation, prompts: list[Prompt], continues: bool
+) -> list[Choice]:
     return [
         Choice(
             index=i,
@@ -117,7 +129,11 @@ def _choices(api: Api, generation: Generation, prompts: list[Prompt], continues:
 
 
 async def _answer_whole(
-    request: web.Request, choices: list[Choice], generation: Generation, renderer: Renderer, account: Account
+    request: web.Request,
+    choices: list[Choice],
+    generation: Generation,
+    renderer: Renderer,
+    account: Account,
 ) -> web.StreamResponse:
     async def sink(choice: Choice, delta: Delta) -> None:
         choice.collect(delta)
@@ -128,7 +144,11 @@ async def _answer_whole(
 
 
 async def _answer_streamed(
-    request: web.Request, choices: list[Choice], generation: Generation, renderer: Renderer, account: Account
+    request: web.Request,
+    choices: list[Choice],
+    generation: Generation,
+    renderer: Renderer,
+    account: Account,
 ) -> web.StreamResponse:
     """A failure after the first event is told in the stream, since the status has been sent."""
     api = request.app[API]

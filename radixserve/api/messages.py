@@ -11,7 +11,9 @@ from radixserve.errors import BadRequest
 
 
 def render_messages(messages: list[Message]) -> list[dict[str, str]]:
-    """Role and text of each message, for the chat template; text parts are joined. Raises BadRequest."""
+    """Role and text of each message, for the chat template; text parts are joined. Raises
+    BadRequest.
+    """
     if not messages:
         raise BadRequest("'messages' must not be empty.", param="messages", code="empty_array")
     return [_render_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
@@ -38,7 +40,9 @@ def _text_of(message: Message, path: str) -> str:
         text = f"Missing required field '{path}.content'."
         raise BadRequest(text, param=f"{path}.content", code="missing_required_parameter")
     if not message.content:
-        raise BadRequest("'content' must not be an empty list.", param=f"{path}.content", code="empty_array")
+        raise BadRequest(
+            "'content' must not be an empty list.", param=f"{path}.content", code="empty_array"
+        )
     texts = []
     for i, part in enumerate(message.content):
         here = f"{path}.content[{i}]"

@@ -44,24 +44,32 @@ async def ready(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """GET /metrics."""
     api = request.app[API]
-    body = api.metrics.render(api.engine.stats, api.engine.info, up=api.engine.unready_reason is None)
+    body = api.metrics.render(
+        api.engine.stats, api.engine.info, up=api.engine.unready_reason is None
+    )
     return web.Response(body=body, headers={"Content-Type": api.metrics.content_type})
 
 
 async def version(request: web.Request) -> web.Response:
-    """GET /version: what runs here, and whether a cache hit equals a miss bit for bit in this configuration."""
+    """GET /version: what runs here, and whether a cache hit equals a miss bit for bit in this
+    configuration.
+    """
     api = request.app[API]
     facts = {"version": radixserve.__version__, "model": api.model_name, "engine": api.engine.info}
     return _json(facts)
 
 
 async def tokenize(request: web.Request) -> web.Response:
-    """POST /tokenize: the ids that /v1/completions (prompt) or /v1/chat/completions (messages) would compute."""
+    """POST /tokenize: the ids that /v1/completions (prompt) or /v1/chat/completions (messages)
+    would compute.
+    """
     api = request.app[API]
     body = await read_body(request, TokenizeBody)
     check_model(body.model, api.model_name)
     if (body.prompt is None) == (body.messages is None):
-        raise BadRequest("Give exactly one of 'prompt' and 'messages'.", param="prompt", code="invalid_value")
+        raise BadRequest(
+            "Give exactly one of 'prompt' and 'messages'.", param="prompt", code="invalid_value"
+        )
     info = api.info()
     if body.messages is not None:
         if body.add_special_tokens is not None:
@@ -70,7 +78,9 @@ async def tokenize(request: web.Request) -> web.Response:
     else:
         add = body.add_special_tokens is not False
         prompt = await text_prompt(api, body.prompt or "", info, add_special_tokens=add)
-    return _json({"tokens": prompt.ids, "count": len(prompt.ids), "max_model_len": info.context_length})
+    return _json(
+        {"tokens": prompt.ids, "count": len(prompt.ids), "max_model_len": info.context_length}
+    )
 
 
 async def detokenize(request: web.Request) -> web.Response:
@@ -79,7 +89,9 @@ async def detokenize(request: web.Request) -> web.Response:
     body = await read_body(request, DetokenizeBody)
     check_model(body.model, api.model_name)
     check_token_ids(body.tokens, api.info().vocab_size, "tokens")
-    text = await api.threads.run(partial(api.tokenizer.decode, body.tokens, skip_special_tokens=False))
+    text = await api.threads.run(
+        partial(api.tokenizer.decode, body.tokens, skip_special_tokens=False)
+    )
     return _json({"prompt": text})
 
 

@@ -1,4 +1,5 @@
-"""From the prompt or messages of a body to token ids: cheap checks first, then the tokeniser in its own threads.
+"""From the prompt or messages of a body to token ids: cheap checks first, then the tokeniser in its
+own threads.
 
 Owns the accepted shapes of `prompt`. Knows no engine beyond the sizes in `EngineInfo`.
 """
@@ -56,8 +57,13 @@ async def completion_prompts(api: Api, body: CompletionBody, info: EngineInfo) -
         return [await text_prompt(api, text, info, f"prompt[{i}]") for i, text in enumerate(texts)]
     lists = [item for item in given if isinstance(item, list)]
     if len(lists) == len(given):
-        return [await _id_prompt(api, ids, info, f"prompt[{i}]", bool(body.echo)) for i, ids in enumerate(lists)]
-    raise BadRequest("'prompt' must not mix strings, token ids and lists.", param="prompt", code="invalid_type")
+        return [
+            await _id_prompt(api, ids, info, f"prompt[{i}]", bool(body.echo))
+            for i, ids in enumerate(lists)
+        ]
+    raise BadRequest(
+        "'prompt' must not mix strings, token ids and lists.", param="prompt", code="invalid_type"
+    )
 
 
 async def text_prompt(
@@ -65,13 +71,17 @@ async def text_prompt(
 ) -> Prompt:
     """Raises BadRequest when the text cannot fit the context, or gives no token at all."""
     check_prompt_chars(len(text), info, api.settings, param)
-    ids = await api.threads.run(partial(api.tokenizer.encode, text, add_special_tokens=add_special_tokens))
+    ids = await api.threads.run(
+        partial(api.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+    )
     _check_encoded(ids, info, param)
     return Prompt(ids, text)
 
 
 def _check_encoded(ids: list[int], info: EngineInfo, param: str) -> None:
-    """A tokenizer may know tokens that the model has no embedding for; either mistake would fail a whole step."""
+    """A tokenizer may know tokens that the model has no embedding for; either mistake would fail a
+    whole step.
+    """
     if not ids:
         raise BadRequest("The prompt must not be empty.", param=param, code="invalid_value")
     if max(ids) >= info.vocab_size:
@@ -85,4 +95,6 @@ async def _id_prompt(api: Api, ids: list[int], info: EngineInfo, param: str, ech
     check_token_ids(ids, info.vocab_size, param)
     if not echo or len(ids) > info.context_length:
         return Prompt(ids)
-    return Prompt(ids, await api.threads.run(partial(api.tokenizer.decode, ids, skip_special_tokens=False)))
+    return Prompt(
+        ids, await api.threads.run(partial(api.tokenizer.decode, ids, skip_special_tokens=False))
+    )

@@ -1,4 +1,5 @@
-"""How a refusal is worded: one function per kind of mistake, so that message, `param` and `code` agree everywhere.
+"""How a refusal is worded: one function per kind of mistake, so that message, `param` and `code`
+agree everywhere.
 
 Knows no endpoint and no field.
 """
@@ -19,9 +20,15 @@ def check_range(name: str, value: float | None, lowest: float, highest: float, k
     if value is None or lowest <= value <= highest:
         return
     if value < lowest:
-        message, code = f"'{name}' is {shown(value)}; the lowest allowed is {lowest}.", f"{kind}_below_min_value"
+        message, code = (
+            f"'{name}' is {shown(value)}; the lowest allowed is {lowest}.",
+            f"{kind}_below_min_value",
+        )
     else:
-        message, code = f"'{name}' is {shown(value)}; the highest allowed is {highest}.", f"{kind}_above_max_value"
+        message, code = (
+            f"'{name}' is {shown(value)}; the highest allowed is {highest}.",
+            f"{kind}_above_max_value",
+        )
     raise BadRequest(message, param=name, code=code)
 
 
@@ -32,6 +39,8 @@ def too_many(param: str, most: int, what: str | None = None) -> BadRequest:
 
 
 def unsupported(param: str, what: str | None = None) -> BadRequest:
-    """A field or value that is known elsewhere, and that this server would otherwise have to ignore."""
+    """A field or value that is known elsewhere, and that this server would otherwise have to
+    ignore.
+    """
     message = f"Not supported by this server: {what or repr(param)}. Leave it out, or send null."
     return BadRequest(message, param=param, code="unsupported_parameter")

@@ -1,4 +1,6 @@
-"""The limits of the HTTP layer, as one frozen value. Those an operator may choose come from `Settings`."""
+"""The limits of the HTTP layer, as one frozen value. Those an operator may choose come from
+`Settings`.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,15 @@ class ApiSettings:
     max_top_logprobs: int = 20
     max_completion_logprobs: int = 5
     default_completion_tokens: int = 16
-    max_chars_per_token: int = 16  # a prompt of more characters per token of context is refused before tokenising
+    max_chars_per_token: int = (
+        16  # a prompt of more characters per token of context is refused before tokenising
+    )
     tokenizer_threads: int = 2
     max_tokenizing: int = 128  # prompts waiting for a tokenizer thread; beyond: 503
     body_read_seconds: float = 30.0  # a body that takes longer to arrive: 408
-    client_write_seconds: float = 30.0  # a stream whose client reads nothing for that long is dropped
+    client_write_seconds: float = (
+        30.0  # a stream whose client reads nothing for that long is dropped
+    )
     retry_after_seconds: int = 1  # told to refused clients when the engine names no better figure
 
     @classmethod

@@ -1,7 +1,8 @@
-"""Server-sent events: one struct encoded to one `data:` event, several events per write where they come together.
+"""Server-sent events: one struct encoded to one `data:` event, several events per write where they
+come together.
 
-Owns the moment the response starts (at the first event, so that a failure before it keeps its HTTP status) and the
-clients that stop reading. Knows no endpoint.
+Owns the moment the response starts (at the first event, so that a failure before it keeps its HTTP
+status) and the clients that stop reading. Knows no endpoint.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ from aiohttp import web
 from radixserve.api.envelope import encode_error
 from radixserve.errors import ApiError
 
-_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_HEADERS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+}
 
 
 class EventStream:
-    """A streamed answer. Raises ConnectionError from any write once the client is gone or reads nothing for long."""
+    """A streamed answer. Raises ConnectionError from any write once the client is gone or reads
+    nothing for long.
+    """
 
     def __init__(self, request: web.Request, write_seconds: float) -> None:
         self._request = request
@@ -45,7 +52,8 @@ class EventStream:
     async def fail(self, error: ApiError) -> None:
         """End a stream that failed: an error event and no `[DONE]`.
 
-        The connection stays usable: the client was not told otherwise, and may have its next request on the way.
+        The connection stays usable: the client was not told otherwise, and may have its next
+        request on the way.
         """
         with contextlib.suppress(ConnectionError):
             await self._write(b"data: %b\n\n" % encode_error(error))

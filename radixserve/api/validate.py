@@ -1,7 +1,8 @@
-"""The one place where a decoded body becomes engine requests: every limit, default and cross-field rule.
+"""The one place where a decoded body becomes engine requests: every limit, default and cross-field
+rule.
 
-Takes wire structs and tokenised prompts, gives a `Generation`. All checks are made on resolved values, never on what
-the client left out. Knows token ids, not text; no HTTP.
+Takes wire structs and tokenised prompts, gives a `Generation`. All checks are made on resolved
+values, never on what the client left out. Knows token ids, not text; no HTTP.
 """
 
 from __future__ import annotations
@@ -15,13 +16,20 @@ import msgspec
 
 from radixserve.api.refusals import check_range, shown, too_many, unsupported
 from radixserve.api.settings import ApiSettings
-from radixserve.api.wire import AS_IF_ABSENT, ChatBody, CompletionBody, GenerationBody, KnownElsewhere
+from radixserve.api.wire import (
+    AS_IF_ABSENT,
+    ChatBody,
+    CompletionBody,
+    GenerationBody,
+    KnownElsewhere,
+)
 from radixserve.errors import BadRequest, NotFound
 from radixserve.request import Request, Sampling
 from radixserve.step import EngineInfo
 
 _INT64 = 2**63
-_GREEDY_BELOW = 1e-6  # a temperature that single precision cannot divide by: the result is the greedy token anyway
+# a temperature that single precision cannot divide by: the result is the greedy token anyway
+_GREEDY_BELOW = 1e-6
 
 # name: lowest, highest
 _DECIMALS: dict[str, tuple[float, float]] = {
@@ -42,7 +50,9 @@ _INTEGERS: dict[str, tuple[int, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What an endpoint asks beyond the common fields, in one vocabulary for chat and text completions."""
+    """What an endpoint asks beyond the common fields, in one vocabulary for chat and text
+    completions.
+    """
 
     max_tokens: int | None  # None: `default_max_tokens`, or what is left of the context
     default_max_tokens: int | None = None
@@ -70,7 +80,11 @@ class Generation:
 def check_model(asked: str | None, served: str) -> None:
     """Raises NotFound unless `asked` is the model served here, or absent."""
     if asked is not None and asked != served:
-        raise NotFound(f"The model '{shown(asked)}' does not exist here.", param="model", code="model_not_found")
+        raise NotFound(
+            f"The model '{shown(asked)}' does not exist here.",
+            param="model",
+            code="model_not_found",
+        )
 
 
 def check_fields(body: GenerationBody, settings: ApiSettings) -> None:
@@ -97,8 +111,12 @@ def chat_wanted(body: ChatBody, settings: ApiSettings) -> Wanted:
     check_range("max_completion_tokens", body.max_completion_tokens, 1, _INT64 - 1, "integer")
     check_range("top_logprobs", body.top_logprobs, 0, settings.max_top_logprobs, "integer")
     if body.top_logprobs is not None and not body.logprobs:
-        raise BadRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs", code="invalid_value")
-    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+        raise BadRequest(
+            "'top_logprobs' needs 'logprobs': true.", param="top_logprobs", code="invalid_value"
+        )
+    limit = (
+        body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    )
     if body.max_tokens is not None and limit != body.max_tokens:
         message = "'max_tokens' and 'max_completion_tokens' differ; give one of them."
         raise BadRequest(message, param="max_completion_tokens", code="invalid_value")
@@ -122,7 +140,9 @@ def stop_strings(body: GenerationBody, settings: ApiSettings) -> tuple[str, ...]
     if len(stops) > settings.max_stops:
         raise too_many("stop", settings.max_stops)
     if any(not stop for stop in stops):
-        raise BadRequest("'stop' must not contain an empty string.", param="stop", code="invalid_value")
+        raise BadRequest(
+            "'stop' must not contain an empty string.", param="stop", code="invalid_value"
+        )
     if any(len(stop) > settings.max_stop_chars for stop in stops):
         message = f"A stop string may have at most {settings.max_stop_chars} characters."
         raise BadRequest(message, param="stop", code="string_above_max_length")
@@ -146,11 +166,16 @@ def check_prompt_chars(num_chars: int, info: EngineInfo, settings: ApiSettings, 
 
 
 def resolve(
-    body: GenerationBody, wanted: Wanted, prompts: list[list[int]], info: EngineInfo, settings: ApiSettings
+    body: GenerationBody,
+    wanted: Wanted,
+    prompts: list[list[int]],
+    info: EngineInfo,
+    settings: ApiSettings,
 ) -> Generation:
     """The sequences to generate, prompt by prompt; `body` has passed `check_fields`.
 
-    Choice i of a prompt is drawn with seed + i (mod 2**63), so that choices differ and can be asked for again.
+    Choice i of a prompt is drawn with seed + i (mod 2**63), so that choices differ and can be asked
+    for again.
     """
     num_choices = 1 if body.n is None else body.n
     if len(prompts) * num_choices > settings.max_sequences:
@@ -165,7 +190,9 @@ def resolve(
         for choice in range(num_choices):
             drawn = msgspec.structs.replace(sampling, seed=(seed + choice) % _INT64)
             request_id = f"{generation_id}-{len(requests)}"
-            requests.append(Request(id=request_id, prompt_ids=prompt_ids, sampling=drawn, arrived=arrived))
+            requests.append(
+                Request(id=request_id, prompt_ids=prompt_ids, sampling=drawn, arrived=arrived)
+            )
     return Generation(
         id=generation_id,
         requests=requests,
@@ -179,7 +206,9 @@ def resolve(
 
 
 def _max_tokens(wanted: Wanted, num_prompt: int, info: EngineInfo) -> int:
-    """The resolved token limit. Raises BadRequest when prompt and answer cannot fit the context or the K/V budget."""
+    """The resolved token limit. Raises BadRequest when prompt and answer cannot fit the context or
+    the K/V budget.
+    """
     asked = wanted.max_tokens if wanted.max_tokens is not None else 1
     if num_prompt + asked > info.context_length:
         message = (
@@ -205,7 +234,9 @@ def _sampling(
     """Defaults filled in, every value within its range; the seed is set by the caller."""
     min_tokens = body.min_tokens or 0
     if min_tokens > max_tokens:
-        message = f"'min_tokens' is {shown(min_tokens)}, but at most {max_tokens} tokens are generated."
+        message = (
+            f"'min_tokens' is {shown(min_tokens)}, but at most {max_tokens} tokens are generated."
+        )
         raise BadRequest(message, param="min_tokens", code="integer_above_max_value")
     temperature = _or(body.temperature, 1.0)
     return Sampling(
@@ -261,7 +292,9 @@ def _logit_bias(given: dict[str, float] | None, vocab_size: int, most: int) -> d
 def _refuse_unsupported(body: GenerationBody) -> None:
     for name in KnownElsewhere.__struct_fields__:
         value = getattr(body, name)
-        if value is not None and not any(_same(value, accepted) for accepted in AS_IF_ABSENT.get(name, ())):
+        if value is not None and not any(
+            _same(value, accepted) for accepted in AS_IF_ABSENT.get(name, ())
+        ):
             raise unsupported(name)
 
 
@@ -273,7 +306,9 @@ def _same(value: object, accepted: object) -> bool:
 def _check_stream_options(body: GenerationBody) -> None:
     options = body.stream_options
     if not body.stream:
-        raise BadRequest("'stream_options' needs 'stream': true.", param="stream_options", code="invalid_value")
+        raise BadRequest(
+            "'stream_options' needs 'stream': true.", param="stream_options", code="invalid_value"
+        )
     if options is not None and options.include_obfuscation:
         raise unsupported("stream_options.include_obfuscation")
     if options is not None and options.continuous_usage_stats:

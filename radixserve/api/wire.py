@@ -1,8 +1,10 @@
-"""The request bodies, exactly as a client may write them, and the decoding that refuses everything else.
+"""The request bodies, exactly as a client may write them, and the decoding that refuses everything
+else.
 
-Owns names, types and nullability; ranges and cross-field rules are `validate`'s. Decoding is strict: no NaN or
-Infinity, no boolean or 10.0 where an integer belongs, no lone surrogates, no unknown fields. A key written twice in
-one object is not an error: the last one counts, as in most JSON readers. Knows nothing of the engine or tokenizer.
+Owns names, types and nullability; ranges and cross-field rules are `validate`'s. Decoding is
+strict: no NaN or Infinity, no boolean or 10.0 where an integer belongs, no lone surrogates, no
+unknown fields. A key written twice in one object is not an error: the last one counts, as in most
+JSON readers. Knows nothing of the engine or tokenizer.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from radixserve.errors import BadRequest
 class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Fields of the OpenAI API and of its popular extensions that radixserve does not implement.
 
-    They are declared so that null, or the value that means "as if absent" (`AS_IF_ABSENT`), is accepted, and so
-    that any other value is refused by name instead of being ignored.
+    They are declared so that null, or the value that means "as if absent" (`AS_IF_ABSENT`), is
+    accepted, and so that any other value is refused by name instead of being ignored.
     """
 
     add_generation_prompt: Any = None
@@ -167,7 +169,9 @@ class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
 
 
 class ContentPart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One part of a message's content. Only text is served; the other known members name what is refused."""
+    """One part of a message's content. Only text is served; the other known members name what is
+    refused.
+    """
 
     type: str
     text: str | None = None
@@ -238,7 +242,9 @@ def decode_body(raw: bytes, body_type: type[Body]) -> Body:
     except msgspec.ValidationError as error:
         raise _bad_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadRequest("The body is not valid JSON, or is nested too deeply.", code="invalid_json") from None
+        raise BadRequest(
+            "The body is not valid JSON, or is nested too deeply.", code="invalid_json"
+        ) from None
 
 
 def _bad_field(reason: str) -> BadRequest:
@@ -247,7 +253,9 @@ def _bad_field(reason: str) -> BadRequest:
     path = path_match[1][:64] if path_match else None
     if missing := _MISSING.match(reason):
         param = _join(path, missing[1])
-        return BadRequest(f"Missing required field '{param}'.", param=param, code="missing_required_parameter")
+        return BadRequest(
+            f"Missing required field '{param}'.", param=param, code="missing_required_parameter"
+        )
     if unknown := _UNKNOWN.match(reason):
         param = _join(path, unknown[1][:64])
         return BadRequest(f"Unknown field '{param}'.", param=param, code="unknown_parameter")

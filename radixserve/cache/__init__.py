@@ -6,5 +6,6 @@
     kvcache.py   the facade the scheduler uses: KVCache, Lease, CacheStats
     pool.py      the K and V tensors that slots index (the only module here that knows torch)
 
-Imports run down this list from the bottom: kvcache uses eviction, radix and slots; slots uses none of them.
+Imports run down this list from the bottom: kvcache uses eviction, radix and slots; slots uses none
+of them.
 """

@@ -1,7 +1,8 @@
 """Which nodes of the tree may go, and in which order.
 
-Owns the pins (what leases protect), the logical clock, and the evictable leaves in the order of a policy. Does not know
-leases, only the node each ends in; nor free slots: what is evicted is handed to the caller as runs.
+Owns the pins (what leases protect), the logical clock, and the evictable leaves in the order of a
+policy. Does not know leases, only the node each ends in; nor free slots: what is evicted is handed
+to the caller as runs.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from radixserve.cache.slots import Run
 class Policy:
     """The order of eviction: leaves of smaller rank go first, of equal rank the older node.
 
-    `rank` is asked once, when a node becomes an evictable leaf. It should depend on what cannot change until the node
-    is leased again (last_use, serial, depth), not on the length, which truncation changes.
+    `rank` is asked once, when a node becomes an evictable leaf. It should depend on what cannot
+    change until the node is leased again (last_use, serial, depth), not on the length, which
+    truncation changes.
     """
 
     name: str
@@ -42,12 +44,14 @@ class Evictor:
            |- user A    pins 1   (a lease ends here)
            '- user B    pins 0   evictable
 
-    So a lease costs a walk up to the first ancestor that was pinned already, `pinned_tokens` is always known, and what
-    is not pinned has nothing pinned below it: every unpinned token can be evicted, leaf after leaf.
+    So a lease costs a walk up to the first ancestor that was pinned already, `pinned_tokens` is
+    always known, and what is not pinned has nothing pinned below it: every unpinned token can be
+    evicted, leaf after leaf.
 
-    Recency is lazy too: a lease touches only the node it ends in, and a child that goes leaves its `last_use` to its
-    parent. A parent's turn comes only when all its children are gone, and by then it has the time of the latest use of
-    anything that was below it, which is what touching all ancestors at every use would have given.
+    Recency is lazy too: a lease touches only the node it ends in, and a child that goes leaves its
+    `last_use` to its parent. A parent's turn comes only when all its children are gone, and by then
+    it has the time of the latest use of anything that was below it, which is what touching all
+    ancestors at every use would have given.
     """
 
     def __init__(self, tree: RadixTree, policy: Policy) -> None:
@@ -94,7 +98,9 @@ class Evictor:
         self.pinned_tokens += len(edge) // TOKEN_BYTES
 
     def touch(self, node: Node) -> None:
-        """Note that a pinned node was used now. The clock counts uses: it never jumps, and no two uses tie."""
+        """Note that a pinned node was used now. The clock counts uses: it never jumps, and no two
+        uses tie.
+        """
         self._clock += 1
         node.last_use = self._clock
 
@@ -116,10 +122,11 @@ class Evictor:
             self._leaves.add(node.rank)
 
     def evict(self, num_tokens: int, before: Callable[[Node], None] | None = None) -> list[Run]:
-        """Drop exactly `num_tokens` unpinned tokens (all of them, if there are fewer) and give their slots.
+        """Drop exactly `num_tokens` unpinned tokens (all of them, if there are fewer) and give
+        their slots.
 
-        Leaves go whole in the policy's order; the last one only loses its tail. `before` is told of each leaf while it
-        still has all its tokens. O(log leaves) for each leaf.
+        Leaves go whole in the policy's order; the last one only loses its tail. `before` is told of
+        each leaf while it still has all its tokens. O(log leaves) for each leaf.
         """
         runs: list[Run] = []
         leaves, tree = self._leaves, self._tree
@@ -151,13 +158,19 @@ class Evictor:
         pinned_tokens, evictable = 0, []
         for node in self._tree.nodes():
             pins = ends.pop(id(node), 0) + sum(child.pins > 0 for child in node.children.values())
-            assert node.pins == pins, f"a node has {node.pins} pins, its leases and children make {pins}"
+            assert node.pins == pins, (
+                f"a node has {node.pins} pins, its leases and children make {pins}"
+            )
             pinned_tokens += node.num_tokens if pins else 0
             is_evictable = not pins and not node.children
-            assert (node.rank is not None) == is_evictable, "the order holds a wrong node, or lacks one"
+            assert (node.rank is not None) == is_evictable, (
+                "the order holds a wrong node, or lacks one"
+            )
             if is_evictable:
                 assert node.parent is not None, "an empty namespace is still there"
                 evictable.append((self.policy.rank(node), node.serial, node))
         assert not ends, "a lease ends in a node that is not in the tree"
-        assert self.pinned_tokens == pinned_tokens, f"{pinned_tokens} tokens are pinned, {self.pinned_tokens} counted"
+        assert self.pinned_tokens == pinned_tokens, (
+            f"{pinned_tokens} tokens are pinned, {self.pinned_tokens} counted"
+        )
         assert list(self._leaves) == sorted(evictable), "the leaves are not in the policy's order"

@@ -1,8 +1,10 @@
-"""The prefix cache as the scheduler sees it: match a prompt, lease slots, publish what was computed, release.
+"""The prefix cache as the scheduler sees it: match a prompt, lease slots, publish what was
+computed, release.
 
-Owns the rules that join tree, eviction and free slots: every slot belongs to the free runs, to one tree node or to one
-lease; only published (computed) tokens can be found; a prompt's last token is never taken from the cache. Knows token
-ids and slot numbers, no tensors, no requests and no steps. Tokens are `bytes` of packed int32 (`radix.pack`).
+Owns the rules that join tree, eviction and free slots: every slot belongs to the free runs, to one
+tree node or to one lease; only published (computed) tokens can be found; a prompt's last token is
+never taken from the cache. Knows token ids and slot numbers, no tensors, no requests and no steps.
+Tokens are `bytes` of packed int32 (`radix.pack`).
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ OnEvict = Callable[[str, bytes, Slots], None]
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """Who has the slots now: num_slots == free + cached + private. Counts are tokens, which is slots."""
+    """Who has the slots now: num_slots == free + cached + private. Counts are tokens, which is
+    slots.
+    """
 
     num_slots: int
     free: int
@@ -37,7 +41,9 @@ class CacheStats:
 
 
 class KVCache:
-    """Slots for sequences, and the published prefixes they can share. One thread, the engine's, may use it."""
+    """Slots for sequences, and the published prefixes they can share. One thread, the engine's, may
+    use it.
+    """
 
     def __init__(self, num_slots: int, *, enabled: bool = True, policy: Policy = LRU) -> None:
         """With `enabled` false nothing is found and nothing published; leases still hand out slots."""
@@ -52,17 +58,22 @@ class KVCache:
     def match(self, namespace: str, tokens: bytes) -> int:
         """How many of `tokens`, from the first on, are cached now.
 
-        Changes nothing, recency included. Not capped: a lease on a prompt that is cached whole takes one less.
+        Changes nothing, recency included. Not capped: a lease on a prompt that is cached whole
+        takes one less.
         """
         root = self.tree.roots.get(namespace)
         return 0 if root is None else self.tree.walk(root, 0, tokens).depth
 
-    def lease(self, namespace: str, tokens: bytes, num_slots: int, *, read: bool = True) -> Lease | None:
-        """The longest cached prefix of `tokens` short of the last one, and own slots up to position `num_slots` - 1.
+    def lease(
+        self, namespace: str, tokens: bytes, num_slots: int, *, read: bool = True
+    ) -> Lease | None:
+        """The longest cached prefix of `tokens` short of the last one, and own slots up to position
+        `num_slots` - 1.
 
-        At least one token is left to compute, because the next token is drawn from the last one's logits: this is
-        the only place that says so. With `read` false nothing cached is taken. Cold tokens of others are evicted where
-        room is short. None when that is not enough: then nothing was evicted, pinned or split.
+        At least one token is left to compute, because the next token is drawn from the last one's
+        logits: this is the only place that says so. With `read` false nothing cached is taken. Cold
+        tokens of others are evicted where room is short. None when that is not enough: then nothing
+        was evicted, pinned or split.
         """
         root = self.tree.root(namespace)
         point = self.tree.walk(root, 0, tokens[:-TOKEN_BYTES] if read else b"")
@@ -79,7 +90,9 @@ class KVCache:
 
     def _room(self, point: Point) -> int:
         """Slots that are free, or can be once the prefix up to `point` is pinned."""
-        newly_pinned = 0 if point.node.pins else point.offset + self.evictor.unpinned_above(point.node)
+        newly_pinned = (
+            0 if point.node.pins else point.offset + self.evictor.unpinned_above(point.node)
+        )
         return self.allocator.num_free + self.evictor.evictable_tokens - newly_pinned
 
     def _take(self, num_slots: int) -> list[Run]:
@@ -91,7 +104,8 @@ class KVCache:
         return runs
 
     def evict(self, num_tokens: int) -> int:
-        """Drop `num_tokens` tokens that nobody leases, in the policy's order; gives how many there were to drop.
+        """Drop `num_tokens` tokens that nobody leases, in the policy's order; gives how many there
+        were to drop.
 
         `on_evict` is told of each leaf before it goes, or loses its tail.
         """
@@ -117,7 +131,11 @@ class KVCache:
 
     def stats(self) -> CacheStats:
         """Counts of this moment; O(1)."""
-        num_slots, free, cached = self.allocator.num_slots, self.allocator.num_free, self.tree.num_tokens
+        num_slots, free, cached = (
+            self.allocator.num_slots,
+            self.allocator.num_free,
+            self.tree.num_tokens,
+        )
         return CacheStats(
             num_slots=num_slots,
             free=free,
@@ -130,7 +148,9 @@ class KVCache:
         )
 
     def check(self) -> None:
-        """Assert every invariant: of the parts, of each lease, and one owner for each slot; O(num_slots)."""
+        """Assert every invariant: of the parts, of each lease, and one owner for each slot;
+        O(num_slots).
+        """
         self.allocator.check()
         self.tree.check()
         self.evictor.check([lease._node for lease in self._leases])
@@ -140,17 +160,20 @@ class KVCache:
         for start, length in (run for runs in owned for run in runs):
             num_owners[start : start + length] += 1
         wrong = np.flatnonzero(num_owners != 1)
-        assert not len(wrong), f"slot {wrong[0]} has {num_owners[wrong[0]]} owners ({len(wrong)} slots are wrong)"
+        assert not len(wrong), (
+            f"slot {wrong[0]} has {num_owners[wrong[0]]} owners ({len(wrong)} slots are wrong)"
+        )
         assert self.enabled or not self.tree.num_tokens, "a cache that is off holds tokens"
         for lease in self._leases:
             lease._check()
 
 
 class Lease:
-    """A sequence's hold on slots: a pinned path in the tree, and own slots behind it. A context manager.
+    """A sequence's hold on slots: a pinned path in the tree, and own slots behind it. A context
+    manager.
 
-    `slots[p]` is the slot of position p. Say 6 of a prompt's 10 tokens were cached, room for 12 was asked for, and the
-    first chunk, up to position 8, is computed and published:
+    `slots[p]` is the slot of position p. Say 6 of a prompt's 10 tokens were cached, room for 12 was
+    asked for, and the first chunk, up to position 8, is computed and published:
 
         position     0   1   2   3   4   5 | 6   7 | 8   9  10  11
         slots       40  41  42  43   7   8 |20  21 |22  23  24  25
@@ -161,10 +184,10 @@ class Lease:
         ours      owned by the tree since we published them; pinned by us, read by anyone
         private   owned by this lease (the runs in `_own`, in the order of positions); nobody else can see them
 
-    `_node` is the node that ends at num_published; pinning it protects the first two intervals. publish() moves the
-    second border to the right: the tree takes our slots over. Where another sequence published the same tokens in the
-    meantime, our duplicates are freed instead and `slots` names the tree's (same tokens, same K/V). release() unpins
-    the node and frees the private slots.
+    `_node` is the node that ends at num_published; pinning it protects the first two intervals.
+    publish() moves the second border to the right: the tree takes our slots over. Where another
+    sequence published the same tokens in the meantime, our duplicates are freed instead and `slots`
+    names the tree's (same tokens, same K/V). release() unpins the node and frees the private slots.
     """
 
     __slots__ = ("_cache", "_node", "_num_slots", "_own", "_table", "num_cached", "num_published")
@@ -175,18 +198,23 @@ class Lease:
         self._cache = cache
         self._node = node
         self._own = own
-        self._table: Slots = np.empty(num_cached, np.int32)  # grows by doubling; `slots` is its used part
+        self._table: Slots = np.empty(
+            num_cached, np.int32
+        )  # grows by doubling; `slots` is its used part
         self._num_slots = num_cached
         write_slots(path_runs(node, None), self._table)
         self._append(own)
 
     @property
     def slots(self) -> Slots:
-        """Slot of position p at index p, int32. A view: publish() may change it in place, grow() may replace it."""
+        """Slot of position p at index p, int32. A view: publish() may change it in place, grow()
+        may replace it.
+        """
         return self._table[: self._num_slots]
 
     def grow(self, num_slots: int) -> bool:
-        """Own slots up to position `num_slots` - 1, evicting others' cold tokens where room is short.
+        """Own slots up to position `num_slots` - 1, evicting others' cold tokens where room is
+        short.
 
         False when that is not enough: then nothing changed.
         """
@@ -214,13 +242,15 @@ class Lease:
     def publish(self, tokens: bytes) -> None:
         """Make the K/V of `tokens`, all computed, visible to others.
 
-        `tokens` is the sequence so far, beginning with what was published before. A step in flight may still read slots
-        that this frees: steps run in order, and that of the next owner comes later. O(new tokens), apart from copying
-        the edge of a leaf that grows.
+        `tokens` is the sequence so far, beginning with what was published before. A step in flight
+        may still read slots that this frees: steps run in order, and that of the next owner comes
+        later. O(new tokens), apart from copying the edge of a leaf that grows.
         """
         self._assert_live()
         depth, num_tokens = self.num_published, len(tokens) // TOKEN_BYTES
-        assert depth <= num_tokens <= self._num_slots, "publish goes forward, and only over positions that have a slot"
+        assert depth <= num_tokens <= self._num_slots, (
+            "publish goes forward, and only over positions that have a slot"
+        )
         if not self._cache.enabled:
             return
         self._adopt(self._cache.tree.walk(self._node, depth, tokens))
@@ -244,13 +274,17 @@ class Lease:
         num_tokens = len(edge) // TOKEN_BYTES
         runs, self._own = split_runs(self._own, num_tokens)
         if node.parent is not None and not node.children and node.pins == 1:
-            evictor.extend(node, edge, runs)  # a leaf that only we lease: nobody else comes to hold more
+            evictor.extend(
+                node, edge, runs
+            )  # a leaf that only we lease: nobody else comes to hold more
             self.num_published += num_tokens
         else:
             self._move(self._cache.tree.insert(node, edge, runs), self.num_published + num_tokens)
 
     def _move(self, node: Node, depth: int) -> None:
-        """Pin `node` instead of the present one, which is above it (and is protected by it before it is let go)."""
+        """Pin `node` instead of the present one, which is above it (and is protected by it before
+        it is let go).
+        """
         self._cache.evictor.pin(node)
         self._cache.evictor.unpin(self._node)
         self._node, self.num_published = node, depth
@@ -270,16 +304,29 @@ class Lease:
     def __enter__(self) -> Lease:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.release()
 
     def _assert_live(self) -> None:
         assert self in self._cache._leases, "the lease was released"
 
     def _check(self) -> None:
-        """Assert that the table names the slots of our path and of our own runs, and that the borders are in order."""
+        """Assert that the table names the slots of our path and of our own runs, and that the
+        borders are in order.
+        """
         path = path_runs(self._node, None)
-        assert self.num_published == sum(length for _, length in path), "the pinned path ends elsewhere"
-        assert self.num_cached <= self.num_published <= self._num_slots <= len(self._table), "borders are out of order"
-        expected = [slot for start, length in path + self._own for slot in range(start, start + length)]
+        assert self.num_published == sum(length for _, length in path), (
+            "the pinned path ends elsewhere"
+        )
+        assert self.num_cached <= self.num_published <= self._num_slots <= len(self._table), (
+            "borders are out of order"
+        )
+        expected = [
+            slot for start, length in path + self._own for slot in range(start, start + length)
+        ]
         assert self.slots.tolist() == expected, "the table names slots of somebody else"

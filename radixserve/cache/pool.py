@@ -1,7 +1,8 @@
 """The K and V tensors that slots index: device memory for K/V, taken once at start.
 
-One slot is one token at all layers. Knows nothing of who owns a slot; a freed slot keeps its old content until it is
-written again. Zeroed at start, because whatever an unwritten slot holds must be finite.
+One slot is one token at all layers. Knows nothing of who owns a slot; a freed slot keeps its old
+content until it is written again. Zeroed at start, because whatever an unwritten slot holds must be
+finite.
 """
 
 from __future__ import annotations

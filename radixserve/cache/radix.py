@@ -1,8 +1,9 @@
 """The radix tree: token sequences with computed K/V, and the slots that hold it.
 
-One tree per namespace, over single token ids. It owns the shape (nodes, edges, slot runs) and the questions about it:
-match, split, insert, truncate. It does not know who leases a node or which node goes first (eviction.py), nor which
-slots are free (slots.py); it carries `pins` and `last_use` for them.
+One tree per namespace, over single token ids. It owns the shape (nodes, edges, slot runs) and the
+questions about it: match, split, insert, truncate. It does not know who leases a node or which node
+goes first (eviction.py), nor which slots are free (slots.py); it carries `pins` and `last_use` for
+them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ TOKEN_BYTES = 4
 
 
 def pack(token_ids: Iterable[int]) -> bytes:
-    """Token ids as packed native int32, the form in which the cache compares them (one memcmp per edge)."""
+    """Token ids as packed native int32, the form in which the cache compares them (one memcmp per
+    edge).
+    """
     return array("i", token_ids).tobytes()
 
 
@@ -31,13 +34,15 @@ class Node:
            |- sat                         edge "sat"         runs [(2, 1)]
            '- ran                         edge "ran"         runs [(7, 1)]
 
-    Siblings begin with different tokens, edges other than a root's are never empty, and the runs of a node hold as many
-    slots as its edge has tokens, in the same order.
+    Siblings begin with different tokens, edges other than a root's are never empty, and the runs of
+    a node hold as many slots as its edge has tokens, in the same order.
     """
 
     __slots__ = ("children", "edge", "key", "last_use", "parent", "pins", "rank", "runs", "serial")
 
-    def __init__(self, key: int | str, edge: bytes, runs: list[Run], parent: Node | None, serial: int) -> None:
+    def __init__(
+        self, key: int | str, edge: bytes, runs: list[Run], parent: Node | None, serial: int
+    ) -> None:
         self.key = key  # in the parent's children: the first token id; of a root: the namespace
         self.edge = edge
         self.runs = runs
@@ -45,7 +50,8 @@ class Node:
         self.children: dict[int | str, Node] = {}
         self.serial = serial  # order of creation
         self.pins = 0  # leases that end here + children with pins > 0
-        self.last_use = 0  # logical time of the latest release of a lease that ended here, or in a child since gone
+        # logical time of the latest release of a lease that ended here, or in a child since gone
+        self.last_use = 0
         self.rank: tuple[int, int, Node] | None = None  # place in the order of eviction while there
 
     @property
@@ -54,7 +60,9 @@ class Node:
 
 
 class Point(NamedTuple):
-    """A place in the tree: behind the first `offset` tokens of `node`'s edge, `depth` tokens from the root."""
+    """A place in the tree: behind the first `offset` tokens of `node`'s edge, `depth` tokens from
+    the root.
+    """
 
     node: Node
     offset: int
@@ -82,7 +90,8 @@ class RadixTree:
         return root
 
     def walk(self, node: Node, depth: int, tokens: bytes) -> Point:
-        """How far the tree below `node`, which ends `depth` tokens from its root, agrees with `tokens`.
+        """How far the tree below `node`, which ends `depth` tokens from its root, agrees with
+        `tokens`.
 
         Changes nothing. Costs one dict lookup and one memcmp per edge.
         """
@@ -101,11 +110,13 @@ class RadixTree:
         return Point(node, node.num_tokens, depth)
 
     def split(self, point: Point) -> Node:
-        """The node that ends at `point`, cut off the upper end of `point.node` if the point lies inside its edge.
+        """The node that ends at `point`, cut off the upper end of `point.node` if the point lies
+        inside its edge.
 
-        The node that was there stays the lower part, so leases that end in it and its children need no change. A split
-        is not undone later: the halves differ in recency, and the lower one may go while the upper one stays. (The
-        upper one starts with no `last_use` of its own: it inherits the lower one's before its turn can come.)
+        The node that was there stays the lower part, so leases that end in it and its children need
+        no change. A split is not undone later: the halves differ in recency, and the lower one may
+        go while the upper one stays. (The upper one starts with no `last_use` of its own: it
+        inherits the lower one's before its turn can come.)
         """
         lower, offset, _ = point
         if offset == lower.num_tokens:
@@ -126,14 +137,18 @@ class RadixTree:
     def insert(self, parent: Node, edge: bytes, runs: list[Run]) -> Node:
         """A new leaf below `parent`; the tree owns the slots of `runs` from now on."""
         key = _first_token(edge)
-        assert key not in parent.children, "walk() before insert(): a child begins with the same token"
+        assert key not in parent.children, (
+            "walk() before insert(): a child begins with the same token"
+        )
         leaf = parent.children[key] = self._node(key, edge, runs, parent)
         self.num_nodes += 1
         self.num_tokens += leaf.num_tokens
         return leaf
 
     def extend(self, leaf: Node, edge: bytes, runs: list[Run]) -> None:
-        """Tokens and slots behind those of a leaf, so that a growing sequence stays one node; O(len(leaf.edge))."""
+        """Tokens and slots behind those of a leaf, so that a growing sequence stays one node;
+        O(len(leaf.edge)).
+        """
         assert leaf.edge, "a root cannot be extended"
         assert not leaf.children, "only a leaf can be extended"
         leaf.edge += edge
@@ -141,7 +156,9 @@ class RadixTree:
         self.num_tokens += len(edge) // TOKEN_BYTES
 
     def truncate(self, leaf: Node, num_tokens: int) -> list[Run]:
-        """Drop all but the first `num_tokens` (at least one) tokens of a leaf; their slots are the caller's."""
+        """Drop all but the first `num_tokens` (at least one) tokens of a leaf; their slots are the
+        caller's.
+        """
         assert not leaf.children, "only a leaf can be truncated"
         assert 0 < num_tokens < leaf.num_tokens, "a truncated leaf keeps some of its tokens"
         leaf.runs, dropped = split_runs(leaf.runs, num_tokens)
@@ -150,7 +167,9 @@ class RadixTree:
         return dropped
 
     def remove(self, leaf: Node) -> list[Run]:
-        """Take a leaf, or the root of an empty namespace, out of the tree; its slots are the caller's."""
+        """Take a leaf, or the root of an empty namespace, out of the tree; its slots are the
+        caller's.
+        """
         assert not leaf.children, "only a leaf can be removed"
         assert not leaf.pins, "a pinned node cannot be removed"
         if leaf.parent is None:
@@ -174,20 +193,30 @@ class RadixTree:
         nodes = list(self.nodes())
         for node in nodes:
             assert len(node.edge) % TOKEN_BYTES == 0, "an edge holds half a token"
-            assert node.num_tokens == sum(length for _, length in node.runs), "a node has a slot for every token"
+            assert node.num_tokens == sum(length for _, length in node.runs), (
+                "a node has a slot for every token"
+            )
             assert all(length > 0 for _, length in node.runs), "a node owns an empty run"
             for key, child in node.children.items():
                 assert child.parent is node, "a child does not know its parent"
                 assert child.edge, "an edge below the root is empty"
-                assert key == child.key == _first_token(child.edge), "a child stands under another's first token"
+                assert key == child.key == _first_token(child.edge), (
+                    "a child stands under another's first token"
+                )
         for namespace, root in self.roots.items():
-            assert (root.key, root.edge, root.parent) == (namespace, b"", None), "a root is not a root"
+            assert (root.key, root.edge, root.parent) == (namespace, b"", None), (
+                "a root is not a root"
+            )
         assert self.num_nodes == len(nodes) - len(self.roots), "the count of nodes is off"
-        assert self.num_tokens == sum(node.num_tokens for node in nodes), "the count of tokens is off"
+        assert self.num_tokens == sum(node.num_tokens for node in nodes), (
+            "the count of tokens is off"
+        )
 
 
 def path_runs(node: Node, top: Node | None) -> list[Run]:
-    """The slot runs from below `top` (None: from the root) down to the end of `node`, in the order of positions."""
+    """The slot runs from below `top` (None: from the root) down to the end of `node`, in the order
+    of positions.
+    """
     path: list[list[Run]] = []
     above: Node | None = node
     while above is not None and above is not top:
@@ -210,15 +239,18 @@ def _first_token(edge: bytes) -> int:
 
 
 def _shared_tokens(edge: bytes, tokens: bytes, depth: int) -> int:
-    """How many tokens of `edge` agree with those of `tokens` from `depth` on, where the first is known to.
+    """How many tokens of `edge` agree with those of `tokens` from `depth` on, where the first is
+    known to.
 
-    Bisection over slices: each step compares with memcmp what the steps before left open, so the bytes compared add up
-    to about the edge's length, in log2(tokens of the edge) steps.
+    Bisection over slices: each step compares with memcmp what the steps before left open, so the
+    bytes compared add up to about the edge's length, in log2(tokens of the edge) steps.
     """
     low, high = 1, min(len(edge) // TOKEN_BYTES, len(tokens) // TOKEN_BYTES - depth)
     while low < high:
         middle = (low + high + 1) // 2
-        if tokens.startswith(edge[low * TOKEN_BYTES : middle * TOKEN_BYTES], (depth + low) * TOKEN_BYTES):
+        if tokens.startswith(
+            edge[low * TOKEN_BYTES : middle * TOKEN_BYTES], (depth + low) * TOKEN_BYTES
+        ):
             low = middle
         else:
             high = middle - 1

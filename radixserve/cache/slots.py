@@ -1,8 +1,9 @@
 """Free K/V slots, kept as runs of neighbours.
 
-A slot is the place of one token's K and V at all layers; slots are numbered 0 .. num_slots-1 and none is reserved. A
-run `(start, length)` names neighbouring slots, so that long prefixes cost a few numbers and their K/V is a slice of the
-pool. Knows nothing of tokens, trees or tensors: only which slots are free.
+A slot is the place of one token's K and V at all layers; slots are numbered 0 .. num_slots-1 and
+none is reserved. A run `(start, length)` names neighbouring slots, so that long prefixes cost a few
+numbers and their K/V is a slice of the pool. Knows nothing of tokens, trees or tensors: only which
+slots are free.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def append_runs(runs: list[Run], more: Iterable[Run]) -> None:
 
 
 def write_slots(runs: Sequence[Run], table: Slots) -> None:
-    """Write the slots of `runs`, one after the other, over `table` (int32, as many places as the runs have slots)."""
+    """Write the slots of `runs`, one after the other, over `table` (int32, as many places as the
+    runs have slots).
+    """
     if len(runs) == 1:
         start, length = runs[0]
         table[:] = np.arange(start, start + length, dtype=np.int32)
@@ -63,8 +66,8 @@ class SlotAllocator:
         _starts     {1: [8, 10], 3: [2]}        length -> starts of the free runs that long, lengths sorted: best fit
         _is_free    001110001010                one byte per slot: finds a double free, whatever its shape
 
-    Free runs never touch each other. An operation costs a few dict accesses per run handed out or taken back, and
-    O(log(different lengths)) where a length appears or disappears.
+    Free runs never touch each other. An operation costs a few dict accesses per run handed out or
+    taken back, and O(log(different lengths)) where a length appears or disappears.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -72,13 +75,16 @@ class SlotAllocator:
         self.num_free = 0
         self._stop_at: dict[int, int] = {}
         self._start_at: dict[int, int] = {}
-        self._starts: SortedDict = SortedDict()  # the starts are a dict's keys: a set whose order is that of insertion
+        self._starts: SortedDict = (
+            SortedDict()
+        )  # the starts are a dict's keys: a set whose order is that of insertion
         self._is_free = bytearray(num_slots)
         if num_slots:
             self.free([(0, num_slots)])
 
     def allocate(self, num_slots: int) -> list[Run] | None:
-        """`num_slots` slots as one run where one is long enough (the shortest such), else as few runs as possible.
+        """`num_slots` slots as one run where one is long enough (the shortest such), else as few
+        runs as possible.
 
         None, and nothing handed out, when fewer are free.
         """
@@ -105,11 +111,15 @@ class SlotAllocator:
         self.num_free -= taken
 
     def free(self, runs: Iterable[Run]) -> None:
-        """Take slots back. Raises AssertionError (a bug of ours, `-O` or not) if one of them is free already."""
+        """Take slots back. Raises AssertionError (a bug of ours, `-O` or not) if one of them is
+        free already.
+        """
         for start, length in runs:
             stop = start + length
             if not 0 <= start < stop <= self.num_slots or self._is_free.find(1, start, stop) >= 0:
-                raise AssertionError(f"slots {start}..{stop - 1} were freed twice, or never existed")
+                raise AssertionError(
+                    f"slots {start}..{stop - 1} were freed twice, or never existed"
+                )
             self._is_free[start:stop] = b"\1" * length
             self.num_free += length
             if start in self._start_at:
@@ -151,11 +161,21 @@ class SlotAllocator:
         is_free = bytearray(self.num_slots)
         for start, length in runs:
             assert length > 0, f"the free run at {start} is empty"
-            assert not any(is_free[max(start - 1, 0) : start + length]), f"the free run at {start} touches another"
+            assert not any(is_free[max(start - 1, 0) : start + length]), (
+                f"the free run at {start} touches another"
+            )
             is_free[start : start + length] = b"\1" * length
         assert is_free == self._is_free, "the free runs and the map of free slots differ"
-        assert self.num_free == sum(is_free), f"{sum(is_free)} slots are free, {self.num_free} are counted"
-        assert self._start_at == {start + length: start for start, length in runs}, "a free run's end is misnoted"
-        by_length = sorted((length, start) for length, starts in self._starts.items() for start in starts)
-        assert by_length == sorted((length, start) for start, length in runs), "a free run stands under a wrong length"
+        assert self.num_free == sum(is_free), (
+            f"{sum(is_free)} slots are free, {self.num_free} are counted"
+        )
+        assert self._start_at == {start + length: start for start, length in runs}, (
+            "a free run's end is misnoted"
+        )
+        by_length = sorted(
+            (length, start) for length, starts in self._starts.items() for start in starts
+        )
+        assert by_length == sorted((length, start) for start, length in runs), (
+            "a free run stands under a wrong length"
+        )
         assert all(self._starts.values()), "a length is noted that no free run has"

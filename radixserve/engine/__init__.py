@@ -1,1 +1,3 @@
-"""The engine: scheduler, sequences and the process they live in, and the client that the front talks to it with."""
+"""The engine: scheduler, sequences and the process they live in, and the client that the front
+talks to it with.
+"""

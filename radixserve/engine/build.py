@@ -40,7 +40,9 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     return _fake(settings, model) if settings.fake_model else _real(settings, model)
 
 
-def _core(settings: Settings, model: StepModel, cache: KVCache, device: str, tiers: Tiers | None = None) -> EngineCore:
+def _core(
+    settings: Settings, model: StepModel, cache: KVCache, device: str, tiers: Tiers | None = None
+) -> EngineCore:
     limits = Limits(settings.max_running, settings.max_step_tokens or _STEP_TOKENS[device])
     return EngineCore(model, cache, limits, tiers=tiers, ahead=device == "cuda")
 
@@ -73,10 +75,14 @@ def _real(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     loaded = load_model(model, device, _dtype(settings.dtype, device))
-    num_slots = slots_for_budget(loaded.shape, loaded.context_length, device, settings.kv_budget, settings.kv_share)
+    num_slots = slots_for_budget(
+        loaded.shape, loaded.context_length, device, settings.kv_budget, settings.kv_share
+    )
     pool = KVPool(loaded.shape, num_slots, device)
     graphs, without_graphs = start_graphs(loaded, pool, settings.max_running)
-    cache = KVCache(num_slots - 1 if graphs else num_slots, enabled=settings.cache)  # padding rows write to the last
+    cache = KVCache(
+        num_slots - 1 if graphs else num_slots, enabled=settings.cache
+    )  # padding rows write to the last
     tiers = make_tiers(settings, model, loaded, pool, cache)
     lossy = settings.tier_dtype != "same" and bool(tiers.below)
     info = EngineInfo(

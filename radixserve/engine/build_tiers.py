@@ -1,7 +1,7 @@
 """From settings to the tiers below a device's pool, and what K/V on the disk belongs to.
 
-The fingerprint names everything that may change a bit of K/V: the model's files, the dtypes, torch, and what computes.
-The number of threads is not part of it: it changes no bit.
+The fingerprint names everything that may change a bit of K/V: the model's files, the dtypes, torch,
+and what computes. The number of threads is not part of it: it changes no bit.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ LOSSY = "keys and values in host memory and on the disk are kept as float8 (tier
 log = logging.getLogger(__name__)
 
 
-def make_tiers(settings: Settings, model: str, loaded: LoadedModel, pool: KVPool, cache: KVCache) -> Tiers:
-    """The tiers that `settings` ask for, for the model that was loaded from the folder or hub name `model`.
+def make_tiers(
+    settings: Settings, model: str, loaded: LoadedModel, pool: KVPool, cache: KVCache
+) -> Tiers:
+    """The tiers that `settings` ask for, for the model that was loaded from the folder or hub name
+    `model`.
 
     Raises:
         StartupError: the folder is held by another process or cannot be used, or a budget is too small or too large.
@@ -53,16 +56,26 @@ def make_tiers(settings: Settings, model: str, loaded: LoadedModel, pool: KVPool
 def _host(budget: int, shape: KVShape, pool: KVPool) -> HostTier:
     num_slots, free = budget // shape.slot_bytes, free_bytes(torch.device("cpu"))
     if num_slots < MIN_SLOTS:
-        raise ConfigError(f"host_budget holds {num_slots} tokens at {shape.slot_bytes:,} bytes; {MIN_SLOTS} are needed")
+        raise ConfigError(
+            f"host_budget holds {num_slots} tokens at {shape.slot_bytes:,} bytes; {MIN_SLOTS} are needed"
+        )
     if budget > free:
-        raise ConfigError(f"host_budget is {format_size(budget)}, {free >> 20} MiB of memory are free")
+        raise ConfigError(
+            f"host_budget is {format_size(budget)}, {free >> 20} MiB of memory are free"
+        )
     return HostTier(pool, shape, num_slots, Copies(pool.k.device))
 
 
 def _open(folder: Path, budget: int, model: str, loaded: LoadedModel, shape: KVShape) -> DiskStore:
     store = DiskStore(folder, budget, _fingerprint(folder, model, loaded, shape), shape)
     stats = store.stats()
-    log.info("disk store %s: %d runs, %d MiB of %s", folder, stats.runs, stats.bytes >> 20, format_size(budget))
+    log.info(
+        "disk store %s: %d runs, %d MiB of %s",
+        folder,
+        stats.runs,
+        stats.bytes >> 20,
+        format_size(budget),
+    )
     return store
 
 
@@ -82,5 +95,7 @@ def _folder_of(model: str) -> Path:
         return Path(model)
     found = cached_file(model, "config.json", local_files_only=True)
     if found is None:
-        raise StartupError(f"the files of {model} are not found; without them nothing can be stored on the disk")
+        raise StartupError(
+            f"the files of {model} are not found; without them nothing can be stored on the disk"
+        )
     return Path(found).parent

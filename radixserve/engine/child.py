@@ -1,6 +1,7 @@
 """One life of the engine process as the front sees it: spawn, messages both ways, end.
 
-Owns the child process and the front's end of the socket. Knows nothing of requests and nothing of restarts.
+Owns the child process and the front's end of the socket. Knows nothing of requests and nothing of
+restarts.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ class Child:
     @property
     def pid(self) -> int | None:
         """None before the start and after the end."""
-        return self._process.pid if self._process is not None and self._process.returncode is None else None
+        return (
+            self._process.pid
+            if self._process is not None and self._process.returncode is None
+            else None
+        )
 
     @property
     def is_open(self) -> bool:
@@ -44,7 +49,8 @@ class Child:
             self._writer.write(encode(message))
 
     async def run(self, start: Start, handle: Callable[[ToFront], None]) -> int:
-        """Spawn the process, give it `start`, pass on what it says; its exit code once it has ended.
+        """Spawn the process, give it `start`, pass on what it says; its exit code once it has
+        ended.
 
         Whatever ends this (an exception of `handle`, cancellation), the process is gone afterwards.
 
@@ -71,7 +77,9 @@ class Child:
                     handle(decoder.decode(body))
 
     async def _end(self, ours: socket.socket) -> int:
-        """The engine leaves when its socket closes; it is killed if it does not, or if this is cancelled."""
+        """The engine leaves when its socket closes; it is killed if it does not, or if this is
+        cancelled.
+        """
         writer, self._writer = self._writer, None
         (ours if writer is None else writer).close()
         process = self._process
@@ -88,7 +96,9 @@ class Child:
 
 
 async def _spawn(sock: socket.socket, threads: int) -> asyncio.subprocess.Process:
-    """Start the engine with `sock`; its thread pools are made by its environment, before anything is imported."""
+    """Start the engine with `sock`; its thread pools are made by its environment, before anything
+    is imported.
+    """
     return await asyncio.create_subprocess_exec(
         *(*_COMMAND, str(sock.fileno())),
         pass_fds=[sock.fileno()],
@@ -100,7 +110,10 @@ async def _spawn(sock: socket.socket, threads: int) -> asyncio.subprocess.Proces
 def _thread_pools(threads: int) -> dict[str, str]:
     """Defaults that the operator's environment may override.
 
-    A thread that waits for the others spins a little and then sleeps: with the default, which spins on, a step takes
-    several times as long as soon as anything else wants the cores.
+    A thread that waits for the others spins a little and then sleeps: with the default, which spins
+    on, a step takes several times as long as soon as anything else wants the cores.
     """
-    return {"OMP_NUM_THREADS": str(threads or len(os.sched_getaffinity(0))), "GOMP_SPINCOUNT": "5000"}
+    return {
+        "OMP_NUM_THREADS": str(threads or len(os.sched_getaffinity(0))),
+        "GOMP_SPINCOUNT": "5000",
+    }

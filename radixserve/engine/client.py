@@ -1,7 +1,9 @@
-"""The front's side of the engine: carries requests to it, and again to the next one when it has died.
+"""The front's side of the engine: carries requests to it, and again to the next one when it has
+died.
 
-Decides which engine a live request goes to; starts and restarts are the `Supervisor`'s, who may enter when is the
-`Gate`'s. Knows no HTTP, no text and no torch. Everything here runs on the event loop's thread.
+Decides which engine a live request goes to; starts and restarts are the `Supervisor`'s, who may
+enter when is the `Gate`'s. Knows no HTTP, no text and no torch. Everything here runs on the event
+loop's thread.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from radixserve.request import Request
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent
 
 STALLED_SECONDS = 60.0  # live requests and no report for that long: something hangs
-_KILLED_TWICE = "the engine process died twice while it began this request and no other; it is not tried again"
+_KILLED_TWICE = (
+    "the engine process died twice while it began this request and no other; it is not tried again"
+)
 _DOES_NOT_START = "the engine process does not start"
 _SHUTTING_DOWN = "the server is shutting down"
 
@@ -33,8 +37,9 @@ _SHUTTING_DOWN = "the server is shutting down"
 class ProcessEngine:
     """An `EngineClient` whose engine is a child process. A death of that process breaks no stream.
 
-    Every live request is submitted anew, with the tokens it has received: since each token depends on the request, the
-    tokens before it and its position only, the next engine goes on with the very next one.
+    Every live request is submitted anew, with the tokens it has received: since each token depends
+    on the request, the tokens before it and its position only, the next engine goes on with the
+    very next one.
     """
 
     def __init__(
@@ -45,7 +50,9 @@ class ProcessEngine:
         on_restart: Callable[[], None],
         on_resume: Callable[[], None],
     ) -> None:
-        """`on_restart` is called for each death, `on_resume` for each request that a later engine gets anew."""
+        """`on_restart` is called for each death, `on_resume` for each request that a later engine
+        gets anew.
+        """
         self.info: EngineInfo | None = None
         self._settings = settings
         self._on_stats = on_stats
@@ -63,7 +70,9 @@ class ProcessEngine:
     @property
     def stats(self) -> EngineStats:
         """See `EngineClient.stats`; requests kept outside the engine wait as those in its queue do."""
-        return msgspec.structs.replace(self._stats, waiting=self._stats.waiting + self._gate.num_outside)
+        return msgspec.structs.replace(
+            self._stats, waiting=self._stats.waiting + self._gate.num_outside
+        )
 
     @property
     def unready_reason(self) -> str | None:
@@ -103,7 +112,9 @@ class ProcessEngine:
 
     def _supervision_ended(self, supervision: asyncio.Task[None]) -> None:
         if self._loaded is not None and not self._loaded.done() and not supervision.cancelled():
-            self._loaded.set_exception(supervision.exception() or StartupError("the engine was not started"))
+            self._loaded.set_exception(
+                supervision.exception() or StartupError("the engine was not started")
+            )
 
     async def drain(self, seconds: float) -> None:
         """Take nothing new, wait for what runs, and abort what is left after `seconds`."""
@@ -218,11 +229,15 @@ class ProcessEngine:
         reason = self.refusal_reason
         if reason is not None:
             raise Unavailable(
-                f"the server takes no requests now: {reason}", code="server_not_ready", retry_after=self._retry_after()
+                f"the server takes no requests now: {reason}",
+                code="server_not_ready",
+                retry_after=self._retry_after(),
             )
         waiting = self._live.num_waiting
         if waiting >= self._settings.max_queue:
-            raise Unavailable(f"{waiting} requests wait already; try again later", retry_after=self._retry_after())
+            raise Unavailable(
+                f"{waiting} requests wait already; try again later", retry_after=self._retry_after()
+            )
 
     def _retry_after(self) -> int:
         """Seconds until the queue has probably moved."""

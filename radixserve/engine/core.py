@@ -1,12 +1,14 @@
-"""The engine without its process: one step after the other through plan, launch, landing and commit.
+"""The engine without its process: one step after the other through plan, launch, landing and
+commit.
 
-Ties scheduler, model and sampling together; runs in the engine process, or directly in a test. Knows no sockets.
+Ties scheduler, model and sampling together; runs in the engine process, or directly in a test.
+Knows no sockets.
 
     in turn    plan 1, launch 1, land 1, commit 1,  plan 2, launch 2, land 2, commit 2, ...
     ahead      plan 1, launch 1,  plan 2, launch 2, land 1, commit 1,  plan 3, launch 3, land 2, commit 2, ...
 
-Ahead, the host plans and enqueues a step while the device computes the one before, so the device never waits for it.
-What step 1 draws goes to step 2 on the device.
+Ahead, the host plans and enqueues a step while the device computes the one before, so the device
+never waits for it. What step 1 draws goes to step 2 on the device.
 """
 
 from __future__ import annotations
@@ -26,9 +28,17 @@ class EngineCore:
     """The engine without its process."""
 
     def __init__(
-        self, model: StepModel, cache: KVCache, limits: Limits, *, tiers: Tiers | None = None, ahead: bool = False
+        self,
+        model: StepModel,
+        cache: KVCache,
+        limits: Limits,
+        *,
+        tiers: Tiers | None = None,
+        ahead: bool = False,
     ) -> None:
-        """With `ahead` one step stays in flight; it is of use where the host and the device work side by side."""
+        """With `ahead` one step stays in flight; it is of use where the host and the device work
+        side by side.
+        """
         self.model = model
         self.cache = cache
         self.tiers = tiers or Tiers(cache)
@@ -38,7 +48,9 @@ class EngineCore:
         self._idle = False  # the last step found nothing to compute
         self._landed_at = 0.0
         self._steps = 0
-        self._recent: list[tuple[float, int, int]] = []  # seconds, tokens, sequences of steps not reported yet
+        self._recent: list[
+            tuple[float, int, int]
+        ] = []  # seconds, tokens, sequences of steps not reported yet
 
     @property
     def has_work(self) -> bool:
@@ -48,7 +60,8 @@ class EngineCore:
     def patience(self) -> float | None:
         """Seconds to sleep at most before the next step, None: until something happens.
 
-        0 while there is something to compute. What may happen is a message, or `tiers` having something to settle.
+        0 while there is something to compute. What may happen is a message, or `tiers` having
+        something to settle.
         """
         if not self.has_work:
             return self.tiers.patience or None
@@ -65,11 +78,12 @@ class EngineCore:
         return [event] if event else []
 
     def step(self) -> list[TokenEvent]:
-        """Launch one step, and commit those that need not stay in flight; the events of what was committed.
+        """Launch one step, and commit those that need not stay in flight; the events of what was
+        committed.
 
-        The sequences of a step that raises are computed again, each in a step of its own; one that raises there ends.
-        A step stays synchronous if it is such a second try, or if one of its draws needs to know the tokens drawn
-        before (penalties).
+        The sequences of a step that raises are computed again, each in a step of its own; one that
+        raises there ends. A step stays synchronous if it is such a second try, or if one of its
+        draws needs to know the tokens drawn before (penalties).
         """
         self.tiers.settle()
         before, newest = self._in_flight, self._launch()
@@ -80,7 +94,9 @@ class EngineCore:
         return [event for flight in landing if flight for event in self._land(flight)]
 
     def _launch(self) -> Flight | None:
-        """The next step, behind the one in flight; None if there is nothing to compute until that one lands."""
+        """The next step, behind the one in flight; None if there is nothing to compute until that
+        one lands.
+        """
         works = self.scheduler.plan()
         if not works:
             return None
@@ -99,9 +115,14 @@ class EngineCore:
         return events
 
     def _record(self, flight: Flight) -> None:
-        """A step takes until it has landed, from its launch or, if that is later, from the landing before."""
+        """A step takes until it has landed, from its launch or, if that is later, from the landing
+        before.
+        """
         since, self._landed_at = max(flight.started, self._landed_at), time.perf_counter()
-        num_tokens, seconds = sum(len(work.chunk.token_ids) for work in flight.works), self._landed_at - since
+        num_tokens, seconds = (
+            sum(len(work.chunk.token_ids) for work in flight.works),
+            self._landed_at - since,
+        )
         self._steps += 1
         self._recent.append((seconds, num_tokens, len(flight.works)))
         self.tiers.computed(num_tokens, seconds)

@@ -1,5 +1,5 @@
-"""What a step that raised comes to: how a request ends that fails so again, what is freed before the next try, and
-when there is none because the device is lost to this process.
+"""What a step that raised comes to: how a request ends that fails so again, what is freed before
+the next try, and when there is none because the device is lost to this process.
 
 Knows exceptions and memory, no steps and no sequences.
 """
@@ -13,20 +13,38 @@ import torch
 
 from radixserve.step import FaultKind, FinishReason
 
-_OF_CUDA = ("CUDA error: ", "Triton Error [CUDA]: ")  # how torch and Triton begin what the CUDA driver says
+_OF_CUDA = (
+    "CUDA error: ",
+    "Triton Error [CUDA]: ",
+)  # how torch and Triton begin what the CUDA driver says
 _PASSING = (  # refused without harm to the context; after all else every later call fails as well
-    *("out of memory", "invalid argument", "invalid configuration argument", "too many resources requested"),
-    *("no kernel image is available", "invalid device function", "operation not permitted when stream is capturing"),
+    *(
+        "out of memory",
+        "invalid argument",
+        "invalid configuration argument",
+        "too many resources requested",
+    ),
+    *(
+        "no kernel image is available",
+        "invalid device function",
+        "operation not permitted when stream is capturing",
+    ),
     "CUBLAS_STATUS_",  # whether the context is lost the next call tells
 )
 _NO_MEMORY = (  # where torch raises a plain RuntimeError for it
-    *("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
+    *(
+        "DefaultCPUAllocator: can't allocate memory",
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+    ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a step came to nothing for a request, without the exception: its frames hold the tensors of the step."""
+    """Why a step came to nothing for a request, without the exception: its frames hold the tensors
+    of the step.
+    """
 
     kind: FaultKind
     finish: FinishReason
@@ -43,7 +61,8 @@ class DeviceLost(Exception):
 
 
 def fault_of(error: Exception) -> Fault:
-    """Lack of memory passes, so such a request may come again; with anything else it would fail again.
+    """Lack of memory passes, so such a request may come again; with anything else it would fail
+    again.
 
     Raises:
         DeviceLost: after this error every call of CUDA fails (a device-side assert, an illegal access).

@@ -1,7 +1,9 @@
-"""A step between launch and landing: everything is enqueued on the device, nothing of the outcome is known here.
+"""A step between launch and landing: everything is enqueued on the device, nothing of the outcome
+is known here.
 
-`launch` never waits for the device, `land` does, once. What a launch raises is told when the step lands, so that a
-step fails in one place. Knows works; what becomes of the outcome is the scheduler's.
+`launch` never waits for the device, `land` does, once. What a launch raises is told when the step
+lands, so that a step fails in one place. Knows works; what becomes of the outcome is the
+scheduler's.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from radixserve.step import Chunk, Logits
 
 log = logging.getLogger(__name__)
 
-_PROBE = Sampling(max_tokens=1, seed=0, temperature=0.0)  # a chunk that draws no token is still checked to be finite
+_PROBE = Sampling(
+    max_tokens=1, seed=0, temperature=0.0
+)  # a chunk that draws no token is still checked to be finite
 _NOTHING = np.zeros(0, np.int32)
 
 
@@ -33,7 +37,8 @@ class StepModel(Protocol):
     def forward(self, chunks: Seq[Chunk], drawn: torch.Tensor | None) -> torch.Tensor:
         """Float32 logits [sum of chunk.num_logits, vocab_size], in chunk order.
 
-        `drawn`, int64 [chunks of the step before], holds what that step draws: for chunks with `drawn_row`.
+        `drawn`, int64 [chunks of the step before], holds what that step draws: for chunks with
+        `drawn_row`.
         """
 
 
@@ -57,15 +62,20 @@ class Flight:
     def may_stay(self) -> bool:
         """Whether the next step may be launched before this one lands.
 
-        Not if a draw in it looks at the tokens so far, nor if it is a second try, which is to be alone.
+        Not if a draw in it looks at the tokens so far, nor if it is a second try, which is to be
+        alone.
         """
         retries = any(work.sequence.num_retry for work in self.works)
         return self._fault is None and not retries and not any(map(reads_output, self._rows))
 
     def launch(self, model: StepModel, before: Flight | None, *, ahead: bool) -> None:
-        """Forward and sample, behind the step `before` if that is still on its way; with `ahead` never waits."""
+        """Forward and sample, behind the step `before` if that is still on its way; with `ahead`
+        never waits.
+        """
         try:
-            logits = model.forward([work.chunk for work in self.works], before.drawn if before else None)
+            logits = model.forward(
+                [work.chunk for work in self.works], before.drawn if before else None
+            )
             last_rows = np.cumsum([work.chunk.num_logits for work in self.works]) - 1
             self._ask_prompt_logprobs(logits, last_rows.tolist())
             whole = all(work.chunk.logits is Logits.LAST for work in self.works)
@@ -75,10 +85,11 @@ class Flight:
             self._fault = self._fault_of(error)
 
     def land(self) -> list[Sampled | None] | Fault:
-        """Each chunk's next token, drawn from its last row; in vain where the chunk ends before its sequence.
+        """Each chunk's next token, drawn from its last row; in vain where the chunk ends before its
+        sequence.
 
-        Waits for the device. None where logits were not finite; prompt logprobs are noted in their sequences. A fault
-        if the launch or the device raised something.
+        Waits for the device. None where logits were not finite; prompt logprobs are noted in their
+        sequences. A fault if the launch or the device raised something.
         """
         if self._fault:
             return self._fault
@@ -99,7 +110,9 @@ class Flight:
         return fault_of(error)
 
     def _ask_prompt_logprobs(self, logits: torch.Tensor, last_rows: list[int]) -> None:
-        """Position p of a chunk predicts prompt token p + 1; the prompt's last position predicts the first output."""
+        """Position p of a chunk predicts prompt token p + 1; the prompt's last position predicts
+        the first output.
+        """
         for work, last in zip(self.works, last_rows, strict=True):
             if work.chunk.logits is Logits.ALL:
                 sequence, chunk = work.sequence, work.chunk
@@ -113,4 +126,6 @@ def _row(work: Work) -> Row:
     sequence, stop = work.sequence, work.chunk.stop
     if stop < sequence.num_tokens:
         return Row(_PROBE, _NOTHING, _NOTHING)
-    return Row(sequence.request.sampling, sequence.prompt_ids, sequence.ids[sequence.num_prompt : stop])
+    return Row(
+        sequence.request.sampling, sequence.prompt_ids, sequence.ids[sequence.num_prompt : stop]
+    )

@@ -1,6 +1,7 @@
 """The front's record of the requests that have not ended, and the stream that a handler reads.
 
-Prompt and tokens so far are kept, so that a new engine can go on where a dead one stopped. Knows no process.
+Prompt and tokens so far are kept, so that a new engine can go on where a dead one stopped. Knows no
+process.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class Live:
     submitted: bool = False  # to an engine, dead or alive
 
     def push(self, event: TokenEvent) -> None:
-        """A reader that is behind gets one event with all the tokens, so what waits here stays small."""
+        """A reader that is behind gets one event with all the tokens, so what waits here stays
+        small.
+        """
         self.started = True
         self.output_ids += event.token_ids
         self.pending = event if self.pending is None else _merged(self.pending, event)

@@ -1,7 +1,8 @@
 """What front and engine say to each other, and the frames it travels in.
 
-One frame is a length (4 bytes, big endian) and that many bytes of msgpack; one frame holds one message. Only the
-types below exist on the wire: nothing is pickled and nothing else is decoded. Knows no sockets.
+One frame is a length (4 bytes, big endian) and that many bytes of msgpack; one frame holds one
+message. Only the types below exist on the wire: nothing is pickled and nothing else is decoded.
+Knows no sockets.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Start(msgspec.Struct, tag="start", frozen=True):
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
-    """Generate. `output_ids` are tokens of this request that came from an earlier engine; go on behind them."""
+    """Generate. `output_ids` are tokens of this request that came from an earlier engine; go on
+    behind them.
+    """
 
     request: Request
     output_ids: list[int] = []
@@ -52,7 +55,9 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True):
-    """The engine cannot start, and another try would end the same way; the sentence is for the operator."""
+    """The engine cannot start, and another try would end the same way; the sentence is for the
+    operator.
+    """
 
     message: str
 
@@ -93,7 +98,9 @@ class FrameReader:
         while len(self._buffer) - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer, start)
             if length > MAX_FRAME_BYTES:
-                raise ValueError(f"a frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}")
+                raise ValueError(
+                    f"a frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}"
+                )
             stop = start + _LENGTH.size + length
             if stop > len(self._buffer):
                 break

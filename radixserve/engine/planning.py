@@ -1,7 +1,7 @@
 """A step being planned: one chunk per sequence, and for how many tokens there is still room.
 
-Knows what a sequence lacks and how far its lease should reach; which sequence comes first, and who has to go when slots
-are short, is the scheduler's.
+Knows what a sequence lacks and how far its lease should reach; which sequence comes first, and who
+has to go when slots are short, is the scheduler's.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Work:
     def is_current(self) -> bool:
         """Whether the outcome counts.
 
-        The sequence holds the lease that this was planned under, so it has not ended and was not preempted since; and
-        everything before the chunk is computed, so no step before failed.
+        The sequence holds the lease that this was planned under, so it has not ended and was not
+        preempted since; and everything before the chunk is computed, so no step before failed.
         """
         return self.sequence.lease is self.lease and self.sequence.num_computed == self.chunk.start
 
@@ -46,7 +46,9 @@ class Plan:
     _works: dict[Sequence, Work] = field(default_factory=dict)
 
     def add(self, sequence: Sequence) -> None:
-        """Let `sequence`, which has slots for it, compute as much of what it lacks as there is room for."""
+        """Let `sequence`, which has slots for it, compute as much of what it lacks as there is room
+        for.
+        """
         work = self._works[sequence] = _work(sequence, self.room)
         self.room -= len(work.chunk.token_ids)
         sequence.num_planned = work.chunk.stop

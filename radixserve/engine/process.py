@@ -1,8 +1,9 @@
 """The engine process: load the model, then take messages and step until the front goes away.
 
-Started by `engine.client` as `python -m radixserve.engine.process FD`, FD being its end of a Unix socket pair; the
-first message is `Start`. One thread: between two steps the inbox is drained, and while there is nothing to compute
-the process sleeps in `recv`. The end of the stream means that the front is gone, so nothing outlives it.
+Started by `engine.client` as `python -m radixserve.engine.process FD`, FD being its end of a Unix
+socket pair; the first message is `Start`. One thread: between two steps the inbox is drained, and
+while there is nothing to compute the process sleeps in `recv`. The end of the stream means that the
+front is gone, so nothing outlives it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ log = logging.getLogger(__name__)
 
 EXIT_DEVICE_LOST = 3
 STATS_INTERVAL_SECONDS = 0.1
-CLOSE_SECONDS = 4.0  # for what still waits to be written, when the front has gone; it waits a little longer for us
+# for what still waits to be written, when the front has gone; it waits a little longer for us
+CLOSE_SECONDS = 4.0
 _RECEIVE_BYTES = 1 << 20
 
 
@@ -58,7 +60,8 @@ class Channel:
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
 
     def receive(self, patience: float | None, also: Sequence[int] = ()) -> Iterator[ToEngine]:
-        """The messages that are here; sleeps until there is one, for at most `patience` seconds (None: for ever).
+        """The messages that are here; sleeps until there is one, for at most `patience` seconds
+        (None: for ever).
 
         It also wakes when one of the file descriptors `also` is readable.
 
@@ -113,7 +116,10 @@ class EngineLoop:
 
     def _report(self, events: list[TokenEvent]) -> None:
         """Events at once; statistics every 100 ms and whenever the engine falls idle."""
-        due = not self._core.has_work or time.monotonic() - self._reported_at >= STATS_INTERVAL_SECONDS
+        due = (
+            not self._core.has_work
+            or time.monotonic() - self._reported_at >= STATS_INTERVAL_SECONDS
+        )
         if due:
             self._reported_at = time.monotonic()
         if events or due:
@@ -123,9 +129,12 @@ class EngineLoop:
 def main() -> int:
     """Entry point of the child process; its exit code.
 
-    0 when the front left, 2 when the start was refused, 3 when the device was lost: a new process gets it back.
+    0 when the front left, 2 when the start was refused, 3 when the device was lost: a new process
+    gets it back.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; the front decides when we end
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a Ctrl-C reaches the whole group; the front decides when we end
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     try:
@@ -142,7 +151,9 @@ def _serve(channel: Channel) -> int:
     assert isinstance(start, Start), f"the first message must be Start, not {type(start).__name__}"
     configure_logging(start.settings.log_level)
     try:
-        from radixserve.engine.build import build_engine  # torch and transformers load here, after the first message
+        from radixserve.engine.build import (
+            build_engine,
+        )  # torch and transformers load here, after the first message
 
         channel.send(Loading("loading the model"))
         core, info = build_engine(start.settings, start.model)

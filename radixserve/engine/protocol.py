@@ -1,6 +1,7 @@
 """The seam between the front and whatever generates tokens.
 
-Handlers and tests depend on `EngineClient` only; `engine.client.ProcessEngine` is the real one, tests use a fake.
+Handlers and tests depend on `EngineClient` only; `engine.client.ProcessEngine` is the real one,
+tests use a fake.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ class EventStream(Protocol):
         """The next event; a reader that is behind gets several merged into one."""
 
     async def aclose(self) -> None:
-        """Aborts the request in the engine if it still runs. To be called in every case, started or not."""
+        """Aborts the request in the engine if it still runs. To be called in every case, started or
+        not.
+        """
 
 
 class EngineClient(Protocol):
@@ -37,17 +40,22 @@ class EngineClient(Protocol):
 
     @property
     def unready_reason(self) -> str | None:
-        """None while the engine works; otherwise why not (loading, restarting, failing, stalled, draining, stopped)."""
+        """None while the engine works; otherwise why not (loading, restarting, failing, stalled,
+        draining, stopped).
+        """
 
     @property
     def refusal_reason(self) -> str | None:
-        """None while requests are taken, also those that have to wait for a restart; otherwise why not."""
+        """None while requests are taken, also those that have to wait for a restart; otherwise why
+        not.
+        """
 
     def submit(self, request: Request) -> EventStream:
         """The events of `request`, ending with the one whose `finish` is set.
 
-        The request is accepted or refused here and now, before the first event is awaited. The caller closes the
-        stream (`contextlib.aclosing`); closing it early aborts the request in the engine.
+        The request is accepted or refused here and now, before the first event is awaited. The
+        caller closes the stream (`contextlib.aclosing`); closing it early aborts the request in the
+        engine.
 
         Raises:
             Unavailable: the queue is full, or `refusal_reason` is not None.

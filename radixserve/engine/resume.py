@@ -1,12 +1,13 @@
 """Who may enter the engine, and whose fault it was when it died.
 
-A request inside is unproven until a token of it arrives. A death is laid at the door of the unproven: each becomes a
-suspect, until a token of it arrives after all. Suspects enter one at a time, while nobody else inside is unproven, and
-nobody enters before the present one is cleared or has ended. So a suspect is alone under suspicion, and whoever was
-that at two deaths in a row, without a token in between, does not enter again. Among others it may have been at one more
-death before: a request that kills at its first token does so three times at most. What this cannot tell from such a
-request: two deaths in a row from outside, or by somebody who has progressed, that hit one request in the moment between
-its entry, alone, and its first token.
+A request inside is unproven until a token of it arrives. A death is laid at the door of the
+unproven: each becomes a suspect, until a token of it arrives after all. Suspects enter one at a
+time, while nobody else inside is unproven, and nobody enters before the present one is cleared or
+has ended. So a suspect is alone under suspicion, and whoever was that at two deaths in a row,
+without a token in between, does not enter again. Among others it may have been at one more death
+before: a request that kills at its first token does so three times at most. What this cannot tell
+from such a request: two deaths in a row from outside, or by somebody who has progressed, that hit
+one request in the moment between its entry, alone, and its first token.
 
 Knows ids only: no process, no messages.
 """
@@ -23,7 +24,9 @@ class Gate:
         self._unproven: set[str] = set()  # of those inside
         self._suspects: set[str] = set()  # inside and outside
         self._struck: set[str] = set()  # suspects that were the only one unproven at a death
-        self._withdrawn: set[str] = set()  # of those inside: the engine has not said yet that they ended
+        self._withdrawn: set[str] = (
+            set()
+        )  # of those inside: the engine has not said yet that they ended
 
     @property
     def num_outside(self) -> int:
@@ -64,7 +67,9 @@ class Gate:
         self._withdrawn.discard(request_id)
 
     def withdraw(self, request_id: str) -> bool:
-        """Nobody wants it any more; whether it is inside, where it stays until the engine says that it ended."""
+        """Nobody wants it any more; whether it is inside, where it stays until the engine says that
+        it ended.
+        """
         if request_id in self._inside:
             self._withdrawn.add(request_id)
             return True
@@ -73,7 +78,9 @@ class Gate:
         return False
 
     def died(self) -> str | None:
-        """Everybody is outside again, suspects last; the one request that killed the engine twice, if there is one."""
+        """Everybody is outside again, suspects last; the one request that killed the engine twice,
+        if there is one.
+        """
         alone = self._unproven if len(self._unproven) == 1 else set()
         culprit = next(iter(alone & self._struck), None)
         self._struck |= alone

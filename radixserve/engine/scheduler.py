@@ -1,9 +1,10 @@
 """Which sequences compute what in the next step, and what becomes of it.
 
-Owns the waiting queue, the running list and every sequence's lease. Admission is first come, first served with one
-exception, single flight: a sequence whose prefix is being computed by a running one waits for it, and those behind may
-pass. When the cache has no room for a decode, the youngest running sequence is preempted: its K/V stays in the tree,
-so resuming it is a prefix hit. Knows no model, no tensors and no sockets.
+Owns the waiting queue, the running list and every sequence's lease. Admission is first come, first
+served with one exception, single flight: a sequence whose prefix is being computed by a running one
+waits for it, and those behind may pass. When the cache has no room for a decode, the youngest
+running sequence is preempted: its K/V stays in the tree, so resuming it is a prefix hit. Knows no
+model, no tensors and no sockets.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, request: Request, output_ids: list[int]) -> TokenEvent | None:
-        """Queue a request; the event says why it can never run, or that all its tokens were sent before."""
+        """Queue a request; the event says why it can never run, or that all its tokens were sent
+        before.
+        """
         sequence = Sequence.of(request, output_ids)
         if last_slot(sequence) > self._num_slots:
             return _ended(
@@ -89,24 +92,28 @@ class Scheduler:
     # plan
 
     def plan(self) -> list[Work]:
-        """What to compute now: decodes, then prefill chunks oldest first, then newcomers, within max_step_tokens.
+        """What to compute now: decodes, then prefill chunks oldest first, then newcomers, within
+        max_step_tokens.
 
-        First of all and one at a time what a failed step left. One step may be in flight: planned before, not
-        committed yet.
+        First of all and one at a time what a failed step left. One step may be in flight: planned
+        before, not committed yet.
         """
         retried = next((sequence for sequence in self.running if sequence.num_retry), None)
         if retried is not None:
             return second_try(retried)
         plan = Plan(self.limits.max_step_tokens)
         for sequence in sorted(self.running, key=_prefills):
-            gone = sequence.lease is None or sequence.is_ending  # preempted by an older one, in this very loop
+            gone = (
+                sequence.lease is None or sequence.is_ending
+            )  # preempted by an older one, in this very loop
             if not gone and plan.room > 0 and self._hold_slots(sequence, plan):
                 plan.add(sequence)
         self._admit(plan)
         return plan.works()
 
     def _hold_slots(self, sequence: Sequence, plan: Plan) -> bool:
-        """Give every token of `sequence` a slot, also the one being drawn, preempting younger ones if need be.
+        """Give every token of `sequence` a slot, also the one being drawn, preempting younger ones
+        if need be.
 
         False: it had to go itself.
         """
@@ -145,7 +152,9 @@ class Scheduler:
     def _start(self, sequence: Sequence) -> bool:
         """Take a lease on the longest cached prefix and slots for the rest. False: no room now."""
         key = sequence.key(sequence.num_tokens)
-        lease = self.cache.lease(sequence.request.namespace, key, slots_wanted(sequence), read=sequence.reads_cache)
+        lease = self.cache.lease(
+            sequence.request.namespace, key, slots_wanted(sequence), read=sequence.reads_cache
+        )
         if lease is None:
             return False
         self.waiting.remove(sequence)
@@ -166,27 +175,38 @@ class Scheduler:
         self.totals.computed_prompt_tokens += sequence.num_prompt - sequence.num_cached
 
     def _awaits_prefix(self, sequence: Sequence) -> bool:
-        """Single flight: is a running sequence computing a prefix that this one can reuse when it is done?"""
+        """Single flight: is a running sequence computing a prefix that this one can reuse when it
+        is done?
+        """
         if not (self.cache.enabled and sequence.reads_cache):
             return False
         prefilling = [other for other in self.running if other.num_pending > 1]
         shared = max((_shared_pending(sequence, other) for other in prefilling), default=0)
         if shared < MIN_SHARED:
             return False
-        return shared > self.cache.match(sequence.request.namespace, sequence.key(sequence.num_tokens))
+        return shared > self.cache.match(
+            sequence.request.namespace, sequence.key(sequence.num_tokens)
+        )
 
     # commit
 
     def commit(self, works: list[Work], drawn: Iterable[Sampled | None]) -> list[TokenEvent]:
-        """Record a computed step; `drawn` holds each chunk's next token, None where logits were not finite.
+        """Record a computed step; `drawn` holds each chunk's next token, None where logits were not
+        finite.
 
         What was computed for a sequence that has ended or was preempted in the meantime is dropped.
         """
-        events = (self._advance(work, sampled) for work, sampled in zip(works, drawn, strict=True) if work.is_current)
+        events = (
+            self._advance(work, sampled)
+            for work, sampled in zip(works, drawn, strict=True)
+            if work.is_current
+        )
         return [event for event in events if event is not None]
 
     def fail(self, works: list[Work], fault: Fault) -> list[TokenEvent]:
-        """Take back a step that failed, or end its sequence if that was its second try; nothing becomes visible."""
+        """Take back a step that failed, or end its sequence if that was its second try; nothing
+        becomes visible.
+        """
         self.totals.faults[fault.kind] += 1
         events = []
         for work in works:

@@ -1,16 +1,17 @@
 """The running state of one request: the one mutable object that travels through the engine.
 
-Counters, not phases: a sequence has `num_tokens` tokens of which `num_computed` have K/V, and every step lets the
-second catch up with the first. Prefill, a prefix hit, chunked prefill, decode and resumption after preemption are
-all that one rule.
+Counters, not phases: a sequence has `num_tokens` tokens of which `num_computed` have K/V, and every
+step lets the second catch up with the first. Prefill, a prefix hit, chunked prefill, decode and
+resumption after preemption are all that one rule.
 
         positions  0 ........ num_computed ........ num_planned ........ num_tokens ............ capacity
                    K/V in slots   | a step in flight    | to be computed     | not generated yet
                    |<- prompt (num_prompt) ->|<- output ->|
 
-While no step is in flight num_planned is num_computed. A step in flight that computes the last known token draws the
-one behind it; then there are `num_expected` tokens, one more than `num_tokens`, and that one may be planned although
-only the device knows which it is: in `ids` a zero keeps its place.
+While no step is in flight num_planned is num_computed. A step in flight that computes the last
+known token draws the one behind it; then there are `num_expected` tokens, one more than
+`num_tokens`, and that one may be planned although only the device knows which it is: in `ids` a
+zero keeps its place.
 """
 
 from __future__ import annotations
@@ -35,11 +36,15 @@ class Sequence:
     num_resumed: int = 0  # output tokens that were there at submission
     num_computed: int = 0
     num_planned: int = 0  # tokens that have K/V or are in a step in flight
-    num_retry: int = 0  # tokens of the chunk to be computed again, alone, because its step raised; 0 if none
+    num_retry: int = (
+        0  # tokens of the chunk to be computed again, alone, because its step raised; 0 if none
+    )
     row: int = 0  # its place among the works of the step planned last
     num_cached: int | None = None  # prompt tokens found in the cache at first admission
     num_asked: int = 0  # lower tiers asked for K/V since it waits
-    num_promoted: dict[str, int] = field(default_factory=lambda: {"host": 0, "disk": 0})  # tokens brought up for it
+    num_promoted: dict[str, int] = field(
+        default_factory=lambda: {"host": 0, "disk": 0}
+    )  # tokens brought up for it
     admitted_at: float | None = None  # time.monotonic() seconds
     lease: Lease | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -48,7 +53,9 @@ class Sequence:
     def of(cls, request: Request, output_ids: list[int]) -> Sequence:
         """A waiting sequence; `output_ids` continue the prompt where an earlier engine stopped."""
         known = request.prompt_ids + output_ids
-        ids = np.zeros(max(len(request.prompt_ids) + request.sampling.max_tokens, len(known)), np.int32)
+        ids = np.zeros(
+            max(len(request.prompt_ids) + request.sampling.max_tokens, len(known)), np.int32
+        )
         ids[: len(known)] = known
         return cls(request, ids, len(known), num_resumed=len(output_ids))
 
@@ -85,7 +92,8 @@ class Sequence:
 
     @property
     def reads_cache(self) -> bool:
-        """Prompt logprobs need the logits of every prompt position, so nothing of such a prompt can be skipped.
+        """Prompt logprobs need the logits of every prompt position, so nothing of such a prompt can
+        be skipped.
 
         Unless the request is resumed: they came with its first token.
         """
@@ -93,7 +101,9 @@ class Sequence:
 
     @property
     def cached_below(self) -> tuple[int, int]:
-        """Of the cached prompt tokens, those that the host's memory and the disk gave for this very request."""
+        """Of the cached prompt tokens, those that the host's memory and the disk gave for this very
+        request.
+        """
         cached = self.num_cached or 0
         host = min(self.num_promoted["host"], cached)
         return host, min(self.num_promoted["disk"], cached - host)

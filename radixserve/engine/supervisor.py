@@ -1,4 +1,5 @@
-"""The lives of the engine process, one after the other: starts it, and starts it again when it has died.
+"""The lives of the engine process, one after the other: starts it, and starts it again when it has
+died.
 
 Owns the child process and the pauses between its lives. Knows no requests.
 """
@@ -17,14 +18,18 @@ from radixserve.errors import StartupError
 log = logging.getLogger(__name__)
 
 _RESTART_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # wait before the n-th restart in a row
-_STABLE_SECONDS = 60.0  # an engine that lived this long, or gave anybody a token, starts the row anew
+_STABLE_SECONDS = (
+    60.0  # an engine that lived this long, or gave anybody a token, starts the row anew
+)
 _HOPELESS_STARTS = 3
 
 
 class Supervisor:
     """Runs the engine again and again."""
 
-    def __init__(self, start: Start, handle: Callable[[Ready | Report], None], on_death: Callable[[], None]) -> None:
+    def __init__(
+        self, start: Start, handle: Callable[[Ready | Report], None], on_death: Callable[[], None]
+    ) -> None:
         """`on_death` is called before each restart."""
         self._start = start
         self._handle = handle
@@ -60,7 +65,9 @@ class Supervisor:
             began = time.monotonic()
             ending = await self._live()
             if not self._ever_ready:
-                raise StartupError(f"the engine process {ending} while it started; its output above tells why")
+                raise StartupError(
+                    f"the engine process {ending} while it started; its output above tells why"
+                )
             log.error("the engine process %s", ending)
             self._failed_starts = 0 if self._ready else self._failed_starts + 1
             anew = self._has_worked or time.monotonic() - began > _STABLE_SECONDS

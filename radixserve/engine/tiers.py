@@ -1,8 +1,9 @@
 """The lower tiers as the scheduler sees them: whose K/V is on its way up, and what goes down.
 
-A waiting sequence asks each tier once for what the device lacks, and waits while that is on its way. The K/V then goes
-to slots of its own and is published like computed K/V, so that admission finds it as an ordinary prefix hit. Whatever
-goes wrong on the way, or takes longer than computing would, is a miss: the sequence computes.
+A waiting sequence asks each tier once for what the device lacks, and waits while that is on its
+way. The K/V then goes to slots of its own and is published like computed K/V, so that admission
+finds it as an ordinary prefix hit. Whatever goes wrong on the way, or takes longer than computing
+would, is a miss: the sequence computes.
 
     fetch    asked of a tier  ->  in host memory  ->  (on CUDA: copied beside the step)  ->  in slots, published
 """
@@ -30,7 +31,9 @@ COPY_SECONDS = 0.001  # how often a copy on its way is looked at while there is 
 
 @dataclass(slots=True)
 class _Fetch:
-    """K/V of a prefix on its way up for a waiting sequence; the lease keeps what is above it on the device."""
+    """K/V of a prefix on its way up for a waiting sequence; the lease keeps what is above it on the
+    device.
+    """
 
     sequence: Sequence
     tier: str
@@ -45,7 +48,11 @@ class Tiers:
     """Host and disk below a device's cache; without them everything here does nothing."""
 
     def __init__(
-        self, cache: KVCache, pool: KVPool | None = None, host: HostTier | None = None, disk: DiskTier | None = None
+        self,
+        cache: KVCache,
+        pool: KVPool | None = None,
+        host: HostTier | None = None,
+        disk: DiskTier | None = None,
     ) -> None:
         self.host, self.disk = host, disk
         self.promoted_tokens = {"host": 0, "disk": 0}
@@ -62,7 +69,9 @@ class Tiers:
 
     @property
     def patience(self) -> float | None:
-        """How long to sleep at most while nothing can be computed: 0 if nothing is under way, None: until told."""
+        """How long to sleep at most while nothing can be computed: 0 if nothing is under way, None:
+        until told.
+        """
         if (self.host is not None and self.host.busy) or any(fetch.copy for fetch in self._fetches):
             return COPY_SECONDS
         if self._fetches:
@@ -70,7 +79,9 @@ class Tiers:
         return None if self.disk is not None and self.disk.writing else 0.0
 
     def awaits(self, sequence: Sequence) -> bool:
-        """Whether `sequence` should wait for K/V on its way up; asks the tiers that it has not asked yet."""
+        """Whether `sequence` should wait for K/V on its way up; asks the tiers that it has not
+        asked yet.
+        """
         if not (self.below and self._cache.enabled and sequence.reads_cache):
             return False
         if any(self._serves(fetch, sequence) for fetch in self._fetches):
@@ -126,7 +137,8 @@ class Tiers:
     def _serves(self, fetch: _Fetch, sequence: Sequence) -> bool:
         """What is on its way is of use for `sequence`."""
         return (
-            sequence is fetch.sequence or sequence.shared_prefix(fetch.sequence) >= fetch.lease.num_cached + MIN_FETCH
+            sequence is fetch.sequence
+            or sequence.shared_prefix(fetch.sequence) >= fetch.lease.num_cached + MIN_FETCH
         )
 
     def _ask(self, tier: HostTier | DiskTier, sequence: Sequence) -> bool:

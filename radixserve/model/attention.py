@@ -1,7 +1,8 @@
-"""Attention over slots: what transformers calls instead of its own attention, and the plain torch kernel.
+"""Attention over slots: what transformers calls instead of its own attention, and the plain torch
+kernel.
 
-The step's `AttentionPlan` arrives as the keyword argument `plan` of `model(...)`. K and V of the step's rows go to the
-pool first, then every row attends its slots. Kernels have one signature:
+The step's `AttentionPlan` arrives as the keyword argument `plan` of `model(...)`. K and V of the
+step's rows go to the pool first, then every row attends its slots. Kernels have one signature:
 `attend(q, layer, plan, scaling) -> out`, q [rows, heads, k_dim], out [rows, heads, v_dim].
 """
 
@@ -25,18 +26,30 @@ _CHANGES_RESULT = ("softcap", "s_aux", "sinks", "head_mask", "position_bias", "a
 
 
 def attend_torch(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
-    """The reference, for any device: gathers each sequence's K/V and calls scaled_dot_product_attention."""
+    """The reference, for any device: gathers each sequence's K/V and calls
+    scaled_dot_product_attention.
+    """
     k_pool, v_pool = plan.pool.k[layer], plan.pool.v[layer]
     parts = []
     spans = plan.spans
-    for row, count, begin, start in zip(*(column.tolist() for column in spans.columns), strict=True):
+    for row, count, begin, start in zip(
+        *(column.tolist() for column in spans.columns), strict=True
+    ):
         stop = start + count
         slots = plan.device_table[begin : begin + stop]
         k, v = k_pool[slots].transpose(0, 1), v_pool[slots].transpose(0, 1)  # [kv_heads, stop, dim]
         rows = q[row : row + count].transpose(0, 1)  # [heads, count, dim]
-        seen = torch.arange(stop, device=q.device) <= torch.arange(start, stop, device=q.device)[:, None]
+        seen = (
+            torch.arange(stop, device=q.device)
+            <= torch.arange(start, stop, device=q.device)[:, None]
+        )
         out = F.scaled_dot_product_attention(
-            rows[None], k[None], v[None], attn_mask=seen, scale=scaling, enable_gqa=q.shape[1] != k.shape[0]
+            rows[None],
+            k[None],
+            v[None],
+            attn_mask=seen,
+            scale=scaling,
+            enable_gqa=q.shape[1] != k.shape[0],
         )
         parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)
@@ -62,7 +75,9 @@ def interface(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
         plan.pool.v[layer].index_copy_(0, plan.write_slots, value[0].transpose(0, 1))
         plan.layers_seen += 1
         q = query[0].transpose(0, 1).contiguous()
-        return kernel(q, layer, plan, query.shape[-1] ** -0.5 if scaling is None else scaling)[None], None
+        return kernel(q, layer, plan, query.shape[-1] ** -0.5 if scaling is None else scaling)[
+            None
+        ], None
 
     return attention
 
@@ -70,25 +85,37 @@ def interface(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
 def refuse_unknown(
     module: torch.nn.Module, mask: torch.Tensor | None, rest: dict[str, Any], plan: AttentionPlan
 ) -> None:
-    """An attention argument that changes the result and that our kernels do not know must never be dropped."""
+    """An attention argument that changes the result and that our kernels do not know must never be
+    dropped.
+    """
     name = type(module).__name__
     if plan.layers_seen >= plan.pool.shape.layers:
         raise ModelRefused(f"{name} attends more often than once per layer.")
     if mask is not None:
-        raise ModelRefused(f"{name} asks for an attention mask of its own; only plain causal attention is served.")
+        raise ModelRefused(
+            f"{name} asks for an attention mask of its own; only plain causal attention is served."
+        )
     for argument in _CHANGES_RESULT:
         if rest.get(argument) is not None:
-            raise ModelRefused(f"{name} asks for attention with {argument}; only plain causal attention is served.")
+            raise ModelRefused(
+                f"{name} asks for attention with {argument}; only plain causal attention is served."
+            )
     window = rest.get("sliding_window")
-    if window is not None and window < getattr(module.config, "max_position_embeddings", window + 1):
-        raise ModelRefused(f"{name} attends a sliding window of {window} tokens; only full attention is served.")
+    if window is not None and window < getattr(
+        module.config, "max_position_embeddings", window + 1
+    ):
+        raise ModelRefused(
+            f"{name} attends a sliding window of {window} tokens; only full attention is served."
+        )
 
 
 AttentionInterface.register(TORCH, interface(attend_torch))
 
 
 def register_cpu_kernel() -> str:
-    """Make the compiled kernel known and return its name. Imports numba, which costs about a second."""
+    """Make the compiled kernel known and return its name. Imports numba, which costs about a
+    second.
+    """
     from radixserve.model.attention_cpu import attend_cpu
 
     AttentionInterface.register(CPU, interface(attend_cpu))

@@ -1,10 +1,12 @@
-"""The CUDA attention kernel, in Triton: K/V read by slot, the same bits for a row whatever it is computed with.
+"""The CUDA attention kernel, in Triton: K/V read by slot, the same bits for a row whatever it is
+computed with.
 
-The context is cut into tiles of 64 positions and these into splits of 256, at absolute multiples. Within a split the
-softmax is online, in the order of the tiles; splits are combined in their order. One block of rows either walks all
-splits itself or has them spread over programs and combined afterwards: the operations on a row are the same. Every
-dot product has one shape, with masks where there is less to do, so prefill and decode share one compiled kernel.
-Online softmax: Milakov & Gimelshein 2018 (arXiv:1805.02867); splits for decoding: Flash-Decoding (Dao et al. 2023).
+The context is cut into tiles of 64 positions and these into splits of 256, at absolute multiples.
+Within a split the softmax is online, in the order of the tiles; splits are combined in their order.
+One block of rows either walks all splits itself or has them spread over programs and combined
+afterwards: the operations on a row are the same. Every dot product has one shape, with masks where
+there is less to do, so prefill and decode share one compiled kernel. Online softmax: Milakov &
+Gimelshein 2018 (arXiv:1805.02867); splits for decoding: Flash-Decoding (Dao et al. 2023).
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -40,7 +42,9 @@ class Step(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """float32: sums of V weighted relative to the largest score (in base 2), that score, the sum of weights."""
+    """float32: sums of V weighted relative to the largest score (in base 2), that score, the sum of
+    weights.
+    """
 
     acc: Any
     peak: Any
@@ -48,12 +52,15 @@ class Sums(NamedTuple):
 
 
 class Block(NamedTuple):
-    """One program's query rows: entry i is row i // group of the block at head i % group of the key head's."""
+    """One program's query rows: entry i is row i // group of the block at head i % group of the key
+    head's.
+    """
 
     begin: Any  # of the sequence in the table
     stop: Any  # the position behind the last row's
     splits: Any  # how many the last row sees
-    place: Any  # of the first row's first split among the partial sums; -1: this program walks all splits
+    # of the first row's first split among the partial sums; -1: this program walks all splits
+    place: Any
     index: Any  # [m]: row * heads + head
     member: Any  # [m]: row within the block
     position: Any  # [m]: the last one that entry sees; -1 where the block has no such row
@@ -86,19 +93,30 @@ def _block(step: tl.tensor, size: tl.constexpr) -> tl.tensor:
     index = (row + member) * size.heads + tl.program_id(1) * group + i % group
     position = tl.where(member < count, start + member, -1)
     stop = start + count
-    return Block(begin, stop, tl.cdiv(stop, _SPLIT), place, index, member, position, tl.program_id(1))
+    return Block(
+        begin, stop, tl.cdiv(stop, _SPLIT), place, index, member, position, tl.program_id(1)
+    )
 
 
 @triton.jit
-def _rows(base: tl.tensor, index: tl.tensor, there: tl.tensor, dim: tl.constexpr, width: tl.constexpr) -> tl.tensor:
+def _rows(
+    base: tl.tensor, index: tl.tensor, there: tl.tensor, dim: tl.constexpr, width: tl.constexpr
+) -> tl.tensor:
     """Rows `index` of [n, dim] as [len(index), width]; 0 where not `there` and beyond `dim`."""
     d = tl.arange(0, width)
-    return tl.load(base + index[:, None] * dim + d[None, :], there[:, None] & (d < dim)[None, :], other=0.0)
+    return tl.load(
+        base + index[:, None] * dim + d[None, :], there[:, None] & (d < dim)[None, :], other=0.0
+    )
 
 
 @triton.jit
 def _one_split(
-    step: tl.tensor, block: tl.tensor, q: tl.tensor, split: tl.tensor, scale: tl.tensor, size: tl.constexpr
+    step: tl.tensor,
+    block: tl.tensor,
+    q: tl.tensor,
+    split: tl.tensor,
+    scale: tl.tensor,
+    size: tl.constexpr,
 ) -> tl.tensor:
     """The sums over one split, for all entries of the block."""
     peak = tl.full([size.m], -float("inf"), tl.float32)
@@ -107,7 +125,9 @@ def _one_split(
     for at in range(split * _SPLIT, tl.minimum(block.stop, (split + 1) * _SPLIT), _TILE):
         j = at + tl.arange(0, _TILE)
         inside = j < block.stop
-        slot = tl.load(step.table + block.begin + j, inside, other=0) * size.kv_heads + block.key_head
+        slot = (
+            tl.load(step.table + block.begin + j, inside, other=0) * size.kv_heads + block.key_head
+        )
         k = _rows(step.k, slot, inside, size.k_dim, size.k_width)
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         score = tl.where(j[None, :] <= block.position[:, None], score, -float("inf"))
@@ -124,7 +144,9 @@ def _one_split(
 
 @triton.jit
 def _merge(total: tl.tensor, part: tl.tensor) -> tl.tensor:
-    """The sums over the splits so far and one more; a split that a row does not see changes nothing."""
+    """The sums over the splits so far and one more; a split that a row does not see changes
+    nothing.
+    """
     largest = tl.maximum(total.peak, part.peak)
     old, new = tl.exp2(total.peak - largest), tl.exp2(part.peak - largest)
     values = tl.fma(part.acc, new[:, None], total.acc * old[:, None])
@@ -132,7 +154,9 @@ def _merge(total: tl.tensor, part: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _write(step: tl.tensor, index: tl.tensor, there: tl.tensor, total: tl.tensor, size: tl.constexpr) -> tl.tensor:
+def _write(
+    step: tl.tensor, index: tl.tensor, there: tl.tensor, total: tl.tensor, size: tl.constexpr
+) -> tl.tensor:
     """Finished rows: weighted means of V. Adding 0 makes every zero positive."""
     mean = total.acc * tl.div_rn(1.0, total.weight)[:, None] + 0.0
     d = tl.arange(0, size.v_width)
@@ -141,7 +165,9 @@ def _write(step: tl.tensor, index: tl.tensor, there: tl.tensor, total: tl.tensor
 
 
 @triton.jit
-def _store(partials: tl.tensor, at: tl.tensor, there: tl.tensor, part: tl.tensor, size: tl.constexpr) -> tl.tensor:
+def _store(
+    partials: tl.tensor, at: tl.tensor, there: tl.tensor, part: tl.tensor, size: tl.constexpr
+) -> tl.tensor:
     d = tl.arange(0, size.v_width)
     tl.store(partials.acc + at[:, None] * size.v_width + d[None, :], part.acc, there[:, None])
     tl.store(partials.peak + at, part.peak, there)
@@ -149,7 +175,9 @@ def _store(partials: tl.tensor, at: tl.tensor, there: tl.tensor, part: tl.tensor
 
 
 @triton.jit
-def _attend(step: tl.tensor, partials: tl.tensor, scale: tl.tensor, size: tl.constexpr) -> tl.tensor:
+def _attend(
+    step: tl.tensor, partials: tl.tensor, scale: tl.tensor, size: tl.constexpr
+) -> tl.tensor:
     """Program (block, key head, lane): all splits of the block, or every so manieth of them."""
     block = _block(step, size)
     lane = tl.program_id(2)
@@ -168,7 +196,9 @@ def _attend(step: tl.tensor, partials: tl.tensor, scale: tl.tensor, size: tl.con
         if whole:
             total = _merge(total, part)
         else:
-            at = (block.place + block.member * block.splits + split) * size.heads + block.index % size.heads
+            at = (
+                block.place + block.member * block.splits + split
+            ) * size.heads + block.index % size.heads
             _store(partials, at, block.position >= split * _SPLIT, part, size)
     if whole & (lane == 0):
         _write(step, block.index, there, total, size)
@@ -210,7 +240,9 @@ class Launch(NamedTuple):
 
 
 def attend_triton(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
-    """Attention of one layer; see `attention` for the shapes. Float32, bfloat16 or float16, on CUDA."""
+    """Attention of one layer; see `attention` for the shapes. Float32, bfloat16 or float16, on
+    CUDA.
+    """
     launch = prepare(q, layer, plan, scaling)
     step, partials, scale, size, grid, options = launch
     _attend[grid](step, partials, scale, size, **options)
@@ -255,7 +287,10 @@ def launch_options(size: Sizes, dtype: torch.dtype) -> dict[str, int]:
     wide = max(size.k_width, size.v_width)
     if dtype == torch.float32:
         return {"num_warps": 4 if wide <= 64 else 8, "num_stages": 1}
-    return {"num_warps": 4 if wide <= 64 and size.m <= 64 else 8, "num_stages": 2 if wide <= 128 else 1}
+    return {
+        "num_warps": 4 if wide <= 64 and size.m <= 64 else 8,
+        "num_stages": 2 if wide <= 128 else 1,
+    }
 
 
 def _width(dim: int) -> int:

@@ -1,7 +1,8 @@
 """How many tokens of K/V a byte budget holds, and the budget when none is given.
 
-Knows the device's free memory; does not allocate. An explicit budget is taken as said. The default is a share of
-what is free after the model is loaded: a quarter on a CPU (4 GiB at most: the machine has other work), 85 % on CUDA.
+Knows the device's free memory; does not allocate. An explicit budget is taken as said. The default
+is a share of what is free after the model is loaded: a quarter on a CPU (4 GiB at most: the machine
+has other work), 85 % on CUDA.
 """
 
 from __future__ import annotations
@@ -19,13 +20,20 @@ _MAX_SLOTS = 2**31 - 1  # slots are int32
 _USEFUL_CONTEXTS = 64  # more whole contexts than this are not taken unasked
 _CPU_SHARE, _CPU_LIMIT = 0.25, 4 << 30
 _CUDA_SHARE = 0.85
-_CPU_CONTEXT_SHARE = 0.6  # of free memory, that one whole context may take where the default share is smaller
+_CPU_CONTEXT_SHARE = (
+    0.6  # of free memory, that one whole context may take where the default share is smaller
+)
 
 
 def slots_for_budget(
-    shape: KVShape, context_length: int, device: torch.device, budget_bytes: int = 0, share: float = 0.0
+    shape: KVShape,
+    context_length: int,
+    device: torch.device,
+    budget_bytes: int = 0,
+    share: float = 0.0,
 ) -> int:
-    """Slots that `budget_bytes` hold, or else `share` of the free memory; 0 and 0: the default share.
+    """Slots that `budget_bytes` hold, or else `share` of the free memory; 0 and 0: the default
+    share.
 
     Raises:
         ConfigError: the budget, or free memory, holds fewer than 64 tokens.
@@ -53,7 +61,9 @@ def _default_slots(size: int, context_length: int, device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can be taken now on `device`; on a CPU never more than a container's limit leaves."""
+    """Memory that can be taken now on `device`; on a CPU never more than a container's limit
+    leaves.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return min(_available_bytes(), _cgroup_bytes())
@@ -69,10 +79,15 @@ def _available_bytes() -> int:
 
 
 def _cgroup_bytes() -> int:
-    """What the container's memory limit leaves (cgroup v2), counting file cache as free; or no limit."""
+    """What the container's memory limit leaves (cgroup v2), counting file cache as free; or no
+    limit.
+    """
     folder = Path("/sys/fs/cgroup")
     try:
-        limit, used = int((folder / "memory.max").read_text()), int((folder / "memory.current").read_text())
+        limit, used = (
+            int((folder / "memory.max").read_text()),
+            int((folder / "memory.current").read_text()),
+        )
         fields = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         return max(0, limit - used + int(fields["inactive_file"]))
     except (OSError, ValueError, KeyError):  # no cgroup v2, or "max"

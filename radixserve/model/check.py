@@ -1,7 +1,9 @@
-"""The load check: refuses what our attention would serve wrongly, and compares our path with transformers' own.
+"""The load check: refuses what our attention would serve wrongly, and compares our path with
+transformers' own.
 
-First the configuration, one sentence per refusal; after loading, the logits of random tokens in two chunkings against
-the model's own forward, so that an architecture that hides something is refused too and not served wrongly in silence.
+First the configuration, one sentence per refusal; after loading, the logits of random tokens in two
+chunkings against the model's own forward, so that an architecture that hides something is refused
+too and not served wrongly in silence.
 """
 
 from __future__ import annotations
@@ -26,7 +28,14 @@ _HALF_TOLERANCE = 6e-2
 
 _FULL = ("full_attention", "attention", "global")
 _MLA = ("kv_lora_rank", "qk_rope_head_dim")
-_RECURRENT = ("ssm_state_size", "state_size", "mamba_d_state", "mamba_expand", "lru_width", "linear_num_value_heads")
+_RECURRENT = (
+    "ssm_state_size",
+    "state_size",
+    "mamba_d_state",
+    "mamba_expand",
+    "lru_width",
+    "linear_num_value_heads",
+)
 _RECURRENT_TYPES = ("rwkv", "mamba", "mamba2", "xlstm", "recurrent_gemma", "falcon_mamba")
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
@@ -50,7 +59,11 @@ def _refusal(config: PretrainedConfig) -> str | None:
     if any(_value(config, name) for name in _MLA):
         return "uses multi-head latent attention, whose cache holds no plain K and V"
     kinds = _value(config, "layer_types") or _value(config, "layers_block_type") or ()
-    if config.model_type in _RECURRENT_TYPES or any(_value(config, name) for name in _RECURRENT) or _recurrent(kinds):
+    if (
+        config.model_type in _RECURRENT_TYPES
+        or any(_value(config, name) for name in _RECURRENT)
+        or _recurrent(kinds)
+    ):
         return "has recurrent or state-space layers, whose state cannot be cut at a token"
     return _attention_refusal(config, kinds)
 
@@ -73,7 +86,10 @@ def _value(config: PretrainedConfig, name: str) -> Any:
 
 
 def _recurrent(kinds: Sequence[str]) -> bool:
-    return any("mamba" in kind or "recurrent" in kind or "linear" in kind or "conv" in kind for kind in kinds)
+    return any(
+        "mamba" in kind or "recurrent" in kind or "linear" in kind or "conv" in kind
+        for kind in kinds
+    )
 
 
 def _first_local(kinds: Sequence[str]) -> str:
@@ -87,18 +103,25 @@ def _rope_type(config: PretrainedConfig) -> str:
 
 def probe_tokens(vocab_size: int) -> torch.Tensor:
     """The random tokens [NUM_PROBE_TOKENS] that the check runs."""
-    return torch.randint(0, vocab_size, (NUM_PROBE_TOKENS,), generator=torch.Generator().manual_seed(7))
+    return torch.randint(
+        0, vocab_size, (NUM_PROBE_TOKENS,), generator=torch.Generator().manual_seed(7)
+    )
 
 
 @torch.inference_mode()
 def own_logits(model: torch.nn.Module, vocab_size: int, device: torch.device) -> torch.Tensor:
-    """What the model itself computes for the probe tokens: float32 [NUM_PROBE_TOKENS, vocab], on the CPU."""
-    logits: torch.Tensor = model(input_ids=probe_tokens(vocab_size)[None].to(device), use_cache=False).logits[0]
+    """What the model itself computes for the probe tokens: float32 [NUM_PROBE_TOKENS, vocab], on
+    the CPU.
+    """
+    logits: torch.Tensor = model(
+        input_ids=probe_tokens(vocab_size)[None].to(device), use_cache=False
+    ).logits[0]
     return logits.float().cpu()
 
 
 def probe(loaded: LoadedModel, expected: torch.Tensor) -> str | None:
-    """None if our path agrees with `expected`, bit-identical in both chunkings; the reason if only the latter fails.
+    """None if our path agrees with `expected`, bit-identical in both chunkings; the reason if only
+    the latter fails.
 
     Raises:
         ModelRefused: our path computes something else than the model does.
@@ -106,15 +129,23 @@ def probe(loaded: LoadedModel, expected: torch.Tensor) -> str | None:
     try:
         whole, cut = (_logits_in_chunks(loaded, counts) for counts in _CHUNKINGS)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise ModelRefused(f"Attention over cached K/V does not fit this architecture: {error}") from error
+        raise ModelRefused(
+            f"Attention over cached K/V does not fit this architecture: {error}"
+        ) from error
     tolerance = _TOLERANCE.get(loaded.dtype, _HALF_TOLERANCE) * float(expected.abs().max())
-    difference = float(torch.stack([(whole - expected).abs().max(), (cut - expected).abs().max()]).max())
+    difference = float(
+        torch.stack([(whole - expected).abs().max(), (cut - expected).abs().max()]).max()
+    )
     if not difference <= tolerance:
         raise ModelRefused(
             "With cached K/V this model computes other logits than without "
             f"(difference {difference:.3g}, allowed {tolerance:.3g}); its attention is not plain causal attention."
         )
-    return None if torch.equal(whole, cut) else "the load check saw other bits when the prompt was cut into chunks"
+    return (
+        None
+        if torch.equal(whole, cut)
+        else "the load check saw other bits when the prompt was cut into chunks"
+    )
 
 
 def _logits_in_chunks(loaded: LoadedModel, counts: Sequence[int]) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """Products of a few rows with a panel that is kept as codes, as LLVM instructions for numba.
 
-As in `products` each output is one chain of fused multiply-adds, in ascending order. Decoding goes on beside it: while
-rows are multiplied by a block of the weight, what comes next is decoded into its place. A processor does in parallel
-what needs other units, but not what lies some hundred instructions further on.
+As in `products` each output is one chain of fused multiply-adds, in ascending order. Decoding goes
+on beside it: while rows are multiplied by a block of the weight, what comes next is decoded into
+its place. A processor does in parallel what needs other units, but not what lies some hundred
+instructions further on.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -19,7 +20,14 @@ from numba.extending import intrinsic
 
 from radixserve.model.compiled import Intrinsic
 from radixserve.model.lanes import LANES, LINE, VECTOR, element_at, prefetch_line, vector_fma
-from radixserve.model.products import WIDTH, add_product, chains_of, store_all, store_row, vectors_at
+from radixserve.model.products import (
+    WIDTH,
+    add_product,
+    chains_of,
+    store_all,
+    store_row,
+    vectors_at,
+)
 
 GROUP = 32
 """Inputs of a panel that share scales and offsets."""
@@ -43,33 +51,49 @@ class Records(NamedTuple):
 
 
 def record_size(bits: int) -> int:
-    """Floats and int32 of a record: 64 scales, 64 offsets, and the codes of GROUP inputs in rows of 64 int32."""
+    """Floats and int32 of a record: 64 scales, 64 offsets, and the codes of GROUP inputs in rows of
+    64 int32.
+    """
     return (2 + GROUP * bits // _WORD) * WIDTH
 
 
 def _coded_panel(rows: int) -> Intrinsic:
-    """sums[r, 0:64] += x[r, 0:depth] @ block[0:depth, 0:64]; then `block` is what comes next, decoded from `later`.
+    """sums[r, 0:64] += x[r, 0:depth] @ block[0:depth, 0:64]; then `block` is what comes next,
+    decoded from `later`.
 
-    `later` is `Records`; `depth` is whole groups. Else as `panel_*`. SOON_BYTES for each input are asked for from the
-    address `soon` on.
+    `later` is `Records`; `depth` is whole groups. Else as `panel_*`. SOON_BYTES for each input are
+    asked for from the address `soon` on.
     """
 
     @intrinsic
     def multiply(
-        typingctx: Any, x: Any, at: Any, inputs: Any, block: Any, sums: Any, to: Any, depth: Any, later: Any, soon: Any
+        typingctx: Any,
+        x: Any,
+        at: Any,
+        inputs: Any,
+        block: Any,
+        sums: Any,
+        to: Any,
+        depth: Any,
+        later: Any,
+        soon: Any,
     ) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             kinds, index = signature.args, args[6].type
             zero = ir.Constant(index, 0)
             starts = ((0, args[1]), (3, zero), (4, args[5]))
-            x_data, values, out = (element_at(context, builder, kinds[i], args[i], start) for i, start in starts)
+            x_data, values, out = (
+                element_at(context, builder, kinds[i], args[i], start) for i, start in starts
+            )
             outs, chains = chains_of(builder, out, rows)
             decoder = _Decoder(context, builder, kinds[7], args[7])
             groups = builder.udiv(args[6], ir.Constant(index, GROUP))
             with cgutils.for_range(builder, groups) as outer:
                 record = decoder.record(outer.index)
                 with cgutils.for_range(builder, ir.Constant(index, GROUP)) as loop:
-                    place = builder.add(builder.mul(outer.index, ir.Constant(index, GROUP)), loop.index)
+                    place = builder.add(
+                        builder.mul(outer.index, ir.Constant(index, GROUP)), loop.index
+                    )
                     row = builder.gep(values, [builder.mul(place, ir.Constant(index, WIDTH))])
                     columns = vectors_at(builder, row, WIDTH // LANES)
                     for r in range(rows):
@@ -88,7 +112,9 @@ def _coded_panel(rows: int) -> Intrinsic:
 
 
 def _ask_soon(builder: ir.IRBuilder, address: Any, i: Any) -> None:
-    """Ask for the i-th SOON_BYTES from an address on: every second line; processors bring its neighbour too."""
+    """Ask for the i-th SOON_BYTES from an address on: every second line; processors bring its
+    neighbour too.
+    """
     place = builder.add(address, builder.mul(i, ir.Constant(i.type, SOON_BYTES)))
     for offset in range(0, SOON_BYTES, 2 * LINE * 4):
         line = builder.add(place, ir.Constant(i.type, offset))
@@ -102,22 +128,30 @@ class _Record(NamedTuple):
 
 
 class _Decoder:
-    """Decodes rows of `Records`: offset + scale * (1 + code / 2**bits) for one input and 64 outputs."""
+    """Decodes rows of `Records`: offset + scale * (1 + code / 2**bits) for one input and 64
+    outputs.
+    """
 
     def __init__(self, context: Any, builder: ir.IRBuilder, kind: Any, records: Any) -> None:
-        data, at, self._ahead, self._bits = (builder.extract_value(records, i) for i in range(len(Records._fields)))
+        data, at, self._ahead, self._bits = (
+            builder.extract_value(records, i) for i in range(len(Records._fields))
+        )
         self._builder, self._index = builder, self._bits.type
         self._begin = element_at(context, builder, kind[0], data, at)
         self._size = builder.mul(builder.add(self._bits, self._number(2)), self._number(WIDTH))
         self._highest = builder.sub(self._number(_FRACTION), self._bits)
         one = self._number(1)
-        self._kept = self._splat(builder.shl(builder.sub(builder.shl(one, self._bits), one), self._highest))
+        self._kept = self._splat(
+            builder.shl(builder.sub(builder.shl(one, self._bits), one), self._highest)
+        )
 
     def record(self, i: Any) -> _Record:
         """The i-th, with its scales and offsets."""
         begin = self._builder.gep(self._begin, [self._builder.mul(i, self._size)])
         second = self._builder.gep(begin, [self._number(WIDTH)])
-        return _Record(begin, *(vectors_at(self._builder, at, WIDTH // LANES) for at in (begin, second)))
+        return _Record(
+            begin, *(vectors_at(self._builder, at, WIDTH // LANES) for at in (begin, second))
+        )
 
     def row(self, record: _Record, i: Any) -> list[Any]:
         """Input i of a record; asks for a part of the one so many records ahead."""
@@ -125,23 +159,34 @@ class _Decoder:
         self._ask(record.begin, i)
         bit = builder.mul(i, self._bits)
         word = builder.add(builder.udiv(bit, self._number(_WORD)), self._number(2))
-        words = vectors_at(builder, builder.gep(record.begin, [builder.mul(word, self._number(WIDTH))]), WIDTH // LANES)
+        words = vectors_at(
+            builder,
+            builder.gep(record.begin, [builder.mul(word, self._number(WIDTH))]),
+            WIDTH // LANES,
+        )
         back = builder.urem(bit, self._number(_WORD))
         places = self._splat(builder.sub(builder.add(self._highest, self._number(_WORD)), back))
         codes = [self._code(each, places) for each in words]
-        return [vector_fma(builder, *each) for each in zip(record.scales, codes, record.offsets, strict=True)]
+        return [
+            vector_fma(builder, *each)
+            for each in zip(record.scales, codes, record.offsets, strict=True)
+        ]
 
     def _ask(self, record: Any, i: Any) -> None:
         """Ask for the i-th GROUP-th of the record `ahead`: 12 or 20 floats."""
         place = self._builder.mul(i, self._builder.udiv(self._size, self._number(GROUP)))
         for line in range(2):
             further = self._builder.add(place, self._number(line * LINE))
-            prefetch_line(self._builder, self._builder.gep(record, [self._builder.add(self._ahead, further)]))
+            prefetch_line(
+                self._builder, self._builder.gep(record, [self._builder.add(self._ahead, further)])
+            )
 
     def _code(self, words: Any, places: Any) -> Any:
         """1 + code / 2**bits, the code rotated to the highest bits of a float's fraction."""
         builder, whole = self._builder, self._builder.bitcast(words, _INTEGERS)
-        rotate = cgutils.get_or_insert_function(builder.module, _ROTATE, f"llvm.fshl.v{LANES}i{_WORD}")
+        rotate = cgutils.get_or_insert_function(
+            builder.module, _ROTATE, f"llvm.fshl.v{LANES}i{_WORD}"
+        )
         moved = builder.call(rotate, [whole, whole, places])
         one = ir.Constant(_INTEGERS, [127 << _FRACTION] * LANES)
         return builder.bitcast(builder.or_(builder.and_(moved, self._kept), one), VECTOR)

@@ -1,13 +1,16 @@
-"""Weights in as few bytes as their values need, without loss: codes of 4 or 8 bits on a grid for each 32 inputs.
+"""Weights in as few bytes as their values need, without loss: codes of 4 or 8 bits on a grid for
+each 32 inputs.
 
-Checkpoints that were quantised and came back as float32 hold few different values: within 32 inputs of one output all
-are `offset + scale * code`, rounded once. Where that gives back every single value of a weight, bit for bit, it is kept
-a second time as codes, in 6 or 10 bits a value, and a decode step, which is little else than reading weights, reads
-those. Where it does not, there is nothing. Knows nothing of how rows are multiplied.
+Checkpoints that were quantised and came back as float32 hold few different values: within 32 inputs
+of one output all are `offset + scale * code`, rounded once. Where that gives back every single
+value of a weight, bit for bit, it is kept a second time as codes, in 6 or 10 bits a value, and a
+decode step, which is little else than reading weights, reads those. Where it does not, there is
+nothing. Knows nothing of how rows are multiplied.
 
-A panel of 64 outputs is one record for each 32 inputs: 64 scales, 64 offsets, and rows of 64 int32 with the codes of
-some consecutive inputs, the first in the lowest bits. So that decoding takes three instructions, what is kept is the
-scale of `1 + code / 2**bits`, a float with the code as the highest bits of its fraction, and the offset to go with it.
+A panel of 64 outputs is one record for each 32 inputs: 64 scales, 64 offsets, and rows of 64 int32
+with the codes of some consecutive inputs, the first in the lowest bits. So that decoding takes
+three instructions, what is kept is the scale of `1 + code / 2**bits`, a float with the code as the
+highest bits of its fraction, and the offset to go with it.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -44,9 +47,11 @@ class Codes:
 
     @classmethod
     def of(cls, packed: int, shape: tuple[int, int]) -> Codes | None:
-        """Of the weight of `shape` (out, in) whose panels lie at address `packed`; None if its values need more.
+        """Of the weight of `shape` (out, in) whose panels lie at address `packed`; None if its
+        values need more.
 
-        Cost: for a weight that is on a grid some 10 ns per value and thread; for others next to nothing.
+        Cost: for a weight that is on a grid some 10 ns per value and thread; for others next to
+        nothing.
         """
         outputs, inputs = shape
         if outputs % WIDTH or inputs % GROUP:
@@ -68,7 +73,9 @@ class Codes:
 
 @compiled
 def _on_grid(values: Any, low: Any, step: Any, count: Any, codes: Any) -> bool:
-    """Whether every value is what its code gives on the grid low, low + step, ... of `count` values; notes codes."""
+    """Whether every value is what its code gives on the grid low, low + step, ... of `count`
+    values; notes codes.
+    """
     scale = step * count
     for i in range(GROUP):
         code = np.rint((values[i] - low) / step) if step > _ZERO else _ZERO
@@ -81,10 +88,12 @@ def _on_grid(values: Any, low: Any, step: Any, count: Any, codes: Any) -> bool:
 
 @compiled
 def _find_step(values: Any, low: Any, high: Any, count: Any, codes: Any) -> Any:
-    """The step of a grid of at most `count` values from `low` to `high` that holds all values; below 0: none.
+    """The step of a grid of at most `count` values from `low` to `high` that holds all values;
+    below 0: none.
 
-    As many steps as there can be between the smallest and the largest value are tried, then fewer: each with the 11
-    bits that a step has which was kept in half precision (T. J. Dekker's splitting), and as it comes out.
+    As many steps as there can be between the smallest and the largest value are tried, then fewer:
+    each with the 11 bits that a step has which was kept in half precision (T. J. Dekker's
+    splitting), and as it comes out.
     """
     width = high - low
     for steps in range(np.int64(count) - 1, 0, -1):
@@ -134,5 +143,7 @@ def _encode(b: Any) -> None:
 
 
 def encode(address: Any) -> None:
-    """What every thread calls with the address of a block as `_encoded` fills it; compiled by `native`."""
+    """What every thread calls with the address of a block as `_encoded` fills it; compiled by
+    `native`.
+    """
     _encode(longs_at(address_of(address), _LENGTH))

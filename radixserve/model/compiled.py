@@ -1,8 +1,9 @@
 """How kernels are compiled, and the arrays they work on: bare memory without reference counts.
 
-numba counts references to arrays wherever they are handed on, with atomic instructions; in a kernel of many small
-functions that took a sixth of its time. Here it is told not to (`_nrt`), so a kernel takes memory on its stack only;
-who calls it brings all other memory, and keeps it alive until the kernel has run.
+numba counts references to arrays wherever they are handed on, with atomic instructions; in a kernel
+of many small functions that took a sixth of its time. Here it is told not to (`_nrt`), so a kernel
+takes memory on its stack only; who calls it brings all other memory, and keeps it alive until the
+kernel has run.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -35,7 +36,9 @@ kernel = partial(cfunc, types.void(types.voidptr), cache=True, error_model="nump
 def _array(context: Any, builder: ir.IRBuilder, kind: Any, data: Any, count: Any) -> Any:
     """The array of `count` elements at the pointer `data`."""
     array = context.make_array(kind)(context, builder)
-    size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+    size = context.get_constant(
+        types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype))
+    )
     populate_array(array, data=data, shape=[count], strides=[size], itemsize=size, meminfo=None)
     return array._getvalue()
 
@@ -67,7 +70,9 @@ def _in_block(element: types.Type) -> Intrinsic:
             entries = context.make_array(signature.args[0])(context, builder, args[0]).data
             first = builder.gep(entries, [builder.mul(args[1], ir.Constant(args[1].type, 2))])
             count = builder.load(builder.gep(first, [ir.Constant(args[1].type, 1)]))
-            data = builder.inttoptr(builder.load(first), context.get_data_type(element).as_pointer())
+            data = builder.inttoptr(
+                builder.load(first), context.get_data_type(element).as_pointer()
+            )
             return _array(context, builder, kind, data, count)
 
         return kind(block, types.intp), generate
@@ -76,7 +81,9 @@ def _in_block(element: types.Type) -> Intrinsic:
 
 
 def on_stack(element: types.Type, count: int) -> Intrinsic:
-    """An array of so many elements that lives as long as the function that asks; it begins at a cache line."""
+    """An array of so many elements that lives as long as the function that asks; it begins at a
+    cache line.
+    """
 
     @intrinsic
     def room(typingctx: Any) -> Any:
@@ -95,7 +102,11 @@ def on_stack(element: types.Type, count: int) -> Intrinsic:
 
 
 floats_at, words_at, longs_at = _at(types.float32), _at(types.uint32), _at(types.int64)
-floats_in, ints_in, longs_in = _in_block(types.float32), _in_block(types.int32), _in_block(types.int64)
+floats_in, ints_in, longs_in = (
+    _in_block(types.float32),
+    _in_block(types.int32),
+    _in_block(types.int64),
+)
 
 
 @intrinsic

@@ -1,7 +1,9 @@
-"""Turns a GGUF file into a transformers folder (float32 safetensors, tokenizer, chat template, generation config).
+"""Turns a GGUF file into a transformers folder (float32 safetensors, tokenizer, chat template,
+generation config).
 
-Run as a child process: `python -m radixserve.model.convert SOURCE.gguf FOLDER`. Reports stages on stderr as lines that
-start with "convert: ". Does not know where models are kept; `embedded` makes the result visible.
+Run as a child process: `python -m radixserve.model.convert SOURCE.gguf FOLDER`. Reports stages on
+stderr as lines that start with "convert: ". Does not know where models are kept; `embedded` makes
+the result visible.
 """
 
 from __future__ import annotations
@@ -14,8 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write the model in `source` to the folder `target` (needs 5 bytes of memory per parameter and some seconds)."""
-    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name, "local_files_only": True}
+    """Write the model in `source` to the folder `target` (needs 5 bytes of memory per parameter and
+    some seconds).
+    """
+    where = {
+        "pretrained_model_name_or_path": str(source.parent),
+        "gguf_file": source.name,
+        "local_files_only": True,
+    }
     _say("reading the tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(**where)
     tokenizer.save_pretrained(target)
@@ -24,7 +32,9 @@ def convert(source: Path, target: Path) -> None:
     _forget_quantisation(model)
     _say("writing safetensors")
     model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(target)
 

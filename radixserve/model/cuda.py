@@ -1,8 +1,8 @@
 """What CUDA alone needs: the attention kernel's check at start, and captured decode steps.
 
-The kernel is compared with the plain torch reference on random data of the model's shapes. If it cannot be built or
-disagrees, the reference serves and the reason goes to the log, /version and a metric. Nothing here runs on a CPU but
-the comparison itself, which takes any kernel.
+The kernel is compared with the plain torch reference on random data of the model's shapes. If it
+cannot be built or disagrees, the reference serves and the reason goes to the log, /version and a
+metric. Nothing here runs on a CPU but the comparison itself, which takes any kernel.
 """
 
 from __future__ import annotations
@@ -26,17 +26,34 @@ log = logging.getLogger(__name__)
 
 TRITON = "radixserve_triton"
 
-_TOLERANCE = {torch.float32: 2e-4, torch.float16: 6e-3, torch.bfloat16: 4e-2}  # entries of V are about 1, 5 at most
-_CHECKED = ((0, 130), (70, 20), (0, 1), (63, 1), (64, 1), (255, 1), (256, 2), (700, 1))  # (start, rows) of chunks
+_TOLERANCE = {
+    torch.float32: 2e-4,
+    torch.float16: 6e-3,
+    torch.bfloat16: 4e-2,
+}  # entries of V are about 1, 5 at most
+_CHECKED = (
+    (0, 130),
+    (70, 20),
+    (0, 1),
+    (63, 1),
+    (64, 1),
+    (255, 1),
+    (256, 2),
+    (700, 1),
+)  # (start, rows) of chunks
 
 
 def choose_attention(shape: KVShape, heads: int, device: torch.device) -> tuple[str, str | None]:
-    """The attention to use on CUDA, and why it is not the kernel if it is not. Costs a compilation: seconds."""
+    """The attention to use on CUDA, and why it is not the kernel if it is not. Costs a compilation:
+    seconds.
+    """
     try:
         from radixserve.model.attention_triton import attend_triton
 
         reason = fault(attend_triton, shape, heads, device)
-    except Exception as error:  # whatever a compiler and a driver may raise, the reference can serve
+    except (
+        Exception
+    ) as error:  # whatever a compiler and a driver may raise, the reference can serve
         log.debug("the attention kernel failed", exc_info=True)
         reason = f"the Triton attention kernel cannot run here ({type(error).__name__}: {_first_line(error)})"
     if reason:
@@ -47,17 +64,26 @@ def choose_attention(shape: KVShape, heads: int, device: torch.device) -> tuple[
 
 
 def fault(kernel: attention.Kernel, shape: KVShape, heads: int, device: torch.device) -> str | None:
-    """How `kernel` disagrees with the reference computed in float32, on one layer; None if it does not."""
-    pool, wide = random_pool(replace(shape, layers=1), device), KVShape(1, *_dims(shape), torch.float32)
+    """How `kernel` disagrees with the reference computed in float32, on one layer; None if it does
+    not.
+    """
+    pool, wide = (
+        random_pool(replace(shape, layers=1), device),
+        KVShape(1, *_dims(shape), torch.float32),
+    )
     exact = KVPool(wide, pool.num_slots, device)
     exact.k.copy_(pool.k)
     exact.v.copy_(pool.v)
     chunks = _chunks(pool.num_slots)
     plan = AttentionPlan.of(chunks, pool)
-    q = torch.randn(len(plan.positions), heads, shape.k_dim, generator=torch.Generator().manual_seed(3))
+    q = torch.randn(
+        len(plan.positions), heads, shape.k_dim, generator=torch.Generator().manual_seed(3)
+    )
     q = q.to(device, shape.dtype)
     out = kernel(q, 0, plan, shape.k_dim**-0.5).float()
-    expected = attention.attend_torch(q.float(), 0, AttentionPlan.of(chunks, exact), shape.k_dim**-0.5)
+    expected = attention.attend_torch(
+        q.float(), 0, AttentionPlan.of(chunks, exact), shape.k_dim**-0.5
+    )
     difference = float((out - expected).abs().max())
     if difference <= _TOLERANCE[shape.dtype]:
         return None
@@ -89,18 +115,26 @@ def _chunks(num_slots: int) -> list[Chunk]:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:200]
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[
+        :200
+    ]
 
 
-def start_graphs(loaded: LoadedModel, pool: KVPool, max_batch: int) -> tuple[DecodeGraphs | None, str | None]:
-    """Graphs for decode steps of up to `max_batch` sequences, or why there are none where there should be.
+def start_graphs(
+    loaded: LoadedModel, pool: KVPool, max_batch: int
+) -> tuple[DecodeGraphs | None, str | None]:
+    """Graphs for decode steps of up to `max_batch` sequences, or why there are none where there
+    should be.
 
-    They take the pool's last slot as their own. Checked on the smallest step against the same step without a graph.
+    They take the pool's last slot as their own. Checked on the smallest step against the same step
+    without a graph.
     """
     if loaded.attention != TRITON:
         return None, None
     scratch = pool.num_slots - 1
-    graphs = DecodeGraphs(loaded, pool, scratch_slot=scratch, max_batch=max_batch, capture=CudaCapture())
+    graphs = DecodeGraphs(
+        loaded, pool, scratch_slot=scratch, max_batch=max_batch, capture=CudaCapture()
+    )
     reason = graphs.check()
     if reason:
         log.warning("decode without graphs: %s", reason)
@@ -109,7 +143,9 @@ def start_graphs(loaded: LoadedModel, pool: KVPool, max_batch: int) -> tuple[Dec
 
 
 class CudaCapture:
-    """Turns a function without arguments into the replay of what it launches. All graphs share one memory pool."""
+    """Turns a function without arguments into the replay of what it launches. All graphs share one
+    memory pool.
+    """
 
     def __init__(self) -> None:
         self._memory = torch.cuda.graph_pool_handle()

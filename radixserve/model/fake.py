@@ -1,7 +1,7 @@
 """A model of no cost, for benchmarks and tests of everything around the model.
 
-Its next token depends on the last one only: token t of the visible ASCII range is followed by t + 1, so a stream is
-readable, deterministic and independent of the cache. It writes no K/V.
+Its next token depends on the last one only: token t of the visible ASCII range is followed by t +
+1, so a stream is readable, deterministic and independent of the cache. It writes no K/V.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ class FakeModel:
         self.vocab_size = vocab_size
         self._first = first_token
         tokens = torch.arange(_CYCLE) + first_token
-        self._rows = torch.zeros(_CYCLE, vocab_size).index_put_((torch.arange(_CYCLE), tokens), torch.tensor(99.0))
+        self._rows = torch.zeros(_CYCLE, vocab_size).index_put_(
+            (torch.arange(_CYCLE), tokens), torch.tensor(99.0)
+        )
 
     def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
-        """Float32 logits [sum of chunk.num_logits, vocab_size]. It runs on the CPU, where no step is ahead."""
+        """Float32 logits [sum of chunk.num_logits, vocab_size]. It runs on the CPU, where no step
+        is ahead.
+        """
         assert drawn is None
         spoken = np.concatenate([chunk.token_ids[-chunk.num_logits :] for chunk in chunks])
         return self._rows[torch.from_numpy((spoken + 1 - self._first) % _CYCLE).long()]

@@ -1,10 +1,12 @@
-"""Multiplies a few rows by a packed weight at the speed of memory, with the bits of oneDNN's own operator.
+"""Multiplies a few rows by a packed weight at the speed of memory, with the bits of oneDNN's own
+operator.
 
-oneDNN's operator reads packed weights at half of what memory gives when there are few rows, and a decode step of few
-sequences is little else than reading weights. With AVX-512 it packs a weight [out, in] as panels of 64 outputs, in
-rows of one input each, and sums each output as chains of fused multiply-adds over some hundreds of inputs, chain added
-to chain. This kernel does the same on the same memory. Neither is documented: `FewRows.like` finds the length of a
-chain by comparing bits, and gives up where none of the usual ones agrees. A weight that is kept as `codes` too is read
+oneDNN's operator reads packed weights at half of what memory gives when there are few rows, and a
+decode step of few sequences is little else than reading weights. With AVX-512 it packs a weight
+[out, in] as panels of 64 outputs, in rows of one input each, and sums each output as chains of
+fused multiply-adds over some hundreds of inputs, chain added to chain. This kernel does the same on
+the same memory. Neither is documented: `FewRows.like` finds the length of a chain by comparing
+bits, and gives up where none of the usual ones agrees. A weight that is kept as `codes` too is read
 from them, block by block into the cache: the same numbers. Knows nothing of layers.
 """
 
@@ -80,19 +82,26 @@ class FewRows:
         chain: int,
         codes: Codes | None = None,
     ) -> None:
-        """`packed` and `bias` must outlive this; `shape` is (out, in), `chain` the inputs of one chain.
+        """`packed` and `bias` must outlive this; `shape` is (out, in), `chain` the inputs of one
+        chain.
 
         With `codes`, which are those of `packed`, the weight is read from them.
         """
         self._counter = np.zeros(1, np.int64)
         self._block = np.zeros(_LENGTH, np.int64)
-        self._block[_WEIGHT] = torch.ops.mkldnn.data_ptr(packed) if codes is None else codes.records.data_ptr()
+        self._block[_WEIGHT] = (
+            torch.ops.mkldnn.data_ptr(packed) if codes is None else codes.records.data_ptr()
+        )
         self._block[_COUNTER] = self._counter.ctypes.data
         self._block[[_OUTPUTS, _IN]] = shape
         self._block[_CHAIN] = chain
-        self._block[_STRIDE] = GROUP * WIDTH if codes is None else record_size(codes.bits)  # of GROUP inputs of a panel
+        self._block[_STRIDE] = (
+            GROUP * WIDTH if codes is None else record_size(codes.bits)
+        )  # of GROUP inputs of a panel
         self._block[_BITS] = 0 if codes is None else codes.bits
-        self._block[_DEPTH] = _INPUTS if codes is None or shape[1] % _INPUTS == 0 else GROUP  # all blocks are as deep
+        self._block[_DEPTH] = (
+            _INPUTS if codes is None or shape[1] % _INPUTS == 0 else GROUP
+        )  # all blocks are as deep
         if bias is not None:
             self._block[[_BIAS, _HAS_BIAS]] = bias.data_ptr(), 1
         self._address = self._block.ctypes.data
@@ -101,7 +110,12 @@ class FewRows:
 
     @classmethod
     def like(
-        cls, packed: torch.Tensor, bias: torch.Tensor | None, shape: tuple[int, int], x: torch.Tensor, y: torch.Tensor
+        cls,
+        packed: torch.Tensor,
+        bias: torch.Tensor | None,
+        shape: tuple[int, int],
+        x: torch.Tensor,
+        y: torch.Tensor,
     ) -> FewRows | None:
         """The one that gives exactly `y` [rows, out] for `x` [rows, in]; None where there is none."""
         if not FITS or shape[0] % WIDTH or not _is_plain(packed, shape):
@@ -121,7 +135,9 @@ class FewRows:
         return out
 
     def block(self, x: torch.Tensor, out: torch.Tensor, counter: Longs, soon: Longs) -> Longs:
-        """What `multiply` is to be called with to fill `out`; `counter` [1] is zero then; `soon`: see SOON_LENGTH."""
+        """What `multiply` is to be called with to fill `out`; `counter` [1] is zero then; `soon`:
+        see SOON_LENGTH.
+        """
         block = self._block.copy()
         block[_SOON] = soon.ctypes.data
         self._point(block, x, out)
@@ -142,8 +158,12 @@ def _is_plain(packed: torch.Tensor, shape: tuple[int, int]) -> bool:
 
 
 @compiled
-def _block(b: Any, x: Any, at: int, rows: int, weight: Any, wt: int, sums: Any, depth: int, ahead: int) -> None:
-    """Carry on the chains of the first rows over the next `depth` inputs, the weight's rows from element `wt` on."""
+def _block(
+    b: Any, x: Any, at: int, rows: int, weight: Any, wt: int, sums: Any, depth: int, ahead: int
+) -> None:
+    """Carry on the chains of the first rows over the next `depth` inputs, the weight's rows from
+    element `wt` on.
+    """
     inputs = b[_IN]
     for row in range(0, rows, _SIX):
         left, here, to = rows - row, at + row * inputs, row * WIDTH
@@ -170,7 +190,9 @@ def _records(b: Any, weight: Any, begin: int) -> Records:
 
 @compiled
 def _next_segment(b: Any) -> Any:
-    """Address of the next segment of what is read soon; of the rows, which are at hand, if nothing is left."""
+    """Address of the next segment of what is read soon; of the rows, which are at hand, if nothing
+    is left.
+    """
     if b[_SOON] != 0:
         soon = longs_at(b[_SOON], SOON_LENGTH)
         taken, count = add_atomically(soon, _TAKEN, 1), soon[_COUNT]
@@ -182,7 +204,9 @@ def _next_segment(b: Any) -> Any:
 
 @compiled
 def _coded_block(b: Any, x: Any, at: int, rows: int, block: Any, sums: Any, later: Records) -> None:
-    """Carry on the chains of the first rows over the inputs of `block`, which then is what `later` says."""
+    """Carry on the chains of the first rows over the inputs of `block`, which then is what `later`
+    says.
+    """
     inputs, depth, last, soon = b[_IN], b[_DEPTH], min(rows, _LAST), _next_segment(b)
     first = rows - last
     _block(b, x, at, first, block, 0, sums, depth, 0)
@@ -201,7 +225,8 @@ def _coded_block(b: Any, x: Any, at: int, rows: int, block: Any, sums: Any, late
 
 @compiled
 def _multiply_panel(b: Any, x: Any, weight: Any, panel: int, following: int, room: Room) -> None:
-    """room.total[rows, 64] = x @ one panel, block after block of inputs, while the block after that is on its way.
+    """room.total[rows, 64] = x @ one panel, block after block of inputs, while the block after that
+    is on its way.
 
     `following` is the panel that this thread multiplies by next.
     """
@@ -254,5 +279,7 @@ def _work(b: Any) -> None:
 
 
 def multiply(address: Any) -> None:
-    """What every thread calls with the address of a block as `FewRows` fills it; compiled by `native`."""
+    """What every thread calls with the address of a block as `FewRows` fills it; compiled by
+    `native`.
+    """
     _work(longs_at(address_of(address), _LENGTH))

@@ -1,8 +1,10 @@
-"""Pure decode steps as captured graphs: one per batch size, replayed over input buffers that never move.
+"""Pure decode steps as captured graphs: one per batch size, replayed over input buffers that never
+move.
 
-A step of n sequences is padded to the next power of two. A padding row is a sequence of one token whose K/V goes to
-the scratch slot, which the cache does not know; so it disturbs nobody and is as finite as any other row. Knows how
-steps become buffers; what capturing is comes from outside (`cuda`), so that all of this runs in a test without a GPU.
+A step of n sequences is padded to the next power of two. A padding row is a sequence of one token
+whose K/V goes to the scratch slot, which the cache does not know; so it disturbs nobody and is as
+finite as any other row. Knows how steps become buffers; what capturing is comes from outside
+(`cuda`), so that all of this runs in a test without a GPU.
 """
 
 from __future__ import annotations
@@ -27,15 +29,20 @@ Replay = Callable[[], torch.Tensor]
 Capture = Callable[[Replay], Replay]
 
 _MAX_BATCH = 256
-_MAX_TABLE = 1 << 21  # slots in one step's tables (16 MiB on each side); a step with more runs without a graph
+_MAX_TABLE = (
+    1 << 21
+)  # slots in one step's tables (16 MiB on each side); a step with more runs without a graph
 _TOLERANCE = 1e-2  # of the largest logit: libraries may choose other algorithms in a graph
-_COLUMNS = 3 + 5 + 3  # per row: token id, position, slot to write; entries of `Cut.blocks` and `Cut.rows`
+_COLUMNS = (
+    3 + 5 + 3
+)  # per row: token id, position, slot to write; entries of `Cut.blocks` and `Cut.rows`
 
 
 class StepInputs:
     """What a decode step reads, at fixed addresses: one copy to the device per step.
 
-    The host writes each step into pinned memory of its own, because the step before may not be copied yet.
+    The host writes each step into pinned memory of its own, because the step before may not be
+    copied yet.
     """
 
     def __init__(self, max_batch: int, table_size: int, device: torch.device) -> None:
@@ -50,10 +57,16 @@ class StepInputs:
     def hold(self, chunks: Sequence[Chunk]) -> bool:
         """This is a step of one-token chunks that there is room for."""
         ones = all(len(chunk.token_ids) == 1 for chunk in chunks)
-        return ones and len(chunks) <= self.max_batch and sum(chunk.stop for chunk in chunks) <= self.table_size
+        return (
+            ones
+            and len(chunks) <= self.max_batch
+            and sum(chunk.stop for chunk in chunks) <= self.table_size
+        )
 
     def fill(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None, kv_heads: int) -> None:
-        """Take over a step of one-token chunks, as many as the graph to be replayed has rows. O(slots in the table)."""
+        """Take over a step of one-token chunks, as many as the graph to be replayed has rows.
+        O(slots in the table).
+        """
         start = np.array([chunk.start for chunk in chunks], np.int64)
         ends = np.cumsum(start + 1)
         self.spans = Spans(np.arange(len(chunks)), np.ones_like(start), ends - start - 1, start)
@@ -64,7 +77,13 @@ class StepInputs:
         host = torch.empty(used, dtype=torch.int64, pin_memory=self._device.is_cuda)
         into = host.numpy()
         ids = np.array([chunk.token_ids[0] for chunk in chunks], np.int64)
-        columns: tuple[Longs | Ints, ...] = (ids, start, self.table[ends - 1], cut.blocks.ravel(), cut.rows.ravel())
+        columns: tuple[Longs | Ints, ...] = (
+            ids,
+            start,
+            self.table[ends - 1],
+            cut.blocks.ravel(),
+            cut.rows.ravel(),
+        )
         for offset, values in zip((0, 1, 2, 3, 8), columns, strict=True):
             into[offset * rows : offset * rows + len(values)] = values
         into[_COLUMNS * rows :] = self.table
@@ -83,23 +102,37 @@ class StepInputs:
 
 
 class DecodeGraphs:
-    """Decode steps of one model over one pool. The logits of a step are overwritten by the next one."""
+    """Decode steps of one model over one pool. The logits of a step are overwritten by the next
+    one.
+    """
 
     def __init__(
-        self, loaded: LoadedModel, pool: KVPool, *, scratch_slot: int, max_batch: int, capture: Capture
+        self,
+        loaded: LoadedModel,
+        pool: KVPool,
+        *,
+        scratch_slot: int,
+        max_batch: int,
+        capture: Capture,
     ) -> None:
         self._loaded = loaded
         self._pool = pool
         self._capture = capture
-        batch = max(2, bucket(min(max_batch, _MAX_BATCH)))  # even: the kernel wants columns at multiples of 16 bytes
-        self._inputs = StepInputs(batch, min(batch * loaded.context_length, _MAX_TABLE), loaded.device)
+        batch = max(
+            2, bucket(min(max_batch, _MAX_BATCH))
+        )  # even: the kernel wants columns at multiples of 16 bytes
+        self._inputs = StepInputs(
+            batch, min(batch * loaded.context_length, _MAX_TABLE), loaded.device
+        )
         self._max_splits = -(-loaded.context_length // SPLIT)
         self._sums = SplitSums()
         self._padding = Chunk(np.zeros(1, np.int32), 0, np.array([scratch_slot], np.int32))
         self._replays: dict[int, Replay] = {}  # by batch size
         self._failures: dict[int, str] = {}  # by batch size: why it cannot be captured
 
-    def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor | None:
+    def forward(
+        self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
         """Float32 logits [len(chunks), vocab_size]; None if this step has to run without a graph.
 
         `drawn` as for the runner: ids that only the device knows are put into the buffers there.
@@ -115,7 +148,9 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def check(self) -> str | None:
-        """Capture the smallest step and compare it with the same step run directly; None, or what is wrong."""
+        """Capture the smallest step and compare it with the same step run directly; None, or what
+        is wrong.
+        """
         replayed = self.forward([self._padding])
         if replayed is None:
             return self._failures[1]
@@ -151,8 +186,12 @@ class DecodeGraphs:
     def _plan(self, size: int) -> AttentionPlan:
         inputs = self._inputs
         lanes = min(self._max_splits, lanes_for(size, self._pool.shape.kv_heads))
-        num_places = min(MAX_PLACES, inputs.max_batch * self._max_splits)  # for every size: they share the memory
-        blocks = Blocks(inputs.column(3, size, 5), inputs.column(8, size, 3), lanes, num_places, self._sums)
+        num_places = min(
+            MAX_PLACES, inputs.max_batch * self._max_splits
+        )  # for every size: they share the memory
+        blocks = Blocks(
+            inputs.column(3, size, 5), inputs.column(8, size, 3), lanes, num_places, self._sums
+        )
         return AttentionPlan(
             self._pool,
             inputs.spans,

@@ -1,7 +1,9 @@
-"""The two ways between the host and the device: values up, which never waits, and results down, which waits once.
+"""The two ways between the host and the device: values up, which never waits, and results down,
+which waits once.
 
-A plain copy between ordinary memory and a CUDA device waits for everything launched before it; copies from and to
-pinned memory do not. On a CPU the host's memory is the device's, and nothing is copied.
+A plain copy between ordinary memory and a CUDA device waits for everything launched before it;
+copies from and to pinned memory do not. On a CPU the host's memory is the device's, and nothing is
+copied.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import torch
 
 
 def upload(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """`values` on the device, behind what was launched before. Torch keeps the pinned copy until it was read."""
+    """`values` on the device, behind what was launched before. Torch keeps the pinned copy until it
+    was read.
+    """
     tensor = torch.from_numpy(values)
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
@@ -25,7 +29,9 @@ def upload_ids(ids: list[int], device: torch.device) -> torch.Tensor:
 
 
 class Download:
-    """Tensors of one device on their way to the host, as they are at this point of what was launched."""
+    """Tensors of one device on their way to the host, as they are at this point of what was
+    launched.
+    """
 
     def __init__(self, *tensors: torch.Tensor) -> None:
         self._tensors = tensors
@@ -43,4 +49,6 @@ class Download:
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+        tensor, non_blocking=True
+    )

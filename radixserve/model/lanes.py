@@ -1,8 +1,8 @@
 """Vector building blocks for the CPU attention kernel, written as LLVM instructions for numba.
 
-Every number is defined by IEEE 754: fused multiply-adds are asked for by name and nothing may be reassociated, so a
-result does not depend on which of these blocks computed it, how a loop was vectorised or which processor ran it. Knows
-nothing of attention.
+Every number is defined by IEEE 754: fused multiply-adds are asked for by name and nothing may be
+reassociated, so a result does not depend on which of these blocks computed it, how a loop was
+vectorised or which processor ran it. Knows nothing of attention.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -62,7 +62,9 @@ def vector_fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
 
 def splat(builder: ir.IRBuilder, scalar: Any) -> Any:
     """A vector of one number."""
-    vector = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    vector = builder.insert_element(
+        ir.Constant(VECTOR, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
+    )
     return builder.shuffle_vector(vector, vector, _mask([0] * LANES))
 
 
@@ -113,16 +115,22 @@ def _exp(builder: ir.IRBuilder, x: Any) -> Any:
     for coefficient in _TAYLOR[1:]:
         result = vector_fma(builder, result, rest, constant(coefficient))
     biased = builder.add(builder.bitcast(shifted, integers), ir.Constant(integers, [127] * LANES))
-    power = builder.shl(biased, ir.Constant(integers, [23] * LANES))  # n + 127 into the exponent bits
+    power = builder.shl(
+        biased, ir.Constant(integers, [23] * LANES)
+    )  # n + 127 into the exponent bits
     return builder.fmul(result, builder.bitcast(power, VECTOR))
 
 
 @intrinsic
 def exp(typingctx: Any, x: Any) -> Any:
-    """e**x for x <= 0, within 2 units in the last place; below -87 as at -87. exp(0) is 1; NaN stays NaN."""
+    """e**x for x <= 0, within 2 units in the last place; below -87 as at -87. exp(0) is 1; NaN
+    stays NaN.
+    """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return builder.extract_element(_exp(builder, splat(builder, args[0])), ir.Constant(ir.IntType(32), 0))
+        return builder.extract_element(
+            _exp(builder, splat(builder, args[0])), ir.Constant(ir.IntType(32), 0)
+        )
 
     return types.float32(types.float32), generate
 
@@ -132,7 +140,10 @@ def tile_exp(typingctx: Any, array: Any, at: Any, peak: Any) -> Any:
     """array[i] = exp(array[i] - peak) for 4 * LANES elements from `at` on."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        data, peak = element_at(context, builder, signature.args[0], args[0], args[1]), splat(builder, args[2])
+        data, peak = (
+            element_at(context, builder, signature.args[0], args[0], args[1]),
+            splat(builder, args[2]),
+        )
         for i in range(4):
             pointer = builder.gep(data, [ir.Constant(args[1].type, i * LANES)])
             store(builder, _exp(builder, builder.fsub(load(builder, pointer), peak)), pointer)
@@ -161,7 +172,10 @@ def add_atomically(typingctx: Any, counters: Any, index: Any, value: Any) -> Any
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         return builder.atomic_rmw(
-            "add", element_at(context, builder, signature.args[0], args[0], args[1]), args[2], "acq_rel"
+            "add",
+            element_at(context, builder, signature.args[0], args[0], args[1]),
+            args[2],
+            "acq_rel",
         )
 
     return types.int64(counters, types.int64, types.int64), generate
@@ -169,9 +183,19 @@ def add_atomically(typingctx: Any, counters: Any, index: Any, value: Any) -> Any
 
 @intrinsic
 def transpose(
-    typingctx: Any, source: Any, at: Any, stride: Any, slots: Any, st: Any, target: Any, tt: Any, ld: Any
+    typingctx: Any,
+    source: Any,
+    at: Any,
+    stride: Any,
+    slots: Any,
+    st: Any,
+    target: Any,
+    tt: Any,
+    ld: Any,
 ) -> Any:
-    """target[d, j] = source[at + slots[st + j] * stride + d] for d and j below LANES; `ld` is target's row stride."""
+    """target[d, j] = source[at + slots[st + j] * stride + d] for d and j below LANES; `ld` is
+    target's row stride.
+    """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         kinds = signature.args
@@ -195,12 +219,16 @@ def transpose(
 def _columns(builder: ir.IRBuilder, rows: list[Any]) -> list[Any]:
     """The columns of a square of vectors, whose rows lie at these pointers.
 
-    Four columns at a time: of each row four floats, rows r, r + 4, r + 8, ... behind each other; then pairs of these
-    vectors are interleaved twice. Processors move floats within 128 bits at less cost than across.
+    Four columns at a time: of each row four floats, rows r, r + 4, r + 8, ... behind each other;
+    then pairs of these vectors are interleaved twice. Processors move floats within 128 bits at
+    less cost than across.
     """
     columns = []
     for first in range(0, LANES, _QUARTER):
-        parts = [_behind_each_other(builder, [_quarter(builder, row, first) for row in rows[r::4]]) for r in range(4)]
+        parts = [
+            _behind_each_other(builder, [_quarter(builder, row, first) for row in rows[r::4]])
+            for r in range(4)
+        ]
         low, high = (_interleaved(builder, a, b, 1) for a, b in (parts[:2], parts[2:]))
         for a, b in zip(low, high, strict=True):
             columns += _interleaved(builder, a, b, 2)
@@ -210,19 +238,25 @@ def _columns(builder: ir.IRBuilder, rows: list[Any]) -> list[Any]:
 def _quarter(builder: ir.IRBuilder, row: Any, at: int) -> Any:
     """128 bits of a row, from float `at` on."""
     place = builder.gep(row, [ir.Constant(ir.IntType(64), at)])
-    return builder.load(builder.bitcast(place, ir.VectorType(_FLOAT, _QUARTER).as_pointer()), align=4)
+    return builder.load(
+        builder.bitcast(place, ir.VectorType(_FLOAT, _QUARTER).as_pointer()), align=4
+    )
 
 
 def _behind_each_other(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
     """Vectors of equal length as one, in their order; their number is a power of two."""
     while len(vectors) > 1:
         mask = _mask(list(range(2 * vectors[0].type.count)))
-        vectors = [builder.shuffle_vector(*vectors[i : i + 2], mask) for i in range(0, len(vectors), 2)]
+        vectors = [
+            builder.shuffle_vector(*vectors[i : i + 2], mask) for i in range(0, len(vectors), 2)
+        ]
     return vectors[0]
 
 
 def _interleaved(builder: ir.IRBuilder, a: Any, b: Any, size: int) -> list[Any]:
-    """Pieces of `size` floats of a and b in turns: the lower halves of all quarters, and the upper halves."""
+    """Pieces of `size` floats of a and b in turns: the lower halves of all quarters, and the upper
+    halves.
+    """
     masks: list[list[int]] = [[], []]
     for quarter in range(0, LANES, _QUARTER):
         for half, mask in enumerate(masks):
@@ -238,11 +272,18 @@ def _reduce(combine: Callable[[ir.IRBuilder, Any, Any], Any]) -> Intrinsic:
     def reduce(typingctx: Any, array: Any, at: Any) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             data = element_at(context, builder, signature.args[0], args[0], args[1])
-            parts = [load(builder, builder.gep(data, [ir.Constant(args[1].type, i * LANES)])) for i in range(4)]
-            vector = combine(builder, combine(builder, parts[0], parts[1]), combine(builder, parts[2], parts[3]))
+            parts = [
+                load(builder, builder.gep(data, [ir.Constant(args[1].type, i * LANES)]))
+                for i in range(4)
+            ]
+            vector = combine(
+                builder, combine(builder, parts[0], parts[1]), combine(builder, parts[2], parts[3])
+            )
             width = LANES // 2
             while width:
-                upper = builder.shuffle_vector(vector, vector, _mask([(i + width) % LANES for i in range(LANES)]))
+                upper = builder.shuffle_vector(
+                    vector, vector, _mask([(i + width) % LANES for i in range(LANES)])
+                )
                 vector = combine(builder, vector, upper)
                 width //= 2
             return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))

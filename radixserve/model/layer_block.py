@@ -1,6 +1,8 @@
-"""How the row-wise parts of a decoder layer cross into compiled code: one block of addresses and lengths per step.
+"""How the row-wise parts of a decoder layer cross into compiled code: one block of addresses and
+lengths per step.
 
-Written here, read by `row_kernels`. Most of it stays for the whole step; a layer changes the few tensors it owns.
+Written here, read by `row_kernels`. Most of it stays for the whole step; a layer changes the few
+tensors it owns.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -53,15 +55,22 @@ BLOCK_LENGTH = 2 * len(_ARRAYS) + len(_NUMBERS)
 
 
 class LayerBlock:
-    """A step's row-wise parts, for all layers. Tensors it points to must live until the kernel has run."""
+    """A step's row-wise parts, for all layers. Tensors it points to must live until the kernel has
+    run.
+    """
 
-    def __init__(self, shape: KVShape, heads: int, epsilon: float, counter: Longs | None = None) -> None:
+    def __init__(
+        self, shape: KVShape, heads: int, epsilon: float, counter: Longs | None = None
+    ) -> None:
         self._epsilon, self._counter = np.array([epsilon], np.float32), np.zeros(1, np.int64)
         if counter is not None:
             self._counter = counter
         self._block = np.zeros(BLOCK_LENGTH, np.int64)
         self._block[-3:] = heads, shape.kv_heads, shape.k_dim
-        for name, address in (("epsilon", self._epsilon.ctypes.data), ("counter", self._counter.ctypes.data)):
+        for name, address in (
+            ("epsilon", self._epsilon.ctypes.data),
+            ("counter", self._counter.ctypes.data),
+        ):
             self._block[_PLACE[name] : _PLACE[name] + 2] = address, 1
         self.address = self._block.ctypes.data
 

@@ -1,8 +1,9 @@
-"""A leaner forward for decoders of the Llama kind: packed linears and compiled row-wise kernels, few calls per layer.
+"""A leaner forward for decoders of the Llama kind: packed linears and compiled row-wise kernels,
+few calls per layer.
 
-Stands in for transformers' own forward where the classes are known to compute just this; the load check compares both
-before it is used. Takes weights and rotary tables from the loaded modules and keeps none of its own. Knows nothing of
-requests.
+Stands in for transformers' own forward where the classes are known to compute just this; the load
+check compares both before it is used. Takes weights and rotary tables from the loaded modules and
+keeps none of its own. Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers import (
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
 
 from radixserve.cache.pool import KVPool
 from radixserve.model import native, row_kernels
@@ -76,9 +83,13 @@ class LeanForward:
         self._head = model.lm_head
         self._heads = int(model.config.num_attention_heads)
         self._epsilon = float(model.config.rms_norm_eps)
-        weights = (w for layer in self._layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down))
+        weights = (
+            w for layer in self._layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)
+        )
         self.has_few = all(weight.few is not None for weight in weights)
-        self._programs: WeakKeyDictionary[KVPool, tuple[Room, dict[int, LeanProgram]]] = WeakKeyDictionary()
+        self._programs: WeakKeyDictionary[KVPool, tuple[Room, dict[int, LeanProgram]]] = (
+            WeakKeyDictionary()
+        )
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> LeanForward | None:
@@ -86,7 +97,9 @@ class LeanForward:
         known = type(model) in _KNOWN and model.config.hidden_act == "silu"
         return cls(model) if known else None
 
-    def __call__(self, ids: torch.Tensor, plan: AttentionPlan, wanted: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, ids: torch.Tensor, plan: AttentionPlan, wanted: torch.Tensor
+    ) -> torch.Tensor:
         """Logits [wanted rows, vocab] of token ids [rows]; K/V of all rows is in the pool then."""
         hidden = self._embed(ids)
         cos, sin = self._rotary(hidden[None], torch.from_numpy(plan.positions)[None].long())
@@ -108,14 +121,20 @@ class LeanForward:
             self._programs[pool] = Room.of(FEW, self._layers[0], self._heads, pool), {}
         room, programs = self._programs[pool]
         if rows not in programs:
-            programs[rows] = LeanProgram(self._layers, room.first(rows), self._heads, self._epsilon, pool)
+            programs[rows] = LeanProgram(
+                self._layers, room.first(rows), self._heads, self._epsilon, pool
+            )
         return programs[rows]
 
 
 class _LeanStep:
-    """What the layers of one step share: the plan, the residual stream, and room for what kernels write."""
+    """What the layers of one step share: the plan, the residual stream, and room for what kernels
+    write.
+    """
 
-    def __init__(self, hidden: torch.Tensor, plan: AttentionPlan, heads: int, epsilon: float) -> None:
+    def __init__(
+        self, hidden: torch.Tensor, plan: AttentionPlan, heads: int, epsilon: float
+    ) -> None:
         self.hidden = hidden
         self.rows = len(hidden)
         self.plan = plan
@@ -139,7 +158,9 @@ class _LeanStep:
                 delta = self.mix(index, layer)
 
     def project(self, index: int, layer: LeanLayer, delta: torch.Tensor | None) -> None:
-        """K and V of layer `index` to the pool, queries kept here; of the stream `delta` is still missing."""
+        """K and V of layer `index` to the pool, queries kept here; of the stream `delta` is still
+        missing.
+        """
         qkv = layer.qkv(self.add_norm(delta, layer.input_norm))
         self.block.point(qkv=qkv, q_weight=layer.q_norm, k_weight=layer.k_norm)
         self.block.point(k=self.plan.pool.k[index], v=self.plan.pool.v[index])
@@ -148,7 +169,11 @@ class _LeanStep:
     def keep(self, wanted: torch.Tensor) -> None:
         """Go on with these rows alone; see `AttentionPlan.last_rows`."""
         self.plan, self.rows = self.plan.last_rows(wanted.numpy()), len(wanted)
-        self.hidden, self._q, self._normed = self.hidden[wanted], self._q[wanted], self._normed[: self.rows]
+        self.hidden, self._q, self._normed = (
+            self.hidden[wanted],
+            self._q[wanted],
+            self._normed[: self.rows],
+        )
         self.block.point(hidden=self.hidden, normed=self._normed)
 
     def mix(self, index: int, layer: LeanLayer) -> torch.Tensor:

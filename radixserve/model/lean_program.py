@@ -1,7 +1,9 @@
-"""The lean forward's layers for a few rows as one program: prepared once for a number of rows, then only called.
+"""The lean forward's layers for a few rows as one program: prepared once for a number of rows, then
+only called.
 
-The same kernels as layer by layer, so the same bits; what is saved is Python and the waking of threads between them.
-Ends with K, V and queries of the last layer: from there on a step may go on with fewer rows.
+The same kernels as layer by layer, so the same bits; what is saved is Python and the waking of
+threads between them. Ends with K, V and queries of the last layer: from there on a step may go on
+with fewer rows.
 """
 
 from __future__ import annotations
@@ -71,9 +73,13 @@ class Room:
 
 
 class LeanProgram:
-    """For one number of rows, over one pool. Not for concurrent use with itself or another in the same room."""
+    """For one number of rows, over one pool. Not for concurrent use with itself or another in the
+    same room.
+    """
 
-    def __init__(self, layers: Sequence[LeanLayer], room: Room, heads: int, epsilon: float, pool: KVPool) -> None:
+    def __init__(
+        self, layers: Sequence[LeanLayer], room: Room, heads: int, epsilon: float, pool: KVPool
+    ) -> None:
         """Every weight of `layers` must have a kernel for few rows."""
         self.room = room
         self._heads, self._epsilon, self._shape = heads, epsilon, pool.shape
@@ -91,10 +97,19 @@ class LeanProgram:
                 self._mix(index, layer)
         self._program = Program(self._calls)
 
-    def run(self, plan: AttentionPlan, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-        """From embeddings [rows, width] and rotary tables to `room.hidden` and `room.q` before the last attention."""
+    def run(
+        self, plan: AttentionPlan, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> None:
+        """From embeddings [rows, width] and rotary tables to `room.hidden` and `room.q` before the
+        last attention.
+        """
         room = self.room
-        for target, source in ((room.hidden, hidden), (room.cos, cos), (room.sin, sin), (room.slots, plan.write_slots)):
+        for target, source in (
+            (room.hidden, hidden),
+            (room.cos, cos),
+            (room.sin, sin),
+            (room.slots, plan.write_slots),
+        ):
             target.copy_(source)
         step = StepBlock(plan, room.q)
         tensors = (room.q, plan.pool.k, plan.pool.v, room.attended)
@@ -122,11 +137,20 @@ class LeanProgram:
         self._row_wise(index, 7, row_kernels.gate, gate_up=room.gate_up, gated=room.gated)
         self._linear(index, 8, layer.down, room.gated, room.delta, index + 1)
 
-    def _norm(self, index: int, number: int, delta: torch.Tensor | None, weight: torch.Tensor) -> None:
-        arrays = {"hidden": self.room.hidden, "normed": self.room.normed, "delta": delta, "weight": weight}
+    def _norm(
+        self, index: int, number: int, delta: torch.Tensor | None, weight: torch.Tensor
+    ) -> None:
+        arrays = {
+            "hidden": self.room.hidden,
+            "normed": self.room.normed,
+            "delta": delta,
+            "weight": weight,
+        }
         self._row_wise(index, number, row_kernels.add_norm, **arrays)
 
-    def _row_wise(self, index: int, number: int, kernel: Any, **arrays: torch.Tensor | None) -> None:
+    def _row_wise(
+        self, index: int, number: int, kernel: Any, **arrays: torch.Tensor | None
+    ) -> None:
         block = LayerBlock(self._shape, self._heads, self._epsilon, self._counters[index, number])
         block.point(**arrays)
         block.count(len(self.room.hidden))
@@ -134,7 +158,13 @@ class LeanProgram:
         self._calls.append((native.address(kernel), block.address))
 
     def _linear(
-        self, index: int, number: int, weight: PackedWeight, x: torch.Tensor, out: torch.Tensor, soon: int
+        self,
+        index: int,
+        number: int,
+        weight: PackedWeight,
+        x: torch.Tensor,
+        out: torch.Tensor,
+        soon: int,
     ) -> None:
         """`soon` is the layer whose K and V are attended next."""
         assert weight.few is not None, "see LeanForward"
@@ -144,7 +174,9 @@ class LeanProgram:
 
 
 def segments_of(plan: AttentionPlan) -> Longs:
-    """Offsets, in bytes, of what a layer's attention reads of K, as whole segments; of V they are the same."""
+    """Offsets, in bytes, of what a layer's attention reads of K, as whole segments; of V they are
+    the same.
+    """
     size = plan.pool.k.stride(1) * plan.pool.k.element_size()
     needed = np.zeros(plan.pool.num_slots * size // SEGMENT + 1, np.bool_)
     begin = plan.table.astype(np.int64) * size

@@ -15,7 +15,9 @@ Forward = Callable[[torch.Tensor, AttentionPlan, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """Read-only facts and the transformers module itself, in evaluation mode with our linears and attention."""
+    """Read-only facts and the transformers module itself, in evaluation mode with our linears and
+    attention.
+    """
 
     model: torch.nn.Module
     device: torch.device
@@ -27,7 +29,9 @@ class LoadedModel:
     exact: bool  # a cache hit equals a miss bit for bit
     inexact_reason: str | None = None
     fallback_reason: str | None = None  # why this is not the device's own attention kernel
-    lean: Forward | None = None  # instead of calling `model`: token ids [rows], plan, wanted rows to logits
+    lean: Forward | None = (
+        None  # instead of calling `model`: token ids [rows], plan, wanted rows to logits
+    )
 
     @property
     def layers(self) -> int:

@@ -1,4 +1,5 @@
-"""Loads a model by folder or hub name, checks it, and makes it row-wise. Code that a model brings along is never run.
+"""Loads a model by folder or hub name, checks it, and makes it row-wise. Code that a model brings
+along is never run.
 
 Logs the stages; transformers shows its own bar while it reads weights.
 """
@@ -32,7 +33,9 @@ def load_model(path_or_name: str, device: torch.device, dtype: torch.dtype) -> L
         config = AutoConfig.from_pretrained(path_or_name, trust_remote_code=False)
         check_config(decoder_config(config))
         log.info("loading %s on %s as %s", path_or_name, device, _name(dtype))
-        model = AutoModelForCausalLM.from_pretrained(path_or_name, dtype=dtype, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            path_or_name, dtype=dtype, trust_remote_code=False
+        )
     except (OSError, ValueError, ImportError) as error:
         raise ModelRefused(f"Cannot load {path_or_name!r}: {error}") from error
     return prepare_model(model, device)
@@ -52,7 +55,9 @@ def prepare_model(model: PreTrainedModel, device: torch.device) -> LoadedModel:
     log.info("packing linear layers")
     reason = _not_rowwise(model, device)
     shape = _kv_shape(config, model.dtype)
-    kernel, fallback = _attention(shape, int(config.num_attention_heads), device, exact=reason is None)
+    kernel, fallback = _attention(
+        shape, int(config.num_attention_heads), device, exact=reason is None
+    )
     _use_attention(model, kernel)
     loaded = LoadedModel(
         model=model,
@@ -86,7 +91,9 @@ def _not_rowwise(model: PreTrainedModel, device: torch.device) -> str | None:
     return reason
 
 
-def _attention(shape: KVShape, heads: int, device: torch.device, *, exact: bool) -> tuple[str, str | None]:
+def _attention(
+    shape: KVShape, heads: int, device: torch.device, *, exact: bool
+) -> tuple[str, str | None]:
     """The name of the kernel for this device, and why it is the reference where it should not be."""
     if device.type == "cuda":
         return choose_attention(shape, heads, device)
@@ -103,7 +110,9 @@ def _kv_shape(config: PretrainedConfig, dtype: torch.dtype) -> KVShape:
     heads = int(config.num_attention_heads)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return KVShape(int(config.num_hidden_layers), int(kv_heads), int(head_dim), int(head_dim), dtype)
+    return KVShape(
+        int(config.num_hidden_layers), int(kv_heads), int(head_dim), int(head_dim), dtype
+    )
 
 
 def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:

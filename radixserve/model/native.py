@@ -39,7 +39,9 @@ _SOURCES = (
 
 @cache
 def address(kernel: Callable[[Any], None]) -> int:
-    """Where `void kernel(void *block)` lies in memory; compiling takes seconds, once: later it is read from disk."""
+    """Where `void kernel(void *block)` lies in memory; compiling takes seconds, once: later it is
+    read from disk.
+    """
     folder = _compiled_code_dir()
     if not folder.exists():
         log.info("compiling kernels (once)")

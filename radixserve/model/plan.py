@@ -25,7 +25,9 @@ from radixserve.step import Chunk
 
 @dataclass(slots=True)
 class AttentionPlan:
-    """One step's attention. Vectors are on the CPU as numpy; what every layer indexes with is on the device."""
+    """One step's attention. Vectors are on the CPU as numpy; what every layer indexes with is on
+    the device.
+    """
 
     pool: KVPool
     spans: Spans
@@ -49,11 +51,20 @@ class AttentionPlan:
         device_table = upload(table.astype(np.int64), device)
         written = upload(np.repeat(begin, count) + positions, device)
         spans = Spans(row, count, begin, start)
-        return cls(pool, spans, table, positions.astype(np.int32), device_table, device_table[written])
+        return cls(
+            pool, spans, table, positions.astype(np.int32), device_table, device_table[written]
+        )
 
     def last_rows(self, wanted: Longs) -> AttentionPlan:
-        """The plan of these rows alone, which are the last one or more of each chunk; their K and V are written."""
-        first, end = (np.searchsorted(wanted, edge) for edge in (self.spans.row, self.spans.row + self.spans.count))
+        """The plan of these rows alone, which are the last one or more of each chunk; their K and V
+        are written.
+        """
+        first, end = (
+            np.searchsorted(wanted, edge)
+            for edge in (self.spans.row, self.spans.row + self.spans.count)
+        )
         spans = Spans(first, end - first, self.spans.begin, self.spans.stop - (end - first))
         nothing = self.write_slots[:0]
-        return AttentionPlan(self.pool, spans, self.table, self.positions[wanted], self.device_table, nothing)
+        return AttentionPlan(
+            self.pool, spans, self.table, self.positions[wanted], self.device_table, nothing
+        )

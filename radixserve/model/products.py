@@ -1,7 +1,9 @@
-"""Products of a few rows with many, the loops where the time goes, written as LLVM instructions for numba.
+"""Products of a few rows with many, the loops where the time goes, written as LLVM instructions for
+numba.
 
-As in `lanes`, every number is defined: each output is one chain of fused multiply-adds, in ascending order. Each loop
-also asks for memory that is read after it, a few cache lines at a time: asked for at once they would be waited for.
+As in `lanes`, every number is defined: each output is one chain of fused multiply-adds, in
+ascending order. Each loop also asks for memory that is read after it, a few cache lines at a time:
+asked for at once they would be waited for.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -47,7 +49,9 @@ class Rows(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """How a product gets into c: row r as c[r] = c[r] * old[first + r] + product * new[first + r]; or just as it is."""
+    """How a product gets into c: row r as c[r] = c[r] * old[first + r] + product * new[first + r];
+    or just as it is.
+    """
 
     old: Any  # flat float32
     new: Any
@@ -56,19 +60,32 @@ class Fold(NamedTuple):
 
 
 def _multiply_rows(rows: int) -> Intrinsic:
-    """c[r, 0:PANEL] = sum over k of a[r, k] * b[k, column : column + PANEL] for `rows` rows, k ascending.
+    """c[r, 0:PANEL] = sum over k of a[r, k] * b[k, column : column + PANEL] for `rows` rows, k
+    ascending.
 
-    a and c are flat float32 arrays, each with the offset of its first element and its row stride; b is `Rows`. Row k of
-    `later`, which is `Rows` too, is asked for beside k. `fold` is `Fold`.
+    a and c are flat float32 arrays, each with the offset of its first element and its row stride; b
+    is `Rows`. Row k of `later`, which is `Rows` too, is asked for beside k. `fold` is `Fold`.
     """
 
     @intrinsic
     def multiply(
-        typingctx: Any, a: Any, at: Any, lda: Any, b: Any, column: Any, c: Any, ct: Any, ldc: Any, fold: Any, later: Any
+        typingctx: Any,
+        a: Any,
+        at: Any,
+        lda: Any,
+        b: Any,
+        column: Any,
+        c: Any,
+        ct: Any,
+        ldc: Any,
+        fold: Any,
+        later: Any,
     ) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             kinds = signature.args
-            a_data, c_data = (element_at(context, builder, kinds[i], args[i], args[i + 1]) for i in (0, 5))
+            a_data, c_data = (
+                element_at(context, builder, kinds[i], args[i], args[i + 1]) for i in (0, 5)
+            )
             row_of_b, depth = _rows(context, builder, kinds[3], args[3])
             row_of_later, num_later = _rows(context, builder, kinds[9], args[9])
             width = builder.extract_value(args[9], Rows._fields.index("width"))
@@ -83,8 +100,12 @@ def _multiply_rows(rows: int) -> Intrinsic:
                 for r in range(rows):
                     element = builder.add(builder.mul(ir.Constant(index, r), lda), loop.index)
                     add_product(builder, builder.gep(a_data, [element]), columns, sums[r])
-            targets = [builder.gep(c_data, [builder.mul(ir.Constant(index, r), ldc)]) for r in range(rows)]
-            with builder.if_then(builder.icmp_signed("!=", builder.extract_value(args[8], 3), ir.Constant(index, 0))):
+            targets = [
+                builder.gep(c_data, [builder.mul(ir.Constant(index, r), ldc)]) for r in range(rows)
+            ]
+            with builder.if_then(
+                builder.icmp_signed("!=", builder.extract_value(args[8], 3), ir.Constant(index, 0))
+            ):
                 _fold(context, builder, kinds[8], args[8], sums, targets)
             for total, target in zip(sums, targets, strict=True):
                 store_all(builder, total, target)
@@ -116,10 +137,15 @@ def _ask_for(builder: ir.IRBuilder, row: Any, width: Any) -> None:
         prefetch_line(builder, builder.gep(row, [offset]))
 
 
-def _fold(context: Any, builder: ir.IRBuilder, kind: Any, fold: Any, sums: list[Any], targets: list[Any]) -> None:
+def _fold(
+    context: Any, builder: ir.IRBuilder, kind: Any, fold: Any, sums: list[Any], targets: list[Any]
+) -> None:
     """What is at `targets` and the sums, each times its factor, into the sums."""
     first = builder.extract_value(fold, Fold._fields.index("first"))
-    arrays = [element_at(context, builder, kind[i], builder.extract_value(fold, i), first) for i in range(2)]
+    arrays = [
+        element_at(context, builder, kind[i], builder.extract_value(fold, i), first)
+        for i in range(2)
+    ]
     for r, (total, target) in enumerate(zip(sums, targets, strict=True)):
         place = ir.Constant(first.type, r)
         old, new = (splat(builder, builder.load(builder.gep(array, [place]))) for array in arrays)
@@ -134,7 +160,10 @@ def _zero(builder: ir.IRBuilder) -> Any:
 
 def vectors_at(builder: ir.IRBuilder, pointer: Any, count: int) -> list[Any]:
     """`count` vectors of LANES floats from a pointer on."""
-    return [load(builder, builder.gep(pointer, [ir.Constant(ir.IntType(64), v * LANES)])) for v in range(count)]
+    return [
+        load(builder, builder.gep(pointer, [ir.Constant(ir.IntType(64), v * LANES)]))
+        for v in range(count)
+    ]
 
 
 def add_product(builder: ir.IRBuilder, factor: Any, columns: list[Any], sums: list[Any]) -> None:
@@ -169,24 +198,37 @@ def chains_of(builder: ir.IRBuilder, out: Any, rows: int) -> tuple[list[Any], li
 def _panel(rows: int) -> Intrinsic:
     """sums[r, 0:64] += x[r, 0:depth] @ weight[0:depth, 0:64] for `rows` rows of x.
 
-    x, weight and sums are flat float32 arrays, each with the offset of its first element; rows of x are `inputs`
-    apart. As many floats of the weight are asked for from `ahead` floats further on.
+    x, weight and sums are flat float32 arrays, each with the offset of its first element; rows of x
+    are `inputs` apart. As many floats of the weight are asked for from `ahead` floats further on.
     """
 
     @intrinsic
     def multiply(
-        typingctx: Any, x: Any, at: Any, inputs: Any, weight: Any, wt: Any, sums: Any, to: Any, depth: Any, ahead: Any
+        typingctx: Any,
+        x: Any,
+        at: Any,
+        inputs: Any,
+        weight: Any,
+        wt: Any,
+        sums: Any,
+        to: Any,
+        depth: Any,
+        ahead: Any,
     ) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             kinds = signature.args
-            x_data, weights, out = (element_at(context, builder, kinds[i], args[i], args[i + 1]) for i in (0, 3, 5))
+            x_data, weights, out = (
+                element_at(context, builder, kinds[i], args[i], args[i + 1]) for i in (0, 3, 5)
+            )
             inputs, depth, ahead = args[2], args[7], args[8]
             index = depth.type
             outs, chains = chains_of(builder, out, rows)
             with cgutils.for_range(builder, depth) as loop:
                 line = builder.gep(weights, [builder.mul(loop.index, ir.Constant(index, WIDTH))])
                 for j in range(0, WIDTH, LINE):
-                    prefetch_line(builder, builder.gep(line, [builder.add(ahead, ir.Constant(index, j))]))
+                    prefetch_line(
+                        builder, builder.gep(line, [builder.add(ahead, ir.Constant(index, j))])
+                    )
                 columns = vectors_at(builder, line, WIDTH // LANES)
                 for r in range(rows):
                     element = builder.add(builder.mul(ir.Constant(index, r), inputs), loop.index)

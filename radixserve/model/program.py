@@ -1,7 +1,8 @@
-"""Many kernels in one parallel region: each thread calls one after the other and waits for the others in between.
+"""Many kernels in one parallel region: each thread calls one after the other and waits for the
+others in between.
 
-Waking threads, and Python, cost some microseconds for every kernel; a decode step calls some hundreds. Knows nothing of
-what the kernels compute.
+Waking threads, and Python, cost some microseconds for every kernel; a decode step calls some
+hundreds. Knows nothing of what the kernels compute.
 """
 
 # mypy: disable-error-code="untyped-decorator"

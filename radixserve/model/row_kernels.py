@@ -1,8 +1,9 @@
-"""The parts of a decoder layer between its linears and its attention, row by row: norms, rotary positions, gating.
+"""The parts of a decoder layer between its linears and its attention, row by row: norms, rotary
+positions, gating.
 
-One path of code computes a row, whatever the number of rows and threads: nothing is reassociated, sums run in one fixed
-order. Compiled by numba when asked for. Rotary positions: Su et al. 2021 (arXiv:2104.09864); RMSNorm: Zhang & Sennrich
-2019 (arXiv:1910.07467).
+One path of code computes a row, whatever the number of rows and threads: nothing is reassociated,
+sums run in one fixed order. Compiled by numba when asked for. Rotary positions: Su et al. 2021
+(arXiv:2104.09864); RMSNorm: Zhang & Sennrich 2019 (arXiv:1910.07467).
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -34,7 +35,9 @@ def _next_rows(layer: Layer) -> Any:
 
 @compiled
 def _normalize(source: Any, weight: Any, epsilon: Any, target: Any, sums: Any) -> None:
-    """target = source / sqrt(mean(source**2) + epsilon) * weight; target may be source. `sums` is 64 floats of room."""
+    """target = source / sqrt(mean(source**2) + epsilon) * weight; target may be source. `sums` is
+    64 floats of room.
+    """
     width = weight.shape[0]
     sums[:] = _ZERO
     for column in range(0, width, _STRIPE):
@@ -121,7 +124,10 @@ def _gate(layer: Layer) -> None:
     first, end = _next_rows(layer)
     while first < end:
         for row in range(first, end):
-            gate, up = layer.gate_up[2 * row * inner :][:inner], layer.gate_up[(2 * row + 1) * inner :][:inner]
+            gate, up = (
+                layer.gate_up[2 * row * inner :][:inner],
+                layer.gate_up[(2 * row + 1) * inner :][:inner],
+            )
             target = layer.gated[row * inner :][:inner]
             for column in range(0, inner, _STRIPE):
                 stop = min(inner, column + _STRIPE)
@@ -130,7 +136,9 @@ def _gate(layer: Layer) -> None:
 
 
 def add_norm(address: Any) -> None:
-    """hidden += delta, and the norm of that: `normed`. What every thread calls with the address of a `LayerBlock`."""
+    """hidden += delta, and the norm of that: `normed`. What every thread calls with the address of
+    a `LayerBlock`.
+    """
     _add_norm(read_layer(address))
 
 

@@ -1,8 +1,10 @@
-"""Makes a loaded transformers module row-wise: what a token's row computes does not depend on the other rows' number.
+"""Makes a loaded transformers module row-wise: what a token's row computes does not depend on the
+other rows' number.
 
-Replaces linears by packed ones (siblings of one input fused), and keeps activations and rotary tables on the vectorised
-path of torch: an element that falls into a scalar remainder, at the end of a tensor or of a thread's share, is rounded
-by other code. The structure of the model stays transformers'.
+Replaces linears by packed ones (siblings of one input fused), and keeps activations and rotary
+tables on the vectorised path of torch: an element that falls into a scalar remainder, at the end of
+a tensor or of a thread's share, is rounded by other code. The structure of the model stays
+transformers'.
 """
 
 from __future__ import annotations
@@ -16,17 +18,28 @@ from torch import nn
 from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
-from radixserve.model.linear import FusedLinears, FusedPart, PackedLinear, PackedWeight, RowTest, Untrusted
+from radixserve.model.linear import (
+    FusedLinears,
+    FusedPart,
+    PackedLinear,
+    PackedWeight,
+    RowTest,
+    Untrusted,
+)
 
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _LANES = 32  # elements that torch's loops take at once, at most
 _BLOCK = 16384  # elements up to which torch uses one thread for any elementwise operator
 
-_ACTIVATIONS = tuple({entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()})
+_ACTIVATIONS = tuple(
+    {entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()}
+)
 
 
 def make_rowwise(model: nn.Module) -> str | None:
-    """Change `model` (float32, on the CPU) in place; None, or why rows may still depend on each other."""
+    """Change `model` (float32, on the CPU) in place; None, or why rows may still depend on each
+    other.
+    """
     _replace_elementwise(model)
     try:
         _pack_linears(model, RowTest())
@@ -59,7 +72,9 @@ def _packed(linears: Sequence[nn.Module], test: RowTest) -> PackedWeight:
     biases: list[Any] = [linear.bias for linear in linears]
     bias = None
     if any(b is not None for b in biases):
-        bias = torch.cat([torch.zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
+        bias = torch.cat(
+            [torch.zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)]
+        )
     packed = PackedWeight(torch.cat(weights) if len(weights) > 1 else weights[0], bias)
     test.prepare(packed)
     return packed
@@ -81,7 +96,8 @@ def _replace_elementwise(model: nn.Module) -> None:
 
 
 class RowwiseActivation(nn.Module):
-    """An elementwise module, applied to contiguous blocks that torch computes in one thread and whole vectors.
+    """An elementwise module, applied to contiguous blocks that torch computes in one thread and
+    whole vectors.
 
     Contiguous always: some operators (gelu) call another library then, which rounds otherwise.
     """
@@ -105,9 +121,12 @@ class RowwiseRotary(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
-        self._rows = 64  # positions per block: whole vectors for any even dimension, and few enough for one thread
+        # positions per block: whole vectors for any even dimension, and few enough for one thread
+        self._rows = 64
 
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor, **rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, x: torch.Tensor, position_ids: torch.Tensor, **rest: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         count = position_ids.shape[-1]
         padded = F.pad(position_ids, (0, -count % self._rows))
         parts = [self.inner(x, part, **rest) for part in torch.split(padded, self._rows, -1)]

@@ -1,7 +1,7 @@
 """Runs one step: chunks of token ids in, logits out, K/V written to the pool on the way.
 
-Packs all chunks into one row of tokens; which row attends what travels to the attention kernel in an `AttentionPlan`.
-Knows nothing of requests, of sampling or of who owns a slot.
+Packs all chunks into one row of tokens; which row attends what travels to the attention kernel in
+an `AttentionPlan`. Knows nothing of requests, of sampling or of who owns a slot.
 """
 
 from __future__ import annotations
@@ -23,22 +23,32 @@ from radixserve.step import Chunk, Logits
 class Runner:
     """One model over one pool. Not for concurrent use: a step owns the pool while it runs."""
 
-    def __init__(self, loaded: LoadedModel, pool: KVPool, graphs: DecodeGraphs | None = None) -> None:
+    def __init__(
+        self, loaded: LoadedModel, pool: KVPool, graphs: DecodeGraphs | None = None
+    ) -> None:
         self.loaded = loaded
         self.pool = pool
         self._graphs = graphs
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
-        """Float32 logits [sum of chunk.num_logits, vocab_size], in chunk order; K/V of all rows is in the pool then.
+        """Float32 logits [sum of chunk.num_logits, vocab_size], in chunk order; K/V of all rows is
+        in the pool then.
 
-        Launches only: on CUDA nothing here waits for the device. `drawn` holds the ids that the step before draws,
-        int64 [its chunks] on the device, for chunks with `drawn_row`. The logits may be overwritten by the next step's.
+        Launches only: on CUDA nothing here waits for the device. `drawn` holds the ids that the
+        step before draws, int64 [its chunks] on the device, for chunks with `drawn_row`. The logits
+        may be overwritten by the next step's.
         """
         replayed = self._graphs.forward(chunks, drawn) if self._graphs else None
-        return self.run(AttentionPlan.of(chunks, self.pool), chunks, drawn) if replayed is None else replayed
+        return (
+            self.run(AttentionPlan.of(chunks, self.pool), chunks, drawn)
+            if replayed is None
+            else replayed
+        )
 
-    def run(self, plan: AttentionPlan, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
+    def run(
+        self, plan: AttentionPlan, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """`forward` with a plan that was made before; never through a graph."""
         device = self.loaded.device
         ids = token_ids(chunks, drawn, device)
@@ -56,10 +66,14 @@ class Runner:
         return logits.float()
 
 
-def _wanted_rows(plan: AttentionPlan, chunks: Sequence[Chunk]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _wanted_rows(
+    plan: AttentionPlan, chunks: Sequence[Chunk]
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Indices of the packed rows whose logits are wanted."""
     ends = plan.spans.row + plan.spans.count
-    firsts = np.array([end - chunk.num_logits for end, chunk in zip(ends, chunks, strict=True)], np.int64)
+    firsts = np.array(
+        [end - chunk.num_logits for end, chunk in zip(ends, chunks, strict=True)], np.int64
+    )
     if all(chunk.logits is Logits.LAST for chunk in chunks):
         return firsts
     return np.concatenate([np.arange(first, end) for first, end in zip(firsts, ends, strict=True)])

@@ -1,6 +1,8 @@
-"""How a step crosses into compiled code: one block of addresses, lengths and numbers, written here and read here.
+"""How a step crosses into compiled code: one block of addresses, lengths and numbers, written here
+and read here.
 
-Addresses instead of arrays, because every thread gets one pointer and because layers differ in four tensors only.
+Addresses instead of arrays, because every thread gets one pointer and because layers differ in four
+tensors only.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -61,7 +63,9 @@ BLOCK_LENGTH = 2 * len(ARRAYS) + len(NUMBERS)
 
 
 class StepBlock:
-    """A step as `tile_kernel` reads it. Everything but the tensors of the layer is the same for all layers."""
+    """A step as `tile_kernel` reads it. Everything but the tensors of the layer is the same for all
+    layers.
+    """
 
     def __init__(self, plan: AttentionPlan, q: torch.Tensor) -> None:
         shape, heads = plan.pool.shape, q.shape[1]
@@ -106,7 +110,9 @@ class StepBlock:
             assert tensor.dtype == torch.float32, "the kernel reads float32"
             self._block[2 * index], self._block[2 * index + 1] = tensor.data_ptr(), tensor.numel()
 
-    def fill(self, blocks: Longs, tensors: Sequence[torch.Tensor], scalings: Floats, counters: Longs) -> None:
+    def fill(
+        self, blocks: Longs, tensors: Sequence[torch.Tensor], scalings: Floats, counters: Longs
+    ) -> None:
         """A block for each layer, [layers, BLOCK_LENGTH], with counters of its own, [layers, 4].
 
         `tensors` are q and out, the same for all layers, and between them K and V, [layers, ...].

@@ -1,8 +1,9 @@
 """Runs a compiled C function on the threads that torch's own operators use.
 
-Two thread pools on the same cores wait for each other: measured here, a decode step took five times as long. torch's
-wheels for Linux carry their OpenMP library; `GOMP_parallel` is what a compiler emits for a parallel region, a stable
-interface. Where it is not found, the function runs on the calling thread alone. Knows nothing of attention.
+Two thread pools on the same cores wait for each other: measured here, a decode step took five times
+as long. torch's wheels for Linux carry their OpenMP library; `GOMP_parallel` is what a compiler
+emits for a parallel region, a stable interface. Where it is not found, the function runs on the
+calling thread alone. Knows nothing of attention.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def run(function: int, argument: int, parallel: bool) -> None:
-    """Call the C function `void f(void *argument)` at address `function`, on every thread or on this one only."""
+    """Call the C function `void f(void *argument)` at address `function`, on every thread or on
+    this one only.
+    """
     region = _parallel_region() if parallel and torch.get_num_threads() > 1 else None
     if region is None:
         _FUNCTION(function)(argument)
@@ -30,7 +33,9 @@ def run(function: int, argument: int, parallel: bool) -> None:
 
 
 def barrier() -> int:
-    """Address of `void GOMP_barrier(void)`, where the threads of a region wait for each other; 0: not found."""
+    """Address of `void GOMP_barrier(void)`, where the threads of a region wait for each other; 0:
+    not found.
+    """
     library = _library()
     return 0 if library is None else ctypes.cast(library.GOMP_barrier, ctypes.c_void_p).value or 0
 
@@ -46,7 +51,9 @@ def _library() -> ctypes.CDLL | None:
 
 @cache
 def _parallel_region() -> ctypes._NamedFuncPointer | None:
-    """`void GOMP_parallel(void (*f)(void *), void *argument, unsigned threads, unsigned flags)`; None: not found."""
+    """`void GOMP_parallel(void (*f)(void *), void *argument, unsigned threads, unsigned flags)`;
+    None: not found.
+    """
     library = _library()
     if library is None:
         return None

@@ -1,10 +1,12 @@
-"""The CPU attention kernel: float32, exact, grouped-query aware, K/V read by slot. Compiled by numba when asked for.
+"""The CPU attention kernel: float32, exact, grouped-query aware, K/V read by slot. Compiled by
+numba when asked for.
 
-The context is cut into tiles of 64 positions at absolute multiples of 64. For one query row, a tile's contribution
-(largest score, sum of weights, weighted sum of V) depends on that row and that tile alone. Contributions are combined
-in the order of the tiles, first within groups of four, which lie at absolute places too, then group after group. So no
-chunking, batch-mate, slot, thread or sharing of loaded tiles can change a bit; `tiles` decides only who computes
-what together. Softmax in parts: Milakov & Gimelshein 2018 (arXiv:1805.02867).
+The context is cut into tiles of 64 positions at absolute multiples of 64. For one query row, a
+tile's contribution (largest score, sum of weights, weighted sum of V) depends on that row and that
+tile alone. Contributions are combined in the order of the tiles, first within groups of four, which
+lie at absolute places too, then group after group. So no chunking, batch-mate, slot, thread or
+sharing of loaded tiles can change a bit; `tiles` decides only who computes what together. Softmax
+in parts: Milakov & Gimelshein 2018 (arXiv:1805.02867).
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -28,7 +30,15 @@ from radixserve.model.lanes import (
     tile_max,
     tile_sum,
 )
-from radixserve.model.products import Fold, Rows, multiply_1, multiply_2, multiply_3, multiply_4, multiply_6
+from radixserve.model.products import (
+    Fold,
+    Rows,
+    multiply_1,
+    multiply_2,
+    multiply_3,
+    multiply_4,
+    multiply_6,
+)
 from radixserve.model.step_block import Step, read_step
 from radixserve.model.tile_loads import (
     Run,
@@ -45,11 +55,15 @@ from radixserve.model.tiles import GROUP, TILE
 
 _MINUS_INFINITY = np.float32(-np.inf)
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_TAKEN, _DONE, _FINISHED, _THREADS = range(4)  # counters of a layer: items taken, done, rows finished, threads come
+_TAKEN, _DONE, _FINISHED, _THREADS = range(
+    4
+)  # counters of a layer: items taken, done, rows finished, threads come
 
 
 class Item(NamedTuple):
-    """What one thread takes at a time: the tiles [tile, end_tile) for some rows, at one key head; see `tiles`."""
+    """What one thread takes at a time: the tiles [tile, end_tile) for some rows, at one key head;
+    see `tiles`.
+    """
 
     kv: Any
     first: Any
@@ -63,9 +77,20 @@ class Item(NamedTuple):
 
 @compiled
 def _multiply(
-    rows: int, a: Any, at: int, lda: int, b: Rows, columns: int, c: Any, to: int, fold: Fold, later: Rows
+    rows: int,
+    a: Any,
+    at: int,
+    lda: int,
+    b: Rows,
+    columns: int,
+    c: Any,
+    to: int,
+    fold: Fold,
+    later: Rows,
 ) -> None:
-    """c[0:rows] = a[0:rows, 0:b.count] @ b[:, 0:columns], rows <= 6, or that folded into c; from a[at], c[to] on."""
+    """c[0:rows] = a[0:rows, 0:b.count] @ b[:, 0:columns], rows <= 6, or that folded into c; from
+    a[at], c[to] on.
+    """
     share = -(-later.width * PANEL // (columns * LINE)) * LINE
     whole = later
     for column in range(0, columns, PANEL):
@@ -77,7 +102,9 @@ def _multiply(
             multiply_4(a, at, lda, b, column, c, here, columns, fold, later)
             if rows == 5:
                 last, nothing = folded_from(fold, 4), without_rows(later)
-                multiply_1(a, at + 4 * lda, lda, b, column, c, here + 4 * columns, columns, last, nothing)
+                multiply_1(
+                    a, at + 4 * lda, lda, b, column, c, here + 4 * columns, columns, last, nothing
+                )
         elif rows == 3:
             multiply_3(a, at, lda, b, column, c, here, columns, fold, later)
         elif rows == 2:
@@ -88,7 +115,9 @@ def _multiply(
 
 @compiled
 def _softmax_row(scores: Any, at: int, seen: int) -> Any:
-    """Turn 64 scores into weights relative to the largest of the first `seen`; that score and the sum of weights."""
+    """Turn 64 scores into weights relative to the largest of the first `seen`; that score and the
+    sum of weights.
+    """
     for j in range(at + seen, at + TILE):
         scores[j] = _MINUS_INFINITY
     peak = tile_max(scores, at)
@@ -107,7 +136,9 @@ def _factors(before: Any, peak: Any) -> Any:
 
 
 @compiled
-def _add_scores(sums: Sums, index: int, peak: Any, weight: Any, fresh: bool, fold: Fold, place: int) -> None:
+def _add_scores(
+    sums: Sums, index: int, peak: Any, weight: Any, fresh: bool, fold: Fold, place: int
+) -> None:
     """Add a tile's largest score and its sum of weights to row `index`; its factors to `fold`."""
     if fresh:
         sums.peaks[index], sums.weights[index] = peak, weight
@@ -120,16 +151,45 @@ def _add_scores(sums: Sums, index: int, peak: Any, weight: Any, fresh: bool, fol
 
 
 @compiled
-def _contribute(scratch: Scratch, block: int, count: int, start: int, tile: Tile, fresh: bool) -> None:
-    """Add the loaded tile to the group's sums of an item's rows [block, block + count); `fresh`: it opens them."""
+def _contribute(
+    scratch: Scratch, block: int, count: int, start: int, tile: Tile, fresh: bool
+) -> None:
+    """Add the loaded tile to the group's sums of an item's rows [block, block + count); `fresh`: it
+    opens them.
+    """
     scores, ends, sums, k_dim = scratch.scores, scratch.ends, scratch.sums, tile.keys.count
     plain = Fold(scratch.old, scratch.new, 0, 0)
-    _multiply(count, scratch.queries, block * k_dim, k_dim, tile.keys, TILE, scores, 0, plain, tile.later_keys)
+    _multiply(
+        count,
+        scratch.queries,
+        block * k_dim,
+        k_dim,
+        tile.keys,
+        TILE,
+        scores,
+        0,
+        plain,
+        tile.later_keys,
+    )
     for r in range(count):
         peak, weight = _softmax_row(scores, r * TILE, min(TILE, ends[block + r] - start))
         _add_scores(sums, block + r, peak, weight, fresh, plain, r)
-    width, fold = scratch.values.shape[0] // TILE, Fold(scratch.old, scratch.new, 0, 0 if fresh else 1)
-    _multiply(count, scores, 0, TILE, tile.values, width, sums.values, block * width, fold, tile.later_values)
+    width, fold = (
+        scratch.values.shape[0] // TILE,
+        Fold(scratch.old, scratch.new, 0, 0 if fresh else 1),
+    )
+    _multiply(
+        count,
+        scores,
+        0,
+        TILE,
+        tile.values,
+        width,
+        sums.values,
+        block * width,
+        fold,
+        tile.later_values,
+    )
 
 
 @compiled
@@ -161,7 +221,9 @@ def _add(total: Sums, index: int, part: Sums, place: int, width: int, fresh: boo
 
 @compiled
 def _close_group(step: Step, scratch: Scratch, item: Item, most: int, tile: int) -> None:
-    """What becomes of the group's sums with its last tile here: part of the item's totals, or stored for later."""
+    """What becomes of the group's sums with its last tile here: part of the item's totals, or
+    stored for later.
+    """
     width, start = scratch.values.shape[0] // TILE, max(item.tile, tile // GROUP * GROUP) * TILE
     for i in range(most):
         if scratch.ends[i] <= start:
@@ -175,7 +237,10 @@ def _close_group(step: Step, scratch: Scratch, item: Item, most: int, tile: int)
 @compiled
 def _write(step: Step, place: int, total: Sums, index: int, width: int) -> None:
     """One finished row and head: the weighted mean of V."""
-    out, values = step.out[place * step.v_dim :][: step.v_dim], total.values[index * width :][:width]
+    out, values = (
+        step.out[place * step.v_dim :][: step.v_dim],
+        total.values[index * width :][:width],
+    )
     weight = total.weights[index]
     for d in range(step.v_dim):
         out[d] = values[d] / weight
@@ -210,7 +275,9 @@ def _add_tile(scratch: Scratch, most: int, start: int, tile: Tile, fresh: bool) 
 
 @compiled
 def _attend_item(step: Step, scratch: Scratch, item: Item, following: Item) -> None:
-    """All tiles of one item: its rows are finished then, or their contributions stored. `following` comes after it."""
+    """All tiles of one item: its rows are finished then, or their contributions stored. `following`
+    comes after it.
+    """
     most = item.num_rows * (step.heads // step.kv_heads)
     load_queries(step, item.kv, item.first, item.num_rows, scratch)
     for tile in range(item.tile, item.end_tile):
@@ -227,7 +294,9 @@ def _attend_item(step: Step, scratch: Scratch, item: Item, following: Item) -> N
 
 @compiled
 def _finish_group(step: Step, total: Sums, first: int, end: int, width: int, fresh: bool) -> None:
-    """Add the stored contributions [first, end) to one row, which are those of one group; heads side by side."""
+    """Add the stored contributions [first, end) to one row, which are those of one group; heads
+    side by side.
+    """
     heads = step.heads
     for head in range(heads):
         if end > first + 1:
@@ -241,7 +310,9 @@ def _finish_group(step: Step, total: Sums, first: int, end: int, width: int, fre
 
 @compiled
 def _finish_row(step: Step, split: Any, total: Sums, width: int) -> None:
-    """Combine the stored contributions to one row, in the order of the tiles. split = (row, first place, end)."""
+    """Combine the stored contributions to one row, in the order of the tiles. split = (row, first
+    place, end).
+    """
     row, begin, end = split[0], split[1], split[2]
     first = begin
     while first < end:

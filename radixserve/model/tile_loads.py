@@ -1,6 +1,8 @@
-"""What the attention kernel reads, into one thread's memory: K and V of a tile by slot, and the query rows of an item.
+"""What the attention kernel reads, into one thread's memory: K and V of a tile by slot, and the
+query rows of an item.
 
-Moves floats and computes nothing but the scaling of queries. Compiled with `tile_kernel`, its only user.
+Moves floats and computes nothing but the scaling of queries. Compiled with `tile_kernel`, its only
+user.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -37,7 +39,9 @@ class Tile(NamedTuple):
 
 @compiled
 def _load_keys(step: Step, kv: int, at: int, n: int, scratch: Scratch) -> None:
-    """scratch.keys[d, j] = K of position j of the tile whose slots begin at table[at]; anything from position n on."""
+    """scratch.keys[d, j] = K of position j of the tile whose slots begin at table[at]; anything
+    from position n on.
+    """
     whole = n - n % LANES
     for j in range(0, whole, LANES):
         _load_lanes(step, kv, step.table, at + j, scratch.keys, j)
@@ -111,7 +115,9 @@ def load_tile(step: Step, run: Run, later: Run, scratch: Scratch) -> Tile:
 @compiled
 def settled(tile: Tile) -> Tile:
     """The tile when what comes later has been asked for."""
-    return Tile(tile.keys, tile.values, without_rows(tile.later_keys), without_rows(tile.later_values))
+    return Tile(
+        tile.keys, tile.values, without_rows(tile.later_keys), without_rows(tile.later_values)
+    )
 
 
 @compiled
@@ -125,7 +131,11 @@ def load_queries(step: Step, kv: int, first: int, num_rows: int, scratch: Scratc
     """The query rows of an item at one key head, scaled: index row * group + head of the group."""
     dim, group, scaling = step.k_dim, step.heads // step.kv_heads, step.scaling[0]
     for i in range(num_rows * group):
-        row, place, head = step.rows[first + i // group], step.places[first + i // group], kv * group + i % group
+        row, place, head = (
+            step.rows[first + i // group],
+            step.places[first + i // group],
+            kv * group + i % group,
+        )
         scratch.ends[i] = step.positions[row] + 1
         scratch.places[i] = place * step.heads + head
         source = step.q[(row * step.heads + head) * dim :][:dim]

@@ -1,7 +1,8 @@
-"""The memory that each thread of the attention kernel works in: taken by who calls the kernel, read by the kernel.
+"""The memory that each thread of the attention kernel works in: taken by who calls the kernel, read
+by the kernel.
 
-A thread finds its parts as address and length of each, as the kernel finds everything else. Every part begins at a
-cache line: a vector that lies across two costs twice.
+A thread finds its parts as address and length of each, as the kernel finds everything else. Every
+part begins at a cache line: a vector that lies across two costs twice.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -23,7 +24,9 @@ ROWS = 6
 
 
 class Sums(NamedTuple):
-    """Weighted sums of V, with the largest score and the sum of weights they are relative to, per row."""
+    """Weighted sums of V, with the largest score and the sum of weights they are relative to, per
+    row.
+    """
 
     values: Any  # flat
     peaks: Any
@@ -52,18 +55,33 @@ _PARTS = 19  # arrays of a `Scratch`
 
 
 class ScratchMemory:
-    """For some threads, for items of at most `most` query rows; kept alive until the kernel has run."""
+    """For some threads, for items of at most `most` query rows; kept alive until the kernel has
+    run.
+    """
 
     def __init__(self, threads: int, most: int, heads: int, k_dim: int, width: int) -> None:
         counts = np.array(
-            [most * k_dim, most, most, LANES, max(TILE, k_dim), k_dim * TILE, TILE * width, ROWS * TILE, ROWS, ROWS]
+            [
+                most * k_dim,
+                most,
+                most,
+                LANES,
+                max(TILE, k_dim),
+                k_dim * TILE,
+                TILE * width,
+                ROWS * TILE,
+                ROWS,
+                ROWS,
+            ]
             + [rows * size for rows in (most, most, 2 * heads) for size in (width, 1, 1)]
         )
         sizes = -(-counts * 8 // LINE_BYTES) * LINE_BYTES  # bytes; room for int64 everywhere
         self._memory = np.empty(threads * int(sizes.sum()) + LINE_BYTES, np.uint8)
         begin = -(-self._memory.ctypes.data // LINE_BYTES) * LINE_BYTES
         self.block: npt.NDArray[np.int64] = np.empty((threads, _PARTS, 2), np.int64)
-        self.block[:, :, 0] = begin + (np.arange(threads)[:, None] * sizes.sum() + np.cumsum(sizes) - sizes)
+        self.block[:, :, 0] = begin + (
+            np.arange(threads)[:, None] * sizes.sum() + np.cumsum(sizes) - sizes
+        )
         self.block[:, :, 1] = counts
 
 

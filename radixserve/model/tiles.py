@@ -1,8 +1,9 @@
 """Who computes what in one step of CPU attention: work items over tiles of 64 positions.
 
-Decides about speed only; the kernel's numbers do not depend on it. Rows of a long chunk are cut into blocks that walk
-all their tiles. Rows of short chunks (decode) share: wherever several sequences have the same slots in a group of tiles
-or in a tile, one item loads it for all of them; their contributions are stored, one per item, and combined afterwards.
+Decides about speed only; the kernel's numbers do not depend on it. Rows of a long chunk are cut
+into blocks that walk all their tiles. Rows of short chunks (decode) share: wherever several
+sequences have the same slots in a group of tiles or in a tile, one item loads it for all of them;
+their contributions are stored, one per item, and combined afterwards.
 
     sequence A: tiles 0 1 2 3 4 5'      items: (0-3; rows of A, B), (4; rows of A, B),
     sequence B: tiles 0 1 2 3 4 5"             (5'; row of A), (5"; row of B)
@@ -20,7 +21,9 @@ GROUP = 4
 """Tiles whose contributions are combined among themselves first, at absolute multiples."""
 
 _SHORT = 16  # rows up to which a chunk's tiles are shared with other sequences
-_FACTORS = np.random.default_rng(0).integers(1, 2**62, TILE, np.int64)  # of the digest that finds equal tiles
+_FACTORS = np.random.default_rng(0).integers(
+    1, 2**62, TILE, np.int64
+)  # of the digest that finds equal tiles
 _BLOCK = 96  # query rows times heads per key head that one loaded tile of a long chunk serves
 
 Ints = npt.NDArray[np.int32]
@@ -30,7 +33,9 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """A step's chunks as vectors: rows [row, row + count) hold positions [start, start + count), slots from begin."""
+    """A step's chunks as vectors: rows [row, row + count) hold positions [start, start + count),
+    slots from begin.
+    """
 
     row: Longs
     count: Longs
@@ -56,23 +61,31 @@ class Spans:
 class TileWork:
     """Items as columns, the costliest first, and where each row's contributions go."""
 
-    items: Longs  # [items, 7]: first and number in `rows`, table begin, first tile, end tile, end position, stores
+    # [items, 7]: first and number in `rows`, table begin, first tile, end tile, end position,
+    # stores
+    items: Longs
     rows: Ints  # rows of the items, one after the other
-    places: Ints  # of these rows: where the item stores its contribution; the row itself if it finishes the row
-    split_rows: Longs  # [rows whose contributions are stored, 3]: row, its first place, the end of its places
+    # of these rows: where the item stores its contribution; the row itself if it finishes the row
+    places: Ints
+    # [rows whose contributions are stored, 3]: row, its first place, the end of its places
+    split_rows: Longs
     opens: Ints  # [places]: whether the contribution is the first of its group
     max_rows: int
 
     @classmethod
     def of(cls, spans: Spans, table: Ints, group: int) -> TileWork:
-        """`group` is the number of query heads per key head. Cost: O(slots in the table of short chunks)."""
+        """`group` is the number of query heads per key head. Cost: O(slots in the table of short
+        chunks).
+        """
         short = spans.count <= _SHORT
         split = _Split.of(spans.where(short), table)
         parts = [_blocks(spans.where(~short), group), split.items()]
         items, rows, places = _joined(parts)
         order = np.argsort(-items[:, 1] * (items[:, 4] - items[:, 3]), kind="stable")
         items = np.ascontiguousarray(items[order])
-        return cls(items, rows, places, split.rows(), split.opens(), int(items[:, 1].max(initial=0)))
+        return cls(
+            items, rows, places, split.rows(), split.opens(), int(items[:, 1].max(initial=0))
+        )
 
     @property
     def num_tiles(self) -> int:
@@ -121,7 +134,9 @@ def _blocks(spans: Spans, group: int) -> _Items:
 
 @dataclass(frozen=True)
 class _Split:
-    """Short chunks. A contribution is stored for a whole group of tiles if it has one leader, else for each tile."""
+    """Short chunks. A contribution is stored for a whole group of tiles if it has one leader, else
+    for each tile.
+    """
 
     spans: Spans
     leader: Longs  # [sequences, tiles]: the sequence whose slots an item loads
@@ -147,7 +162,9 @@ class _Split:
         return cls(spans, leader, whole, stored, before, owner, np.cumsum(number) - number)
 
     def items(self) -> _Items:
-        """One for all sequences with the same leader in the same tiles: one contribution of each of their rows."""
+        """One for all sequences with the same leader in the same tiles: one contribution of each of
+        their rows.
+        """
         member, tile = np.nonzero(self.stored)
         end, lead = tile + np.where(self.whole[member, tile], GROUP, 1), self.leader[member, tile]
         order = np.lexsort((member, lead, end, tile))
@@ -157,7 +174,11 @@ class _Split:
         counts = np.add.reduceat(self.spans.count[member], starts) if len(starts) else starts
         tile, end, lead = tile[starts], end[starts], lead[starts]
         stop = np.minimum(end * TILE, self.spans.stop[lead])
-        return _item_columns(counts, self.spans.begin[lead], tile, end, stop, np.ones_like(stop)), rows, places
+        return (
+            _item_columns(counts, self.spans.begin[lead], tile, end, stop, np.ones_like(stop)),
+            rows,
+            places,
+        )
 
     def _rows_and_places(self, member: Longs, tile: Longs) -> tuple[Ints, Ints]:
         count = self.spans.count
@@ -167,7 +188,9 @@ class _Split:
 
     def rows(self) -> Longs:
         """As in `TileWork`: each row has the tiles up to its own position."""
-        row, position = (_ranges(column, self.spans.count) for column in (self.spans.row, self.spans.start))
+        row, position = (
+            _ranges(column, self.spans.count) for column in (self.spans.row, self.spans.start)
+        )
         end = self.first + self.before[self.owner, position // TILE + 1]
         return np.ascontiguousarray(np.stack([row, self.first, end], 1).astype(np.int64))
 
@@ -178,12 +201,16 @@ class _Split:
 
 
 def _leaders(spans: Spans, table: Ints, tiles: int) -> Longs:
-    """[sequences, tiles]: the first sequence with the same slots in that tile; -1 where not all of it is seen."""
+    """[sequences, tiles]: the first sequence with the same slots in that tile; -1 where not all of
+    it is seen.
+    """
     inside = np.arange(tiles) < ((spans.start + 1) // TILE)[:, None]
     where = np.minimum(spans.begin[:, None] + np.arange(tiles * TILE), len(table) - 1)
     slots = table[where].reshape(len(spans), tiles, TILE)
     digest = np.where(inside, slots @ _FACTORS, 0)  # equal slots have equal digests; wraps around
-    order = np.lexsort((np.broadcast_to(np.arange(len(spans))[:, None], digest.shape), digest), axis=0)
+    order = np.lexsort(
+        (np.broadcast_to(np.arange(len(spans))[:, None], digest.shape), digest), axis=0
+    )
     in_order = np.take_along_axis(digest, order, 0)
     fresh = np.concatenate([np.ones((1, tiles), bool), in_order[1:] != in_order[:-1]])
     place = np.maximum.accumulate(np.where(fresh, np.arange(len(spans))[:, None], 0), axis=0)

@@ -1,9 +1,11 @@
-"""Random draws: temperature, top_k, top_p, min_p, then one uniform number against the cumulative weights.
+"""Random draws: temperature, top_k, top_p, min_p, then one uniform number against the cumulative
+weights.
 
-Float sums change with the order of their terms, and torch chooses that order by shape and device. So a token's weight
-exp((logit - highest) / temperature) is turned into an integer multiple of 2**-40: integer sums are exact in any order.
-That makes a short list of the first tokens and a sort of all of them give the same draw, and a row's draw independent
-of its batch. A token 2**40 times less likely than the first one has weight 0 and is never drawn.
+Float sums change with the order of their terms, and torch chooses that order by shape and device.
+So a token's weight exp((logit - highest) / temperature) is turned into an integer multiple of
+2**-40: integer sums are exact in any order. That makes a short list of the first tokens and a sort
+of all of them give the same draw, and a row's draw independent of its batch. A token 2**40 times
+less likely than the first one has weight 0 and is never drawn.
 
 The draw walks the kept tokens by ascending id, so that rows which keep everything need no sort.
 """
@@ -21,13 +23,17 @@ from radixserve.sampling.order import first_ids
 from radixserve.sampling.row import Row
 from radixserve.sampling.uniform import uniforms
 
-_ONE = 2.0**40  # the weight of the most likely token; sums stay below 2**63 for vocabularies up to 2**22
+_ONE = (
+    2.0**40
+)  # the weight of the most likely token; sums stay below 2**63 for vocabularies up to 2**22
 _TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(slots=True)
 class Draw:
-    """The parameters of some rows of a batch as columns [n, 1] on the device, with what they are applied to."""
+    """The parameters of some rows of a batch as columns [n, 1] on the device, with what they are
+    applied to.
+    """
 
     logits: torch.Tensor  # float32 [n, vocab], edited
     highest: torch.Tensor  # float32
@@ -40,8 +46,12 @@ class Draw:
     uniform: torch.Tensor  # float64
 
 
-def prepare(logits: torch.Tensor, highest: torch.Tensor, rows: Sequence[Row], index: list[int]) -> Draw:
-    """The rows at `index`, all with temperature above 0; their logits are copied unless that is the whole batch."""
+def prepare(
+    logits: torch.Tensor, highest: torch.Tensor, rows: Sequence[Row], index: list[int]
+) -> Draw:
+    """The rows at `index`, all with temperature above 0; their logits are copied unless that is the
+    whole batch.
+    """
     vocab = logits.shape[-1]
     sampling = [rows[i].sampling for i in index]
     top_k = [min(s.top_k, vocab) if s.top_k > 0 else vocab for s in sampling]
@@ -79,7 +89,8 @@ def draw_any(d: Draw) -> torch.Tensor:
 
 
 def draw_first(d: Draw, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids [n] drawn from the first `count` tokens, and whether these held all that top_k and top_p keep [n].
+    """Ids [n] drawn from the first `count` tokens, and whether these held all that top_k and top_p
+    keep [n].
 
     Each row's top_k is at most `count`, or the whole vocabulary.
     """
@@ -109,4 +120,6 @@ def _pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     total = upto[:, -1:]
     target = torch.minimum((uniform * total.double()).long(), total - 1)
     place = torch.searchsorted(upto, target, right=True)[:, 0]
-    return place.clamp_(max=weights.shape[-1] - 1)  # only a row of NaN, whose draw is thrown away, gets there
+    return place.clamp_(
+        max=weights.shape[-1] - 1
+    )  # only a row of NaN, whose draw is thrown away, gets there

@@ -1,8 +1,9 @@
-"""What a request does to its logits before a token is drawn: penalties, bias, forbidden stop tokens.
+"""What a request does to its logits before a token is drawn: penalties, bias, forbidden stop
+tokens.
 
-Values are gathered and put back for the whole batch in one operation per kind; rows that ask for nothing are not
-touched. Formulas: repetition penalty as in CTRL (Keskar et al. 2019, section 4.1); presence and frequency as in the
-OpenAI API reference.
+Values are gathered and put back for the whole batch in one operation per kind; rows that ask for
+nothing are not touched. Formulas: repetition penalty as in CTRL (Keskar et al. 2019, section 4.1);
+presence and frequency as in the OpenAI API reference.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ def is_edited(row: Row) -> bool:
 
 
 def reads_output(row: Row) -> bool:
-    """Whether an edit depends on which tokens the output holds, so that they must be known to the host."""
+    """Whether an edit depends on which tokens the output holds, so that they must be known to the
+    host.
+    """
     return row.sampling.repetition_penalty != 1.0 or _counts_output(row.sampling)
 
 
 def edit(logits: torch.Tensor, rows: Sequence[Row]) -> None:
-    """Apply all edits to float32 logits [len(rows), vocab] in place. O(prompt + output) for rows with penalties."""
+    """Apply all edits to float32 logits [len(rows), vocab] in place. O(prompt + output) for rows
+    with penalties.
+    """
     _penalise_repetition(logits, rows)
     _penalise_output(logits, rows)
     _add_bias(logits, rows)
@@ -48,15 +53,21 @@ def _penalise_repetition(logits: torch.Tensor, rows: Sequence[Row]) -> None:
     chosen = [i for i, row in enumerate(rows) if row.sampling.repetition_penalty != 1.0]
     if not chosen:
         return
-    where = _where(logits, chosen, (np.concatenate((rows[i].prompt_ids, rows[i].output_ids)) for i in chosen))
+    where = _where(
+        logits, chosen, (np.concatenate((rows[i].prompt_ids, rows[i].output_ids)) for i in chosen)
+    )
     penalties = np.array([row.sampling.repetition_penalty for row in rows], dtype=np.float32)
     penalty = upload(penalties, logits.device)[where[0]]
     old = logits[where]
-    logits[where] = torch.where(old > 0, old / penalty, old * penalty)  # a repeated id gets the same value twice
+    logits[where] = torch.where(
+        old > 0, old / penalty, old * penalty
+    )  # a repeated id gets the same value twice
 
 
 def _penalise_output(logits: torch.Tensor, rows: Sequence[Row]) -> None:
-    chosen = [i for i, row in enumerate(rows) if _counts_output(row.sampling) and len(row.output_ids)]
+    chosen = [
+        i for i, row in enumerate(rows) if _counts_output(row.sampling) and len(row.output_ids)
+    ]
     if not chosen:
         return
     counted = [np.unique(rows[i].output_ids, return_counts=True) for i in chosen]
@@ -64,7 +75,9 @@ def _penalise_output(logits: torch.Tensor, rows: Sequence[Row]) -> None:
         rows[i].sampling.presence_penalty + counts * rows[i].sampling.frequency_penalty
         for i, (_, counts) in zip(chosen, counted, strict=True)
     ]
-    _add(logits, _where(logits, chosen, (ids for ids, _ in counted)), [-amount for amount in amounts])
+    _add(
+        logits, _where(logits, chosen, (ids for ids, _ in counted)), [-amount for amount in amounts]
+    )
 
 
 def _add_bias(logits: torch.Tensor, rows: Sequence[Row]) -> None:
@@ -79,7 +92,9 @@ def _add_bias(logits: torch.Tensor, rows: Sequence[Row]) -> None:
 def _forbid_stop(logits: torch.Tensor, rows: Sequence[Row]) -> None:
     chosen = [i for i, row in enumerate(rows) if _forbids_stop(row)]
     if chosen:
-        logits[_where(logits, chosen, (np.array(rows[i].sampling.stop_token_ids) for i in chosen))] = -torch.inf
+        logits[
+            _where(logits, chosen, (np.array(rows[i].sampling.stop_token_ids) for i in chosen))
+        ] = -torch.inf
 
 
 def _where(
@@ -93,7 +108,9 @@ def _where(
 
 
 def _add(
-    logits: torch.Tensor, where: tuple[torch.Tensor, torch.Tensor], amounts: list[npt.NDArray[np.floating]]
+    logits: torch.Tensor,
+    where: tuple[torch.Tensor, torch.Tensor],
+    amounts: list[npt.NDArray[np.floating]],
 ) -> None:
     """Add to places that are all different, so that no order of additions exists."""
     logits[where] += upload(np.concatenate(amounts).astype(np.float32), logits.device)

@@ -1,7 +1,7 @@
 """Log probabilities under the model's own distribution: before penalties, bias and temperature.
 
-The first k tokens are ordered by logit (order.py), so that the first is what greedy decoding would take. Computed on
-the device, and turned into values when they have arrived on the host.
+The first k tokens are ordered by logit (order.py), so that the first is what greedy decoding would
+take. Computed on the device, and turned into values when they have arrived on the host.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ class PromptLogprobs:
         return token_logprobs(self._download.wait(), self._counts) if self._download else []
 
 
-def first_logprobs(logits: torch.Tensor, taken: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each row of logits [n, vocab] the token `taken` [n] and the first `count`: ids and log probabilities.
+def first_logprobs(
+    logits: torch.Tensor, taken: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each row of logits [n, vocab] the token `taken` [n] and the first `count`: ids and log
+    probabilities.
 
     Both [n, 1 + count], or [n, 1 + vocab] if that is less.
     """
@@ -49,9 +52,13 @@ def first_logprobs(logits: torch.Tensor, taken: torch.Tensor, count: int) -> tup
 
 
 def token_logprobs(found: Sequence[torch.Tensor], counts: Sequence[int]) -> list[TokenLogprob]:
-    """What `first_logprobs` found, on the host by now, as values; of row i the first `counts[i]` tokens."""
+    """What `first_logprobs` found, on the host by now, as values; of row i the first `counts[i]`
+    tokens.
+    """
     ids, values = found
     return [
-        TokenLogprob(row_ids[0], row_values[0], list(zip(row_ids, row_values, strict=True))[1 : 1 + count])
+        TokenLogprob(
+            row_ids[0], row_values[0], list(zip(row_ids, row_values, strict=True))[1 : 1 + count]
+        )
         for row_ids, row_values, count in zip(ids.tolist(), values.tolist(), counts, strict=True)
     ]

@@ -15,13 +15,15 @@ from radixserve.step import TokenLogprob
 class Row:
     """What is known of one sequence when its next token is drawn.
 
-    The last token of the output may be one that only the device knows; its place counts, and where `reads_output`
-    says that its value does, the caller sees to it that it is known.
+    The last token of the output may be one that only the device knows; its place counts, and where
+    `reads_output` says that its value does, the caller sees to it that it is known.
     """
 
     sampling: Sampling
     prompt_ids: npt.NDArray[np.int32]
-    output_ids: npt.NDArray[np.int32]  # generated so far; its length is the position that keys the draw
+    output_ids: npt.NDArray[
+        np.int32
+    ]  # generated so far; its length is the position that keys the draw
 
 
 @dataclass(slots=True)

@@ -1,7 +1,8 @@
 """The order of events when a batch of logits becomes a batch of tokens.
 
-Owns the grouping of rows (greedy, drawn from all, drawn from the first few) and what of the outcome goes to the host.
-Knows nothing of the formulas: edits.py changes logits, draw.py draws, logprobs.py reports.
+Owns the grouping of rows (greedy, drawn from all, drawn from the first few) and what of the outcome
+goes to the host. Knows nothing of the formulas: edits.py changes logits, draw.py draws, logprobs.py
+reports.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ _MANY = 1024  # a larger top_k sorts the whole row
 class Samples:
     """The tokens drawn for a batch: on the device at once, on the host after `wait`."""
 
-    def __init__(self, logits: torch.Tensor, rows: Sequence[Row], ids: torch.Tensor, usable: torch.Tensor) -> None:
+    def __init__(
+        self, logits: torch.Tensor, rows: Sequence[Row], ids: torch.Tensor, usable: torch.Tensor
+    ) -> None:
         self.ids = ids  # int64 [rows] on the device; any token where a row failed
         self._num_rows = len(rows)
-        self._asked = {i: k for i, row in enumerate(rows) if (k := row.sampling.logprobs) is not None}
+        self._asked = {
+            i: k for i, row in enumerate(rows) if (k := row.sampling.logprobs) is not None
+        }
         listed: tuple[torch.Tensor, ...] = ()
         if self._asked:
             at = upload_ids(list(self._asked), logits.device)
@@ -46,11 +51,13 @@ class Samples:
 
 @torch.inference_mode()
 def sample(logits: torch.Tensor, rows: Sequence[Row], *, ahead: bool = False) -> Samples:
-    """Draw the next token of each row from float32 logits [len(rows), vocab], which are left as they are.
+    """Draw the next token of each row from float32 logits [len(rows), vocab], which are left as
+    they are.
 
-    A row with a NaN, with +inf, or with no finite logit fails, and no other. A logit of -inf alone is a token that
-    cannot be drawn. O(rows x vocab). Where only top_p limits the choice the host looks whether the first 256 tokens
-    were enough, for which it waits; with `ahead` it never waits: whole rows are sorted, and the tokens are the same.
+    A row with a NaN, with +inf, or with no finite logit fails, and no other. A logit of -inf alone
+    is a token that cannot be drawn. O(rows x vocab). Where only top_p limits the choice the host
+    looks whether the first 256 tokens were enough, for which it waits; with `ahead` it never waits:
+    whole rows are sorted, and the tokens are the same.
     """
     highest, ids = best(logits)
     usable = torch.isfinite(highest)
@@ -66,7 +73,12 @@ def sample(logits: torch.Tensor, rows: Sequence[Row], *, ahead: bool = False) ->
 
 
 def _draw(
-    logits: torch.Tensor, highest: torch.Tensor, rows: Sequence[Row], index: list[int], count: int, ids: torch.Tensor
+    logits: torch.Tensor,
+    highest: torch.Tensor,
+    rows: Sequence[Row],
+    index: list[int],
+    count: int,
+    ids: torch.Tensor,
 ) -> None:
     """Draw the rows at `index` from their first `count` tokens (0: all, unordered) into `ids`.
 
@@ -86,8 +98,14 @@ def _draw(
 
 
 def _groups(rows: Sequence[Row], vocab: int, ahead: bool) -> list[tuple[int, list[int]]]:
-    """Rows with temperature above 0, grouped by how many first tokens to look at; 0 means all of them, unordered."""
-    reach = {i: _reach(row.sampling, vocab, ahead) for i, row in enumerate(rows) if row.sampling.temperature > 0}
+    """Rows with temperature above 0, grouped by how many first tokens to look at; 0 means all of
+    them, unordered.
+    """
+    reach = {
+        i: _reach(row.sampling, vocab, ahead)
+        for i, row in enumerate(rows)
+        if row.sampling.temperature > 0
+    }
     anyhow = [i for i, count in reach.items() if count == 0]
     few = [i for i, count in reach.items() if 0 < count <= _MANY]
     most = [i for i, count in reach.items() if count > _MANY]

@@ -1,7 +1,9 @@
-"""One uniform number per (seed, position), from a counter-based generator that has no state to carry.
+"""One uniform number per (seed, position), from a counter-based generator that has no state to
+carry.
 
-Philox4x32-10 (J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011): the
-seed is the key, the position the counter. Computed on the host, so every device gets the same numbers.
+Philox4x32-10 (J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2,
+3", SC 2011): the seed is the key, the position the counter. Computed on the host, so every device
+gets the same numbers.
 """
 
 from __future__ import annotations
@@ -19,8 +21,12 @@ _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
 
-def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words]) -> tuple[Words, ...]:
-    """Ten rounds of Philox for a vector of counters and keys; words are given and returned low word first."""
+def philox4x32(
+    counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words]
+) -> tuple[Words, ...]:
+    """Ten rounds of Philox for a vector of counters and keys; words are given and returned low word
+    first.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -31,9 +37,13 @@ def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Wor
 
 
 def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
-    """One number in [0, 1) with 53 random bits for each pair of seed and position, each below 2**64."""
+    """One number in [0, 1) with 53 random bits for each pair of seed and position, each below
+    2**64.
+    """
     seed = np.array(seeds, dtype=np.uint64)
     position = np.array(positions, dtype=np.uint64)
     zero = np.zeros_like(seed)
-    w0, w1, *_ = philox4x32((position & _LOW, position >> _32, zero, zero), (seed & _LOW, seed >> _32))
+    w0, w1, *_ = philox4x32(
+        (position & _LOW, position >> _32, zero, zero), (seed & _LOW, seed >> _32)
+    )
     return (((w1 << _32) | w0) >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,7 +1,7 @@
 """What `radixserve cache` changes in a store that is open: clear it, mend it, bring a prefix in.
 
-Each change is done in parts, between which other work on the same store may go on: whoever holds the folder does them,
-be it the command itself or a running server that was asked (`store.errands`).
+Each change is done in parts, between which other work on the same store may go on: whoever holds
+the folder does them, be it the command itself or a running server that was asked (`store.errands`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def whole(parts: Parts[T]) -> T:
 
 
 def mending(opened: StoreFolder) -> Parts[Mended]:
-    """Verify every run, a part each; remove what is wrong and what hangs below it, and files without a row."""
+    """Verify every run, a part each; remove what is wrong and what hangs below it, and files
+    without a row.
+    """
     found = Mended()
     for row_id, _, _ in opened.index.files():
         rows = opened.index.below(row_id)
@@ -85,10 +87,18 @@ def bringing(store: DiskStore, source: Path) -> Parts[Brought]:
     store, num_new = store.of_model(header.fingerprint, header.shape), 0
     for start in range(0, header.stop, MAX_RUN_TOKENS):
         stop = min(start + MAX_RUN_TOKENS, header.stop)
-        num_new += store.put(header.namespace, tokens[: stop * TOKEN_BYTES], start, k[:, start:stop], v[:, start:stop])
+        num_new += store.put(
+            header.namespace,
+            tokens[: stop * TOKEN_BYTES],
+            start,
+            k[:, start:stop],
+            v[:, start:stop],
+        )
         yield
     if store.match(header.namespace, tokens) < header.stop:
-        raise StartupError(f"cannot import {source}: there is no room for it, or it could not be written")
+        raise StartupError(
+            f"cannot import {source}: there is no room for it, or it could not be written"
+        )
     return Brought(header.fingerprint, header.stop, num_new)
 
 

@@ -1,8 +1,9 @@
 """Writes large files past the page cache where the file system can do that (O_DIRECT, Linux).
 
-What is written behind a step is not read soon, and copying it into pages that must be found first costs several times
-as much of a core as the disk does. Such writes begin and end at multiples of a block, in memory and in the file: bytes
-go through one aligned buffer, and the file is cut to its length at the end. Knows bytes and paths only.
+What is written behind a step is not read soon, and copying it into pages that must be found first
+costs several times as much of a core as the disk does. Such writes begin and end at multiples of a
+block, in memory and in the file: bytes go through one aligned buffer, and the file is cut to its
+length at the end. Knows bytes and paths only.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class DirectWriter:
         self._possible = _DIRECT != 0
 
     def write(self, path: Path, parts: Sequence[bytes | memoryview]) -> bool:
-        """Create or replace a file that only its owner may read; False, and nothing is lost, if it cannot be done so.
+        """Create or replace a file that only its owner may read; False, and nothing is lost, if it
+        cannot be done so.
 
         Raises:
             OSError: as any write.

@@ -1,6 +1,8 @@
-"""The seam to the file system and to SQLite: every step of the store that can fail on its own is one method here.
+"""The seam to the file system and to SQLite: every step of the store that can fail on its own is
+one method here.
 
-Tests put faults and power loss in its place. It knows paths, bytes and statements, nothing of what they mean.
+Tests put faults and power loss in its place. It knows paths, bytes and statements, nothing of what
+they mean.
 """
 
 from __future__ import annotations
@@ -24,14 +26,18 @@ class Corrupt(sqlite3.DatabaseError):
 
 
 class Disk:
-    """Steps on a real disk, for one thread at a time. All of them raise OSError, those on the index sqlite3.Error."""
+    """Steps on a real disk, for one thread at a time. All of them raise OSError, those on the index
+    sqlite3.Error.
+    """
 
     @cached_property
     def _direct(self) -> DirectWriter:
         return DirectWriter()
 
     def write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
-        """Create or replace a file of bytes that only its owner may read; nothing of it need be on the disk yet."""
+        """Create or replace a file of bytes that only its owner may read; nothing of it need be on
+        the disk yet.
+        """
         if sum(map(len, parts)) >= LEAST_BYTES and self._direct.write(path, parts):
             return
         with open(path, "wb", opener=_private) as file:
@@ -80,11 +86,15 @@ class Disk:
     def connect(self, path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         """Open an index. Statements are their own transactions unless BEGIN says otherwise."""
         uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
-        found = sqlite3.connect(uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True)
+        found = sqlite3.connect(
+            uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True
+        )
         found.text_factory = _text
         return found
 
-    def execute(self, connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+    def execute(
+        self, connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()
+    ) -> list[Any]:
         """Run one statement and fetch all it gives."""
         try:
             return connection.execute(statement, values).fetchall()
@@ -115,7 +125,9 @@ def temporary(path: Path) -> Path:
 
 
 def _text(data: bytes) -> str:
-    """Text of the index, which may be damaged; what is not UTF-8 will not be what anybody looks for."""
+    """Text of the index, which may be damaged; what is not UTF-8 will not be what anybody looks
+    for.
+    """
     return data.decode(errors="replace")
 
 

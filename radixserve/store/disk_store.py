@@ -1,8 +1,10 @@
-"""The disk tier as an engine sees it: which prefix is stored, its K/V back, K/V in. Whatever fails is a miss.
+"""The disk tier as an engine sees it: which prefix is stored, its K/V back, K/V in. Whatever fails
+is a miss.
 
-Owns the rules that join index, files and budget: only the rest behind the longest stored prefix is written, long rests
-are cut into several runs, and nothing is given back that was not verified. Knows token ids and tensors, no slots and
-no requests. One thread may use it, any one. Tokens are `bytes` of packed int32.
+Owns the rules that join index, files and budget: only the rest behind the longest stored prefix is
+written, long rests are cut into several runs, and nothing is given back that was not verified.
+Knows token ids and tensors, no slots and no requests. One thread may use it, any one. Tokens are
+`bytes` of packed int32.
 """
 
 from __future__ import annotations
@@ -24,7 +26,15 @@ from radixserve.store.folder import StoreFolder, room_for_run
 from radixserve.store.index import ROOT
 from radixserve.store.pause import Pause
 from radixserve.store.rows import NewRun, Row, Step
-from radixserve.store.run_file import KV, TOKEN_BYTES, BadFile, RunHeader, encode_run, read_run, run_name
+from radixserve.store.run_file import (
+    KV,
+    TOKEN_BYTES,
+    BadFile,
+    RunHeader,
+    encode_run,
+    read_run,
+    run_name,
+)
 
 MAX_RUN_TOKENS = 2048
 _NOT_YET = "0" * 64
@@ -52,12 +62,21 @@ class StoreStats:
 
 
 class DiskStore:
-    """K/V of one model in a folder; other models' K/V may lie in the same folder and shares its budget."""
+    """K/V of one model in a folder; other models' K/V may lie in the same folder and shares its
+    budget.
+    """
 
     def __init__(
-        self, folder: Path, budget: int, fingerprint: str, shape: KVShape, *, disk: Disk | None = None
+        self,
+        folder: Path,
+        budget: int,
+        fingerprint: str,
+        shape: KVShape,
+        *,
+        disk: Disk | None = None,
     ) -> None:
-        """Open or create the folder and hold it. `fingerprint` says what computed the K/V (`store.fingerprint`).
+        """Open or create the folder and hold it. `fingerprint` says what computed the K/V
+        (`store.fingerprint`).
 
         Bounded: two listings and one statement, not a byte of K/V.
 
@@ -71,7 +90,9 @@ class DiskStore:
         self._stats = StoreStats(budget=budget)
 
     def match(self, namespace: str, tokens: bytes) -> int:
-        """How many of `tokens`, from the first on, are stored; one query per run, no file is touched."""
+        """How many of `tokens`, from the first on, are stored; one query per run, no file is
+        touched.
+        """
         with self._reading():
             return sum(step.shared for step in self._walk(namespace, tokens))
         return 0
@@ -79,8 +100,9 @@ class DiskStore:
     def load(self, namespace: str, tokens: bytes, start: int, stop: int) -> KV | None:
         """K and V of positions `start` to `stop` - 1, or of fewer from `start` on, or None.
 
-        [layers, positions, kv_heads, dim], verified: fingerprint, namespace, token ids of the whole prefix, shapes,
-        dtype, digest. A file that fails is removed with all that hangs below it. Reads whole files.
+        [layers, positions, kv_heads, dim], verified: fingerprint, namespace, token ids of the whole
+        prefix, shapes, dtype, digest. A file that fails is removed with all that hangs below it.
+        Reads whole files.
         """
         with self._reading():
             steps = self._walk(namespace, tokens[: stop * TOKEN_BYTES])
@@ -95,13 +117,18 @@ class DiskStore:
             return self._given(steps, pieces)
         return None
 
-    def put(self, namespace: str, tokens: bytes, start: int, k: torch.Tensor, v: torch.Tensor) -> int:
+    def put(
+        self, namespace: str, tokens: bytes, start: int, k: torch.Tensor, v: torch.Tensor
+    ) -> int:
         """Store what is not stored yet of `tokens`; gives how many tokens that were.
 
-        `k` and `v` [layers, positions, kv_heads, dim] hold positions `start` to the last of `tokens`. Nothing is
-        stored where there would be a gap before `start`. Waits for the disk. An error is counted and ends it.
+        `k` and `v` [layers, positions, kv_heads, dim] hold positions `start` to the last of
+        `tokens`. Nothing is stored where there would be a gap before `start`. Waits for the disk.
+        An error is counted and ends it.
         """
-        assert k.shape[1] == v.shape[1] == len(tokens) // TOKEN_BYTES - start, "K/V for every position from start on"
+        assert k.shape[1] == v.shape[1] == len(tokens) // TOKEN_BYTES - start, (
+            "K/V for every position from start on"
+        )
         if self._pause.on:
             self._stats.skipped_total += 1
             return 0
@@ -125,7 +152,9 @@ class DiskStore:
             return 0
 
     def of_model(self, fingerprint: str, shape: KVShape) -> DiskStore:
-        """The same open folder for another model's K/V, with counts of its own; closed with this one."""
+        """The same open folder for another model's K/V, with counts of its own; closed with this
+        one.
+        """
         other = copy.copy(self)
         other.fingerprint, other.shape = fingerprint, shape
         other._stats = StoreStats(budget=self._stats.budget)
@@ -164,7 +193,9 @@ class DiskStore:
 
     def _verified(self, namespace: str, row: Row, tokens: bytes) -> KV | None:
         """The K/V of one whole run, or None after removing it."""
-        header = RunHeader(self.fingerprint, namespace, row.start, row.length, self.shape, row.digest)
+        header = RunHeader(
+            self.fingerprint, namespace, row.start, row.length, self.shape, row.digest
+        )
         try:
             if row.length > MAX_RUN_TOKENS:
                 raise BadFile("the run has an impossible length")
@@ -186,7 +217,10 @@ class DiskStore:
     def _given(self, steps: list[Step], pieces: list[KV]) -> KV | None:
         if not pieces:
             return None
-        k, v = (torch.cat(each, dim=1) if len(each) > 1 else each[0] for each in zip(*pieces, strict=True))
+        k, v = (
+            torch.cat(each, dim=1) if len(each) > 1 else each[0]
+            for each in zip(*pieces, strict=True)
+        )
         self._stats.hits_total += 1
         self._stats.loaded_tokens_total += k.shape[1]
         self._touch([step.row.id for step in steps])
@@ -222,7 +256,9 @@ class DiskStore:
                 return
             path.append(row)
 
-    def _store(self, namespace: str, tokens: bytes, start: int, kv: KV, path: list[Row]) -> Row | None:
+    def _store(
+        self, namespace: str, tokens: bytes, start: int, kv: KV, path: list[Row]
+    ) -> Row | None:
         """One new run at `start`, the end of `tokens`; None where there is no room for it."""
         index = self._folder.index
         name = run_name(self.fingerprint, namespace, start, tokens)
@@ -230,7 +266,9 @@ class DiskStore:
         own, parent = tokens[start * TOKEN_BYTES :], path[-1].id if path else ROOT
         if index.named(name):
             raise Corrupt(f"a row of {name} is there and was not found")
-        if not self._folder.make_room(room_for_run(empty.file_bytes, len(tokens) // TOKEN_BYTES), path):
+        if not self._folder.make_room(
+            room_for_run(empty.file_bytes, len(tokens) // TOKEN_BYTES), path
+        ):
             self._stats.refused_total += 1
             return None
         header, parts = encode_run(empty, tokens, kv)

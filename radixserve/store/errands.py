@@ -1,8 +1,9 @@
 """How a command has a folder changed that a running server holds: it asks, and the server does it.
 
-One process writes to a folder, so index, files and budget have one owner at any moment. A command beside it leaves a
-file that says what to do; the server looks for it now and then, does it on the thread that writes anyway, and leaves
-the answer. Whoever dies when, these small files are all that is left, and whoever opens the folder next removes them.
+One process writes to a folder, so index, files and budget have one owner at any moment. A command
+beside it leaves a file that says what to do; the server looks for it now and then, does it on the
+thread that writes anyway, and leaves the answer. Whoever dies when, these small files are all that
+is left, and whoever opens the folder next removes them.
 
     asking           held by the command that asks, one at a time
     asked.json       what to do. Of a command that is gone it is not begun.
@@ -150,7 +151,9 @@ def ask(folder: Path, errand: Clear | Mend | Bring) -> Answer:
                 disk.unlink(folder / ASKED)
                 disk.unlink(folder / ANSWERED)
     except OSError as error:
-        raise StartupError(f"cannot ask the server that holds {folder}: {error.strerror or error}") from error
+        raise StartupError(
+            f"cannot ask the server that holds {folder}: {error.strerror or error}"
+        ) from error
     if answer.error is not None:
         raise StartupError(answer.error)
     return answer

@@ -1,7 +1,8 @@
 """What computed some K/V, as one digest: the content of the model's files and how they are run.
 
-Content, not names and times: a file that is copied keeps its K/V, a file that is replaced loses it. Digests of files
-are kept by (path, size, time, inode), so that a file is read once and not at every start.
+Content, not names and times: a file that is copied keeps its K/V, a file that is replaced loses it.
+Digests of files are kept by (path, size, time, inode), so that a file is read once and not at every
+start.
 """
 
 from __future__ import annotations
@@ -22,16 +23,21 @@ _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 
 
 def folder_fingerprint(model: Path, store: Path, computed_by: str) -> str:
-    """Fingerprint for a model in a folder: its configuration and weights, and whatever `computed_by` says.
+    """Fingerprint for a model in a folder: its configuration and weights, and whatever
+    `computed_by` says.
 
-    `computed_by` names all that may change a bit of K/V besides the weights: dtype, device, kernels, versions. Reads
-    the weights once, at about 1.5 GB/s.
+    `computed_by` names all that may change a bit of K/V besides the weights: dtype, device,
+    kernels, versions. Reads the weights once, at about 1.5 GB/s.
 
     Raises:
         StartupError: the folder has no configuration or no weights, or cannot be read.
     """
     try:
-        files = sorted(path for path in model.iterdir() if path.suffix in _WEIGHTS or path.name == "config.json")
+        files = sorted(
+            path
+            for path in model.iterdir()
+            if path.suffix in _WEIGHTS or path.name == "config.json"
+        )
         if len(files) < 2:
             raise StartupError(f"no model in {model}: config.json and weights are needed")
         digests = _Digests(store / FILE)
@@ -43,12 +49,19 @@ def folder_fingerprint(model: Path, store: Path, computed_by: str) -> str:
 
 
 def weights_fingerprint(config: str, weights: dict[str, torch.Tensor], computed_by: str) -> str:
-    """Fingerprint for a model in memory, by every byte of its parameters as they are now; about 1 GB/s."""
+    """Fingerprint for a model in memory, by every byte of its parameters as they are now; about 1
+    GB/s.
+    """
     fields = [config]
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         data = tensor.reshape(-1).view(torch.uint8).numpy().data
-        fields += [name, str(tensor.dtype), str(tuple(tensor.shape)), hashlib.sha256(data).hexdigest()]
+        fields += [
+            name,
+            str(tensor.dtype),
+            str(tuple(tensor.shape)),
+            hashlib.sha256(data).hexdigest(),
+        ]
     return digest_fields("weights", FORMAT, computed_by, *fields)
 
 

@@ -1,7 +1,9 @@
-"""The folder of a store, held by one process: its lock, its index, its files, and the budget that all of it keeps to.
+"""The folder of a store, held by one process: its lock, its index, its files, and the budget that
+all of it keeps to.
 
-Owns the order of steps. A run appears file first, row last; it goes row first, file last. So whatever moment a process
-dies at, a row always has its whole file, and what has no row is swept at the next start.
+Owns the order of steps. A run appears file first, row last; it goes row first, file last. So
+whatever moment a process dies at, a row always has its whole file, and what has no row is swept at
+the next start.
 
     lock                  held by the process that writes; holds a word if that does errands, see `store.errands`
     index.sqlite          the rows (also -wal and -shm while it is open)
@@ -31,7 +33,9 @@ from radixserve.store.rows import NewRun, Row
 INDEX = "index.sqlite"
 BROKEN = "index.broken"
 ASKED, BEGUN, ANSWERED = "asked.json", "begun.json", "answered.json"
-_INDEX_RESERVE = 512 << 10  # what the index and its log may grow by until room is made again, besides a run's tokens
+_INDEX_RESERVE = (
+    512 << 10
+)  # what the index and its log may grow by until room is made again, besides a run's tokens
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +57,9 @@ class StoreFolder:
         try:
             self._lock = take(path)
         except OSError as error:
-            raise StartupError(f"cannot use the store in {path}: {error.strerror or error}") from error
+            raise StartupError(
+                f"cannot use the store in {path}: {error.strerror or error}"
+            ) from error
         try:
             self.index = self._open_index()
             self._tidy()
@@ -95,7 +101,9 @@ class StoreFolder:
         try:
             return Index(self.disk, path) if path.exists() else self._anew("there is none")
         except Newer as error:
-            raise StartupError(f"the store in {self.path} is of a later version: {error}") from error
+            raise StartupError(
+                f"the store in {self.path} is of a later version: {error}"
+            ) from error
         except Unusable as error:
             return self._anew(str(error))
         except sqlite3.Error as error:
@@ -117,7 +125,9 @@ class StoreFolder:
             index.close()
             raise
         if num_runs or (self.path / BROKEN).exists():
-            log.warning("new index for %s (%s): %d runs found in the files", self.path, reason, num_runs)
+            log.warning(
+                "new index for %s (%s): %d runs found in the files", self.path, reason, num_runs
+            )
         return index
 
     def _settle(self) -> None:
@@ -131,7 +141,9 @@ class StoreFolder:
             self.make_room(0, [])
 
     def recover(self, error: sqlite3.Error) -> bool:
-        """After an error on the index: if that is corrupt, or could not be replaced before, go on with a new one."""
+        """After an error on the index: if that is corrupt, or could not be replaced before, go on
+        with a new one.
+        """
         if not (is_corrupt(error) or isinstance(error, sqlite3.ProgrammingError)):
             return False
         self.index.close()
@@ -140,7 +152,9 @@ class StoreFolder:
         return True
 
     def sweep(self) -> list[str]:
-        """Make rows and files agree: two listings, no file is read. Gives the names of files without a row."""
+        """Make rows and files agree: two listings, no file is read. Gives the names of files
+        without a row.
+        """
         sizes = self.disk.sizes(self.runs)
         gone = [row_id for row_id, name, size in self.index.files() if sizes.get(name) != size]
         for row_id in gone:
@@ -151,14 +165,19 @@ class StoreFolder:
             self._unlink(self.runs / name, sizes[name])
         if gone or leftovers:
             log.info(
-                "swept %s: %d rows without their file, %d files without a row", self.path, len(gone), len(leftovers)
+                "swept %s: %d rows without their file, %d files without a row",
+                self.path,
+                len(gone),
+                len(leftovers),
             )
         return leftovers
 
     # Changing.
 
     def add(self, run: NewRun, parts: Sequence[bytes | memoryview]) -> int:
-        """Write a run for which there is room; gives its id. When this raises, the run is not stored."""
+        """Write a run for which there is room; gives its id. When this raises, the run is not
+        stored.
+        """
         path = self.file(run.name)
         try:
             self.disk.publish(path, parts)
@@ -204,7 +223,9 @@ class StoreFolder:
         evictable = self.index.num_bytes() - sum(row.num_bytes for row in path)
         if num_bytes and self._short(num_bytes) > evictable:
             return False
-        while (short := self._short(num_bytes)) > 0 and self._evict(short, path[-1].id if path else ROOT):
+        while (short := self._short(num_bytes)) > 0 and self._evict(
+            short, path[-1].id if path else ROOT
+        ):
             self.index.trim()  # what evicting itself has added
         return self._short(num_bytes) <= 0
 

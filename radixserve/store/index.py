@@ -1,13 +1,16 @@
-"""The index: a radix tree of stored runs in one SQLite table. Which prefix is stored, and in which files.
+"""The index: a radix tree of stored runs in one SQLite table. Which prefix is stored, and in which
+files.
 
-It knows rows and token ids; files are names to it. Runs are never split: where two sequences part inside a stored run,
-the second one's rest hangs at that position. After "the cat sat down" and "the cat ran" (a word stands for a token):
+It knows rows and token ids; files are names to it. Runs are never split: where two sequences part
+inside a stored run, the second one's rest hangs at that position. After "the cat sat down" and "the
+cat ran" (a word stands for a token):
 
     id 1   parent 0   start 0   the cat sat down
     id 2   parent 1   start 2   ran                  so positions 0 and 1 come from run 1, cut short
 
-A run is found by (parent run, position, first token, fingerprint, namespace), and then its token ids are compared.
-Because a parent is a row and not a digest, no two prefixes are taken for each other, whatever any digest does.
+A run is found by (parent run, position, first token, fingerprint, namespace), and then its token
+ids are compared. Because a parent is a row and not a digest, no two prefixes are taken for each
+other, whatever any digest does.
 """
 
 from __future__ import annotations
@@ -56,13 +59,14 @@ _GIVEN = (
 _COLUMNS = f"id, {_GIVEN}"
 _SETUP = (
     "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = NORMAL",  # power loss may take the last rows, which is a miss; it never breaks the index
+    # power loss may take the last rows, which is a miss; it never breaks the index
+    "PRAGMA synchronous = NORMAL",
     "PRAGMA wal_autocheckpoint = 64",
     "PRAGMA journal_size_limit = 1048576",
 )
 
-# What SQLite says of a broken file: also that a statement makes no sense, that the file may only be read, that a row
-# breaks a rule which no row of ours can break.
+# What SQLite says of a broken file: also that a statement makes no sense, that the file may only be
+# read, that a row breaks a rule which no row of ours can break.
 _CORRUPT = (
     *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR),
     *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH),
@@ -115,7 +119,9 @@ class Index:
     def _create(self) -> None:
         with self.transaction():
             self._sql(_TABLE)
-            self._sql("CREATE INDEX by_use ON runs (last_use, bytes)")  # for eviction, and covers the sum of bytes
+            self._sql(
+                "CREATE INDEX by_use ON runs (last_use, bytes)"
+            )  # for eviction, and covers the sum of bytes
             self._sql(f"PRAGMA application_id = {APPLICATION}")
             self._sql(f"PRAGMA user_version = {SCHEMA}")
 
@@ -135,7 +141,8 @@ class Index:
         while depth < len(ids):
             where = (parent, depth, int(ids[depth]), fingerprint, namespace)
             found = self._rows(
-                "WHERE parent = ? AND start = ? AND first_token = ? AND fingerprint = ? AND namespace = ?", where
+                "WHERE parent = ? AND start = ? AND first_token = ? AND fingerprint = ? AND namespace = ?",
+                where,
             )
             if not found:
                 break
@@ -150,13 +157,17 @@ class Index:
         place = (run.parent, run.start, int(ids[0]), len(ids), run.fingerprint, run.namespace)
         values = (*place, run.name, run.num_bytes, run.digest, now, now, self._clock, 0, run.tokens)
         places = ", ".join("?" * len(values))
-        return int(self._sql(f"INSERT INTO runs ({_GIVEN}) VALUES ({places}) RETURNING id", values)[0][0])
+        return int(
+            self._sql(f"INSERT INTO runs ({_GIVEN}) VALUES ({places}) RETURNING id", values)[0][0]
+        )
 
     def touch(self, ids: Sequence[int]) -> None:
         """Mark runs as used now."""
         self._clock += 1
         places = ", ".join("?" * len(ids))
-        statement = f"UPDATE runs SET last_use = ?, used = ?, hits = hits + 1 WHERE id IN ({places})"
+        statement = (
+            f"UPDATE runs SET last_use = ?, used = ?, hits = hits + 1 WHERE id IN ({places})"
+        )
         self._sql(statement, (self._clock, time.time(), *ids))
 
     def delete(self, ids: Iterable[int]) -> None:

@@ -1,7 +1,8 @@
-"""A store for users of transformers: put the cache of a prompt, get the longest stored prefix back as a `DynamicCache`.
+"""A store for users of transformers: put the cache of a prompt, get the longest stored prefix back
+as a `DynamicCache`.
 
-The same files, index and rules as the engine's disk tier, under another fingerprint: K/V that another implementation
-computed has other bits.
+The same files, index and rules as the engine's disk tier, under another fingerprint: K/V that
+another implementation computed has other bits.
 """
 
 from __future__ import annotations
@@ -25,10 +26,15 @@ TokenIds = torch.Tensor | Sequence[int]
 
 
 class KVStore:
-    """K/V of one transformers model in a folder. A context manager; one thread at a time, one process per folder."""
+    """K/V of one transformers model in a folder. A context manager; one thread at a time, one
+    process per folder.
+    """
 
-    def __init__(self, path: str | Path, model: PreTrainedModel, budget: int | str = "10GiB") -> None:
-        """Open or create. Reads all of the model's weights once, to know what its K/V belongs to; about 1 GB/s.
+    def __init__(
+        self, path: str | Path, model: PreTrainedModel, budget: int | str = "10GiB"
+    ) -> None:
+        """Open or create. Reads all of the model's weights once, to know what its K/V belongs to;
+        about 1 GB/s.
 
         Raises:
             StartupError: another process holds the folder, or it cannot be used.
@@ -41,8 +47,9 @@ class KVStore:
     def put(self, token_ids: TokenIds, past_key_values: DynamicCache) -> int:
         """Store what is not stored yet of one sequence's K/V; gives how many tokens that were.
 
-        `token_ids` may be longer than the cache: the last token of an answer has no K/V yet. A cache that does not hold
-        every position of every layer (sliding windows) or has other shapes than the model is not stored.
+        `token_ids` may be longer than the cache: the last token of an answer has no K/V yet. A
+        cache that does not hold every position of every layer (sliding windows) or has other shapes
+        than the model is not stored.
 
         Raises:
             ValueError: the cache holds more than one sequence, or more tokens than there are ids.
@@ -55,12 +62,16 @@ class KVStore:
         return self._store.put("", pack(ids[: kv[0].shape[1]]), 0, *kv)
 
     def get(self, token_ids: TokenIds) -> tuple[DynamicCache, int]:
-        """The longest stored prefix short of the last token, and its length; an empty cache and 0 where none is."""
+        """The longest stored prefix short of the last token, and its length; an empty cache and 0
+        where none is.
+        """
         tokens = pack(_ids(token_ids))[:-TOKEN_BYTES]
         kv = self._store.load("", tokens, 0, len(tokens) // TOKEN_BYTES)
         if kv is None:
             return DynamicCache(), 0
-        k, v = (each.transpose(1, 2).unsqueeze(1).to(self._device) for each in kv)  # [layers, 1, kv_heads, T, dim]
+        k, v = (
+            each.transpose(1, 2).unsqueeze(1).to(self._device) for each in kv
+        )  # [layers, 1, kv_heads, T, dim]
         return DynamicCache(list(zip(k, v, strict=True))), k.shape[3]
 
     def stats(self) -> StoreStats:
@@ -74,12 +85,19 @@ class KVStore:
     def __enter__(self) -> KVStore:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.close()
 
 
 def _fingerprint(model: PreTrainedModel) -> str:
-    """By the weights as they are in memory now, which an adapter or an edit may have changed since they were loaded."""
+    """By the weights as they are in memory now, which an adapter or an edit may have changed since
+    they were loaded.
+    """
     config = model.config.to_dict()
     config.pop("_name_or_path", None)  # moving a model does not change it
     text = json.dumps(config, sort_keys=True, default=str)
@@ -89,12 +107,20 @@ def _fingerprint(model: PreTrainedModel) -> str:
 
 @torch.inference_mode()
 def _kv_shape(model: PreTrainedModel) -> KVShape:
-    """What one token leaves in a cache: asked of the model, whose configuration may name it in many ways."""
+    """What one token leaves in a cache: asked of the model, whose configuration may name it in many
+    ways.
+    """
     cache = DynamicCache()
-    model(torch.zeros(1, 1, dtype=torch.long, device=model.device), past_key_values=cache, use_cache=True)
+    model(
+        torch.zeros(1, 1, dtype=torch.long, device=model.device),
+        past_key_values=cache,
+        use_cache=True,
+    )
     kv = _stacked(cache)
     if kv is None:
-        raise ValueError(f"{type(model).__name__} does not keep one K and one V per layer and position")
+        raise ValueError(
+            f"{type(model).__name__} does not keep one K and one V per layer and position"
+        )
     return _shape_of(*kv)
 
 
@@ -109,14 +135,21 @@ def _stacked(cache: DynamicCache) -> KV | None:
     Raises:
         ValueError: the cache holds more than one sequence.
     """
-    layers = [(layer.keys, layer.values) for layer in cache.layers if layer.is_initialized and not layer.is_sliding]
+    layers = [
+        (layer.keys, layer.values)
+        for layer in cache.layers
+        if layer.is_initialized and not layer.is_sliding
+    ]
     if not layers or len(layers) < len(cache.layers):
         return None
     if any(k.shape[0] != 1 for k, _ in layers):
         raise ValueError("the cache holds a batch; store one sequence at a time")
     if any(k.shape != layers[0][0].shape or v.shape != layers[0][1].shape for k, v in layers):
         return None
-    k, v = (torch.stack([each[0] for each in kind]).transpose(1, 2).cpu() for kind in zip(*layers, strict=True))
+    k, v = (
+        torch.stack([each[0] for each in kind]).transpose(1, 2).cpu()
+        for kind in zip(*layers, strict=True)
+    )
     return k, v
 
 

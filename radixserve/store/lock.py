@@ -22,7 +22,9 @@ _TRIES, _BETWEEN_SECONDS = 3, 0.01
 def check_folder(path: Path) -> None:
     """Raises StartupError where others could put files of theirs."""
     if path.stat().st_mode & stat.S_IWOTH:
-        raise StartupError(f"the store in {path} can be written by everybody: chmod o-w it, and check what is in it")
+        raise StartupError(
+            f"the store in {path} can be written by everybody: chmod o-w it, and check what is in it"
+        )
 
 
 def is_held(path: Path) -> bool:
@@ -82,7 +84,9 @@ def attend(descriptor: int) -> None:
 
 
 def _hold(descriptor: int) -> None:
-    """Take the lock; raises BlockingIOError where another process holds it for longer than it takes to look at it."""
+    """Take the lock; raises BlockingIOError where another process holds it for longer than it takes
+    to look at it.
+    """
     for _ in range(_TRIES):
         with contextlib.suppress(BlockingIOError):
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -37,7 +37,9 @@ class Pause:
         wait = min(FIRST_SECONDS * 2.0 ** min(self._errors - PATIENCE, 16), LONGEST_SECONDS)
         self._until = self._clock() + wait
         if self._errors == PATIENCE:
-            log.warning("the disk store stops writing, and tries again from time to time: %s", error)
+            log.warning(
+                "the disk store stops writing, and tries again from time to time: %s", error
+            )
 
     def worked(self) -> None:
         """A write succeeded."""

@@ -1,6 +1,8 @@
-"""Filling an index from the files: each says whose K/V it is and holds the token ids of its whole prefix.
+"""Filling an index from the files: each says whose K/V it is and holds the token ids of its whole
+prefix.
 
-For an index that was lost. Reads headers and token ids, no K/V: what a file claims is verified when it is loaded.
+For an index that was lost. Reads headers and token ids, no K/V: what a file claims is verified when
+it is loaded.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ from radixserve.store.run_file import (
 
 def rebuild(disk: Disk, runs: Path, index: Index) -> int:
     """Rows for all files that fit together; gives how many. O(files), each opened four times."""
-    headers = [(name, header) for name in sorted(disk.sizes(runs)) if (header := _header(disk, runs / name))]
+    headers = [
+        (name, header)
+        for name in sorted(disk.sizes(runs))
+        if (header := _header(disk, runs / name))
+    ]
     headers.sort(key=lambda each: each[1].start)  # parents before children
     with index.transaction():
         return sum(_adopt(disk, runs / name, header, index) for name, header in headers)

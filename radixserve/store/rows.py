@@ -51,8 +51,11 @@ class Step(NamedTuple):
     shared: int
 
 
-def shared(row: Row, where: tuple[int, int, int, str, str], ids: np.ndarray[Any, np.dtype[np.int32]]) -> int:
-    """How many of a run's tokens are those of `ids` from its start on: one at least, because it was found by it.
+def shared(
+    row: Row, where: tuple[int, int, int, str, str], ids: np.ndarray[Any, np.dtype[np.int32]]
+) -> int:
+    """How many of a run's tokens are those of `ids` from its start on: one at least, because it was
+    found by it.
 
     SQLite looks into one B-tree and reads the row from another, and neither has checksums.
 

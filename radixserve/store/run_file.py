@@ -1,10 +1,13 @@
-"""The file of one run: how K/V of consecutive tokens lies on the disk, and what is verified when it comes back.
+"""The file of one run: how K/V of consecutive tokens lies on the disk, and what is verified when it
+comes back.
 
-A valid safetensors file whose header holds nothing that we could not foretell: a reader compares it, byte by byte, with
-the header that it expects, so no field of a foreign file is ever believed. safetensors has no checksum, so the header
-carries a SHA-256 of all that follows. Files are read, never mapped: a mapped file that shrinks would end the process.
+A valid safetensors file whose header holds nothing that we could not foretell: a reader compares
+it, byte by byte, with the header that it expects, so no field of a foreign file is ever believed.
+safetensors has no checksum, so the header carries a SHA-256 of all that follows. Files are read,
+never mapped: a mapped file that shrinks would end the process.
 
-Say positions 4 and 5 of a sequence are one run, of a model with 30 layers and 3 K/V heads of 64 floats:
+Say positions 4 and 5 of a sequence are one run, of a model with 30 layers and 3 K/V heads of 64
+floats:
 
     8 bytes    length of the header
     header     JSON: format, fingerprint of the model, namespace, start "4", digest; then dtypes, shapes, offsets
@@ -72,7 +75,9 @@ class _Json(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class RunHeader:
-    """What a file says of itself: K/V of positions `start` to `start + num_tokens` - 1, and whose they are."""
+    """What a file says of itself: K/V of positions `start` to `start + num_tokens` - 1, and whose
+    they are.
+    """
 
     fingerprint: str
     namespace: str
@@ -104,7 +109,10 @@ class RunHeader:
     def _json(self) -> _Json:
         metadata = _Metadata(FORMAT, self.fingerprint, self.namespace, str(self.start), self.digest)
         tokens, k, v = self.sizes
-        rows, name = [self.shape.layers, self.num_tokens, self.shape.kv_heads], _NAMES[self.shape.dtype]
+        rows, name = (
+            [self.shape.layers, self.num_tokens, self.shape.kv_heads],
+            _NAMES[self.shape.dtype],
+        )
         return _Json(
             metadata,
             _Tensor("I32", [self.stop], [0, tokens]),
@@ -114,12 +122,16 @@ class RunHeader:
 
 
 def run_name(fingerprint: str, namespace: str, start: int, tokens: bytes) -> str:
-    """The name of the file for the run that begins at `start`, where `tokens` are those of the whole prefix."""
+    """The name of the file for the run that begins at `start`, where `tokens` are those of the
+    whole prefix.
+    """
     return digest_fields("run", FORMAT, fingerprint, namespace, start, tokens) + SUFFIX
 
 
 def digest_fields(*fields: str | int | bytes) -> str:
-    """SHA-256 in hex of typed fields, each with its length: no two different rows of fields are the same input."""
+    """SHA-256 in hex of typed fields, each with its length: no two different rows of fields are the
+    same input.
+    """
     found = hashlib.sha256()
     for field in fields:
         kind = type(field).__name__
@@ -129,7 +141,9 @@ def digest_fields(*fields: str | int | bytes) -> str:
 
 
 def encode_run(header: RunHeader, tokens: bytes, kv: KV) -> tuple[RunHeader, list[memoryview]]:
-    """The header with its digest, and the parts of the file in order; views where the tensors are contiguous."""
+    """The header with its digest, and the parts of the file in order; views where the tensors are
+    contiguous.
+    """
     data = [memoryview(tokens), *map(_bytes_of, kv)]
     header = replace(header, digest=_digest(data))
     return header, [memoryview(header.encode()), *data]
@@ -156,7 +170,9 @@ def read_run(disk: Disk, path: Path, header: RunHeader, tokens: bytes) -> KV:
     k, v = buffer[second : second + num_k], buffer[second + num_k :]
     rows = (header.shape.layers, header.num_tokens, header.shape.kv_heads)
     dtype = header.shape.dtype
-    return k.view(dtype).view(*rows, header.shape.k_dim), v.view(dtype).view(*rows, header.shape.v_dim)
+    return k.view(dtype).view(*rows, header.shape.k_dim), v.view(dtype).view(
+        *rows, header.shape.v_dim
+    )
 
 
 def read_header(disk: Disk, path: Path) -> RunHeader:
@@ -192,11 +208,15 @@ def _understood(json: _Json) -> RunHeader:
     if min(layers, num_tokens, kv_heads, k_dim, v_dim) < 1 or not json.metadata.start.isdecimal():
         raise ValueError("a size is not positive")
     about = json.metadata
-    return RunHeader(about.fingerprint, about.namespace, int(about.start), num_tokens, shape, about.digest)
+    return RunHeader(
+        about.fingerprint, about.namespace, int(about.start), num_tokens, shape, about.digest
+    )
 
 
 def _read_whole(disk: Disk, path: Path, size: int) -> torch.Tensor:
-    """All bytes of a file that must have `size` of them; the size is looked at before memory is taken."""
+    """All bytes of a file that must have `size` of them; the size is looked at before memory is
+    taken.
+    """
     if disk.size(path) != size:
         raise BadFile("the size differs")
     buffer = torch.empty(size, dtype=torch.uint8)

@@ -1,7 +1,9 @@
-"""What `radixserve cache` prints: `ls`, `check`, `clear`, `export` and `import` on the folder of a store.
+"""What `radixserve cache` prints: `ls`, `check`, `clear`, `export` and `import` on the folder of a
+store.
 
-Knows no flags, which are in `cli`. `ls`, `check` and `export` read beside a running server; `clear`, `import` and
-`check --fix` change the folder, and where a server holds it they have that do it.
+Knows no flags, which are in `cli`. `ls`, `check` and `export` read beside a running server;
+`clear`, `import` and `check --fix` change the folder, and where a server holds it they have that do
+it.
 """
 
 from __future__ import annotations
@@ -62,13 +64,21 @@ def export_prefix(folder: Path, name: str, target: Path) -> int:
 def import_prefix(folder: Path, source: Path) -> int:
     """One prefix from one file."""
     brought = transfer.import_prefix(folder, source)
-    print(f"{brought.num_tokens} tokens of model {brought.fingerprint[:NAME]}, {brought.num_new} of them new")
+    print(
+        f"{brought.num_tokens} tokens of model {brought.fingerprint[:NAME]}, {brought.num_new} of them new"
+    )
     return 0
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     positions = f"{row.start}-{row.start + row.length - 1}"
-    shown = (_size(row.num_bytes), str(row.hits), _age(row.used), repr(row.namespace)[1:-1], row.fingerprint[:NAME])
+    shown = (
+        _size(row.num_bytes),
+        str(row.hits),
+        _age(row.used),
+        repr(row.namespace)[1:-1],
+        row.fingerprint[:NAME],
+    )
     return row.name[:NAME], positions, *shown
 
 

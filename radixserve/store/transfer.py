@@ -1,8 +1,9 @@
-"""Whole prefixes out of a store and into another, each as one file; and the check of every stored run.
+"""Whole prefixes out of a store and into another, each as one file; and the check of every stored
+run.
 
-Needs no model: what the K/V belongs to and its shape are read from the files, and then verified against the rows.
-All of it works beside a server that holds the folder: reading does not mind, and what changes the folder is done by the
-server itself, which is asked (`store.errands`).
+Needs no model: what the K/V belongs to and its shape are read from the files, and then verified
+against the rows. All of it works beside a server that holds the folder: reading does not mind, and
+what changes the folder is done by the server itself, which is asked (`store.errands`).
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def check(folder: Path) -> Mended:
 
 
 def fix(folder: Path) -> Mended:
-    """Verify every run, and remove what is wrong and what hangs below it; a server that holds the folder does it.
+    """Verify every run, and remove what is wrong and what hangs below it; a server that holds the
+    folder does it.
 
     Raises:
         StartupError: the folder cannot be used, or a process holds it that does no errands.
@@ -111,7 +113,9 @@ def export_prefix(folder: Path, name: str, target: Path) -> RunHeader:
     with reading(folder) as index:
         rows = index.named(name)
         if len(rows) != 1:
-            raise StartupError(f"{len(rows) or 'no'} runs in {folder} have a name that begins with {name!r}")
+            raise StartupError(
+                f"{len(rows) or 'no'} runs in {folder} have a name that begins with {name!r}"
+            )
         path = index.path(rows[0])
         try:
             header, parts = _joined(disk, folder / RUNS, path)
@@ -122,7 +126,8 @@ def export_prefix(folder: Path, name: str, target: Path) -> RunHeader:
 
 
 def import_prefix(folder: Path, source: Path) -> Brought:
-    """Verify an exported file and store what is not stored yet; a server that holds the folder does it.
+    """Verify an exported file and store what is not stored yet; a server that holds the folder does
+    it.
 
     Raises:
         StartupError: the file is damaged or not an export, nothing can be stored, or a process holds the folder that

@@ -1,8 +1,9 @@
 """The bytes that each token adds to a text.
 
-Detokenising is then appending bytes, with no window of earlier tokens to decode again. Byte-level vocabularies spell
-bytes as printable characters, sentencepiece ones have `<0xE2>` tokens for single bytes; every other token is asked of
-the tokenizer's own decoder, once. Knows nothing of sequences or stop strings (`stream.py`).
+Detokenising is then appending bytes, with no window of earlier tokens to decode again. Byte-level
+vocabularies spell bytes as printable characters, sentencepiece ones have `<0xE2>` tokens for single
+bytes; every other token is asked of the tokenizer's own decoder, once. Knows nothing of sequences
+or stop strings (`stream.py`).
 """
 
 from __future__ import annotations
@@ -30,24 +31,32 @@ class Pieces:
         self._has_byte_tokens = "ByteFallback" in kinds
         added = backend.get_added_tokens_decoder()
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
-        self.vocab_size: int = max([backend.get_vocab_size(with_added_tokens=True), *(i + 1 for i in added)])
+        self.vocab_size: int = max(
+            [backend.get_vocab_size(with_added_tokens=True), *(i + 1 for i in added)]
+        )
         self._exact: dict[int, bytes] = {}
         self._anchor = self._find_anchor()
         self._anchor_text: str = backend.decode([self._anchor], skip_special_tokens=False)
         self._check_against_decoder()
 
     def exact(self, token_id: int) -> bytes:
-        """The bytes `token_id` adds in the middle of a text, special tokens spelled out; b"" without a token."""
+        """The bytes `token_id` adds in the middle of a text, special tokens spelled out; b""
+        without a token.
+        """
         piece = self._exact.get(token_id)
         if piece is None:
             token = self._token(token_id)
             if token is None:
-                return b""  # not kept: a table keyed by whatever ids are asked for would have no bound
+                return (
+                    b""  # not kept: a table keyed by whatever ids are asked for would have no bound
+                )
             piece = self._exact[token_id] = self._spell(token_id, token)
         return piece
 
     def leading(self, token_id: int) -> bytes:
-        """The bytes of `token_id` as the first token of a text: sentencepiece drops one leading space there."""
+        """The bytes of `token_id` as the first token of a text: sentencepiece drops one leading
+        space there.
+        """
         if self._byte_of_char is not None:
             return self.exact(token_id)
         if (piece := self._byte_token(self._token(token_id) or "")) is not None:
@@ -55,8 +64,12 @@ class Pieces:
         return self._decode(token_id).encode()
 
     def is_skipped(self, token_id: int) -> bool:
-        """Whether the token is left out of an answer's text: special tokens and ids without a token."""
-        return token_id in self._special or (token_id not in self._exact and self._token(token_id) is None)
+        """Whether the token is left out of an answer's text: special tokens and ids without a
+        token.
+        """
+        return token_id in self._special or (
+            token_id not in self._exact and self._token(token_id) is None
+        )
 
     def _token(self, token_id: int) -> str | None:
         if not 0 <= token_id < self.vocab_size:
@@ -71,7 +84,11 @@ class Pieces:
     def _spell(self, token_id: int, token: str) -> bytes:
         if self._byte_of_char is not None:
             codes = [self._byte_of_char.get(char) for char in token]
-            return token.encode() if None in codes else bytes(code for code in codes if code is not None)
+            return (
+                token.encode()
+                if None in codes
+                else bytes(code for code in codes if code is not None)
+            )
         if (piece := self._byte_token(token)) is not None:
             return piece
         return self._decode(self._anchor, token_id).removeprefix(self._anchor_text).encode()
@@ -81,7 +98,9 @@ class Pieces:
         return bytes([int(match[1], 16)]) if match else None
 
     def _find_anchor(self) -> int:
-        """A token with visible text, to be put before another one so that the other is not the first of its text."""
+        """A token with visible text, to be put before another one so that the other is not the
+        first of its text.
+        """
         for token_id in range(self.vocab_size):
             token = self._token(token_id)
             if token is None or token_id in self._special or self._byte_token(token) is not None:
@@ -93,16 +112,23 @@ class Pieces:
     def _check_against_decoder(self) -> None:
         """Compare with the tokenizer's decoder on a fixed sample of tokens.
 
-        Byte tokens are left out: where they form no valid UTF-8 the decoder drops a whole run of them, characters
-        already complete included, which a stream could follow only by holding every such character back.
+        Byte tokens are left out: where they form no valid UTF-8 the decoder drops a whole run of
+        them, characters already complete included, which a stream could follow only by holding
+        every such character back.
         """
         sample = random.Random(0).sample(range(self.vocab_size), min(self.vocab_size, 512))
-        plain = [i for i in sample if not self.is_skipped(i) and self._byte_token(self._token(i) or "") is None]
+        plain = [
+            i
+            for i in sample
+            if not self.is_skipped(i) and self._byte_token(self._token(i) or "") is None
+        ]
         for start in range(0, len(plain), 16):
             first, *rest = plain[start : start + 16]
             data = self.leading(first) + b"".join(map(self.exact, rest))
             if data.decode(errors="replace") != self._decode(first, *rest):
-                raise ModelRefused("the tokenizer's decoder joins tokens in a way that cannot be streamed")
+                raise ModelRefused(
+                    "the tokenizer's decoder joins tokens in a way that cannot be streamed"
+                )
 
 
 def _decoder_kinds(backend: tokenizers.Tokenizer) -> list[str]:
@@ -116,7 +142,9 @@ def _kinds(state: dict[str, Any]) -> list[str]:
 
 
 def _byte_of_char() -> dict[str, int]:
-    """The byte-level alphabet: printable bytes stand for themselves, the others for chr(256) onwards in order."""
+    """The byte-level alphabet: printable bytes stand for themselves, the others for chr(256)
+    onwards in order.
+    """
     alphabet = frozenset(ByteLevel.alphabet())
     moved = [byte for byte in range(256) if chr(byte) not in alphabet]
     kept = {chr(byte): byte for byte in range(256) if chr(byte) in alphabet}

@@ -1,8 +1,8 @@
 """Finding stop strings in text that arrives in parts.
 
-One automaton of Knuth, Morris and Pratt per stop string, so that each character costs O(1) amortised, however the text
-is cut into parts. The stop string that is complete first wins; of those complete at the same character, the longest.
-Knows characters only, no tokens.
+One automaton of Knuth, Morris and Pratt per stop string, so that each character costs O(1)
+amortised, however the text is cut into parts. The stop string that is complete first wins; of those
+complete at the same character, the longest. Knows characters only, no tokens.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ class StopMatch(NamedTuple):
 
 
 class StopMatcher:
-    """Feeds on text part by part; says where a stop string ends and how much text could still become one."""
+    """Feeds on text part by part; says where a stop string ends and how much text could still
+    become one.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         assert all(stops), "an empty stop string would stop everything"
         self._stops = sorted(dict.fromkeys(stops), key=len, reverse=True)
         self._borders = [_borders(stop) for stop in self._stops]
-        self._states = [0] * len(self._stops)  # characters of each stop string matched by the end of the text
+        self._states = [0] * len(
+            self._stops
+        )  # characters of each stop string matched by the end of the text
         self._first_chars = sorted({stop[0] for stop in self._stops})
 
     @property
@@ -32,7 +36,9 @@ class StopMatcher:
         return max(self._states, default=0)
 
     def feed(self, part: str) -> StopMatch | None:
-        """Read `part` up to the first complete stop string; O(len(part) x stop strings), far less where none begins."""
+        """Read `part` up to the first complete stop string; O(len(part) x stop strings), far less
+        where none begins.
+        """
         if not self.num_held and not any(char in part for char in self._first_chars):
             return None
         for index, char in enumerate(part):

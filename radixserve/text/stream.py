@@ -1,9 +1,10 @@
 """Tokens in, text out: incremental detokenising and stop strings for one sequence.
 
-A `TextStream` appends the bytes of each token, decodes what is complete, and holds back two things: the bytes of an
-unfinished UTF-8 character, and text that may still become a stop string. It never decodes earlier tokens again, so a
-client that makes the model repeat half a character costs no more than any other; the `DecodeStream` of the tokenizers
-library is faster on ordinary text and quadratic there (8,000 such tokens: 9 s against 18 ms).
+A `TextStream` appends the bytes of each token, decodes what is complete, and holds back two things:
+the bytes of an unfinished UTF-8 character, and text that may still become a stop string. It never
+decodes earlier tokens again, so a client that makes the model repeat half a character costs no more
+than any other; the `DecodeStream` of the tokenizers library is faster on ordinary text and
+quadratic there (8,000 such tokens: 9 s against 18 ms).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from radixserve.text.stops import StopMatch, StopMatcher
 
 
 class TextStream:
-    """The text of one sequence; `"".join(every push) + finish()` is the whole text, cut before the stop string.
+    """The text of one sequence; `"".join(every push) + finish()` is the whole text, cut before the
+    stop string.
 
     Attributes:
         stopped: the stop string that ended the text, None while none did.
@@ -25,9 +27,15 @@ class TextStream:
     """
 
     def __init__(
-        self, pieces: Pieces, stops: Sequence[str] = (), *, continues: bool = False, min_tokens: int = 0
+        self,
+        pieces: Pieces,
+        stops: Sequence[str] = (),
+        *,
+        continues: bool = False,
+        min_tokens: int = 0,
     ) -> None:
-        """`continues`: the text goes on after other text, so the first token keeps its leading space.
+        """`continues`: the text goes on after other text, so the first token keeps its leading
+        space.
 
         Stop strings that are complete within the first `min_tokens` tokens are ordinary text.
         """
@@ -50,14 +58,18 @@ class TextStream:
                 break
             self.num_tokens += 1
             self.offsets.append(self._num_chars)
-            text, num_read = utf_8_decode(data := self._partial + self._bytes(token_id), "replace", False)
+            text, num_read = utf_8_decode(
+                data := self._partial + self._bytes(token_id), "replace", False
+            )
             self._partial = data[num_read:]
             if text:
                 parts.append(self._release(text))
         return "".join(parts)
 
     def finish(self) -> str:
-        """What was held back: the start of a stop string that never came, U+FFFD for an unfinished character."""
+        """What was held back: the start of a stop string that never came, U+FFFD for an unfinished
+        character.
+        """
         if self.stopped is not None:
             return ""
         text = self._release(self._partial.decode(errors="replace"))

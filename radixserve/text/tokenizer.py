@@ -1,8 +1,9 @@
 """The model's tokenizer and chat template, as the front uses them.
 
-Loads whatever transformers can load as a fast tokenizer, by folder or hub name, without importing torch: transformers'
-`PreTrainedTokenizerFast` reads tokenizer.json as it stands, while `AutoTokenizer` imports torch to look at the model's
-configuration first. Every method may be called from any thread. Knows nothing of requests and HTTP.
+Loads whatever transformers can load as a fast tokenizer, by folder or hub name, without importing
+torch: transformers' `PreTrainedTokenizerFast` reads tokenizer.json as it stands, while
+`AutoTokenizer` imports torch to look at the model's configuration first. Every method may be called
+from any thread. Knows nothing of requests and HTTP.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Tokenizer:
     def __init__(self, loaded: PreTrainedTokenizerFast) -> None:
         self._loaded = loaded
         self._backend: tokenizers.Tokenizer = loaded.backend_tokenizer
-        # Files saved after training may still ask for fixed lengths; a server never cuts or pads a prompt.
+        # Files saved after training may still ask for fixed lengths; a server never cuts or pads a
+        # prompt.
         self._backend.no_truncation()
         self._backend.no_padding()
         self._pieces = Pieces(self._backend)
@@ -45,17 +47,23 @@ class Tokenizer:
         if not is_local and folder_or_name.startswith(("/", ".", "~")):
             raise ModelRefused(f"there is no folder {folder_or_name!r}")
         try:
-            return cls(PreTrainedTokenizerFast.from_pretrained(folder_or_name, local_files_only=is_local))
+            return cls(
+                PreTrainedTokenizerFast.from_pretrained(folder_or_name, local_files_only=is_local)
+            )
         except ModelRefused:
             raise
         except Exception as error:  # the libraries below raise bare Exception for a malformed file
             reason = _first_line(error)
             hint = "a folder needs tokenizer.json, which AutoTokenizer.from_pretrained(...).save_pretrained(...) writes"
-            raise ModelRefused(f"cannot load the tokenizer of {folder_or_name!r}: {reason} ({hint})") from error
+            raise ModelRefused(
+                f"cannot load the tokenizer of {folder_or_name!r}: {reason} ({hint})"
+            ) from error
 
     @property
     def vocab_size(self) -> int:
-        """Token ids run from 0 to `vocab_size` - 1, added tokens included; the model's own table may be larger."""
+        """Token ids run from 0 to `vocab_size` - 1, added tokens included; the model's own table
+        may be larger.
+        """
         return self._pieces.vocab_size
 
     @property
@@ -75,7 +83,8 @@ class Tokenizer:
             return self._encode(text, add_special_tokens)
 
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of `messages` in the model's chat template, up to where the assistant's answer begins.
+        """Token ids of `messages` in the model's chat template, up to where the assistant's answer
+        begins.
 
         Raises:
             BadRequest: param "messages"; there is no template, or it refuses these messages.
@@ -91,7 +100,9 @@ class Tokenizer:
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         if self._template is None:
-            raise BadRequest("this model has no chat template: use /v1/completions", param="messages")
+            raise BadRequest(
+                "this model has no chat template: use /v1/completions", param="messages"
+            )
         try:
             text: str = self._loaded.apply_chat_template(
                 messages, chat_template=self._template, add_generation_prompt=True, tokenize=False
@@ -101,23 +112,31 @@ class Tokenizer:
         return text
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of `token_ids`, U+FFFD for bytes that are not UTF-8; ids without a token add nothing."""
+        """The text of `token_ids`, U+FFFD for bytes that are not UTF-8; ids without a token add
+        nothing.
+        """
         if skip_special_tokens:
             stream = self.stream()
             return stream.push(token_ids) + stream.finish()
         pieces = self._pieces
-        data = b"".join(pieces.exact(i) if at else pieces.leading(i) for at, i in enumerate(token_ids))
+        data = b"".join(
+            pieces.exact(i) if at else pieces.leading(i) for at, i in enumerate(token_ids)
+        )
         return data.decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes the token adds in the middle of a text, its name for a special token; b"" for an id without one."""
+        """The bytes the token adds in the middle of a text, its name for a special token; b"" for
+        an id without one.
+        """
         return self._pieces.exact(token_id)
 
     def token_text(self, token_id: int) -> str:
         """`token_bytes` as text, U+FFFD for what is no whole character."""
         return self._pieces.exact(token_id).decode(errors="replace")
 
-    def stream(self, stops: Sequence[str] = (), *, continues: bool = False, min_tokens: int = 0) -> TextStream:
+    def stream(
+        self, stops: Sequence[str] = (), *, continues: bool = False, min_tokens: int = 0
+    ) -> TextStream:
         """A `TextStream` for one sequence, special tokens left out."""
         return TextStream(self._pieces, stops, continues=continues, min_tokens=min_tokens)
 
@@ -129,9 +148,13 @@ def _chat_template(loaded: PreTrainedTokenizerFast) -> str | None:
     except ValueError:
         return None
     try:
-        loaded.apply_chat_template([{"role": "user", "content": "?"}], chat_template=template, tokenize=False)
+        loaded.apply_chat_template(
+            [{"role": "user", "content": "?"}], chat_template=template, tokenize=False
+        )
     except TemplateSyntaxError as error:
-        raise ModelRefused(f"the model's chat template does not compile: {_first_line(error)}") from error
+        raise ModelRefused(
+            f"the model's chat template does not compile: {_first_line(error)}"
+        ) from error
     except Exception:  # not this conversation: each request's own messages are refused or not
         pass
     return template
@@ -153,9 +176,12 @@ def _refusals(param: str | None) -> Generator[None]:
     try:
         yield
     except (TypeError, UnicodeEncodeError) as error:
-        raise BadRequest("the text is not valid Unicode (a lone surrogate?)", param=param) from error
+        raise BadRequest(
+            "the text is not valid Unicode (a lone surrogate?)", param=param
+        ) from error
     except BaseException as error:
-        # A panic in the tokenizer's Rust code arrives as a BaseException, which would end more than this request.
+        # A panic in the tokenizer's Rust code arrives as a BaseException, which would end more than
+        # this request.
         if type(error).__name__ == "PanicException":
             raise ServerError("the tokenizer failed on this text") from error
         raise

@@ -1,8 +1,8 @@
 """K/V out of slots and into them, and between the device and the host beside the step.
 
-On a CPU device memory is host memory: nothing is copied between the two, and every `Copy` has arrived when it is made.
-On CUDA copies run on a stream of their own through pinned memory; the engine looks from time to time whether one has
-arrived, and never waits for it.
+On a CPU device memory is host memory: nothing is copied between the two, and every `Copy` has
+arrived when it is made. On CUDA copies run on a stream of their own through pinned memory; the
+engine looks from time to time whether one has arrived, and never waits for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from radixserve.store.run_file import KV
 
 
 def read_slots(pool: KVPool, slots: Slots) -> KV:
-    """K and V of `slots`, copied: k [layers, len(slots), kv_heads, k_dim], v likewise, on the pool's device."""
+    """K and V of `slots`, copied: k [layers, len(slots), kv_heads, k_dim], v likewise, on the
+    pool's device.
+    """
     return Reader().read(pool, slots)
 
 
@@ -33,9 +35,16 @@ class Reader:
         """As `read_slots`, overwritten by the next call."""
         index = upload(slots.astype(np.int64), pool.k.device)
         sizes = [each[:, 0].numel() * len(slots) for each in pool.tensors]
-        if not self._room or any(room.numel() < size for room, size in zip(self._room, sizes, strict=True)):
-            self._room = [each.new_empty(size) for each, size in zip(pool.tensors, sizes, strict=True)]
-        k, v = (_selected(each, index, room) for each, room in zip(pool.tensors, self._room, strict=True))
+        if not self._room or any(
+            room.numel() < size for room, size in zip(self._room, sizes, strict=True)
+        ):
+            self._room = [
+                each.new_empty(size) for each, size in zip(pool.tensors, sizes, strict=True)
+            ]
+        k, v = (
+            _selected(each, index, room)
+            for each, room in zip(pool.tensors, self._room, strict=True)
+        )
         return k, v
 
 
@@ -92,7 +101,9 @@ class Copies:
 
     def down(self, kv: KV) -> Copy:
         """From the device to (pinned) host memory, behind what was launched until now."""
-        return Copy(kv) if self._stream is None else self._copy(kv, self._stream, torch.device("cpu"))
+        return (
+            Copy(kv) if self._stream is None else self._copy(kv, self._stream, torch.device("cpu"))
+        )
 
     def up(self, kv: KV) -> Copy:
         """From host memory, pinned if it is to go beside the step, to the device."""
@@ -105,7 +116,9 @@ class Copies:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(stream)
         for each in (*kv, k, v):
-            if each.is_cuda:  # its memory is not given to others before both streams are done with it
+            if (
+                each.is_cuda
+            ):  # its memory is not given to others before both streams are done with it
                 each.record_stream(stream)
                 each.record_stream(torch.cuda.current_stream(self._device))
         return Copy((k, v), event)

@@ -1,8 +1,9 @@
-"""The disk tier: what was computed is written behind the step, and read back on a hit that is worth it.
+"""The disk tier: what was computed is written behind the step, and read back on a hit that is worth
+it.
 
-A `DiskStore` on a thread of its own, which also does what commands ask (`store.errands`). Whoever writes holds a lease
-until it is done, so that the slots it reads stay what they are; leases are taken and released on the engine's thread.
-Knows slots and prefixes, no requests.
+A `DiskStore` on a thread of its own, which also does what commands ask (`store.errands`). Whoever
+writes holds a lease until it is done, so that the slots it reads stay what they are; leases are
+taken and released on the engine's thread. Knows slots and prefixes, no requests.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ MAX_QUEUED = 64  # writes that wait; one more is left out
 WRITE_TOKENS = 512  # written in one go: how long a load may have to wait
 _STATS_SECONDS = 1.0
 _LOOK_SECONDS = 0.25  # how often somebody looks whether a command has asked for something
-_NEXT = bytes(TOKEN_BYTES)  # a lease leaves the last token to compute: here that is one which does not exist
+_NEXT = bytes(
+    TOKEN_BYTES
+)  # a lease leaves the last token to compute: here that is one which does not exist
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +55,9 @@ class Load:
 class _Save:
     """A prefix to be written; `lease` protects `slots` until it is let go.
 
-    Slots are read under `reading`, a part at a time, and written to the disk from that copy. So the engine can take the
-    slots back at any moment: it waits for the copy of one part at most, and not for the disk.
+    Slots are read under `reading`, a part at a time, and written to the disk from that copy. So the
+    engine can take the slots back at any moment: it waits for the copy of one part at most, and not
+    for the disk.
     """
 
     namespace: str
@@ -96,10 +100,20 @@ class DiskTier:
     def describe(self, stats: TierStats) -> None:
         """Fill in what concerns the disk, as of the last second or so in which it was used."""
         seen = self._stats
-        stats.disk_budget_bytes, stats.disk_used_bytes, stats.disk_runs = seen.budget, seen.bytes, seen.runs
+        stats.disk_budget_bytes, stats.disk_used_bytes, stats.disk_runs = (
+            seen.budget,
+            seen.bytes,
+            seen.runs,
+        )
         stats.disk_writing, stats.stored_tokens_total = seen.writing, seen.stored_tokens_total
-        stats.evicted_runs_total, stats.verify_failures_total = seen.evicted_runs_total, seen.verify_failures_total
-        stats.read_errors_total, stats.write_errors_total = seen.read_errors_total, seen.write_errors_total
+        stats.evicted_runs_total, stats.verify_failures_total = (
+            seen.evicted_runs_total,
+            seen.verify_failures_total,
+        )
+        stats.read_errors_total, stats.write_errors_total = (
+            seen.read_errors_total,
+            seen.write_errors_total,
+        )
         stats.skipped_total = seen.skipped_total + seen.refused_total + self.skipped_total
 
     def load(self, namespace: str, tokens: bytes, depth: int) -> Load:
@@ -124,9 +138,11 @@ class DiskTier:
         self._worker.submit(Job(lambda: self._save(save), lambda: self._let_go(save)), urgent=False)
 
     def relent(self) -> bool:
-        """Give up writes for the slots they hold: those that were not begun, next time the one that was.
+        """Give up writes for the slots they hold: those that were not begun, next time the one that
+        was.
 
-        False if there are none. Of the one that was begun the disk may get the part that is copied already.
+        False if there are none. Of the one that was begun the disk may get the part that is copied
+        already.
         """
         jobs, current = self._worker.withdraw(), self._current
         self.skipped_total += len(jobs)
@@ -157,7 +173,9 @@ class DiskTier:
             save.held = False
 
     def _look_out(self) -> None:
-        """On a thread of its own: see what commands ask, and have it done beside loads and before writes."""
+        """On a thread of its own: see what commands ask, and have it done beside loads and before
+        writes.
+        """
         while not self._closing.wait(_LOOK_SECONDS):
             if self._attendant.asked and not self._attending:
                 self._attending = True
@@ -194,7 +212,9 @@ class DiskTier:
         return True
 
     def _save(self, save: _Save) -> bool:
-        """Write one part more; True if that was the last. With nothing to write the prefix is marked as used."""
+        """Write one part more; True if that was the last. With nothing to write the prefix is
+        marked as used.
+        """
         self._current = save
         num_tokens, depth = len(save.slots), self._store.match(save.namespace, save.tokens)
         stop = min(depth + WRITE_TOKENS, num_tokens)

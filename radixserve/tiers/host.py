@@ -1,8 +1,10 @@
-"""The host tier: K/V that the device evicted, in host memory, under a budget and an order of eviction of its own.
+"""The host tier: K/V that the device evicted, in host memory, under a budget and an order of
+eviction of its own.
 
-The same parts as on the device, a second time: a `KVCache` for who has which slot, a `KVPool` for the tensors. What is
-demoted comes with its whole prefix, because a leaf hangs at its ancestors here too; these are still on the device then,
-and what is here already is not copied again. Runs on the engine's thread; copies run beside the step.
+The same parts as on the device, a second time: a `KVCache` for who has which slot, a `KVPool` for
+the tensors. What is demoted comes with its whole prefix, because a leaf hangs at its ancestors here
+too; these are still on the device then, and what is here already is not copied again. Runs on the
+engine's thread; copies run beside the step.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from radixserve.step import Slots, TierStats
 from radixserve.store.run_file import KV
 from radixserve.tiers.copies import Copies, Copy, read_slots, write_slots
 
-_NEXT = bytes(TOKEN_BYTES)  # a lease leaves the last token to compute: here that is one which does not exist
+_NEXT = bytes(
+    TOKEN_BYTES
+)  # a lease leaves the last token to compute: here that is one which does not exist
 
 
 @dataclass(slots=True)
@@ -36,7 +40,9 @@ class HostTier:
     name = "host"
 
     def __init__(self, device_pool: KVPool, shape: KVShape, num_slots: int, copies: Copies) -> None:
-        """Room for `num_slots` tokens of `shape`, which may have another dtype than the device's pool."""
+        """Room for `num_slots` tokens of `shape`, which may have another dtype than the device's
+        pool.
+        """
         self.cache = KVCache(num_slots)
         self.demoted_tokens_total = 0
         self._pool = KVPool(shape, num_slots, torch.device("cpu"))
@@ -57,7 +63,8 @@ class HostTier:
         return bool(self._falling)
 
     def demote(self, namespace: str, tokens: bytes, slots: Slots) -> None:
-        """Keep what the device is about to evict; `OnEvict` of its cache. Nothing where there is no room for it.
+        """Keep what the device is about to evict; `OnEvict` of its cache. Nothing where there is no
+        room for it.
 
         The copy out of the slots is launched here, before anything that could write to them.
         """
@@ -68,7 +75,9 @@ class HostTier:
         if not len(lacking):
             lease.release()
             return
-        self._falling.append(_Demotion(tokens, lease, self._copies.down(read_slots(self._device_pool, lacking))))
+        self._falling.append(
+            _Demotion(tokens, lease, self._copies.down(read_slots(self._device_pool, lacking)))
+        )
         self.settle()
 
     def settle(self) -> None:
@@ -82,7 +91,9 @@ class HostTier:
                 self.demoted_tokens_total += lease.num_published - first
 
     def fetch(self, namespace: str, tokens: bytes, depth: int) -> KV | None:
-        """A copy of K/V from position `depth` on, as far as it goes and short of the last token; None without any."""
+        """A copy of K/V from position `depth` on, as far as it goes and short of the last token;
+        None without any.
+        """
         lease = self.cache.lease(namespace, tokens, 0)
         assert lease is not None, "a lease on nothing new needs no room"
         with lease:

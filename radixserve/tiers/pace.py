@@ -6,7 +6,9 @@ Written by one thread and read by another: two floats each, and a stale one does
 from __future__ import annotations
 
 _MEMORY = 0.9  # weight of what was seen before, at each new observation
-_TRY_AGAIN = 16  # one of so many that are not worth it is loaded all the same: what was slow may be fast now
+_TRY_AGAIN = (
+    16  # one of so many that are not worth it is loaded all the same: what was slow may be fast now
+)
 
 
 class Rate:
@@ -38,7 +40,9 @@ class Pace:
         return num_tokens * (self.prefill.seconds_per_token or 0.0)
 
     def worth_loading(self) -> bool:
-        """Loading is the faster way, as far as is known; where one of them was never seen it is tried."""
+        """Loading is the faster way, as far as is known; where one of them was never seen it is
+        tried.
+        """
         load, prefill = self.load.seconds_per_token, self.prefill.seconds_per_token
         if load is None or prefill is None or load < prefill:
             return True

@@ -1,7 +1,8 @@
 """A thread that does jobs for the engine beside the step, one at a time.
 
-Urgent jobs (loads: somebody waits) go before patient ones (writes), also between two parts of a patient one. The engine
-learns of finished jobs by a readable file descriptor and collects them on its own thread. Knows not what a job does.
+Urgent jobs (loads: somebody waits) go before patient ones (writes), also between two parts of a
+patient one. The engine learns of finished jobs by a readable file descriptor and collects them on
+its own thread. Knows not what a job does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """`work` runs on the worker's thread, again and again until it gives True; then `then` on the engine's."""
+    """`work` runs on the worker's thread, again and again until it gives True; then `then` on the
+    engine's.
+    """
 
     work: Callable[[], bool]
     then: Callable[[], None]

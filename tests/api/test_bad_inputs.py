@@ -1,4 +1,6 @@
-"""Bad bodies: each gets its refusal on every endpoint it applies to, and the next good request its usual answer."""
+"""Bad bodies: each gets its refusal on every endpoint it applies to, and the next good request its
+usual answer.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +139,12 @@ CHAT_FIELDS: list[tuple[Any, ...]] = [
     ("messages", [{"role": "alien", "content": "x"}], "invalid_value", "messages[0].role"),
     ("messages", [{"role": "tool", "content": "x"}], "unsupported_parameter", "messages[0].role"),
     ("messages", [{"role": "user"}], "missing_required_parameter", "messages[0].content"),
-    ("messages", [{"role": "user", "content": None}], "missing_required_parameter", "messages[0].content"),
+    (
+        "messages",
+        [{"role": "user", "content": None}],
+        "missing_required_parameter",
+        "messages[0].content",
+    ),
     ("messages", [{"role": "user", "content": 5}], "invalid_type", "messages[0].content"),
     ("messages", [{"role": "user", "content": []}], "empty_array", "messages[0].content"),
     ("messages", [{"role": "user", "content": ["x"]}], "invalid_type", "messages[0].content[0]"),
@@ -159,8 +166,18 @@ CHAT_FIELDS: list[tuple[Any, ...]] = [
         "unsupported_parameter",
         "messages[0].content[0].cache_control",
     ),
-    ("messages", [{"role": "user", "content": "x", "what": 1}], "unknown_parameter", "messages[0].what"),
-    ("messages", [{"role": "user", "content": "x", "name": "bob"}], "unsupported_parameter", "messages[0].name"),
+    (
+        "messages",
+        [{"role": "user", "content": "x", "what": 1}],
+        "unknown_parameter",
+        "messages[0].what",
+    ),
+    (
+        "messages",
+        [{"role": "user", "content": "x", "name": "bob"}],
+        "unsupported_parameter",
+        "messages[0].name",
+    ),
     ("messages", [{"role": "user", "content": "x" * 10_000}], "context_length_exceeded"),
     ("messages", [{"role": "user", "content": "x" * 510}], "context_length_exceeded", None),
     ("logprobs", 2, "invalid_type"),
@@ -238,18 +255,24 @@ async def test_what_is_not_a_json_object_is_refused(server: Server, path: str, r
 
 @pytest.mark.parametrize("path", BOTH)
 async def test_anything_after_the_body_is_refused(server: Server, path: str) -> None:
-    await assert_refused(server, path, json.dumps(body_for(path)).encode() + b" {}", "invalid_json", None)
+    await assert_refused(
+        server, path, json.dumps(body_for(path)).encode() + b" {}", "invalid_json", None
+    )
 
 
 @pytest.mark.parametrize("path", BOTH)
 async def test_nesting_too_deep_for_the_decoder_is_refused(server: Server, path: str) -> None:
-    raw = json.dumps(body_for(path)).encode()[:-1] + b', "tools": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+    raw = (
+        json.dumps(body_for(path)).encode()[:-1] + b', "tools": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+    )
     await assert_refused(server, path, raw, "invalid_json", None)
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400, "9" * 5000])
 @pytest.mark.parametrize("path", BOTH)
-async def test_numbers_beyond_all_bounds_are_refused_by_name(server: Server, path: str, number: str) -> None:
+async def test_numbers_beyond_all_bounds_are_refused_by_name(
+    server: Server, path: str, number: str
+) -> None:
     raw = json.dumps(body_for(path)).encode()[:-1] + f', "temperature": {number}}}'.encode()
     await assert_refused(server, path, raw, "invalid_value", "temperature")
 
@@ -257,9 +280,15 @@ async def test_numbers_beyond_all_bounds_are_refused_by_name(server: Server, pat
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("path", BOTH)
 @pytest.mark.parametrize("case", FIELDS, ids=case_id)
-async def test_a_bad_field_is_refused_by_name(server: Server, path: str, case: tuple[Any, ...], stream: bool) -> None:
+async def test_a_bad_field_is_refused_by_name(
+    server: Server, path: str, case: tuple[Any, ...], stream: bool
+) -> None:
     name, value, code, *param = case
-    body = body_for(path) | ({"stream": True} if stream and name != "stream_options" else {}) | {name: value}
+    body = (
+        body_for(path)
+        | ({"stream": True} if stream and name != "stream_options" else {})
+        | {name: value}
+    )
     await assert_refused(server, path, body, code, param[0] if param else name)
     assert server.metrics.records[0].outcome == "rejected"
 
@@ -267,18 +296,34 @@ async def test_a_bad_field_is_refused_by_name(server: Server, path: str, case: t
 @pytest.mark.parametrize("case", CHAT_FIELDS, ids=case_id)
 async def test_a_bad_chat_field_is_refused_by_name(server: Server, case: tuple[Any, ...]) -> None:
     name, value, code, *param = case
-    await assert_refused(server, CHAT, body_for(CHAT) | {name: value}, code, param[0] if param else name)
+    await assert_refused(
+        server, CHAT, body_for(CHAT) | {name: value}, code, param[0] if param else name
+    )
 
 
 @pytest.mark.parametrize("case", COMPLETION_FIELDS, ids=case_id)
-async def test_a_bad_completion_field_is_refused_by_name(server: Server, case: tuple[Any, ...]) -> None:
+async def test_a_bad_completion_field_is_refused_by_name(
+    server: Server, case: tuple[Any, ...]
+) -> None:
     name, value, code, *param = case
-    await assert_refused(server, COMPLETIONS, body_for(COMPLETIONS) | {name: value}, code, param[0] if param else name)
+    await assert_refused(
+        server,
+        COMPLETIONS,
+        body_for(COMPLETIONS) | {name: value},
+        code,
+        param[0] if param else name,
+    )
 
 
 @pytest.mark.parametrize(
     ("path", "field"),
-    [(CHAT, "model"), (CHAT, "messages"), (COMPLETIONS, "model"), (COMPLETIONS, "prompt"), ("/detokenize", "tokens")],
+    [
+        (CHAT, "model"),
+        (CHAT, "messages"),
+        (COMPLETIONS, "model"),
+        (COMPLETIONS, "prompt"),
+        ("/detokenize", "tokens"),
+    ],
 )
 async def test_a_missing_field_is_named(server: Server, path: str, field: str) -> None:
     body = {} if path == "/detokenize" else body_for(path)
@@ -291,23 +336,45 @@ async def test_a_missing_field_is_named(server: Server, path: str, field: str) -
     [
         ({"what": 1}, "unknown_parameter", "stream_options.what"),
         ({"include_usage": "yes"}, "invalid_type", "stream_options.include_usage"),
-        ({"continuous_usage_stats": True}, "unsupported_parameter", "stream_options.continuous_usage_stats"),
-        ({"include_obfuscation": True}, "unsupported_parameter", "stream_options.include_obfuscation"),
+        (
+            {"continuous_usage_stats": True},
+            "unsupported_parameter",
+            "stream_options.continuous_usage_stats",
+        ),
+        (
+            {"include_obfuscation": True},
+            "unsupported_parameter",
+            "stream_options.include_obfuscation",
+        ),
     ],
 )
 @pytest.mark.parametrize("path", BOTH)
-async def test_stream_options_are_checked(server: Server, path: str, options: Any, code: str, param: str) -> None:
-    await assert_refused(server, path, body_for(path, stream=True, stream_options=options), code, param)
+async def test_stream_options_are_checked(
+    server: Server, path: str, options: Any, code: str, param: str
+) -> None:
+    await assert_refused(
+        server, path, body_for(path, stream=True, stream_options=options), code, param
+    )
 
 
 @pytest.mark.parametrize(
     ("path", "body", "code", "param"),
     [
         ("/tokenize", {}, "invalid_value", "prompt"),
-        ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "x"}]}, "invalid_value", "prompt"),
+        (
+            "/tokenize",
+            {"prompt": "a", "messages": [{"role": "user", "content": "x"}]},
+            "invalid_value",
+            "prompt",
+        ),
         ("/tokenize", {"prompt": 5}, "invalid_type", "prompt"),
         ("/tokenize", {"prompt": "x" * 10_000}, "context_length_exceeded", "prompt"),
-        ("/tokenize", {"messages": [{"role": "alien", "content": "x"}]}, "invalid_value", "messages[0].role"),
+        (
+            "/tokenize",
+            {"messages": [{"role": "alien", "content": "x"}]},
+            "invalid_value",
+            "messages[0].role",
+        ),
         ("/tokenize", {"prompt": "a", "tools": []}, "unknown_parameter", "tools"),
         ("/detokenize", {"tokens": "a"}, "invalid_type", "tokens"),
         ("/detokenize", {"tokens": [258]}, "invalid_value", "tokens[0]"),
@@ -324,7 +391,13 @@ async def test_tokenize_and_detokenize_check_their_bodies(
 
 @pytest.mark.parametrize("path", ALL)
 async def test_an_unknown_model_is_not_found(server: Server, path: str) -> None:
-    body = {"tokens": [1]} if path == "/detokenize" else {"prompt": "x"} if path == "/tokenize" else body_for(path)
+    body = (
+        {"tokens": [1]}
+        if path == "/detokenize"
+        else {"prompt": "x"}
+        if path == "/tokenize"
+        else body_for(path)
+    )
     status, answer = await server.post(path, body | {"model": "y" * 300})
     assert status == 404
     assert (answer["error"]["param"], answer["error"]["code"]) == ("model", "model_not_found")
@@ -333,9 +406,14 @@ async def test_an_unknown_model_is_not_found(server: Server, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ALL)
-async def test_a_body_beyond_the_limit_is_refused_plain_or_inflated(server: Server, path: str) -> None:
+async def test_a_body_beyond_the_limit_is_refused_plain_or_inflated(
+    server: Server, path: str
+) -> None:
     big = b'{"model": "' + b"x" * 70_000 + b'"}'
-    for raw, headers in [(big, {}), (gzip.compress(b"x" * 10_000_000), {"Content-Encoding": "gzip"})]:
+    for raw, headers in [
+        (big, {}),
+        (gzip.compress(b"x" * 10_000_000), {"Content-Encoding": "gzip"}),
+    ]:
         status, answer = await server.post(path, raw, headers=headers)
         assert (status, answer["error"]["code"]) == (413, "request_too_large")
     await assert_still_serves(server)
@@ -348,7 +426,11 @@ async def test_messages_that_render_to_no_token_are_refused(
     monkeypatch.setattr(tokenizer, "_template", "{{ messages[0].content }}")
     messages = {"model": MODEL, "messages": [{"role": "user", "content": ""}]}
     status, answer = await server.post(path, messages)
-    assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, "messages", "invalid_value")
+    assert (status, answer["error"]["param"], answer["error"]["code"]) == (
+        400,
+        "messages",
+        "invalid_value",
+    )
     assert server.engine.seen == []
 
 
@@ -364,15 +446,25 @@ async def test_a_token_that_only_the_tokenizer_knows_is_refused(server: Server, 
     await assert_still_serves(server)
 
 
-async def test_more_messages_than_the_context_holds_tokens_are_not_even_rendered(server: Server) -> None:
-    status, answer = await server.post(CHAT, body_for(CHAT) | {"messages": [{"role": "user", "content": ""}] * 513})
-    assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, "messages", "context_length_exceeded")
+async def test_more_messages_than_the_context_holds_tokens_are_not_even_rendered(
+    server: Server,
+) -> None:
+    status, answer = await server.post(
+        CHAT, body_for(CHAT) | {"messages": [{"role": "user", "content": ""}] * 513}
+    )
+    assert (status, answer["error"]["param"], answer["error"]["code"]) == (
+        400,
+        "messages",
+        "context_length_exceeded",
+    )
     await assert_still_serves(server)
 
 
 @pytest.mark.parametrize("path", ALL)
 async def test_a_broken_encoding_is_refused(server: Server, path: str) -> None:
-    status, answer = await server.post(path, b"not gzip at all", headers={"Content-Encoding": "gzip"})
+    status, answer = await server.post(
+        path, b"not gzip at all", headers={"Content-Encoding": "gzip"}
+    )
     assert (status, answer["error"]["code"]) == (400, "invalid_body")
     await assert_still_serves(server)
 
@@ -380,18 +472,31 @@ async def test_a_broken_encoding_is_refused(server: Server, path: str) -> None:
 @pytest.mark.parametrize("path", BOTH)
 async def test_null_and_values_without_effect_are_accepted(server: Server, path: str) -> None:
     body_type = ChatBody if path == CHAT else CompletionBody
-    nulls = dict.fromkeys(set(body_type.__struct_fields__) - {"model", "messages", "prompt", "max_tokens"})
+    nulls = dict.fromkeys(
+        set(body_type.__struct_fields__) - {"model", "messages", "prompt", "max_tokens"}
+    )
     status, answer = await server.post(path, nulls | body_for(path))
     assert (status, text_of(path, answer)) == (200, reference(path))
     harmless = {name: accepted[0] for name, accepted in AS_IF_ABSENT.items()}
-    harmless |= {"user": "u", "metadata": {"a": "b"}, "safety_identifier": "s", "n": 1, "top_k": -1, "stop": []}
+    harmless |= {
+        "user": "u",
+        "metadata": {"a": "b"},
+        "safety_identifier": "s",
+        "n": 1,
+        "top_k": -1,
+        "stop": [],
+    }
     status, answer = await server.post(path, harmless | body_for(path))
     assert (status, text_of(path, answer)) == (200, reference(path))
 
 
 async def test_json_is_read_whatever_content_type_it_claims(server: Server) -> None:
     raw = json.dumps(body_for(COMPLETIONS)).encode()
-    for content_type in ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=nonsense"):
+    for content_type in (
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/json; charset=nonsense",
+    ):
         status, answer = await server.post(COMPLETIONS, raw, headers={"Content-Type": content_type})
         assert (status, text_of(COMPLETIONS, answer)) == (200, "abca")
 

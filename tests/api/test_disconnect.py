@@ -1,4 +1,6 @@
-"""Clients that leave, at every moment, and clients that stop reading: their work stops, others' goes on."""
+"""Clients that leave, at every moment, and clients that stop reading: their work stops, others'
+goes on.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def raw_request(path: str, body: Any) -> bytes:
     return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
 
 
-async def connect(server: Server, request: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect(
+    server: Server, request: bytes
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(request)
     await writer.drain()
@@ -78,7 +82,9 @@ async def test_a_client_that_leaves_stops_its_work(
 
 
 @pytest.mark.parametrize("path", BOTH)
-async def test_a_client_that_leaves_while_tokens_flow_stops_its_work(server: Server, path: str) -> None:
+async def test_a_client_that_leaves_while_tokens_flow_stops_its_work(
+    server: Server, path: str
+) -> None:
     body = body_for(path, text="x", stream=True) | {"max_tokens": 490}
     server.engine.hold_at = 400
     reader, writer = await connect(server, raw_request(path, body))
@@ -88,7 +94,9 @@ async def test_a_client_that_leaves_while_tokens_flow_stops_its_work(server: Ser
 
 
 @pytest.mark.parametrize("path", BOTH)
-async def test_a_client_that_leaves_before_its_body_is_there_reaches_no_engine(server: Server, path: str) -> None:
+async def test_a_client_that_leaves_before_its_body_is_there_reaches_no_engine(
+    server: Server, path: str
+) -> None:
     request = raw_request(path, body_for(path))
     _, writer = await connect(server, request[:-5])
     await asyncio.sleep(0.05)
@@ -149,7 +157,9 @@ class TestSlowClients:
         endless = [65] * 200_000
         server.engine.answer = lambda request: endless
         assert server.engine.info is not None
-        server.engine.info = msgspec.structs.replace(server.engine.info, context_length=1 << 20, num_slots=1 << 20)
+        server.engine.info = msgspec.structs.replace(
+            server.engine.info, context_length=1 << 20, num_slots=1 << 20
+        )
         body = body_for(COMPLETIONS, stream=True, logprobs=5) | {"max_tokens": 200_000}
         connection = socket.create_connection(("127.0.0.1", server.port))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -167,7 +177,9 @@ class TestSlowClients:
             await asyncio.Event().wait()
 
         monkeypatch.setattr(web.StreamResponse, "write_eof", stalled)
-        reader, writer = await connect(server, raw_request(COMPLETIONS, body_for(COMPLETIONS, stream=True)))
+        reader, writer = await connect(
+            server, raw_request(COMPLETIONS, body_for(COMPLETIONS, stream=True))
+        )
         with contextlib.suppress(ConnectionError):
             await asyncio.wait_for(reader.read(), 10)
         writer.close()
@@ -186,18 +198,22 @@ async def test_http_1_0_pipelining_and_expect_are_served(server: Server) -> None
     reader, writer = await connect(server, data.replace(b"HTTP/1.1", b"HTTP/1.0"))
     assert b'"text":"abca"' in await reader.read()
     writer.close()
-    reader, writer = await connect(server, data + data.replace(b"Host: x", b"Host: x\r\nConnection: close"))
+    reader, writer = await connect(
+        server, data + data.replace(b"Host: x", b"Host: x\r\nConnection: close")
+    )
     assert (await reader.read()).count(b'"text":"abca"') == 2
     writer.close()
-    head, _, body = data.replace(b"Host: x", b"Host: x\r\nExpect: 100-continue\r\nConnection: close").partition(
-        b"\r\n\r\n"
-    )
+    head, _, body = data.replace(
+        b"Host: x", b"Host: x\r\nExpect: 100-continue\r\nConnection: close"
+    ).partition(b"\r\n\r\n")
     reader, writer = await connect(server, head + b"\r\n\r\n")
     assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     writer.write(body)
     assert b'"text":"abca"' in await reader.read()
     writer.close()
-    stream = raw_request(COMPLETIONS, body_for(COMPLETIONS, stream=True)).replace(b"HTTP/1.1", b"HTTP/1.0")
+    stream = raw_request(COMPLETIONS, body_for(COMPLETIONS, stream=True)).replace(
+        b"HTTP/1.1", b"HTTP/1.0"
+    )
     reader, writer = await connect(server, stream)
     assert (await reader.read()).endswith(b"data: [DONE]\n\n")
     writer.close()

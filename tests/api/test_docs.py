@@ -16,7 +16,9 @@ def test_every_field_is_documented() -> None:
     bodies: list[type[msgspec.Struct]] = [
         wire.ChatBody, wire.CompletionBody, wire.StreamOptions, wire.TokenizeBody, wire.DetokenizeBody,
     ]  # fmt: skip
-    fields = {name for body in bodies for name in body.__struct_fields__} | set(wire.Message.__struct_fields__[2:])
+    fields = {name for body in bodies for name in body.__struct_fields__} | set(
+        wire.Message.__struct_fields__[2:]
+    )
     missing = sorted(name for name in fields if f"`{name}`" not in DOCS and f'"{name}"' not in DOCS)
     assert missing == []
 

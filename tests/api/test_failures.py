@@ -1,4 +1,6 @@
-"""Failures that are not the body's fault: paths and methods, overload, the engine, and what the client is told when."""
+"""Failures that are not the body's fault: paths and methods, overload, the engine, and what the
+client is told when.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ async def assert_still_serves(server: Server) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS", "PATCH"])
-@pytest.mark.parametrize("path", ["/", "/v1", "/v2/chat/completions", "/health/", "/" + "x" * 500, "/v1/completions/"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v2/chat/completions", "/health/", "/" + "x" * 500, "/v1/completions/"]
+)
 async def test_an_unknown_path_is_not_found(server: Server, method: str, path: str) -> None:
     async with server.session.request(method, server.url + path) as response:
         answer = await response.json()
@@ -50,7 +54,9 @@ async def test_an_unknown_path_is_not_found(server: Server, method: str, path: s
         ("POST", "/metrics", "GET, HEAD"),
     ],
 )
-async def test_a_wrong_method_is_told_the_right_ones(server: Server, method: str, path: str, allow: str) -> None:
+async def test_a_wrong_method_is_told_the_right_ones(
+    server: Server, method: str, path: str, allow: str
+) -> None:
     async with server.session.request(method, server.url + path) as response:
         answer = await response.json()
         assert (response.status, response.headers["Allow"]) == (405, allow)
@@ -73,13 +79,18 @@ async def test_version_says_whether_hits_are_exact(server: Server) -> None:
     assert answer["engine"]["fallback_reason"] is None
 
 
-async def test_tokenize_gives_what_generation_computes_and_detokenize_reverses_it(server: Server) -> None:
+async def test_tokenize_gives_what_generation_computes_and_detokenize_reverses_it(
+    server: Server,
+) -> None:
     messages = [{"role": "user", "content": "hé"}]
     _, tokenized = await server.post("/tokenize", {"messages": messages})
     await server.post(CHAT, {"model": MODEL, "max_tokens": 1, "messages": messages})
     assert tokenized["tokens"] == server.engine.seen[0].prompt_ids
     assert tokenized["count"] == len(tokenized["tokens"])
-    assert await server.post("/detokenize", {"tokens": tokenized["tokens"]}) == (200, {"prompt": "<turn>user: hé\n"})
+    assert await server.post("/detokenize", {"tokens": tokenized["tokens"]}) == (
+        200,
+        {"prompt": "<turn>user: hé\n"},
+    )
     _, tokenized = await server.post("/tokenize", {"prompt": "hi", "model": MODEL})
     assert tokenized == {"tokens": [104, 105], "count": 2, "max_model_len": 512}
 
@@ -88,7 +99,9 @@ async def test_tokenize_gives_what_generation_computes_and_detokenize_reverses_i
 @pytest.mark.parametrize("path", BOTH)
 async def test_a_full_queue_says_when_to_come_back(server: Server, path: str, stream: bool) -> None:
     server.engine.refuse_after = 1
-    async with server.session.post(server.url + path, json=body_for(path, n=3, stream=stream)) as response:
+    async with server.session.post(
+        server.url + path, json=body_for(path, n=3, stream=stream)
+    ) as response:
         answer = await response.json()
         assert (response.status, response.headers["Retry-After"]) == (503, "7")
     assert answer["error"]["code"] == "server_is_overloaded"
@@ -124,7 +137,9 @@ async def test_an_unready_engine_refuses_with_the_reason_and_health_says_it(serv
     await assert_still_serves(server)
 
 
-async def test_while_the_engine_restarts_requests_are_taken_and_health_says_that_it_does(server: Server) -> None:
+async def test_while_the_engine_restarts_requests_are_taken_and_health_says_that_it_does(
+    server: Server,
+) -> None:
     server.engine.unready_reason = "restarting"
     for path in BOTH:
         assert (await server.post(path, body_for(path)))[0] == 200
@@ -136,7 +151,11 @@ async def test_while_the_engine_restarts_requests_are_taken_and_health_says_that
 
 async def test_before_the_model_is_loaded_only_what_needs_it_is_refused(server: Server) -> None:
     info, server.engine.info = server.engine.info, None
-    for path, body in ((CHAT, body_for(CHAT)), ("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [1]})):
+    for path, body in (
+        (CHAT, body_for(CHAT)),
+        ("/tokenize", {"prompt": "a"}),
+        ("/detokenize", {"tokens": [1]}),
+    ):
         status, answer = await server.post(path, body)
         assert (status, answer["error"]["code"]) == (503, "server_not_ready")
     assert (await server.get("/v1/models"))[0] == 200
@@ -147,7 +166,8 @@ async def test_before_the_model_is_loaded_only_what_needs_it_is_refused(server: 
 
 
 @pytest.mark.parametrize(
-    ("failure", "status", "code"), [("error", 500, "generation_failed"), ("abort", 503, "generation_aborted")]
+    ("failure", "status", "code"),
+    [("error", 500, "generation_failed"), ("abort", 503, "generation_aborted")],
 )
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("path", BOTH)
@@ -165,14 +185,18 @@ async def test_a_failure_has_a_status_until_the_first_token(
     await assert_still_serves(server)
 
 
-@pytest.mark.parametrize(("failure", "code"), [("error", "generation_failed"), ("abort", "generation_aborted")])
+@pytest.mark.parametrize(
+    ("failure", "code"), [("error", "generation_failed"), ("abort", "generation_aborted")]
+)
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("path", BOTH)
 async def test_a_failure_after_the_first_token_ends_the_stream_without_done(
     server: Server, path: str, n: int, failure: Any, code: str
 ) -> None:
     server.engine.fail_at, server.engine.failure = 2, failure
-    async with server.session.post(server.url + path, json=body_for(path, n=n, stream=True)) as response:
+    async with server.session.post(
+        server.url + path, json=body_for(path, n=n, stream=True)
+    ) as response:
         assert response.status == 200
         events = (await response.text()).strip().split("\n\n")
     error = json.loads(events[-1].removeprefix("data: "))["error"]
@@ -185,10 +209,14 @@ async def test_a_failure_after_the_first_token_ends_the_stream_without_done(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", BOTH)
-async def test_without_memory_the_client_is_told_to_come_again(server: Server, path: str, stream: bool) -> None:
+async def test_without_memory_the_client_is_told_to_come_again(
+    server: Server, path: str, stream: bool
+) -> None:
     server.engine.fail_at = 0 if stream else 2
     server.engine.failure, server.engine.error = OUT_OF_MEMORY.finish, OUT_OF_MEMORY.error
-    async with server.session.post(server.url + path, json=body_for(path, stream=stream)) as response:
+    async with server.session.post(
+        server.url + path, json=body_for(path, stream=stream)
+    ) as response:
         assert (response.status, response.headers["Retry-After"]) == (503, "1")
         error = (await response.json())["error"]
     assert error == {
@@ -238,15 +266,21 @@ async def test_an_engine_that_ends_without_a_result_is_a_failure(server: Server,
 
 
 async def test_a_sane_request_id_comes_back_and_another_is_replaced(server: Server) -> None:
-    async with server.session.get(server.url + "/health", headers={"x-request-id": "my-id.1"}) as response:
+    async with server.session.get(
+        server.url + "/health", headers={"x-request-id": "my-id.1"}
+    ) as response:
         assert response.headers["x-request-id"] == "my-id.1"
-    async with server.session.get(server.url + "/health", headers={"x-request-id": "a b<script>"}) as response:
+    async with server.session.get(
+        server.url + "/health", headers={"x-request-id": "a b<script>"}
+    ) as response:
         assert response.headers["x-request-id"].startswith("req-")
 
 
 async def test_two_requests_with_the_same_request_id_both_work(server: Server) -> None:
     headers = {"x-request-id": "same"}
-    answers = await asyncio.gather(*(server.post(path, body_for(path), headers=headers) for path in BOTH * 4))
+    answers = await asyncio.gather(
+        *(server.post(path, body_for(path), headers=headers) for path in BOTH * 4)
+    )
     assert [status for status, _ in answers] == [200] * 8
     assert len({request.id for request in server.engine.seen}) == 8
 

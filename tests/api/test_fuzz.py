@@ -20,22 +20,89 @@ from radixserve.text.tokenizer import Tokenizer
 from tests.api.conftest import CHAT, COMPLETIONS, MODEL, body_for, reference, text_of
 from tests.fakes import FakeEngine
 
-BODIES = {CHAT: ChatBody, COMPLETIONS: CompletionBody, "/tokenize": TokenizeBody, "/detokenize": DetokenizeBody}
-EDGES = [-1, 0, 1, 2, 5, 20, 257, 258, 2**31, 2**63 - 1, 2**63, -(2**63), 10**30, 0.0, 1e-300, 0.5, 1.0, 2.0, 1e308]
-WORDS = ["", "a", "text", "user", "system", "developer", "assistant", "tool", MODEL, "\0", "é😀", "<eos>", "x" * 9000]
-NAMES = ["role", "content", "type", "text", "image_url", "include_usage", "json_schema", "5", "97", "-1", "\0"]
+BODIES = {
+    CHAT: ChatBody,
+    COMPLETIONS: CompletionBody,
+    "/tokenize": TokenizeBody,
+    "/detokenize": DetokenizeBody,
+}
+EDGES = [
+    -1,
+    0,
+    1,
+    2,
+    5,
+    20,
+    257,
+    258,
+    2**31,
+    2**63 - 1,
+    2**63,
+    -(2**63),
+    10**30,
+    0.0,
+    1e-300,
+    0.5,
+    1.0,
+    2.0,
+    1e308,
+]
+WORDS = [
+    "",
+    "a",
+    "text",
+    "user",
+    "system",
+    "developer",
+    "assistant",
+    "tool",
+    MODEL,
+    "\0",
+    "é😀",
+    "<eos>",
+    "x" * 9000,
+]
+NAMES = [
+    "role",
+    "content",
+    "type",
+    "text",
+    "image_url",
+    "include_usage",
+    "json_schema",
+    "5",
+    "97",
+    "-1",
+    "\0",
+]
 
-leaves = st.none() | st.booleans() | st.sampled_from(EDGES) | st.integers() | st.sampled_from(WORDS) | st.text()
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.sampled_from(EDGES)
+    | st.integers()
+    | st.sampled_from(WORDS)
+    | st.text()
+)
 values = st.recursive(
     leaves | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.sampled_from(NAMES) | st.text(), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=6)
+        | st.dictionaries(st.sampled_from(NAMES) | st.text(), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
 
 def some_body(path: str) -> st.SearchStrategy[Any]:
     """A good body with any of its fields, and unknown ones, replaced by anything."""
-    good = {"tokens": [1]} if path == "/detokenize" else {"prompt": "x"} if path == "/tokenize" else body_for(path)
+    good = (
+        {"tokens": [1]}
+        if path == "/detokenize"
+        else {"prompt": "x"}
+        if path == "/tokenize"
+        else body_for(path)
+    )
     names = st.sampled_from(sorted(BODIES[path].__struct_fields__)) | st.text(max_size=5)
     # few at a time: the first mistake hides the others
     return st.dictionaries(names, values, max_size=3).map(lambda changed: {**good, **changed})

@@ -1,4 +1,6 @@
-"""What a good request gets: text, finish reasons, usage, logprobs, several choices; the same streamed and whole."""
+"""What a good request gets: text, finish reasons, usage, logprobs, several choices; the same
+streamed and whole.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ async def stream(server: Server, path: str, body: Any) -> tuple[list[Any], list[
         text = await response.text()
     assert text.endswith("\n\n")
     lines = [line.removeprefix("data: ") for line in text[:-2].split("\n\n")]
-    return [json.loads(line) for line in lines if line.startswith("{")], [x for x in lines if not x.startswith("{")]
+    return [json.loads(line) for line in lines if line.startswith("{")], [
+        x for x in lines if not x.startswith("{")
+    ]
 
 
 def streamed_text(path: str, events: list[Any], choice: int = 0) -> str:
@@ -40,10 +44,18 @@ async def test_a_stream_says_what_the_whole_answer_says(server: Server, path: st
     assert status == 200
     assert others == ["[DONE]"]
     assert streamed_text(path, events) == text_of(path, whole) == reference(path)
-    assert events[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"] == "length"
-    assert [event["choices"][0]["finish_reason"] for event in events[:-1]] == [None] * (len(events) - 1)
+    assert (
+        events[-1]["choices"][0]["finish_reason"]
+        == whole["choices"][0]["finish_reason"]
+        == "length"
+    )
+    assert [event["choices"][0]["finish_reason"] for event in events[:-1]] == [None] * (
+        len(events) - 1
+    )
     assert whole["model"] == MODEL
-    assert {event["object"] for event in events} == {"chat.completion.chunk" if path == CHAT else "text_completion"}
+    assert {event["object"] for event in events} == {
+        "chat.completion.chunk" if path == CHAT else "text_completion"
+    }
     assert whole["object"] == ("chat.completion" if path == CHAT else "text_completion")
     assert len({event["id"] for event in events}) == 1
     assert all("usage" not in event for event in events)
@@ -71,7 +83,9 @@ async def test_usage_counts_the_prompt_once_and_every_choice(server: Server, pat
         },
     }
     assert answer["usage"] == usage
-    events, _ = await stream(server, path, body_for(path, n=3, stream_options={"include_usage": True}))
+    events, _ = await stream(
+        server, path, body_for(path, n=3, stream_options={"include_usage": True})
+    )
     assert events[-1]["choices"] == []
     assert events[-1]["usage"] == usage
     assert all(event["usage"] is None for event in events[:-1])
@@ -105,7 +119,9 @@ async def test_a_negative_seed_is_a_seed_and_an_absent_one_is_drawn(server: Serv
         ([[104], [105, 106]], ["hhhh", "ijij"]),
     ],
 )
-async def test_every_shape_of_prompt_is_served(server: Server, prompt: Any, texts: list[str]) -> None:
+async def test_every_shape_of_prompt_is_served(
+    server: Server, prompt: Any, texts: list[str]
+) -> None:
     body = body_for(COMPLETIONS) | {"prompt": prompt}
     _, answer = await server.post(COMPLETIONS, body)
     events, _ = await stream(server, COMPLETIONS, body)
@@ -116,7 +132,12 @@ async def test_every_shape_of_prompt_is_served(server: Server, prompt: Any, text
 async def test_several_prompts_times_n_are_ordered_prompt_by_prompt(server: Server) -> None:
     server.engine.num_cached = 1
     _, answer = await server.post(COMPLETIONS, body_for(COMPLETIONS, n=2) | {"prompt": ["ab", "c"]})
-    assert [(c["index"], c["text"]) for c in answer["choices"]] == [(0, "abab"), (1, "abab"), (2, "cccc"), (3, "cccc")]
+    assert [(c["index"], c["text"]) for c in answer["choices"]] == [
+        (0, "abab"),
+        (1, "abab"),
+        (2, "cccc"),
+        (3, "cccc"),
+    ]
     assert answer["usage"]["prompt_tokens"] == 3
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 2
 
@@ -126,7 +147,13 @@ async def test_messages_are_rendered_developer_as_system_and_parts_joined(server
     messages = [
         {"role": "developer", "content": "d"},
         {"role": "user", "content": parts},
-        {"role": "assistant", "content": "c", "refusal": None, "tool_calls": None, "annotations": []},
+        {
+            "role": "assistant",
+            "content": "c",
+            "refusal": None,
+            "tool_calls": None,
+            "annotations": [],
+        },
         {"role": "system", "content": ""},
     ]
     await server.post(CHAT, {"model": MODEL, "max_tokens": 1, "messages": messages})
@@ -139,7 +166,9 @@ async def test_messages_are_rendered_developer_as_system_and_parts_joined(server
 
 @pytest.mark.parametrize("tokens_per_event", [1, 3, 100])
 @pytest.mark.parametrize("path", BOTH)
-async def test_a_stop_string_ends_text_and_work(server: Server, path: str, tokens_per_event: int) -> None:
+async def test_a_stop_string_ends_text_and_work(
+    server: Server, path: str, tokens_per_event: int
+) -> None:
     server.engine.answer = lambda request: list(b"one, two, three, four")
     server.engine.tokens_per_event = tokens_per_event
     body = body_for(path, stop=["o, t", "three"]) | {"max_tokens": 21}
@@ -156,10 +185,16 @@ async def test_a_stop_string_ends_text_and_work(server: Server, path: str, token
 
 
 @pytest.mark.parametrize("path", BOTH)
-async def test_a_stop_string_that_only_the_end_completes_is_a_stop(server: Server, path: str) -> None:
+async def test_a_stop_string_that_only_the_end_completes_is_a_stop(
+    server: Server, path: str
+) -> None:
     server.engine.answer = lambda request: [65, 0xF0]  # the first byte of four of a character
     status, answer = await server.post(path, body_for(path, stop="\ufffd") | {"max_tokens": 2})
-    assert (status, text_of(path, answer), answer["choices"][0]["finish_reason"]) == (200, "A", "stop")
+    assert (status, text_of(path, answer), answer["choices"][0]["finish_reason"]) == (
+        200,
+        "A",
+        "stop",
+    )
 
 
 @pytest.mark.parametrize("path", BOTH)
@@ -189,13 +224,18 @@ async def test_chat_logprobs_name_token_bytes_and_alternatives(server: Server) -
     content = whole["choices"][0]["logprobs"]["content"]
     assert [entry["bytes"] for entry in content] == [[0xC3], [0xA9]]
     assert [entry["logprob"] for entry in content] == [-0.5, -0.5]
-    assert [[top["logprob"] for top in entry["top_logprobs"]] for entry in content] == [[-0.5, -1.0]] * 2
+    assert [[top["logprob"] for top in entry["top_logprobs"]] for entry in content] == [
+        [-0.5, -1.0]
+    ] * 2
     assert content[0]["top_logprobs"][1]["bytes"] == [0xC4]
     events, _ = await stream(server, CHAT, body)
     chosen = [event["choices"][0]["logprobs"] for event in events]
     assert [entry for logprobs in chosen if logprobs for entry in logprobs["content"]] == content
     _, whole = await server.post(CHAT, body_for(CHAT, logprobs=True))
-    assert [entry["top_logprobs"] for entry in whole["choices"][0]["logprobs"]["content"]] == [[], []]
+    assert [entry["top_logprobs"] for entry in whole["choices"][0]["logprobs"]["content"]] == [
+        [],
+        [],
+    ]
 
 
 async def test_completion_logprobs_are_parallel_lists_and_the_same_streamed(server: Server) -> None:
@@ -238,13 +278,19 @@ async def test_echo_repeats_the_prompt_with_its_logprobs(server: Server, prompt:
 
 
 async def test_echo_with_logprobs_of_a_single_token_prompt_begins_with_null(server: Server) -> None:
-    _, whole = await server.post(COMPLETIONS, body_for(COMPLETIONS, text="a", echo=True, logprobs=0))
+    _, whole = await server.post(
+        COMPLETIONS, body_for(COMPLETIONS, text="a", echo=True, logprobs=0)
+    )
     assert whole["choices"][0]["logprobs"]["token_logprobs"] == [None, -0.5, -0.5, -0.5, -0.5]
 
 
-async def test_impossible_tokens_have_a_finite_logprob(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_impossible_tokens_have_a_finite_logprob(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     impossible = logprob_of(97)
-    monkeypatch.setattr("tests.fakes.logprob_of", lambda token: type(impossible)(97, float("-inf"), [(98, -1e30)]))
+    monkeypatch.setattr(
+        "tests.fakes.logprob_of", lambda token: type(impossible)(97, float("-inf"), [(98, -1e30)])
+    )
     _, whole = await server.post(COMPLETIONS, body_for(COMPLETIONS, logprobs=1) | {"max_tokens": 1})
     logprobs = whole["choices"][0]["logprobs"]
     assert logprobs["token_logprobs"] == [-9999.0]
@@ -255,7 +301,9 @@ async def test_defaults_are_resolved(server: Server) -> None:
     await server.post(COMPLETIONS, {"model": MODEL, "prompt": "ab"})
     await server.post(CHAT, {"model": MODEL, "messages": [{"role": "user", "content": "abc"}]})
     await server.post(CHAT, body_for(CHAT) | {"max_tokens": None, "max_completion_tokens": 3})
-    await server.post(COMPLETIONS, body_for(COMPLETIONS, top_k=258, temperature=1e-9, stop_token_ids=[5, EOS, 5]))
+    await server.post(
+        COMPLETIONS, body_for(COMPLETIONS, top_k=258, temperature=1e-9, stop_token_ids=[5, EOS, 5])
+    )
     completion, chat, limited, odd = (request.sampling for request in server.engine.seen)
     assert completion.max_tokens == 16
     assert chat.max_tokens == 512 - len(server.engine.seen[1].prompt_ids)
@@ -296,7 +344,9 @@ async def test_what_can_never_fit_the_kv_budget_is_refused(server: Server) -> No
     for path, text in ((CHAT, "x" * 10), (COMPLETIONS, "x" * 17)):
         status, answer = await server.post(path, body_for(path, text=text))
         assert (status, answer["error"]["code"]) == (400, "kv_budget_exceeded")
-    status, answer = await server.post(COMPLETIONS, body_for(COMPLETIONS, text="x" * 15) | {"max_tokens": None})
+    status, answer = await server.post(
+        COMPLETIONS, body_for(COMPLETIONS, text="x" * 15) | {"max_tokens": None}
+    )
     assert (status, answer["usage"]["completion_tokens"]) == (200, 5)
 
 

@@ -17,7 +17,9 @@ MESSAGES: Any = [{"role": "user", "content": "abc"}]
 
 @pytest.fixture
 async def client(server: Server) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+    async with openai.AsyncOpenAI(
+        base_url=server.url + "/v1", api_key="none", max_retries=0
+    ) as client:
         yield client
 
 
@@ -29,18 +31,33 @@ async def test_the_synchronous_client_is_served(server: Server) -> None:
     def talk() -> tuple[str | None, str, str, str]:
         with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
             chat = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=4)
-            chunks = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=4, stream=True)
+            chunks = client.chat.completions.create(
+                model=MODEL, messages=MESSAGES, max_tokens=4, stream=True
+            )
             streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-            text = client.completions.create(model=MODEL, prompt="abc", max_tokens=4).choices[0].text
+            text = (
+                client.completions.create(model=MODEL, prompt="abc", max_tokens=4).choices[0].text
+            )
             parts = client.completions.create(model=MODEL, prompt="abc", max_tokens=4, stream=True)
-            return chat.choices[0].message.content, streamed, text, "".join(part.choices[0].text for part in parts)
+            return (
+                chat.choices[0].message.content,
+                streamed,
+                text,
+                "".join(part.choices[0].text for part in parts),
+            )
 
     assert await asyncio.to_thread(talk) == ("use", "use", "abca", "abca")
 
 
 async def test_chat_answers_have_the_clients_shape(client: openai.AsyncOpenAI) -> None:
     answer = await client.chat.completions.create(
-        model=MODEL, messages=MESSAGES, max_completion_tokens=4, logprobs=True, top_logprobs=1, n=2, user="u"
+        model=MODEL,
+        messages=MESSAGES,
+        max_completion_tokens=4,
+        logprobs=True,
+        top_logprobs=1,
+        n=2,
+        user="u",
     )
     assert answer.id.startswith("chatcmpl-")
     assert [choice.message.role for choice in answer.choices] == ["assistant", "assistant"]
@@ -55,7 +72,11 @@ async def test_chat_answers_have_the_clients_shape(client: openai.AsyncOpenAI) -
 
 async def test_a_chat_stream_has_the_clients_shape(client: openai.AsyncOpenAI) -> None:
     stream = await client.chat.completions.create(
-        model=MODEL, messages=MESSAGES, max_tokens=4, stream=True, stream_options={"include_usage": True}
+        model=MODEL,
+        messages=MESSAGES,
+        max_tokens=4,
+        stream=True,
+        stream_options={"include_usage": True},
     )
     chunks = [chunk async for chunk in stream]
     assert chunks[0].choices[0].delta.role == "assistant"
@@ -67,7 +88,13 @@ async def test_a_chat_stream_has_the_clients_shape(client: openai.AsyncOpenAI) -
 
 async def test_completions_have_the_clients_shape(client: openai.AsyncOpenAI) -> None:
     answer = await client.completions.create(
-        model=MODEL, prompt=[[97, 98], [99]], max_tokens=2, logprobs=1, echo=True, stop=["z"], seed=5
+        model=MODEL,
+        prompt=[[97, 98], [99]],
+        max_tokens=2,
+        logprobs=1,
+        echo=True,
+        stop=["z"],
+        seed=5,
     )
     assert [choice.text for choice in answer.choices] == ["abab", "ccc"]
     assert answer.choices[0].logprobs is not None
@@ -76,13 +103,23 @@ async def test_completions_have_the_clients_shape(client: openai.AsyncOpenAI) ->
 
 
 async def test_extensions_go_in_the_extra_body(client: openai.AsyncOpenAI, server: Server) -> None:
-    extra = {"top_k": 5, "min_p": 0.1, "ignore_eos": True, "repetition_penalty": 1.1, "min_tokens": 1}
-    await client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=4, extra_body=extra)
+    extra = {
+        "top_k": 5,
+        "min_p": 0.1,
+        "ignore_eos": True,
+        "repetition_penalty": 1.1,
+        "min_tokens": 1,
+    }
+    await client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, max_tokens=4, extra_body=extra
+    )
     sampling = server.engine.seen[0].sampling
     assert (sampling.top_k, sampling.min_p, sampling.stop_token_ids) == (5, 0.1, ())
 
 
-async def test_refusals_become_the_clients_exceptions(client: openai.AsyncOpenAI, server: Server) -> None:
+async def test_refusals_become_the_clients_exceptions(
+    client: openai.AsyncOpenAI, server: Server
+) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         await client.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=3)
     assert (bad.value.param, bad.value.code) == ("temperature", "decimal_above_max_value")
@@ -100,7 +137,9 @@ async def test_refusals_become_the_clients_exceptions(client: openai.AsyncOpenAI
     server.engine.fail_at = None
 
 
-async def test_a_refused_client_comes_back_by_itself(client: openai.AsyncOpenAI, server: Server) -> None:
+async def test_a_refused_client_comes_back_by_itself(
+    client: openai.AsyncOpenAI, server: Server
+) -> None:
     submit, refusals = server.engine.submit, iter([True])
 
     def refuse_once(request: Any) -> Any:
@@ -109,13 +148,19 @@ async def test_a_refused_client_comes_back_by_itself(client: openai.AsyncOpenAI,
         return submit(request)
 
     server.engine.submit = refuse_once  # type: ignore[method-assign]
-    answer = await client.with_options(max_retries=1).completions.create(model=MODEL, prompt="abc", max_tokens=4)
+    answer = await client.with_options(max_retries=1).completions.create(
+        model=MODEL, prompt="abc", max_tokens=4
+    )
     assert answer.choices[0].text == "abca"
 
 
-async def test_leaving_a_stream_early_stops_the_work(client: openai.AsyncOpenAI, server: Server) -> None:
+async def test_leaving_a_stream_early_stops_the_work(
+    client: openai.AsyncOpenAI, server: Server
+) -> None:
     server.engine.hold_at = 3
-    stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=9, stream=True)
+    stream = await client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, max_tokens=9, stream=True
+    )
     async for _ in stream:
         break
     await stream.close()

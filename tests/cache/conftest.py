@@ -1,4 +1,6 @@
-"""Hypothesis profiles of this folder: `pytest tests/cache --hypothesis-profile=nightly` tries fifty times as much."""
+"""Hypothesis profiles of this folder: `pytest tests/cache --hypothesis-profile=nightly` tries fifty
+times as much.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """A random walk over the cache, checked after every step against a model of plain dicts.
 
-The model knows no nodes, edges, runs or pins. It has one entry per published token: (namespace, prefix up to and
-including that token) -> when it was used last. `content` plays the K/V tensors: computing a token writes its
-(namespace, prefix) into its slot, freeing a slot wipes it; so wrong K/V shows as a prefix in the wrong place.
+The model knows no nodes, edges, runs or pins. It has one entry per published token: (namespace,
+prefix up to and including that token) -> when it was used last. `content` plays the K/V tensors:
+computing a token writes its (namespace, prefix) into its slot, freeing a slot wipes it; so wrong
+K/V shows as a prefix in the wrong place.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class Running:
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Subclasses choose the cache. `recency` says which leaf the policy lets go first: 1 the least recently used, -1
-    the most recently used, 0 one that the model cannot foretell."""
+    """Subclasses choose the cache. `recency` says which leaf the policy lets go first: 1 the least
+    recently used, -1 the most recently used, 0 one that the model cannot foretell.
+    """
 
     cache_type = kvcache.KVCache
     policy: Policy = LRU
@@ -81,7 +83,9 @@ class CacheMachine(RuleBasedStateMachine):
         if self.recency:
             for _ in range(num_tokens):
                 inner = {(namespace, prefix[:-1]) for namespace, prefix in self.published}
-                ends = [each for each in self.published if each not in inner and each not in protected]
+                ends = [
+                    each for each in self.published if each not in inner and each not in protected
+                ]
                 del self.published[min(ends, key=lambda each: self.recency * self.published[each])]
             return
         kept = set(self.in_tree())
@@ -111,12 +115,25 @@ class CacheMachine(RuleBasedStateMachine):
 
     def picture(self) -> object:
         """Everything that a refused or read-only call must leave as it was."""
-        nodes = [(id(n), n.edge, tuple(n.runs), n.pins, n.last_use, n.rank) for n in self.cache.tree.nodes()]
-        return nodes, list(self.cache.tree.roots), self.cache.allocator.free_runs(), self.cache.stats()
+        nodes = [
+            (id(n), n.edge, tuple(n.runs), n.pins, n.last_use, n.rank)
+            for n in self.cache.tree.nodes()
+        ]
+        return (
+            nodes,
+            list(self.cache.tree.roots),
+            self.cache.allocator.free_runs(),
+            self.cache.stats(),
+        )
 
     # What can happen.
 
-    @rule(namespace=NAMESPACES, tokens=TOKENS, more=st.integers(-3, 30), read=st.integers(0, 3).map(bool))
+    @rule(
+        namespace=NAMESPACES,
+        tokens=TOKENS,
+        more=st.integers(-3, 30),
+        read=st.integers(0, 3).map(bool),
+    )
     def lease(self, namespace: str, tokens: list[int], more: int, read: bool) -> None:
         hit = min(self.cached(namespace, tokens), len(tokens) - 1) if read else 0
         own = max(len(tokens) + more - hit, 0)
@@ -144,7 +161,11 @@ class CacheMachine(RuleBasedStateMachine):
             self.release(before)
 
     @precondition(lambda self: self.published)
-    @rule(which=st.integers(0, 63), keep=st.integers(1, 14), tail=st.lists(st.integers(0, 2), max_size=4))
+    @rule(
+        which=st.integers(0, 63),
+        keep=st.integers(1, 14),
+        tail=st.lists(st.integers(0, 2), max_size=4),
+    )
     def serve_branch(self, which: int, keep: int, tail: list[int]) -> None:
         """A request that leaves a cached sequence somewhere, or is the beginning of one."""
         namespace, prefix = list(self.published)[which % len(self.published)]
@@ -166,7 +187,10 @@ class CacheMachine(RuleBasedStateMachine):
         each = self.pick(which)
         stop = min(each.computed + chunk, len(each.tokens), len(each.lease.slots))
         for position in range(each.computed, stop):
-            self.content[int(each.lease.slots[position])] = (each.namespace, tuple(each.tokens[: position + 1]))
+            self.content[int(each.lease.slots[position])] = (
+                each.namespace,
+                tuple(each.tokens[: position + 1]),
+            )
         each.computed = stop
         if publish:
             self.publish(which, 0)
@@ -196,8 +220,12 @@ class CacheMachine(RuleBasedStateMachine):
             assert self.picture() == before, "a refused grow left traces"
             assert each.lease.slots.tolist() == slots_before, "a refused grow changed the table"
             return
-        assert each.lease.slots.tolist()[: len(slots_before)] == slots_before, "growing moved a token"
-        assert len(each.lease.slots) == len(slots_before) + more, "grow gave more or less than asked"
+        assert each.lease.slots.tolist()[: len(slots_before)] == slots_before, (
+            "growing moved a token"
+        )
+        assert len(each.lease.slots) == len(slots_before) + more, (
+            "grow gave more or less than asked"
+        )
         self.expect_room_made(more, protected, free)
         each.tokens.append(token)
         self.compute_chunk(which, len(each.tokens), publish)
@@ -232,7 +260,9 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(namespace=NAMESPACES, tokens=TOKENS)
     def match(self, namespace: str, tokens: list[int]) -> None:
         before = self.picture()
-        assert self.cache.match(namespace, pack(tokens)) == self.cached(namespace, tokens), "match is wrong"
+        assert self.cache.match(namespace, pack(tokens)) == self.cached(namespace, tokens), (
+            "match is wrong"
+        )
         assert self.picture() == before, "match changed something"
 
     # What always holds.
@@ -246,17 +276,29 @@ class CacheMachine(RuleBasedStateMachine):
         for slot in slots_of(self.cache.allocator.free_runs()):
             self.content.pop(slot, None)
         in_tree = self.in_tree()
-        assert in_tree.keys() == self.published.keys(), "other tokens are cached than the model says"
+        assert in_tree.keys() == self.published.keys(), (
+            "other tokens are cached than the model says"
+        )
         for prefix, slot in in_tree.items():
-            assert self.content.get(slot) == prefix, "the tree names a slot that holds something else"
+            assert self.content.get(slot) == prefix, (
+                "the tree names a slot that holds something else"
+            )
         for each in self.running:
-            for prefix, slot in zip(each.prefixes(each.computed), each.lease.slots.tolist(), strict=False):
-                assert self.content.get(slot) == prefix, "a lease names a slot that holds something else"
+            for prefix, slot in zip(
+                each.prefixes(each.computed), each.lease.slots.tolist(), strict=False
+            ):
+                assert self.content.get(slot) == prefix, (
+                    "a lease names a slot that holds something else"
+                )
 
     @invariant()
     def the_counts_are_those_of_the_model(self) -> None:
         stats = self.cache.stats()
-        assert (stats.num_slots, stats.cached, stats.private) == (self.num_slots, len(self.published), self.private())
+        assert (stats.num_slots, stats.cached, stats.private) == (
+            self.num_slots,
+            len(self.published),
+            self.private(),
+        )
         assert (stats.free, stats.leases) == (self.free(), len(self.running))
         assert stats.pinned == len(self.protected())
         assert stats.evicted_tokens_total == self.evicted_total

@@ -5,7 +5,9 @@ from radixserve.cache.radix import Node, RadixTree, pack
 
 
 def family(policy: Policy = LRU) -> tuple[RadixTree, Evictor, dict[str, Node]]:
-    """A system prompt of 4 tokens with two users below it (3 and 2 tokens), used in the order user A, user B."""
+    """A system prompt of 4 tokens with two users below it (3 and 2 tokens), used in the order user
+    A, user B.
+    """
     tree = RadixTree()
     evictor = Evictor(tree, policy)
     root = tree.root("public")
@@ -28,12 +30,22 @@ def test_a_pinned_node_pins_its_parent_once() -> None:
     _, evictor, nodes = family()
     for name in ("a", "b", "b", "system"):
         evictor.pin(nodes[name])
-    assert {name: node.pins for name, node in nodes.items()} == {"root": 1, "system": 3, "a": 1, "b": 2}
+    assert {name: node.pins for name, node in nodes.items()} == {
+        "root": 1,
+        "system": 3,
+        "a": 1,
+        "b": 2,
+    }
     assert evictor.pinned_tokens == 9
     evictor.check([nodes["a"], nodes["b"], nodes["b"], nodes["system"]])
     evictor.unpin(nodes["b"])
     evictor.unpin(nodes["a"])
-    assert {name: node.pins for name, node in nodes.items()} == {"root": 1, "system": 2, "a": 0, "b": 1}
+    assert {name: node.pins for name, node in nodes.items()} == {
+        "root": 1,
+        "system": 2,
+        "a": 0,
+        "b": 1,
+    }
     assert evictor.pinned_tokens == 6
     evictor.check([nodes["b"], nodes["system"]])
 

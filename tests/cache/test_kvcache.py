@@ -12,7 +12,9 @@ PROMPT = [11, 12, 13, 14, 15, 16]
 
 
 def take(cache: KVCache, tokens: list[int], num_slots: int | None = None, **options: bool) -> Lease:
-    lease = cache.lease("public", pack(tokens), len(tokens) if num_slots is None else num_slots, **options)
+    lease = cache.lease(
+        "public", pack(tokens), len(tokens) if num_slots is None else num_slots, **options
+    )
     assert lease is not None
     return lease
 
@@ -81,7 +83,14 @@ def test_growing_evicts_exactly_what_is_short() -> None:
     with take(cache, [1, 2]) as lease:
         assert lease.grow(4)
         assert cache.stats() == CacheStats(
-            num_slots=8, free=0, cached=4, pinned=0, private=4, leases=1, nodes=1, evicted_tokens_total=2
+            num_slots=8,
+            free=0,
+            cached=4,
+            pinned=0,
+            private=4,
+            leases=1,
+            nodes=1,
+            evicted_tokens_total=2,
         )
         assert lease.slots.tolist() == [6, 7, 4, 5]
         assert not lease.grow(9)
@@ -89,7 +98,9 @@ def test_growing_evicts_exactly_what_is_short() -> None:
         cache.check()
 
 
-def test_reading_can_be_switched_off_for_one_lease_whose_tokens_then_share_the_slots_again() -> None:
+def test_reading_can_be_switched_off_for_one_lease_whose_tokens_then_share_the_slots_again() -> (
+    None
+):
     cache = KVCache(20)
     serve(cache, PROMPT)
     with take(cache, PROMPT, read=False) as lease:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-from tests.cache.machine import CacheMachine, CacheOff, MostRecentlyUsedFirst, NoOrderAtAll, OldestNodeFirst
+from tests.cache.machine import (
+    CacheMachine,
+    CacheOff,
+    MostRecentlyUsedFirst,
+    NoOrderAtAll,
+    OldestNodeFirst,
+)
 
 WALK = settings(deadline=None, stateful_step_count=40, suppress_health_check=list(HealthCheck))
 SHORTER = settings(WALK, max_examples=max(WALK.max_examples // 4, 20))

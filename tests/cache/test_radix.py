@@ -39,7 +39,9 @@ def test_a_walk_finds_the_first_difference_wherever_in_an_edge_it_is(agreeing: i
     tree = RadixTree()
     tokens = [*SYSTEM, 1, 2]
     tree.insert(tree.root("public"), pack(tokens), [(0, 42)])
-    point = tree.walk(tree.root("public"), 0, pack([*tokens[:agreeing], 9, *tokens[agreeing + 1 :]]))
+    point = tree.walk(
+        tree.root("public"), 0, pack([*tokens[:agreeing], 9, *tokens[agreeing + 1 :]])
+    )
     assert (point.offset, point.depth) == (agreeing, agreeing)
     assert tree.walk(tree.root("public"), 0, pack(tokens[:agreeing])).depth == agreeing
 

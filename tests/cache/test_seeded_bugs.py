@@ -1,7 +1,9 @@
-"""Negative controls: bugs of the kind that prefix caches have had, each put into the source and caught by the machine.
+"""Negative controls: bugs of the kind that prefix caches have had, each put into the source and
+caught by the machine.
 
-A bug is one text replaced by another in one module. The changed modules are loaded beside the real ones, for the one
-test only. A check that cannot fail is worth nothing; this is where each shows that it can.
+A bug is one text replaced by another in one module. The changed modules are loaded beside the real
+ones, for the one test only. A check that cannot fail is worth nothing; this is where each shows
+that it can.
 """
 
 from __future__ import annotations
@@ -35,15 +37,39 @@ BUGS = {
         "        cache._leases.pop(self, None)",
     ),
     "release forgets to unpin": ("kvcache", "        cache.evictor.unpin(self._node)\n", ""),
-    "release forgets the private slots": ("kvcache", "        cache.allocator.free(self._own)\n", ""),
+    "release forgets the private slots": (
+        "kvcache",
+        "        cache.allocator.free(self._own)\n",
+        "",
+    ),
     "release forgets the recency": ("kvcache", "        cache.evictor.touch(self._node)\n", ""),
-    "moving a lease forgets to unpin": ("kvcache", "        self._cache.evictor.unpin(self._node)\n", ""),
-    "moving a lease forgets to pin": ("kvcache", "        self._cache.evictor.pin(node)\n        self", "        self"),
+    "moving a lease forgets to unpin": (
+        "kvcache",
+        "        self._cache.evictor.unpin(self._node)\n",
+        "",
+    ),
+    "moving a lease forgets to pin": (
+        "kvcache",
+        "        self._cache.evictor.pin(node)\n        self",
+        "        self",
+    ),
     "the matched node is not pinned": ("kvcache", "        self.evictor.pin(node)\n", ""),
-    "a cached prompt leaves nothing to compute": ("kvcache", "tokens[:-TOKEN_BYTES] if read", "tokens if read"),
-    "read=False reads": ("kvcache", "tokens[:-TOKEN_BYTES] if read else b", "tokens[:-TOKEN_BYTES] if True else b"),
+    "a cached prompt leaves nothing to compute": (
+        "kvcache",
+        "tokens[:-TOKEN_BYTES] if read",
+        "tokens if read",
+    ),
+    "read=False reads": (
+        "kvcache",
+        "tokens[:-TOKEN_BYTES] if read else b",
+        "tokens[:-TOKEN_BYTES] if True else b",
+    ),
     "the path to pin counts as room": ("kvcache", " - newly_pinned\n", "\n"),
-    "one token too few counts as the path to pin": ("kvcache", "point.offset + self", "point.offset - 1 + self"),
+    "one token too few counts as the path to pin": (
+        "kvcache",
+        "point.offset + self",
+        "point.offset - 1 + self",
+    ),
     "duplicates are freed, the table still names them": (
         "kvcache",
         "        write_slots(path_runs(node, old), self._table[depth : point.depth])\n",
@@ -60,37 +86,73 @@ BUGS = {
         "        runs, self._own = split_runs(self._own, num_tokens)",
         "        runs, self._own = split_runs(self._own[::-1], num_tokens)",
     ),
-    "a leaf that others lease is extended": ("kvcache", "not node.children and node.pins == 1", "not node.children"),
-    "a cache that is off publishes": ("kvcache", "        if not self._cache.enabled:\n            return\n", ""),
-    "growing forgets who owns the slots": ("kvcache", "            append_runs(self._own, runs)\n", ""),
+    "a leaf that others lease is extended": (
+        "kvcache",
+        "not node.children and node.pins == 1",
+        "not node.children",
+    ),
+    "a cache that is off publishes": (
+        "kvcache",
+        "        if not self._cache.enabled:\n            return\n",
+        "",
+    ),
+    "growing forgets who owns the slots": (
+        "kvcache",
+        "            append_runs(self._own, runs)\n",
+        "",
+    ),
     "a refused lease leaves an empty namespace": (
         "kvcache",
         "            if not root.children and not root.pins:\n                self.tree.remove(root)\n",
         "",
     ),
     "a path is read from the leaf up": ("radix", "for runs in reversed(path)", "for runs in path"),
-    "a split gives the upper part no pin": ("radix", "upper.pins = 1 if lower.pins else 0", "upper.pins = 0"),
+    "a split gives the upper part no pin": (
+        "radix",
+        "upper.pins = 1 if lower.pins else 0",
+        "upper.pins = 0",
+    ),
     "a split pins the upper part as often as the lower": (
         "radix",
         "upper.pins = 1 if lower.pins else 0",
         "upper.pins = lower.pins",
     ),
-    "a split keeps the lower part's old key": ("radix", "        lower.key = _first_token(lower.edge)\n", ""),
+    "a split keeps the lower part's old key": (
+        "radix",
+        "        lower.key = _first_token(lower.edge)\n",
+        "",
+    ),
     "a partly shared edge counts as shared whole": (
         "radix",
         "                offset = _shared_tokens(edge, tokens, depth)\n",
         "                offset = min(len(edge) // 4, num_tokens - depth)\n",
     ),
-    "the bisection ends one token early": ("radix", "low, high = 1, min(", "low, high = 1, -1 + min("),
+    "the bisection ends one token early": (
+        "radix",
+        "low, high = 1, min(",
+        "low, high = 1, -1 + min(",
+    ),
     "a truncated leaf drops its head's slots": (
         "radix",
         "leaf.runs, dropped = split_runs(leaf.runs, num_tokens)",
         "dropped, leaf.runs = split_runs(leaf.runs, leaf.num_tokens - num_tokens)",
     ),
-    "an inserted leaf is not counted": ("radix", "        self.num_tokens += leaf.num_tokens\n", ""),
+    "an inserted leaf is not counted": (
+        "radix",
+        "        self.num_tokens += leaf.num_tokens\n",
+        "",
+    ),
     "an extended leaf keeps its old runs": ("radix", "        append_runs(leaf.runs, runs)\n", ""),
-    "a whole leaf goes where its tail would do": ("eviction", "if length > num_tokens:", "if False:"),
-    "a pinned leaf stays in the order": ("eviction", "                self._leaves.remove(above.rank)\n", ""),
+    "a whole leaf goes where its tail would do": (
+        "eviction",
+        "if length > num_tokens:",
+        "if False:",
+    ),
+    "a pinned leaf stays in the order": (
+        "eviction",
+        "                self._leaves.remove(above.rank)\n",
+        "",
+    ),
     "an unpinned leaf does not come back": (
         "eviction",
         "                self._offer(above)\n",
@@ -101,7 +163,11 @@ BUGS = {
         "            if not parent.children and not parent.pins:\n                self._offer(parent)\n",
         "",
     ),
-    "a leased parent is offered": ("eviction", "not parent.children and not parent.pins", "not parent.children"),
+    "a leased parent is offered": (
+        "eviction",
+        "not parent.children and not parent.pins",
+        "not parent.children",
+    ),
     "a parent does not inherit recency": (
         "eviction",
         "                parent.last_use = leaf.last_use\n",
@@ -117,28 +183,51 @@ BUGS = {
         "        self.pinned_tokens += len(edge) // TOKEN_BYTES\n",
         "",
     ),
-    "the newest leaf goes first": ("eviction", "leaf: Node = leaves[0][2]", "leaf: Node = leaves[-1][2]"),
-    "an allocated slot stays free": ("slots", "        self._forget(start, stop)\n        if cut", "        if cut"),
-    "the rest of a run is lost": ("slots", "        if cut < stop:\n            self._note(cut, stop)\n", ""),
-    "a coalesced run keeps its old entry": ("slots", "                self._forget(left, start)\n", ""),
+    "the newest leaf goes first": (
+        "eviction",
+        "leaf: Node = leaves[0][2]",
+        "leaf: Node = leaves[-1][2]",
+    ),
+    "an allocated slot stays free": (
+        "slots",
+        "        self._forget(start, stop)\n        if cut",
+        "        if cut",
+    ),
+    "the rest of a run is lost": (
+        "slots",
+        "        if cut < stop:\n            self._note(cut, stop)\n",
+        "",
+    ),
+    "a coalesced run keeps its old entry": (
+        "slots",
+        "                self._forget(left, start)\n",
+        "",
+    ),
     "the second run of a table starts one slot late": (
         "slots",
         "np.repeat(shift, length_of)",
         "np.repeat(shift, length_of) + (np.arange(len(table)) >= length_of[0])",
     ),
-    "runs that do not touch are joined": ("slots", "sum(runs[-1]) == start", "sum(runs[-1]) <= start"),
+    "runs that do not touch are joined": (
+        "slots",
+        "sum(runs[-1]) == start",
+        "sum(runs[-1]) <= start",
+    ),
 }
 
 
 SETTINGS = {
     "a cache that is off publishes": {"enabled": False},
-    # Least recently used first would not notice: there the parent of the leaf that went is next in any case.
+    # Least recently used first would not notice: there the parent of the leaf that went is next in
+    # any case.
     "a parent does not inherit recency": {"policy": MostRecentlyUsedFirst.policy, "recency": -1},
 }
 
 
 class _Changed(SourceFileLoader):
-    """Loads a module of the cache from its source with one text replaced; neither reads nor writes byte code."""
+    """Loads a module of the cache from its source with one text replaced; neither reads nor writes
+    byte code.
+    """
 
     def __init__(self, name: str, path: str, old: str, new: str) -> None:
         super().__init__(name, path)
@@ -149,10 +238,14 @@ class _Changed(SourceFileLoader):
         assert source.count(self.old) == (1 if self.old else source.count("")), (
             "the text to replace is gone: update the bug"
         )
-        return compile(source.replace(self.old, self.new) if self.old else source, self.path, "exec")
+        return compile(
+            source.replace(self.old, self.new) if self.old else source, self.path, "exec"
+        )
 
 
-def machine_over(changed: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> type[CacheMachine]:
+def machine_over(
+    changed: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch
+) -> type[CacheMachine]:
     """The machine, over modules of the cache of which one is changed."""
     for name in ("slots", "radix", "eviction", "kvcache"):
         fullname = f"radixserve.cache.{name}"
@@ -175,5 +268,7 @@ def test_the_machine_catches(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = machine_over(*BUGS[bug], monkeypatch)
     for name, value in SETTINGS.get(bug, {}).items():
         setattr(machine, name, value)
-    with pytest.raises((AssertionError, KeyError)):  # a tree that contradicts itself may also just break
+    with pytest.raises(
+        (AssertionError, KeyError)
+    ):  # a tree that contradicts itself may also just break
         run_state_machine_as_test(machine, settings=HUNT)

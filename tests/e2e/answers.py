@@ -1,4 +1,6 @@
-"""Engines that differ in what must not matter, the traces they are given, and everything they answer."""
+"""Engines that differ in what must not matter, the traces they are given, and everything they
+answer.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def run(
     before_step: Callable[[], None] = lambda: None,
     sent: Sequence[int] = (),
 ) -> dict[str, Answer]:
-    """All requests through one engine, arriving `gap` steps apart (0: at once), each after the tokens `sent`."""
+    """All requests through one engine, arriving `gap` steps apart (0: at once), each after the
+    tokens `sent`.
+    """
     answers = {request.id: Answer() for request in requests}
     for request in requests:
         core.submit(request, list(sent))
@@ -69,7 +73,9 @@ def run(
     raise AssertionError("the engine does not come to an end")
 
 
-def step(core: EngineCore, answers: dict[str, Answer], before_step: Callable[[], None] = lambda: None) -> None:
+def step(
+    core: EngineCore, answers: dict[str, Answer], before_step: Callable[[], None] = lambda: None
+) -> None:
     """One step, if there is anything to compute."""
     before_step()
     for event in core.step() if core.has_work else ():
@@ -79,13 +85,17 @@ def step(core: EngineCore, answers: dict[str, Answer], before_step: Callable[[],
 
 
 def alone(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str, Answer]:
-    """The reference: each request with nothing cached and nobody beside it, its prompt in one chunk."""
+    """The reference: each request with nothing cached and nobody beside it, its prompt in one
+    chunk.
+    """
     setup = Setup(num_slots=512, max_running=1, max_step_tokens=512, cache=False)
     return {request.id: run(setup.engine(loaded), [request])[request.id] for request in requests}
 
 
 class Interruptions:
-    """Before steps drawn at random: preempts a running sequence and evicts some of what it left in the cache."""
+    """Before steps drawn at random: preempts a running sequence and evicts some of what it left in
+    the cache.
+    """
 
     def __init__(self, core: EngineCore, draw: random.Random, count: int) -> None:
         self.phases: list[str] = []  # of the sequences when they were preempted
@@ -147,7 +157,9 @@ def both(draw: random.Random, vocab: int, length: int, max_tokens: int) -> list[
     """A greedy request and a sampled one, of one random prompt each."""
     return [
         Request(id="greedy", prompt_ids=tokens(draw, vocab, length), sampling=greedy(max_tokens)),
-        Request(id="sampled", prompt_ids=tokens(draw, vocab, length), sampling=sampled(draw, max_tokens)),
+        Request(
+            id="sampled", prompt_ids=tokens(draw, vocab, length), sampling=sampled(draw, max_tokens)
+        ),
     ]
 
 
@@ -161,6 +173,10 @@ def trace(
         own = tokens(draw, vocab, draw.randrange(1, length))
         prompts.append(base[: draw.randrange(len(base) + 1)] + own)
     return [
-        Request(id=f"r{i}", prompt_ids=prompt[: 3 * length], sampling=sampling(draw, draw.randrange(*max_tokens)))
+        Request(
+            id=f"r{i}",
+            prompt_ids=prompt[: 3 * length],
+            sampling=sampling(draw, draw.randrange(*max_tokens)),
+        )
         for i, prompt in enumerate(prompts)
     ]

@@ -1,4 +1,6 @@
-"""A real `radixserve serve` process for tests: started on a port the system chooses, ended by its process id."""
+"""A real `radixserve serve` process for tests: started on a port the system chooses, ended by its
+process id.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ def running(*args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
     """`radixserve serve ARGS` until the block ends."""
     command = [sys.executable, "-m", "radixserve", "serve", "--port", "0", *args]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | (env or {})
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | (env or {}),
     )
     server = Server(process)
     reader, arriving = _read_in_background(server)
@@ -59,7 +65,9 @@ def running(*args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
 
 def children(server: Server) -> list[int]:
     """Process ids of its children: the engine, or nothing for a moment after its death."""
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(server.process.pid)], capture_output=True, text=True)
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(server.process.pid)], capture_output=True, text=True
+    )
     return [int(line) for line in listed.stdout.split()]
 
 

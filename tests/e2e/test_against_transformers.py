@@ -1,7 +1,8 @@
-"""Greedy tokens equal `transformers.generate` in float32: cold, warm, evicting all the time, alone and in batches.
+"""Greedy tokens equal `transformers.generate` in float32: cold, warm, evicting all the time, alone
+and in batches.
 
-The reference is the model as transformers loads it, untouched, one prompt at a time. Ours is the whole engine without
-its process: scheduler, cache, runner, sampling.
+The reference is the model as transformers loads it, untouched, one prompt at a time. Ours is the
+whole engine without its process: scheduler, cache, runner, sampling.
 """
 
 from __future__ import annotations
@@ -55,9 +56,13 @@ def generate(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]
     return [int(token) for token in output[0, len(prompt) :]]
 
 
-def engine(loaded: LoadedModel, num_slots: int, *, max_running: int = 8, max_step_tokens: int = 64) -> EngineCore:
+def engine(
+    loaded: LoadedModel, num_slots: int, *, max_running: int = 8, max_step_tokens: int = 64
+) -> EngineCore:
     pool = KVPool(loaded.shape, num_slots, loaded.device)
-    return EngineCore(Runner(loaded, pool), KVCache(num_slots), Limits(max_running, max_step_tokens))
+    return EngineCore(
+        Runner(loaded, pool), KVCache(num_slots), Limits(max_running, max_step_tokens)
+    )
 
 
 def answers(core: EngineCore, prompts: list[list[int]], count: int) -> list[list[int]]:
@@ -65,7 +70,12 @@ def answers(core: EngineCore, prompts: list[list[int]], count: int) -> list[list
     found: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
         core.submit(
-            Request(id=str(i), prompt_ids=prompt, sampling=Sampling(max_tokens=count, seed=0, temperature=0.0)), []
+            Request(
+                id=str(i),
+                prompt_ids=prompt,
+                sampling=Sampling(max_tokens=count, seed=0, temperature=0.0),
+            ),
+            [],
         )
         found[str(i)] = []
     while core.has_work:
@@ -85,7 +95,10 @@ def prompts() -> list[list[int]]:
         for system in SYSTEMS
         for question in QUESTIONS
     ]
-    texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+    texts = [
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        for chat in chats
+    ]
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
@@ -128,7 +141,10 @@ def test_tiny_models_of_other_families_say_what_transformers_says(family: str) -
     original = tiny.tiny_model(family)
     draw = random.Random(family)
     opening = [draw.randrange(tiny.VOCAB) for _ in range(40)]
-    given = [opening[: draw.randrange(1, 40)] + [draw.randrange(tiny.VOCAB) for _ in range(30)] for _ in range(6)]
+    given = [
+        opening[: draw.randrange(1, 40)] + [draw.randrange(tiny.VOCAB) for _ in range(30)]
+        for _ in range(6)
+    ]
     expected = [generate(original, prompt, NEW_TOKENS) for prompt in given]
     loaded = tiny.load_tiny(family)
     roomy, tight = engine(loaded, 2048, max_step_tokens=23), engine(loaded, 128, max_step_tokens=23)

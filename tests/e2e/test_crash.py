@@ -1,4 +1,6 @@
-"""The engine of a real server is killed while it answers: what clients get is what they would have got anyway."""
+"""The engine of a real server is killed while it answers: what clients get is what they would have
+got anyway.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ STORY = "Once upon a time in a small village by the sea there lived an old fishe
 
 @dataclass
 class Answer:
-    """Everything of an answer but its cuts into pieces: one text, list of logprobs and reason for each choice."""
+    """Everything of an answer but its cuts into pieces: one text, list of logprobs and reason for
+    each choice.
+    """
 
     texts: dict[int, str] = field(default_factory=dict)
     logprobs: dict[int, list[Any]] = field(default_factory=dict)
@@ -43,7 +47,9 @@ class Answer:
         for choice in body["choices"]:
             index, part = choice["index"], choice.get("delta") or choice.get("message") or choice
             assert index not in self.reasons, "something came after the end"
-            self.texts[index] = self.texts.get(index, "") + (part.get("content") or part.get("text") or "")
+            self.texts[index] = self.texts.get(index, "") + (
+                part.get("content") or part.get("text") or ""
+            )
             self.logprobs.setdefault(index, []).extend(logprobs_of(choice))
             if choice["finish_reason"] is not None:
                 self.reasons[index] = choice["finish_reason"]
@@ -55,19 +61,26 @@ def logprobs_of(choice: dict[str, Any]) -> list[Any]:
     if "content" in given:
         return list(given["content"])
     return list(
-        zip(*(given[name] for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")), strict=True)
+        zip(
+            *(given[name] for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")),
+            strict=True,
+        )
     )
 
 
 def bodies(stop: str) -> list[tuple[str, dict[str, Any]]]:
     """Of every kind one; the one that is not streamed first, so that it is served first."""
-    chat = {"messages": [{"role": "user", "content": "Tell me something about the moon and the tides."}]}
+    chat = {
+        "messages": [{"role": "user", "content": "Tell me something about the moon and the tides."}]
+    }
     text = {"prompt": STORY}
     kinds: list[dict[str, Any]] = [
         chat | SAMPLED | {"stream": False, "logprobs": True, "top_logprobs": 3, "seed": 1},
         chat | {"temperature": 0, "logprobs": True},
         chat | SAMPLED | {"seed": 2, "n": 2, "logprobs": True, "top_logprobs": 1},
-        chat | SAMPLED | {"seed": 3, "presence_penalty": 1.5, "frequency_penalty": 0.5, "repetition_penalty": 1.2},
+        chat
+        | SAMPLED
+        | {"seed": 3, "presence_penalty": 1.5, "frequency_penalty": 0.5, "repetition_penalty": 1.2},
         text | {"temperature": 0, "stop": [stop]},
         text | SAMPLED | {"seed": 4, "logprobs": 4},
         text | SAMPLED | {"seed": 5, "logprobs": 2, "echo": True},
@@ -78,7 +91,9 @@ def bodies(stop: str) -> list[tuple[str, dict[str, Any]]]:
     return [(next(paths[key] for key in paths if key in kind), common | kind) for kind in kinds]
 
 
-async def ask(session: aiohttp.ClientSession, path: str, body: dict[str, Any], on_piece: Callable[[], None]) -> Answer:
+async def ask(
+    session: aiohttp.ClientSession, path: str, body: dict[str, Any], on_piece: Callable[[], None]
+) -> Answer:
     answer = Answer()
     if body["stream"]:
         body = body | {"stream_options": {"include_usage": True}}
@@ -107,7 +122,9 @@ async def pieces(content: aiohttp.StreamReader) -> AsyncIterator[dict[str, Any]]
 class Crowd:
     """All bodies at once; tells which of them have moved since when."""
 
-    def __init__(self, session: aiohttp.ClientSession, asked: list[tuple[str, dict[str, Any]]]) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, asked: list[tuple[str, dict[str, Any]]]
+    ) -> None:
         self.session = session
         self.asked = asked
         self.streamed = [i for i, (_, body) in enumerate(asked) if body["stream"]]
@@ -115,7 +132,9 @@ class Crowd:
         self.tasks: list[asyncio.Task[Answer]] = []
 
     async def start(self) -> None:
-        """The first one alone: it is not streamed, so that only its place tells that it moves when others do."""
+        """The first one alone: it is not streamed, so that only its place tells that it moves when
+        others do.
+        """
         self._send(0)
         while await metric(self.session, "radixserve_requests_running") < 1:
             await asyncio.sleep(0.02)
@@ -124,7 +143,9 @@ class Crowd:
 
     def _send(self, i: int) -> None:
         path, body = self.asked[i]
-        self.tasks.append(asyncio.create_task(ask(self.session, path, body, lambda: self.moved.add(i))))
+        self.tasks.append(
+            asyncio.create_task(ask(self.session, path, body, lambda: self.moved.add(i)))
+        )
 
     async def all_have_moved(self) -> None:
         """Until each stream has got something new, or has ended."""
@@ -156,7 +177,9 @@ async def kill(server: Server) -> None:
 
 
 async def disturb(server: Server, crowd: Crowd, first_seconds: float, more_seconds: float) -> None:
-    """Let the engine die after so many seconds, again while it loads, and again when all have gone on."""
+    """Let the engine die after so many seconds, again while it loads, and again when all have gone
+    on.
+    """
     await asyncio.sleep(first_seconds)
     await kill(server)
     await kill(server)
@@ -168,7 +191,13 @@ async def disturb(server: Server, crowd: Crowd, first_seconds: float, more_secon
 
 async def a_stop_string(session: aiohttp.ClientSession) -> str:
     """Something in the middle of what the model will say."""
-    body = {"model": MODEL, "prompt": STORY, "max_tokens": NUM_TOKENS, "temperature": 0, "stream": False}
+    body = {
+        "model": MODEL,
+        "prompt": STORY,
+        "max_tokens": NUM_TOKENS,
+        "temperature": 0,
+        "stream": False,
+    }
     text = (await ask(session, "/v1/completions", body, lambda: None)).texts[0]
     return text[100:108]
 
@@ -189,12 +218,19 @@ async def undisturbed_and_disturbed(
 
 
 async def test_streams_and_bodies_are_what_they_are_without_a_death() -> None:
-    with running("--served-model-name", MODEL, "--kv-budget", "256MiB", "--log-level", "info") as server:
-        async with aiohttp.ClientSession(server.url, timeout=aiohttp.ClientTimeout(total=200)) as session:
+    with running(
+        "--served-model-name", MODEL, "--kv-budget", "256MiB", "--log-level", "info"
+    ) as server:
+        async with aiohttp.ClientSession(
+            server.url, timeout=aiohttp.ClientTimeout(total=200)
+        ) as session:
             asked = bodies(await a_stop_string(session))
             undisturbed, disturbed = await undisturbed_and_disturbed(server, session, asked)
             assert await metric(session, "radixserve_engine_restarts_total") == 3
             assert await metric(session, "radixserve_requests_resumed_total") > 0
     for (_, body), expected, answer in zip(asked, undisturbed, disturbed, strict=True):
         assert answer == expected, body
-    assert {reason for answer in disturbed for reason in answer.reasons.values()} == {"stop", "length"}
+    assert {reason for answer in disturbed for reason in answer.reasons.values()} == {
+        "stop",
+        "length",
+    }

@@ -1,4 +1,6 @@
-"""The cache outlives the server: a stop, kill -9 of everything, kill -9 of the engine; two servers on one folder."""
+"""The cache outlives the server: a stop, kill -9 of everything, kill -9 of the engine; two servers
+on one folder.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +18,32 @@ import pytest
 from tests.e2e.server import Server, running
 from tests.e2e.test_lifecycle import engine_pid
 
-SYSTEM = "You are a helpful assistant. " + " ".join(f"Rule {i}: be brief, be kind, be exact." for i in range(30))
+SYSTEM = "You are a helpful assistant. " + " ".join(
+    f"Rule {i}: be brief, be kind, be exact." for i in range(30)
+)
 SMALL = ("--kv-budget", "256MiB", "--log-level", "warning")
 
 
-def ask(server: Server, question: str = "What is the capital of France?") -> tuple[str, dict[str, Any]]:
+def ask(
+    server: Server, question: str = "What is the capital of France?"
+) -> tuple[str, dict[str, Any]]:
     """The answer and where its prompt was found."""
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
     body = {"model": model(server), "messages": messages, "max_tokens": 12, "temperature": 0}
     answer = post(f"{server.url}/v1/chat/completions", body)
     details = answer["usage"]["prompt_tokens_details"]
-    found = details["cached_tokens_details"] | {"all": details["cached_tokens"], "of": answer["usage"]["prompt_tokens"]}
+    found = details["cached_tokens_details"] | {
+        "all": details["cached_tokens"],
+        "of": answer["usage"]["prompt_tokens"],
+    }
     assert sum(details["cached_tokens_details"].values()) == details["cached_tokens"]
     return answer["choices"][0]["message"]["content"], found
 
 
 def post(url: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"content-type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=120) as answer:
         return json.loads(answer.read())
 
@@ -52,7 +63,9 @@ def cache_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.model
-def test_the_cache_survives_a_stop_a_kill_of_everything_and_a_kill_of_the_engine(tmp_path: Path) -> None:
+def test_the_cache_survives_a_stop_a_kill_of_everything_and_a_kill_of_the_engine(
+    tmp_path: Path,
+) -> None:
     options = (*SMALL, "--disk-path", str(tmp_path / "kv"), "--disk-budget", "200MiB")
     with running(*options) as server:
         expected, found = ask(server)
@@ -101,7 +114,9 @@ def test_commands_beside_a_running_server(tmp_path: Path) -> None:
         expected, _ = ask(server)
         assert server.stop() == 0
     first = next(
-        line.split()[0] for line in cache_tool("ls", str(tmp_path / "kv")).stdout.splitlines() if " 0-" in line
+        line.split()[0]
+        for line in cache_tool("ls", str(tmp_path / "kv")).stdout.splitlines()
+        if " 0-" in line
     )
     assert cache_tool("export", str(tmp_path / "kv"), first, str(tmp_path / "file")).returncode == 0
     folder = str(tmp_path / "other")
@@ -124,11 +139,16 @@ def test_commands_beside_a_running_server(tmp_path: Path) -> None:
 
 @pytest.mark.model
 def test_host_memory_takes_what_the_device_has_no_room_for() -> None:
-    with running("--kv-budget", "32MiB", "--host-budget", "128MiB", "--log-level", "warning") as server:
+    with running(
+        "--kv-budget", "32MiB", "--host-budget", "128MiB", "--log-level", "warning"
+    ) as server:
         expected, _ = ask(server)
         for word in ("red", "green", "blue"):
             messages = [{"role": "user", "content": " ".join(f"{word} {i}" for i in range(90))}]
-            post(f"{server.url}/v1/chat/completions", {"model": model(server), "messages": messages, "max_tokens": 2})
+            post(
+                f"{server.url}/v1/chat/completions",
+                {"model": model(server), "messages": messages, "max_tokens": 2},
+            )
         again, found = ask(server)
         assert again == expected
         assert found["host"] > 0

@@ -1,7 +1,9 @@
-"""A hit equals a miss bit for bit: ids and logprobs do not depend on cache, batch, chunks or preemption.
+"""A hit equals a miss bit for bit: ids and logprobs do not depend on cache, batch, chunks or
+preemption.
 
-One trace of requests is run through engines that differ in everything that must not matter, and one whose steps fail;
-every answer, logprobs included, must be equal to that of the same request alone on an engine without a cache.
+One trace of requests is run through engines that differ in everything that must not matter, and one
+whose steps fail; every answer, logprobs included, must be equal to that of the same request alone
+on an engine without a cache.
 """
 
 from __future__ import annotations
@@ -23,7 +25,19 @@ from radixserve.model.runner import Runner
 from radixserve.request import Request, Sampling
 from radixserve.step import Chunk
 from tests import tiny
-from tests.e2e.answers import Answer, Interruptions, Setup, alone, both, cached, preempt, run, step, tokens, trace
+from tests.e2e.answers import (
+    Answer,
+    Interruptions,
+    Setup,
+    alone,
+    both,
+    cached,
+    preempt,
+    run,
+    step,
+    tokens,
+    trace,
+)
 
 FAMILIES = ["llama_grouped", "qwen2", "qwen3", "mistral", "gpt2", "phi", "gemma"]
 BOTH_PATHS = ["qwen2", "gpt2"]  # the lean forward, and the model's own modules
@@ -43,7 +57,9 @@ def tiny_model() -> Callable[[str], LoadedModel]:
     max_step_tokens=st.integers(32, 200),
     gap=st.integers(0, 3),
 )
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_answers_of_tiny_models_have_the_same_bits_in_every_setup(
     tiny_model: Callable[[str], LoadedModel],
     family: str,
@@ -62,11 +78,15 @@ def test_answers_of_tiny_models_have_the_same_bits_in_every_setup(
     assert run(core, requests, gap) == expected, "cold"
     assert run(core, requests[::-1]) == expected, "warm, in another order"
     tight = Setup(num_slots, max_running, max_step_tokens)
-    assert run(tight.engine(loaded), requests, gap) == expected, "with a budget that evicts and preempts"
+    assert run(tight.engine(loaded), requests, gap) == expected, (
+        "with a budget that evicts and preempts"
+    )
     off = Setup(num_slots, max_running, max_step_tokens, cache=False)
     assert run(off.engine(loaded), requests) == expected, "in a batch, without cache"
     ahead = replace(tight, ahead=True)
-    assert run(ahead.engine(loaded), requests, gap) == expected, "a step ahead, with a budget that evicts and preempts"
+    assert run(ahead.engine(loaded), requests, gap) == expected, (
+        "a step ahead, with a budget that evicts and preempts"
+    )
 
 
 @dataclass
@@ -85,7 +105,9 @@ class Failing:
         for chunk in chunks:
             slots = torch.from_numpy(chunk.slots[chunk.start :].copy()).long()
             self.runner.pool.k[:, slots] = self.runner.pool.v[:, slots] = float("nan")
-        raise torch.OutOfMemoryError if self.num_failed % 2 else RuntimeError("the device is on fire")
+        raise (
+            torch.OutOfMemoryError if self.num_failed % 2 else RuntimeError("the device is on fire")
+        )
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["in turn", "ahead"])
@@ -108,7 +130,9 @@ def real_model() -> LoadedModel:
 
 
 @pytest.mark.model
-def test_the_real_model_gives_the_same_bits_cold_warm_evicted_and_in_batches(real_model: LoadedModel) -> None:
+def test_the_real_model_gives_the_same_bits_cold_warm_evicted_and_in_batches(
+    real_model: LoadedModel,
+) -> None:
     assert real_model.exact, real_model.inexact_reason
     requests = trace(random.Random(11), real_model.vocab_size, count=8, length=120)
     expected = alone(real_model, requests)
@@ -123,7 +147,9 @@ def test_the_real_model_gives_the_same_bits_cold_warm_evicted_and_in_batches(rea
 
 
 @pytest.mark.model
-def test_an_answer_as_the_prefix_of_the_next_turn_is_as_if_prefilled(real_model: LoadedModel) -> None:
+def test_an_answer_as_the_prefix_of_the_next_turn_is_as_if_prefilled(
+    real_model: LoadedModel,
+) -> None:
     draw = random.Random(3)
     first = Request(
         id="turn 1",
@@ -147,7 +173,9 @@ def test_an_answer_as_the_prefix_of_the_next_turn_is_as_if_prefilled(real_model:
 @pytest.fixture(scope="module")
 def crowd(real_model: LoadedModel) -> tuple[list[Request], dict[str, Answer]]:
     """32 requests, each of 16 asked twice, and their answers alone."""
-    requests = trace(random.Random(21), real_model.vocab_size, count=16, length=40, max_tokens=(7, 10))
+    requests = trace(
+        random.Random(21), real_model.vocab_size, count=16, length=40, max_tokens=(7, 10)
+    )
     expected = alone(real_model, requests)
     twins = {f"{each.id} of {turn}": each for turn in range(2) for each in requests}
     requests = [msgspec.structs.replace(each, id=name) for name, each in twins.items()]
@@ -177,20 +205,26 @@ def test_the_real_model_gives_the_same_bits_in_batches_of_sequences_in_different
 
 @pytest.mark.parametrize("family", BOTH_PATHS)
 @given(seed=st.integers(0, 2**32), max_running=st.integers(1, 8), ahead=st.booleans())
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_tiny_models_go_on_with_the_same_bits_whoever_is_preempted_and_whenever(
     tiny_model: Callable[[str], LoadedModel], family: str, seed: int, max_running: int, ahead: bool
 ) -> None:
     draw, loaded = random.Random(seed), tiny_model(family)
     requests = trace(draw, tiny.VOCAB, count=8, length=50)
-    core = Setup(max_running=max_running, max_step_tokens=draw.randrange(8, 60), ahead=ahead).engine(loaded)
+    core = Setup(
+        max_running=max_running, max_step_tokens=draw.randrange(8, 60), ahead=ahead
+    ).engine(loaded)
     interrupt = Interruptions(core, draw, count=25)
     assert run(core, requests, gap=1, before_step=interrupt) == alone(loaded, requests)
     assert core.scheduler.totals.preemptions == len(interrupt.phases)
 
 
 def preempted_at(loaded: LoadedModel, request: Request, at: int, left: int) -> tuple[str, Answer]:
-    """What the request was doing when preempted after `at` steps, and its answer; `left` tokens stayed cached."""
+    """What the request was doing when preempted after `at` steps, and its answer; `left` tokens
+    stayed cached.
+    """
     core, answers = Setup(max_step_tokens=16).engine(loaded), {request.id: Answer()}
     core.submit(request, [])
     for _ in range(at):
@@ -226,7 +260,9 @@ def test_a_batch_of_the_real_model_gives_the_same_bits_although_its_sequences_ar
     core = Setup(max_running=8, max_step_tokens=24).engine(real_model)
     interrupt = Interruptions(core, random.Random(5), count=12)
     chosen = requests[:12]
-    assert run(core, chosen, before_step=interrupt) == {each.id: expected[each.id] for each in chosen}
+    assert run(core, chosen, before_step=interrupt) == {
+        each.id: expected[each.id] for each in chosen
+    }
     assert {"prefill", "decode"} <= set(interrupt.phases)
 
 
@@ -234,17 +270,30 @@ def test_a_batch_of_the_real_model_gives_the_same_bits_although_its_sequences_ar
 
 
 def warm_up_to(loaded: LoadedModel, request: Request, cut: int, draw: random.Random) -> Request:
-    """A request that shares exactly the first `cut` tokens of the other's prompt: the cut lies inside a node."""
-    differs = (request.prompt_ids[cut] + 1) % loaded.vocab_size if cut < len(request.prompt_ids) else 0
-    prompt = [*request.prompt_ids[:cut], differs, *tokens(draw, loaded.vocab_size, draw.randrange(30))]
-    return Request(id="neighbour", prompt_ids=prompt, sampling=Sampling(max_tokens=1, seed=0, temperature=0.0))
+    """A request that shares exactly the first `cut` tokens of the other's prompt: the cut lies
+    inside a node.
+    """
+    differs = (
+        (request.prompt_ids[cut] + 1) % loaded.vocab_size if cut < len(request.prompt_ids) else 0
+    )
+    prompt = [
+        *request.prompt_ids[:cut],
+        differs,
+        *tokens(draw, loaded.vocab_size, draw.randrange(30)),
+    ]
+    return Request(
+        id="neighbour", prompt_ids=prompt, sampling=Sampling(max_tokens=1, seed=0, temperature=0.0)
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(
-    seed=st.integers(0, 2**32), turns=st.lists(st.tuples(st.booleans(), st.integers(0, 150)), min_size=4, max_size=8)
+    seed=st.integers(0, 2**32),
+    turns=st.lists(st.tuples(st.booleans(), st.integers(0, 150)), min_size=4, max_size=8),
 )
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_tiny_models_give_the_same_bits_warm_up_to_any_token_and_after_evicting_any_part(
     tiny_model: Callable[[str], LoadedModel], family: str, seed: int, turns: list[tuple[bool, int]]
 ) -> None:
@@ -283,7 +332,9 @@ def test_the_real_model_gives_the_same_bits_warm_up_to_any_token(real_model: Loa
 
 
 def assert_resumed_anywhere(loaded: LoadedModel, requests: list[Request], places: range) -> None:
-    """After some tokens sent, an engine that knows nothing and one that has it all cached give the same rest."""
+    """After some tokens sent, an engine that knows nothing and one that has it all cached give the
+    same rest.
+    """
     warm = Setup(max_step_tokens=50).engine(loaded)
     for request in requests:
         expected = alone(loaded, [request])[request.id]

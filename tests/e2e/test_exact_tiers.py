@@ -1,4 +1,6 @@
-"""Exact across tiers: device, host memory, disk, restart and import give the bits of a computation from nothing."""
+"""Exact across tiers: device, host memory, disk, restart and import give the bits of a computation
+from nothing.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ from tests.store.parts import QuickDisk
 
 
 def engine(
-    loaded: LoadedModel, folder: Path | None, num_slots: int, host_slots: int = 0, budget: int = 1 << 30
+    loaded: LoadedModel,
+    folder: Path | None,
+    num_slots: int,
+    host_slots: int = 0,
+    budget: int = 1 << 30,
 ) -> EngineCore:
     pool, cache = KVPool(loaded.shape, num_slots, loaded.device), KVCache(num_slots)
     host = HostTier(pool, loaded.shape, host_slots, Copies(loaded.device)) if host_slots else None
@@ -50,7 +56,9 @@ def engine(
 
 
 def run(core: EngineCore, requests: list[Request], gap: int = 0) -> dict[str, Answer]:
-    """All requests through one engine, arriving `gap` steps apart; then until nothing is on its way."""
+    """All requests through one engine, arriving `gap` steps apart; then until nothing is on its
+    way.
+    """
     answers = {request.id: Answer() for request in requests}
 
     def step() -> None:
@@ -79,7 +87,9 @@ def promoted(core: EngineCore) -> tuple[int, int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(seed=st.integers(0, 2**32), host_slots=st.sampled_from([0, 200, 500]), gap=st.integers(0, 3))
-@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_tiny_models_answer_with_the_same_bits_from_every_tier(
     tmp_path_factory: pytest.TempPathFactory, family: str, seed: int, host_slots: int, gap: int
 ) -> None:
@@ -100,7 +110,9 @@ def real_model() -> LoadedModel:
 
 
 @pytest.mark.model
-def test_the_real_model_answers_with_the_same_bits_from_every_tier(real_model: LoadedModel, tmp_path: Path) -> None:
+def test_the_real_model_answers_with_the_same_bits_from_every_tier(
+    real_model: LoadedModel, tmp_path: Path
+) -> None:
     requests = trace(random.Random(5), real_model.vocab_size, count=8, length=120)
     expected = alone(real_model, requests)
     first = engine(real_model, tmp_path / "s", 450, host_slots=300)
@@ -152,7 +164,9 @@ def test_what_is_kept_as_float8_is_near_and_the_claim_is_withdrawn(
     for name, answer in expected.items():
         (_, exactly), (_, nearly) = answer.logprobs[0].top[0], warm[name].logprobs[0].top[0]
         assert abs(exactly - nearly) < 0.3
-    exact, info = build.build_engine(msgspec.structs.replace(chosen, tier_dtype="same"), str(embedded_model()))
+    exact, info = build.build_engine(
+        msgspec.structs.replace(chosen, tier_dtype="same"), str(embedded_model())
+    )
     assert info.exact
     assert run(exact, requests) == expected, "float8 of another start is not taken for float32"
     assert promoted(exact)[1] == 0

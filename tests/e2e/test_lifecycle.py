@@ -1,4 +1,6 @@
-"""Start, death of the engine, drain and end of a real server; the model of no cost where its answers do not matter."""
+"""Start, death of the engine, drain and end of a real server; the model of no cost where its
+answers do not matter.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
 
 
 def complete(server: Server, **fields: object) -> str:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60
+    ) as client:
         return client.completions.create(model="fake", prompt="hello", **fields).choices[0].text  # type: ignore[call-overload, no-any-return]
 
 
@@ -75,7 +79,9 @@ def test_sigterm_lets_a_running_stream_end_and_leaves_no_process() -> None:
     with running(*FAKE) as server:
         engine = engine_pid(server)
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-            stream = client.completions.create(model="fake", prompt="hello", max_tokens=2000, stream=True)
+            stream = client.completions.create(
+                model="fake", prompt="hello", max_tokens=2000, stream=True
+            )
             next(iter(stream))
             server.process.send_signal(signal.SIGTERM)
             until(lambda: status(server, "/health/ready") == 503)
@@ -91,7 +97,9 @@ def test_an_interrupt_drains_as_sigterm_does_and_a_second_one_ends_everything_at
     with running(*FAKE) as server:
         engine = engine_pid(server)
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-            stream = client.completions.create(model="fake", prompt="hello", max_tokens=8000, stream=True)
+            stream = client.completions.create(
+                model="fake", prompt="hello", max_tokens=8000, stream=True
+            )
             next(iter(stream))
             server.process.send_signal(signal.SIGINT)
             until(lambda: status(server, "/health/ready") == 503)

@@ -1,4 +1,6 @@
-"""`radixserve serve --model FOLDER`: what passes the load check is served exactly, the rest refused in a sentence."""
+"""`radixserve serve --model FOLDER`: what passes the load check is served exactly, the rest refused
+in a sentence.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ from pathlib import Path
 import openai
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig, PretrainedConfig, Qwen2Config, T5Config
+from transformers import (
+    AutoModelForCausalLM,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    T5Config,
+)
 
 from radixserve.model.embedded import embedded_model
 from tests.e2e.server import running
@@ -30,7 +38,12 @@ pytestmark = pytest.mark.model  # the tokenizer is the embedded model's
 
 
 def with_tokenizer(folder: Path) -> Path:
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+    ):
         if (embedded_model() / name).exists():
             shutil.copy(embedded_model() / name, folder)
     return folder
@@ -67,7 +80,10 @@ def test_a_local_folder_is_served_under_its_name(tmp_path: Path) -> None:
     ("config", "reason"),
     [
         (MistralConfig(**SIZE, sliding_window=32), "sliding window"),
-        (T5Config(vocab_size=100, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8), "encoder-decoder"),
+        (
+            T5Config(vocab_size=100, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8),
+            "encoder-decoder",
+        ),
     ],
     ids=["sliding window", "encoder-decoder"],
 )

@@ -1,4 +1,6 @@
-"""The soak of benchmarks/soak.py, shortened: every row of its table is as it should be. Its clients notice faults."""
+"""The soak of benchmarks/soak.py, shortened: every row of its table is as it should be. Its clients
+notice faults.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def test_nothing_is_wrong_lost_or_left_behind_after_a_short_soak() -> None:
 
 def run(command: list[str]) -> tuple[int, str]:
     """Exit code and output; terminated if it takes too long, so that it ends what it has started."""
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         try:
             output = process.communicate(timeout=PATIENCE_SECONDS)[0]
         except subprocess.TimeoutExpired:
@@ -44,7 +48,9 @@ def run(command: list[str]) -> tuple[int, str]:
 
 
 async def soaked(before: str | None, after: str | None) -> Tally:
-    """What clients counted against a stand-in with one fault while it gave the references, and with another later."""
+    """What clients counted against a stand-in with one fault while it gave the references, and with
+    another later.
+    """
     fake, pool = FakeOpenAI(before), conversations(6, seed=3)
     async with fake.serve() as url, connect(Target(base_url(url))) as http:
         expected = await references(http, pool, "fake", lambda: None)
@@ -86,11 +92,18 @@ def answer(*messages: dict[str, object]) -> Full:
 
 def piece(text: str, logprob: float, reason: str | None = None) -> dict[str, object]:
     logprobs = {"content": [{"token": text, "logprob": logprob}]}
-    return {"choices": [{"index": 0, "delta": {"content": text}, "logprobs": logprobs, "finish_reason": reason}]}
+    return {
+        "choices": [
+            {"index": 0, "delta": {"content": text}, "logprobs": logprobs, "finish_reason": reason}
+        ]
+    }
 
 
 def test_a_digest_tells_all_but_the_cuts_of_a_stream() -> None:
-    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}}
+    usage = {
+        "choices": [],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+    }
     whole = answer(piece("a", -1.0), piece("b", -2.0, "stop"), usage)
     joined = piece("ab", 0.0, "stop")
     joined["choices"][0]["logprobs"]["content"] = [  # type: ignore[index]

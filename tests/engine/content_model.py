@@ -1,10 +1,12 @@
-"""A model whose K/V can be read: the content of a slot is the tuple of tokens up to and including its own.
+"""A model whose K/V can be read: the content of a slot is the tuple of tokens up to and including
+its own.
 
-The next token is a function of the whole content, so any wrong, stale or uncomputed slot shows as a wrong answer, and
-the model checks every slot that a chunk attends. Nothing about numerics is tested with it, everything about slots is.
+The next token is a function of the whole content, so any wrong, stale or uncomputed slot shows as a
+wrong answer, and the model checks every slot that a chunk attends. Nothing about numerics is tested
+with it, everything about slots is.
 
-A step can be made to fail: then its slots hold nonsense, as they may after a fault of the device, and whatever is
-computed from nonsense is nonsense.
+A step can be made to fail: then its slots hold nonsense, as they may after a fault of the device,
+and whatever is computed from nonsense is nonsense.
 """
 
 from __future__ import annotations
@@ -44,9 +46,11 @@ def expected(prompt: list[int], count: int, stop: tuple[int, ...] = ()) -> list[
 
 
 class ContentModel:
-    """Implements `StepModel`; `poisoned` prefixes get logits that are not finite, `fault_of` says which steps fail.
+    """Implements `StepModel`; `poisoned` prefixes get logits that are not finite, `fault_of` says
+    which steps fail.
 
-    If they are `late` to fail they give nonsense, and what they should raise later is in `failed_late`, by call.
+    If they are `late` to fail they give nonsense, and what they should raise later is in
+    `failed_late`, by call.
     """
 
     def __init__(self) -> None:
@@ -57,7 +61,9 @@ class ContentModel:
         self.fault_of: FaultOf = lambda step: None
         self.late = False
         self.failed_late: dict[int, Exception] = {}
-        self.wrong: list[str] = []  # kept as well as raised: a second try of the step must not hide it
+        self.wrong: list[
+            str
+        ] = []  # kept as well as raised: a second try of the step must not hide it
 
     def fail_calls(self, *calls: int) -> None:
         """The calls of these indices fail."""
@@ -66,13 +72,21 @@ class ContentModel:
     def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
         self.num_calls += 1
         chunks = [_known(chunk, drawn) for chunk in chunks]
-        prefixes = [self._prefix(chunk) for chunk in chunks]  # all reads first: no chunk sees this step's writes
-        step = [self._compute(chunk, prefix) for chunk, prefix in zip(chunks, prefixes, strict=True)]
+        prefixes = [
+            self._prefix(chunk) for chunk in chunks
+        ]  # all reads first: no chunk sees this step's writes
+        step = [
+            self._compute(chunk, prefix) for chunk, prefix in zip(chunks, prefixes, strict=True)
+        ]
         error = self.fault_of(step)
         if error is not None:
             step = self._fail(chunks, error)
         return self._logits(
-            [row for chunk, rows in zip(chunks, step, strict=True) for row in rows[-chunk.num_logits :]]
+            [
+                row
+                for chunk, rows in zip(chunks, step, strict=True)
+                for row in rows[-chunk.num_logits :]
+            ]
         )
 
     def _logits(self, rows: list[Prefix]) -> torch.Tensor:
@@ -102,9 +116,14 @@ class ContentModel:
         return prefix
 
     def _compute(self, chunk: Chunk, prefix: Prefix) -> list[Prefix]:
-        self._require(len(set(chunk.slots.tolist())) == len(chunk.slots) == chunk.stop, "slots are not one each")
+        self._require(
+            len(set(chunk.slots.tolist())) == len(chunk.slots) == chunk.stop,
+            "slots are not one each",
+        )
         rows = []
-        for token, slot in zip(chunk.token_ids.tolist(), chunk.slots[chunk.start :].tolist(), strict=True):
+        for token, slot in zip(
+            chunk.token_ids.tolist(), chunk.slots[chunk.start :].tolist(), strict=True
+        ):
             prefix = NONSENSE if prefix == NONSENSE else (*prefix, token)
             self.content[slot] = prefix
             rows.append(prefix)

@@ -34,7 +34,9 @@ class Harness:
     ) -> None:
         self.model = ContentModel()
         self.cache = KVCache(num_slots, enabled=cache)
-        self.core = EngineCore(self.model, self.cache, Limits(max_running, max_step_tokens), ahead=ahead)
+        self.core = EngineCore(
+            self.model, self.cache, Limits(max_running, max_step_tokens), ahead=ahead
+        )
         self.events: dict[str, list[TokenEvent]] = defaultdict(list)
 
     def submit(self, *requests: Request) -> None:
@@ -43,9 +45,9 @@ class Harness:
 
     def take(self, events: list[TokenEvent]) -> None:
         for event in events:
-            assert not (self.events[event.request_id] and self.events[event.request_id][-1].finish), (
-                "an event after the end"
-            )
+            assert not (
+                self.events[event.request_id] and self.events[event.request_id][-1].finish
+            ), "an event after the end"
             self.events[event.request_id].append(event)
 
     def step(self) -> None:
@@ -71,7 +73,11 @@ class Harness:
 
     def answer(self, name: str) -> tuple[Any, ...]:
         """Everything that a client could tell two answers apart by, but times and what was cached."""
-        prompt = [event.prompt_logprobs for event in self.events[name] if event.prompt_logprobs is not None]
+        prompt = [
+            event.prompt_logprobs
+            for event in self.events[name]
+            if event.prompt_logprobs is not None
+        ]
         last = self.events[name][-1]
         return self.tokens(name), self.logprobs(name), prompt, last.finish, last.stop_token_id
 

@@ -1,7 +1,9 @@
-"""A step in flight while the next one is planned: the same answers, nothing leaked, nothing shown too early.
+"""A step in flight while the next one is planned: the same answers, nothing leaked, nothing shown
+too early.
 
-The device here is the host, so a step is computed when it is launched; what the tests see is the order of planning,
-launching, landing and committing, and what becomes of rows that turn out to be in vain.
+The device here is the host, so a step is computed when it is launched; what the tests see is the
+order of planning, launching, landing and committing, and what becomes of rows that turn out to be
+in vain.
 """
 
 from __future__ import annotations
@@ -72,9 +74,13 @@ def test_in_turn_nothing_stays_in_flight() -> None:
 
 
 @pytest.mark.parametrize("penalty", PENALTIES, ids=str)
-def test_a_draw_that_looks_at_the_tokens_so_far_makes_its_step_synchronous(penalty: dict[str, Any]) -> None:
+def test_a_draw_that_looks_at_the_tokens_so_far_makes_its_step_synchronous(
+    penalty: dict[str, Any],
+) -> None:
     harness = Harness(ahead=True)
-    harness.submit(request("plain", [4, 4], max_tokens=9), request("a", [1, 2, 3], max_tokens=3, **penalty))
+    harness.submit(
+        request("plain", [4, 4], max_tokens=9), request("a", [1, 2, 3], max_tokens=3, **penalty)
+    )
     for count in (1, 2, 3):
         harness.step()
         assert (len(harness.tokens("a")), in_flight(harness)) == (count, [])
@@ -121,17 +127,25 @@ def test_a_step_in_vain_does_not_delay_the_lease_of_the_next_request() -> None:
     harness.assert_drained()
 
 
-@pytest.mark.parametrize("prompts", [[[1, 2, 3]], [[1] * 30, [2] * 7, [3, 3]]], ids=["one", "three"])
+@pytest.mark.parametrize(
+    "prompts", [[[1, 2, 3]], [[1] * 30, [2] * 7, [3, 3]]], ids=["one", "three"]
+)
 def test_no_row_is_computed_for_a_sequence_known_to_be_at_its_end(prompts: list[list[int]]) -> None:
     harness = Harness(ahead=True)
-    harness.submit(*[request(f"r{i}", prompt, max_tokens=3 + i) for i, prompt in enumerate(prompts)])
+    harness.submit(
+        *[request(f"r{i}", prompt, max_tokens=3 + i) for i, prompt in enumerate(prompts)]
+    )
     harness.run()
-    assert harness.model.computed_tokens == sum(len(prompt) + 2 + i for i, prompt in enumerate(prompts))
+    assert harness.model.computed_tokens == sum(
+        len(prompt) + 2 + i for i, prompt in enumerate(prompts)
+    )
 
 
 def test_a_row_of_a_preempted_sequence_is_dropped_and_computed_again() -> None:
     harness = Harness(num_slots=110, max_step_tokens=64, ahead=True)
-    harness.submit(request("old", [1] * 20, max_tokens=70), request("young", [2] * 20, max_tokens=70))
+    harness.submit(
+        request("old", [1] * 20, max_tokens=70), request("young", [2] * 20, max_tokens=70)
+    )
     dropped = False
     while harness.core.has_work:
         flying = in_flight(harness)
@@ -179,7 +193,9 @@ def test_when_everybody_left_the_step_in_flight_still_lands() -> None:
 
 def test_a_launch_that_raises_is_taken_back_after_the_step_in_flight_was_committed() -> None:
     harness = Harness(ahead=True)
-    harness.submit(request("ending", [5], max_tokens=2), request("going on", [1, 2, 3], max_tokens=9))
+    harness.submit(
+        request("ending", [5], max_tokens=2), request("going on", [1, 2, 3], max_tokens=9)
+    )
     harness.step()
     harness.step()
     assert in_flight(harness) == ["ending", "going on"]
@@ -221,7 +237,8 @@ def test_a_step_that_raises_when_it_lands_takes_its_sequences_back_and_not_the_n
     assert harness.tokens("old") == []
     assert in_flight(harness) == ["old", "new"]
     assert harness.cache.match("public", key([1, 2, 3])) == 0
-    harness.step()  # the step in flight, where the row of `old` is in vain, and the second try of `old`
+    # the step in flight, where the row of `old` is in vain, and the second try of `old`
+    harness.step()
     assert harness.tokens("old") == expected([1, 2, 3], 1)
     assert harness.tokens("new") == expected([7, 7], 1)
     assert harness.model.computed_tokens == (3) + (1 + 2) + (3)
@@ -247,7 +264,9 @@ def test_logits_that_are_not_finite_drop_the_row_in_flight_too() -> None:
 # Waiting.
 
 
-def test_the_host_waits_once_per_step_and_only_when_it_lands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_waits_once_per_step_and_only_when_it_lands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     happened: list[str] = []
     launch, wait = flight.Flight.launch, Download.wait
 
@@ -267,10 +286,14 @@ def test_the_host_waits_once_per_step_and_only_when_it_lands(monkeypatch: pytest
         for kind in KINDS
         if "prompt_logprobs" not in kind and not any(p.items() <= kind.items() for p in PENALTIES)
     ]
-    harness.submit(*[request(f"r{i}", [i, i + 1], max_tokens=5, **kind) for i, kind in enumerate(kinds)])
+    harness.submit(
+        *[request(f"r{i}", [i, i + 1], max_tokens=5, **kind) for i, kind in enumerate(kinds)]
+    )
     harness.run()
     assert happened[:2] == ["launched", "launched"]
-    assert happened.count("waited") == happened.count("launched") == harness.core.stats().steps_total
+    assert (
+        happened.count("waited") == happened.count("launched") == harness.core.stats().steps_total
+    )
 
 
 # The same answers.
@@ -324,7 +347,9 @@ def test_any_draw_gives_the_same_bits_in_turn_and_ahead_whoever_leaves_and_whate
     for i, (one, (_, _, _, gap, _)) in enumerate(zip(requests, arrivals, strict=True)):
         harness.submit(one)
         for _ in range(gap):
-            harness.model.fault_of = lambda step, fails=num_steps in explosions: ON_FIRE if fails else None  # type: ignore[misc]
+            harness.model.fault_of = lambda step, fails=num_steps in explosions: (
+                ON_FIRE if fails else None
+            )  # type: ignore[misc]
             num_steps += 1
             if harness.core.has_work:
                 harness.step()
@@ -337,7 +362,12 @@ def test_any_draw_gives_the_same_bits_in_turn_and_ahead_whoever_leaves_and_whate
     for one in requests:
         whole, got = alone(one), harness.answer(one.id)
         if got[3] in ("abort", "error"):
-            whole = (whole[0][: len(got[0])], whole[1][: len(got[1])], whole[2][: len(got[2])], *got[3:])
+            whole = (
+                whole[0][: len(got[0])],
+                whole[1][: len(got[1])],
+                whole[2][: len(got[2])],
+                *got[3:],
+            )
         assert got == whole
     assert sum(harness.finish(one.id) == "error" for one in requests) == 0 or len(explosions) == 2
     harness.assert_drained()
@@ -346,15 +376,21 @@ def test_any_draw_gives_the_same_bits_in_turn_and_ahead_whoever_leaves_and_whate
 @given(arrivals=arrivals, max_running=st.integers(1, 6), max_step_tokens=st.integers(6, 40))
 @settings(max_examples=60, deadline=None)
 def test_ahead_computes_no_more_rows_than_one_for_each_stop_token(
-    arrivals: list[tuple[list[int], int, dict[str, Any], int, int | None]], max_running: int, max_step_tokens: int
+    arrivals: list[tuple[list[int], int, dict[str, Any], int, int | None]],
+    max_running: int,
+    max_step_tokens: int,
 ) -> None:
-    """With room for all and nothing cached every request computes the same rows, and at most one in vain."""
+    """With room for all and nothing cached every request computes the same rows, and at most one in
+    vain.
+    """
     harness = Harness(1000, max_running, max_step_tokens, cache=False, ahead=True)
     for i, (prompt, count, kind, gap, _) in enumerate(arrivals):
         harness.submit(request(f"r{i}", prompt, count, **kind))
         for _ in range(gap):
             harness.step()
     harness.run()
-    needed = sum(len(prompt) + len(harness.tokens(f"r{i}")) - 1 for i, (prompt, *_) in enumerate(arrivals))
+    needed = sum(
+        len(prompt) + len(harness.tokens(f"r{i}")) - 1 for i, (prompt, *_) in enumerate(arrivals)
+    )
     num_stopped = sum(harness.finish(f"r{i}") == "stop" for i in range(len(arrivals)))
     assert needed <= harness.model.computed_tokens <= needed + num_stopped

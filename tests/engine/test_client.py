@@ -1,4 +1,5 @@
-"""The engine as a real child process, with the model of no cost: streams, aborts, overload and the end.
+"""The engine as a real child process, with the model of no cost: streams, aborts, overload and the
+end.
 
 What becomes of requests when it dies is in test_death.py.
 """
@@ -23,7 +24,9 @@ from radixserve.errors import StartupError, Unavailable
 from radixserve.request import Request, Sampling
 from radixserve.step import TokenEvent
 
-SETTINGS = Settings(fake_model=True, kv_budget=4096 * 16, max_running=4, threads=1, log_level="warning")
+SETTINGS = Settings(
+    fake_model=True, kv_budget=4096 * 16, max_running=4, threads=1, log_level="warning"
+)
 
 
 def request(name: str, prompt_length: int = 20, max_tokens: int = 5) -> Request:
@@ -38,7 +41,9 @@ def engine_of(folder: str, **changes: object) -> ProcessEngine:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
-    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 200, "max_position_embeddings": 2048}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"vocab_size": 200, "max_position_embeddings": 2048})
+    )
     return str(tmp_path)
 
 

@@ -1,4 +1,6 @@
-"""The engine without its process: what comes out never depends on the cache, the budget, the batch or who leaves."""
+"""The engine without its process: what comes out never depends on the cache, the budget, the batch
+or who leaves.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def test_the_same_prompt_again_computes_one_token_of_it(ahead: bool) -> None:
     harness.run()
     assert harness.tokens("warm") == harness.tokens("cold")
     assert harness.events["warm"][0].num_cached == len(prompt) - 1
-    assert harness.model.computed_tokens - before == 1 + 3  # the prompt's last token, and three of four generated ones
+    assert (
+        harness.model.computed_tokens - before == 1 + 3
+    )  # the prompt's last token, and three of four generated ones
 
 
 def test_generated_tokens_are_a_prefix_for_the_next_turn(ahead: bool) -> None:
@@ -54,14 +58,18 @@ def test_identical_cold_prompts_are_computed_once(ahead: bool) -> None:
     prompt = [token % VOCAB for token in range(60)]
     harness.submit(*[request(f"r{i}", prompt, max_tokens=1) for i in range(4)])
     harness.run()
-    assert harness.model.computed_tokens == len(prompt) + 3  # three followers compute the last token each
+    assert (
+        harness.model.computed_tokens == len(prompt) + 3
+    )  # three followers compute the last token each
     assert [harness.events[f"r{i}"][0].num_cached for i in range(4)] == [0, 59, 59, 59]
 
 
 def test_a_follower_of_a_running_prefill_lets_others_pass(ahead: bool) -> None:
     harness = Harness(max_step_tokens=32, ahead=ahead)
     prompt = [token % VOCAB for token in range(70)]
-    harness.submit(request("first", prompt), request("same", prompt), request("other", [9, 9, 9], max_tokens=1))
+    harness.submit(
+        request("first", prompt), request("same", prompt), request("other", [9, 9, 9], max_tokens=1)
+    )
     for _ in range(3 + ahead):
         harness.step()
     assert harness.finish("other") == "length"
@@ -96,14 +104,20 @@ def test_decodes_go_on_while_a_long_prompt_is_prefilled(ahead: bool) -> None:
     assert harness.tokens("long") == expected([2] * 100, 1)
 
 
-def test_under_pressure_the_youngest_is_preempted_and_ends_with_the_same_tokens(ahead: bool) -> None:
+def test_under_pressure_the_youngest_is_preempted_and_ends_with_the_same_tokens(
+    ahead: bool,
+) -> None:
     harness = Harness(num_slots=110, max_step_tokens=64, ahead=ahead)
-    harness.submit(request("old", [1] * 20, max_tokens=70), request("young", [2] * 20, max_tokens=70))
+    harness.submit(
+        request("old", [1] * 20, max_tokens=70), request("young", [2] * 20, max_tokens=70)
+    )
     harness.run()
     assert harness.core.scheduler.totals.preemptions >= 1
     assert harness.tokens("old") == expected([1] * 20, 70)
     assert harness.tokens("young") == expected([2] * 20, 70)
-    assert [event.num_cached for event in harness.events["young"] if event.num_cached is not None] == [0]
+    assert [
+        event.num_cached for event in harness.events["young"] if event.num_cached is not None
+    ] == [0]
     harness.assert_drained()
 
 
@@ -127,7 +141,9 @@ def test_a_stop_token_ends_a_request_and_is_its_last_token(ahead: bool) -> None:
     assert harness.events["a"][-1].stop_token_id == stop
 
 
-def test_logits_that_are_not_finite_fail_one_request_and_nothing_of_it_is_cached(ahead: bool) -> None:
+def test_logits_that_are_not_finite_fail_one_request_and_nothing_of_it_is_cached(
+    ahead: bool,
+) -> None:
     harness = Harness(max_step_tokens=64, ahead=ahead)
     harness.model.poisoned.add((1, 1, 1, 1))
     harness.submit(request("bad", [1, 1, 1, 1]), request("good", [2, 2, 2, 2]))
@@ -151,7 +167,9 @@ def test_a_request_resumed_with_sent_tokens_goes_on_at_the_next_one(ahead: bool)
     assert harness.finish("resumed") == "length"
 
 
-def test_a_resumed_request_does_not_tell_its_start_again_nor_computes_its_prompt_logprobs(ahead: bool) -> None:
+def test_a_resumed_request_does_not_tell_its_start_again_nor_computes_its_prompt_logprobs(
+    ahead: bool,
+) -> None:
     harness, prompt = Harness(ahead=ahead), [token % VOCAB for token in range(30)]
     harness.submit(request("warm-up", prompt, max_tokens=1))
     harness.run()
@@ -159,7 +177,10 @@ def test_a_resumed_request_does_not_tell_its_start_again_nor_computes_its_prompt
     harness.take(harness.core.submit(asked, expected(prompt, 4)))
     harness.run()
     assert harness.tokens("resumed") == expected(prompt, 9)[4:]
-    told = [(event.num_cached, event.queue_seconds, event.prompt_logprobs) for event in harness.events["resumed"]]
+    told = [
+        (event.num_cached, event.queue_seconds, event.prompt_logprobs)
+        for event in harness.events["resumed"]
+    ]
     assert set(told) == {(None, None, None)}
     assert harness.core.scheduler.totals.cached_prompt_tokens > 0
 
@@ -177,16 +198,22 @@ def test_the_end_of_a_request_tells_its_cached_tokens_only_if_no_token_did(ahead
 
 
 @pytest.mark.parametrize("num_sent", [4, 5])
-def test_a_request_resumed_with_all_its_tokens_sent_has_nothing_to_do(num_sent: int, ahead: bool) -> None:
+def test_a_request_resumed_with_all_its_tokens_sent_has_nothing_to_do(
+    num_sent: int, ahead: bool
+) -> None:
     harness = Harness(ahead=ahead)
-    harness.take(harness.core.submit(request("a", [1, 2, 3], max_tokens=4), expected([1, 2, 3], num_sent)))
+    harness.take(
+        harness.core.submit(request("a", [1, 2, 3], max_tokens=4), expected([1, 2, 3], num_sent))
+    )
     harness.run()
     assert harness.tokens("a") == []
     assert harness.finish("a") == "length"
     harness.assert_drained()
 
 
-def test_prompt_logprobs_cover_every_prompt_token_once_although_the_prompt_is_cached_and_chunked(ahead: bool) -> None:
+def test_prompt_logprobs_cover_every_prompt_token_once_although_the_prompt_is_cached_and_chunked(
+    ahead: bool,
+) -> None:
     harness = Harness(max_step_tokens=8, ahead=ahead)
     prompt = [token % VOCAB for token in range(30)]
     harness.submit(request("warm-up", prompt))
@@ -229,7 +256,9 @@ def test_stats_describe_the_steps_since_the_last_report(ahead: bool) -> None:
 
 prompts = st.lists(st.integers(0, 2), min_size=1, max_size=24)
 arrivals = st.lists(
-    st.tuples(prompts, st.integers(1, 12), st.integers(0, 6), st.none() | st.integers(0, 8)), min_size=1, max_size=12
+    st.tuples(prompts, st.integers(1, 12), st.integers(0, 6), st.none() | st.integers(0, 8)),
+    min_size=1,
+    max_size=12,
 )
 
 
@@ -250,7 +279,9 @@ def test_answers_depend_on_nothing_but_the_request(
     cache: bool,
     ahead: bool,
 ) -> None:
-    """Requests over two or three distinct tokens arrive a few steps apart, some leave; the rest gets its tokens."""
+    """Requests over two or three distinct tokens arrive a few steps apart, some leave; the rest
+    gets its tokens.
+    """
     harness = Harness(num_slots, max_running, max_step_tokens, cache, ahead=ahead)
     leaving: dict[str, int] = {}
     for i, (prompt, max_tokens, gap, patience) in enumerate(arrivals):

@@ -1,4 +1,6 @@
-"""The engine process dies, and no stream notices: a real child process with traps (`tests.engine.trapped`)."""
+"""The engine process dies, and no stream notices: a real child process with traps
+(`tests.engine.trapped`).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from tests.engine.trapped import Trap, count
 LONG = 400  # tokens; about a second
 
 
-def request(name: str, max_tokens: int = LONG, *, trap: Trap | None = None, **sampling: Any) -> Request:
+def request(
+    name: str, max_tokens: int = LONG, *, trap: Trap | None = None, **sampling: Any
+) -> Request:
     """Its answer goes on counting from 41; with `trap` that is in its prompt."""
     settled: dict[str, Any] = {"max_tokens": max_tokens, "seed": 1, "temperature": 0.0} | sampling
     prompt = [40] * 20 if trap is None else [*[40] * 10, trap, *[40] * 9]
@@ -45,7 +49,9 @@ class Trapped(ProcessEngine):
         self.folder = folder
         self.restarts = self.resumed = 0
         settings = msgspec.structs.replace(SETTINGS, **changes)
-        super().__init__(settings, str(folder), lambda stats: None, self._count_restart, self._count_resumed)
+        super().__init__(
+            settings, str(folder), lambda stats: None, self._count_restart, self._count_resumed
+        )
 
     def _count_restart(self) -> None:
         self.restarts += 1
@@ -76,7 +82,9 @@ async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     (tmp_path / "config.json").write_text('{"vocab_size": 200, "max_position_embeddings": 2048}')
     (tmp_path / "hold").touch()
     monkeypatch.setenv("TRAPS_FOLDER", str(tmp_path))
-    monkeypatch.setattr(child, "_COMMAND", (sys.executable, str(Path(__file__).with_name("trapped.py"))))
+    monkeypatch.setattr(
+        child, "_COMMAND", (sys.executable, str(Path(__file__).with_name("trapped.py")))
+    )
     monkeypatch.setattr(supervisor, "_RESTART_SECONDS", (0.0, 0.05))
     engines: list[Trapped] = []
 
@@ -171,7 +179,9 @@ async def test_prompt_logprobs_that_were_told_are_not_computed_again(start: Star
     events = [await anext(stream)]
     await engine.kill_and_see()
     events += await rest(stream)
-    assert [len(event.prompt_logprobs) for event in events if event.prompt_logprobs is not None] == [19]
+    assert [
+        len(event.prompt_logprobs) for event in events if event.prompt_logprobs is not None
+    ] == [19]
     assert tokens(events) == answer(LONG)
 
 
@@ -189,7 +199,9 @@ async def test_requests_in_the_queue_of_a_dead_engine_are_served_by_the_next(sta
     assert engine.resumed == 4
 
 
-async def test_a_poisonous_request_ends_after_killing_twice_alone_and_nobody_else_notices(start: Start) -> None:
+async def test_a_poisonous_request_ends_after_killing_twice_alone_and_nobody_else_notices(
+    start: Start,
+) -> None:
     engine = await start()
     going = engine.submit(request("going"))
     first = await anext(going)
@@ -207,10 +219,15 @@ async def test_a_poisonous_request_ends_after_killing_twice_alone_and_nobody_els
     assert engine.unready_reason is None
 
 
-async def test_three_poisonous_requests_at_once_end_and_the_innocent_one_among_them_does_not(start: Start) -> None:
+async def test_three_poisonous_requests_at_once_end_and_the_innocent_one_among_them_does_not(
+    start: Start,
+) -> None:
     engine = await start()
     names = ["p0", "p1", "innocent", "p2"]
-    streams = [engine.submit(request(name, 5, trap=Trap.KILL if name[0] == "p" else None)) for name in names]
+    streams = [
+        engine.submit(request(name, 5, trap=Trap.KILL if name[0] == "p" else None))
+        for name in names
+    ]
     ends = [(await rest(stream))[-1].finish for stream in streams]
     assert ends == ["error", "error", "length", "error"]
     assert count(engine.folder, "killed") == 7  # once together, then each of the three twice
@@ -273,7 +290,9 @@ async def test_a_death_before_the_engine_is_ready_costs_nobody_anything(start: S
     assert engine.resumed == 1
 
 
-async def test_an_engine_that_hangs_is_told_until_it_goes_on(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_engine_that_hangs_is_told_until_it_goes_on(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "STALLED_SECONDS", 0.3)
     engine = await start()
     stream = engine.submit(request("held", 5, trap=Trap.HOLD))
@@ -285,7 +304,9 @@ async def test_an_engine_that_hangs_is_told_until_it_goes_on(start: Start, monke
     assert engine.restarts == 0
 
 
-async def test_when_three_starts_in_a_row_fail_all_end_and_none_is_taken_until_one_succeeds(start: Start) -> None:
+async def test_when_three_starts_in_a_row_fail_all_end_and_none_is_taken_until_one_succeeds(
+    start: Start,
+) -> None:
     engine = await start()
     started, idle = engine.submit(request("started")), engine.submit(request("never read"))
     first = await anext(started)
@@ -317,11 +338,15 @@ async def test_whoever_leaves_or_is_aborted_while_there_is_no_engine_vanishes(st
     assert [event.finish for event in await rest(streams[1])][-1] == "abort"
     assert tokens([firsts[2], *await rest(streams[2])]) == answer(LONG)
     assert engine.resumed == 1
-    await until(lambda: engine.stats.running == engine.stats.waiting == engine.stats.slots_leased == 0)
+    await until(
+        lambda: engine.stats.running == engine.stats.waiting == engine.stats.slots_leased == 0
+    )
     assert engine.stats.generated_tokens_total < LONG
 
 
-async def test_an_abort_that_a_dying_engine_did_not_carry_out_is_not_forgotten(start: Start) -> None:
+async def test_an_abort_that_a_dying_engine_did_not_carry_out_is_not_forgotten(
+    start: Start,
+) -> None:
     engine = await start()
     held, other = engine.submit(request("held", trap=Trap.HOLD)), engine.submit(request("other", 5))
     await engine.until_held()
@@ -347,7 +372,9 @@ async def test_a_drain_waits_for_requests_that_a_death_interrupts(start: Start) 
     assert tokens(await running) == answer(LONG)
 
 
-@pytest.mark.parametrize("end", [lambda engine: engine.drain(0.0), ProcessEngine.stop], ids=["drain", "stop"])
+@pytest.mark.parametrize(
+    "end", [lambda engine: engine.drain(0.0), ProcessEngine.stop], ids=["drain", "stop"]
+)
 async def test_what_is_live_while_there_is_no_engine_ends_with_the_server(
     start: Start, end: Callable[[ProcessEngine], Awaitable[None]]
 ) -> None:

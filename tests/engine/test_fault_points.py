@@ -1,6 +1,8 @@
-"""Wherever a step can raise it raises: the first time, the second time, ... until none is left; once and for good.
+"""Wherever a step can raise it raises: the first time, the second time, ... until none is left;
+once and for good.
 
-The places: before the forward pass, after it, in each part of sampling, and in each wait of the landing.
+The places: before the forward pass, after it, in each part of sampling, and in each wait of the
+landing.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ REQUESTS = [
 
 @dataclass
 class Points:
-    """Counts the places that were passed, and raises in that of number `at`; `for_good` in all from there on."""
+    """Counts the places that were passed, and raises in that of number `at`; `for_good` in all from
+    there on.
+    """
 
     at: int
     for_good: bool = False
@@ -99,7 +103,9 @@ def test_one_fault_anywhere_changes_no_answer(ahead: bool, whole: Harness) -> No
         harness = served(points, ahead)
         if not points.raised:
             break
-        assert [harness.answer(each.id) for each in REQUESTS] == [whole.answer(each.id) for each in REQUESTS], at
+        assert [harness.answer(each.id) for each in REQUESTS] == [
+            whole.answer(each.id) for each in REQUESTS
+        ], at
     assert 100 < at < 999
 
 

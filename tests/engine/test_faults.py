@@ -1,7 +1,8 @@
-"""A step that raises: its sequences are computed again, each alone, and only one that raises there too ends.
+"""A step that raises: its sequences are computed again, each alone, and only one that raises there
+too ends.
 
-A step that failed leaves nonsense in its slots. Late faults are those of the device: the launch goes well, the step
-raises when it lands, and the step behind it has computed from nonsense.
+A step that failed leaves nonsense in its slots. Late faults are those of the device: the launch
+goes well, the step raises when it lands, and the step behind it has computed from nonsense.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def ahead(request: pytest.FixtureRequest) -> bool:
 
 @contextlib.contextmanager
 def late_faults(model: ContentModel) -> Iterator[None]:
-    """Steps land in the order of their launch, which is one call of the model, and raise what that call kept."""
+    """Steps land in the order of their launch, which is one call of the model, and raise what that
+    call kept.
+    """
     wait, landing = flight.Flight._wait, itertools.count()
 
     def failing(self: flight.Flight) -> Any:
@@ -112,18 +115,25 @@ def test_newcomers_wait_until_the_second_tries_are_through(ahead: bool) -> None:
 def test_one_that_raises_alone_ends_and_nothing_of_the_step_can_be_found(ahead: bool) -> None:
     harness = Harness(ahead=ahead)
     cursed = tuple(PROMPTS[1] + expected(PROMPTS[1], 2))
-    harness.model.fault_of = lambda step: ON_FIRE if any(cursed in chunk for chunk in step) else None
+    harness.model.fault_of = lambda step: (
+        ON_FIRE if any(cursed in chunk for chunk in step) else None
+    )
     three(harness)
     harness.run()
     assert harness.tokens("r1") == expected(PROMPTS[1], 2)
     last = harness.events["r1"][-1]
     assert (last.finish, last.error) == ("error", FAILED.error)
-    assert harness.cache.match("public", torch.tensor(cursed, dtype=torch.int32).numpy().tobytes()) == 2
+    assert (
+        harness.cache.match("public", torch.tensor(cursed, dtype=torch.int32).numpy().tobytes())
+        == 2
+    )
     assert_whole(harness, 0, 2)
     harness.assert_drained()
 
 
-def test_a_success_clears_the_record_so_that_a_later_fault_gets_its_own_second_try(ahead: bool) -> None:
+def test_a_success_clears_the_record_so_that_a_later_fault_gets_its_own_second_try(
+    ahead: bool,
+) -> None:
     harness = Harness(ahead=ahead)
     harness.model.fail_calls(*range(0, 100, 2))
     harness.submit(request("r0", PROMPTS[0], max_tokens=5))
@@ -161,7 +171,9 @@ def test_one_may_leave_between_its_tries(leaves: str, ahead: bool) -> None:
 def test_faults_are_counted_by_kind_second_tries_included(ahead: bool) -> None:
     harness = Harness(ahead=ahead)
     cursed = tuple(PROMPTS[1] + expected(PROMPTS[1], 2))
-    harness.model.fault_of = lambda step: ON_FIRE if any(cursed in chunk for chunk in step) else None
+    harness.model.fault_of = lambda step: (
+        ON_FIRE if any(cursed in chunk for chunk in step) else None
+    )
     harness.model.poisoned.add(tuple(PROMPTS[2] + expected(PROMPTS[2], 1)))
     three(harness)
     harness.run()
@@ -169,7 +181,11 @@ def test_faults_are_counted_by_kind_second_tries_included(ahead: bool) -> None:
     harness.model.fault_of = lambda step: FULL
     harness.submit(request("full", [9]))
     harness.run()
-    assert harness.core.stats().faults_total == {"exception": 2, "not_finite": 1, "out_of_memory": 2}
+    assert harness.core.stats().faults_total == {
+        "exception": 2,
+        "not_finite": 1,
+        "out_of_memory": 2,
+    }
 
 
 # Memory.
@@ -212,7 +228,9 @@ def test_memory_is_freed_before_the_second_try_if_it_lacked(
 def test_a_failed_step_holds_none_of_its_tensors_when_it_is_tried_again(
     ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flight.log, "disabled", True)  # the log that pytest keeps holds the exception
+    monkeypatch.setattr(
+        flight.log, "disabled", True
+    )  # the log that pytest keeps holds the exception
     harness = Harness(ahead=ahead)
     activations: list[weakref.ref[torch.Tensor]] = []
 
@@ -241,7 +259,9 @@ def test_torch_says_in_words_that_the_host_has_no_memory() -> None:
 # A device that is lost: every later call fails, so the process has to go.
 
 LOST = [
-    torch.AcceleratorError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported elsewhere."),
+    torch.AcceleratorError(
+        "CUDA error: device-side assert triggered\nCUDA kernel errors might be reported elsewhere."
+    ),
     torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
     RuntimeError("CUDA error: unspecified launch failure"),
     RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
@@ -250,8 +270,14 @@ LOST = [
 KEPT = [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), OUT_OF_MEMORY),
     (torch.AcceleratorError("CUDA error: out of memory"), OUT_OF_MEMORY),
-    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), OUT_OF_MEMORY),
-    (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"), FAILED),
+    (
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        OUT_OF_MEMORY,
+    ),
+    (
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"),
+        FAILED,
+    ),
     (torch.AcceleratorError("CUDA error: invalid configuration argument"), FAILED),
     (RuntimeError("shapes differ"), FAILED),
     (ValueError("CUDA error: says a user's exception"), FAILED),
@@ -259,7 +285,9 @@ KEPT = [
 
 
 @pytest.mark.parametrize("error", LOST, ids=str)
-def test_after_an_error_that_loses_the_device_nothing_is_tried_again(error: Exception, ahead: bool) -> None:
+def test_after_an_error_that_loses_the_device_nothing_is_tried_again(
+    error: Exception, ahead: bool
+) -> None:
     harness = Harness(ahead=ahead)
     harness.model.fault_of = lambda step: error
     three(harness)
@@ -355,7 +383,11 @@ def assert_answered(harness: Harness, arriving: Arrivals) -> list[str]:
     """Everybody has one end and a right beginning, whole where nothing else ended it; who failed."""
     failed = []
     for i, (prompt, max_tokens, _, patience) in enumerate(arriving):
-        whole, got, last = expected(prompt, max_tokens), harness.tokens(f"r{i}"), harness.events[f"r{i}"][-1]
+        whole, got, last = (
+            expected(prompt, max_tokens),
+            harness.tokens(f"r{i}"),
+            harness.events[f"r{i}"][-1],
+        )
         assert got == (whole if last.finish == "length" else whole[: len(got)])
         assert last.finish == "length" or last.error or patience is not None
         if last.error:
@@ -363,7 +395,12 @@ def assert_answered(harness: Harness, arriving: Arrivals) -> list[str]:
     return failed
 
 
-@given(arriving=arrivals, engine=engines, late=st.booleans(), calls=st.sets(st.integers(0, 60), max_size=20))
+@given(
+    arriving=arrivals,
+    engine=engines,
+    late=st.booleans(),
+    calls=st.sets(st.integers(0, 60), max_size=20),
+)
 @settings(max_examples=150, deadline=None)
 def test_any_steps_may_fail_and_only_two_in_a_row_end_anybody(
     arriving: Arrivals, engine: dict[str, Any], late: bool, calls: set[int]
@@ -372,7 +409,9 @@ def test_any_steps_may_fail_and_only_two_in_a_row_end_anybody(
     harness.model.fail_calls(*calls)
     serve(harness, arriving, late=late)
     failed = assert_answered(harness, arriving)
-    assert len(failed) < max(len(calls), 1)  # each by a call of its own, after one that they may share
+    assert len(failed) < max(
+        len(calls), 1
+    )  # each by a call of its own, after one that they may share
     apart = min((b - a for a, b in itertools.pairwise(sorted(calls))), default=100)
     assert not failed or apart <= 2 * engine["max_running"]
 
@@ -382,7 +421,9 @@ def test_any_steps_may_fail_and_only_two_in_a_row_end_anybody(
     engine=engines,
     late=st.booleans(),
     curses=st.lists(
-        st.tuples(st.integers(0, 9), st.integers(1, 36), st.sampled_from([1, 1000])), min_size=1, max_size=4
+        st.tuples(st.integers(0, 9), st.integers(1, 36), st.sampled_from([1, 1000])),
+        min_size=1,
+        max_size=4,
     ),
 )
 @settings(max_examples=200, deadline=None)

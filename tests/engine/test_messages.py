@@ -25,7 +25,12 @@ from radixserve.step import EngineStats, TokenEvent, TokenLogprob
 MESSAGES: list[ToEngine] = [
     Start(Settings(), "some/folder"),
     Submit(
-        Request(id="a", prompt_ids=[1, 2], sampling=Sampling(max_tokens=3, seed=2**63 - 1, logit_bias={5: -1.5})), [7]
+        Request(
+            id="a",
+            prompt_ids=[1, 2],
+            sampling=Sampling(max_tokens=3, seed=2**63 - 1, logit_bias={5: -1.5}),
+        ),
+        [7],
     ),
     Abort("a"),
 ]
@@ -35,13 +40,18 @@ MESSAGES: list[ToEngine] = [
 def test_messages_survive_any_cut_of_the_stream(messages: list[ToEngine], size: int) -> None:
     stream = b"".join(encode(message) for message in messages)
     reader = FrameReader()
-    bodies = [body for i in range(0, len(stream), size) for body in reader.feed(stream[i : i + size])]
+    bodies = [
+        body for i in range(0, len(stream), size) for body in reader.feed(stream[i : i + size])
+    ]
     assert [msgspec.msgpack.decode(body, type=ToEngine) for body in bodies] == messages
 
 
 def test_a_report_comes_back_as_it_was() -> None:
     event = TokenEvent(
-        request_id="a", token_ids=[1], logprobs=[TokenLogprob(1, -0.25, [(1, -0.25), (2, -3.0)])], num_cached=0
+        request_id="a",
+        token_ids=[1],
+        logprobs=[TokenLogprob(1, -0.25, [(1, -0.25), (2, -3.0)])],
+        num_cached=0,
     )
     report = Report([event], EngineStats(running=3, step_seconds=[0.5]))
     (body,) = FrameReader().feed(encode(report))

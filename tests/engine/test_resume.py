@@ -156,7 +156,9 @@ def test_who_comes_during_a_trial_waits_until_it_is_over() -> None:
     assert gate.admit() == ["new"]
 
 
-def test_a_suspect_that_is_not_wanted_any_more_counts_as_inside_until_the_engine_says_that_it_ended() -> None:
+def test_a_suspect_that_is_not_wanted_any_more_counts_as_inside_until_the_engine_says_that_it_ended() -> (
+    None
+):
     gate = gate_with("a", "b")
     gate.died()
     assert gate.admit() == ["a"]
@@ -176,7 +178,9 @@ def test_whoever_is_not_wanted_any_more_does_not_enter_again() -> None:
 
 
 class World:
-    """An engine in which requests make tokens one by one, or kill it at the token where they are poisonous."""
+    """An engine in which requests make tokens one by one, or kill it at the token where they are
+    poisonous.
+    """
 
     def __init__(self, rng: random.Random, poison_at: dict[str, int | None]) -> None:
         self.rng = rng
@@ -257,4 +261,6 @@ def test_in_random_worlds_all_end_and_only_who_kills_is_ended_by_force(
         assert len(world.ended) == len(world.poison_at), f"seed {seed}: somebody waits for ever"
         assert not world.wrongly_accused, f"seed {seed}"
         most_kills = max(most_kills, *world.kills.values())
-    assert most_kills == (3 if poison is many_kill_at_their_first_token else 4)  # the first of four: it had progressed
+    assert most_kills == (
+        3 if poison is many_kill_at_their_first_token else 4
+    )  # the first of four: it had progressed

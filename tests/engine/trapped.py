@@ -1,7 +1,8 @@
-"""An engine process with traps for tests: `python trapped.py FD` in the place of `-m radixserve.engine.process`.
+"""An engine process with traps for tests: `python trapped.py FD` in the place of `-m
+radixserve.engine.process`.
 
-Some token ids are traps that go off when the model of no cost computes them: see `Trap`. Files in the folder named by
-the variable `TRAPS_FOLDER` count how often, and say whether a step is held.
+Some token ids are traps that go off when the model of no cost computes them: see `Trap`. Files in
+the folder named by the variable `TRAPS_FOLDER` count how often, and say whether a step is held.
 """
 
 from __future__ import annotations
@@ -72,12 +73,17 @@ class TrappedModel(FakeModel):
 
     def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
         time.sleep(TOKEN_SECONDS)
-        spring([token for chunk in chunks for token in chunk.token_ids.tolist()], Path(os.environ["TRAPS_FOLDER"]))
+        spring(
+            [token for chunk in chunks for token in chunk.token_ids.tolist()],
+            Path(os.environ["TRAPS_FOLDER"]),
+        )
         return super().forward(chunks, drawn)
 
 
 def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
-    """In the place of the real one, which loads transformers and with that takes three times as long to start."""
+    """In the place of the real one, which loads transformers and with that takes three times as
+    long to start.
+    """
     if not (Path(model) / "config.json").exists():
         raise ModelRefused(f"no model configuration in {model}")
     cache = KVCache(4096)

@@ -41,11 +41,23 @@ def records_in(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_command_reports_writes_and_exits_with_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_writes_and_exits_with_zero(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, numbers, html = tmp_path / "r.jsonl", tmp_path / "s.json", tmp_path / "r.html"
     files = ["--out", str(out), "--summary", str(numbers), "--html", str(html)]
     with fake_process() as url:
-        options = ["bench", "shared_system", "--check", "--phases", "cold,warm", "--slo", "ttft=5", "--url", url]
+        options = [
+            "bench",
+            "shared_system",
+            "--check",
+            "--phases",
+            "cold,warm",
+            "--slo",
+            "ttft=5",
+            "--url",
+            url,
+        ]
         assert radixserve([*options, *files]) == 0
     assert [record["phase"] for record in records_in(out)] == ["cold"] * 64 + ["warm"] * 64
     phases = json.loads(numbers.read_text())["phases"]
@@ -67,7 +79,9 @@ def test_without_a_terminal_progress_is_plain_lines(
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
-def test_a_timeout_that_nothing_could_keep_is_refused(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_timeout_that_nothing_could_keep_is_refused(
+    seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--timeout", seconds, "--quiet"])
     assert "--timeout: " in capsys.readouterr().err
@@ -109,12 +123,18 @@ def test_a_server_that_dies_in_the_middle_leaves_what_was_measured(
         assert cli.main([*options, "--url", url, "--out", str(out), "--html", str(html)]) == 1
     assert "the server stopped taking connections" in capsys.readouterr().out
     assert sum(record["error"] is None for record in records_in(out)) >= answered
-    assert {record["error"] for record in records_in(out)} == {None, "connection lost", "no connection"}
+    assert {record["error"] for record in records_in(out)} == {
+        None,
+        "connection lost",
+        "no connection",
+    }
     assert html.exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device /dev/full")
-def test_a_full_disk_keeps_the_other_results_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_keeps_the_other_results_and_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     numbers = tmp_path / "s.json"
     with fake_process() as url:
         options = ["--url", url, "--quiet", "--set", "users=1", "--summary", str(numbers)]
@@ -129,13 +149,16 @@ def test_a_full_disk_keeps_the_other_results_and_fails(tmp_path: Path, capsys: p
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device /dev/full")
 def test_a_terminal_that_takes_no_more_keeps_the_files_and_fails(tmp_path: Path) -> None:
     numbers = tmp_path / "s.json"
-    script = (
-        "import loadtest.progress as p; p.PLAIN_SECONDS = 0.0; from loadtest.cli import main; raise SystemExit(main())"
-    )
+    script = "import loadtest.progress as p; p.PLAIN_SECONDS = 0.0; from loadtest.cli import main; raise SystemExit(main())"
     with fake_process() as url, Path("/dev/full").open("w") as full:
         command = [sys.executable, "-c", script, "shared_system", "--url", url, "--set", "users=1"]
         ended = subprocess.run(
-            [*command, "--summary", str(numbers)], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+            [*command, "--summary", str(numbers)],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
         )
     assert ended.returncode == 2
     assert "No space left on device" in ended.stderr
@@ -146,7 +169,17 @@ def test_a_terminal_that_takes_no_more_keeps_the_files_and_fails(tmp_path: Path)
 def test_interrupting_keeps_what_was_measured(tmp_path: Path) -> None:
     out, numbers = tmp_path / "r.jsonl", tmp_path / "s.json"
     with fake_process() as url:
-        options = ["--url", url, "--quiet", "--rate", "5", "--out", str(out), "--summary", str(numbers)]
+        options = [
+            "--url",
+            url,
+            "--quiet",
+            "--rate",
+            "5",
+            "--out",
+            str(out),
+            "--summary",
+            str(numbers),
+        ]
         with subprocess.Popen(
             [sys.executable, "-m", "loadtest", *options], cwd=ROOT, stdout=subprocess.PIPE
         ) as process:
@@ -159,7 +192,11 @@ def test_interrupting_keeps_what_was_measured(tmp_path: Path) -> None:
 
 def test_the_document_names_every_workload_shape_option_and_dialect() -> None:
     text = (ROOT / "docs" / "loadtest.md").read_text()
-    rows = {cells[1].strip(" `"): cells for cells in (line.split("|") for line in text.splitlines()) if len(cells) > 3}
+    rows = {
+        cells[1].strip(" `"): cells
+        for cells in (line.split("|") for line in text.splitlines())
+        if len(cells) > 3
+    }
     assert [name for name in [*names(), *NEEDS, *DIALECTS] if name not in rows] == []
     options = [name for name in parser("x")._option_string_actions if name.startswith("--")]
     explained = {"--help", "--model", "--timeout", "--quiet", "--url"}  # by their own help
@@ -168,7 +205,8 @@ def test_the_document_names_every_workload_shape_option_and_dialect() -> None:
         assert set(re.findall(r"`(\w+)`", rows[name][2])) == DIALECTS[name].refused
 
 
-# -- commands with servers of their own ------------------------------------------------------------------------------
+# -- commands with servers of their own
+# ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -193,9 +231,15 @@ def test_the_tour_replays_cold_warm_and_uncached_and_says_where_the_report_is(
     serving: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "bench"
-    assert cli.main(["tour", "--folder", str(folder), "--set", "users=2", "--command", *serving]) == 0
+    assert (
+        cli.main(["tour", "--folder", str(folder), "--set", "users=2", "--command", *serving]) == 0
+    )
     assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
-    assert list(json.loads((folder / "summary.json").read_text())["phases"]) == ["cold", "warm", "no cache"]
+    assert list(json.loads((folder / "summary.json").read_text())["phases"]) == [
+        "cold",
+        "warm",
+        "no cache",
+    ]
     assert len(records_in(folder / "requests.jsonl")) == 36
 
 
@@ -205,7 +249,9 @@ def test_a_tour_keeps_what_was_measured_when_the_second_server_does_not_start(
     script = Path(serving[1])
     script.write_text("import sys; '--no-cache' in sys.argv and sys.exit(3)\n" + script.read_text())
     folder = tmp_path / "bench"
-    assert cli.main(["tour", "--folder", str(folder), "--set", "users=1", "--command", *serving]) == 1
+    assert (
+        cli.main(["tour", "--folder", str(folder), "--set", "users=1", "--command", *serving]) == 1
+    )
     shown = capsys.readouterr().out
     assert "stopped: the server ended with code 3 before it was ready" in shown
     assert f"report: {folder / 'report.html'}" in shown
@@ -216,11 +262,21 @@ def test_a_tour_whose_report_cannot_be_written_writes_the_rest(
     serving: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "summary.json").mkdir()
-    assert cli.main(["tour", "--folder", str(tmp_path), "--set", "users=1", "--command", *serving]) == 1
+    assert (
+        cli.main(["tour", "--folder", str(tmp_path), "--set", "users=1", "--command", *serving])
+        == 1
+    )
     assert "summary.json: [Errno 21] Is a directory" in capsys.readouterr().out
     assert (tmp_path / "report.html").exists()
 
 
-def test_a_tour_whose_server_does_not_start_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["tour", "--folder", str(tmp_path), "--command", sys.executable, "/no/such/script"]) == 2
+def test_a_tour_whose_server_does_not_start_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        cli.main(
+            ["tour", "--folder", str(tmp_path), "--command", sys.executable, "/no/such/script"]
+        )
+        == 2
+    )
     assert "the server ended with code 2 before it was ready" in capsys.readouterr().err

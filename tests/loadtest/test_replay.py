@@ -1,4 +1,6 @@
-"""The replay against a fake server: what it sends and when, what it counts, and how clients misbehave."""
+"""The replay against a fake server: what it sends and when, what it counts, and how clients
+misbehave.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from tests.fake_openai import FakeOpenAI
 CLOSED = Load("closed", 1, {})
 
 
-async def run_against(fake: FakeOpenAI, workload: str, *changes: str, dialect: str = "openai") -> tuple[Run, Summary]:
+async def run_against(
+    fake: FakeOpenAI, workload: str, *changes: str, dialect: str = "openai"
+) -> tuple[Run, Summary]:
     run = Run(load_workload(workload, changes))
     async with fake.serve() as url:
         model = "" if DIALECTS[dialect].lists_models else "fake"
@@ -34,7 +38,8 @@ def one(turn: Turn, load: Load = CLOSED) -> Run:
     return Run(Workload("w", 1, load, [Session("s", (), (turn,))]))
 
 
-# -- the loop -------------------------------------------------------------------------------------------------------
+# -- the loop
+# -------------------------------------------------------------------------------------------------------
 
 
 async def test_the_second_turn_sends_the_first_answer_back() -> None:
@@ -129,18 +134,25 @@ async def test_a_server_whose_list_says_nothing_is_not_asked_for_it() -> None:
             await replay(run, Target(base_url(url), dialect=transformers), lambda record: None)
     assert fake.lists == 0
     with pytest.raises(CannotStart, match=r"no server at http://127\.0\.0\.1:1/v1"):
-        await replay(run, Target("http://127.0.0.1:1/v1", "fake", dialect=transformers), lambda record: None)
+        await replay(
+            run, Target("http://127.0.0.1:1/v1", "fake", dialect=transformers), lambda record: None
+        )
 
 
-# -- times ----------------------------------------------------------------------------------------------------------
+# -- times
+# ----------------------------------------------------------------------------------------------------------
 
 
 async def test_only_streams_have_a_first_token_and_choices_are_timed_one_by_one() -> None:
     run, _ = await run_against(FakeOpenAI(), "mixed", "requests=80")
     answered = [record for record in run.records if record.answered]
-    streamed = [record for record in answered if "streamed" in record.kind or "stop strings" in record.kind]
+    streamed = [
+        record for record in answered if "streamed" in record.kind or "stop strings" in record.kind
+    ]
     both = [record for record in streamed if "n=2" in record.kind]
-    assert [record for record in answered if record.kind == "chat" and (record.ttft or record.tpot)] == []
+    assert [
+        record for record in answered if record.kind == "chat" and (record.ttft or record.tpot)
+    ] == []
     assert all(record.ttft for record in streamed)
     assert {record.choices for record in both} == {2}
     assert {len(record.inter_token) for record in both} == {22}  # 11 in each of them
@@ -149,7 +161,8 @@ async def test_only_streams_have_a_first_token_and_choices_are_timed_one_by_one(
         assert record.tpot == pytest.approx((record.e2e - record.ttft) / 11)
 
 
-# -- check ----------------------------------------------------------------------------------------------------------
+# -- check
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", [None, "depends on the batch"])
@@ -174,13 +187,20 @@ async def test_only_greedy_answers_are_compared() -> None:
     assert {sent.body["temperature"] for sent in comparable([run])} == {0}
 
 
-# -- load shapes and misbehaviour -----------------------------------------------------------------------------------
+# -- load shapes and misbehaviour
+# -----------------------------------------------------------------------------------
 
 
 async def test_an_open_loop_does_not_wait_for_answers_and_counts_from_the_schedule() -> None:
     fake = FakeOpenAI(word_seconds=0.05)
     run, summary = await run_against(
-        fake, "random", "groups=20", "load.shape=burst", "load.burst=10", "load.period_seconds=0.1", "body.max_tokens=4"
+        fake,
+        "random",
+        "groups=20",
+        "load.shape=burst",
+        "load.burst=10",
+        "load.period_seconds=0.1",
+        "body.max_tokens=4",
     )
     assert fake.most_running == 20
     assert summary.errors == {}
@@ -191,7 +211,9 @@ async def test_an_open_loop_does_not_wait_for_answers_and_counts_from_the_schedu
 
 async def test_a_late_start_counts_against_the_answer() -> None:
     run = Run(load_workload("random", ["groups=1", "load.shape=schedule", "start_seconds=0.0001"]))
-    run.workload.sessions[0] = dataclasses.replace(run.workload.sessions[0], at=-5.0)  # as if the loop had been held up
+    run.workload.sessions[0] = dataclasses.replace(
+        run.workload.sessions[0], at=-5.0
+    )  # as if the loop had been held up
     async with FakeOpenAI().serve() as url:
         await replay(run, Target(base_url(url)), lambda record: None)
     (record,) = run.records
@@ -200,21 +222,27 @@ async def test_a_late_start_counts_against_the_answer() -> None:
 
 
 async def test_the_turns_of_a_session_pause_between_each_other() -> None:
-    run, _ = await run_against(FakeOpenAI(), "chat", "groups=1", "turns=3", "load.pause_seconds=0.05")
+    run, _ = await run_against(
+        FakeOpenAI(), "chat", "groups=1", "turns=3", "load.pause_seconds=0.05"
+    )
     first, second, third = run.records
     assert second.due >= first.due + first.e2e + 0.05
     assert third.started >= third.due
 
 
 async def test_slow_readers_are_counted_and_not_timed() -> None:
-    run, summary = await run_against(FakeOpenAI(), "random", "groups=3", "load.slow=1", "body.max_tokens=3")
+    run, summary = await run_against(
+        FakeOpenAI(), "random", "groups=3", "load.slow=1", "body.max_tokens=3"
+    )
     assert (summary.slow, summary.answered, summary.latency.answers) == (3, 3, 0)
     assert summary.latency.e2e is None
     assert all(record.e2e >= 0.5 for record in run.records)
 
 
 @pytest.mark.parametrize(("fault", "wrong"), [(None, 0), ("falls over garbage", 1)])
-async def test_garbage_has_to_be_refused_as_the_clients_fault(fault: str | None, wrong: int) -> None:
+async def test_garbage_has_to_be_refused_as_the_clients_fault(
+    fault: str | None, wrong: int
+) -> None:
     _, summary = await run_against(FakeOpenAI(fault), "random", "load.garbage=0.5")
     refused, failed = summary.refused, summary.errors.get("http 500 to garbage", 0)
     assert bool(failed) == bool(wrong)
@@ -222,7 +250,8 @@ async def test_garbage_has_to_be_refused_as_the_clients_fault(fault: str | None,
     assert summary.answered + refused + failed == 48
 
 
-# -- dialects and metrics -------------------------------------------------------------------------------------------
+# -- dialects and metrics
+# -------------------------------------------------------------------------------------------
 
 
 async def test_a_dialect_leaves_out_what_the_server_refuses_and_says_so() -> None:
@@ -266,18 +295,25 @@ async def test_a_server_without_metrics_gives_no_samples() -> None:
         ("sglang:num_queue_reqs", "sglang:num_running_reqs"),
     ],
 )
-def test_queues_are_found_under_the_names_that_servers_give_them(waiting: str, running: str) -> None:
-    sample = parse(f'# TYPE {waiting} gauge\n{waiting} 3\n# TYPE {running} gauge\n{running}{{a="b"}} 4\n', 1.5)
+def test_queues_are_found_under_the_names_that_servers_give_them(
+    waiting: str, running: str
+) -> None:
+    sample = parse(
+        f'# TYPE {waiting} gauge\n{waiting} 3\n# TYPE {running} gauge\n{running}{{a="b"}} 4\n', 1.5
+    )
     assert sample == Sample(1.5, 3.0, 4.0, {})
 
 
-# -- answers --------------------------------------------------------------------------------------------------------
+# -- answers
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_a_stream_without_a_finish_reason_is_not_finished() -> None:
     answer = Answer()
     answer.take({"choices": [{"index": 1, "delta": {"content": "a"}}], "usage": None})
-    answer.take({"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": "stop"}]})
+    answer.take(
+        {"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": "stop"}]}
+    )
     assert (answer.ordered_texts(), answer.finished, list(answer.arrivals)) == (["", "a"], {0}, [1])
 
 

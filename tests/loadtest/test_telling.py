@@ -25,18 +25,26 @@ from loadtest.workload import Workload
 
 
 def phase(name: str, ttfts: list[float], **fields: object) -> Phase:
-    """A run of streamed answers of 11 tokens, one after the other, each token 10 ms after the one before."""
+    """A run of streamed answers of 11 tokens, one after the other, each token 10 ms after the one
+    before.
+    """
     run = Run(Workload("w", 1, Load("closed", 1, {}), []), name)
     due = 0.0
     for turn, ttft in enumerate(ttfts):
-        record = Record("s", turn, "k", due, due, name, 200, ttft=ttft, e2e=ttft + 0.1, inter_token=[0.01] * 10)
+        record = Record(
+            "s", turn, "k", due, due, name, 200, ttft=ttft, e2e=ttft + 0.1, inter_token=[0.01] * 10
+        )
         record.prompt_tokens, record.cached_tokens, record.completion_tokens = 100, 80, 11
         for key, value in fields.items():
             setattr(record, key, value)
         run.sent.append(Sent("", {}, record))
         due += record.e2e
     run.wall_seconds = due
-    return Phase(run, summarise(run, Objective(ttft=0.25)), [Sample(0.0, 1, 2, {"a": 1}), Sample(1.0, 0, 0, {"a": 5})])
+    return Phase(
+        run,
+        summarise(run, Objective(ttft=0.25)),
+        [Sample(0.0, 1, 2, {"a": 1}), Sample(1.0, 0, 0, {"a": 5})],
+    )
 
 
 def test_quantiles_are_nearest_ranks() -> None:
@@ -71,9 +79,9 @@ def test_a_server_that_says_nothing_of_its_cache_has_prompt_tokens_all_the_same(
 def test_the_summary_file_counts_what_the_dialect_left_out(tmp_path: Path) -> None:
     made = phase("cold", [0.1])
     made.run.left_out["store"] = 3
-    assert json.loads(Path(written(tmp_path / "a.json", made)).read_text())["phases"]["cold"]["left_out"] == {
-        "store": 3
-    }
+    assert json.loads(Path(written(tmp_path / "a.json", made)).read_text())["phases"]["cold"][
+        "left_out"
+    ] == {"store": 3}
 
 
 def test_an_objective_is_names_and_seconds() -> None:
@@ -91,7 +99,8 @@ def test_a_full_disk_ends_the_record_file_and_not_the_run() -> None:
     assert "No space left" in str(file.error)
 
 
-# -- compare --------------------------------------------------------------------------------------------------------
+# -- compare
+# --------------------------------------------------------------------------------------------------------
 
 
 def written(path: Path, *phases: Phase) -> str:
@@ -109,7 +118,9 @@ def compared(*files: str) -> str:
 def test_compare_gives_ratios_with_the_interval_in_which_they_lie(tmp_path: Path) -> None:
     slow = [0.2 + 0.001 * n for n in range(60)]
     a = written(tmp_path / "a.json", phase("cold", slow), phase("warm", slow))
-    b = written(tmp_path / "b.json", phase("cold", [ttft / 2 for ttft in slow]), phase("other", slow))
+    b = written(
+        tmp_path / "b.json", phase("cold", [ttft / 2 for ttft in slow]), phase("other", slow)
+    )
     text = compared(a, b)
     (row,) = [line for line in text.splitlines() if "TTFT p50" in line]
     cells = [cell.strip() for cell in row.split("│")[2:-1]]
@@ -148,7 +159,8 @@ def test_compare_names_the_phases_there_are(tmp_path: Path) -> None:
         compare.main([f"{file}:hot", file], "compare", Console(quiet=True))
 
 
-# -- files and the page ---------------------------------------------------------------------------------------------
+# -- files and the page
+# ---------------------------------------------------------------------------------------------
 
 
 def test_the_summary_file_holds_the_growth_of_the_servers_counters(tmp_path: Path) -> None:
@@ -158,7 +170,9 @@ def test_the_summary_file_holds_the_growth_of_the_servers_counters(tmp_path: Pat
 
 
 def test_the_page_loads_nothing_and_no_name_can_leave_its_data() -> None:
-    made = page.render([phase("cold", [0.1], kind="</script><script>alert(1)</script>")], "http://<b>there")
+    made = page.render(
+        [phase("cold", [0.1], kind="</script><script>alert(1)</script>")], "http://<b>there"
+    )
     assert "alert(1)</script>" not in made
     assert "http://<b>" not in made
     assert "<!--" not in made
@@ -171,16 +185,31 @@ def test_the_page_loads_nothing_and_no_name_can_leave_its_data() -> None:
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the Debian package chromium")
 @pytest.mark.parametrize("what", ["full", "empty"])
 def test_the_page_draws_every_plot_in_a_browser(tmp_path: Path, what: str) -> None:
-    phases = [phase("cold", [0.1, 0.2, 4.0]), phase("warm", [0.05])] if what == "full" else [phase("cold", [])]
+    phases = (
+        [phase("cold", [0.1, 0.2, 4.0]), phase("warm", [0.05])]
+        if what == "full"
+        else [phase("cold", [])]
+    )
     phases[0].run.left_out["store"] = 3
     (tmp_path / "r.html").write_text(page.render(phases, "http://there"), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+    ]
     command = ["chromium", *options, (tmp_path / "r.html").as_uri()]
     drawn = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    figures = [figure.split("</figure>")[0] for figure in drawn.split("<script")[0].split("<figure")[1:]]
+    figures = [
+        figure.split("</figure>")[0] for figure in drawn.split("<script")[0].split("<figure")[1:]
+    ]
     plots = {re.findall(r'<div id="(\w+)">', figure)[-1]: figure for figure in figures}
     assert plots.keys() == {"ttft", "tpot", "hits", "queue", "load", "work", "timeline"}
-    shown = {name: (plot.count("<path"), plot.count("<circle"), plot.count("<rect")) for name, plot in plots.items()}
+    shown = {
+        name: (plot.count("<path"), plot.count("<circle"), plot.count("<rect"))
+        for name, plot in plots.items()
+    }
     if what == "full":
         assert (shown["ttft"], shown["queue"], shown["load"]) == ((2, 0, 0), (4, 0, 0), (0, 4, 0))
         assert shown["timeline"] == (0, 0, 8)

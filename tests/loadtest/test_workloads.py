@@ -32,12 +32,23 @@ def test_prose_depends_on_its_key_only_and_has_the_words_asked_for() -> None:
     assert [len(prose(n, "x").split()) for n in (1, 9, 300)] == [1, 9, 300]
 
 
-# -- prompts --------------------------------------------------------------------------------------------------------
+# -- prompts
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_every_workload_of_the_issue_is_there() -> None:
     assert names() == sorted(
-        ["agent", "chat", "document", "few_shot", "flood", "mixed", "random", "shared_system", "trace"]
+        [
+            "agent",
+            "chat",
+            "document",
+            "few_shot",
+            "flood",
+            "mixed",
+            "random",
+            "shared_system",
+            "trace",
+        ]
     )
 
 
@@ -60,7 +71,9 @@ def test_shared_system_is_64_chat_requests_over_4_system_prompts() -> None:
 
 def test_random_prompts_share_nothing() -> None:
     texts = [session.turns[0].text for session in load_workload("random").sessions]
-    assert not [pair for pair in itertools.combinations(texts, 2) if str(pair[0])[:40] == str(pair[1])[:40]]
+    assert not [
+        pair for pair in itertools.combinations(texts, 2) if str(pair[0])[:40] == str(pair[1])[:40]
+    ]
 
 
 def test_few_shot_prompts_open_with_worked_examples() -> None:
@@ -77,7 +90,14 @@ def test_the_parts_of_a_flood_have_tenants_and_times_of_their_own() -> None:
 
 
 def test_lengths_are_numbers_or_ranges_and_everything_can_be_set() -> None:
-    changes = ["groups=2", "users=3", "turns=1", "user_words=[5, 9]", "body.max_tokens=7", "load.clients=2"]
+    changes = [
+        "groups=2",
+        "users=3",
+        "turns=1",
+        "user_words=[5, 9]",
+        "body.max_tokens=7",
+        "load.clients=2",
+    ]
     workload = load_workload("shared_system", changes)
     turns = [session.turns[0] for session in workload.sessions]
     lengths = {len(str(turn.text).split()) for turn in turns}
@@ -97,15 +117,23 @@ def test_lengths_are_numbers_or_ranges_and_everything_can_be_set() -> None:
         ({"[chat": "[other"}, "exactly one of the tables chat, parts, mixed, trace is needed"),
         ({"seed = 1": "seed ="}, "is not TOML"),
         ({"clients = 8": 'shape = "poisson"'}, "the shape poisson needs rate"),
-        ({"clients = 8": 'shape = "wave"'}, "shape must be one of closed, poisson, ramp, burst, schedule, not 'wave'"),
+        (
+            {"clients = 8": 'shape = "wave"'},
+            "shape must be one of closed, poisson, ramp, burst, schedule, not 'wave'",
+        ),
         ({"clients = 8": 'shape = "schedule"'}, "no times of its own"),
         ({"clients = 8": "leave = 0.6\nslow = 0.6"}, "make more than 1"),
         ({"clients = 8": "leave = 1.5"}, "leave must lie between 0 and 1"),
-        ({"clients = 8": 'shape = "burst"\nburst = 0.5\nperiod_seconds = 1'}, "burst must be a whole number, not 0.5"),
+        (
+            {"clients = 8": 'shape = "burst"\nburst = 0.5\nperiod_seconds = 1'},
+            "burst must be a whole number, not 0.5",
+        ),
         ({"clients = 8": "rate = -1"}, "rate must be a number of at least 0"),
     ],
 )
-def test_a_wrong_workload_is_refused_by_field(tmp_path: Path, change: dict[str, str], message: str) -> None:
+def test_a_wrong_workload_is_refused_by_field(
+    tmp_path: Path, change: dict[str, str], message: str
+) -> None:
     text = (FOLDER / "shared_system.toml").read_text()
     for old, new in change.items():
         text = text.replace(old, new)
@@ -129,7 +157,8 @@ def test_a_change_that_does_not_fit_is_refused(change: str, message: str) -> Non
         load_workload("flood" if change.startswith("parts") else "shared_system", [change])
 
 
-# -- load shapes ----------------------------------------------------------------------------------------------------
+# -- load shapes
+# ----------------------------------------------------------------------------------------------------
 
 
 def times(shape: str, count: int, **numbers: float) -> list[float]:
@@ -154,21 +183,37 @@ def test_bursts_come_together() -> None:
     assert times("burst", 5, burst=2, period_seconds=3.0) == [0, 0, 3, 3, 6]
 
 
-# -- traces ---------------------------------------------------------------------------------------------------------
+# -- traces
+# ---------------------------------------------------------------------------------------------------------
 
 
 def write_trace(path: Path, *lines: object) -> Path:
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    path.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    )
     return path
 
 
 def line(timestamp: int, length: int, ids: list[int], output: int = 10) -> dict[str, object]:
-    return {"timestamp": timestamp, "input_length": length, "output_length": output, "hash_ids": ids}
+    return {
+        "timestamp": timestamp,
+        "input_length": length,
+        "output_length": output,
+        "hash_ids": ids,
+    }
 
 
 def test_equal_blocks_of_a_trace_become_equal_text_of_the_scaled_length(tmp_path: Path) -> None:
-    path = write_trace(tmp_path / "t", line(1000, 1100, [0, 1, 2]), line(3000, 1500, [0, 1, 3], 500))
-    changes = [f"file={path}", "length_scale=0.5", "speed=4", "tokens_per_word=1.0", "most_output=100"]
+    path = write_trace(
+        tmp_path / "t", line(1000, 1100, [0, 1, 2]), line(3000, 1500, [0, 1, 3], 500)
+    )
+    changes = [
+        f"file={path}",
+        "length_scale=0.5",
+        "speed=4",
+        "tokens_per_word=1.0",
+        "most_output=100",
+    ]
     first, second = load_workload("trace", changes).sessions
     assert (first.at, second.at) == (0.0, 0.5)
     one, two = (str(session.turns[0].text).split() for session in (first, second))
@@ -190,7 +235,11 @@ def test_a_trace_becomes_token_ids_of_exactly_its_lengths(tmp_path: Path) -> Non
 def test_a_slice_of_a_trace_starts_at_its_own_time(tmp_path: Path) -> None:
     path = write_trace(tmp_path / "t", *(line(n * 1000, 10, [n]) for n in range(10)))
     sessions = load_workload("trace", [f"file={path}", "skip=4", "requests=3"]).sessions
-    assert [(session.name, session.at) for session in sessions] == [("line 5", 0.0), ("line 6", 1.0), ("line 7", 2.0)]
+    assert [(session.name, session.at) for session in sessions] == [
+        ("line 5", 0.0),
+        ("line 6", 1.0),
+        ("line 7", 2.0),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +255,9 @@ def test_a_slice_of_a_trace_starts_at_its_own_time(tmp_path: Path) -> None:
         (line(True, 10, [1]), "line 3: timestamp is missing or of the wrong type"),
     ],
 )
-def test_a_broken_line_of_a_trace_is_named_by_its_number(tmp_path: Path, broken: object, message: str) -> None:
+def test_a_broken_line_of_a_trace_is_named_by_its_number(
+    tmp_path: Path, broken: object, message: str
+) -> None:
     path = write_trace(tmp_path / "t.jsonl", line(1, 10, [0]), "", broken)
     with pytest.raises(WorkloadError, match=message):
         list(trace.read(path))

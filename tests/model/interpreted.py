@@ -1,7 +1,7 @@
 """Triton's interpreter in a process of its own: it has to be chosen before Triton is imported.
 
-Runs the CUDA kernels on the CPU. Whatever is given to `Interpreter.run` must be a function of a module, and its
-arguments and result plain values or arrays.
+Runs the CUDA kernels on the CPU. Whatever is given to `Interpreter.run` must be a function of a
+module, and its arguments and result plain values or arrays.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ def _choose() -> None:
 
 
 def _multiply_row_by_row() -> None:
-    """A dot product as tensor cores have it, where a row's bits do not depend on its place among the others.
+    """A dot product as tensor cores have it, where a row's bits do not depend on its place among
+    the others.
 
-    The interpreter's own (Triton 3.7.1) is numpy's BLAS, which on some processors computes the last rows by other
-    kernels than the first; and it keeps bfloat16 as the 16 bits and multiplies these as integers.
+    The interpreter's own (Triton 3.7.1) is numpy's BLAS, which on some processors computes the last
+    rows by other kernels than the first; and it keeps bfloat16 as the 16 bits and multiplies these
+    as integers.
     """
     from triton import language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle

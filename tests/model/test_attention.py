@@ -1,4 +1,6 @@
-"""The compiled kernel agrees with the plain torch kernel on any mixture of chunks, head groups and widths."""
+"""The compiled kernel agrees with the plain torch kernel on any mixture of chunks, head groups and
+widths.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ from radixserve.step import Chunk
 
 CPU = torch.device("cpu")
 SLOTS = 2048
-SIZES = ((1, 1, 8), (3, 1, 24), (4, 4, 16), (9, 3, 64), (14, 2, 64), (5, 1, 80))  # heads, kv heads, width
+SIZES = (
+    (1, 1, 8),
+    (3, 1, 24),
+    (4, 4, 16),
+    (9, 3, 64),
+    (14, 2, 64),
+    (5, 1, 80),
+)  # heads, kv heads, width
 
 
 def pool(kv_heads: int, dim: int) -> KVPool:
@@ -115,7 +124,9 @@ def test_exp_is_right_within_two_units_in_the_last_place() -> None:
         ({"sliding_window": 4}, "sliding window of 4"),
     ],
 )
-def test_an_argument_that_changes_the_result_is_refused(argument: dict[str, object], words: str) -> None:
+def test_an_argument_that_changes_the_result_is_refused(
+    argument: dict[str, object], words: str
+) -> None:
     module = torch.nn.Identity()
     module.config = type("Config", (), {"max_position_embeddings": 512})  # type: ignore[assignment]
     with pytest.raises(ModelRefused, match=words):

@@ -1,4 +1,6 @@
-"""Blocks of the CUDA kernel: every row is in one block, and spread contexts have room for each of their splits."""
+"""Blocks of the CUDA kernel: every row is in one block, and spread contexts have room for each of
+their splits.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,10 @@ def test_every_row_is_in_one_block_and_no_two_splits_share_a_place(
     assert cut.num_places <= MAX_PLACES
 
 
-@given(st.lists(st.tuples(st.integers(0, 9000), st.integers(1, 80)), min_size=1, max_size=30), st.integers(1, 64))
+@given(
+    st.lists(st.tuples(st.integers(0, 9000), st.integers(1, 80)), min_size=1, max_size=30),
+    st.integers(1, 64),
+)
 def test_the_combining_program_looks_where_the_attending_one_stored(
     chunks: list[tuple[int, int]], rows_per_block: int
 ) -> None:
@@ -89,7 +94,8 @@ def test_the_longest_contexts_are_spread_first_while_there_is_room() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "half", "full"), [(1, 64, 16), (3, 64, 16), (16, 64, 16), (17, 64, 32), (71, 128, 128)]
+    ("group", "half", "full"),
+    [(1, 64, 16), (3, 64, 16), (16, 64, 16), (17, 64, 32), (71, 128, 128)],
 )
 def test_a_block_holds_at_least_one_row_of_any_group(group: int, half: int, full: int) -> None:
     assert entries_per_block(group, torch.bfloat16) == half

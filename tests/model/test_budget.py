@@ -51,7 +51,9 @@ def test_a_budget_below_sixty_four_tokens_is_refused() -> None:
         (GIB // 4, int(GIB // 4 * 0.6) // 46_080),  # not even that fits
     ],
 )
-def test_the_default_is_a_share_of_free_memory(free: list[int], free_bytes: int, slots: int) -> None:
+def test_the_default_is_a_share_of_free_memory(
+    free: list[int], free_bytes: int, slots: int
+) -> None:
     free[0] = free_bytes
     assert slots_for_budget(SHAPE, 8192, CPU) == slots
 

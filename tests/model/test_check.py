@@ -43,7 +43,10 @@ REFUSED: list[tuple[PretrainedConfig, str]] = [
     (BartConfig(), "encoder-decoder"),
     (BertConfig(is_decoder=True, add_cross_attention=True), "cross attention"),
     (MistralConfig(**SMALL, sliding_window=64), "sliding window of 64 tokens"),
-    (Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=64, max_window_layers=1), "sliding attention"),
+    (
+        Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=64, max_window_layers=1),
+        "sliding attention",
+    ),
     (Gemma2Config(**SMALL), "sliding attention"),
     (Gemma2Config(**SMALL, layer_types=["full_attention"] * 2), "softcap"),
     (DeepseekV3Config(), "multi-head latent attention"),
@@ -53,7 +56,9 @@ REFUSED: list[tuple[PretrainedConfig, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("config", "words"), REFUSED, ids=lambda value: getattr(value, "model_type", None))
+@pytest.mark.parametrize(
+    ("config", "words"), REFUSED, ids=lambda value: getattr(value, "model_type", None)
+)
 def test_a_configuration_is_refused_by_its_sentence(config: PretrainedConfig, words: str) -> None:
     with pytest.raises(ModelRefused, match=words):
         check_config(config)
@@ -64,7 +69,9 @@ def test_a_window_as_long_as_the_context_is_no_window() -> None:
 
 
 def test_a_model_that_does_not_use_the_attention_interface_is_refused() -> None:
-    model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=1, n_head=4))
+    model = AutoModelForCausalLM.from_config(
+        BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=1, n_head=4)
+    )
     with pytest.raises(ModelRefused):
         prepare_model(model, CPU)
 
@@ -75,7 +82,9 @@ def test_a_model_that_attends_in_both_directions_is_refused_by_its_logits() -> N
         prepare_model(AutoModelForCausalLM.from_config(config), CPU)
 
 
-def test_a_model_that_hides_a_change_of_attention_is_refused_by_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_hides_a_change_of_attention_is_refused_by_its_logits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = tiny_model("llama")
     monkeypatch.setattr("radixserve.model.loader.own_logits", lambda *_: torch.randn(40, VOCAB))
     with pytest.raises(ModelRefused, match="not plain causal attention"):

@@ -1,4 +1,6 @@
-"""Weights as codes: every value comes back bit for bit, whatever the grid; what is on none is left as it is."""
+"""Weights as codes: every value comes back bit for bit, whatever the grid; what is on none is left
+as it is.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,15 @@ from radixserve.model.linear import PackedWeight, RowTest
 from radixserve.model.products import WIDTH
 
 SHAPE = (128, 96)
-pytestmark = pytest.mark.skipif(PANEL < 32, reason="weights are packed in panels of 64 with AVX-512 only")
+pytestmark = pytest.mark.skipif(
+    PANEL < 32, reason="weights are packed in panels of 64 with AVX-512 only"
+)
 
 
 def grid(bits: int, seed: int, shape: tuple[int, int] = SHAPE) -> torch.Tensor:
-    """As a dequantised weight is, with scales and offsets of half precision; a grid of 8 bits is symmetric."""
+    """As a dequantised weight is, with scales and offsets of half precision; a grid of 8 bits is
+    symmetric.
+    """
     draw = torch.Generator().manual_seed(seed)
     groups, count = (shape[0], shape[1] // GROUP, 1), 1 << bits
     scale = (torch.rand(groups, generator=draw) * 0.01 + 1e-4).half().float()
@@ -39,7 +45,9 @@ def decoded(codes: Codes, shape: tuple[int, int]) -> torch.Tensor:
     """[out, in], by the documented layout and in float64, rounded once."""
     records = codes.records.numpy().reshape(shape[0] // WIDTH, shape[1] // GROUP, -1, WIDTH)
     words, per_word = records[:, :, 2:].view(np.uint32), 32 // codes.bits
-    found = np.stack([words >> (i * codes.bits) & ((1 << codes.bits) - 1) for i in range(per_word)], 3)
+    found = np.stack(
+        [words >> (i * codes.bits) & ((1 << codes.bits) - 1) for i in range(per_word)], 3
+    )
     fraction = 1 + found.reshape(*records.shape[:2], GROUP, WIDTH) / (1 << codes.bits)
     scale, offset = (records[:, :, i : i + 1].astype(np.float64) for i in (0, 1))
     values = (scale * fraction + offset).astype(np.float32)
@@ -89,7 +97,9 @@ def test_a_shape_without_whole_panels_and_groups_is_left_alone(shape: tuple[int,
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("shape", [(128, 64), (960, 576), (576, 1536), (128, 96)])
-def test_rows_multiplied_by_codes_have_the_bits_of_the_packed_operator(bits: int, shape: tuple[int, int]) -> None:
+def test_rows_multiplied_by_codes_have_the_bits_of_the_packed_operator(
+    bits: int, shape: tuple[int, int]
+) -> None:
     weight = grid(bits, 3, shape)
     packed = PackedWeight(weight, torch.randn(shape[0]))
     RowTest().prepare(packed)

@@ -1,4 +1,6 @@
-"""The CUDA path around the kernel: its check at start, what stands in for it, models; on a GPU where there is one."""
+"""The CUDA path around the kernel: its check at start, what stands in for it, models; on a GPU
+where there is one.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def test_a_right_kernel_passes_and_wrong_ones_do_not(dtype: torch.dtype) -> None
 
 
 def test_a_kernel_that_does_not_run_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
-    name, reason = choose_attention(SHAPE, 9, CPU)  # memory of the CPU is nothing that a kernel on CUDA can read
+    name, reason = choose_attention(
+        SHAPE, 9, CPU
+    )  # memory of the CPU is nothing that a kernel on CUDA can read
     assert name == attention.TORCH
     assert reason is not None
     assert reason.startswith("the Triton attention kernel cannot run here (")
@@ -92,7 +96,9 @@ def test_other_attention_is_not_captured() -> None:
 
 
 def steps_by_triton(family: str, prompt: list[int]) -> tuple[list[int], list[int], bool]:
-    """In the interpreter's process: greedy tokens without and with fixed buffers, and whether all K/V is equal."""
+    """In the interpreter's process: greedy tokens without and with fixed buffers, and whether all
+    K/V is equal.
+    """
     from radixserve.model.attention_triton import attend_triton
 
     AttentionInterface.register(TRITON, attention.interface(attend_triton))
@@ -100,13 +106,22 @@ def steps_by_triton(family: str, prompt: list[int]) -> tuple[list[int], list[int
     loaded.model.set_attn_implementation(TRITON)
     plain, fixed = (KVPool(loaded.shape, 401, CPU) for _ in range(2))
     graphs = DecodeGraphs(loaded, fixed, scratch_slot=400, max_batch=4, capture=lambda run: run)
-    tokens = [greedy(Runner(loaded, pool, each), prompt, 4) for pool, each in ((plain, None), (fixed, graphs))]
+    tokens = [
+        greedy(Runner(loaded, pool, each), prompt, 4)
+        for pool, each in ((plain, None), (fixed, graphs))
+    ]
     rng = np.random.default_rng(0)
-    batch = [chunk([5 + i], position, rng.permutation(400)) for i, position in enumerate((3, 280, 64))]
-    same = [torch.equal(Runner(loaded, plain).forward([each]), graphs.forward([each])) for each in batch]
+    batch = [
+        chunk([5 + i], position, rng.permutation(400)) for i, position in enumerate((3, 280, 64))
+    ]
+    same = [
+        torch.equal(Runner(loaded, plain).forward([each]), graphs.forward([each])) for each in batch
+    ]
     together = graphs.forward(batch)
     assert together is not None
-    same += [torch.equal(together[i : i + 1], graphs.forward([each])) for i, each in enumerate(batch)]
+    same += [
+        torch.equal(together[i : i + 1], graphs.forward([each])) for i, each in enumerate(batch)
+    ]
     return tokens[0], tokens[1], all(same)
 
 
@@ -119,11 +134,15 @@ def test_models_through_the_interpreted_kernel_say_what_transformers_says() -> N
             assert same
 
 
-def generated(family: str, prompt: list[int], count: int, device: torch.device, dtype: torch.dtype) -> list[int]:
+def generated(
+    family: str, prompt: list[int], count: int, device: torch.device, dtype: torch.dtype
+) -> list[int]:
     """The tokens by transformers alone, which goes on after an end token too."""
     model, ids = tiny_model(family).to(device, dtype), torch.tensor([prompt], device=device)
     model.generation_config.eos_token_id = None
-    output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
+    output = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False
+    )
     tokens: list[int] = output[0, len(prompt) :].tolist()
     return tokens
 
@@ -138,12 +157,16 @@ def engine(loaded: LoadedModel, *, ahead: bool = False) -> EngineCore:
     return EngineCore(Runner(loaded, pool, graphs), KVCache(4095), Limits(8, 64), ahead=ahead)
 
 
-def answers(core: EngineCore, prompts: list[list[int]]) -> list[tuple[list[int], list[TokenLogprob]]]:
+def answers(
+    core: EngineCore, prompts: list[list[int]]
+) -> list[tuple[list[int], list[TokenLogprob]]]:
     """Greedy tokens and their logprobs, all prompts at once."""
     sampling = Sampling(max_tokens=NEW_TOKENS, seed=0, temperature=0.0, logprobs=2)
     for i, prompt in enumerate(prompts):
         core.submit(Request(id=str(i), prompt_ids=prompt, sampling=sampling), [])
-    found: dict[str, tuple[list[int], list[TokenLogprob]]] = {str(i): ([], []) for i in range(len(prompts))}
+    found: dict[str, tuple[list[int], list[TokenLogprob]]] = {
+        str(i): ([], []) for i in range(len(prompts))
+    }
     while core.has_work:
         for event in core.step():
             assert event.finish in (None, "length"), event.error
@@ -153,7 +176,9 @@ def answers(core: EngineCore, prompts: list[list[int]]) -> list[tuple[list[int],
 
 
 def prompts() -> list[list[int]]:
-    """Six prompts that share openings of different length, the longest beyond one split of the kernel."""
+    """Six prompts that share openings of different length, the longest beyond one split of the
+    kernel.
+    """
     draw = np.random.default_rng(5)
     opening = draw.integers(0, VOCAB, 300).tolist()
     return [opening[:n] + draw.integers(0, VOCAB, 20).tolist() for n in (0, 40, 63, 64, 255, 300)]
@@ -171,11 +196,20 @@ def no_tf32() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def best_by_transformers(family: str, prompt: list[int], said: list[int], dtype: torch.dtype) -> torch.Tensor:
-    """How far each token that was said is below the best logit, in parts of the largest; on the device."""
+def best_by_transformers(
+    family: str, prompt: list[int], said: list[int], dtype: torch.dtype
+) -> torch.Tensor:
+    """How far each token that was said is below the best logit, in parts of the largest; on the
+    device.
+    """
     ids = torch.tensor([prompt + said], device=CUDA)
     with torch.inference_mode():
-        logits = tiny_model(family).to(CUDA, dtype)(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+        logits = (
+            tiny_model(family)
+            .to(CUDA, dtype)(ids, use_cache=False)
+            .logits[0, len(prompt) - 1 : -1]
+            .float()
+        )
     chosen = logits.gather(1, torch.tensor(said, device=CUDA)[:, None])[:, 0]
     return (logits.amax(1) - chosen) / logits.abs().amax()
 
@@ -192,7 +226,9 @@ class TestOnADevice:
 
     def test_float32_tokens_are_those_of_transformers_cold_and_warm(self, family: str) -> None:
         core = engine(on_device(family, torch.float32))
-        expected = [generated(family, prompt, NEW_TOKENS, CUDA, torch.float32) for prompt in prompts()]
+        expected = [
+            generated(family, prompt, NEW_TOKENS, CUDA, torch.float32) for prompt in prompts()
+        ]
         for _ in ("cold", "warm"):
             assert [tokens for tokens, _ in answers(core, prompts())] == expected
 
@@ -202,7 +238,9 @@ class TestOnADevice:
         loaded = on_device(family, torch.float32)
         in_turn = [tokens for tokens, _ in answers(engine(loaded), prompts())]
         core, launch = engine(loaded, ahead=True), Flight.launch
-        assert [tokens for tokens, _ in answers(core, prompts())] == in_turn  # captures what it needs
+        assert [
+            tokens for tokens, _ in answers(core, prompts())
+        ] == in_turn  # captures what it needs
 
         def strict_launch(self: Flight, *args: Any, **rest: Any) -> None:
             torch.cuda.set_sync_debug_mode("error")
@@ -214,13 +252,18 @@ class TestOnADevice:
         monkeypatch.setattr(Flight, "launch", strict_launch)
         assert [tokens for tokens, _ in answers(core, prompts())] == in_turn
 
-    def test_bfloat16_tokens_are_within_rounding_of_the_best_by_transformers(self, family: str) -> None:
+    def test_bfloat16_tokens_are_within_rounding_of_the_best_by_transformers(
+        self, family: str
+    ) -> None:
         core = engine(on_device(family, torch.bfloat16))
         for _ in ("cold", "warm"):
             for prompt, (tokens, _) in zip(prompts(), answers(core, prompts()), strict=True):
                 assert best_by_transformers(family, prompt, tokens, torch.bfloat16).max() < 0.03
 
-    @pytest.mark.xfail(reason="CUDA's linears may round by the number of rows; nothing is claimed yet", strict=False)
+    @pytest.mark.xfail(
+        reason="CUDA's linears may round by the number of rows; nothing is claimed yet",
+        strict=False,
+    )
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_warm_equals_cold_bit_for_bit(self, family: str, dtype: torch.dtype) -> None:
         core = engine(on_device(family, dtype))

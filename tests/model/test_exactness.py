@@ -1,4 +1,6 @@
-"""Bit for bit: however a sequence is cut, wherever its K/V lies and whoever shares its steps, its logits stay."""
+"""Bit for bit: however a sequence is cut, wherever its K/V lies and whoever shares its steps, its
+logits stay.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ def test_token_by_token_equals_one_prefill(name: str) -> None:
 @settings(max_examples=40, deadline=None)
 @given(names, cuts, st.integers(0, 10))
 def test_cuts_and_slots_change_nothing(name: str, cut_at: list[int], seed: int) -> None:
-    assert torch.equal(logits(runner(name), chunks_of(tokens(0), permuted(seed), cut_at)), one_prefill(name))
+    assert torch.equal(
+        logits(runner(name), chunks_of(tokens(0), permuted(seed), cut_at)), one_prefill(name)
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -74,7 +78,10 @@ def test_batch_mates_change_nothing(name: str, cut_at: list[int], data: st.DataO
     run, slots = runner(name), permuted(3)
     parts = []
     for ours in chunks_of(tokens(0), slots, cut_at):
-        mates = [mate(i, slots, data.draw(st.integers(1, NUM_TOKENS))) for i in range(data.draw(st.integers(0, 4)))]
+        mates = [
+            mate(i, slots, data.draw(st.integers(1, NUM_TOKENS)))
+            for i in range(data.draw(st.integers(0, 4)))
+        ]
         place = data.draw(st.integers(0, len(mates)))
         out = run.forward([*mates[:place], ours, *mates[place:]])
         first = sum(m.num_logits for m in mates[:place])
@@ -89,20 +96,32 @@ def mate(index: int, slots: list[int], num_tokens: int) -> Chunk:
 
 @settings(max_examples=20, deadline=None)
 @given(names, st.integers(64, 490), st.integers(2, 8))
-def test_decoding_together_over_shared_slots_changes_nothing(name: str, shared: int, count: int) -> None:
+def test_decoding_together_over_shared_slots_changes_nothing(
+    name: str, shared: int, count: int
+) -> None:
     run, slots, ids = runner(name), permuted(5), tokens(0)
     run.forward([chunk(ids[:shared], 0, slots)])
-    tables = [slots[:shared] + slots[NUM_TOKENS + 20 * i : NUM_TOKENS + 20 * (i + 1)] for i in range(count)]
+    tables = [
+        slots[:shared] + slots[NUM_TOKENS + 20 * i : NUM_TOKENS + 20 * (i + 1)]
+        for i in range(count)
+    ]
     for position in range(shared, shared + 5):
-        steps = [chunk([(ids[position] + i) % VOCAB], position, table) for i, table in enumerate(tables)]
+        steps = [
+            chunk([(ids[position] + i) % VOCAB], position, table) for i, table in enumerate(tables)
+        ]
         together = run.forward(steps)
         assert torch.equal(together, torch.cat([run.forward([step]) for step in steps]))
-    assert torch.equal(together[0], logits(run, chunks_of(ids[: shared + 1], slots, ()))[-1]) or position > shared
+    assert (
+        torch.equal(together[0], logits(run, chunks_of(ids[: shared + 1], slots, ()))[-1])
+        or position > shared
+    )
 
 
 @settings(max_examples=20, deadline=None)
 @given(names, cuts, st.data())
-def test_rows_whose_logits_nobody_wants_change_nothing(name: str, cut_at: list[int], data: st.DataObject) -> None:
+def test_rows_whose_logits_nobody_wants_change_nothing(
+    name: str, cut_at: list[int], data: st.DataObject
+) -> None:
     chunks = chunks_of(tokens(0), permuted(7), cut_at)
     for each in chunks:
         each.logits = data.draw(st.sampled_from(Logits))

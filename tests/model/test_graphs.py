@@ -1,6 +1,8 @@
-"""Decode steps over fixed buffers, with a capture that records nothing: each replay runs the step again.
+"""Decode steps over fixed buffers, with a capture that records nothing: each replay runs the step
+again.
 
-The attention here reads what a kernel on a device would read, the buffers, and nothing else of the plan.
+The attention here reads what a kernel on a device would read, the buffers, and nothing else of the
+plan.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ SLOTS = 400
 Run = Callable[[], torch.Tensor]
 
 
-def attend_buffers(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
+def attend_buffers(
+    q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float
+) -> torch.Tensor:
     """One row after the other, from `plan.prepared` and the tensors on the device."""
     kv_heads = plan.pool.shape.kv_heads
     if not isinstance(plan.prepared, Blocks):
@@ -35,7 +39,10 @@ def attend_buffers(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: fl
     out = torch.empty_like(q)
     for row, _, begin, start, _ in plan.prepared.blocks.tolist():
         slots = plan.device_table[begin : begin + start + 1]
-        k, v = (pool[layer][slots].repeat_interleave(q.shape[1] // kv_heads, 1) for pool in (plan.pool.k, plan.pool.v))
+        k, v = (
+            pool[layer][slots].repeat_interleave(q.shape[1] // kv_heads, 1)
+            for pool in (plan.pool.k, plan.pool.v)
+        )
         weights = (torch.einsum("hd,shd->hs", q[row], k) * scaling).softmax(-1)
         out[row] = torch.einsum("hs,shd->hd", weights, v)
     return out
@@ -66,7 +73,9 @@ def loaded() -> LoadedModel:
     return model
 
 
-def graphs(loaded: LoadedModel, capture: Callable[[Run], Run], max_batch: int = 4) -> tuple[DecodeGraphs, KVPool]:
+def graphs(
+    loaded: LoadedModel, capture: Callable[[Run], Run], max_batch: int = 4
+) -> tuple[DecodeGraphs, KVPool]:
     """Graphs over a pool with something in each slot; the last is theirs."""
     pool = KVPool(loaded.shape, SLOTS, loaded.device)
     for tensor in (pool.k, pool.v):
@@ -88,7 +97,9 @@ def test_batch_sizes_go_up_in_powers_of_two() -> None:
     assert [bucket(n) for n in (1, 2, 3, 4, 5, 8, 9, 64, 65)] == [1, 2, 4, 4, 8, 8, 16, 64, 128]
 
 
-@pytest.mark.parametrize("positions", [(0,), (70,), (5, 129), (1, 64, 63), (100, 3, 0, 30)], ids=str)
+@pytest.mark.parametrize(
+    "positions", [(0,), (70,), (5, 129), (1, 64, 63), (100, 3, 0, 30)], ids=str
+)
 def test_a_replayed_step_is_the_step(loaded: LoadedModel, positions: tuple[int, ...]) -> None:
     made, pool = graphs(loaded, Capture())
     _, other = graphs(loaded, Capture())
@@ -102,13 +113,19 @@ def test_a_replayed_step_is_the_step(loaded: LoadedModel, positions: tuple[int, 
 
 
 @pytest.mark.parametrize("replays", [True, False], ids=["graph", "plain"])
-def test_ids_that_only_the_device_knows_are_taken_from_the_step_before(loaded: LoadedModel, replays: bool) -> None:
+def test_ids_that_only_the_device_knows_are_taken_from_the_step_before(
+    loaded: LoadedModel, replays: bool
+) -> None:
     made, pool = graphs(loaded, Capture())
     runner = Runner(loaded, pool, made if replays else None)
     known = decodes(5, 129, 64)
     drawn = torch.tensor([90, int(known[2].token_ids[0]), 91, int(known[0].token_ids[0])])
     zero = np.zeros(1, np.int32)
-    step = [replace(known[0], token_ids=zero, drawn_row=3), known[1], replace(known[2], token_ids=zero, drawn_row=1)]
+    step = [
+        replace(known[0], token_ids=zero, drawn_row=3),
+        known[1],
+        replace(known[2], token_ids=zero, drawn_row=1),
+    ]
     assert torch.equal(runner.forward(step, drawn), runner.forward(known))
     prompt = chunk([1, 2, 3], 0, range(390, 393), Logits.LAST)
     assert torch.equal(runner.forward([prompt, *step], drawn), runner.forward([prompt, *known]))
@@ -117,7 +134,14 @@ def test_ids_that_only_the_device_knows_are_taken_from_the_step_before(loaded: L
 def test_each_size_is_captured_once_and_when_it_is_needed(loaded: LoadedModel) -> None:
     capture = Capture()
     made, _ = graphs(loaded, capture)
-    for positions, captured in (((1,), 1), ((2, 3), 2), ((9,), 2), ((1, 2, 3), 3), ((1, 2, 3, 4), 3), ((5, 5), 3)):
+    for positions, captured in (
+        ((1,), 1),
+        ((2, 3), 2),
+        ((9,), 2),
+        ((1, 2, 3), 3),
+        ((1, 2, 3, 4), 3),
+        ((5, 5), 3),
+    ):
         assert made.forward(decodes(*positions)) is not None
         assert capture.count == captured
 
@@ -129,7 +153,9 @@ def test_inputs_never_move(loaded: LoadedModel) -> None:
         assert isinstance(plan.prepared, Blocks)
         tensors = (plan.write_slots, plan.device_table, plan.prepared.blocks, plan.prepared.rows)
         seen.append([(tensor.data_ptr(), tensor.shape) for tensor in tensors])
-        assert all(tensor.data_ptr() % 16 == seen[0][0][0] % 16 for tensor in tensors), "one compiled kernel for all"
+        assert all(tensor.data_ptr() % 16 == seen[0][0][0] % 16 for tensor in tensors), (
+            "one compiled kernel for all"
+        )
         return q
 
     AttentionInterface.register("addresses", interface(attend))
@@ -147,7 +173,9 @@ def test_only_decode_steps_that_fit_are_replayed(loaded: LoadedModel) -> None:
     made, _ = graphs(loaded, capture, max_batch=2)
     slots = list(range(200))
     assert made.forward([chunk([1, 2], 7, slots)]) is None, "a prefill chunk"
-    assert made.forward([*decodes(4), chunk([1, 2], 7, slots)]) is None, "a prefill chunk beside a decode"
+    assert made.forward([*decodes(4), chunk([1, 2], 7, slots)]) is None, (
+        "a prefill chunk beside a decode"
+    )
     assert made.forward(decodes(1, 2, 3)) is None, "more sequences than it was made for"
     assert capture.count == 0
 
@@ -162,7 +190,9 @@ def test_a_step_with_larger_tables_than_the_buffer_is_not_replayed(
     assert made.forward(decodes(9, 9, 9)) is None, "padding takes a slot too"
 
 
-def test_what_cannot_be_captured_runs_without_a_graph(loaded: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_captured_runs_without_a_graph(
+    loaded: LoadedModel, caplog: pytest.LogCaptureFixture
+) -> None:
     capture = Capture(broken=True)
     made, pool = graphs(loaded, capture)
     step = decodes(4, 5)

@@ -1,8 +1,9 @@
-"""No launch waits for the device: whole steps on torch's meta device, which has no values that the host could read.
+"""No launch waits for the device: whole steps on torch's meta device, which has no values that the
+host could read.
 
-Reading a value or copying one to the host raises there. What would make a CUDA device wait and the meta device does not
-mind, copies from ordinary memory that do not say `non_blocking` and indices that lie on the host, is looked for in
-every operator that runs.
+Reading a value or copying one to the host raises there. What would make a CUDA device wait and the
+meta device does not mind, copies from ordinary memory that do not say `non_blocking` and indices
+that lie on the host, is looked for in every operator that runs.
 """
 
 from __future__ import annotations
@@ -165,7 +166,9 @@ def loaded() -> LoadedModel:
 
 def runner(loaded: LoadedModel, *, graphs: bool) -> Runner:
     pool = KVPool(loaded.shape, SLOTS, META)
-    captured = DecodeGraphs(loaded, pool, scratch_slot=SLOTS - 1, max_batch=16, capture=lambda run: run)
+    captured = DecodeGraphs(
+        loaded, pool, scratch_slot=SLOTS - 1, max_batch=16, capture=lambda run: run
+    )
     return Runner(loaded, pool, captured if graphs else None)
 
 
@@ -174,7 +177,9 @@ def sequences(cache: KVCache) -> list[Sequence]:
     made = []
     for i, kind in enumerate(KINDS):
         sampling = Sampling(**({"max_tokens": 8, "seed": i} | kind))
-        sequence = Sequence.of(Request(id=str(i), prompt_ids=list(range(i, i + 20)), sampling=sampling), [])
+        sequence = Sequence.of(
+            Request(id=str(i), prompt_ids=list(range(i, i + 20)), sampling=sampling), []
+        )
         sequence.lease = cache.lease("public", sequence.key(20), 30)
         made.append(sequence)
     return made
@@ -208,7 +213,9 @@ def test_two_launches_in_a_row_wait_for_nothing(
     assert bool(model._graphs and model._graphs._replays) == graphs
 
 
-def test_in_turn_a_launch_may_look_at_the_device(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_turn_a_launch_may_look_at_the_device(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sampler, "_FEW", 16)
     flight = planned(sequences(KVCache(SLOTS - 1)))
     flight.launch(runner(loaded, graphs=False), None, ahead=False)

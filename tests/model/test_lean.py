@@ -1,4 +1,6 @@
-"""The lean forward: used where it agrees with the model's own modules, and its kernels against torch."""
+"""The lean forward: used where it agrees with the model's own modules, and its kernels against
+torch.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def test_a_step_of_few_rows_as_one_program_gives_the_bits_of_layer_by_layer(
         run.forward([chunk(ids[:300], 0, range(300))])
         tables = [[*range(300), *range(400 + 100 * i, 500 + 100 * i)] for i in range(3)]
         first = run.forward([chunk(ids[300:340], 300, tables[0], Logits.LAST)])
-        several = run.forward([chunk(ids[300 : 310 + i], 300, table) for i, table in enumerate(tables)])
+        several = run.forward(
+            [chunk(ids[300 : 310 + i], 300, table) for i, table in enumerate(tables)]
+        )
         found.append((first, several, pool.k.clone(), pool.v.clone()))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
@@ -65,18 +69,26 @@ def test_a_step_of_few_rows_as_one_program_gives_the_bits_of_layer_by_layer(
 def test_what_is_asked_for_early_covers_the_slots_of_the_step_and_little_else() -> None:
     pool = KVPool(replace(SHAPE, layers=1), 4000, CPU)
     step = AttentionPlan.of(
-        [chunk([1], 899, range(1000, 1900)), chunk([1], 499, [*range(1000, 1400), *range(3900, 4000)])], pool
+        [
+            chunk([1], 899, range(1000, 1900)),
+            chunk([1], 499, [*range(1000, 1400), *range(3900, 4000)]),
+        ],
+        pool,
     )
     size, offsets = SHAPE.kv_heads * SHAPE.k_dim * 4, segments_of(step)
     asked = {place for offset in offsets for place in range(offset, offset + few_rows.SEGMENT)}
-    assert {place for slot in step.table.tolist() for place in (slot * size, (slot + 1) * size - 1)} <= asked
+    assert {
+        place for slot in step.table.tolist() for place in (slot * size, (slot + 1) * size - 1)
+    } <= asked
     assert len(asked) <= 1000 * size + 4 * few_rows.SEGMENT
 
 
 def test_one_that_disagrees_is_not_used_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(LeanForward, "__call__", lambda self, ids, plan, wanted: torch.zeros(len(wanted), VOCAB))
+    monkeypatch.setattr(
+        LeanForward, "__call__", lambda self, ids, plan, wanted: torch.zeros(len(wanted), VOCAB)
+    )
     with caplog.at_level(logging.WARNING):
         loaded = load_tiny("llama")
     assert loaded.lean is None
@@ -117,7 +129,9 @@ def test_gating_is_that_of_torch_also_far_from_zero(inner: int) -> None:
     each = block()
     each.point(gate_up=gate_up, gated=gated)
     each.run(native.address(row_kernels.gate), 19, True)
-    torch.testing.assert_close(gated, F.silu(gate_up[:, :inner]) * gate_up[:, inner:], atol=1e-5, rtol=2e-6)
+    torch.testing.assert_close(
+        gated, F.silu(gate_up[:, :inner]) * gate_up[:, inner:], atol=1e-5, rtol=2e-6
+    )
 
 
 def test_what_is_not_a_number_stays_visible() -> None:
@@ -133,11 +147,25 @@ def test_rotation_writes_queries_and_the_slots_of_its_rows_only(normed: bool) ->
     rows, dim = 20, SHAPE.k_dim
     qkv, angle = torch.randn(rows, HEADS + 4, dim), torch.randn(rows, 1, dim // 2).repeat(1, 1, 2)
     cos, sin, weight = angle.cos(), angle.sin(), torch.rand(dim) + 0.5
-    q, pool, slots = torch.empty(rows, HEADS, dim), KVPool(SHAPE, 64, CPU), torch.randperm(64)[:rows]
+    q, pool, slots = (
+        torch.empty(rows, HEADS, dim),
+        KVPool(SHAPE, 64, CPU),
+        torch.randperm(64)[:rows],
+    )
     heads = F.rms_norm(qkv[:, :-2], (dim,), weight, 1e-5) if normed else qkv[:, :-2].clone()
     expected = heads * cos + torch.cat([-heads[..., dim // 2 :], heads[..., : dim // 2]], -1) * sin
     each, of_heads = block(), weight if normed else None
-    each.point(qkv=qkv, cos=cos, sin=sin, q=q, k=pool.k, v=pool.v, slots=slots, q_weight=of_heads, k_weight=of_heads)
+    each.point(
+        qkv=qkv,
+        cos=cos,
+        sin=sin,
+        q=q,
+        k=pool.k,
+        v=pool.v,
+        slots=slots,
+        q_weight=of_heads,
+        k_weight=of_heads,
+    )
     each.run(native.address(row_kernels.rotate), rows, True)
     torch.testing.assert_close(q, expected[:, :HEADS])
     torch.testing.assert_close(pool.k[0, slots], expected[:, HEADS:])

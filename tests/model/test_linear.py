@@ -1,4 +1,6 @@
-"""Packed linears: right, row-wise, fused where siblings share an input, and distrusted where they are not row-wise."""
+"""Packed linears: right, row-wise, fused where siblings share an input, and distrusted where they
+are not row-wise.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def test_few_rows_have_a_kernel_of_their_own_where_it_gives_the_same_bits(
         assert torch.equal(linear(x[:rows]), expected[:rows])
 
 
-def test_few_rows_go_the_usual_way_where_no_kernel_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_rows_go_the_usual_way_where_no_kernel_gives_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = PackedWeight.multiply
     monkeypatch.setattr(PackedWeight, "multiply", lambda self, x: real(self, x) * 1.0001)
     linear, _, _ = packed(960, 576)
@@ -59,18 +63,26 @@ def test_few_rows_go_the_usual_way_where_no_kernel_gives_the_same_bits(monkeypat
     assert torch.equal(linear(x), linear.multiply(x))
 
 
-def test_a_lone_row_is_padded_where_it_would_be_rounded_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lone_row_is_padded_where_it_would_be_rounded_differently(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = PackedWeight.multiply
-    monkeypatch.setattr(PackedWeight, "multiply", lambda self, x: real(self, x) * (1 + (x.shape[0] == 1)))
+    monkeypatch.setattr(
+        PackedWeight, "multiply", lambda self, x: real(self, x) * (1 + (x.shape[0] == 1))
+    )
     linear, _, _ = packed(37, 19)
     assert linear.min_rows == 2
     x = torch.ones(2, 19)
     assert torch.equal(linear(x[:1]), linear(x)[:1])
 
 
-def test_an_operator_whose_rows_depend_on_their_number_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operator_whose_rows_depend_on_their_number_is_not_trusted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = PackedWeight.multiply
-    monkeypatch.setattr(PackedWeight, "multiply", lambda self, x: real(self, x) * (1 + (x.shape[0] == 7)))
+    monkeypatch.setattr(
+        PackedWeight, "multiply", lambda self, x: real(self, x) * (1 + (x.shape[0] == 7))
+    )
     with pytest.raises(Untrusted, match="round 7 rows differently"):
         packed(37, 19)
 
@@ -85,7 +97,9 @@ def test_without_the_packed_operator_the_model_is_served_but_claims_nothing(
     with caplog.at_level(logging.WARNING):
         loaded = load_tiny("llama")
     assert not loaded.exact
-    assert loaded.inexact_reason == "this torch cannot multiply by packed weights (no such operator)"
+    assert (
+        loaded.inexact_reason == "this torch cannot multiply by packed weights (no such operator)"
+    )
     assert "outputs may depend on what is cached" in caplog.text
     assert loaded.attention == "radixserve_torch"
 

@@ -27,21 +27,34 @@ def runner() -> Runner:
 
 @pytest.fixture(scope="module")
 def original() -> torch.nn.Module:
-    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(embedded_model(), dtype=torch.float32).eval()
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+        embedded_model(), dtype=torch.float32
+    ).eval()
     return model
 
 
 def prompt_ids(question: str) -> list[int]:
     tokenizer = AutoTokenizer.from_pretrained(embedded_model())
     messages = [{"role": "user", "content": question}]
-    ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    ids: list[int] = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
     return ids
 
 
 def test_the_facts_of_the_model(runner: Runner) -> None:
     loaded = runner.loaded
-    assert (loaded.layers, loaded.kv_heads, loaded.head_dim, loaded.vocab_size) == (30, 3, 64, 49152)
-    assert (loaded.context_length, loaded.eos_token_ids, loaded.shape.slot_bytes) == (8192, (2,), 46_080)
+    assert (loaded.layers, loaded.kv_heads, loaded.head_dim, loaded.vocab_size) == (
+        30,
+        3,
+        64,
+        49152,
+    )
+    assert (loaded.context_length, loaded.eos_token_ids, loaded.shape.slot_bytes) == (
+        8192,
+        (2,),
+        46_080,
+    )
     assert (loaded.exact, loaded.inexact_reason) == (True, None)
 
 
@@ -53,7 +66,11 @@ def test_greedy_tokens_are_those_of_transformers_generate(
     ids = torch.tensor([prompt])
     original.generation_config.eos_token_id = None  # type: ignore[union-attr]
     output = original.generate(  # type: ignore[operator]
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=NUM_NEW, do_sample=False, pad_token_id=2
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NUM_NEW,
+        do_sample=False,
+        pad_token_id=2,
     )
     assert greedy(runner, prompt, NUM_NEW) == output[0, len(prompt) :].tolist()
 

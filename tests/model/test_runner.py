@@ -1,4 +1,6 @@
-"""Steps through tiny random models: the tokens are transformers' own, and no cut, slot or batch-mate changes a bit."""
+"""Steps through tiny random models: the tokens are transformers' own, and no cut, slot or
+batch-mate changes a bit.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +29,8 @@ def generated(name: str, prompt: list[int], num_tokens: int) -> list[int]:
     """The same tokens by transformers alone, which goes on after an end token too."""
     model, ids = tiny_model(name), torch.tensor([prompt])
     model.generation_config.eos_token_id = None
-    output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_tokens, do_sample=False)
+    output = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_tokens, do_sample=False
+    )
     tokens: list[int] = output[0, len(prompt) :].tolist()
     return tokens

@@ -1,4 +1,6 @@
-"""Work items: every row meets each of its tiles exactly once, and equal slots are loaded once for all."""
+"""Work items: every row meets each of its tiles exactly once, and equal slots are loaded once for
+all.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +35,23 @@ def meetings(work: TileWork, table: Ints) -> Counter[tuple[int, int, bytes]]:
     for first, count, begin, tile, end, stop, _ in work.items.tolist():
         for row in work.rows[first : first + count].tolist():
             for t in range(tile, end):
-                met[row, t, table[begin + t * TILE : begin + min(stop, (t + 1) * TILE)].tobytes()] += 1
+                met[
+                    row, t, table[begin + t * TILE : begin + min(stop, (t + 1) * TILE)].tobytes()
+                ] += 1
     return met
 
 
 def expected(spans: Spans, table: Ints) -> dict[tuple[int, int], Ints]:
     """(row, tile) -> the slots that the row must see there."""
     wanted = {}
-    for row, count, begin, start in zip(*(column.tolist() for column in spans.columns), strict=True):
+    for row, count, begin, start in zip(
+        *(column.tolist() for column in spans.columns), strict=True
+    ):
         for i in range(count):
             for t in range((start + i) // TILE + 1):
-                wanted[row + i, t] = table[begin + t * TILE : begin + min(start + i + 1, (t + 1) * TILE)]
+                wanted[row + i, t] = table[
+                    begin + t * TILE : begin + min(start + i + 1, (t + 1) * TILE)
+                ]
     return wanted
 
 
@@ -53,7 +61,9 @@ def expected(spans: Spans, table: Ints) -> dict[tuple[int, int], Ints]:
     st.integers(0, 300),
     st.integers(1, 8),
 )
-def test_every_row_meets_each_of_its_tiles_once(chunks: list[tuple[int, int]], prefix: int, group: int) -> None:
+def test_every_row_meets_each_of_its_tiles_once(
+    chunks: list[tuple[int, int]], prefix: int, group: int
+) -> None:
     spans = spans_of(chunks)
     table = table_of(spans, prefix)
     met = meetings(TileWork.of(spans, table, group), table)
@@ -75,10 +85,21 @@ def test_whole_groups_are_shared_as_one_and_the_group_where_branches_part_tile_b
     spans = spans_of([(512, 1), (512, 1), (512, 1)])
     table = table_of(spans, 512)
     for sequence in (1, 2):
-        table[513 * sequence + 4 * TILE + 130 : 513 * (sequence + 1)] += 1000 * sequence  # part in tile 6
+        table[513 * sequence + 4 * TILE + 130 : 513 * (sequence + 1)] += (
+            1000 * sequence
+        )  # part in tile 6
     items = TileWork.of(spans, table, 1).items
     shared = sorted((tile, end, count) for _, count, _, tile, end, *_ in items.tolist() if end <= 8)
-    assert shared == [(0, 4, 3), (4, 5, 2), (4, 8, 1), (5, 6, 2), (6, 7, 1), (6, 7, 1), (7, 8, 1), (7, 8, 1)]
+    assert shared == [
+        (0, 4, 3),
+        (4, 5, 2),
+        (4, 8, 1),
+        (5, 6, 2),
+        (6, 7, 1),
+        (6, 7, 1),
+        (7, 8, 1),
+        (7, 8, 1),
+    ]
 
 
 def test_sequences_that_hold_equal_slots_at_other_positions_do_not_share() -> None:

@@ -1,7 +1,9 @@
-"""The Triton kernel: its numbers in Triton's interpreter, its code for real devices without one, its bits on a GPU.
+"""The Triton kernel: its numbers in Triton's interpreter, its code for real devices without one,
+its bits on a GPU.
 
-Tolerances. Float32: 3e-6, both sides round in different orders. Halves: against the reference in float32 over the same
-values; weights and results are rounded to 11 (float16) or 8 bits (bfloat16), V is about 1 and 5 at most.
+Tolerances. Float32: 3e-6, both sides round in different orders. Halves: against the reference in
+float32 over the same values; weights and results are rounded to 11 (float16) or 8 bits (bfloat16),
+V is about 1 and 5 at most.
 """
 
 from __future__ import annotations
@@ -24,7 +26,14 @@ from tests.model.interpreted import Interpreter, interpreter
 
 SLOTS = 1200
 TOLERANCE = {"float32": 3e-6, "float16": 4e-3, "bfloat16": 3e-2}
-SIZES = ((3, 3, 64), (9, 3, 64), (7, 1, 80), (4, 2, 128), (20, 1, 16), (2, 1, 8))  # heads, kv heads, width
+SIZES = (
+    (3, 3, 64),
+    (9, 3, 64),
+    (7, 1, 80),
+    (4, 2, 128),
+    (20, 1, 16),
+    (2, 1, 8),
+)  # heads, kv heads, width
 MIX = ((0, 70), (62, 1), (63, 1), (64, 1), (60, 9), (300, 1), (511, 2))  # (start, rows) of chunks
 Array = np.ndarray[Any, Any]
 Spans = tuple[tuple[int, int], ...]
@@ -43,7 +52,9 @@ class Case:
     device: str = "cpu"
 
     def inputs(self) -> tuple[torch.Tensor, AttentionPlan]:
-        """Sequence i holds the same K and V at each position, and is asked the same, whatever its slots and rows."""
+        """Sequence i holds the same K and V at each position, and is asked the same, whatever its
+        slots and rows.
+        """
         shape = KVShape(1, self.kv_heads, self.dim, self.dim, getattr(torch, self.dtype))
         pool = KVPool(shape, SLOTS, torch.device(self.device))
         slots = np.random.default_rng(self.seed).permutation(SLOTS).astype(np.int32)
@@ -90,15 +101,21 @@ def interpreted() -> Iterator[Interpreter]:
 
 def close(actual: Array, case: Case) -> None:
     tolerance = TOLERANCE[case.dtype]
-    torch.testing.assert_close(torch.from_numpy(actual), expected(case), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(
+        torch.from_numpy(actual), expected(case), atol=tolerance, rtol=tolerance
+    )
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_it_agrees_with_both_other_kernels(interpreted: Interpreter, size: tuple[int, int, int]) -> None:
+def test_it_agrees_with_both_other_kernels(
+    interpreted: Interpreter, size: tuple[int, int, int]
+) -> None:
     case = Case(*size)
     actual = interpreted.run(by_triton, case)
     close(actual, case)
-    torch.testing.assert_close(torch.from_numpy(actual), output(attend_cpu, case), atol=3e-6, rtol=3e-6)
+    torch.testing.assert_close(
+        torch.from_numpy(actual), output(attend_cpu, case), atol=3e-6, rtol=3e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -113,7 +130,9 @@ def rows_of(case: Case, sequence: int, actual: Array) -> Array:
 
 
 def same_bits(run: Callable[[Case], Array], case: Case) -> None:
-    """Sequence 0 prefilled whole, in chunks and token by token, alone and with others, in any slots."""
+    """Sequence 0 prefilled whole, in chunks and token by token, alone and with others, in any
+    slots.
+    """
     whole = run(replace(case, spans=((0, 530),)))
     for seed, (start, count) in enumerate(((0, 63), (63, 2), (128, 100), (200, 21), (510, 20))):
         chunk = replace(case, spans=((start, count), *((5, 40), (255, 1))[: seed % 3]), seed=seed)
@@ -124,7 +143,9 @@ def same_bits(run: Callable[[Case], Array], case: Case) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_row_has_the_same_bits_however_it_is_computed(interpreted: Interpreter, dtype: str) -> None:
+def test_a_row_has_the_same_bits_however_it_is_computed(
+    interpreted: Interpreter, dtype: str
+) -> None:
     same_bits(lambda case: interpreted.run(by_triton, case), Case(2, 1, 24, dtype))
 
 
@@ -150,7 +171,9 @@ class Device:
 
 
 @pytest.fixture(params=[80, 90], ids=["sm_80", "sm_90"])
-def absent_device(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+def absent_device(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> int:
     from triton.runtime import driver
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -172,8 +195,12 @@ def test_it_compiles_to_one_program_for_prefill_and_decode(
         q, plan = Case(heads, kv_heads, dim, dtype, spans).inputs()
         launch = kernels.prepare(q, 0, plan, 0.125)
         compiled = kernels._attend.warmup(*launch[:4], grid=launch.grid, **launch.options)
-        assert compiled.metadata.shared <= 99 * 1024, "the least that a device since Ampere gives a program"
-        combine = kernels._combine.warmup(launch.step, launch.partials, launch.size, grid=(1, 1), num_warps=1)
+        assert compiled.metadata.shared <= 99 * 1024, (
+            "the least that a device since Ampere gives a program"
+        )
+        combine = kernels._combine.warmup(
+            launch.step, launch.partials, launch.size, grid=(1, 1), num_warps=1
+        )
         assert combine.asm["cubin"]
     programs = kernels._attend.device_caches[absent_device][0]
     assert len(programs) == 1, "another program might round otherwise"

@@ -1,4 +1,5 @@
-"""Kills children of its own, with the signal that no process survives, and looks at what they leave.
+"""Kills children of its own, with the signal that no process survives, and looks at what they
+leave.
 
 `python -m tests.store.crashes HOW FOLDER`, HOW being one of `WAYS`; prints how many died.
 """
@@ -52,7 +53,9 @@ def at_every_step_of_an_errand(base: Path) -> int:
     source = exported_wide(base)
     for k in itertools.count(1):
         folder = base / str(k)
-        _, status = os.waitpid(child(lambda folder=folder, k=k: errands(folder, source, DyingDisk(k))), 0)  # type: ignore[misc]
+        _, status = os.waitpid(
+            child(lambda folder=folder, k=k: errands(folder, source, DyingDisk(k))), 0
+        )  # type: ignore[misc]
         sound(folder)
         assert nothing_is_left(folder)
         if os.waitstatus_to_exitcode(status) != 137:
@@ -73,7 +76,9 @@ def errands(folder: Path, source: Path, disk: DyingDisk) -> None:
 
 
 def at_random(base: Path) -> int:
-    """A process that writes, reads and evicts as fast as it can is killed; what it leaves is verified, run by run."""
+    """A process that writes, reads and evicts as fast as it can is killed; what it leaves is
+    verified, run by run.
+    """
     moments = random.Random(7)
     for kill in range(KILLS):
         pid = child(lambda kill=kill: busy(base / "s", kill))  # type: ignore[misc]

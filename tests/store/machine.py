@@ -1,8 +1,9 @@
 """A random walk over a store, checked after every step against a model of plain lists and sets.
 
-The model knows no files, rows or bytes. It has the runs that were put, each with the prefixes it gave, and the order of
-their use; from the store it believes two numbers only: how many tokens a put stored, and how many runs it evicted. So
-which prefixes are stored, and which run is the next to go, is foretold exactly, and K/V is checked to the bit.
+The model knows no files, rows or bytes. It has the runs that were put, each with the prefixes it
+gave, and the order of their use; from the store it believes two numbers only: how many tokens a put
+stored, and how many runs it evicted. So which prefixes are stored, and which run is the next to go,
+is foretold exactly, and K/V is checked to the bit.
 """
 
 from __future__ import annotations
@@ -152,7 +153,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(namespace=NAMESPACES, tokens=TOKENS)
     def match(self, namespace: str, tokens: list[int]) -> None:
-        assert self.store.match(namespace, pack(tokens)) == len(self.model.path(self.name, namespace, tokens))
+        assert self.store.match(namespace, pack(tokens)) == len(
+            self.model.path(self.name, namespace, tokens)
+        )
 
     def known(self, which: int, tail: list[int]) -> tuple[str, list[int]]:
         """A prompt that shares something with a stored one, perhaps of the other model."""
@@ -166,7 +169,9 @@ class StoreMachine(RuleBasedStateMachine):
         namespace, tokens = self.known(which, tail)
         stop = min(stop, len(tokens))
         path = self.model.path(self.name, namespace, tokens[:stop])
-        good = next((at for at in range(min(start, len(path)), len(path)) if path[at].damaged), len(path))
+        good = next(
+            (at for at in range(min(start, len(path)), len(path)) if path[at].damaged), len(path)
+        )
         assert loads(self.store, namespace, tokens, start, stop) == max(good - start, 0)
         if good > start:
             self.model.touch(path)

@@ -1,4 +1,6 @@
-"""A tiny shape, K/V whose content says what it belongs to, and disks that fail, die or lose what was not synced."""
+"""A tiny shape, K/V whose content says what it belongs to, and disks that fail, die or lose what
+was not synced.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,12 @@ PLENTY = 1 << 30
 def content(namespace: str, tokens: Sequence[int], start: int = 0, shape: KVShape = SHAPE) -> KV:
     """K/V of positions `start` on that no other namespace, prefix or position has."""
     size = shape.layers * shape.kv_heads
-    k = torch.empty(shape.layers, len(tokens) - start, shape.kv_heads, shape.k_dim, dtype=shape.dtype)
-    v = torch.empty(shape.layers, len(tokens) - start, shape.kv_heads, shape.v_dim, dtype=shape.dtype)
+    k = torch.empty(
+        shape.layers, len(tokens) - start, shape.kv_heads, shape.k_dim, dtype=shape.dtype
+    )
+    v = torch.empty(
+        shape.layers, len(tokens) - start, shape.kv_heads, shape.v_dim, dtype=shape.dtype
+    )
     for position in range(start, len(tokens)):
         seed = hashlib.sha256(repr((namespace, tuple(tokens[: position + 1]))).encode()).digest()
         value = int.from_bytes(seed[:3], "little") + torch.arange(size, dtype=torch.float32)
@@ -37,10 +43,14 @@ def content(namespace: str, tokens: Sequence[int], start: int = 0, shape: KVShap
 
 
 def put(store: DiskStore, namespace: str, tokens: Sequence[int], start: int = 0) -> int:
-    return store.put(namespace, pack(list(tokens)), start, *content(namespace, tokens, start, store.shape))
+    return store.put(
+        namespace, pack(list(tokens)), start, *content(namespace, tokens, start, store.shape)
+    )
 
 
-def loads(store: DiskStore, namespace: str, tokens: Sequence[int], start: int = 0, stop: int | None = None) -> int:
+def loads(
+    store: DiskStore, namespace: str, tokens: Sequence[int], start: int = 0, stop: int | None = None
+) -> int:
     """How many positions from `start` on come back, all of them right."""
     kv = store.load(namespace, pack(list(tokens)), start, len(tokens) if stop is None else stop)
     if kv is None:
@@ -52,7 +62,9 @@ def loads(store: DiskStore, namespace: str, tokens: Sequence[int], start: int = 
     return count
 
 
-def opened(folder: Path, budget: int = PLENTY, disk: Disk | None = None, model: str = MODEL) -> DiskStore:
+def opened(
+    folder: Path, budget: int = PLENTY, disk: Disk | None = None, model: str = MODEL
+) -> DiskStore:
     return DiskStore(folder, budget, model, SHAPE, disk=disk)
 
 
@@ -82,8 +94,12 @@ class QuickDisk(Disk):
     def sync(self, path: Path) -> None:
         pass
 
-    def execute(self, connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        statement = "PRAGMA synchronous = OFF" if statement.startswith("PRAGMA synchronous") else statement
+    def execute(
+        self, connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()
+    ) -> list[Any]:
+        statement = (
+            "PRAGMA synchronous = OFF" if statement.startswith("PRAGMA synchronous") else statement
+        )
         return super().execute(connection, statement, values)
 
 
@@ -132,7 +148,9 @@ class CountingDisk(QuickDisk):
         self.reached("connect")
         return super().connect(path, read_only=read_only)
 
-    def execute(self, connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+    def execute(
+        self, connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()
+    ) -> list[Any]:
         self.reached(f"sql {statement.split()[0]}")
         return super().execute(connection, statement, values)
 
@@ -152,7 +170,9 @@ class FailingDisk(CountingDisk):
 
     def reached(self, step: str) -> None:
         super().reached(step)
-        if self.at and (len(self.steps) == self.at or (self.persistent and len(self.steps) > self.at)):
+        if self.at and (
+            len(self.steps) == self.at or (self.persistent and len(self.steps) > self.at)
+        ):
             self.fired += 1
             if step.startswith(("sql", "connect")):
                 raise sqlite3.OperationalError("disk I/O error")
@@ -179,15 +199,19 @@ class PowerCut(BaseException):
 class LossyDisk(CountingDisk):
     """Loses power at the `at`-th step: `after` becomes a mix of what was written and what is safe.
 
-    Bytes of a file are safe after its sync, names after the sync of their folder. The index is as it was after some
-    commit, and the end of its log may be missing.
+    Bytes of a file are safe after its sync, names after the sync of their folder. The index is as
+    it was after some commit, and the end of its log may be missing.
     """
 
-    def __init__(self, at: int, folder: Path, after: Path, draw: Callable[[Sequence[Any]], Any]) -> None:
+    def __init__(
+        self, at: int, folder: Path, after: Path, draw: Callable[[Sequence[Any]], Any]
+    ) -> None:
         super().__init__()
         self.at, self.folder, self.after, self.draw = at, folder, after, draw
         self.unsynced: set[Path] = set()
-        self.names: list[tuple[str, Path, Path | bytes]] = []  # changes of names not yet on the disk, oldest first
+        self.names: list[
+            tuple[str, Path, Path | bytes]
+        ] = []  # changes of names not yet on the disk, oldest first
         self.snapshots: list[dict[str, bytes]] = []
 
     def write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
@@ -212,14 +236,22 @@ class LossyDisk(CountingDisk):
             self.names.append(("unlink", path, path.read_bytes()))
         super().unlink(path)
 
-    def execute(self, connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+    def execute(
+        self, connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()
+    ) -> list[Any]:
         result = super().execute(connection, statement, values)
         if statement.startswith(("COMMIT", "UPDATE")):
-            self.snapshots.append({name: (self.folder / name).read_bytes() for name in self.index_files()})
+            self.snapshots.append(
+                {name: (self.folder / name).read_bytes() for name in self.index_files()}
+            )
         return result
 
     def index_files(self) -> list[str]:
-        return [f"index.sqlite{end}" for end in ("", "-wal") if (self.folder / f"index.sqlite{end}").exists()]
+        return [
+            f"index.sqlite{end}"
+            for end in ("", "-wal")
+            if (self.folder / f"index.sqlite{end}").exists()
+        ]
 
     def reached(self, step: str) -> None:
         super().reached(step)

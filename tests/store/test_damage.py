@@ -1,4 +1,6 @@
-"""What damaged files and a damaged index do: a miss, counted, the damage removed, and the next put and load work."""
+"""What damaged files and a damaged index do: a miss, counted, the damage removed, and the next put
+and load work.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ PROMPT = [1, 2, 3, 4, 5]
 
 
 def header_of(data: bytes) -> dict[str, dict[str, object]]:
-    found: dict[str, dict[str, object]] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    found: dict[str, dict[str, object]] = json.loads(
+        data[8 : 8 + int.from_bytes(data[:8], "little")]
+    )
     return found
 
 
@@ -57,7 +61,10 @@ def swapped(data: bytes) -> bytes:
 def overflowing(data: bytes) -> bytes:
     def change(header: dict[str, dict[str, object]]) -> None:
         header["k"]["shape"] = [2, 5, 1, 1 << 32]
-        header["__metadata__"] = {**header["__metadata__"], "fingerprint": ""}  # room for the long number
+        header["__metadata__"] = {
+            **header["__metadata__"],
+            "fingerprint": "",
+        }  # room for the long number
 
     return with_header(data, change)
 
@@ -81,15 +88,27 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "a header of nothing": lambda data: bytes(8) + data[8:],
     "a header nested deep": lambda data: data[:8] + b"[" * (body(data) - 8) + data[body(data) :],
     "a pickle": lambda data: (b"\x80\x04cposix\nsystem\n(S'true'\ntR." + data)[: len(data)],
-    "another model": lambda data: with_header(data, lambda h: h["__metadata__"].update(fingerprint="model-b")),
-    "another namespace": lambda data: with_header(data, lambda h: h["__metadata__"].update(namespace="b")),
+    "another model": lambda data: with_header(
+        data, lambda h: h["__metadata__"].update(fingerprint="model-b")
+    ),
+    "another namespace": lambda data: with_header(
+        data, lambda h: h["__metadata__"].update(namespace="b")
+    ),
     "another place": lambda data: with_header(data, lambda h: h["__metadata__"].update(start="1")),
-    "another format": lambda data: with_header(data, lambda h: h["__metadata__"].update(format="radixserve-kv-0")),
-    "another digest": lambda data: with_header(data, lambda h: h["__metadata__"].update(digest="0" * 64)),
+    "another format": lambda data: with_header(
+        data, lambda h: h["__metadata__"].update(format="radixserve-kv-0")
+    ),
+    "another digest": lambda data: with_header(
+        data, lambda h: h["__metadata__"].update(digest="0" * 64)
+    ),
     "another dtype": lambda data: with_header(data, lambda h: h["k"].update(dtype="I32")),
-    "shapes permuted": lambda data: with_header(data, lambda h: h["k"].update(shape=h["k"]["shape"][::-1])),  # type: ignore[index]
+    "shapes permuted": lambda data: with_header(
+        data, lambda h: h["k"].update(shape=h["k"]["shape"][::-1])
+    ),  # type: ignore[index]
     "a shape that overflows": overflowing,
-    "a negative offset": lambda data: with_header(data, lambda h: h["v"].update(data_offsets=[-4, 0])),
+    "a negative offset": lambda data: with_header(
+        data, lambda h: h["v"].update(data_offsets=[-4, 0])
+    ),
     "other token ids": lambda data: data[: body(data)] + b"\x09" + data[body(data) + 1 :],
 }
 
@@ -106,7 +125,9 @@ def test_a_damaged_file_is_a_miss_and_goes(tmp_path: Path, kind: str) -> None:
     path.write_bytes(damaged)
     assert loads(store, "a", [*PROMPT, 6]) == 0
     stats = store.stats()
-    assert (stats.verify_failures_total, stats.hits_total, stats.runs) == (1, 0, 0), "what hangs below goes too"
+    assert (stats.verify_failures_total, stats.hits_total, stats.runs) == (1, 0, 0), (
+        "what hangs below goes too"
+    )
     assert files(tmp_path / "s") == []
     assert put(store, "a", PROMPT) == 5
     assert loads(store, "a", PROMPT) == 5
@@ -148,7 +169,10 @@ def test_a_header_that_cannot_be_foretold_raises_nothing_else(tmp_path: Path, ki
         read_header(Disk(), path)
     except BadFile:
         return
-    assert kind in ("K/V zeroed", "a page of zeros at the end", "K and V swapped", "other token ids") or "ano" in kind
+    assert (
+        kind in ("K/V zeroed", "a page of zeros at the end", "K and V swapped", "other token ids")
+        or "ano" in kind
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,7 +184,9 @@ def test_a_header_that_cannot_be_foretold_raises_nothing_else(tmp_path: Path, ki
         KVShape(2, 1, 3, 2, torch.bfloat16),
     ],
 )
-def test_kv_of_another_shape_or_dtype_is_a_miss_even_under_the_same_fingerprint(tmp_path: Path, shape: KVShape) -> None:
+def test_kv_of_another_shape_or_dtype_is_a_miss_even_under_the_same_fingerprint(
+    tmp_path: Path, shape: KVShape
+) -> None:
     store = opened(tmp_path / "s")
     put(store, "a", PROMPT)
     store.close()
@@ -227,8 +253,12 @@ def test_an_error_while_reading_is_a_miss(tmp_path: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize("step", ["write", "sync", "rename"])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EFBIG, errno.EMFILE])
-def test_an_error_while_writing_stores_nothing_and_leaves_nothing(tmp_path: Path, step: str, number: int) -> None:
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EFBIG, errno.EMFILE]
+)
+def test_an_error_while_writing_stores_nothing_and_leaves_nothing(
+    tmp_path: Path, step: str, number: int
+) -> None:
     disk = Refusing(step, 0)
     store = opened(tmp_path / "s", disk=disk)
     put(store, "a", PROMPT)
@@ -278,7 +308,9 @@ assert loads(store, "a", list(range(10, 60))) == 50 and loads(store, "a", [1, 2,
 """
     assert resource.RLIMIT_FSIZE is not None
     root = Path(__file__).parent.parent.parent
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, timeout=120, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, timeout=120, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -308,13 +340,18 @@ def test_a_file_that_shrinks_while_it_is_read_is_a_miss(tmp_path: Path) -> None:
 def test_without_the_digest_every_bit_before_the_kv_is_still_checked_and_none_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the digest would hide: the reader by itself, with each bit of header and token ids flipped."""
+    """What the digest would hide: the reader by itself, with each bit of header and token ids
+    flipped.
+    """
     monkeypatch.setattr(run_file, "_digest", lambda parts: "0" * 64)
     store = opened(tmp_path / "s")
     put(store, "a", PROMPT)
     (path,) = files(tmp_path / "s")
     data = path.read_bytes()
-    before_kv, expected = 8 * (body(data) + 4 * len(PROMPT)), RunHeader(MODEL, "a", 0, 5, SHAPE, "0" * 64)
+    before_kv, expected = (
+        8 * (body(data) + 4 * len(PROMPT)),
+        RunHeader(MODEL, "a", 0, 5, SHAPE, "0" * 64),
+    )
     for bit in range(before_kv):
         path.write_bytes(data)
         flip(path, bit)
@@ -342,8 +379,12 @@ def all_is_there(store: DiskStore) -> None:
         assert loads(store, namespace, tokens) == len(tokens)
 
 
-@pytest.mark.parametrize("kind", ["not a database", "magic", "empty", "gone", "another application", "older", "halved"])
-def test_an_index_that_is_no_use_is_moved_aside_and_made_anew_from_the_files(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["not a database", "magic", "empty", "gone", "another application", "older", "halved"]
+)
+def test_an_index_that_is_no_use_is_moved_aside_and_made_anew_from_the_files(
+    tmp_path: Path, kind: str
+) -> None:
     filled(tmp_path / "s")
     path = tmp_path / "s" / "index.sqlite"
     data = path.read_bytes()
@@ -358,7 +399,9 @@ def test_an_index_that_is_no_use_is_moved_aside_and_made_anew_from_the_files(tmp
     elif kind == "gone":
         path.unlink()
     else:
-        with_pragma(path, "application_id = 1" if kind == "another application" else "user_version = 0")
+        with_pragma(
+            path, "application_id = 1" if kind == "another application" else "user_version = 0"
+        )
     store = opened(tmp_path / "s")
     if kind == "empty":
         return  # a new store, as far as anybody can tell
@@ -389,7 +432,9 @@ def test_an_index_that_is_locked_is_a_miss_until_it_is_not(tmp_path: Path) -> No
     other = sqlite3.connect(tmp_path / "s" / "index.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     assert put(store, "a", [*PROMPT, 6]) == 0
-    assert loads(store, "a", PROMPT) == 5, "readers are not in the way of a writer, nor it in theirs"
+    assert loads(store, "a", PROMPT) == 5, (
+        "readers are not in the way of a writer, nor it in theirs"
+    )
     other.execute("COMMIT")
     other.close()
     assert store.stats().write_errors_total == 1
@@ -455,10 +500,14 @@ def test_no_byte_of_the_index_can_lead_to_wrong_kv_or_an_exception(tmp_path: Pat
             continue  # refused: a later version's
         store = opened(tmp_path / "s")
         prompts = list(itertools.product("ab", ([*PROMPT, 6], [1, 2, 7], [8, 9])))
-        for namespace, tokens in prompts * 2:  # the put that meets the damage mends it, and is lost itself
+        for namespace, tokens in (
+            prompts * 2
+        ):  # the put that meets the damage mends it, and is lost itself
             loads(store, namespace, tokens)
             put(store, namespace, tokens)
-        assert [loads(store, *prompt) for prompt in prompts] == [len(tokens) for _, tokens in prompts], at
+        assert [loads(store, *prompt) for prompt in prompts] == [
+            len(tokens) for _, tokens in prompts
+        ], at
         store.close()
 
 

@@ -1,4 +1,6 @@
-"""Files written past the page cache: the same bytes whatever the parts, and the usual way where that cannot be done."""
+"""Files written past the page cache: the same bytes whatever the parts, and the usual way where
+that cannot be done.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ from radixserve.store import direct
 from radixserve.store.direct import LEAST_BYTES, DirectWriter
 from radixserve.store.disk import Disk
 
-sizes = st.lists(st.sampled_from((0, 1, 4095, 4096, 70_000, LEAST_BYTES - 1, LEAST_BYTES, LEAST_BYTES + 5)), max_size=5)
+sizes = st.lists(
+    st.sampled_from((0, 1, 4095, 4096, 70_000, LEAST_BYTES - 1, LEAST_BYTES, LEAST_BYTES + 5)),
+    max_size=5,
+)
 
 
 def bytes_of(count: int) -> bytes:
@@ -24,7 +29,9 @@ def bytes_of(count: int) -> bytes:
 
 @given(sizes=sizes)
 @settings(max_examples=40, deadline=None)
-def test_a_file_is_what_its_parts_are(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
+def test_a_file_is_what_its_parts_are(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int]
+) -> None:
     path = tmp_path_factory.mktemp("direct") / "file"
     parts = [memoryview(bytes_of(size)) for size in sizes]
     Disk().write(path, parts)

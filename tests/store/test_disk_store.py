@@ -1,4 +1,6 @@
-"""What is put comes back, the longest stored prefix and nothing else; budget, order of eviction, counts."""
+"""What is put comes back, the longest stored prefix and nothing else; budget, order of eviction,
+counts.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,21 @@ from radixserve.errors import StartupError
 from radixserve.store import disk_store, run_file, tools
 from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore, pack
-from tests.store.parts import MODEL, SHAPE, CountingDisk, content, files, loads, on_disk, opened, put
+from tests.store.parts import (
+    MODEL,
+    SHAPE,
+    CountingDisk,
+    content,
+    files,
+    loads,
+    on_disk,
+    opened,
+    put,
+)
 
-WIDE = KVShape(layers=2, kv_heads=1, k_dim=2048, v_dim=2048, dtype=torch.float32)  # 32 KiB per token
+WIDE = KVShape(
+    layers=2, kv_heads=1, k_dim=2048, v_dim=2048, dtype=torch.float32
+)  # 32 KiB per token
 
 
 def test_what_is_put_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -97,7 +111,9 @@ def test_a_restart_finds_everything(tmp_path: Path) -> None:
     assert loads(again, "a", [1, 2, 4]) == 3
 
 
-def test_the_least_recently_used_leaves_go_first_and_the_folder_keeps_its_budget(tmp_path: Path) -> None:
+def test_the_least_recently_used_leaves_go_first_and_the_folder_keeps_its_budget(
+    tmp_path: Path,
+) -> None:
     budget = 3 << 19
     store = DiskStore(tmp_path / "s", budget, MODEL, WIDE)
     for first in range(3):
@@ -169,7 +185,12 @@ def test_stats_count_what_happened(tmp_path: Path) -> None:
     loads(store, "a", [1, 2, 3])
     loads(store, "a", [9])
     stats = store.stats()
-    assert (stats.runs, stats.hits_total, stats.loaded_tokens_total, stats.stored_tokens_total) == (1, 1, 3, 3)
+    assert (stats.runs, stats.hits_total, stats.loaded_tokens_total, stats.stored_tokens_total) == (
+        1,
+        1,
+        3,
+        3,
+    )
     assert stats.writing
 
 
@@ -182,7 +203,9 @@ def test_matching_touches_no_file(tmp_path: Path) -> None:
     assert disk.steps == ["sql SELECT"]
 
 
-def test_a_run_is_written_file_first_and_row_last_and_removed_the_other_way_round(tmp_path: Path) -> None:
+def test_a_run_is_written_file_first_and_row_last_and_removed_the_other_way_round(
+    tmp_path: Path,
+) -> None:
     disk = CountingDisk()
     store = opened(tmp_path / "s", disk=disk)
     disk.steps.clear()

@@ -1,4 +1,6 @@
-"""`radixserve cache` beside a process that holds the folder: that one does what is asked, or says why not."""
+"""`radixserve cache` beside a process that holds the folder: that one does what is asked, or says
+why not.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ def test_clear(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert put(store, "a", PROMPT) == loads(store, "a", PROMPT) == 5
 
 
-def test_import_of_this_and_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_of_this_and_of_another_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = opened(tmp_path / "s")
     put(store, "a", PROMPT[:3])
     ours = exported(tmp_path / "t", PROMPT, tmp_path / "ours")
@@ -93,7 +97,9 @@ def test_import_of_this_and_of_another_model(tmp_path: Path, capsys: pytest.Capt
     assert loads(opened(tmp_path / "s", model="model-b"), "a", PROMPT) == 5
 
 
-def test_a_file_is_found_from_wherever_the_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_found_from_wherever_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = opened(tmp_path / "s")
     exported(tmp_path / "t", PROMPT, tmp_path / "ours")
     monkeypatch.chdir(tmp_path)
@@ -131,7 +137,9 @@ def test_an_import_keeps_the_budget_evicting_what_is_cold(tmp_path: Path) -> Non
     put(other, "a", [9] * 6)
     transfer.export_prefix(tmp_path / "t", files(tmp_path / "t")[0].name, tmp_path / "file")
     put(other, "b", [9] * 80)
-    large = next(path for path in files(tmp_path / "t") if read_header(Disk(), path).namespace == "b")
+    large = next(
+        path for path in files(tmp_path / "t") if read_header(Disk(), path).namespace == "b"
+    )
     store = wide(tmp_path / "s", BUDGET)
     put(store, "a", [1] * 8)
     put(store, "a", [4] * 8)
@@ -196,7 +204,9 @@ def test_what_a_command_asked_that_is_gone_is_not_done(tmp_path: Path) -> None:
     assert loads(store, "a", PROMPT) == 5
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"number": "1", "errand": {"type": "format"}}', "\x00" * 100])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"number": "1", "errand": {"type": "format"}}', "\x00" * 100]
+)
 def test_what_is_no_errand_is_removed(tmp_path: Path, text: str) -> None:
     store = opened(tmp_path / "s")
     (tmp_path / "s" / "asked.json").write_text(text)
@@ -234,7 +244,9 @@ def test_an_answer_to_somebody_else_is_not_taken(tmp_path: Path) -> None:
     store = opened(tmp_path / "s")
     put(store, "a", PROMPT)
     Attendant(store)
-    (tmp_path / "s" / "answered.json").write_bytes(errands.msgspec.json.encode(errands.Answer("0", num_removed=7)))
+    (tmp_path / "s" / "answered.json").write_bytes(
+        errands.msgspec.json.encode(errands.Answer("0", num_removed=7))
+    )
     with attended(store):
         assert transfer.clear(tmp_path / "s") == 1
 
@@ -283,14 +295,20 @@ def test_a_server_that_ends_or_does_not_begin_is_not_waited_for(
 # Whatever fails.
 
 
-def test_whatever_step_of_an_errand_fails_it_ends_and_the_folder_stays_sound(tmp_path: Path) -> None:
+def test_whatever_step_of_an_errand_fails_it_ends_and_the_folder_stays_sound(
+    tmp_path: Path,
+) -> None:
     source = exported_wide(tmp_path)
     for k in itertools.count(1):
         folder, disk = tmp_path / str(k), FailingDisk()
         store = wide(folder, BUDGET, disk)
         with attended(store):
             disk.arm(k, persistent=False)
-            for change in (lambda f: transfer.import_prefix(f, source), transfer.fix, transfer.clear):
+            for change in (
+                lambda f: transfer.import_prefix(f, source),
+                transfer.fix,
+                transfer.clear,
+            ):
                 with contextlib.suppress(StartupError):
                     change(folder)  # type: ignore[no-untyped-call]
         disk.heal()
@@ -311,12 +329,16 @@ def exported_wide(tmp_path: Path) -> Path:
     return tmp_path / "file"
 
 
-def test_the_files_of_an_errand_are_the_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_of_an_errand_are_the_owners_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Attendant(opened(tmp_path / "s"))
     modes: list[int] = []
 
     def look(seconds: float) -> None:
-        modes.extend(os.stat(tmp_path / "s" / name).st_mode & 0o777 for name in ("asking", "asked.json"))
+        modes.extend(
+            os.stat(tmp_path / "s" / name).st_mode & 0o777 for name in ("asking", "asked.json")
+        )
         raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", look)

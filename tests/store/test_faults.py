@@ -1,8 +1,9 @@
-"""Every step on the disk fails once, and from there on; the process dies at every step; the power goes at every step.
+"""Every step on the disk fails once, and from there on; the process dies at every step; the power
+goes at every step.
 
-Which steps there are nobody has to know: a script is run again and again, the k-th step failing, until it has no k-th.
- After each run the folder must open with a real disk, hold nothing that the index does not know, keep its
-budget, and give no wrong byte (`loads` compares every one).
+Which steps there are nobody has to know: a script is run again and again, the k-th step failing,
+until it has no k-th. After each run the folder must open with a real disk, hold nothing that the
+index does not know, keep its budget, and give no wrong byte (`loads` compares every one).
 """
 
 from __future__ import annotations
@@ -18,10 +19,26 @@ import pytest
 from radixserve.errors import StartupError
 from radixserve.store.disk import TEMPORARY, Disk
 from radixserve.store.disk_store import DiskStore, pack
-from tests.store.parts import FailingDisk, LossyDisk, PowerCut, QuickDisk, files, loads, on_disk, put, wide
+from tests.store.parts import (
+    FailingDisk,
+    LossyDisk,
+    PowerCut,
+    QuickDisk,
+    files,
+    loads,
+    on_disk,
+    put,
+    wide,
+)
 
 BUDGET = 700 << 10  # room for about ten tokens
-PROMPTS = [("a", [1, 2, 3, 4]), ("a", [1, 2, 3, 4, 5, 6]), ("b", [1, 2, 3]), ("a", [1, 2, 9]), ("c", [7, 7, 7, 7, 7])]
+PROMPTS = [
+    ("a", [1, 2, 3, 4]),
+    ("a", [1, 2, 3, 4, 5, 6]),
+    ("b", [1, 2, 3]),
+    ("a", [1, 2, 9]),
+    ("c", [7, 7, 7, 7, 7]),
+]
 
 
 def use(store: DiskStore) -> None:
@@ -34,7 +51,9 @@ def use(store: DiskStore) -> None:
 
 
 def script(folder: Path, disk: Disk) -> None:
-    """Open, use, open again with what is there, clear; the folder may refuse to open, nothing else may be raised."""
+    """Open, use, open again with what is there, clear; the folder may refuse to open, nothing else
+    may be raised.
+    """
     for after in (use, use, DiskStore.clear):
         try:
             store = wide(folder, BUDGET, disk)
@@ -62,7 +81,9 @@ def sound(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("persistent", [False, True], ids=["once", "from there on"])
-def test_whatever_step_fails_nothing_is_raised_and_the_folder_stays_sound(tmp_path: Path, persistent: bool) -> None:
+def test_whatever_step_fails_nothing_is_raised_and_the_folder_stays_sound(
+    tmp_path: Path, persistent: bool
+) -> None:
     for k in itertools.count(1):
         folder, disk = tmp_path / str(k), FailingDisk()
         disk.arm(k, persistent=persistent)
@@ -88,9 +109,12 @@ def test_power_lost_at_any_step_leaves_no_wrong_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "least"), [("at-every-step", 200), ("at-every-step-of-an-errand", 80), ("at-random", 10)]
+    ("how", "least"),
+    [("at-every-step", 200), ("at-every-step-of-an-errand", 80), ("at-random", 10)],
 )
-def test_kill_9_at_any_step_and_at_any_moment_leaves_the_folder_sound(tmp_path: Path, how: str, least: int) -> None:
+def test_kill_9_at_any_step_and_at_any_moment_leaves_the_folder_sound(
+    tmp_path: Path, how: str, least: int
+) -> None:
     """In processes forked from one that has everything imported; tests/store/crashes.py."""
     root = Path(__file__).parent.parent.parent
     command = [sys.executable, "-W", "ignore", "-m", "tests.store.crashes", how, str(tmp_path)]

@@ -1,4 +1,6 @@
-"""`KVStore` with the real model of transformers: the lines of README.md, exactly as they stand there."""
+"""`KVStore` with the real model of transformers: the lines of README.md, exactly as they stand
+there.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Random walks over a store against a model: what it gives, what it evicts, what it takes on the disk."""
+"""Random walks over a store against a model: what it gives, what it evicts, what it takes on the
+disk.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Tokenizers of the kinds that decoder-only models use, saved as folders that `Tokenizer.load` reads."""
+"""Tokenizers of the kinds that decoder-only models use, saved as folders that `Tokenizer.load`
+reads.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +36,27 @@ def smollm2(smollm2_folder: Path) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def byte_fallback(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """Llama 2's kind: spaces as U+2581, unknown characters as byte tokens, one leading space stripped."""
+    """Llama 2's kind: spaces as U+2581, unknown characters as byte tokens, one leading space
+    stripped.
+    """
     backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False)
     backend.train_from_iterator(CORPUS[:2], trainer)
-    return load_saved(with_special(backend, ["<unk>", "<s>", "</s>"]), tmp_path_factory.mktemp("byte_fallback"))
+    return load_saved(
+        with_special(backend, ["<unk>", "<s>", "</s>"]), tmp_path_factory.mktemp("byte_fallback")
+    )
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +69,9 @@ def metaspace(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
         vocab_size=300, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
     )
     backend.train_from_iterator(CORPUS, trainer)
-    return load_saved(with_special(backend, ["<unk>", "</s>"]), tmp_path_factory.mktemp("metaspace"))
+    return load_saved(
+        with_special(backend, ["<unk>", "</s>"]), tmp_path_factory.mktemp("metaspace")
+    )
 
 
 @pytest.fixture(scope="session")
@@ -64,9 +79,13 @@ def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=["[UNK]", "[SEP]"], show_progress=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=300, special_tokens=["[UNK]", "[SEP]"], show_progress=False
+    )
     backend.train_from_iterator(CORPUS, trainer)
-    return load_saved(with_special(backend, ["[UNK]", "[SEP]"]), tmp_path_factory.mktemp("wordpiece"))
+    return load_saved(
+        with_special(backend, ["[UNK]", "[SEP]"]), tmp_path_factory.mktemp("wordpiece")
+    )
 
 
 def with_special(backend: tokenizers.Tokenizer, names: list[str]) -> tokenizers.Tokenizer:

@@ -32,7 +32,9 @@ def test_the_first_complete_stop_string_is_found(text: str, stops: list[str]) ->
 
 
 @given(SMALL, STOPS, st.lists(st.integers(0, 24)))
-def test_cutting_the_text_into_parts_changes_nothing(text: str, stops: list[str], cuts: list[int]) -> None:
+def test_cutting_the_text_into_parts_changes_nothing(
+    text: str, stops: list[str], cuts: list[int]
+) -> None:
     matcher = StopMatcher(stops)
     for start, end in pairwise(sorted([0, *(min(cut, len(text)) for cut in cuts), len(text)])):
         if (match := matcher.feed(text[start:end])) is not None:

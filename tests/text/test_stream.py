@@ -10,7 +10,9 @@ from radixserve.text.stream import TextStream
 from radixserve.text.tokenizer import Tokenizer
 
 # The fixtures are read-only, so examples may share them.
-SHARED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SHARED = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 SCRIPTS = [
     "Hello, world!\n",
@@ -47,16 +49,22 @@ def cut_at_stop(text: str, stops: list[str]) -> str:
 
 @SHARED
 @given(data=st.data())
-def test_random_tokens_stream_to_what_the_byte_level_decoder_gives(smollm2: Tokenizer, data: st.DataObject) -> None:
+def test_random_tokens_stream_to_what_the_byte_level_decoder_gives(
+    smollm2: Tokenizer, data: st.DataObject
+) -> None:
     ids = data.draw(st.lists(st.integers(0, smollm2.vocab_size + 2), max_size=60))
-    expected = smollm2._backend.decode([i for i in ids if i < smollm2.vocab_size], skip_special_tokens=True)
+    expected = smollm2._backend.decode(
+        [i for i in ids if i < smollm2.vocab_size], skip_special_tokens=True
+    )
     assert run(smollm2.stream(), parts(ids, data.draw(CUTS))) == expected
     assert smollm2.decode(ids) == expected
 
 
 @SHARED
 @given(data=st.data())
-def test_random_bytes_stream_to_what_the_byte_level_decoder_gives(smollm2: Tokenizer, data: st.DataObject) -> None:
+def test_random_bytes_stream_to_what_the_byte_level_decoder_gives(
+    smollm2: Tokenizer, data: st.DataObject
+) -> None:
     """Tokens of single bytes and pieces of characters, so that most text is broken UTF-8."""
     fragments = [i for i in range(smollm2.vocab_size) if "\ufffd" in smollm2.token_text(i)]
     assert len(fragments) > 128
@@ -99,7 +107,9 @@ def test_stop_strings_cut_the_text_the_same_for_every_split(
     text = data.draw(TEXTS)
     stop = st.text("a e,\u200d\ufffdн", min_size=1, max_size=3)
     if text:
-        stop |= st.tuples(st.integers(0, len(text) - 1), st.integers(1, 5)).map(lambda at: text[at[0] :][: at[1]])
+        stop |= st.tuples(st.integers(0, len(text) - 1), st.integers(1, 5)).map(
+            lambda at: text[at[0] :][: at[1]]
+        )
     stops = data.draw(st.lists(stop, min_size=1, max_size=4))
     ids = any_tokenizer.encode(text, add_special_tokens=False)
     whole = any_tokenizer.decode(ids)
@@ -117,14 +127,18 @@ def test_the_token_that_completes_the_stop_string_is_the_last_one_counted(
     stops = ["e", " t"]
     stream = smollm2.stream(stops)
     run(stream, [ids])
-    lengths = [n for n in range(1, len(ids) + 1) if any(stop in smollm2.decode(ids[:n]) for stop in stops)]
+    lengths = [
+        n for n in range(1, len(ids) + 1) if any(stop in smollm2.decode(ids[:n]) for stop in stops)
+    ]
     assert stream.num_tokens == (lengths[0] if lengths else len(ids))
     assert len(stream.offsets) == stream.num_tokens
 
 
 def test_text_that_may_become_a_stop_string_is_held_back_and_then_sent(smollm2: Tokenizer) -> None:
     stream = smollm2.stream(["\n\nUser:"])
-    ids = [smollm2.encode(part, add_special_tokens=False) for part in ("Hi", "\n\n", "User", " name")]
+    ids = [
+        smollm2.encode(part, add_special_tokens=False) for part in ("Hi", "\n\n", "User", " name")
+    ]
     assert [stream.push(part) for part in ids] == ["Hi", "", "", "\n\nUser name"]
     assert stream.finish() == ""
     assert stream.stopped is None
@@ -147,7 +161,9 @@ def test_nothing_follows_a_stop_string(smollm2: Tokenizer) -> None:
     assert stream.num_tokens == 3
 
 
-def test_an_unfinished_character_at_the_end_becomes_one_replacement_character(smollm2: Tokenizer) -> None:
+def test_an_unfinished_character_at_the_end_becomes_one_replacement_character(
+    smollm2: Tokenizer,
+) -> None:
     ids = smollm2.encode("ok 🦄", add_special_tokens=False)
     stream = smollm2.stream()
     assert stream.push(ids[:-1]) == "ok "
@@ -190,7 +206,9 @@ def test_offsets_are_where_each_token_begins(smollm2: Tokenizer) -> None:
     assert stream.offsets[:3] == [0, 3, 11]
 
 
-def test_a_continuation_keeps_the_space_that_a_text_of_its_own_loses(byte_fallback: Tokenizer) -> None:
+def test_a_continuation_keeps_the_space_that_a_text_of_its_own_loses(
+    byte_fallback: Tokenizer,
+) -> None:
     tokenizer = byte_fallback
     ids = tokenizer.encode("quick dog", add_special_tokens=False)
     assert run(tokenizer.stream(), [ids]) == "quick dog"
@@ -199,7 +217,9 @@ def test_a_continuation_keeps_the_space_that_a_text_of_its_own_loses(byte_fallba
 
 
 def test_byte_tokens_are_sent_as_soon_as_a_character_is_whole(byte_fallback: Tokenizer) -> None:
-    """The library's decoder spoils the whole run of byte tokens when its end is not UTF-8; a stream cannot."""
+    """The library's decoder spoils the whole run of byte tokens when its end is not UTF-8; a stream
+    cannot.
+    """
     tokenizer = byte_fallback
     tokens = [3 + byte for byte in "€".encode()]
     assert [tokenizer.token_bytes(i) for i in tokens] == [b"\xe2", b"\x82", b"\xac"]

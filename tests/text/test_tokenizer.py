@@ -36,7 +36,10 @@ assert "hello" in tokenizer.decode(ids)
 assert "torch" not in sys.modules, sorted(name for name in sys.modules if name.startswith("torch"))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(smollm2_folder)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, str(smollm2_folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -44,7 +47,9 @@ assert "torch" not in sys.modules, sorted(name for name in sys.modules if name.s
 def test_chat_ids_equal_those_of_transformers(smollm2: Tokenizer, smollm2_folder: Path) -> None:
     reference = AutoTokenizer.from_pretrained(smollm2_folder)
     for messages in (CONVERSATION, CONVERSATION[1:2]):
-        expected = reference.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        expected = reference.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
+        )
         assert smollm2.encode_chat(messages) == expected
 
 
@@ -54,7 +59,9 @@ def test_the_chat_prompt_ends_where_the_answer_begins(smollm2: Tokenizer) -> Non
     assert smollm2.has_chat_template
 
 
-def test_plain_text_ids_equal_those_of_transformers(smollm2: Tokenizer, smollm2_folder: Path) -> None:
+def test_plain_text_ids_equal_those_of_transformers(
+    smollm2: Tokenizer, smollm2_folder: Path
+) -> None:
     reference = AutoTokenizer.from_pretrained(smollm2_folder)
     for text in ("", "The quick brown fox", "  two  spaces\n\n\ttab", "日本語 🦄", "<|im_end|>x"):
         assert smollm2.encode(text, add_special_tokens=True) == reference(text)["input_ids"]
@@ -62,7 +69,9 @@ def test_plain_text_ids_equal_those_of_transformers(smollm2: Tokenizer, smollm2_
 
 def test_special_tokens_are_added_only_when_asked(byte_fallback: Tokenizer, tmp_path: Path) -> None:
     backend = tokenizers.Tokenizer.from_str(byte_fallback._backend.to_str())
-    backend.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     tokenizer = load_saved(backend, tmp_path, chat_template="<s>{{ messages[0].content }}")
     bare = tokenizer.encode("quick", add_special_tokens=False)
     assert tokenizer.encode("quick", add_special_tokens=True) == [1, *bare]
@@ -81,7 +90,9 @@ def test_a_saved_length_limit_or_padding_is_ignored(smollm2_folder: Path, tmp_pa
     assert len(tokenizer.encode("one", add_special_tokens=False)) == 1
 
 
-def test_vocab_size_counts_added_tokens(smollm2: Tokenizer, smollm2_folder: Path, tmp_path: Path) -> None:
+def test_vocab_size_counts_added_tokens(
+    smollm2: Tokenizer, smollm2_folder: Path, tmp_path: Path
+) -> None:
     assert smollm2.vocab_size == 49152
     backend = tokenizers.Tokenizer.from_file(str(smollm2_folder / "tokenizer.json"))
     backend.add_tokens(["<tool>"])
@@ -100,7 +111,9 @@ def test_every_token_has_its_exact_bytes(smollm2: Tokenizer) -> None:
     assert [smollm2.token_bytes(i) for i in (-1, 49152, 10**12)] == [b"", b"", b""]
 
 
-def test_sentencepiece_tokens_keep_their_space_and_byte_tokens_are_bytes(byte_fallback: Tokenizer) -> None:
+def test_sentencepiece_tokens_keep_their_space_and_byte_tokens_are_bytes(
+    byte_fallback: Tokenizer,
+) -> None:
     ids = byte_fallback.encode("quick dog", add_special_tokens=False)
     assert b"".join(byte_fallback.token_bytes(i) for i in ids) == b" quick dog"
     assert byte_fallback.token_bytes(3 + 0xE2) == b"\xe2"
@@ -130,7 +143,9 @@ def test_what_a_template_refuses_is_told_to_the_client(smollm2: Tokenizer, tmp_p
     template = "{{ raise_exception('roles must alternate') if messages|length > 1 else messages[0].content }}"
     tokenizer = load_saved(smollm2._backend, tmp_path, chat_template=template)
     assert tokenizer.decode(tokenizer.encode_chat(CONVERSATION[1:2])) == "The capital of France?"
-    with pytest.raises(BadRequest, match=r"refuses these messages: roles must alternate$") as refusal:
+    with pytest.raises(
+        BadRequest, match=r"refuses these messages: roles must alternate$"
+    ) as refusal:
         tokenizer.encode_chat(CONVERSATION)
     assert refusal.value.param == "messages"
 
@@ -144,11 +159,15 @@ def test_what_a_template_refuses_is_told_to_the_client(smollm2: Tokenizer, tmp_p
         ("{{ messages.append(1) }}", "SecurityError"),
     ],
 )
-def test_a_template_that_fails_is_a_bad_request(smollm2: Tokenizer, tmp_path: Path, template: str, kind: str) -> None:
+def test_a_template_that_fails_is_a_bad_request(
+    smollm2: Tokenizer, tmp_path: Path, template: str, kind: str
+) -> None:
     tokenizer = load_saved(smollm2._backend, tmp_path, chat_template=template)
     with pytest.raises(BadRequest) as refusal:
         tokenizer.encode_chat(CONVERSATION)
-    assert refusal.value.message == f"the model's chat template cannot render these messages ({kind})"
+    assert (
+        refusal.value.message == f"the model's chat template cannot render these messages ({kind})"
+    )
     assert refusal.value.param == "messages"
 
 
@@ -159,7 +178,9 @@ def test_without_a_template_chat_is_refused_and_completions_work(metaspace: Toke
     assert refusal.value.param == "messages"
 
 
-def test_a_template_that_does_not_compile_refuses_the_model(smollm2: Tokenizer, tmp_path: Path) -> None:
+def test_a_template_that_does_not_compile_refuses_the_model(
+    smollm2: Tokenizer, tmp_path: Path
+) -> None:
     with pytest.raises(ModelRefused, match="chat template does not compile"):
         load_saved(smollm2._backend, tmp_path, chat_template="{% if %}")
 
@@ -172,14 +193,18 @@ def test_a_missing_folder_and_a_folder_without_tokenizer_refuse_the_model(tmp_pa
 
 
 def test_a_malformed_tokenizer_file_refuses_the_model(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": {"type": "nothing"}}))
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "model": {"type": "nothing"}})
+    )
     with pytest.raises(ModelRefused, match="cannot load the tokenizer"):
         Tokenizer.load(str(tmp_path))
 
 
 def test_a_decoder_that_cannot_be_streamed_refuses_the_model(tmp_path: Path) -> None:
     vocab = {"<unk>": 0, "hello</w>": 1, "wor": 2, "ld</w>": 3}
-    backend = tokenizers.Tokenizer(models.BPE(vocab, [], unk_token="<unk>", end_of_word_suffix="</w>"))
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocab, [], unk_token="<unk>", end_of_word_suffix="</w>")
+    )
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.decoder = decoders.BPEDecoder(suffix="</w>")
     with pytest.raises(ModelRefused, match="cannot be streamed"):
@@ -190,8 +215,13 @@ def test_many_threads_encode_at_once(smollm2: Tokenizer) -> None:
     texts = [f"request {n}: " + "the same words again and again. " * (n % 7) for n in range(64)]
     expected = [smollm2.encode(text, add_special_tokens=False) for text in texts]
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda text: smollm2.encode(text, add_special_tokens=False), texts)) == expected
-        chats = list(pool.map(lambda text: smollm2.encode_chat([{"role": "user", "content": text}]), texts))
+        assert (
+            list(pool.map(lambda text: smollm2.encode(text, add_special_tokens=False), texts))
+            == expected
+        )
+        chats = list(
+            pool.map(lambda text: smollm2.encode_chat([{"role": "user", "content": text}]), texts)
+        )
     assert chats == [smollm2.encode_chat([{"role": "user", "content": text}]) for text in texts]
 
 
@@ -211,7 +241,9 @@ def test_other_threads_run_while_a_long_text_is_encoded(smollm2: Tokenizer) -> N
     assert ticks > 10  # with the GIL held throughout: at most one or two
 
 
-def test_a_panic_of_the_tokenizer_fails_only_its_request(smollm2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_panic_of_the_tokenizer_fails_only_its_request(
+    smollm2: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class PanicException(BaseException):
         """Looks like the one that PyO3 raises."""
 

@@ -1,4 +1,6 @@
-"""An engine with tiers below it, over a model whose K/V can be read and yet lies in a real pool, as real tensors."""
+"""An engine with tiers below it, over a model whose K/V can be read and yet lies in a real pool, as
+real tensors.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ _CONTENTS: list[tuple[int, ...]] = []
 
 
 class PoolContent(MutableMapping[int, tuple[int, ...]]):
-    """Contents by slot, each as a number that fills the slot's K and, negative, its V at all layers."""
+    """Contents by slot, each as a number that fills the slot's K and, negative, its V at all
+    layers.
+    """
 
     def __init__(self, pool: KVPool) -> None:
         self.pool = pool
@@ -79,7 +83,11 @@ class Tiered:
         self.pool = KVPool(SHAPE, num_slots, CPU)
         self.cache = KVCache(num_slots)
         self.host = HostTier(self.pool, SHAPE, host_slots, Copies(CPU)) if host_slots else None
-        self.store = DiskStore(folder, disk_budget, "model", SHAPE, disk=disk or QuickDisk()) if folder else None
+        self.store = (
+            DiskStore(folder, disk_budget, "model", SHAPE, disk=disk or QuickDisk())
+            if folder
+            else None
+        )
         self.disk = DiskTier(self.store, self.cache, self.pool, Pace()) if self.store else None
         self.tiers = Tiers(self.cache, self.pool, self.host, self.disk)
         self.model = ContentModel()
@@ -93,7 +101,9 @@ class Tiered:
 
     def take(self, events: list[TokenEvent]) -> None:
         for event in events:
-            assert not (self.events[event.request_id] and self.events[event.request_id][-1].finish), "after the end"
+            assert not (
+                self.events[event.request_id] and self.events[event.request_id][-1].finish
+            ), "after the end"
             self.events[event.request_id].append(event)
 
     def step(self) -> None:
@@ -135,7 +145,11 @@ class Tiered:
     def cached(self, name: str) -> tuple[int, int, int]:
         """Prompt tokens found on the device, in host memory, on the disk."""
         first = self.events[name][0]
-        return (first.num_cached or 0) - first.num_host - first.num_disk, first.num_host, first.num_disk
+        return (
+            (first.num_cached or 0) - first.num_host - first.num_disk,
+            first.num_host,
+            first.num_disk,
+        )
 
     def close(self) -> None:
         """End it like a server that is asked to: what waits is written."""

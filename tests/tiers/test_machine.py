@@ -1,7 +1,8 @@
-"""Random walks: small budgets make everything move all the time, and every answer is what it must be.
+"""Random walks: small budgets make everything move all the time, and every answer is what it must
+be.
 
-Three tokens, so that prefixes collide; a device of few slots, host memory, a folder that evicts; requests come, leave,
-are preempted; the engine is restarted, and files are damaged behind its back.
+Three tokens, so that prefixes collide; a device of few slots, host memory, a folder that evicts;
+requests come, leave, are preempted; the engine is restarted, and files are damaged behind its back.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ class TierMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         self.engine = Tiered(
-            self.num_slots, host_slots=self.host_slots, folder=self.folder, disk_budget=self.disk_budget
+            self.num_slots,
+            host_slots=self.host_slots,
+            folder=self.folder,
+            disk_budget=self.disk_budget,
         )
         self.asked, self.left = {}, set()
 
@@ -107,7 +111,11 @@ class TierMachine(RuleBasedStateMachine):
 
     @invariant()
     def budgets_are_kept(self) -> None:
-        if self.engine is not None and self.folder is not None and self.engine.tiers.patience == 0.0:
+        if (
+            self.engine is not None
+            and self.folder is not None
+            and self.engine.tiers.patience == 0.0
+        ):
             assert on_disk(self.folder) <= self.disk_budget
 
     def teardown(self) -> None:
@@ -125,8 +133,12 @@ TestTierMachine = TierMachine.TestCase
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_long_walk_uses_every_tier(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine may wander off; this one is sure to demote, promote, store, load and evict everywhere."""
+def test_a_long_walk_uses_every_tier(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine may wander off; this one is sure to demote, promote, store, load and evict
+    everywhere.
+    """
     monkeypatch.setattr(tiers, "MIN_FETCH", 2)
     draw = random.Random(seed)
     seen = {"host": 0, "disk": 0}
@@ -135,7 +147,9 @@ def test_a_long_walk_uses_every_tier(tmp_path: Path, seed: int, monkeypatch: pyt
         engine = Tiered(80, host_slots=90, folder=tmp_path / "s", disk_budget=800 << 10)
         for i in range(60):
             base = draw.choice(prompts)
-            prompt = base[: draw.randrange(1, len(base) + 1)] + [draw.randrange(3) for _ in range(draw.randrange(4))]
+            prompt = base[: draw.randrange(1, len(base) + 1)] + [
+                draw.randrange(3) for _ in range(draw.randrange(4))
+            ]
             engine.submit(request(f"{life} {i}", prompt, draw.randrange(1, 9)))
             for _ in range(draw.randrange(4)):
                 if engine.core.has_work:

@@ -1,4 +1,6 @@
-"""K/V in host memory and on the disk, as a request meets it: found again, in the right slots, and never in the way."""
+"""K/V in host memory and on the disk, as a request meets it: found again, in the right slots, and
+never in the way.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ def test_a_prefix_longer_than_host_memory_is_simply_lost() -> None:
     engine.assert_drained()
 
 
-def test_a_restart_finds_what_was_computed_answers_included(tmp_path: Path, opened: list[Tiered]) -> None:
+def test_a_restart_finds_what_was_computed_answers_included(
+    tmp_path: Path, opened: list[Tiered]
+) -> None:
     first = started(opened, 128, folder=tmp_path / "s")
     first.ask(request("cold", LONG, max_tokens=6))
     said = first.tokens("cold")
@@ -104,7 +108,9 @@ def test_a_restart_finds_what_was_computed_answers_included(tmp_path: Path, open
     again.assert_drained()
 
 
-def test_several_who_need_the_same_prefix_load_it_once(tmp_path: Path, opened: list[Tiered]) -> None:
+def test_several_who_need_the_same_prefix_load_it_once(
+    tmp_path: Path, opened: list[Tiered]
+) -> None:
     first = started(opened, 128, folder=tmp_path / "s")
     first.ask(request("cold", LONG))
     first.close()
@@ -117,7 +123,9 @@ def test_several_who_need_the_same_prefix_load_it_once(tmp_path: Path, opened: l
     assert [sum(again.cached(f"r{i}")) for i in range(4)] == [40, 41, 41, 41]
 
 
-def test_who_leaves_while_it_is_loaded_leaves_nothing_behind(tmp_path: Path, opened: list[Tiered]) -> None:
+def test_who_leaves_while_it_is_loaded_leaves_nothing_behind(
+    tmp_path: Path, opened: list[Tiered]
+) -> None:
     first = started(opened, 128, folder=tmp_path / "s")
     first.ask(request("cold", LONG))
     first.close()
@@ -146,7 +154,9 @@ def test_a_damaged_file_is_a_miss_that_is_counted(tmp_path: Path, opened: list[T
     assert again.store.stats().verify_failures_total == 1
 
 
-def test_a_pool_too_full_to_take_what_was_loaded_computes(tmp_path: Path, opened: list[Tiered]) -> None:
+def test_a_pool_too_full_to_take_what_was_loaded_computes(
+    tmp_path: Path, opened: list[Tiered]
+) -> None:
     first = started(opened, 128, folder=tmp_path / "s")
     first.ask(request("cold", LONG))
     first.close()
@@ -164,13 +174,17 @@ class SlowDisk(QuickDisk):
     def __init__(self) -> None:
         self.allowed = False
 
-    def execute(self, connection: sqlite3.Connection, statement: str, values: object = ()) -> list[object]:
+    def execute(
+        self, connection: sqlite3.Connection, statement: str, values: object = ()
+    ) -> list[object]:
         while statement.startswith("INSERT") and not self.allowed:
             select.select([], [], [], 0.001)
         return super().execute(connection, statement, values)  # type: ignore[arg-type]
 
 
-def test_slots_held_for_writing_are_given_up_for_those_who_need_them(tmp_path: Path, opened: list[Tiered]) -> None:
+def test_slots_held_for_writing_are_given_up_for_those_who_need_them(
+    tmp_path: Path, opened: list[Tiered]
+) -> None:
     disk = SlowDisk()
     engine = started(opened, 120, folder=tmp_path / "s", disk=disk)
     engine.submit(*(request(f"r{i}", [i, i, *OTHER[:20]]) for i in range(4)))
@@ -247,7 +261,9 @@ def test_slots_are_not_taken_back_while_they_are_read(
     assert right(engine, "warm", LONG)
 
 
-def test_what_is_not_worth_it_is_computed_and_tried_again_now_and_then(tmp_path: Path, opened: list[Tiered]) -> None:
+def test_what_is_not_worth_it_is_computed_and_tried_again_now_and_then(
+    tmp_path: Path, opened: list[Tiered]
+) -> None:
     engine = started(opened, 128, folder=tmp_path / "s")
     assert engine.disk is not None
     engine.ask(request("cold", LONG))
@@ -304,7 +320,9 @@ def test_not_more_than_so_many_writes_wait(
 
 
 def asked(engine: Tiered, command: Callable[[], Any]) -> Any:
-    """What a command beside the engine comes to; the engine sleeps and steps as it does in its process."""
+    """What a command beside the engine comes to; the engine sleeps and steps as it does in its
+    process.
+    """
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(command)
         while not done.done():
@@ -313,7 +331,9 @@ def asked(engine: Tiered, command: Callable[[], Any]) -> Any:
         return done.result()
 
 
-def test_a_command_beside_the_engine_clears_and_imports(tmp_path: Path, opened: list[Tiered]) -> None:
+def test_a_command_beside_the_engine_clears_and_imports(
+    tmp_path: Path, opened: list[Tiered]
+) -> None:
     folder = tmp_path / "s"
     engine = started(opened, 128, folder=folder)
     engine.ask(request("cold", LONG))
@@ -328,7 +348,10 @@ def test_a_command_beside_the_engine_clears_and_imports(tmp_path: Path, opened: 
     assert engine.cached("cleared") == (0, 0, 0)
     asked(engine, lambda: transfer.clear(folder))
     engine.cache.clear()
-    assert asked(engine, lambda: transfer.import_prefix(folder, tmp_path / "file")).num_new == len(LONG) + 3
+    assert (
+        asked(engine, lambda: transfer.import_prefix(folder, tmp_path / "file")).num_new
+        == len(LONG) + 3
+    )
     engine.ask(request("imported", LONG))
     assert engine.cached("imported") == (0, 0, len(LONG) - 1)
     assert all(right(engine, name, LONG) for name in ("cold", "cleared", "imported"))
@@ -342,7 +365,9 @@ def test_a_long_errand_lets_loads_pass_and_does_not_outlive_the_engine(
     engine = started(opened, 128, folder=folder)
     engine.ask(request("cold", LONG))
     engine.cache.clear()
-    monkeypatch.setattr(errands.Attendant, "_doing", lambda *_: itertools.repeat(None))  # never ends
+    monkeypatch.setattr(
+        errands.Attendant, "_doing", lambda *_: itertools.repeat(None)
+    )  # never ends
     with ThreadPoolExecutor(1) as pool:
         mending = pool.submit(transfer.fix, folder)
         while not (folder / "begun.json").exists():
@@ -359,7 +384,9 @@ def test_a_long_errand_lets_loads_pass_and_does_not_outlive_the_engine(
     assert not (folder / "begun.json").exists()
 
 
-def test_a_job_that_raises_harms_nobody(tmp_path: Path, opened: list[Tiered], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_raises_harms_nobody(
+    tmp_path: Path, opened: list[Tiered], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = started(opened, 100, folder=tmp_path / "s")
 
     def broken(*_: object) -> bool:
