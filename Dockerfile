@@ -37,7 +37,6 @@ RUN pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" 
 
 COPY pyproject.toml README.md LICENSE ./
 COPY radixserve ./radixserve
-COPY loadtest ./loadtest
 RUN pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" .
 
 COPY ${CONFIG} /etc/radixserve.toml

@@ -21,7 +21,7 @@ serve: $(STAMP)  ## serve the embedded model on 127.0.0.1:8000 (PORT=, ARGS=)
 	@exec $(BIN)/radixserve serve --port $(PORT) $(ARGS)
 
 bench: $(STAMP)  ## a two-minute tour: shared prompts cold, warm and without the cache; a report in bench/ (ARGS=)
-	@exec $(BIN)/python -m loadtest tour -- $(ARGS)
+	@exec $(BIN)/python -m radixserve.loadtest tour -- $(ARGS)
 
 test: $(STAMP)  ## run the whole suite
 	@$(BIN)/python -m pytest

@@ -26,9 +26,9 @@ from itertools import pairwise
 
 import aiohttp
 
-from loadtest.client import Answer, Refused, ask
-from loadtest.server import server
-from loadtest.session import Json
+from radixserve.loadtest.client import Answer, Refused, ask
+from radixserve.loadtest.server import server
+from radixserve.loadtest.session import Json
 
 NUM_TOKENS = 200
 MOST_DELAY = 1.0  # seconds between the moment when all streams have gone on and the next kill

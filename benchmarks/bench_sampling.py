@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -34,6 +35,11 @@ KINDS: dict[str, dict[str, object]] = {
     "top_p 0.99, temperature 2 (wide)": {"top_p": 0.99, "temperature": 2.0},
     "top_k 5,000": {"top_k": 5000},
 }
+
+
+def draw(logits: torch.Tensor, rows: Sequence[Row]) -> None:
+    """Sample `rows` and wait for the tokens."""
+    sample(logits, rows).wait()
 
 
 def median_seconds(run: Callable[[], object], repeats: int) -> float:
@@ -76,11 +82,8 @@ def main() -> None:
         cells = []
         for batch in (1, 16):
             rows, some = rows_of(kind, batch, 1400, options.vocab), logits[:batch]
-            cells.append(
-                median_seconds(
-                    lambda some=some, rows=rows: sample(some, rows).wait(), options.repeats
-                )
-            )  # type: ignore[misc]
+            work = partial(draw, some, rows)
+            cells.append(median_seconds(work, options.repeats))
         print(f"| {name} | {cells[0] * 1e3:.2f} | {cells[1] * 1e3:.2f} |")
 
 

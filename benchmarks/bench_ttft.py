@@ -17,8 +17,8 @@ import time
 
 import aiohttp
 
-from loadtest.client import Answer, ask
-from loadtest.server import server
+from radixserve.loadtest.client import Answer, ask
+from radixserve.loadtest.server import server
 
 PROMPT_TOKENS = 1400
 WARM = 5

@@ -23,11 +23,11 @@ sys.path.insert(0, str(ROOT))
 
 from roofline import Counts, Roofline  # noqa: E402 - found only after the line above
 
-from loadtest.measures import Summary, summarise  # noqa: E402
-from loadtest.replay import Run, replay  # noqa: E402
-from loadtest.server import COMMAND, server  # noqa: E402
-from loadtest.target import Target, base_url  # noqa: E402
-from loadtest.workload import load_workload  # noqa: E402
+from radixserve.loadtest.measures import Summary, summarise  # noqa: E402
+from radixserve.loadtest.replay import Run, replay  # noqa: E402
+from radixserve.loadtest.server import COMMAND, server  # noqa: E402
+from radixserve.loadtest.target import Target, base_url  # noqa: E402
+from radixserve.loadtest.workload import load_workload  # noqa: E402
 
 CACHE, NO_CACHE = "cache", "--no-cache"
 

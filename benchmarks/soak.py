@@ -53,9 +53,9 @@ from soak_readings import (
 from soak_report import Live, Outcome, missing, rows, table
 from soak_requests import conversations
 
-from loadtest.server import server
-from loadtest.session import Session
-from loadtest.target import Target, base_url, connect, find_model
+from radixserve.loadtest.server import server
+from radixserve.loadtest.session import Session
+from radixserve.loadtest.target import Target, base_url, connect, find_model
 
 # 45 KiB per token: 455 tokens on the device, which two or three requests fill, 455 in host memory,
 # 700 on the disk.

@@ -19,10 +19,10 @@ from typing import Any
 import aiohttp
 from soak_requests import BAD, converse
 
-from loadtest.client import Answer, Refused, ask, send_garbage
-from loadtest.record import digest_of
-from loadtest.replay import request_of
-from loadtest.session import Json, Session, Turn
+from radixserve.loadtest.client import Answer, Refused, ask, send_garbage
+from radixserve.loadtest.record import digest_of
+from radixserve.loadtest.replay import request_of
+from radixserve.loadtest.session import Json, Session, Turn
 
 # an answer that takes longer is lost; a death costs 5 s, many times that on a busy machine
 ANSWER_SECONDS = 300.0

@@ -12,9 +12,9 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
-from loadtest.prose import prose
-from loadtest.replay import request_of
-from loadtest.session import Endpoint, Json, Session, Turn
+from radixserve.loadtest.prose import prose
+from radixserve.loadtest.replay import request_of
+from radixserve.loadtest.session import Endpoint, Json, Session, Turn
 
 GROUPS = 4
 GROUP_WORDS = 150  # of the text that a group shares; each conversation takes a beginning of it

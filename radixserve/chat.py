@@ -179,6 +179,7 @@ class Conversation:
         self.messages = [{"role": "system", "content": self._system}] if self._system else []
 
     def body(self, question: str) -> dict[str, Any]:
+        """The request that asks `question` after everything said so far."""
         messages = [*self.messages, {"role": "user", "content": question}]
         return {
             "messages": messages,

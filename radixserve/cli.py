@@ -116,7 +116,7 @@ def _cache(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from loadtest.cli import main as load_test
+    from radixserve.loadtest.cli import main as load_test
 
     return load_test(arguments.arguments, "radixserve bench")
 
@@ -137,6 +137,10 @@ def _add_flag(group: argparse._ArgumentGroup, row: Setting) -> None:
         group.add_argument(
             row.flag, action=argparse.BooleanOptionalAction, default=None, help=help_text
         )
+        return
+    if row.several:
+        word = row.name.rpartition("_")[2].upper()
+        group.add_argument(row.flag, nargs="+", action="extend", metavar=word, help=help_text)
         return
     metavar = "SIZE" if row.doc.unit == "bytes" else row.name.rpartition("_")[2].upper()
     group.add_argument(row.flag, metavar=metavar, help=help_text)

@@ -64,9 +64,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Doc("model", "local folder or hub name of the model", zero="the embedded model"),
     ] = None
     served_model_name: Annotated[
-        _Name | None,
-        Doc("model", "name that clients use in requests", zero="derived from the model"),
-    ] = None
+        tuple[_Name, ...],
+        Doc("model", "names that clients may use in requests", zero="derived from the model"),
+    ] = ()
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Doc("model", "where the model runs; auto prefers CUDA")
     ] = "auto"
@@ -173,6 +173,11 @@ class Setting:
         return get_args(bare)[0] if get_origin(bare) is Annotated else bare
 
     @property
+    def several(self) -> bool:
+        """Whether the value is a tuple of words, given as several arguments or with commas."""
+        return get_origin(self.plain) is tuple
+
+    @property
     def choices(self) -> tuple[str, ...]:
         """The words allowed; empty where any value of the type is."""
         if self.plain is bool:
@@ -187,6 +192,8 @@ class Setting:
             return str(value).lower()
         if isinstance(value, float):
             return f"{value:g}"
+        if self.several:
+            return ",".join(value) or "none"
         return format_size(value) if self.doc.unit == "bytes" else str(value)
 
     def explain(self) -> str:
@@ -203,6 +210,8 @@ class Setting:
             ConfigError: it is malformed or out of limits; names the setting and `source`.
         """
         word = text.strip()
+        if self.several and word.lower() not in ("auto", "none"):
+            return self._convert(tuple(_WORDS.findall(word)), source, strict=True)
         if self.plain is bool:
             word = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(
                 word.lower(), word
@@ -220,6 +229,8 @@ class Setting:
     def _convert(self, raw: object, source: str, *, strict: bool) -> Any:
         if self.doc.zero and isinstance(raw, str) and raw.strip().lower() == "auto":
             return self.default
+        if self.several and isinstance(raw, str):
+            raw = () if raw == "none" else (raw,)
         try:
             value = parse_size(raw) if self.doc.unit == "bytes" and isinstance(raw, str) else raw
             return msgspec.convert(value, self.type, strict=strict)
@@ -240,6 +251,7 @@ def _table() -> tuple[Setting, ...]:
 TABLE: Final = _table()
 """All settings in the order of declaration."""
 
+_WORDS: Final = re.compile(r"[^\s,]+")
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B|)", re.IGNORECASE)
 _UNITS: Final = {"": 1, "B": 1} | {
     f"{letter}{infix}B": base**power

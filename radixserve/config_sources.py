@@ -42,7 +42,9 @@ class Resolved:
 
 
 def resolve(
-    flags: Mapping[str, str | bool], environ: Mapping[str, str], file: str | Path | None = None
+    flags: Mapping[str, str | bool | list[str]],
+    environ: Mapping[str, str],
+    file: str | Path | None = None,
 ) -> Resolved:
     """The settings in force: flag, else variable, else file (or the one RADIXSERVE_CONFIG names),
     else default.
@@ -67,17 +69,17 @@ def resolve(
 _Found = tuple[str, Any, str]  # name, value, where it came from
 
 
-def _from_flags(flags: Mapping[str, str | bool]) -> list[_Found]:
+def _from_flags(flags: Mapping[str, str | bool | list[str]]) -> list[_Found]:
     rows = {row.name: row for row in TABLE}
     found: list[_Found] = []
     for name, raw in flags.items():
         row = rows[name]
-        parse = (
-            row.parse_text(raw, row.flag)
-            if isinstance(raw, str)
-            else row.parse_value(raw, row.flag)
-        )
-        found.append((name, parse, row.flag))
+        if isinstance(raw, list):
+            raw = " ".join(raw)
+        if isinstance(raw, str):
+            found.append((name, row.parse_text(raw, row.flag), row.flag))
+        else:
+            found.append((name, row.parse_value(raw, row.flag), row.flag))
     return found
 
 

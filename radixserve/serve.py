@@ -35,7 +35,8 @@ def serve(settings: Settings) -> int:
         StartupError: a setting, the model or the port makes serving impossible.
     """
     model = settings.model or str(embedded_model())
-    name = settings.served_model_name or (Path(model).name if settings.model else EMBEDDED_NAME)
+    names = settings.served_model_name
+    name = names[0] if names else Path(model).name if settings.model else EMBEDDED_NAME
     return asyncio.run(_serve(settings, model, name))
 
 

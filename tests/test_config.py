@@ -32,7 +32,13 @@ def other_than_default(row: Setting) -> str:
         return next(each for each in row.choices if each != row.default)
     if row.plain is float:
         return "0.5"
-    return "some-name" if row.plain is str else "2097152" if row.doc.unit == "bytes" else "1024"
+    return (
+        "some-name"
+        if row.plain is str or row.several
+        else "2097152"
+        if row.doc.unit == "bytes"
+        else "1024"
+    )
 
 
 def test_every_setting_belongs_to_a_section_and_has_help() -> None:
@@ -246,3 +252,23 @@ def test_the_configurations_in_the_repository_load_and_comment_every_line(name: 
         assert not line or line.startswith(("#", "[")) or "#" in line, (
             f"{name}: no comment at {line!r}"
         )
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        (["a", "org/b"], ("a", "org/b")),
+        (["a,b", "c"], ("a", "b", "c")),
+        ("a, b c", ("a", "b", "c")),
+    ],
+)
+def test_a_setting_of_several_words_takes_arguments_and_commas(
+    value: list[str] | str, names: tuple[str, ...]
+) -> None:
+    assert resolve({"served_model_name": value}, {}).settings.served_model_name == names
+
+
+def test_a_setting_of_several_words_is_a_list_or_one_word_in_the_file(tmp_path: Path) -> None:
+    for literal, names in (('["a", "b c"]', ("a", "b c")), ('"a"', ("a",))):
+        file = toml(tmp_path, f"[model]\nserved_model_name = {literal}\n")
+        assert resolve({}, {}, file).settings.served_model_name == names

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.options import parser as load_test_options
 from radixserve import config, metrics_table
 from radixserve.config_sources import OTHER_VARIABLES
+from radixserve.loadtest.options import parser as load_test_options
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "radixserve"

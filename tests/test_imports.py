@@ -21,6 +21,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("serve", "chat"),
+    ("loadtest",),
     ("api",),
     ("text",),
     ("metrics",),
@@ -43,6 +44,7 @@ WITHOUT_TORCH = (
     "cli",
     "serve",
     "chat",
+    "loadtest",
     "api",
     "text",
     "metrics",
@@ -198,7 +200,7 @@ def test_http_is_known_to_the_api_and_its_wiring_only() -> None:
         for each in all_imports()
         if each.target.split(".")[0] == "aiohttp"
     }
-    assert users <= {"api", "serve", "chat"}
+    assert users <= {"api", "serve", "chat", "loadtest"}
 
 
 def executed_data(module: str, tree: ast.Module) -> Iterator[str]:

@@ -19,7 +19,7 @@ import radixserve
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PACKAGES = ("radixserve", "loadtest")
+PACKAGES = ("radixserve",)
 DATA = {".toml", ".jsonl", ".html", ".css", ".js", ".typed"}
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
@@ -39,7 +39,7 @@ def requirement_names(requirements: list[str]) -> list[str]:
 
 
 def imported_packages() -> set[str]:
-    """The packages that radixserve and loadtest import, their own and the standard library's left
+    """The packages that radixserve imports, their own and the standard library's left
     out.
     """
     found: set[str] = set()

@@ -1,4 +1,4 @@
-"""Budgets on size and documentation of the package; every test names all offenders at once."""
+"""Budgets on functions, and documentation of the package; every test names all offenders at once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "radixserve"
 
-MAX_FILE_LINES = 300
-MAX_FUNCTION_LINES = 40
-MAX_CLASS_LINES = 200
+MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 6
 
 # Signatures that are somebody else's.
@@ -23,10 +21,9 @@ COMPILED = {"intrinsic", "compiled"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def sources() -> Iterator[tuple[str, str, ast.Module]]:
-    for path in sorted([*PACKAGE.rglob("*.py"), *(ROOT / "loadtest").rglob("*.py")]):
-        text = path.read_text()
-        yield str(path.relative_to(ROOT)), text, ast.parse(text)
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
 
 
 def lines_of(node: Function | ast.ClassDef) -> int:
@@ -48,9 +45,7 @@ def is_compiled(node: Function) -> bool:
     return any(isinstance(each, ast.Name) and each.id in COMPILED for each in calls)
 
 
-def too_large(name: str, text: str, tree: ast.Module) -> Iterator[str]:
-    if (lines := text.count("\n")) > MAX_FILE_LINES:
-        yield f"{name}: {lines} lines"
+def too_large(name: str, tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, Function):
             if (lines := lines_of(node)) > MAX_FUNCTION_LINES:
@@ -58,15 +53,13 @@ def too_large(name: str, text: str, tree: ast.Module) -> Iterator[str]:
             exempt = f"{name} {node.name}" in FOREIGN or is_compiled(node)
             if (parameters := parameters_of(node)) > MAX_PARAMETERS and not exempt:
                 yield f"{name}:{node.lineno} {node.name}: {parameters} parameters"
-        if isinstance(node, ast.ClassDef) and (lines := lines_of(node)) > MAX_CLASS_LINES:
-            yield f"{name}:{node.lineno} {node.name}: {lines} lines"
 
 
 def undocumented(name: str, tree: ast.Module) -> Iterator[str]:
     """The module, its public functions, its public classes that do something and their public
     methods.
 
-    A class of fields only, a method of fewer than 5 lines and a torch module's `forward` may speak
+    A class of fields only, a method of fewer than 8 lines and a torch module's `forward` may speak
     for themselves.
     """
     if not ast.get_docstring(tree) and tree.body:
@@ -82,18 +75,18 @@ def undocumented(name: str, tree: ast.Module) -> Iterator[str]:
         if (methods or isinstance(node, Function)) and not ast.get_docstring(node):
             yield f"{name}:{node.lineno} {node.name}: no docstring"
         for method in methods:
-            silent = method.name.startswith("_") or method.name == "forward" or lines_of(method) < 5
+            silent = method.name.startswith("_") or method.name == "forward" or lines_of(method) < 8
             if not silent and not ast.get_docstring(method):
                 yield f"{name}:{method.lineno} {node.name}.{method.name}: no docstring"
 
 
 def test_everything_fits_its_budget() -> None:
-    offenders = [offender for source in sources() for offender in too_large(*source)]
+    offenders = [offender for name, tree in sources() for offender in too_large(name, tree)]
     assert not offenders, "\n" + "\n".join(offenders)
 
 
 def test_everything_public_is_documented() -> None:
-    offenders = [offender for name, _, tree in sources() for offender in undocumented(name, tree)]
+    offenders = [offender for name, tree in sources() for offender in undocumented(name, tree)]
     assert not offenders, "\n" + "\n".join(offenders)
 
 
@@ -102,14 +95,13 @@ def test_everything_public_is_documented() -> None:
 
 def check(source: str) -> list[str]:
     tree = ast.parse(source)
-    return [*too_large("m", source, tree), *undocumented("m", tree)]
+    return [*too_large("m", tree), *undocumented("m", tree)]
 
 
 def test_offenders_are_found() -> None:
-    body = "".join(f"    x = {n}\n" for n in range(40))
-    assert check('"""Doc."""\n' + "\n" * 300) == ["m: 301 lines"]
-    assert check(f'"""Doc."""\ndef _f():\n{body}') == ["m:2 _f: 41 lines"]
-    assert check(f'"""Doc."""\n@cache\nasync def _f():\n{body[10:]}') == ["m:3 _f: 41 lines"]
+    body = "".join(f"    x = {n}\n" for n in range(60))
+    assert check(f'"""Doc."""\ndef _f():\n{body}') == ["m:2 _f: 61 lines"]
+    assert check(f'"""Doc."""\n@cache\nasync def _f():\n{body[10:]}') == ["m:3 _f: 61 lines"]
     assert check('"""Doc."""\ndef _f(a, b, /, c, d, *, e, **f): ...') == []
     assert check('"""Doc."""\ndef _f(a, b, /, c, d, *, e, f, **g): ...') == ["m:2 _f: 7 parameters"]
     assert check('"""Doc."""\n@compiled(fastmath=False)\ndef _f(a, b, c, d, e, f, g): ...') == []
@@ -119,5 +111,5 @@ def test_offenders_are_found() -> None:
     assert check('"""Doc."""\nclass C:\n    def _f(self): ...') == ["m:2 C: no docstring"]
     assert check('"""Doc."""\ndef f(): ...') == ["m:2 f: no docstring"]
     assert check(
-        '"""Doc."""\nclass C:\n    """Doc."""\n    def f(self):\n' + "        x = 1\n" * 4
+        '"""Doc."""\nclass C:\n    """Doc."""\n    def f(self):\n' + "        x = 1\n" * 7
     ) == ["m:4 C.f: no docstring"]

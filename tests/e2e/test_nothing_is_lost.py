@@ -42,7 +42,7 @@ def test_mixed_traffic_with_leaving_clients_leaves_nothing_behind(tmp_path: Path
         command = [
             sys.executable,
             "-m",
-            "loadtest",
+            "radixserve.loadtest",
             "mixed",
             "--url",
             server.url,

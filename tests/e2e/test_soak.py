@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.target import Target, base_url, connect
+from radixserve.loadtest.target import Target, base_url, connect
 from tests.fake_openai import FakeOpenAI
 
 ROOT = Path(__file__).parent.parent.parent

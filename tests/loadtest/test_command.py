@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import cli
-from loadtest.dialect import DIALECTS
-from loadtest.load import NEEDS
-from loadtest.options import parser
-from loadtest.workload import names
 from radixserve.cli import main as radixserve
+from radixserve.loadtest import cli
+from radixserve.loadtest.dialect import DIALECTS
+from radixserve.loadtest.load import NEEDS
+from radixserve.loadtest.options import parser
+from radixserve.loadtest.workload import names
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -72,7 +72,7 @@ def test_the_command_reports_writes_and_exits_with_zero(
 def test_without_a_terminal_progress_is_plain_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("loadtest.progress.PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("radixserve.loadtest.progress.PLAIN_SECONDS", 0.0)
     with fake_process() as url:
         assert cli.main(["shared_system", "--set", "users=1", "--url", url]) == 0
     assert "cold: 8/8 " in capsys.readouterr().out
@@ -149,7 +149,7 @@ def test_a_full_disk_keeps_the_other_results_and_fails(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device /dev/full")
 def test_a_terminal_that_takes_no_more_keeps_the_files_and_fails(tmp_path: Path) -> None:
     numbers = tmp_path / "s.json"
-    script = "import loadtest.progress as p; p.PLAIN_SECONDS = 0.0; from loadtest.cli import main; raise SystemExit(main())"
+    script = "import radixserve.loadtest.progress as p; p.PLAIN_SECONDS = 0.0; from radixserve.loadtest.cli import main; raise SystemExit(main())"
     with fake_process() as url, Path("/dev/full").open("w") as full:
         command = [sys.executable, "-c", script, "shared_system", "--url", url, "--set", "users=1"]
         ended = subprocess.run(
@@ -181,7 +181,9 @@ def test_interrupting_keeps_what_was_measured(tmp_path: Path) -> None:
             str(numbers),
         ]
         with subprocess.Popen(
-            [sys.executable, "-m", "loadtest", *options], cwd=ROOT, stdout=subprocess.PIPE
+            [sys.executable, "-m", "radixserve.loadtest", *options],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
         ) as process:
             while not (out.exists() and records_in(out)):
                 assert process.poll() is None

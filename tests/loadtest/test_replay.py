@@ -8,16 +8,16 @@ import dataclasses
 
 import pytest
 
-from loadtest.check import check, comparable
-from loadtest.client import Answer
-from loadtest.dialect import DIALECTS
-from loadtest.load import Load
-from loadtest.measures import Summary, summarise
-from loadtest.replay import Run, replay
-from loadtest.scrape import Sample, parse, scraping
-from loadtest.session import Session, Turn
-from loadtest.target import CannotStart, Target, base_url
-from loadtest.workload import Workload, load_workload
+from radixserve.loadtest.check import check, comparable
+from radixserve.loadtest.client import Answer
+from radixserve.loadtest.dialect import DIALECTS
+from radixserve.loadtest.load import Load
+from radixserve.loadtest.measures import Summary, summarise
+from radixserve.loadtest.replay import Run, replay
+from radixserve.loadtest.scrape import Sample, parse, scraping
+from radixserve.loadtest.session import Session, Turn
+from radixserve.loadtest.target import CannotStart, Target, base_url
+from radixserve.loadtest.workload import Workload, load_workload
 from tests.fake_openai import FakeOpenAI
 
 CLOSED = Load("closed", 1, {})

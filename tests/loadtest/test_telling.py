@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from loadtest import compare, page, results
-from loadtest.load import Load
-from loadtest.measures import Objective, Quantiles, quantiles, summarise
-from loadtest.options import objective
-from loadtest.record import Record, RecordFile
-from loadtest.replay import Run, Sent
-from loadtest.results import Phase
-from loadtest.scrape import Sample
-from loadtest.session import WorkloadError
-from loadtest.workload import Workload
+from radixserve.loadtest import compare, page, results
+from radixserve.loadtest.load import Load
+from radixserve.loadtest.measures import Objective, Quantiles, quantiles, summarise
+from radixserve.loadtest.options import objective
+from radixserve.loadtest.record import Record, RecordFile
+from radixserve.loadtest.replay import Run, Sent
+from radixserve.loadtest.results import Phase
+from radixserve.loadtest.scrape import Sample
+from radixserve.loadtest.session import WorkloadError
+from radixserve.loadtest.workload import Workload
 
 
 def phase(name: str, ttfts: list[float], **fields: object) -> Phase:

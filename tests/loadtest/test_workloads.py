@@ -10,21 +10,22 @@ from statistics import mean
 
 import pytest
 
-from loadtest import trace
-from loadtest.load import arrivals
-from loadtest.prose import prose
-from loadtest.session import WorkloadError
-from loadtest.workload import FOLDER, load_workload, names
+from radixserve.loadtest import trace
+from radixserve.loadtest.load import arrivals
+from radixserve.loadtest.prose import prose
+from radixserve.loadtest.session import WorkloadError
+from radixserve.loadtest.workload import FOLDER, load_workload, names
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 def test_loadtest_imports_nothing_of_the_server() -> None:
-    for path in sorted((ROOT / "loadtest").rglob("*.py")):
+    for path in sorted((ROOT / "radixserve" / "loadtest").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             found += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not [name for name in found if name.split(".")[0] == "radixserve"], path
+            ours = [name for name in found if name.split(".")[0] == "radixserve"]
+            assert all(name.startswith("radixserve.loadtest") for name in ours), path
 
 
 def test_prose_depends_on_its_key_only_and_has_the_words_asked_for() -> None:

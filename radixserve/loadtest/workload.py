@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loadtest import kinds, trace
-from loadtest.load import Load, schedule
-from loadtest.session import Json, Session, WorkloadError
-from loadtest.table import Table, change
+from radixserve.loadtest import kinds, trace
+from radixserve.loadtest.load import Load, schedule
+from radixserve.loadtest.session import Json, Session, WorkloadError
+from radixserve.loadtest.table import Table, change
 
 FOLDER = Path(__file__).parent / "workloads"
 

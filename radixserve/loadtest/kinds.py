@@ -9,9 +9,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from loadtest.prose import prose
-from loadtest.session import Endpoint, Json, Message, Session, Turn, WorkloadError
-from loadtest.table import Length, Table
+from radixserve.loadtest.prose import prose
+from radixserve.loadtest.session import Endpoint, Json, Message, Session, Turn, WorkloadError
+from radixserve.loadtest.table import Length, Table
 
 
 @dataclass(frozen=True, slots=True)

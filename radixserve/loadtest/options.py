@@ -6,8 +6,8 @@ import argparse
 import math
 from pathlib import Path
 
-from loadtest.dialect import DIALECTS
-from loadtest.measures import Objective
+from radixserve.loadtest.dialect import DIALECTS
+from radixserve.loadtest.measures import Objective
 
 EPILOG = """\
 Other commands:

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from loadtest.session import Session, WorkloadError
-from loadtest.table import Table
+from radixserve.loadtest.session import Session, WorkloadError
+from radixserve.loadtest.table import Table
 
 Behaviour = Literal["stay", "leave", "slow", "garbage"]
 NEEDS = {

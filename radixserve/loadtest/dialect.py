@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loadtest.session import Json
+from radixserve.loadtest.session import Json
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loadtest import finish
-from loadtest.bench import Bench
-from loadtest.record import RecordFile
-from loadtest.server import COMMAND, server
-from loadtest.target import Target, base_url
-from loadtest.workload import load_workload
+from radixserve.loadtest import finish
+from radixserve.loadtest.bench import Bench
+from radixserve.loadtest.record import RecordFile
+from radixserve.loadtest.server import COMMAND, server
+from radixserve.loadtest.target import Target, base_url
+from radixserve.loadtest.workload import load_workload
 
 SMALL = (
     "groups=3",

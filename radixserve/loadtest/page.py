@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest.record import Record
-from loadtest.results import Phase
+from radixserve.loadtest.record import Record
+from radixserve.loadtest.results import Phase
 
 FOLDER = Path(__file__).parent / "html"
 

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from loadtest.record import Record
-from loadtest.replay import Run
+from radixserve.loadtest.record import Record
+from radixserve.loadtest.replay import Run
 
 
 @dataclass(frozen=True, slots=True)

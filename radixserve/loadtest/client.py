@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from loadtest.session import Json
+from radixserve.loadtest.session import Json
 
 
 class Refused(Exception):

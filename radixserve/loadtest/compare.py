@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.results import FORMAT
-from loadtest.session import WorkloadError
+from radixserve.loadtest.results import FORMAT
+from radixserve.loadtest.session import WorkloadError
 
 RESAMPLES, PART = 2000, 100
 SLICES = 20  # of a run, for throughput

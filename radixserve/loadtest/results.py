@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtest.measures import Summary
-from loadtest.replay import Run
-from loadtest.scrape import Sample
+from radixserve.loadtest.measures import Summary
+from radixserve.loadtest.replay import Run
+from radixserve.loadtest.scrape import Sample
 
 FORMAT = 1
 

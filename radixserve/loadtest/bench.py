@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from loadtest.check import Difference, check, comparable
-from loadtest.measures import Objective, summarise
-from loadtest.progress import Live
-from loadtest.record import Record, RecordFile
-from loadtest.replay import Run, Sent, replay
-from loadtest.results import Phase
-from loadtest.scrape import Sample, scraping
-from loadtest.target import Target
-from loadtest.workload import Workload
+from radixserve.loadtest.check import Difference, check, comparable
+from radixserve.loadtest.measures import Objective, summarise
+from radixserve.loadtest.progress import Live
+from radixserve.loadtest.record import Record, RecordFile
+from radixserve.loadtest.replay import Run, Sent, replay
+from radixserve.loadtest.results import Phase
+from radixserve.loadtest.scrape import Sample, scraping
+from radixserve.loadtest.target import Target
+from radixserve.loadtest.workload import Workload
 
 
 @dataclass(slots=True)

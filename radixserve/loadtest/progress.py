@@ -19,10 +19,10 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from loadtest.measures import quantiles
-from loadtest.record import Record
-from loadtest.replay import Run
-from loadtest.report import seconds
+from radixserve.loadtest.measures import quantiles
+from radixserve.loadtest.record import Record
+from radixserve.loadtest.replay import Run
+from radixserve.loadtest.report import seconds
 
 PLAIN_SECONDS = 5.0
 RECENT = 50  # answers that the TTFT shown is of

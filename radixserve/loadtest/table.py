@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loadtest.session import Json, WorkloadError
+from radixserve.loadtest.session import Json, WorkloadError
 
 T = TypeVar("T")
 OPTIONAL = {"load"}  # tables at the top that need not be there

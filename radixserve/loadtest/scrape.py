@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.target import Target
+from radixserve.loadtest.target import Target
 
 EVERY_SECONDS = 1.0
 TIMEOUT_SECONDS = 5.0

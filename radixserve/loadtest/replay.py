@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from loadtest.client import Answer, Refused, ask, send_garbage
-from loadtest.load import Behaviour
-from loadtest.record import Record, digest_of
-from loadtest.session import Json, Message, Session, Turn
-from loadtest.target import CannotStart, Target, connect, find_model
-from loadtest.workload import Workload
+from radixserve.loadtest.client import Answer, Refused, ask, send_garbage
+from radixserve.loadtest.load import Behaviour
+from radixserve.loadtest.record import Record, digest_of
+from radixserve.loadtest.session import Json, Message, Session, Turn
+from radixserve.loadtest.target import CannotStart, Target, connect, find_model
+from radixserve.loadtest.workload import Workload
 
 SLOW_READER_SECONDS = 0.2  # between two pieces of an answer
 NOBODY_LISTENS = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOENT}

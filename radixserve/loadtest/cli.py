@@ -15,19 +15,21 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from loadtest import compare, finish, options, tour
-from loadtest.bench import Bench
-from loadtest.dialect import DIALECTS
-from loadtest.record import RecordFile
-from loadtest.session import WorkloadError
-from loadtest.target import CannotStart, Target, base_url
-from loadtest.workload import Workload, load_workload
+from radixserve.loadtest import compare, finish, options, tour
+from radixserve.loadtest.bench import Bench
+from radixserve.loadtest.dialect import DIALECTS
+from radixserve.loadtest.record import RecordFile
+from radixserve.loadtest.session import WorkloadError
+from radixserve.loadtest.target import CannotStart, Target, base_url
+from radixserve.loadtest.workload import Workload, load_workload
 
 OK, ERRORS, CANNOT_START = 0, 1, 2
 COMMANDS = {"compare": compare.main, "tour": tour.main}
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "python -m loadtest") -> int:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "python -m radixserve.loadtest"
+) -> int:
     """Run one load test or another command; the exit code is 0 only if every request ended as it
     should.
     """

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from loadtest.target import CannotStart
+from radixserve.loadtest.target import CannotStart
 
 COMMAND = (sys.executable, "-m", "radixserve", "serve")
 READY = "listening on "

@@ -6,5 +6,5 @@ other one. From data to report, each step knowing only those before it: what is 
 `client`, `record`, `replay`, `check`, `scrape`; telling it: `measures`, `results`, `compare`,
 `report`, `progress`, `page`; as commands: `bench`, `finish`, `server`, `tour`, `options`, `cli`.
 
-Use: `python -m loadtest WORKLOAD --url URL`.
+Use: `python -m radixserve.loadtest WORKLOAD --url URL`.
 """

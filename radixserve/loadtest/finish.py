@@ -10,10 +10,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from loadtest import page, results
-from loadtest.bench import Bench
-from loadtest.report import notes, problems, table_of
-from loadtest.target import CannotStart
+from radixserve.loadtest import page, results
+from radixserve.loadtest.bench import Bench
+from radixserve.loadtest.report import notes, problems, table_of
+from radixserve.loadtest.target import CannotStart
 
 INTERRUPTED = 130  # exit code
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from loadtest.dialect import DIALECTS, Dialect
+from radixserve.loadtest.dialect import DIALECTS, Dialect
 
 
 class CannotStart(Exception):

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from loadtest.prose import prose
-from loadtest.session import Json, Session, Turn, WorkloadError
-from loadtest.table import Table
+from radixserve.loadtest.prose import prose
+from radixserve.loadtest.session import Json, Session, Turn, WorkloadError
+from radixserve.loadtest.table import Table
 
 BLOCK_TOKENS = 512
 FIELDS: dict[str, tuple[type, ...]] = {

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from loadtest.client import Answer, Refused, ask
-from loadtest.record import digest_of
-from loadtest.replay import Run, Sent
-from loadtest.target import CannotStart, Target, connect
+from radixserve.loadtest.client import Answer, Refused, ask
+from radixserve.loadtest.record import digest_of
+from radixserve.loadtest.replay import Run, Sent
+from radixserve.loadtest.target import CannotStart, Target, connect
 
 
 @dataclass(slots=True)

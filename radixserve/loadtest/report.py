@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from loadtest.check import Difference
-from loadtest.measures import Latency, Objective, Quantiles, Summary
-from loadtest.replay import Run
+from radixserve.loadtest.check import Difference
+from radixserve.loadtest.measures import Latency, Objective, Quantiles, Summary
+from radixserve.loadtest.replay import Run
 
 
 def table_of(
