@@ -1,19 +1,21 @@
 """From settings to the tiers below a device's pool, and what K/V on the disk belongs to.
 
-The fingerprint names everything that may change a bit of K/V: the model's files, the dtypes, torch,
-and what computes. The number of threads is not part of it: it changes no bit.
+The fingerprint names everything that may change a bit of K/V: the model's files, the dtypes, our
+version and our code, what it was built with, and the processor. The number of threads is not part
+of it: it changes no bit.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import transformers
 from transformers.utils import cached_file
 
+import radixserve
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.pool import KVPool, KVShape
 from radixserve.config import Settings, format_size
@@ -21,13 +23,18 @@ from radixserve.engine.tiers import Tiers
 from radixserve.errors import ConfigError, StartupError
 from radixserve.model.budget import MIN_SLOTS, free_bytes
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.native import sources_digest
 from radixserve.store.disk_store import DiskStore
-from radixserve.store.fingerprint import folder_fingerprint
+from radixserve.store.fingerprint import folder_fingerprint, tree_digest
 from radixserve.tiers.copies import Copies
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.host import HostTier
 from radixserve.tiers.pace import Pace
+
+COMPUTES = ("cache", "engine", "model", "step.py", "store", "tiers")
+"""The parts of the package that stand between token ids and stored K/V. A change of any file in
+them makes what is stored invisible: which changes are harmless nobody can tell from the file.
+"""
+_BUILT_WITH = ("torch", "transformers", "numba", "llvmlite")
 
 LOSSY = "keys and values in host memory and on the disk are kept as float8 (tier_dtype)"
 
@@ -81,12 +88,18 @@ def _open(folder: Path, budget: int, model: str, loaded: LoadedModel, shape: KVS
 
 def _fingerprint(folder: Path, model: str, loaded: LoadedModel, shape: KVShape) -> str:
     """Of the model's files and of whatever computes with them here."""
-    kernels = sources_digest() if loaded.exact else "not exact"
-    versions = (f"torch {torch.__version__}", f"transformers {transformers.__version__}")
     processor = (loaded.device.type, torch.backends.cpu.get_cpu_capability())
-    path = (loaded.attention, kernels, "lean" if loaded.lean else "modules")
-    how = (*versions, *processor, *path, str(loaded.dtype), str(shape.dtype))
+    path = (loaded.attention, "exact" if loaded.exact else "not exact")
+    forward = "lean" if loaded.lean else "modules"
+    how = (code(), *processor, *path, forward, str(loaded.dtype), str(shape.dtype))
     return folder_fingerprint(_folder_of(model), folder, "; ".join(how))
+
+
+def code() -> str:
+    """Our version, our code, and the versions of what it is built with."""
+    package = Path(radixserve.__file__).parent
+    built = [f"{name} {version(name)}" for name in _BUILT_WITH]
+    return "; ".join([radixserve.__version__, tree_digest(package, COMPUTES), *built])
 
 
 def _folder_of(model: str) -> Path:

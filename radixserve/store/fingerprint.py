@@ -8,6 +8,7 @@ start.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -46,6 +47,18 @@ def folder_fingerprint(model: Path, store: Path, computed_by: str) -> str:
     except OSError as error:
         raise StartupError(f"cannot read the model in {model}: {error}") from error
     return digest_fields("model", FORMAT, computed_by, *content)
+
+
+def tree_digest(root: Path, names: Sequence[str]) -> str:
+    """Digest of the names and contents of all files below `root` in the folders `names`, or of the
+    files `names`; compiled Python is left out. Some milliseconds for a package.
+    """
+    fields: list[str | bytes] = []
+    for name in sorted(names):
+        for path in sorted([root / name, *(root / name).rglob("*")]):
+            if path.is_file() and path.parent.name != "__pycache__":
+                fields += [path.relative_to(root).as_posix(), path.read_bytes()]
+    return digest_fields("tree", *fields)
 
 
 def weights_fingerprint(config: str, weights: dict[str, torch.Tensor], computed_by: str) -> str:
