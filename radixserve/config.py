@@ -78,7 +78,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = "auto"
     threads: Annotated[
-        int, Meta(ge=0, le=1024), Doc("model", "threads for computing on the CPU", zero="all cores")
+        int,
+        Meta(ge=0, le=1024),
+        Doc(
+            "model",
+            "threads for computing on the CPU",
+            zero="the cores that the process may use, CPU quotas rounded down",
+        ),
     ] = 0
     fake_model: Annotated[
         bool, Doc("model", "serve a model of no cost, to measure everything around the model")

@@ -34,7 +34,7 @@ LAYERS = (
     ("cache",),
     ("config_sources",),
     ("config",),
-    ("request", "step", "errors", "logs", "__init__"),
+    ("request", "step", "errors", "logs", "machine", "__init__"),
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
@@ -61,7 +61,15 @@ WITHOUT_TORCH_MODULES = (
     "store.index",
     "store.disk",
 )
-NEVER_TORCH = ("cache.radix", "cache.eviction", "cache.slots", "request", "step", "errors")
+NEVER_TORCH = (
+    "cache.radix",
+    "cache.eviction",
+    "cache.slots",
+    "request",
+    "step",
+    "errors",
+    "machine",
+)
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}

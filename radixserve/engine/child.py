@@ -16,6 +16,7 @@ from collections.abc import Callable
 import msgspec
 
 from radixserve.engine.messages import FrameReader, Start, ToEngine, ToFront, encode
+from radixserve.machine import THIS
 
 EXIT_SECONDS = 5.0  # given to the engine to leave by itself once its socket is closed
 _READ_BYTES = 1 << 20
@@ -114,6 +115,6 @@ def _thread_pools(threads: int) -> dict[str, str]:
     on, a step takes several times as long as soon as anything else wants the cores.
     """
     return {
-        "OMP_NUM_THREADS": str(threads or len(os.sched_getaffinity(0))),
+        "OMP_NUM_THREADS": str(threads or THIS.cores()),
         "GOMP_SPINCOUNT": "5000",
     }

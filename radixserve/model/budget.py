@@ -7,13 +7,11 @@ has other work), 85 % on CUDA.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import torch
 
 from radixserve.cache.pool import KVShape
 from radixserve.errors import ConfigError
+from radixserve.machine import THIS
 
 MIN_SLOTS = 64
 _MAX_SLOTS = 2**31 - 1  # slots are int32
@@ -66,29 +64,4 @@ def free_bytes(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(_available_bytes(), _cgroup_bytes())
-
-
-def _available_bytes() -> int:
-    try:
-        with open("/proc/meminfo") as lines:
-            fields = dict(line.split(":", 1) for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):  # not Linux
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _cgroup_bytes() -> int:
-    """What the container's memory limit leaves (cgroup v2), counting file cache as free; or no
-    limit.
-    """
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (
-            int((folder / "memory.max").read_text()),
-            int((folder / "memory.current").read_text()),
-        )
-        fields = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return max(0, limit - used + int(fields["inactive_file"]))
-    except (OSError, ValueError, KeyError):  # no cgroup v2, or "max"
-        return 1 << 62
+    return THIS.free_bytes()
