@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -29,7 +29,7 @@ LINE_BYTES = 64
 compiled = partial(njit, error_model="numpy", forceinline=True, _nrt=False)
 """For functions that kernels call."""
 
-kernel = partial(cfunc, types.void(types.voidptr), cache=True, error_model="numpy", _nrt=False)
+kernel = partial(cfunc, types.void(types.voidptr), error_model="numpy", _nrt=False)
 """For what is called from outside with the address of a block."""
 
 

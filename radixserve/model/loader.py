@@ -1,5 +1,5 @@
 """Loads a model by folder or hub name, checks it, and makes it row-wise. Code that a model brings
-along is never run.
+along is never run, and weights are read from safetensors only: other formats are pickles.
 
 Logs the stages; transformers shows its own bar while it reads weights.
 """
@@ -34,7 +34,7 @@ def load_model(path_or_name: str, device: torch.device, dtype: torch.dtype) -> L
         check_config(decoder_config(config))
         log.info("loading %s on %s as %s", path_or_name, device, _name(dtype))
         model = AutoModelForCausalLM.from_pretrained(
-            path_or_name, dtype=dtype, trust_remote_code=False
+            path_or_name, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
     except (OSError, ValueError, ImportError) as error:
         raise ModelRefused(f"Cannot load {path_or_name!r}: {error}") from error

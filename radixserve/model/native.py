@@ -1,21 +1,27 @@
-"""Compiles kernels to C functions, once per machine and version, and keeps the code on disk.
+"""Compiles kernels to C functions, once per machine and version; `kernel_files` keeps the code.
 
-Owns the compiled code's place. Knows nothing of what the kernels compute.
+numba's own files are pickles, and whoever reads a pickle runs what is in it. So numba only
+compiles, and what is kept are object files, which LLVM links. Knows nothing of what the kernels
+compute.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import llvmlite
+import llvmlite.binding as llvm
 import numba
+from numba.core.registry import cpu_target
 
-from radixserve.model import compiled
-from radixserve.model.embedded import cache_dir
+from radixserve.model import compiled, kernel_files
+from radixserve.model.kernel_files import Code
 
 log = logging.getLogger(__name__)
 
@@ -37,29 +43,51 @@ _SOURCES = (
 )
 
 
+_engines: list[Any] = []  # the code lives as long as these
+_compiling = False
+
+
 @cache
 def address(kernel: Callable[[Any], None]) -> int:
-    """Where `void kernel(void *block)` lies in memory; compiling takes seconds, once: later it is
-    read from disk.
+    """Where `void kernel(void *block)` lies in memory; compiling takes seconds, once: later the
+    code is read from disk.
     """
-    folder = _compiled_code_dir()
-    if not folder.exists():
+    name = f"{kernel.__module__.rpartition('.')[2]}.{kernel.__name__}-{_target_digest()}"
+    code = kernel_files.read(name)
+    if code is None:
+        code = _compile(kernel)
+        kernel_files.keep(name, code)
+    return _link(code)
+
+
+def _compile(kernel: Callable[[Any], None]) -> Code:
+    global _compiling
+    if not _compiling:
+        _compiling = True
         log.info("compiling kernels (once)")
-    numba.config.CACHE_DIR = str(folder)
-    pointer: int = _function(kernel).address
-    return pointer
+    function: Any = compiled.kernel()(kernel)
+    return Code(function.native_name, function._library._get_compiled_object())
+
+
+def _link(code: Code) -> int:
+    """Load an object file into this process; a millisecond."""
+    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine()
+    engine = llvm.create_mcjit_compiler(
+        llvm.parse_assembly(""), machine, use_lmm=numba.config.USE_LLVMLITE_MEMORY_MANAGER
+    )
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code.object))
+    engine.finalize_object()
+    _engines.append(engine)
+    return int(engine.get_function_address(code.symbol))
 
 
 @cache
-def _function(kernel: Callable[[Any], None]) -> Any:
-    """Kept: the code lives as long as this object."""
-    return compiled.kernel()(kernel)
-
-
-@cache
-def _compiled_code_dir() -> Path:
-    """Numba looks at one source file to tell whether compiled code is stale; a kernel has several."""
-    return cache_dir() / "kernels" / sources_digest()
+def _target_digest() -> str:
+    """Tells code for one processor, by one version of the compilers and kernels, from any other."""
+    versions = (sys.version, numba.__version__, llvmlite.__version__)
+    # Asking for the target also makes numba's helper functions known to LLVM.
+    target = cpu_target.target_context.codegen().magic_tuple()
+    return hashlib.sha256(repr((sources_digest(), versions, target)).encode()).hexdigest()[:24]
 
 
 def sources_digest() -> str:

@@ -11,7 +11,8 @@ import pytest
 
 from radixserve.errors import ModelRefused
 from radixserve.model import embedded
-from radixserve.model.embedded import EMBEDDED_NAME, cache_dir, embedded_model, find_gguf
+from radixserve.model.cache_folder import cache_dir
+from radixserve.model.embedded import EMBEDDED_NAME, embedded_model, find_gguf
 
 
 @pytest.fixture(autouse=True)
