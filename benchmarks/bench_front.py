@@ -44,7 +44,9 @@ async def engine_process(streams: int, vocab_size: int) -> AsyncIterator[EngineC
     with tempfile.TemporaryDirectory() as folder:
         config = {"vocab_size": vocab_size, "max_position_embeddings": 1 << 20}
         (Path(folder) / "config.json").write_text(json.dumps(config))
-        engine = ProcessEngine(settings, folder, lambda stats: None, lambda: None, lambda: None)
+        engine = ProcessEngine(
+            settings, folder, lambda stats: None, lambda cause: None, lambda: None
+        )
         try:
             await engine.start()
             yield engine

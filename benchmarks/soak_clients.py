@@ -189,7 +189,7 @@ class Clients:
                 await request
             return True
         except Refused as refusal:
-            kind = KILLED_TWICE if "died twice" in str(refusal) else refusal.kind
+            kind = KILLED_TWICE if "died or hung twice" in str(refusal) else refusal.kind
             self.tally.fail(kind, f"{name}: {refusal}")
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             if limit.expired() and leaves is not None:

@@ -96,9 +96,12 @@ def _answers(tally: Tally) -> Iterator[Row]:
 
 def _deaths(outcome: Outcome) -> Iterator[Row]:
     yield some("kills of the engine", outcome.kills)
-    yield exactly(
-        "restarts of the engine", outcome.page["radixserve_engine_restarts_total"], outcome.kills
-    )
+    restarts = {
+        cause: outcome.page[f'radixserve_engine_restarts_total{{cause="{cause}"}}']
+        for cause in ("crash", "hang")
+    }
+    yield exactly("restarts of the engine", restarts["crash"], outcome.kills)
+    yield exactly("restarts of an engine that hung", restarts["hang"], 0)
     yield some(
         "times a new engine went on with a request",
         outcome.page["radixserve_requests_resumed_total"],

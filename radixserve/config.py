@@ -55,6 +55,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(ge=0, le=86400),
         Doc("server", "how long SIGTERM waits for running requests", "seconds"),
     ] = 30.0
+    hang_seconds: Annotated[
+        float,
+        Meta(ge=0.1, le=86400),
+        Doc(
+            "server",
+            "an engine that has work and ends no step for so long is killed and started again; "
+            "steps that always take long get ten times as long as the slowest",
+            "seconds",
+        ),
+    ] = 60.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Doc("server", "least level that is logged")
     ] = "info"

@@ -23,6 +23,7 @@ from radixserve import __version__
 from radixserve.metrics_table import METRICS, TOTALS, WINDOW_SECONDS, Declared
 from radixserve.step import EngineInfo, EngineStats, TierStats
 
+RESTART_CAUSES: Final = ("crash", "hang")
 _SOURCES: Final = ("computed", "device", "host", "disk")
 
 
@@ -94,6 +95,8 @@ class Metrics:
         for _, counter, labels in TOTALS:
             if labels:
                 self._counters[counter].labels(*labels)
+        for cause in RESTART_CAUSES:
+            self._counters["radixserve_engine_restarts_total"].labels(cause)
         self._gauges["radixserve_build_info"].labels(__version__).set(1)
         self._model = model
         self._window = HitWindow(clock)
@@ -134,9 +137,9 @@ class Metrics:
         self._observe("radixserve_step_tokens", *stats.step_tokens)
         self._observe("radixserve_step_sequences", *stats.step_sequences)
 
-    def engine_restarted(self) -> None:
-        """A dead engine was started again: its totals begin at zero."""
-        self._counters["radixserve_engine_restarts_total"].inc()
+    def engine_restarted(self, cause: str) -> None:
+        """The engine was started again, after a "crash" or a "hang": its totals begin at zero."""
+        self._counters["radixserve_engine_restarts_total"].labels(cause).inc()
         self._seen = {}
 
     def request_resumed(self) -> None:

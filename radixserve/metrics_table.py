@@ -209,7 +209,8 @@ METRICS: Final = (
         "counter",
         "radixserve_engine_restarts_total",
         "restarts",
-        "Times a dead engine was started again",
+        "Times the engine was started again, by cause: crash (the process ended) or hang (it did nothing any more and was killed)",
+        ("cause",),
     ),
     Declared(
         "counter",

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from radixserve.engine.supervisor import Cause
 from radixserve.metrics import Metrics, RequestRecord
 from radixserve.metrics_table import METRICS, WINDOW_SECONDS
 from radixserve.step import EngineInfo, EngineStats, FaultKind
@@ -197,19 +198,32 @@ def test_no_counter_falls_or_jumps_when_the_engine_starts_anew(told: bool) -> No
     metrics = Metrics()
     metrics.observe_steps(totals(5, 100, 50))
     if told:
-        metrics.engine_restarted()
+        metrics.engine_restarted("crash")
     metrics.observe_steps(totals(1, 10, 1))
     page = rendered(metrics)
     assert page['radixserve_prompt_tokens_total{source="computed"}'] == 110
     assert page['radixserve_prompt_tokens_total{source="device"}'] == 51
     assert page["radixserve_steps_total"] == 6
-    assert page["radixserve_engine_restarts_total"] == int(told)
+    assert page['radixserve_engine_restarts_total{cause="crash"}'] == int(told)
+    assert page['radixserve_engine_restarts_total{cause="hang"}'] == 0
+
+
+def test_restarts_are_counted_by_cause() -> None:
+    metrics = Metrics()
+    for cause in ("hang", "crash", "hang"):
+        metrics.engine_restarted(cause)
+    page = rendered(metrics)
+    counted = {
+        cause: page[f'radixserve_engine_restarts_total{{cause="{cause}"}}']
+        for cause in get_args(Cause)
+    }
+    assert counted == {"crash": 1, "hang": 2}
 
 
 def test_a_restarted_engine_that_already_did_more_than_the_old_one_is_counted_whole() -> None:
     metrics = Metrics()
     metrics.observe_steps(totals(1, 10, 1))
-    metrics.engine_restarted()
+    metrics.engine_restarted("crash")
     metrics.observe_steps(totals(5, 100, 50))
     assert rendered(metrics)['radixserve_prompt_tokens_total{source="computed"}'] == 110
 
@@ -225,7 +239,7 @@ def test_step_faults_are_counted_by_kind_and_are_there_from_the_start() -> None:
             steps_total=2, faults_total={"exception": 2, "out_of_memory": 3, "not_finite": 1}
         )
     )
-    metrics.engine_restarted()
+    metrics.engine_restarted("crash")
     metrics.observe_steps(EngineStats(faults_total={"exception": 1}))
     page = rendered(metrics)
     counted = {

@@ -8,19 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 
 import msgspec
 
 from radixserve.engine.messages import FrameReader, Start, ToEngine, ToFront, encode
+from radixserve.engine.watchdog import TICK_SECONDS, Watchdog, processor_seconds
 from radixserve.machine import THIS
 
-EXIT_SECONDS = 5.0  # given to the engine to leave by itself once its socket is closed
+log = logging.getLogger(__name__)
+
+EXIT_SECONDS = 4.0  # given to the engine to leave by itself once its socket is closed
+KILL_SECONDS = 0.5  # and given to the system to end it once it is killed
 _READ_BYTES = 1 << 20
 _COMMAND = (sys.executable, "-m", "radixserve.engine.process")
+
+
+class Hung(Exception):
+    """The engine process did nothing any more, and was killed."""
 
 
 class Child:
@@ -49,15 +59,20 @@ class Child:
         if self._writer is not None:
             self._writer.write(encode(message))
 
-    async def run(self, start: Start, handle: Callable[[ToFront], None]) -> int:
+    async def run(
+        self, start: Start, handle: Callable[[ToFront], None], watchdog: Watchdog
+    ) -> int | None:
         """Spawn the process, give it `start`, pass on what it says; its exit code once it has
         ended.
 
-        Whatever ends this (an exception of `handle`, cancellation), the process is gone afterwards.
+        Whatever ends this (an exception of `handle`, cancellation), the process is killed
+        afterwards if it does not leave by itself. The result is None if the system has not ended
+        it even then: a process that waits for a frozen file system is ended when that answers.
 
         Raises:
             OSError: the process cannot be spawned.
             ValueError: it sent something that is no message.
+            Hung: `watchdog` found that it does nothing any more.
         """
         ours, theirs = socket.socketpair()
         try:
@@ -65,19 +80,43 @@ class Child:
                 self._process = await _spawn(theirs, start.settings.threads)
             reader, self._writer = await asyncio.open_connection(sock=ours)
             self.send(start)
-            await self._read(reader, handle)
+            await self._read(reader, handle, watchdog)
+        except Hung:
+            self._kill()
+            raise
         finally:
             code = await self._end(ours)
         return code
 
-    async def _read(self, reader: asyncio.StreamReader, handle: Callable[[ToFront], None]) -> None:
+    async def _read(
+        self, reader: asyncio.StreamReader, handle: Callable[[ToFront], None], watchdog: Watchdog
+    ) -> None:
         frames, decoder = FrameReader(), msgspec.msgpack.Decoder(ToFront)
         with contextlib.suppress(ConnectionError):
-            while data := await reader.read(_READ_BYTES):
+            while data := await self._data(reader, watchdog):
                 for body in frames.feed(data):
-                    handle(decoder.decode(body))
+                    message = decoder.decode(body)
+                    watchdog.heard(message)
+                    handle(message)
 
-    async def _end(self, ours: socket.socket) -> int:
+    async def _data(self, reader: asyncio.StreamReader, watchdog: Watchdog) -> bytes:
+        """The next bytes that it sends; none at its end.
+
+        Raises:
+            Hung: `watchdog` waits for them no longer.
+        """
+        began = time.monotonic()
+        while True:
+            try:
+                async with asyncio.timeout(TICK_SECONDS):
+                    return await reader.read(_READ_BYTES)
+            except TimeoutError:
+                now = time.monotonic()
+                if watchdog.is_hung(now - began, processor_seconds(self.pid) if self.pid else None):
+                    raise Hung from None
+                began = now
+
+    async def _end(self, ours: socket.socket) -> int | None:
         """The engine leaves when its socket closes; it is killed if it does not, or if this is
         cancelled.
         """
@@ -87,13 +126,27 @@ class Child:
         if process is None:
             return 0  # never spawned; the caller is raising
         try:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), EXIT_SECONDS)
+            await _ended(process, EXIT_SECONDS)
         finally:
             if process.returncode is None:
-                process.kill()
-            code = await process.wait()
-        return code
+                self._kill()
+                await _ended(process, KILL_SECONDS)
+        if process.returncode is None:
+            log.error(
+                "the engine process %d is killed, but the system has not ended it", process.pid
+            )
+        return process.returncode
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+
+async def _ended(process: asyncio.subprocess.Process, seconds: float) -> None:
+    """Wait until `process` has ended, for at most so long."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), seconds)
 
 
 async def _spawn(sock: socket.socket, threads: int) -> asyncio.subprocess.Process:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import time
 from collections.abc import Callable
 
 import msgspec
@@ -21,21 +20,23 @@ from radixserve.engine.live import Live, LiveRequests, LiveStream
 from radixserve.engine.messages import Abort, Ready, Report, Start, Submit
 from radixserve.engine.protocol import EventStream
 from radixserve.engine.resume import Gate
-from radixserve.engine.supervisor import Supervisor
+from radixserve.engine.supervisor import Cause, Supervisor
 from radixserve.errors import StartupError, Unavailable
 from radixserve.request import Request
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent
 
-STALLED_SECONDS = 60.0  # live requests and no report for that long: something hangs
 _KILLED_TWICE = (
-    "the engine process died twice while it began this request and no other; it is not tried again"
+    "the engine process died or hung twice while it began this request and no other; "
+    "it is not tried again"
 )
+_STALLED_SHARE = 0.5  # of hang_seconds: after so long without a step health says that it is stalled
 _DOES_NOT_START = "the engine process does not start"
 _SHUTTING_DOWN = "the server is shutting down"
 
 
 class ProcessEngine:
-    """An `EngineClient` whose engine is a child process. A death of that process breaks no stream.
+    """An `EngineClient` whose engine is a child process. A death of that process breaks no stream,
+    and one that hangs is killed.
 
     Every live request is submitted anew, with the tokens it has received: since each token depends
     on the request, the tokens before it and its position only, the next engine goes on with the
@@ -47,7 +48,7 @@ class ProcessEngine:
         settings: Settings,
         model: str,
         on_stats: Callable[[EngineStats], None],
-        on_restart: Callable[[], None],
+        on_restart: Callable[[Cause], None],
         on_resume: Callable[[], None],
     ) -> None:
         """`on_restart` is called for each death, `on_resume` for each request that a later engine
@@ -62,8 +63,9 @@ class ProcessEngine:
         self._live = LiveRequests()
         self._gate = Gate()
         self._closing: str | None = None  # draining or stopped
-        self._heard_at = time.monotonic()
-        self._supervisor = Supervisor(Start(settings, model), self._handle, self._mourn)
+        self._supervisor = Supervisor(
+            Start(settings, model), self._handle, lambda: self._gate.num_inside > 0, self._mourn
+        )
         self._supervision: asyncio.Task[None] | None = None
         self._loaded: asyncio.Future[EngineInfo] | None = None
 
@@ -80,8 +82,8 @@ class ProcessEngine:
         if self._closing is not None:
             return self._closing
         if self._supervisor.is_up:
-            stalled = bool(self._live) and time.monotonic() - self._heard_at > STALLED_SECONDS
-            return "stalled" if stalled else None
+            patience = _STALLED_SHARE * self._settings.hang_seconds
+            return "stalled" if self._supervisor.silent_seconds >= patience else None
         if self.info is None:
             return "loading"
         return "failing" if self._supervisor.is_failing else "restarting"
@@ -90,7 +92,7 @@ class ProcessEngine:
     def refusal_reason(self) -> str | None:
         """See `EngineClient.refusal_reason`."""
         reason = self.unready_reason
-        return None if reason == "restarting" else reason
+        return None if reason in ("restarting", "stalled") else reason
 
     @property
     def pid(self) -> int | None:
@@ -134,7 +136,6 @@ class ProcessEngine:
     # what the supervisor tells
 
     def _handle(self, message: Ready | Report) -> None:
-        self._heard_at = time.monotonic()
         if isinstance(message, Ready):
             self._take_ready(message.info)
         else:
@@ -164,9 +165,11 @@ class ProcessEngine:
             if event.finish is not None:
                 self._live.remove(live)
 
-    def _mourn(self) -> None:
-        """The engine died: its requests wait for the next one, but for the one whose fault it was."""
-        self._on_restart()
+    def _mourn(self, cause: Cause) -> None:
+        """The engine is gone: its requests wait for the next one, but for the one whose fault it
+        was.
+        """
+        self._on_restart(cause)
         self._stats = EngineStats()
         culprit = self._live.get(self._gate.died() or "")
         if culprit is not None:
@@ -180,8 +183,6 @@ class ProcessEngine:
         """See `EngineClient.submit`."""
         self._refuse_if_unavailable()
         live = self._live.add(request)
-        if len(self._live) == 1:
-            self._heard_at = time.monotonic()
         self._gate.arrive(request.id)
         self._admit()
         return LiveStream(live, self._leave)

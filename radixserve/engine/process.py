@@ -42,8 +42,9 @@ log = logging.getLogger(__name__)
 
 EXIT_DEVICE_LOST = 3
 STATS_INTERVAL_SECONDS = 0.1
+BEAT_SECONDS = 1.0  # an engine with work reports that often at least, or it is taken for hung
 # for what still waits to be written, when the front has gone; it waits a little longer for us
-CLOSE_SECONDS = 4.0
+CLOSE_SECONDS = 3.0
 _RECEIVE_BYTES = 1 << 20
 
 
@@ -107,12 +108,22 @@ class EngineLoop:
 
     def _take_messages(self) -> list[TokenEvent]:
         events: list[TokenEvent] = []
-        for message in self._channel.receive(self._core.patience, self._also):
+        for message in self._channel.receive(self._patience, self._also):
             if isinstance(message, Submit):
                 events += self._core.submit(message.request, message.output_ids)
             elif isinstance(message, Abort):
                 events += self._core.abort(message.request_id)
         return events
+
+    @property
+    def _patience(self) -> float | None:
+        """Seconds to sleep at most; requests may wait for the disk longer than the front waits for
+        a report.
+        """
+        patience = self._core.patience
+        if not self._core.has_work:
+            return patience
+        return BEAT_SECONDS if patience is None else min(patience, BEAT_SECONDS)
 
     def _report(self, events: list[TokenEvent]) -> None:
         """Events at once; statistics every 100 ms and whenever the engine falls idle."""

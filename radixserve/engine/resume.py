@@ -32,6 +32,11 @@ class Gate:
     def num_outside(self) -> int:
         return len(self._outside)
 
+    @property
+    def num_inside(self) -> int:
+        """Those that the engine has and has not ended, also if nobody wants them any more."""
+        return len(self._inside)
+
     def arrive(self, request_id: str) -> None:
         """Join those outside."""
         self._outside[request_id] = None

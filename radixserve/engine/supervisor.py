@@ -1,5 +1,5 @@
 """The lives of the engine process, one after the other: starts it, and starts it again when it has
-died.
+died or hung.
 
 Owns the child process and the pauses between its lives. Knows no requests.
 """
@@ -10,9 +10,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
-from radixserve.engine.child import Child
+from radixserve.engine.child import Child, Hung
 from radixserve.engine.messages import Loading, Ready, Refused, Report, Start, ToEngine, ToFront
+from radixserve.engine.watchdog import Watchdog
 from radixserve.errors import StartupError
 
 log = logging.getLogger(__name__)
@@ -23,17 +26,35 @@ _STABLE_SECONDS = (
 )
 _HOPELESS_STARTS = 3
 
+Cause = Literal["crash", "hang"]
+"""Why an engine has to be started again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a life of the engine ended; `words` go on behind "the engine process"."""
+
+    cause: Cause
+    words: str
+
 
 class Supervisor:
     """Runs the engine again and again."""
 
     def __init__(
-        self, start: Start, handle: Callable[[Ready | Report], None], on_death: Callable[[], None]
+        self,
+        start: Start,
+        handle: Callable[[Ready | Report], None],
+        has_work: Callable[[], bool],
+        on_death: Callable[[Cause], None],
     ) -> None:
-        """`on_death` is called before each restart."""
+        """`has_work` says whether a request is inside the engine; `on_death` is called before each
+        restart.
+        """
         self._start = start
         self._handle = handle
         self._on_death = on_death
+        self._watchdog = Watchdog(start.settings.hang_seconds, has_work)
         self._child = Child()
         self._ready = False  # this life
         self._ever_ready = False
@@ -51,6 +72,11 @@ class Supervisor:
         return self._failed_starts >= _HOPELESS_STARTS
 
     @property
+    def silent_seconds(self) -> float:
+        """How long an engine that has work has sent nothing, at least; 0 while it has none."""
+        return self._watchdog.silent_seconds
+
+    @property
     def pid(self) -> int | None:
         return self._child.pid
 
@@ -65,25 +91,29 @@ class Supervisor:
             began = time.monotonic()
             ending = await self._live()
             if not self._ever_ready:
-                raise StartupError(
-                    f"the engine process {ending} while it started; its output above tells why"
-                )
-            log.error("the engine process %s", ending)
+                raise StartupError(_not_started(ending))
+            log.error("the engine process %s", ending.words)
             self._failed_starts = 0 if self._ready else self._failed_starts + 1
             anew = self._has_worked or time.monotonic() - began > _STABLE_SECONDS
             deaths = 1 if anew else deaths + 1
-            self._on_death()
+            self._on_death(ending.cause)
             await asyncio.sleep(_RESTART_SECONDS[min(deaths, len(_RESTART_SECONDS)) - 1])
 
-    async def _live(self) -> str:
+    async def _live(self) -> _Ending:
         """One life of the engine; how it ended. Raises what makes the first start impossible."""
         self._child, self._ready, self._has_worked = Child(), False, False
+        self._watchdog.watch_anew()
         try:
-            return f"ended with exit code {await self._child.run(self._start, self._hear)}"
+            code = await self._child.run(self._start, self._hear, self._watchdog)
+        except Hung:
+            doing = "it had work" if self._ready else "it started"
+            seconds = self._watchdog.silent_seconds
+            return _Ending("hang", f"did nothing for {seconds:.0f} s while {doing}; it was killed")
         except (StartupError, OSError, ValueError) as error:
             if not self._ever_ready:
                 raise
-            return f"failed: {error}"
+            return _Ending("crash", f"failed: {error}")
+        return _Ending("crash", f"ended with exit code {code}")
 
     def _hear(self, message: ToFront) -> None:
         if isinstance(message, Refused):
@@ -94,6 +124,14 @@ class Supervisor:
         if isinstance(message, Ready):
             self._ready = self._ever_ready = True
             self._failed_starts = 0
+            self._watchdog.loaded()
         else:
             self._has_worked = self._has_worked or any(event.token_ids for event in message.events)
         self._handle(message)
+
+
+def _not_started(ending: _Ending) -> str:
+    """What to tell the operator when the first start of the engine ended like this."""
+    if ending.cause == "hang":
+        return f"the engine process {ending.words}; hang_seconds sets how long it may do nothing"
+    return f"the engine process {ending.words} while it started; its output above tells why"

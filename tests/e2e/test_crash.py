@@ -226,7 +226,7 @@ async def test_streams_and_bodies_are_what_they_are_without_a_death() -> None:
         ) as session:
             asked = bodies(await a_stop_string(session))
             undisturbed, disturbed = await undisturbed_and_disturbed(server, session, asked)
-            assert await metric(session, "radixserve_engine_restarts_total") == 3
+            assert await metric(session, 'radixserve_engine_restarts_total{cause="crash"}') == 3
             assert await metric(session, "radixserve_requests_resumed_total") > 0
     for (_, body), expected, answer in zip(asked, undisturbed, disturbed, strict=True):
         assert answer == expected, body

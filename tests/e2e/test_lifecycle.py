@@ -66,7 +66,7 @@ def test_a_killed_engine_is_replaced_and_a_live_request_goes_on() -> None:
         waiting.join()
         assert texts == [before]
         assert status(server, "/health/ready") == 200
-        assert "radixserve_engine_restarts_total 1.0" in _metrics(server)
+        assert 'radixserve_engine_restarts_total{cause="crash"} 1.0' in _metrics(server)
         assert "radixserve_requests_resumed_total 1.0" in _metrics(server)
 
 

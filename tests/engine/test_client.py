@@ -20,6 +20,7 @@ import pytest
 from radixserve.config import Settings
 from radixserve.engine import child, messages
 from radixserve.engine.client import ProcessEngine
+from radixserve.engine.watchdog import Watchdog
 from radixserve.errors import StartupError, Unavailable
 from radixserve.request import Request, Sampling
 from radixserve.step import TokenEvent
@@ -36,7 +37,7 @@ def request(name: str, prompt_length: int = 20, max_tokens: int = 5) -> Request:
 
 def engine_of(folder: str, **changes: object) -> ProcessEngine:
     settings = msgspec.structs.replace(SETTINGS, **changes)
-    return ProcessEngine(settings, folder, lambda stats: None, lambda: None, lambda: None)
+    return ProcessEngine(settings, folder, lambda stats: None, lambda cause: None, lambda: None)
 
 
 @pytest.fixture
@@ -171,13 +172,35 @@ async def test_a_hanging_process_is_killed_although_its_end_is_interrupted(folde
         ending.set()
         raise ValueError("no message")
 
-    life = asyncio.create_task(hanging.run(messages.Start(SETTINGS, folder), fail))
+    watchdog = Watchdog(SETTINGS.hang_seconds, lambda: False)
+    life = asyncio.create_task(hanging.run(messages.Start(SETTINGS, folder), fail, watchdog))
     await ending.wait()
     await asyncio.sleep(0)
     life.cancel()
     with pytest.raises(asyncio.CancelledError):
         await life
     assert hanging.pid is None
+
+
+async def test_a_process_that_not_even_a_kill_ends_holds_nobody_up(
+    folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that waits for a frozen file system; here it is stopped, and the kill is left out."""
+    monkeypatch.setattr(child, "EXIT_SECONDS", 0.1)
+    monkeypatch.setattr(child, "KILL_SECONDS", 0.1)
+    monkeypatch.setattr(asyncio.subprocess.Process, "kill", lambda process: None)
+    engine = engine_of(folder)
+    await engine.start()
+    pid = engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(10):
+            await engine.stop()
+        assert f"the engine process {pid} is killed, but" in caplog.text
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: engine.pid is None)
 
 
 async def test_a_start_that_is_refused_says_why(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The engine process dies, and no stream notices: a real child process with traps
+"""The engine process dies or hangs, and no stream notices: a real child process with traps
 (`tests.engine.trapped`).
 """
 
@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from radixserve.engine import child, client, supervisor
+from radixserve.engine import child, supervisor, watchdog
 from radixserve.engine.client import ProcessEngine
 from radixserve.engine.process import EXIT_DEVICE_LOST
 from radixserve.engine.protocol import EventStream
@@ -47,14 +48,19 @@ class Trapped(ProcessEngine):
 
     def __init__(self, folder: Path, **changes: object) -> None:
         self.folder = folder
-        self.restarts = self.resumed = 0
+        self.causes: list[str] = []
+        self.resumed = 0
         settings = msgspec.structs.replace(SETTINGS, **changes)
         super().__init__(
             settings, str(folder), lambda stats: None, self._count_restart, self._count_resumed
         )
 
-    def _count_restart(self) -> None:
-        self.restarts += 1
+    @property
+    def restarts(self) -> int:
+        return len(self.causes)
+
+    def _count_restart(self, cause: str) -> None:
+        self.causes.append(cause)
 
     def _count_resumed(self) -> None:
         self.resumed += 1
@@ -62,6 +68,11 @@ class Trapped(ProcessEngine):
     def kill(self) -> None:
         assert self.pid is not None
         os.kill(self.pid, signal.SIGKILL)
+
+    def stop_process(self) -> None:
+        """It still exists, and does nothing any more."""
+        assert self.pid is not None
+        os.kill(self.pid, signal.SIGSTOP)
 
     async def kill_and_see(self) -> None:
         """Return when the front knows."""
@@ -86,6 +97,8 @@ async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         child, "_COMMAND", (sys.executable, str(Path(__file__).with_name("trapped.py")))
     )
     monkeypatch.setattr(supervisor, "_RESTART_SECONDS", (0.0, 0.05))
+    for module in (child, watchdog):
+        monkeypatch.setattr(module, "TICK_SECONDS", 0.05)
     engines: list[Trapped] = []
 
     async def started(**changes: object) -> Trapped:
@@ -290,18 +303,77 @@ async def test_a_death_before_the_engine_is_ready_costs_nobody_anything(start: S
     assert engine.resumed == 1
 
 
-async def test_an_engine_that_hangs_is_told_until_it_goes_on(
+async def test_an_engine_that_is_stopped_is_killed_and_streams_go_on(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = await start(hang_seconds=1.0)
+    streams = [engine.submit(request(f"r{i}")) for i in range(3)]
+    firsts = [await anext(stream) for stream in streams]
+    engine.stop_process()
+    await until(lambda: engine.unready_reason == "stalled")
+    assert engine.refusal_reason is None
+    streams.append(engine.submit(request("comes meanwhile")))
+    for stream, so_far in zip(streams, [*([each] for each in firsts), []], strict=True):
+        assert tokens([*so_far, *await rest(stream)]) == answer(LONG)
+    assert engine.causes == ["hang"]
+    assert engine.unready_reason is None
+    assert "the engine process did nothing for 1 s while it had work" in caplog.text
+
+
+async def test_a_step_that_never_ends_is_ended_where_steps_are_short(start: Start) -> None:
+    engine = await start(hang_seconds=1.0)
+    going = engine.submit(request("going"))
+    first = await anext(going)
+    hangs = engine.submit(request("hangs", 5, trap=Trap.HANG))
+    last = (await rest(hangs))[-1]
+    assert (last.finish, "hung twice" in str(last.error)) == ("error", True)
+    assert tokens([first, *await rest(going)]) == answer(LONG)
+    assert set(engine.causes) == {"hang"}
+    assert engine.unready_reason is None
+
+
+async def test_an_engine_that_is_stopped_while_it_loads_again_is_replaced(start: Start) -> None:
+    engine = await start(hang_seconds=1.0)
+    stream = engine.submit(request("waits"))
+    first = await anext(stream)
+    await engine.kill_and_see()
+    await until(lambda: engine.pid is not None)
+    engine.stop_process()
+    assert tokens([first, *await rest(stream)]) == answer(LONG)
+    assert engine.causes == ["crash", "hang"]
+
+
+async def test_a_first_start_that_hangs_is_one_sentence(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "STALLED_SECONDS", 0.3)
-    engine = await start()
-    stream = engine.submit(request("held", 5, trap=Trap.HOLD))
-    await engine.until_held()
-    await until(lambda: engine.unready_reason == "stalled")
-    let_go(engine)
-    assert tokens(await rest(stream)) == answer(5)
+    monkeypatch.setenv("TRAPS_HANG_AT_START", "1")
+    with pytest.raises(StartupError, match=r"did nothing for 1 s while it started.*hang_seconds"):
+        await start(hang_seconds=1.0)
+
+
+async def test_an_engine_without_work_may_sleep(start: Start) -> None:
+    engine = await start(hang_seconds=1.0)
+    assert tokens(await whole(engine, request("before", 5))) == answer(5)
+    await asyncio.sleep(1.5)
+    assert engine.causes == []
     assert engine.unready_reason is None
-    assert engine.restarts == 0
+    assert tokens(await whole(engine, request("after", 5))) == answer(5)
+
+
+@pytest.mark.parametrize("drain", [True, False])
+async def test_the_end_of_the_server_waits_for_a_stopped_engine_no_longer_than_for_any(
+    start: Start, drain: bool
+) -> None:
+    engine = await start()
+    stream = engine.submit(request("running"))
+    await anext(stream)
+    engine.stop_process()
+    began = time.monotonic()
+    if drain:
+        await engine.drain(0.5)
+    await engine.stop()
+    assert time.monotonic() - began < 5 + 0.5 * drain
+    assert (await rest(stream))[-1].finish == "abort"
 
 
 async def test_when_three_starts_in_a_row_fail_all_end_and_none_is_taken_until_one_succeeds(

@@ -2,7 +2,8 @@
 radixserve.engine.process`.
 
 Some token ids are traps that go off when the model of no cost computes them: see `Trap`. Files in
-the folder named by the variable `TRAPS_FOLDER` count how often, and say whether a step is held.
+the folder named by the variable `TRAPS_FOLDER` count how often, and say whether a step is held;
+with `TRAPS_HANG_AT_START` it never gets so far.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 import types
 from collections.abc import Sequence
@@ -36,6 +38,7 @@ class Trap(IntEnum):
     KILL = 190  # the process dies, each time
     HOLD = 191  # the step does not end while the file "hold" is there
     LOSE = 192  # the first time, the device is lost: from then on every step of this process raises
+    HANG = 193  # the step never ends, and uses the processor
 
 
 _lost: list[bool] = []
@@ -62,6 +65,9 @@ def spring(token_ids: Sequence[int], folder: Path) -> None:
         mark(folder, "lost")
         _lost.append(True)
         raise RuntimeError("CUDA error: device-side assert triggered")
+    if Trap.HANG in token_ids:
+        while True:
+            sum(range(1000))
     if Trap.HOLD in token_ids:
         mark(folder, "held")
         while (folder / "hold").exists():
@@ -84,6 +90,8 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     """In the place of the real one, which loads transformers and with that takes three times as
     long to start.
     """
+    if os.environ.get("TRAPS_HANG_AT_START"):
+        threading.Event().wait()
     if not (Path(model) / "config.json").exists():
         raise ModelRefused(f"no model configuration in {model}")
     cache = KVCache(4096)
