@@ -96,6 +96,11 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
     ):
         command = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
         command.add_argument("folder", type=Path, metavar="DIR", help="the folder of the store")
+        command.add_argument(
+            "--trust-others",
+            action="store_true",
+            help="use it though another user owns it, or its group or others can write to it",
+        )
         if name == "check":
             command.add_argument("--fix", action="store_true", help="remove what is wrong")
         if name == "export":

@@ -129,6 +129,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     disk_budget: Annotated[
         int, Meta(ge=1 << 20), Doc("cache", "size of that folder at most", "bytes")
     ] = 10 << 30
+    disk_trust_others: Annotated[
+        bool,
+        Doc(
+            "cache",
+            "use that folder though another user owns it, or its group or others can write to it",
+        ),
+    ] = False
     tier_dtype: Annotated[
         Literal["same", "float8"],
         Doc(

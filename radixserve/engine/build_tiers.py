@@ -25,6 +25,7 @@ from radixserve.model.budget import MIN_SLOTS, free_bytes
 from radixserve.model.loaded import LoadedModel
 from radixserve.store.disk_store import DiskStore
 from radixserve.store.fingerprint import folder_fingerprint, tree_digest
+from radixserve.store.folder import StoreFolder
 from radixserve.tiers.copies import Copies
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.host import HostTier
@@ -48,14 +49,15 @@ def make_tiers(
     `model`.
 
     Raises:
-        StartupError: the folder is held by another process or cannot be used, or a budget is too small or too large.
+        StartupError: the folder is no store, is held by another process or cannot be used, or a
+            budget is too small or too large.
     """
     dtype = torch.float8_e4m3fn if settings.tier_dtype == "float8" else loaded.dtype
     shape = replace(loaded.shape, dtype=dtype)
     host = _host(settings.host_budget, shape, pool) if settings.host_budget else None
     disk = None
     if settings.disk_path is not None:
-        store = _open(Path(settings.disk_path), settings.disk_budget, model, loaded, shape)
+        store = _open(settings, model, loaded, shape)
         disk = DiskTier(store, cache, pool, Pace())
     return Tiers(cache, pool, host, disk)
 
@@ -73,8 +75,15 @@ def _host(budget: int, shape: KVShape, pool: KVPool) -> HostTier:
     return HostTier(pool, shape, num_slots, Copies(pool.k.device))
 
 
-def _open(folder: Path, budget: int, model: str, loaded: LoadedModel, shape: KVShape) -> DiskStore:
-    store = DiskStore(folder, budget, _fingerprint(folder, model, loaded, shape), shape)
+def _open(settings: Settings, model: str, loaded: LoadedModel, shape: KVShape) -> DiskStore:
+    assert settings.disk_path is not None, "a store is asked for"
+    folder, budget = Path(settings.disk_path), settings.disk_budget
+    store = DiskStore(folder, budget, "", shape, trust_others=settings.disk_trust_others)
+    try:
+        store = store.of_model(_fingerprint(store.folder, model, loaded, shape), shape)
+    except BaseException:
+        store.close()
+        raise
     stats = store.stats()
     log.info(
         "disk store %s: %d runs, %d MiB of %s",
@@ -86,13 +95,13 @@ def _open(folder: Path, budget: int, model: str, loaded: LoadedModel, shape: KVS
     return store
 
 
-def _fingerprint(folder: Path, model: str, loaded: LoadedModel, shape: KVShape) -> str:
+def _fingerprint(store: StoreFolder, model: str, loaded: LoadedModel, shape: KVShape) -> str:
     """Of the model's files and of whatever computes with them here."""
     processor = (loaded.device.type, torch.backends.cpu.get_cpu_capability())
     path = (loaded.attention, "exact" if loaded.exact else "not exact")
     forward = "lean" if loaded.lean else "modules"
     how = (code(), *processor, *path, forward, str(loaded.dtype), str(shape.dtype))
-    return folder_fingerprint(_folder_of(model), folder, "; ".join(how))
+    return folder_fingerprint(_folder_of(model), store, "; ".join(how))
 
 
 def code() -> str:

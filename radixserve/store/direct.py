@@ -3,7 +3,7 @@
 What is written behind a step is not read soon, and copying it into pages that must be found first
 costs several times as much of a core as the disk does. Such writes begin and end at multiples of a
 block, in memory and in the file: bytes go through one aligned buffer, and the file is cut to its
-length at the end. Knows bytes and paths only.
+length at the end. Knows bytes and descriptors only.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 LEAST_BYTES = 1 << 20  # smaller files are not worth it
 
@@ -29,9 +28,9 @@ class DirectWriter:
         self._buffer: mmap.mmap | None = None  # begins at a page
         self._possible = _DIRECT != 0
 
-    def write(self, path: Path, parts: Sequence[bytes | memoryview]) -> bool:
-        """Create or replace a file that only its owner may read; False, and nothing is lost, if it
-        cannot be done so.
+    def write(self, create: Callable[[int], int], parts: Sequence[bytes | memoryview]) -> bool:
+        """Fill the file that `create` opens anew with additional flags; False if it cannot be done
+        so, and then it is to be created once more.
 
         Raises:
             OSError: as any write.
@@ -39,7 +38,7 @@ class DirectWriter:
         if not self._possible:
             return False
         try:
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _DIRECT, 0o600)
+            file = create(_DIRECT)
             try:
                 os.ftruncate(file, self._copy(file, parts))
             finally:

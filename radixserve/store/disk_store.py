@@ -74,18 +74,21 @@ class DiskStore:
         shape: KVShape,
         *,
         disk: Disk | None = None,
+        trust_others: bool = False,
     ) -> None:
         """Open or create the folder and hold it. `fingerprint` says what computed the K/V
-        (`store.fingerprint`).
+        (`store.fingerprint`). A folder that others own or can write to is used only where
+        `trust_others` says so.
 
-        Bounded: two listings and one statement, not a byte of K/V.
+        Bounded: a few listings and one statement, not a byte of K/V.
 
         Raises:
-            StartupError: another process holds the folder, or it cannot be used; names it.
+            StartupError: the folder is not empty and no store, others can write to it, another
+                process holds it, or it cannot be used; names it.
         """
         self.fingerprint, self.shape = fingerprint, shape
         self._disk = disk or Disk()
-        self._folder = StoreFolder(folder, budget, self._disk)
+        self._folder = StoreFolder(folder, budget, self._disk, trust_others=trust_others)
         self._pause = Pause()
         self._stats = StoreStats(budget=budget)
 

@@ -29,12 +29,12 @@ from radixserve.errors import StartupError
 from radixserve.store.changes import Brought, Mended, Parts, bringing, mending
 from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore
-from radixserve.store.folder import ANSWERED, ASKED, BEGUN
+from radixserve.store.layout import ANSWERED, ASKED, ASKING, BEGUN
 from radixserve.store.lock import is_held, is_locked
 
-ASKING = "asking"
 BEGIN_SECONDS = 30.0  # a server that has not begun by then does not take errands
 _LOOK_SECONDS = 0.05
+_ANSWER_BYTES = 1 << 28  # a line for each run that was damaged
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Attendant:
     @property
     def asked(self) -> bool:
         """A command has asked for something."""
-        return (self._path / ASKED).exists()
+        return self._disk.exists(self._path / ASKED)
 
     def work(self) -> bool:
         """Begin or continue; True when there is nothing left to do.
@@ -108,10 +108,10 @@ class Attendant:
         """Take what was asked; None where that is nothing, or nobody waits for it any more."""
         self._disk.rename(self._path / ASKED, self._path / BEGUN)
         try:
-            asked = msgspec.json.decode((self._path / BEGUN).read_bytes(), type=Asked)
+            asked = msgspec.json.decode(self._disk.contents(self._path / BEGUN), type=Asked)
         except msgspec.DecodeError:
             asked = None
-        if asked is None or not is_locked(self._path / ASKING):
+        if asked is None or not is_locked(self._disk, self._path / ASKING):
             self._disk.unlink(self._path / BEGUN)
             return None
         log.info("asked by a command: %s", asked.errand)
@@ -135,18 +135,19 @@ class Attendant:
             self._disk.unlink(self._path / BEGUN)
 
 
-def ask(folder: Path, errand: Clear | Mend | Bring) -> Answer:
-    """Have the server that holds `folder` do something, and wait until it is done.
+def ask(disk: Disk, folder: Path, errand: Clear | Mend | Bring) -> Answer:
+    """Have the server that holds `folder`, a store that `disk` holds open, do something, and wait
+    until it is done.
 
     Raises:
         StartupError: it could not be done, another command asks just now, or the server does not answer.
     """
-    disk, asked = Disk(), Asked(uuid.uuid4().hex, errand)
+    asked = Asked(uuid.uuid4().hex, errand)
     try:
-        with _turn(folder):
+        with _turn(disk, folder):
             try:
                 disk.publish(folder / ASKED, [msgspec.json.encode(asked)])
-                answer = _waited(folder, asked.number)
+                answer = _waited(disk, folder, asked.number)
             finally:
                 disk.unlink(folder / ASKED)
                 disk.unlink(folder / ANSWERED)
@@ -159,13 +160,13 @@ def ask(folder: Path, errand: Clear | Mend | Bring) -> Answer:
     return answer
 
 
-def _waited(folder: Path, number: str) -> Answer:
+def _waited(disk: Disk, folder: Path, number: str) -> Answer:
     """The answer, whatever time it takes once the server has begun."""
     until = time.monotonic() + BEGIN_SECONDS
     while True:
-        held = is_held(folder)  # before the look for the answer: it may answer and end
-        waits, works = ((folder / name).exists() for name in (ASKED, BEGUN))
-        answer = _answered(folder / ANSWERED)
+        held = is_held(disk, folder)  # before the look for the answer: it may answer and end
+        waits, works = (disk.exists(folder / name) for name in (ASKED, BEGUN))
+        answer = _answered(disk, folder / ANSWERED)
         if answer is not None and answer.number == number:
             return answer
         if not held:
@@ -179,16 +180,16 @@ def _waited(folder: Path, number: str) -> Answer:
         time.sleep(_LOOK_SECONDS)
 
 
-def _answered(path: Path) -> Answer | None:
+def _answered(disk: Disk, path: Path) -> Answer | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Answer)
+        return msgspec.json.decode(disk.contents(path, _ANSWER_BYTES), type=Answer)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 
 
 @contextlib.contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder / ASKING, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _turn(disk: Disk, folder: Path) -> Iterator[None]:
+    descriptor = disk.open(folder / ASKING, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -15,17 +15,17 @@ import msgspec
 import torch
 
 from radixserve.errors import StartupError
-from radixserve.store.disk import Disk
+from radixserve.store.folder import StoreFolder
+from radixserve.store.layout import FINGERPRINTS
 from radixserve.store.run_file import FORMAT, digest_fields
 
-FILE = "fingerprints.json"
 _KEPT = 256  # file digests at most
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 
 
-def folder_fingerprint(model: Path, store: Path, computed_by: str) -> str:
+def folder_fingerprint(model: Path, store: StoreFolder, computed_by: str) -> str:
     """Fingerprint for a model in a folder: its configuration and weights, and whatever
-    `computed_by` says.
+    `computed_by` says. Digests of files are kept in `store`.
 
     `computed_by` names all that may change a bit of K/V besides the weights: dtype, device,
     kernels, versions. Reads the weights once, at about 1.5 GB/s.
@@ -41,7 +41,7 @@ def folder_fingerprint(model: Path, store: Path, computed_by: str) -> str:
         )
         if len(files) < 2:
             raise StartupError(f"no model in {model}: config.json and weights are needed")
-        digests = _Digests(store / FILE)
+        digests = _Digests(store)
         content = [part for path in files for part in (path.name, digests.of(path))]
         digests.save()
     except OSError as error:
@@ -81,10 +81,10 @@ def weights_fingerprint(config: str, weights: dict[str, torch.Tensor], computed_
 class _Digests:
     """Digests of files, remembered in a file of the store; one that cannot be read is empty."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, store: StoreFolder) -> None:
+        self._disk, self._path = store.disk, store.path / FINGERPRINTS
         try:
-            self._known = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+            self._known = msgspec.json.decode(self._disk.contents(self._path), type=dict[str, str])
         except (OSError, ValueError, RecursionError):
             self._known = {}
         self._used: dict[str, str] = {}
@@ -102,8 +102,7 @@ class _Digests:
             return
         kept = dict(list({**self._known, **self._used}.items())[-_KEPT:])
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            Disk().publish(self._path, [msgspec.json.encode(kept)])
+            self._disk.publish(self._path, [msgspec.json.encode(kept)])
         except OSError:
             return
 

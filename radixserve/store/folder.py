@@ -3,15 +3,8 @@ all of it keeps to.
 
 Owns the order of steps. A run appears file first, row last; it goes row first, file last. So
 whatever moment a process dies at, a row always has its whole file, and what has no row is swept at
-the next start.
-
-    lock                  held by the process that writes; holds a word if that does errands, see `store.errands`
-    index.sqlite          the rows (also -wal and -shm while it is open)
-    index.broken          the last index that could not be used
-    fingerprints.json     digests of model files, see `store.fingerprint`
-    runs/*.safetensors    one file per run
-    runs/*.tmp            a file that is being written
-    asking, *.json        errands, see `store.errands`
+the next start. Only files whose names are ours
+are counted and removed (`store.layout`).
 """
 
 from __future__ import annotations
@@ -24,15 +17,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from radixserve.errors import StartupError
-from radixserve.store.disk import TEMPORARY, Disk, temporary
+from radixserve.store.claim import claim
+from radixserve.store.disk import Disk, temporary
 from radixserve.store.index import ROOT, Index, Newer, Unusable, is_corrupt
-from radixserve.store.lock import RUNS, attend, take
+from radixserve.store.layout import (
+    BESIDE_INDEX,
+    BROKEN,
+    INDEX,
+    RUNS,
+    is_file_of_store,
+    is_leftover,
+    is_run,
+)
+from radixserve.store.lock import attend, take
 from radixserve.store.rebuild import rebuild
 from radixserve.store.rows import NewRun, Row
 
-INDEX = "index.sqlite"
-BROKEN = "index.broken"
-ASKED, BEGUN, ANSWERED = "asked.json", "begun.json", "answered.json"
 _INDEX_RESERVE = (
     512 << 10
 )  # what the index and its log may grow by until room is made again, besides a run's tokens
@@ -43,23 +43,28 @@ log = logging.getLogger(__name__)
 class StoreFolder:
     """An open, locked folder. One thread at a time; methods raise OSError and sqlite3.Error."""
 
-    def __init__(self, path: Path, budget: int, disk: Disk) -> None:
+    def __init__(self, path: Path, budget: int, disk: Disk, *, trust_others: bool = False) -> None:
         """Open or create it, sweep what a dead process left, and bring it within `budget` bytes.
 
         Raises:
-            StartupError: another process holds it, others could write to it, a later version wrote it, or it cannot
-                be used at all; names the folder.
+            StartupError: it is not empty and no store, another process holds it, others could write
+                to it and are not trusted, a later version wrote it, or it cannot be used at all;
+                names the folder.
         """
         self.path, self.budget, self.disk = path, budget, disk
         self.runs = path / RUNS
         self.evicted_runs = 0
         self._left: dict[Path, int] = {}  # files that could not be removed, and their bytes
         try:
-            self._lock = take(path)
-        except OSError as error:
-            raise StartupError(
-                f"cannot use the store in {path}: {error.strerror or error}"
-            ) from error
+            claim(disk, path, trust_others=trust_others)
+            self._lock = take(disk, path)
+        except BaseException as error:
+            disk.release()
+            if isinstance(error, OSError):
+                raise StartupError(
+                    f"cannot use the store in {path}: {error.strerror or error}"
+                ) from error
+            raise
         try:
             self.index = self._open_index()
             self._tidy()
@@ -82,24 +87,26 @@ class StoreFolder:
         """Let go of index and lock."""
         self.index.close()
         os.close(self._lock)
+        self.disk.release()
 
     def _abandon(self) -> None:
         if hasattr(self, "index"):
             self.index.close()
         os.close(self._lock)
+        self.disk.release()
 
     # Opening.
 
     def _tidy(self) -> None:
         """Remove what dead processes left besides runs."""
         for name, size in self.disk.sizes(self.path).items():
-            if name.endswith(TEMPORARY) or name in (ASKED, BEGUN, ANSWERED):
+            if is_leftover(name):
                 self._unlink(self.path / name, size)
 
     def _open_index(self) -> Index:
         path = self.path / INDEX
         try:
-            return Index(self.disk, path) if path.exists() else self._anew("there is none")
+            return Index(self.disk, path) if self.disk.exists(path) else self._anew("there is none")
         except Newer as error:
             raise StartupError(
                 f"the store in {self.path} is of a later version: {error}"
@@ -116,15 +123,15 @@ class StoreFolder:
         path = self.path / INDEX
         with contextlib.suppress(FileNotFoundError):
             self.disk.rename(path, self.path / BROKEN)
-        for suffix in ("-wal", "-shm"):
-            self.disk.unlink(self.path / f"{INDEX}{suffix}")
+        for name in BESIDE_INDEX:
+            self.disk.unlink(self.path / name)
         index = Index(self.disk, path)
         try:
             num_runs = rebuild(self.disk, self.runs, index)
         except BaseException:
             index.close()
             raise
-        if num_runs or (self.path / BROKEN).exists():
+        if num_runs or self.disk.exists(self.path / BROKEN):
             log.warning(
                 "new index for %s (%s): %d runs found in the files", self.path, reason, num_runs
             )
@@ -152,10 +159,10 @@ class StoreFolder:
         return True
 
     def sweep(self) -> list[str]:
-        """Make rows and files agree: two listings, no file is read. Gives the names of files
-        without a row.
+        """Make rows and files agree: two listings, no file is read. Gives the names of our files
+        without a row; what others have put there stays.
         """
-        sizes = self.disk.sizes(self.runs)
+        sizes = {name: size for name, size in self.disk.sizes(self.runs).items() if is_run(name)}
         gone = [row_id for row_id, name, size in self.index.files() if sizes.get(name) != size]
         for row_id in gone:
             self.remove(self.index.below(row_id))
@@ -207,7 +214,8 @@ class StoreFolder:
 
     def num_bytes(self) -> int:
         """Bytes on the disk: runs, the index and its log, and what could not be removed."""
-        overhead = sum(self.disk.sizes(self.path).values())
+        sizes = self.disk.sizes(self.path).items()
+        overhead = sum(size for name, size in sizes if is_file_of_store(name))
         return overhead + sum(self._left.values()) + self.index.num_bytes()
 
     def make_room(self, num_bytes: int, path: Sequence[Row]) -> bool:
@@ -247,6 +255,8 @@ class StoreFolder:
         return len(cold)
 
     def _unlink(self, path: Path, size: int) -> None:
+        if not (is_run if path.parent == self.runs else is_file_of_store)(path.name):
+            return  # a damaged row may name anything
         try:
             self.disk.unlink(path)
             self._left.pop(path, None)

@@ -25,11 +25,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from radixserve.store.claim import APPLICATION
 from radixserve.store.disk import Corrupt, Disk
 from radixserve.store.rows import NewRun, Row, Step, shared
 
 SCHEMA = 1
-APPLICATION = 0x72647876  # tells our index from any other SQLite file
 ROOT = 0
 _LATEST = 1 << 62  # no count of uses gets here
 
@@ -90,8 +90,9 @@ class Index:
         Raises:
             Unusable, Newer: what is there is not ours, older, or of a later version.
             sqlite3.Error: it is corrupt (`is_corrupt`), locked, or cannot be opened.
+            OSError: its place in the file system is not what it should be (`Disk.connect`).
         """
-        self._disk = disk
+        self.disk = disk
         self._connection = disk.connect(path, read_only=read_only)
         try:
             self._open(read_only)
@@ -235,7 +236,7 @@ class Index:
             raise
 
     def _sql(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        return self._disk.execute(self._connection, statement, values)
+        return self.disk.execute(self._connection, statement, values)
 
     def _rows(self, rest: str, values: Sequence[Any] = ()) -> list[Row]:
         found = self._sql(f"SELECT {_COLUMNS} FROM runs {rest}", values)

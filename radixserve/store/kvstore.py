@@ -31,7 +31,12 @@ class KVStore:
     """
 
     def __init__(
-        self, path: str | Path, model: PreTrainedModel, budget: int | str = "10GiB"
+        self,
+        path: str | Path,
+        model: PreTrainedModel,
+        budget: int | str = "10GiB",
+        *,
+        trust_others: bool = False,
     ) -> None:
         """Open or create. Reads all of the model's weights once, to know what its K/V belongs to;
         about 1 GB/s.
@@ -42,7 +47,9 @@ class KVStore:
         """
         self._device, self._shape = model.device, _kv_shape(model)
         num_bytes = parse_size(budget) if isinstance(budget, str) else budget
-        self._store = DiskStore(Path(path), num_bytes, _fingerprint(model), self._shape)
+        self._store = DiskStore(
+            Path(path), num_bytes, _fingerprint(model), self._shape, trust_others=trust_others
+        )
 
     def put(self, token_ids: TokenIds, past_key_values: DynamicCache) -> int:
         """Store what is not stored yet of one sequence's K/V; gives how many tokens that were.

@@ -8,42 +8,33 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import stat
 import time
 from pathlib import Path
 
 from radixserve.errors import StartupError
+from radixserve.store.disk import Disk
+from radixserve.store.layout import LOCK
 
-LOCK = "lock"
-RUNS = "runs"
 _TRIES, _BETWEEN_SECONDS = 3, 0.01
 
 
-def check_folder(path: Path) -> None:
-    """Raises StartupError where others could put files of theirs."""
-    if path.stat().st_mode & stat.S_IWOTH:
-        raise StartupError(
-            f"the store in {path} can be written by everybody: chmod o-w it, and check what is in it"
-        )
-
-
-def is_held(path: Path) -> bool:
+def is_held(disk: Disk, path: Path) -> bool:
     """A process holds the folder now."""
-    return is_locked(path / LOCK)
+    return is_locked(disk, path / LOCK)
 
 
-def is_attended(path: Path) -> bool:
+def is_attended(disk: Disk, path: Path) -> bool:
     """A process holds the folder and does errands for others."""
     try:
-        return is_held(path) and (path / LOCK).stat().st_size > 0
+        return is_held(disk, path) and disk.status(path / LOCK).st_size > 0
     except OSError:
         return False
 
 
-def is_locked(path: Path) -> bool:
+def is_locked(disk: Disk, path: Path) -> bool:
     """A process holds the lock on this file now."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = disk.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:
@@ -55,17 +46,14 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def take(path: Path) -> int:
-    """The folder made or checked, and its lock taken: a descriptor, to be closed to let go of it.
+def take(disk: Disk, path: Path) -> int:
+    """The lock of a store's folder taken: a descriptor, to be closed to let go of it.
 
     Raises:
-        StartupError: another process holds it, or others could write to it.
+        StartupError: another process holds it.
         OSError: it cannot be made or opened.
     """
-    for folder in (path, path / RUNS):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_folder(folder)
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = disk.open(path / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         _hold(descriptor)
         os.ftruncate(descriptor, 0)  # what the one before said of itself

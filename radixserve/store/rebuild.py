@@ -11,9 +11,9 @@ from pathlib import Path
 
 from radixserve.store.disk import Disk
 from radixserve.store.index import ROOT, Index
+from radixserve.store.layout import is_run
 from radixserve.store.rows import NewRun
 from radixserve.store.run_file import (
-    SUFFIX,
     TOKEN_BYTES,
     BadFile,
     RunHeader,
@@ -37,7 +37,7 @@ def rebuild(disk: Disk, runs: Path, index: Index) -> int:
 
 def _header(disk: Disk, path: Path) -> RunHeader | None:
     try:
-        return read_header(disk, path) if path.suffix == SUFFIX else None
+        return read_header(disk, path) if is_run(path.name) else None
     except (BadFile, OSError):
         return None
 

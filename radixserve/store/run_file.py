@@ -30,9 +30,9 @@ import torch
 
 from radixserve.cache.pool import KVShape
 from radixserve.store.disk import Disk
+from radixserve.store.layout import SUFFIX
 
 FORMAT = "radixserve-kv-1"
-SUFFIX = ".safetensors"
 TOKEN_BYTES = 4
 MAX_HEADER_BYTES = 1 << 16
 _LENGTH_BYTES = 8

@@ -1,7 +1,7 @@
 """What `radixserve cache` prints: `ls`, `check`, `clear`, `export` and `import` on the folder of a
 store.
 
-Knows no flags, which are in `cli`. `ls`, `check` and `export` read beside a running server;
+Knows no flags, which are in `cli`; `trust_others` allows a folder that others own or can write to. `ls`, `check` and `export` read beside a running server;
 `clear`, `import` and `check --fix` change the folder, and where a server holds it they have that do
 it.
 """
@@ -21,9 +21,9 @@ from radixserve.store.rows import Row
 NAME = 12  # characters of a run's name that are shown; any that tell it from the others will do
 
 
-def ls(folder: Path) -> int:
+def ls(folder: Path, trust_others: bool = False) -> int:
     """Every stored run, the last used first."""
-    with transfer.reading(folder) as index:
+    with transfer.reading(folder, trust_others) as index:
         rows = index.rows()
     table = Table(box=None, header_style="bold")
     for column in ("run", "positions", "bytes", "hits", "used", "namespace", "model"):
@@ -38,9 +38,9 @@ def ls(folder: Path) -> int:
     return 0
 
 
-def check(folder: Path, fix: bool) -> int:
+def check(folder: Path, fix: bool, trust_others: bool = False) -> int:
     """1 where something is, or was, wrong."""
-    found = transfer.fix(folder) if fix else transfer.check(folder)
+    found = (transfer.fix if fix else transfer.check)(folder, trust_others)
     for problem in found.problems:
         print(problem)
     state = "removed" if fix else "found"
@@ -48,22 +48,22 @@ def check(folder: Path, fix: bool) -> int:
     return 1 if found.problems else 0
 
 
-def clear(folder: Path) -> int:
+def clear(folder: Path, trust_others: bool = False) -> int:
     """Remove everything that is stored."""
-    print(f"{transfer.clear(folder)} runs removed")
+    print(f"{transfer.clear(folder, trust_others)} runs removed")
     return 0
 
 
-def export_prefix(folder: Path, name: str, target: Path) -> int:
+def export_prefix(folder: Path, name: str, target: Path, trust_others: bool = False) -> int:
     """One prefix to one file."""
-    header = transfer.export_prefix(folder, name, target)
+    header = transfer.export_prefix(folder, name, target, trust_others)
     print(f"{header.stop} tokens of model {header.fingerprint[:NAME]} written to {target}")
     return 0
 
 
-def import_prefix(folder: Path, source: Path) -> int:
+def import_prefix(folder: Path, source: Path, trust_others: bool = False) -> int:
     """One prefix from one file."""
-    brought = transfer.import_prefix(folder, source)
+    brought = transfer.import_prefix(folder, source, trust_others)
     print(
         f"{brought.num_tokens} tokens of model {brought.fingerprint[:NAME]}, {brought.num_new} of them new"
     )

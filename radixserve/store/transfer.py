@@ -3,7 +3,9 @@ run.
 
 Needs no model: what the K/V belongs to and its shape are read from the files, and then verified
 against the rows. All of it works beside a server that holds the folder: reading does not mind, and
-what changes the folder is done by the server itself, which is asked (`store.errands`).
+what changes the folder is done by the server itself, which is asked (`store.errands`). A folder
+that is no store is refused by all of it, and so is one that others can write to unless
+`trust_others` says that they are trusted.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,12 +31,14 @@ from radixserve.store.changes import (
     verified,
     whole,
 )
+from radixserve.store.claim import recognise
 from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore
 from radixserve.store.errands import Bring, Clear, Mend, ask
-from radixserve.store.folder import INDEX, StoreFolder
+from radixserve.store.folder import StoreFolder
 from radixserve.store.index import Index, Newer, Unusable
-from radixserve.store.lock import RUNS, is_attended, is_held
+from radixserve.store.layout import INDEX, RUNS, TEMPORARY, is_run
+from radixserve.store.lock import is_attended, is_held
 from radixserve.store.rows import Row
 from radixserve.store.run_file import BadFile, RunHeader, encode_run, read_header
 
@@ -41,112 +46,138 @@ NO_LIMIT = sys.maxsize  # the server brings the folder within its budget when it
 
 
 @contextlib.contextmanager
-def reading(folder: Path) -> Iterator[Index]:
-    """The index of a folder that another process may hold.
+def reading(folder: Path, trust_others: bool = False) -> Iterator[Index]:
+    """The index of a store that another process may hold.
 
     Raises:
         StartupError: there is no store, or its index cannot be read.
     """
-    path = folder / INDEX
-    if not path.is_file():
-        raise StartupError(f"there is no store in {folder}")
-    try:
-        index = Index(Disk(), path, read_only=True)
-    except (Unusable, Newer, sqlite3.Error) as error:
-        raise StartupError(f"cannot read the store in {folder}: {error}") from error
-    try:
-        yield index
-    except sqlite3.Error as error:
-        raise StartupError(f"cannot read the store in {folder}: {error}") from error
-    finally:
-        index.close()
+    with _recognised(folder, trust_others) as disk:
+        if not disk.exists(folder / INDEX):
+            raise StartupError(f"the store in {folder} has no index; cache check --fix makes one")
+        try:
+            index = Index(disk, folder / INDEX, read_only=True)
+        except (Unusable, Newer, OSError, sqlite3.Error) as error:
+            raise StartupError(f"cannot read the store in {folder}: {error}") from error
+        try:
+            yield index
+        except sqlite3.Error as error:
+            raise StartupError(f"cannot read the store in {folder}: {error}") from error
+        finally:
+            index.close()
 
 
-def check(folder: Path) -> Mended:
+def check(folder: Path, trust_others: bool = False) -> Mended:
     """Read and verify every run, beside a running server too; changes nothing."""
-    held, disk = is_held(folder), Disk()
-    with reading(folder) as index:
-        found = _verify(disk, folder / RUNS, index)
+    with reading(folder, trust_others) as index:
+        held = is_held(index.disk, folder)
+        found = _verify(index.disk, folder / RUNS, index)
         known = {name for _, name, _ in index.files()}
         if not held:  # otherwise a file may be about to get its row
-            left = sorted(disk.sizes(folder / RUNS).keys() - known)
+            names = index.disk.sizes(folder / RUNS)
+            left = sorted(name for name in names if is_run(name) and name not in known)
             found.problems += [f"{name}: a file without a row" for name in left]
     return found
 
 
-def fix(folder: Path) -> Mended:
+def fix(folder: Path, trust_others: bool = False) -> Mended:
     """Verify every run, and remove what is wrong and what hangs below it; a server that holds the
     folder does it.
 
     Raises:
-        StartupError: the folder cannot be used, or a process holds it that does no errands.
+        StartupError: there is no store, it cannot be used, or a process holds it that does no
+            errands.
     """
-    if is_attended(folder):
-        return ask(folder, Mend()).mended
-    before = check(folder) if (folder / INDEX).is_file() and not is_held(folder) else Mended()
-    with _opened(folder) as opened:  # opening sweeps what has no file or no row
+    with _recognised(folder, trust_others) as disk:
+        if is_attended(disk, folder):
+            return ask(disk, folder, Mend()).mended
+        readable = disk.exists(folder / INDEX) and not is_held(disk, folder)
+    before = check(folder, trust_others) if readable else Mended()
+    with _opened(folder, trust_others) as opened:  # opening sweeps what has no file or no row
         whole(mending(opened))
     return before
 
 
-def clear(folder: Path) -> int:
+def clear(folder: Path, trust_others: bool = False) -> int:
     """Remove every run; gives how many. A server that holds the folder does it.
 
     Raises:
         StartupError: there is no store, or a process holds it that does no errands.
     """
-    if not (folder / INDEX).is_file():
-        raise StartupError(f"there is no store in {folder}")
-    if is_attended(folder):
-        return ask(folder, Clear()).num_removed
-    with _opened(folder) as opened:
+    with _recognised(folder, trust_others) as disk:
+        if is_attended(disk, folder):
+            return ask(disk, folder, Clear()).num_removed
+    with _opened(folder, trust_others) as opened:
         return opened.clear()
 
 
-def export_prefix(folder: Path, name: str, target: Path) -> RunHeader:
+def export_prefix(folder: Path, name: str, target: Path, trust_others: bool = False) -> RunHeader:
     """Write the whole prefix that ends with the run `name` (or its beginning) to one file.
 
     Raises:
         StartupError: no run, or more than one, is called so; or a file of it is damaged or gone.
     """
-    disk = Disk()
-    with reading(folder) as index:
+    with reading(folder, trust_others) as index:
         rows = index.named(name)
         if len(rows) != 1:
             raise StartupError(
                 f"{len(rows) or 'no'} runs in {folder} have a name that begins with {name!r}"
             )
         path = index.path(rows[0])
+        unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}{TEMPORARY}")
         try:
-            header, parts = _joined(disk, folder / RUNS, path)
-            disk.publish(target, parts)
+            header, parts = _joined(index.disk, folder / RUNS, path)
+            index.disk.publish(target, parts, unfinished)
         except (BadFile, OSError) as error:
             raise StartupError(f"cannot export {name}: {error}") from error
     return header
 
 
-def import_prefix(folder: Path, source: Path) -> Brought:
+def import_prefix(folder: Path, source: Path, trust_others: bool = False) -> Brought:
     """Verify an exported file and store what is not stored yet; a server that holds the folder does
-    it.
+    it. The store is made where the folder is new or empty.
 
     Raises:
-        StartupError: the file is damaged or not an export, nothing can be stored, or a process holds the folder that
-            does no errands.
+        StartupError: the file is damaged or not an export, nothing can be stored, the folder is no
+            store, or a process holds it that does no errands.
     """
-    if is_attended(folder):
-        return ask(folder, Bring(str(source.absolute()))).brought
+    if _is_empty(folder):
+        return _imported(folder, source, trust_others)
+    with _recognised(folder, trust_others) as disk:
+        if is_attended(disk, folder):
+            return ask(disk, folder, Bring(str(source.absolute()))).brought
+    return _imported(folder, source, trust_others)
+
+
+def _imported(folder: Path, source: Path, trust_others: bool) -> Brought:
     header = exported_header(source)
-    store = DiskStore(folder, NO_LIMIT, header.fingerprint, header.shape)
+    store = DiskStore(folder, NO_LIMIT, header.fingerprint, header.shape, trust_others=trust_others)
     try:
         return whole(bringing(store, source))
     finally:
         store.close()
 
 
+def _is_empty(folder: Path) -> bool:
+    """Nothing is there yet; whether a store can be made there is found out when it is made."""
+    return not folder.is_dir() or not any(folder.iterdir())
+
+
 @contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[StoreFolder]:
+def _recognised(folder: Path, trust_others: bool) -> Iterator[Disk]:
+    """A disk that holds the folder, which is a store."""
+    disk = Disk()
+    try:
+        recognise(disk, folder, trust_others=trust_others)
+        yield disk
+    finally:
+        disk.release()
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, trust_others: bool) -> Iterator[StoreFolder]:
     """The folder, held until the block ends."""
-    opened = StoreFolder(folder, NO_LIMIT, Disk())
+    opened = StoreFolder(folder, NO_LIMIT, Disk(), trust_others=trust_others)
     try:
         yield opened
     finally:

@@ -209,7 +209,7 @@ class LossyDisk(CountingDisk):
         super().__init__()
         self.at, self.folder, self.after, self.draw = at, folder, after, draw
         self.unsynced: set[Path] = set()
-        self.names: list[
+        self.changes: list[
             tuple[str, Path, Path | bytes]
         ] = []  # changes of names not yet on the disk, oldest first
         self.snapshots: list[dict[str, bytes]] = []
@@ -221,7 +221,7 @@ class LossyDisk(CountingDisk):
     def sync(self, path: Path) -> None:
         super().sync(path)
         if path.is_dir():
-            self.names = [each for each in self.names if each[1].parent != path]
+            self.changes = [each for each in self.changes if each[1].parent != path]
         self.unsynced.discard(path)
 
     def rename(self, source: Path, target: Path) -> None:
@@ -229,11 +229,11 @@ class LossyDisk(CountingDisk):
         if source in self.unsynced:
             self.unsynced.remove(source)
             self.unsynced.add(target)
-        self.names.append(("rename", target, source))
+        self.changes.append(("rename", target, source))
 
     def unlink(self, path: Path) -> None:
         if path.exists():
-            self.names.append(("unlink", path, path.read_bytes()))
+            self.changes.append(("unlink", path, path.read_bytes()))
         super().unlink(path)
 
     def execute(
@@ -267,7 +267,7 @@ class LossyDisk(CountingDisk):
         for path in moved.values():
             if path.exists():
                 _spoil(path, draw(["zero", "truncate", "keep"]))
-        for kind, path, other in reversed(self.names):
+        for kind, path, other in reversed(self.changes):
             target = copy / path.relative_to(self.folder)
             if draw(["lost", "kept"]) == "lost":
                 if kind == "unlink":

@@ -41,8 +41,12 @@ def test_a_file_is_what_its_parts_are(
 
 def test_the_buffer_is_used_again_and_a_longer_file_is_replaced(tmp_path: Path) -> None:
     writer = DirectWriter()
+
+    def create(flags: int) -> int:
+        return os.open(tmp_path / "file", flags | os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+
     for size in (3 * LEAST_BYTES, LEAST_BYTES + 17, 5):
-        if not writer.write(tmp_path / "file", [bytes_of(size)]):
+        if not writer.write(create, [bytes_of(size)]):
             pytest.skip("this file system has no direct writes")
         assert (tmp_path / "file").read_bytes() == bytes_of(size)
 

@@ -159,12 +159,13 @@ def test_fix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         put(store, "a", tokens)
     bad = next(path for path in files(tmp_path / "s") if read_header(Disk(), path).num_tokens == 5)
     flip(bad, -9)
-    (tmp_path / "s" / "runs" / "stray.safetensors").write_text("no row")
+    stray = "0" * 64 + ".safetensors"
+    (tmp_path / "s" / "runs" / stray).write_text("no row")
     with attended(store):
         assert tools.check(tmp_path / "s", fix=True) == 1
         said = capsys.readouterr().out
         assert f"{bad.name}: the digest differs" in said
-        assert "stray.safetensors: a file without a row" in said
+        assert f"{stray}: a file without a row" in said
         assert "2 runs verified, 2 problems removed" in said
         assert tools.check(tmp_path / "s", fix=True) == 0
     assert [loads(store, "a", tokens) for tokens in (PROMPT, [7, 8])] == [0, 2]
@@ -219,7 +220,12 @@ def test_what_dead_ones_left_is_removed_by_whoever_opens_the_folder(tmp_path: Pa
     for name in (*LEFT, "asked.json.tmp"):
         (tmp_path / "s" / name).write_text("{}")
     opened(tmp_path / "s").close()
-    assert {path.name for path in (tmp_path / "s").iterdir()} == {"index.sqlite", "lock", "runs"}
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {
+        "radixserve-store",
+        "index.sqlite",
+        "lock",
+        "runs",
+    }
 
 
 def test_a_command_that_is_interrupted_takes_back_what_it_asked(
@@ -254,7 +260,10 @@ def test_an_answer_to_somebody_else_is_not_taken(tmp_path: Path) -> None:
 def test_two_commands_do_not_ask_at_a_time(tmp_path: Path) -> None:
     store = opened(tmp_path / "s")
     Attendant(store)
-    with errands._turn(tmp_path / "s"), pytest.raises(StartupError, match="another command"):
+    with (
+        errands._turn(Disk(), tmp_path / "s"),
+        pytest.raises(StartupError, match="another command"),
+    ):
         transfer.clear(tmp_path / "s")
 
 
@@ -264,7 +273,7 @@ def test_a_process_that_does_no_errands_is_not_asked(tmp_path: Path) -> None:
     store.close()
     store = opened(tmp_path / "s")  # in the same folder, after one that did
     put(store, "a", PROMPT)
-    assert not is_attended(tmp_path / "s")
+    assert not is_attended(Disk(), tmp_path / "s")
     source = exported(tmp_path / "t", PROMPT, tmp_path / "file")
     changes: list[Callable[[], object]] = [
         lambda: transfer.clear(tmp_path / "s"),

@@ -1,0 +1,49 @@
+"""The names of a store's files. Whatever has another name is not ours: it is neither counted nor
+touched.
+
+    radixserve-store      the marker: says that the folder is a store, see `store.claim`
+    lock                  held by the process that writes; holds a word if that does errands, see `store.errands`
+    index.sqlite          the rows (also -wal and -shm while it is open)
+    index.broken          the last index that could not be used
+    fingerprints.json     digests of model files, see `store.fingerprint`
+    runs/*.safetensors    one file per run, named by 64 hex digits
+    runs/*.tmp            a file that is being written
+    asking, *.json        errands, see `store.errands`
+"""
+
+from __future__ import annotations
+
+import re
+
+MARKER = "radixserve-store"
+LOCK = "lock"
+RUNS = "runs"
+INDEX = "index.sqlite"
+BESIDE_INDEX = tuple(f"{INDEX}{suffix}" for suffix in ("-wal", "-shm", "-journal"))
+"""What SQLite itself puts beside the index."""
+BROKEN = "index.broken"
+FINGERPRINTS = "fingerprints.json"
+ASKING, ASKED, BEGUN, ANSWERED = "asking", "asked.json", "begun.json", "answered.json"
+
+SUFFIX = ".safetensors"
+TEMPORARY = ".tmp"
+
+_PUBLISHED = (MARKER, FINGERPRINTS, ASKED, ANSWERED)
+_LEFTOVERS = frozenset({ASKED, BEGUN, ANSWERED, *(name + TEMPORARY for name in _PUBLISHED)})
+_FILES = _LEFTOVERS | {MARKER, LOCK, INDEX, *BESIDE_INDEX, BROKEN, FINGERPRINTS, ASKING}
+_RUN = re.compile(rf"[0-9a-f]{{64}}{re.escape(SUFFIX)}({re.escape(TEMPORARY)})?")
+
+
+def is_file_of_store(name: str) -> bool:
+    """A name that we give to a file in the folder of a store."""
+    return name in _FILES
+
+
+def is_leftover(name: str) -> bool:
+    """A file in the folder that only a process which died leaves behind."""
+    return name in _LEFTOVERS
+
+
+def is_run(name: str) -> bool:
+    """A name that we give to a file in `runs`, finished or not."""
+    return _RUN.fullmatch(name) is not None
