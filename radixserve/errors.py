@@ -17,9 +17,20 @@
 
 from __future__ import annotations
 
+_MAX_REASON_CHARS = 300
+
 
 class RadixserveError(Exception):
     """Base of everything below."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says of its error, cut to the length of a sentence; the kind
+    of error where it says nothing.
+    """
+    lines = (line.strip() for line in str(error).splitlines())
+    line = next((line for line in lines if line), type(error).__name__)
+    return line if len(line) <= _MAX_REASON_CHARS else line[:_MAX_REASON_CHARS] + "..."
 
 
 class StartupError(RadixserveError):

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from radixserve.cache.pool import KVShape
 from radixserve.errors import ModelRefused
 from radixserve.model import attention
-from radixserve.model.check import check_config, own_logits, probe
+from radixserve.model.check import Expected, check_config, dtype_name, own_logits, probe
 from radixserve.model.cuda import choose_attention
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.rowwise import make_rowwise
@@ -32,7 +32,7 @@ def load_model(path_or_name: str, device: torch.device, dtype: torch.dtype) -> L
     try:
         config = AutoConfig.from_pretrained(path_or_name, trust_remote_code=False)
         check_config(decoder_config(config))
-        log.info("loading %s on %s as %s", path_or_name, device, _name(dtype))
+        log.info("loading %s on %s as %s", path_or_name, device, dtype_name(dtype))
         model = AutoModelForCausalLM.from_pretrained(
             path_or_name, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
@@ -84,7 +84,7 @@ def _not_rowwise(model: PreTrainedModel, device: torch.device) -> str | None:
     if device.type != "cpu":
         return f"kernels on {device.type} are not verified to be independent of the batch"
     if model.dtype != torch.float32:
-        return f"{_name(model.dtype)} linears on the CPU depend on the number of rows"
+        return f"{dtype_name(model.dtype)} linears on the CPU depend on the number of rows"
     reason = make_rowwise(model)
     if reason:
         log.warning("outputs may depend on what is cached and on the batch: %s", reason)
@@ -124,7 +124,7 @@ def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _checked(loaded: LoadedModel, expected: torch.Tensor) -> LoadedModel:
+def _checked(loaded: LoadedModel, expected: Expected) -> LoadedModel:
     log.info("comparing with the model's own attention")
     reason = probe(loaded, expected)
     if reason and loaded.exact:
@@ -133,7 +133,7 @@ def _checked(loaded: LoadedModel, expected: torch.Tensor) -> LoadedModel:
     return loaded
 
 
-def _made_lean(loaded: LoadedModel, expected: torch.Tensor) -> LoadedModel:
+def _made_lean(loaded: LoadedModel, expected: Expected) -> LoadedModel:
     """With the lean forward, where there is one for this model and it agrees."""
     if not loaded.exact:
         return loaded
@@ -151,7 +151,3 @@ def _made_lean(loaded: LoadedModel, expected: torch.Tensor) -> LoadedModel:
         log.warning("the model's own modules are used, which are slower: %s", reason)
         return loaded
     return candidate
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

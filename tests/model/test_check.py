@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from radixserve.errors import ModelRefused
-from radixserve.model.check import check_config
+from radixserve.model.check import NUM_PROBE_TOKENS, Expected, check_config
 from radixserve.model.loader import load_model, prepare_model
 from tests.tiny import CPU, VOCAB, tiny_model
 
@@ -86,7 +86,8 @@ def test_a_model_that_hides_a_change_of_attention_is_refused_by_its_logits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = tiny_model("llama")
-    monkeypatch.setattr("radixserve.model.loader.own_logits", lambda *_: torch.randn(40, VOCAB))
+    other = Expected(torch.randn(NUM_PROBE_TOKENS, VOCAB), rounding=1e-6)
+    monkeypatch.setattr("radixserve.model.loader.own_logits", lambda *_: other)
     with pytest.raises(ModelRefused, match="not plain causal attention"):
         prepare_model(model, CPU)
 
