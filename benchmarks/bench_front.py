@@ -62,7 +62,7 @@ async def no_engine() -> AsyncIterator[EngineClient]:
 
 async def serve(engine: EngineClient) -> web.AppRunner:
     """The application on a free port."""
-    app = make_app(engine, byte_tokenizer(), Metrics(), ApiSettings(), "bench")
+    app = make_app(engine, byte_tokenizer(), Metrics(), ApiSettings(), ("bench",))
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -16,7 +16,7 @@ from pathlib import Path
 from radixserve import __version__
 from radixserve.config import SECTIONS, TABLE, Setting
 from radixserve.config_sources import CONFIG_VARIABLE, Resolved, resolve
-from radixserve.errors import StartupError
+from radixserve.errors import ConfigError, StartupError
 from radixserve.logs import configure_logging
 
 EXIT_STARTUP = 2
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     serve = commands.add_parser(
         "serve",
-        usage="radixserve serve [--config FILE] [--SETTING VALUE ...]",
+        usage="radixserve serve [MODEL] [--config FILE] [--SETTING VALUE ...]",
         help="serve a model over HTTP",
         description="Serve a model over HTTP; ready when GET /health/ready answers 200.",
         epilog=_SERVE_EPILOG,
@@ -95,7 +95,7 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
         ("import", "import_prefix", "store the prefix in an exported file"),
     ):
         command = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
-        command.add_argument("folder", type=Path, metavar="DIR", help="the folder of the store")
+        command.add_argument("folder", type=_path, metavar="DIR", help="the folder of the store")
         command.add_argument(
             "--trust-others",
             action="store_true",
@@ -107,10 +107,15 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
             command.add_argument(
                 "name", metavar="RUN", help="first characters of a run's name, as ls shows it"
             )
-            command.add_argument("target", type=Path, metavar="FILE", help="the file to write")
+            command.add_argument("target", type=_path, metavar="FILE", help="the file to write")
         if name == "import":
-            command.add_argument("source", type=Path, metavar="FILE", help="the file to read")
+            command.add_argument("source", type=_path, metavar="FILE", help="the file to read")
         command.set_defaults(run=_cache, tool=function)
+
+
+def _path(text: str) -> Path:
+    """As a shell would read it: a shell leaves the ~ of `--flag=~/folder` alone."""
+    return Path(text).expanduser()
 
 
 def _cache(arguments: argparse.Namespace) -> int:
@@ -127,6 +132,9 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "positional_model", nargs="?", metavar="MODEL", help="the same as --model MODEL"
+    )
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings")
     for section, title in SECTIONS.items():
         group = parser.add_argument_group(f"[{section}] {title}")
@@ -153,6 +161,12 @@ def _add_flag(group: argparse._ArgumentGroup, row: Setting) -> None:
 
 def _resolved(arguments: argparse.Namespace) -> Resolved:
     given = {row.name: getattr(arguments, row.name) for row in TABLE}
+    if arguments.positional_model is not None:
+        if given["model"] not in (None, arguments.positional_model):
+            raise ConfigError(
+                f"two models are given: {arguments.positional_model} and --model {given['model']}"
+            )
+        given["model"] = arguments.positional_model
     flags = {name: value for name, value in given.items() if value is not None}
     return resolve(flags, os.environ, arguments.config)
 

@@ -8,6 +8,7 @@ many threads a machine has) belong to whoever uses them.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from types import UnionType
@@ -32,12 +33,16 @@ SECTIONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Doc:
-    """What a reader needs to know of one setting; `zero` names what 0 (or None) stands for."""
+    """What a reader needs to know of one setting; `zero` names what 0 (or None) stands for.
+
+    The value of a `path` may begin with ~, which stands for the user's home folder.
+    """
 
     section: str
     help: str
     unit: str = ""
     zero: str = ""
+    path: bool = False
 
 
 _Name = Annotated[str, Meta(min_length=1)]
@@ -71,11 +76,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     model: Annotated[
         _Name | None,
-        Doc("model", "local folder or hub name of the model", zero="the embedded model"),
+        Doc(
+            "model",
+            "folder, GGUF file or hub name of the model",
+            zero="the embedded model",
+            path=True,
+        ),
+    ] = None
+    revision: Annotated[
+        _Name | None,
+        Doc("model", "branch, tag or commit of a model from the hub", zero="main"),
     ] = None
     served_model_name: Annotated[
         tuple[_Name, ...],
-        Doc("model", "names that clients may use in requests", zero="derived from the model"),
+        Doc(
+            "model",
+            "names that clients may use in requests; answers carry the first",
+            zero="derived from the model",
+        ),
     ] = ()
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Doc("model", "where the model runs; auto prefers CUDA")
@@ -123,7 +141,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     disk_path: Annotated[
         _Name | None,
         Doc(
-            "cache", "folder in which keys and values outlive the server", zero="nothing is stored"
+            "cache",
+            "folder in which keys and values outlive the server",
+            zero="nothing is stored",
+            path=True,
         ),
     ] = None
     disk_budget: Annotated[
@@ -254,6 +275,8 @@ class Setting:
             return self.default
         if self.several and isinstance(raw, str):
             raw = () if raw == "none" else (raw,)
+        if self.doc.path and isinstance(raw, str):
+            raw = os.path.expanduser(raw)
         try:
             value = parse_size(raw) if self.doc.unit == "bytes" and isinstance(raw, str) else raw
             return msgspec.convert(value, self.type, strict=strict)

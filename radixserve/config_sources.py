@@ -7,6 +7,7 @@ settings do is known to neither.
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def resolve(
     sources: dict[str, str] = {}
     path = file or environ.get(CONFIG_VARIABLE)
     for name, value, source in (
-        *(_from_file(Path(path)) if path else ()),
+        *(_from_file(Path(os.path.expanduser(path))) if path else ()),
         *_from_environment(environ),
         *_from_flags(flags),
     ):

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import signal
-from pathlib import Path
 
 from aiohttp import web
 
@@ -22,7 +21,7 @@ from radixserve.config import Settings
 from radixserve.engine.client import ProcessEngine
 from radixserve.errors import StartupError
 from radixserve.metrics import Metrics
-from radixserve.model.embedded import EMBEDDED_NAME, embedded_model
+from radixserve.model.source import ModelSource, find_model
 from radixserve.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -34,19 +33,23 @@ def serve(settings: Settings) -> int:
     Raises:
         StartupError: a setting, the model or the port makes serving impossible.
     """
-    model = settings.model or str(embedded_model())
-    names = settings.served_model_name
-    name = names[0] if names else Path(model).name if settings.model else EMBEDDED_NAME
-    return asyncio.run(_serve(settings, model, name))
+    signal.signal(signal.SIGTERM, _leave)
+    return asyncio.run(_serve(settings, find_model(settings)))
 
 
-async def _serve(settings: Settings, model: str, name: str) -> int:
+def _leave(number: int, frame: object) -> None:
+    """End while there is nothing to drain yet; what was begun is cleared away on the way out."""
+    raise SystemExit(128 + number)
+
+
+async def _serve(settings: Settings, source: ModelSource) -> int:
+    model, name = str(source.folder), source.names[0]
     stopping = _stop_on_signals()
     metrics = Metrics(name)
     tokenizer = await asyncio.to_thread(Tokenizer.load, model)
     on_events = (metrics.observe_steps, metrics.engine_restarted, metrics.request_resumed)
     engine = ProcessEngine(settings, model, *on_events)
-    app = make_app(engine, tokenizer, metrics, ApiSettings.of(settings), name)
+    app = make_app(engine, tokenizer, metrics, ApiSettings.of(settings), source.names)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:

@@ -58,6 +58,38 @@ def test_flags_reach_the_server(served: list[Settings]) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "arguments", [["org/name"], ["--model", "org/name"], ["org/name", "--model", "org/name"]]
+)
+def test_the_model_can_be_given_without_its_flag(
+    arguments: list[str], served: list[Settings]
+) -> None:
+    assert cli.main(["serve", *arguments, "--port", "0"]) == 0
+    assert served == [Settings(model="org/name", port=0)]
+
+
+def test_two_models_are_refused(served: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "a/b", "--model", "c/d"]) == 2
+    assert capsys.readouterr().err == "radixserve: two models are given: a/b and --model c/d\n"
+    assert served == []
+
+
+@pytest.mark.parametrize("given", ["flag", "variable", "file"])
+def test_the_home_folder_can_be_spelled_as_a_tilde_wherever_a_path_is_given(
+    given: str, served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "settings.toml").write_text(
+        "[model]\nmodel = '~/m'\n[cache]\ndisk_path = '~/kv'\n" if given == "file" else ""
+    )
+    flags = ["--model=~/m", "--disk-path=~/kv"] if given == "flag" else []
+    if given == "variable":
+        monkeypatch.setenv("RADIXSERVE_MODEL", "~/m")
+        monkeypatch.setenv("RADIXSERVE_DISK_PATH", "~/kv")
+    assert cli.main(["serve", "--config=~/settings.toml", *flags]) == 0
+    assert served == [Settings(model=f"{tmp_path}/m", disk_path=f"{tmp_path}/kv")]
+
+
 def test_a_flag_wins_over_a_variable_and_a_variable_over_the_file(
     served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -143,7 +175,7 @@ def test_interrupting_is_status_130(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["serve", "--fly"], ["serve", "extra"], ["serve", "--port"]]
+    "arguments", [[], ["fly"], ["serve", "--fly"], ["serve", "model", "extra"], ["serve", "--port"]]
 )
 def test_wrong_arguments_are_status_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
@@ -159,7 +191,7 @@ def test_a_shortened_flag_is_not_guessed(
 ) -> None:
     with pytest.raises(SystemExit):
         cli.main(["serve", "--kv", "1GiB"])
-    assert "unrecognized arguments: --kv 1GiB" in capsys.readouterr().err
+    assert "unrecognized arguments: --kv\n" in capsys.readouterr().err
 
 
 def test_the_settings_are_logged_once(

@@ -35,7 +35,7 @@ def make_app(
     tokenizer: Tokenizer,
     metrics: Metrics,
     settings: ApiSettings,
-    model_name: str,
+    model_names: tuple[str, ...],
 ) -> web.Application:
     """The application to be run with `handler_cancellation=True`, so that a client that leaves
     stops its work.
@@ -44,7 +44,7 @@ def make_app(
         middlewares=[_errors_as_envelope], client_max_size=settings.max_body_bytes
     )
     threads = TokenizerThreads(settings)
-    app[API] = Api(engine, tokenizer, metrics, settings, model_name, int(time.time()), threads)
+    app[API] = Api(engine, tokenizer, metrics, settings, model_names, int(time.time()), threads)
     app.on_response_prepare.append(_add_headers)
     app.cleanup_ctx.append(_close_threads)
     app.add_routes(_routes())

@@ -58,9 +58,14 @@ class Api:
     tokenizer: Tokenizer
     metrics: Metrics
     settings: ApiSettings
-    model_name: str
+    model_names: tuple[str, ...]  # the first is the one that answers carry
     created: int  # seconds since the epoch at which the model is said to have been made
     threads: TokenizerThreads
+
+    @property
+    def model_name(self) -> str:
+        """The name that answers carry, whichever of the names a request asked for."""
+        return self.model_names[0]
 
     def info(self) -> EngineInfo:
         """The engine's facts. Raises Unavailable while no request is taken."""

@@ -102,7 +102,7 @@ async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamRes
 
 async def _prepare(api: Api, endpoint: Endpoint[B], body: B) -> tuple[Generation, list[Prompt]]:
     """All checks, cheap ones first; raises the refusal."""
-    validate.check_model(body.model, api.model_name)
+    validate.check_model(body.model, api.model_names)
     validate.check_fields(body, api.settings)
     wanted = endpoint.wanted(body, api.settings)
     info = api.info()

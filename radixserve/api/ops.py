@@ -20,14 +20,16 @@ from radixserve.errors import BadRequest
 
 async def list_models(request: web.Request) -> web.Response:
     """GET /v1/models."""
-    return _json({"object": "list", "data": [_model(request.app[API])]})
+    api = request.app[API]
+    return _json({"object": "list", "data": [_model(api, name) for name in api.model_names]})
 
 
 async def get_model(request: web.Request) -> web.Response:
     """GET /v1/models/{model}; a model's name may contain slashes."""
     api = request.app[API]
-    check_model(request.match_info["model"], api.model_name)
-    return _json(_model(api))
+    name = request.match_info["model"]
+    check_model(name, api.model_names)
+    return _json(_model(api, name))
 
 
 async def live(request: web.Request) -> web.Response:
@@ -65,7 +67,7 @@ async def tokenize(request: web.Request) -> web.Response:
     """
     api = request.app[API]
     body = await read_body(request, TokenizeBody)
-    check_model(body.model, api.model_name)
+    check_model(body.model, api.model_names)
     if (body.prompt is None) == (body.messages is None):
         raise BadRequest(
             "Give exactly one of 'prompt' and 'messages'.", param="prompt", code="invalid_value"
@@ -87,7 +89,7 @@ async def detokenize(request: web.Request) -> web.Response:
     """POST /detokenize: the text of token ids, special tokens shown."""
     api = request.app[API]
     body = await read_body(request, DetokenizeBody)
-    check_model(body.model, api.model_name)
+    check_model(body.model, api.model_names)
     check_token_ids(body.tokens, api.info().vocab_size, "tokens")
     text = await api.threads.run(
         partial(api.tokenizer.decode, body.tokens, skip_special_tokens=False)
@@ -95,13 +97,14 @@ async def detokenize(request: web.Request) -> web.Response:
     return _json({"prompt": text})
 
 
-def _model(api: Api) -> dict[str, Any]:
+def _model(api: Api, name: str) -> dict[str, Any]:
     info = api.engine.info
     return {
-        "id": api.model_name,
+        "id": name,
         "object": "model",
         "created": api.created,
         "owned_by": "radixserve",
+        "root": api.model_name,
         "max_model_len": info.context_length if info is not None else None,
     }
 

@@ -77,11 +77,11 @@ class Generation:
     echo: bool
 
 
-def check_model(asked: str | None, served: str) -> None:
-    """Raises NotFound unless `asked` is the model served here, or absent."""
-    if asked is not None and asked != served:
+def check_model(asked: str | None, served: tuple[str, ...]) -> None:
+    """Raises NotFound unless `asked` is one of the names served here, or absent."""
+    if asked is not None and asked not in served:
         raise NotFound(
-            f"The model '{shown(asked)}' does not exist here.",
+            f"The model '{shown(asked)}' does not exist here; served is '{served[0]}'.",
             param="model",
             code="model_not_found",
         )

@@ -16,6 +16,7 @@ from radixserve.text.tokenizer import Tokenizer
 from tests.fakes import FakeEngine, byte_tokenizer
 
 MODEL = "fake/model"
+ALIAS = "model"
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 
@@ -84,7 +85,7 @@ def settings() -> ApiSettings:
 @pytest.fixture
 async def server(tokenizer: Tokenizer, settings: ApiSettings) -> AsyncIterator[Server]:
     engine, metrics = FakeEngine(), KeepingMetrics()
-    app = make_app(engine, tokenizer, metrics, settings, MODEL)
+    app = make_app(engine, tokenizer, metrics, settings, (MODEL, ALIAS))
     runner = web.AppRunner(
         app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0, lingering_time=0.1
     )

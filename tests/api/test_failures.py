@@ -15,7 +15,7 @@ from radixserve.api.app import ApiSettings
 from radixserve.api.context import TokenizerThreads
 from radixserve.engine.faults import OUT_OF_MEMORY
 from radixserve.errors import Unavailable
-from tests.api.conftest import CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
+from tests.api.conftest import ALIAS, CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
 
 BOTH = (CHAT, COMPLETIONS)
 
@@ -66,10 +66,17 @@ async def test_a_wrong_method_is_told_the_right_ones(
 async def test_models_are_listed_and_found_by_name(server: Server) -> None:
     status, models = await server.get("/v1/models")
     assert status == 200
-    assert [model["id"] for model in models["data"]] == [MODEL]
-    assert await server.get(f"/v1/models/{MODEL}") == (200, models["data"][0])
+    assert [(model["id"], model["root"]) for model in models["data"]] == [
+        (MODEL, MODEL),
+        (ALIAS, MODEL),
+    ]
+    for model in models["data"]:
+        assert await server.get(f"/v1/models/{model['id']}") == (200, model)
     status, answer = await server.get("/v1/models/other")
     assert (status, answer["error"]["code"]) == (404, "model_not_found")
+    assert answer["error"]["message"] == (
+        f"The model 'other' does not exist here; served is '{MODEL}'."
+    )
 
 
 async def test_version_says_whether_hits_are_exact(server: Server) -> None:

@@ -113,7 +113,7 @@ def front(tokenizer: Tokenizer) -> Any:
     """One server and its own event loop for all examples; gives a function that posts."""
     loop = asyncio.new_event_loop()
     engine = FakeEngine()
-    app = make_app(engine, tokenizer, Metrics(), ApiSettings(max_body_bytes=1 << 16), MODEL)
+    app = make_app(engine, tokenizer, Metrics(), ApiSettings(max_body_bytes=1 << 16), (MODEL,))
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, lingering_time=0.1)
 
     async def start() -> aiohttp.ClientSession:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.api.conftest import CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
+from tests.api.conftest import ALIAS, CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
 from tests.fakes import EOS, VOCAB, logprob_of
 
 BOTH = (CHAT, COMPLETIONS)
@@ -30,6 +30,13 @@ async def stream(server: Server, path: str, body: Any) -> tuple[list[Any], list[
     return [json.loads(line) for line in lines if line.startswith("{")], [
         x for x in lines if not x.startswith("{")
     ]
+
+
+@pytest.mark.parametrize("path", BOTH)
+async def test_every_name_is_served_and_answers_carry_the_first(server: Server, path: str) -> None:
+    status, whole = await server.post(path, body_for(path) | {"model": ALIAS})
+    events, _ = await stream(server, path, body_for(path) | {"model": ALIAS})
+    assert (status, whole["model"], {event["model"] for event in events}) == (200, MODEL, {MODEL})
 
 
 def streamed_text(path: str, events: list[Any], choice: int = 0) -> str:

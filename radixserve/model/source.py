@@ -1,0 +1,161 @@
+"""Where the model lies that the settings name, and what clients may call it.
+
+A setting names a folder, a folder of the hub's cache, a GGUF file or a model on the hub; whatever
+it is, the rest of the server gets a folder. Imports no torch: the front asks before the engine
+starts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import select
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from radixserve.config import Settings
+from radixserve.errors import ModelRefused
+from radixserve.model.embedded import EMBEDDED_NAME, embedded_model
+
+log = logging.getLogger(__name__)
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_FOLDER = "models--"
+_CONTACT_SECONDS = 7.0  # for the hub's first answer; looking into its cache takes one more
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A folder with config.json, weights and tokenizer; the first name is the one shown."""
+
+    folder: Path
+    names: tuple[str, ...]
+
+
+def find_model(settings: Settings) -> ModelSource:
+    """What to serve. Converts or downloads a model where that was not done before.
+
+    Raises:
+        ModelRefused: there is no such model, or it cannot be had; one sentence says why.
+    """
+    if settings.model is None:
+        if settings.revision is not None:
+            raise ModelRefused(
+                f"revision {settings.revision!r} needs a model from the hub: give it"
+            )
+        found = ModelSource(embedded_model(), (EMBEDDED_NAME,))
+    else:
+        found = _named(settings.model, settings.revision)
+    names = tuple(dict.fromkeys(settings.served_model_name or found.names))
+    return ModelSource(found.folder, names)
+
+
+def _named(model: str, revision: str | None) -> ModelSource:
+    path = Path(model)
+    if path.is_dir():
+        return _in_folder(path, model, revision)
+    if path.is_file():
+        raise ModelRefused(_not_a_folder(path))
+    if not _HUB_NAME.fullmatch(model):
+        raise ModelRefused(f"there is no folder {model!r}")
+    return ModelSource(_from_hub(model, revision), _names(model))
+
+
+def _names(name: str) -> tuple[str, ...]:
+    """ORG/NAME, and NAME alone."""
+    return tuple(dict.fromkeys((name, name.rpartition("/")[2])))
+
+
+def _not_a_folder(path: Path) -> str:
+    return f"{path} is a file: give the folder it lies in, {path.absolute().parent}"
+
+
+def _in_folder(path: Path, typed: str, revision: str | None) -> ModelSource:
+    absolute = Path(os.path.abspath(path))
+    if absolute.name.startswith(_HUB_FOLDER) and (path / "snapshots").is_dir():
+        return ModelSource(_snapshot(path, revision), _names(_hub_name(absolute)))
+    if revision is not None:
+        raise ModelRefused(f"{path} is a folder, which has no revision {revision!r}")
+    if not (path / "config.json").is_file():
+        raise ModelRefused(_no_model(path))
+    if absolute.parent.name == "snapshots" and absolute.parts[-3].startswith(_HUB_FOLDER):
+        return ModelSource(path, _names(_hub_name(absolute.parent.parent)))
+    name = typed.rstrip("/")
+    return ModelSource(path, _names(name) if _HUB_NAME.fullmatch(name) else (absolute.name,))
+
+
+def _no_model(path: Path) -> str:
+    files = sorted(path.glob("*.gguf"))
+    hint = f"; it has {files[0].name}: give that file" if files else ""
+    return f"the folder {path} holds no model: config.json is missing{hint}"
+
+
+def _hub_name(folder: Path) -> str:
+    """`models--org--name` is how the hub's cache writes org/name."""
+    return folder.name.removeprefix(_HUB_FOLDER).replace("--", "/", 1)
+
+
+def _snapshot(folder: Path, revision: str | None) -> Path:
+    """The files of one revision in a model's folder of the hub's cache."""
+    wanted = revision or "main"
+    try:
+        commit = (folder / "refs" / wanted).read_text().strip()
+    except OSError:
+        commit = wanted
+    kept = sorted((folder / "snapshots").iterdir())
+    if revision is None and len(kept) == 1:
+        return kept[0]
+    for snapshot in kept:
+        if snapshot.name == commit:
+            return snapshot
+    raise ModelRefused(f"{folder} of the hub's cache has no revision {wanted!r}")
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    log.info("looking for %s on the hub", name)
+    answer = _ask_child(name, revision, _CONTACT_SECONDS)
+    if "failed" in answer:
+        kept = _ask_child(name, revision, None, HF_HUB_OFFLINE="1")
+        if "folder" not in kept:
+            raise ModelRefused(
+                f"{kept.get('refused')}; the hub cannot be reached ({answer['failed']})"
+            )
+        log.warning("the hub cannot be reached (%s): using the cached files", answer["failed"])
+        answer = kept
+    if "refused" in answer:
+        raise ModelRefused(answer["refused"])
+    return Path(answer["folder"])
+
+
+def _ask_child(
+    name: str, revision: str | None, patience: float | None, **environment: str
+) -> dict[str, Any]:
+    """What `fetch` says in the end; `patience` is in seconds, for its first word."""
+    command = [
+        sys.executable,
+        "-m",
+        "radixserve.model.fetch",
+        name,
+        *([revision] if revision else []),
+    ]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | environment)
+    try:
+        assert child.stdout is not None, "asked for a pipe"
+        if not select.select([child.stdout], [], [], patience)[0]:
+            return {"failed": f"no answer within {patience:g} s"}
+        answer: dict[str, Any] = {"failed": "the download was broken off"}
+        for line in child.stdout:
+            answer = json.loads(line)
+            if "reached" in answer:
+                answer = {"failed": "the download was broken off"}
+        return answer
+    finally:
+        child.kill()  # whatever ended this, Ctrl-C included
+        child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
