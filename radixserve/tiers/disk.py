@@ -82,7 +82,7 @@ class DiskTier:
         self._current: _Save | None = None  # begun; written by the worker's thread
         self._stats = store.stats()
         self._stats_at = 0.0
-        self._worker = Worker("radixserve-disk")
+        self._worker = Worker("radixserve-disk", store.close)
         self._attendant = Attendant(store)
         self._attending = False  # a job of the attendant's is queued
         self._closing = threading.Event()
@@ -158,11 +158,13 @@ class DiskTier:
         """Let go of what is written, and see what was loaded."""
         self._worker.settle()
 
-    def close(self, seconds: float) -> None:
-        """Write what waits, for at most so long."""
+    def close(self, seconds: float) -> bool:
+        """Write what waits and close the store, for at most so long; False if that is not done by
+        then. All of it is done by the worker's thread, because a disk may hang. The end of the
+        process lets go of the folder in any case.
+        """
         self._closing.set()
-        if self._worker.close(seconds):  # else the end of the process lets go of the folder
-            self._store.close()
+        return self._worker.close(seconds)
 
     def _let_go(self, save: _Save) -> None:
         """At its end, or before; on the engine's thread."""

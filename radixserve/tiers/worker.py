@@ -2,7 +2,7 @@
 
 Urgent jobs (loads: somebody waits) go before patient ones (writes), also between two parts of a
 patient one. The engine learns of finished jobs by a readable file descriptor and collects them on
-its own thread. Knows not what a job does.
+its own thread. Knows not what a job does, and never waits for one that does not end.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class Job:
 class Worker:
     """The thread and its two queues."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, at_end: Callable[[], None]) -> None:
+        """`at_end` is the last that the thread does."""
+        self._at_end = at_end
         self._urgent: deque[Job] = deque()
         self._patient: deque[Job] = deque()
         self._done: deque[Job] = deque()
@@ -96,6 +98,7 @@ class Worker:
                     self._tell.send(b"\0")
             else:
                 current = job
+        self._at_end()
 
     def _next(self, current: Job | None) -> Job | None:
         """The next job to work on; None at the end."""
