@@ -31,6 +31,7 @@ class FakeOpenAI:
     gone: int = 0  # clients that left
     lists: int = 0  # times that the models were asked for
     word_seconds: float = 0.0
+    usage_seconds: float = 0.0  # between the last token of a stream and its usage
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -152,6 +153,7 @@ class FakeOpenAI:
                 f"data: {json.dumps({'choices': choices, 'usage': None})}\n\n".encode()
             )
             await asyncio.sleep(self.word_seconds)
+        await asyncio.sleep(self.usage_seconds)
         await response.write(
             f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode()
         )

@@ -11,6 +11,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests.signals import usual_signals
+
 CHAT = """
 import argparse, sys
 from radixserve import chat
@@ -95,9 +97,10 @@ async def fake() -> AsyncIterator[Served]:
 
 async def start(*options: str) -> asyncio.subprocess.Process:
     pipe = asyncio.subprocess.PIPE
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", CHAT, *options, stdin=pipe, stdout=pipe, stderr=pipe
-    )
+    with usual_signals():
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-c", CHAT, *options, stdin=pipe, stdout=pipe, stderr=pipe
+        )
 
 
 async def talk(lines: str, *options: str) -> tuple[int | None, str]:

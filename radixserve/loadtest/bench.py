@@ -5,10 +5,13 @@ Owns the order of things; knows no options and writes only the record file.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
 
+from radixserve.loadtest.about import About, about, described
 from radixserve.loadtest.check import Difference, check, comparable
 from radixserve.loadtest.measures import Objective, summarise
 from radixserve.loadtest.progress import Live
@@ -29,6 +32,10 @@ class Bench:
     console: Console
     objective: Objective | None = None
     quiet: bool = False
+    command: Sequence[str] = ()  # what the person typed
+    baseline: str | None = None  # the phase that others are compared with; None: the first
+    phases_are: str = ""  # what distinguishes them, for the report
+    about: About | None = None  # None before the first phase
     phases: list[Phase] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     lost: str = ""  # why it ended before its last phase
@@ -38,6 +45,11 @@ class Bench:
         kept.
         """
         run, samples = Run(workload, phase), list[Sample]()
+        if self.about is None:
+            told = await described(self.target)
+            self.about = dataclasses.replace(
+                about(self.target, self.command), phases=self.phases_are, **told
+            )
         try:
             with Live(self.console, quiet=self.quiet) as live:
                 follow = live.follow(run)
@@ -49,6 +61,7 @@ class Bench:
                 async with scraping(self.target, samples):
                     await replay(run, self.target, on_record)
         finally:
+            self.about = dataclasses.replace(self.about, model=run.model)
             if run.wall_seconds or run.sent:
                 self.phases.append(Phase(run, summarise(run, self.objective), samples))
 

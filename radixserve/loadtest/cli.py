@@ -41,13 +41,14 @@ def main(
     try:
         if arguments and arguments[0] in COMMANDS:
             return COMMANDS[arguments[0]](arguments[1:], f"{prog} {arguments[0]}", console)
-        return _run(options.parser(prog).parse_args(arguments), console)
+        chosen = options.parser(prog).parse_args(arguments)
+        return _run(chosen, console, [*prog.split(), *arguments])
     except (WorkloadError, CannotStart, OSError) as error:
         errors.print(f"[red]{prog}:[/] {escape(str(error))}")
         return CANNOT_START
 
 
-def _run(chosen: argparse.Namespace, console: Console) -> int:
+def _run(chosen: argparse.Namespace, console: Console, command: Sequence[str]) -> int:
     workload = load_workload(chosen.workload, options.changes(chosen))
     key = os.environ.get("OPENAI_API_KEY")
     target = Target(
@@ -55,7 +56,7 @@ def _run(chosen: argparse.Namespace, console: Console) -> int:
     )
     _allow_many_connections()
     with RecordFile(chosen.out) as file:
-        bench = Bench(target, file, console, chosen.slo, chosen.quiet)
+        bench = Bench(target, file, console, chosen.slo, chosen.quiet, command)
         interrupted = finish.kept(bench, lambda: _replay(bench, workload, chosen))
     written = finish.write(bench, chosen.summary, chosen.html, console)
     finish.show(bench, f"{workload.name} at {target.url}, {workload.load}", console)

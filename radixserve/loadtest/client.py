@@ -16,6 +16,8 @@ import aiohttp
 
 from radixserve.loadtest.session import Json
 
+UNSEEN = ("reasoning_content", "reasoning", "tool_calls")  # tokens that are no part of the text
+
 
 class Refused(Exception):
     """The answer is not usable: `kind` can be counted, the message is what the server said."""
@@ -38,7 +40,7 @@ class Answer:
     cached_tokens: int | None = None  # None: the server does not say
     arrivals: dict[int, list[float]] = field(
         default_factory=dict
-    )  # perf_counter() of each piece of a choice
+    )  # perf_counter() of each piece of a choice, its reasoning and tool calls included
 
     def take(self, message: Json) -> None:
         """Add a chunk of a stream, or a whole answer."""
@@ -56,7 +58,7 @@ class Answer:
             text = part.get("content") or part.get("text") or ""
             index = choice.get("index", 0)
             self.texts[index] = self.texts.get(index, "") + text
-            if text:
+            if text or any(part.get(name) for name in UNSEEN):
                 self.arrivals.setdefault(index, []).append(time.perf_counter())
             if choice.get("finish_reason"):
                 self.finished.add(index)

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from radixserve.loadtest.headline import first_token, is_same, throughput
 from radixserve.loadtest.results import FORMAT
 from radixserve.loadtest.session import WorkloadError
 
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str], prog: str, console: Console) -> int:
     parser.add_argument("b", metavar="B.json")
     chosen = parser.parse_args(arguments)
     for name, a, b in _pairs(_phases(chosen.a), _phases(chosen.b)):
+        console.print(f"[bold]{escape(sentence(name, a, b))}[/]")
         console.print(table(name, a, b))
     return 0
 
@@ -85,14 +88,35 @@ def table(name: str, a: Any, b: Any) -> Table:
     return made
 
 
+def sentence(name: str, a: Any, b: Any) -> str:
+    """The two ratios that matter most, or that these runs show no difference."""
+    pairs = (
+        (_rates(a, None), _rates(b, None), _mean, throughput, "throughput"),
+        (_times(b, "ttft"), _times(a, "ttft"), _percentile(50), first_token, "the first token"),
+    )
+    parts = []
+    for one, other, statistic, words, measure in pairs:
+        if one.size and other.size and statistic(one) > 0 and statistic(other) > 0:
+            low, high = interval(one, other, statistic)
+            ratio = float(statistic(one) / statistic(other))
+            none = low <= 1 <= high or is_same(ratio)
+            parts.append(f"no difference in {measure}" if none else words(ratio))
+    return f"{name}, A against B: {', '.join(parts) or 'nothing that can be compared'}"
+
+
 def rows(a: Any, b: Any) -> Iterator[tuple[str, ...]]:
     """What can be resampled."""
     yield from _row("requests/s", _rates(a, None), _rates(b, None), _mean)
     yield from _row("tokens/s", _rates(a, 1), _rates(b, 1), _mean)
     for key, label in (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2e", "end to end")):
-        one, other = (np.asarray(phase["values"][key], dtype=float) for phase in (a, b))
+        one, other = _times(a, key), _times(b, key)
         for share in (50, 90, 99):
             yield from _row(f"{label} p{share}, s", one, other, _percentile(share))
+
+
+def _times(phase: Any, key: str) -> Values:
+    """One of the times of each answer, in seconds."""
+    return np.asarray(phase["values"][key], dtype=float)
 
 
 def _row(label: str, one: Values, other: Values, statistic: Statistic) -> Iterator[tuple[str, ...]]:

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from radixserve.loadtest import page, results
 from radixserve.loadtest.bench import Bench
+from radixserve.loadtest.headline import headline
 from radixserve.loadtest.report import notes, problems, table_of
 from radixserve.loadtest.target import CannotStart
 
@@ -40,11 +41,15 @@ def show(bench: Bench, title: str, console: Console) -> None:
     summaries = {phase.run.phase: phase.summary for phase in bench.phases}
     if summaries:
         console.print(table_of(summaries, title, bench.objective))
+    for label, text in bench.about.rows() if bench.about else ():
+        console.print(f"{label + ':':9}{escape(text)}")
     for phase in bench.phases:
         for line in problems(phase.run, phase.summary):
             console.print(f"[red]{escape(line)}[/]")
     for line in notes([phase.run for phase in bench.phases], bench.differences):
         console.print(escape(line))
+    for sentence in headline(summaries, bench.baseline) if len(summaries) > 1 else ():
+        console.print(f"[bold]{escape(sentence)}[/]")
     if bench.lost:
         console.print(f"[red]stopped:[/] {escape(bench.lost)}")
     if bench.file.error:
@@ -55,10 +60,10 @@ def write(bench: Bench, summary: Path | None, html: Path | None, console: Consol
     """The files asked for; false if one could not be written. The others are written nevertheless."""
     complete = True
     for path, write_to in ((summary, results.write), (html, page.write)):
-        if path is None or not bench.phases:
+        if path is None or not bench.phases or bench.about is None:
             continue
         try:
-            write_to(path, bench.phases, bench.target.url)
+            write_to(path, bench.phases, bench.about, bench.baseline)
         except OSError as error:
             console.print(f"[red]cannot write {escape(str(path))}:[/] {escape(str(error))}")
             complete = False

@@ -11,22 +11,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from radixserve.loadtest.about import About
+from radixserve.loadtest.headline import headline
 from radixserve.loadtest.record import Record
 from radixserve.loadtest.results import Phase
 
 FOLDER = Path(__file__).parent / "html"
 
 
-def write(path: Path, phases: Sequence[Phase], url: str) -> None:
+def write(path: Path, phases: Sequence[Phase], about: About, baseline: str | None = None) -> None:
     """Raises OSError."""
-    path.write_text(render(phases, url), encoding="utf-8")
+    path.write_text(render(phases, about, baseline), encoding="utf-8")
 
 
-def render(phases: Sequence[Phase], url: str) -> str:
+def render(phases: Sequence[Phase], about: About, baseline: str | None = None) -> str:
     """The page for the phases of one or several runs, in this order."""
     workload = phases[0].run.workload
-    subtitle = f"{url} · {workload.load} · seed {workload.seed}"
+    subtitle = f"{workload.num_requests} requests · {workload.load} · seed {workload.seed}"
+    sentences = headline({phase.run.phase: phase.summary for phase in phases}, baseline)
     parts = {
+        "headline": "".join(f"<li>{html.escape(each)}</li>" for each in sentences),
+        "about": "".join(
+            f"<dt>{html.escape(label)}</dt><dd>{html.escape(text)}</dd>"
+            for label, text in about.rows()
+        ),
         "title": html.escape(workload.name),
         "subtitle": html.escape(subtitle),
         "style": (FOLDER / "page.css").read_text(encoding="utf-8"),

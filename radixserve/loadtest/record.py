@@ -16,7 +16,8 @@ class Record:
 
     `ttft` and `e2e` count from `due`: where the schedule has a request wait for nothing, a late
     start is the server's doing or the load test's own, and hiding it would flatter a server that
-    stalls.
+    stalls. An answer that is streamed ends with its last token: what a server sends after that (a
+    chunk with the usage, the end of the stream) is bookkeeping.
     """
 
     session: str
@@ -33,7 +34,7 @@ class Record:
     in_flight: int = 0  # requests of this run that were under way when it started, itself included
     ttft: float | None = None  # to the first piece of text; streamed requests only
     inter_token: list[float] = field(default_factory=list)  # between pieces of text
-    e2e: float = 0.0
+    e2e: float = 0.0  # to the last token, or to the end of what did not come as a whole stream
     prompt_tokens: int = 0
     cached_tokens: int | None = None  # None: the server does not report it
     completion_tokens: int = 0  # of all choices

@@ -47,6 +47,7 @@ class Run:
     sent: list[Sent] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)  # fields that the dialect does not know
     in_flight: int = 0
+    model: str = ""  # the one that was asked for
     wall_seconds: float = 0.0
     server_lost: bool = False  # it stopped taking connections; nothing more was sent
 
@@ -62,7 +63,7 @@ async def replay(run: Run, target: Target, on_record: Callable[[Record], None]) 
         CannotStart: nothing was sent.
     """
     async with connect(target) as session:
-        model = await find_model(session, target)
+        model = run.model = await find_model(session, target)
         if not target.dialect.token_ids and any(_has_ids(each) for each in run.workload.sessions):
             raise CannotStart("this server takes no prompts of token ids; use --set blocks=text")
         loop = _Loop(run, session, model, target, on_record)
@@ -207,10 +208,14 @@ class _Loop:
         record.digest = digest_of(answer.ordered_texts()) if answer.finished else None
 
     def _time_pieces(self, record: Record, answer: Answer) -> None:
-        """The first piece of any choice; the gaps between those of one choice."""
+        """The first piece of any choice, and the last of a whole answer; the gaps between those of
+        one choice.
+        """
         pieces = answer.arrivals.values()
         if pieces:
             record.ttft = min(times[0] for times in pieces) - self._origin - record.due
+        if pieces and record.answered:
+            record.e2e = max(times[-1] for times in pieces) - self._origin - record.due
         record.choices = max(len(answer.finished), 1)
         record.inter_token = [
             later - sooner for times in pieces for sooner, later in itertools.pairwise(times)

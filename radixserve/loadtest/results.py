@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from radixserve.loadtest.about import About
+from radixserve.loadtest.headline import headline
 from radixserve.loadtest.measures import Summary
 from radixserve.loadtest.replay import Run
 from radixserve.loadtest.scrape import Sample
@@ -27,18 +29,18 @@ class Phase:
     samples: list[Sample] = field(default_factory=list)  # of the server's own metrics
 
 
-def as_json(phases: Sequence[Phase], url: str) -> dict[str, Any]:
-    """All of it; the file is self-contained."""
+def as_json(phases: Sequence[Phase], about: About, baseline: str | None = None) -> dict[str, Any]:
+    """All of it; the file is self-contained. `baseline` is the phase that others are compared with."""
     workload = phases[0].run.workload
-    about = {
+    summaries = {phase.run.phase: phase.summary for phase in phases}
+    return {
+        "format": FORMAT,
         "workload": workload.name,
         "seed": workload.seed,
         "load": str(workload.load),
-        "url": url,
-    }
-    return {
-        "format": FORMAT,
-        **about,
+        "url": about.url,
+        "about": dataclasses.asdict(about),
+        "headline": list(headline(summaries, baseline)),
         "phases": {phase.run.phase: _phase(phase) for phase in phases},
     }
 
@@ -71,6 +73,7 @@ def _growth(samples: Sequence[Sample]) -> dict[str, float]:
     }
 
 
-def write(path: Path, phases: Sequence[Phase], url: str) -> None:
+def write(path: Path, phases: Sequence[Phase], about: About, baseline: str | None = None) -> None:
     """Raises OSError."""
-    path.write_text(json.dumps(as_json(phases, url), indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(as_json(phases, about, baseline), indent=1)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -18,7 +18,7 @@ from radixserve.loadtest.target import CannotStart
 COMMAND = (sys.executable, "-m", "radixserve", "serve")
 READY = "listening on "
 STOP_SECONDS = 30.0
-ROOT = Path(__file__).resolve().parent.parent  # where `-m radixserve` is found in a checkout
+ROOT = Path(__file__).resolve().parents[2]  # where `-m radixserve` is found in a checkout
 
 
 @contextmanager

@@ -13,11 +13,17 @@ from rich.console import Console
 
 from radixserve.loadtest import finish
 from radixserve.loadtest.bench import Bench
+from radixserve.loadtest.measures import Summary
 from radixserve.loadtest.record import RecordFile
 from radixserve.loadtest.server import COMMAND, server
 from radixserve.loadtest.target import Target, base_url
-from radixserve.loadtest.workload import load_workload
+from radixserve.loadtest.workload import Workload, load_workload
 
+BASELINE = "no cache"
+PHASES = (
+    "cold: a server that has seen none of the prompts; warm: the same server, the same prompts "
+    "again; no cache: a server that was started with --no-cache"
+)
 SMALL = (
     "groups=3",
     "users=4",
@@ -42,7 +48,10 @@ def main(arguments: Sequence[str], prog: str, console: Console) -> int:
     chosen = parser.parse_args(arguments)
     chosen.folder.mkdir(parents=True, exist_ok=True)
     with RecordFile(chosen.folder / "requests.jsonl") as file:
-        bench = Bench(Target(""), file, console)
+        command = [*prog.split(), *arguments]
+        bench = Bench(Target(""), file, console, command=command, baseline=BASELINE)
+        bench.phases_are = PHASES
+        console.print(expectation(workload(chosen.set)))
         interrupted = finish.kept(bench, lambda: _measure(bench, chosen))
     html = chosen.folder / "report.html"
     written = finish.write(bench, chosen.folder / "summary.json", html, console)
@@ -52,10 +61,41 @@ def main(arguments: Sequence[str], prog: str, console: Console) -> int:
     return finish.INTERRUPTED if interrupted else int(bench.failed or not written)
 
 
+def workload(changes: Sequence[str]) -> Workload:
+    """What every phase replays. Raises WorkloadError."""
+    return load_workload("shared_system", [*SMALL, *changes])
+
+
+def expectation(replayed: Workload) -> str:
+    """How long it will take, and why."""
+    return (
+        "This takes about two minutes on 2 cores, with fewer or slower ones longer, and up to two "
+        "minutes more the first time, when kernels are compiled. "
+        f"{replayed.num_requests} requests with long shared prompts are sent three times: to a "
+        "server that has seen none of them (cold), to the same one again (warm), and to one "
+        "without a cache, which computes every prompt from its first token and takes most of the "
+        "time."
+    )
+
+
+def rest_of_it(cold: Summary) -> str:
+    """How long the phase without a cache will take at most, from what the cold one took."""
+    computed = cold.prompt_tokens - cold.cached_tokens
+    if not cold.cached_tokens or not computed:
+        return ""
+    seconds = cold.wall_seconds * cold.prompt_tokens / computed
+    return (
+        f"without a cache {cold.prompt_tokens:,} prompt tokens are computed and not {computed:,}: "
+        f"up to {max(seconds, 1):.0f} s"
+    )
+
+
 def _measure(bench: Bench, chosen: argparse.Namespace) -> None:
-    for phases, extra in ((("cold", "warm"), ()), (("no cache",), ("--no-cache",))):
+    for phases, extra in ((("cold", "warm"), ()), ((BASELINE,), ("--no-cache",))):
         bench.console.print(f"starting a server {' '.join(extra)}".rstrip())
+        if extra and bench.phases and (told := rest_of_it(bench.phases[0].summary)):
+            bench.console.print(told)
         with server(["--log-level", "error", *extra, *chosen.options], chosen.command) as url:
             bench.target = Target(base_url(url))
             for phase in phases:
-                asyncio.run(bench.run(load_workload("shared_system", [*SMALL, *chosen.set]), phase))
+                asyncio.run(bench.run(workload(chosen.set), phase))

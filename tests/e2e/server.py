@@ -15,6 +15,8 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tests.signals import usual_signals
+
 START_SECONDS = 240  # the first start on a machine converts the model and compiles the kernels
 STOP_SECONDS = 60
 
@@ -38,13 +40,15 @@ class Server:
 def running(*args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
     """`radixserve serve ARGS` until the block ends."""
     command = [sys.executable, "-m", "radixserve", "serve", "--port", "0", *args]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | (env or {}),
-    )
+    with usual_signals():
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | (env or {}),
+        )
     server = Server(process)
     reader, arriving = _read_in_background(server)
     try:

@@ -20,6 +20,7 @@ from radixserve.loadtest.dialect import DIALECTS
 from radixserve.loadtest.load import NEEDS
 from radixserve.loadtest.options import parser
 from radixserve.loadtest.workload import names
+from tests.signals import usual_signals
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -180,11 +181,10 @@ def test_interrupting_keeps_what_was_measured(tmp_path: Path) -> None:
             "--summary",
             str(numbers),
         ]
-        with subprocess.Popen(
-            [sys.executable, "-m", "radixserve.loadtest", *options],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-        ) as process:
+        command = [sys.executable, "-m", "radixserve.loadtest", *options]
+        with usual_signals():
+            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+        with process:
             while not (out.exists() and records_in(out)):
                 assert process.poll() is None
             process.send_signal(signal.SIGINT)
@@ -236,7 +236,14 @@ def test_the_tour_replays_cold_warm_and_uncached_and_says_where_the_report_is(
     assert (
         cli.main(["tour", "--folder", str(folder), "--set", "users=2", "--command", *serving]) == 0
     )
-    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith("This takes about two minutes on 2 cores")
+    assert "12 requests with long shared prompts are sent three times" in shown
+    assert "prompt tokens are computed and not" in shown
+    assert "warm against no cache: " in shown
+    assert "phases:  cold: a server that has seen none of the prompts" in shown
+    assert "command: " in shown
+    assert f"report: {folder / 'report.html'}" in shown
     assert list(json.loads((folder / "summary.json").read_text())["phases"]) == [
         "cold",
         "warm",

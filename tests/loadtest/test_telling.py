@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -13,6 +14,8 @@ import pytest
 from rich.console import Console
 
 from radixserve.loadtest import compare, page, results
+from radixserve.loadtest.about import About, about, described, read_version
+from radixserve.loadtest.headline import headline, times
 from radixserve.loadtest.load import Load
 from radixserve.loadtest.measures import Objective, Quantiles, quantiles, summarise
 from radixserve.loadtest.options import objective
@@ -21,7 +24,11 @@ from radixserve.loadtest.replay import Run, Sent
 from radixserve.loadtest.results import Phase
 from radixserve.loadtest.scrape import Sample
 from radixserve.loadtest.session import WorkloadError
+from radixserve.loadtest.target import Target, base_url
 from radixserve.loadtest.workload import Workload
+from tests.fake_openai import FakeOpenAI
+
+THERE = About("http://there/v1", "radixserve bench", "2026-01-02 03:04 +0000", "a CPU, 2 cores")
 
 
 def phase(name: str, ttfts: list[float], **fields: object) -> Phase:
@@ -104,7 +111,7 @@ def test_a_full_disk_ends_the_record_file_and_not_the_run() -> None:
 
 
 def written(path: Path, *phases: Phase) -> str:
-    results.write(path, phases, "http://there/v1")
+    results.write(path, phases, THERE)
     return str(path)
 
 
@@ -171,10 +178,12 @@ def test_the_summary_file_holds_the_growth_of_the_servers_counters(tmp_path: Pat
 
 def test_the_page_loads_nothing_and_no_name_can_leave_its_data() -> None:
     made = page.render(
-        [phase("cold", [0.1], kind="</script><script>alert(1)</script>")], "http://<b>there"
+        [phase("cold", [0.1], kind="</script><script>alert(1)</script>")],
+        dataclasses.replace(THERE, url="http://<b>there", model="<i>model"),
     )
     assert "alert(1)</script>" not in made
     assert "http://<b>" not in made
+    assert "<i>" not in made
     assert "<!--" not in made
     assert " src=" not in made
     assert "href=" not in made
@@ -191,7 +200,7 @@ def test_the_page_draws_every_plot_in_a_browser(tmp_path: Path, what: str) -> No
         else [phase("cold", [])]
     )
     phases[0].run.left_out["store"] = 3
-    (tmp_path / "r.html").write_text(page.render(phases, "http://there"), encoding="utf-8")
+    (tmp_path / "r.html").write_text(page.render(phases, THERE), encoding="utf-8")
     options = [
         "--headless",
         "--no-sandbox",
@@ -218,3 +227,93 @@ def test_the_page_draws_every_plot_in_a_browser(tmp_path: Path, what: str) -> No
         assert "cold: left out of requests, for this dialect: store (3 ×)" in drawn
     else:
         assert "nothing was measured" in plots["ttft"]
+
+
+# -- the sentence, and what was measured
+# ----------------------------------------------------------------------------
+
+
+def test_the_headline_tells_each_phase_against_the_baseline_the_largest_difference_first() -> None:
+    summaries = {
+        "cold": phase("cold", [0.5] * 9).summary,
+        "warm": phase("warm", [0.01] * 9).summary,
+        "no cache": phase("no cache", [1.0] * 9).summary,
+    }
+    assert list(headline(summaries, "no cache")) == [
+        "warm against no cache: 10x the throughput, first token 100x sooner",
+        "cold against no cache: 1.8x the throughput, first token 2x sooner",
+    ]
+    assert list(headline(summaries))[-1] == (
+        "no cache against cold: 0.55x the throughput, first token 2x later"
+    )
+
+
+def test_the_headline_says_when_there_is_no_difference_and_tells_one_phase_by_its_numbers() -> None:
+    one, other = phase("a", [0.1] * 9).summary, phase("b", [0.101] * 9).summary
+    assert list(headline({"a": one, "b": other})) == [
+        "b against a: the same throughput, first token as soon"
+    ]
+    assert list(headline({"a": one})) == [
+        "a: 9 of 9 requests answered, 5 a second, first token after 100 ms (median), "
+        "80% of the prompts' tokens from the cache"
+    ]
+    unanswered = phase("c", [0.1], error="timeout").summary
+    assert next(iter(headline({"a": one, "c": unanswered}, "c"))).startswith("a: 9 of 9")
+    assert list(headline({"c": unanswered})) == []
+
+
+def test_ratios_have_two_digits() -> None:
+    assert [times(ratio) for ratio in (0.314, 1.26, 9.94, 9.96, 11.7, 123.4)] == [
+        *("0.31x", "1.3x", "9.9x", "10x", "12x", "123x")
+    ]
+
+
+def test_compare_says_in_a_sentence_what_shows(tmp_path: Path) -> None:
+    ttfts = [0.2 + 0.001 * n for n in range(60)]
+    a = written(tmp_path / "a.json", phase("cold", [ttft / 4 for ttft in ttfts]))
+    b = written(tmp_path / "b.json", phase("cold", ttfts))
+    assert "cold, A against B: 2.1x the throughput, first token 4x sooner" in compared(a, b)
+    same = "cold, A against B: no difference in throughput, no difference in the first token"
+    assert same in compared(a, a)
+
+
+async def test_the_server_tells_its_version_and_what_its_engine_is() -> None:
+    async with FakeOpenAI().serve() as url:
+        assert await described(Target(base_url(url))) == {}, "no /version"
+    assert await described(Target("http://127.0.0.1:1/v1")) == {}
+    engine = {"device": "cpu", "dtype": "float32", "attention": "tiles", "exact": True}
+    assert read_version({"version": "1.2", "engine": engine}) == {
+        "server": "radixserve 1.2",
+        "engine": "cpu, float32, attention: tiles, a cache hit equals a miss bit for bit",
+    }
+    assert read_version({"version": "0.9"}) == {"server": "version 0.9"}
+    for nonsense in ([], {"version": 3}, None, "x", {"engine": {}}):
+        assert read_version(nonsense) == {}
+
+
+def test_what_was_measured_names_the_machine_the_time_and_the_command_without_a_password() -> None:
+    url = "http://me:secret@127.0.0.1:80/v1"
+    made = about(Target(url), ["radixserve", "bench", "a b", "--url", url])
+    rows = dict(made.rows())
+    assert rows["command"] == "radixserve bench 'a b' --url http://127.0.0.1:80/v1"
+    assert rows["address"] == "http://127.0.0.1:80/v1"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d [+-]\d{4}", rows["date"])
+    assert re.search(r"\d+ cores", rows["machine"])
+    assert "remote" not in rows["machine"]
+    assert "remote" in dict(dataclasses.replace(made, url="http://there/v1").rows())["machine"]
+    assert "not told" in rows["server"]
+
+
+def test_the_page_and_the_summary_say_what_was_measured_and_the_headline(tmp_path: Path) -> None:
+    told = dataclasses.replace(THERE, server="radixserve 9", model="m", engine="cpu, float32")
+    phases = [phase("warm", [0.1] * 9), phase("no cache", [1.0] * 9)]
+    made = page.render(phases, told, "no cache")
+    results.write(tmp_path / "s.json", phases, told, "no cache")
+    file = json.loads((tmp_path / "s.json").read_text())
+    assert file["headline"] == [
+        "warm against no cache: 5.5x the throughput, first token 10x sooner"
+    ]
+    assert f"<li>{file['headline'][0]}</li>" in made
+    assert file["about"]["server"] == "radixserve 9"
+    for label, text in told.rows():
+        assert f"<dt>{label}</dt><dd>{text}</dd>" in made

@@ -1,0 +1,120 @@
+"""What was measured: which server with which model, on which machine, when, and by which command.
+
+A number without this cannot be compared. What a server does not say is left out, not guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from radixserve.loadtest.target import Target
+
+TIMEOUT_SECONDS = 5.0
+_LOOPBACK = re.compile(r"localhost|127\.[\d.]+|::1")
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What the report says beside its numbers. Empty: not known."""
+
+    url: str
+    command: str
+    date: str  # with the offset from UTC
+    machine: str  # the processor and cores of the machine that sent the requests
+    model: str = ""
+    server: str = ""  # name and version
+    engine: str = ""  # device, dtype and what else the server says of itself
+    phases: str = ""  # what distinguishes them
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Label and text of each thing that is known."""
+        local = _LOOPBACK.fullmatch(urlsplit(self.url).hostname or "")
+        rows = {
+            "phases": self.phases,
+            "server": self.server or "its version is not told (no GET /version)",
+            "model": self.model,
+            "engine": self.engine,
+            "machine": self.machine
+            + ("" if local else " (of the load test; the server is remote)"),
+            "address": self.url,
+            "date": self.date,
+            "command": self.command,
+        }
+        yield from ((label, text) for label, text in rows.items() if text)
+
+
+def about(target: Target, command: Sequence[str]) -> About:
+    """What is known before anything was asked of the server; `command` is what the person typed."""
+    return About(
+        url=_without_password(target.url),
+        command=shlex.join(map(_without_password, command)),
+        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
+        machine=f"{_processor()}, {_num_cores()} cores, {platform.system()}",
+    )
+
+
+async def described(target: Target) -> dict[str, str]:
+    """The fields of `About` that the server tells at /version; none if it tells nothing.
+
+    Never raises: a load test does not depend on this.
+    """
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+    headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
+            session.get(target.url.removesuffix("/v1") + "/version") as response,
+        ):
+            if response.status != 200:
+                return {}
+            return read_version(json.loads(await response.text(errors="replace")))
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        return {}
+
+
+def read_version(told: Any) -> dict[str, str]:
+    """The same from the body of /version, whatever that is."""
+    if not isinstance(told, dict) or not isinstance(told.get("version"), str):
+        return {}
+    engine = told.get("engine")
+    if not isinstance(engine, dict):  # vLLM tells its version only
+        return {"server": f"version {told['version']}"}
+    parts = [str(engine[name]) for name in ("device", "dtype") if engine.get(name)]
+    if attention := engine.get("attention"):
+        parts.append(f"attention: {attention}")
+    if isinstance(exact := engine.get("exact"), bool):
+        parts.append("a cache hit equals a miss bit for bit" if exact else "not exact")
+    return {"server": f"radixserve {told['version']}", "engine": ", ".join(parts)}
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+
+
+def _num_cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _processor() -> str:
+    """Its name as the system tells it, or else its architecture."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        text = ""
+    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return named[1].strip() if named else platform.processor() or platform.machine()
