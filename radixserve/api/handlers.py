@@ -49,7 +49,6 @@ class Endpoint(Generic[B]):
     """What differs between the two."""
 
     name: str
-    continues: bool  # the answer goes on after the prompt's text
     body_type: type[B]
     wanted: Callable[[B, ApiSettings], Wanted]
     prompts: Callable[[Api, B, EngineInfo], Awaitable[list[Prompt]]]
@@ -57,13 +56,12 @@ class Endpoint(Generic[B]):
 
 
 async def _chat_prompts(api: Api, body: ChatBody, info: EngineInfo) -> list[Prompt]:
-    return [await chat_prompt(api, body.messages, info)]
+    return [await chat_prompt(api, body, info)]
 
 
-CHAT = Endpoint("chat", False, ChatBody, validate.chat_wanted, _chat_prompts, ChatRenderer)
+CHAT = Endpoint("chat", ChatBody, validate.chat_wanted, _chat_prompts, ChatRenderer)
 COMPLETIONS = Endpoint(
     "completions",
-    True,
     CompletionBody,
     validate.completion_wanted,
     completion_prompts,
@@ -86,10 +84,7 @@ async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamRes
     try:
         body = await read_body(request, endpoint.body_type)
         generation, prompts = await _prepare(api, endpoint, body)
-        account.generation, account.choices = (
-            generation,
-            _choices(api, generation, prompts, endpoint.continues),
-        )
+        account.generation, account.choices = generation, _choices(api, generation, prompts)
         renderer = endpoint.renderer(generation, api.model_name, api.tokenizer)
         answer = _answer_streamed if generation.stream else _answer_whole
         return await answer(request, account.choices, generation, renderer, account)
@@ -112,20 +107,18 @@ async def _prepare(api: Api, endpoint: Endpoint[B], body: B) -> tuple[Generation
     ), prompts
 
 
-def _choices(
-    api: Api, generation: Generation, prompts: list[Prompt], continues: bool
-) -> list[Choice]:
-    return [
-        Choice(
-            index=i,
-            request=request,
-            text_stream=api.tokenizer.stream(
-                generation.stops, continues=continues, min_tokens=request.sampling.min_tokens
-            ),
-            echo_text=prompts[i // generation.num_choices].text if generation.echo else "",
+def _choices(api: Api, generation: Generation, prompts: list[Prompt]) -> list[Choice]:
+    choices = []
+    for i, request in enumerate(generation.requests):
+        prompt = prompts[i // generation.num_choices]
+        text_stream = api.tokenizer.stream(
+            generation.stops,
+            continues=prompt.continues,
+            min_tokens=request.sampling.min_tokens,
         )
-        for i, request in enumerate(generation.requests)
-    ]
+        echo_text = prompt.text if generation.echo else ""
+        choices.append(Choice(i, request, text_stream, echo_text))
+    return choices
 
 
 async def _answer_whole(

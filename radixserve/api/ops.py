@@ -76,8 +76,11 @@ async def tokenize(request: web.Request) -> web.Response:
     if body.messages is not None:
         if body.add_special_tokens is not None:
             raise unsupported("add_special_tokens", "'add_special_tokens' with 'messages'")
-        prompt = await chat_prompt(api, body.messages, info)
+        prompt = await chat_prompt(api, body, info)
     else:
+        for name in ("add_generation_prompt", "continue_final_message"):
+            if getattr(body, name) is not None:
+                raise unsupported(name, f"'{name}' with 'prompt'")
         add = body.add_special_tokens is not False
         prompt = await text_prompt(api, body.prompt or "", info, add_special_tokens=add)
     return _json(

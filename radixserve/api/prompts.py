@@ -8,24 +8,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from radixserve.api.context import Api
 from radixserve.api.messages import render_messages
 from radixserve.api.refusals import too_many
 from radixserve.api.validate import check_prompt_chars, check_token_ids
-from radixserve.api.wire import CompletionBody, Message
+from radixserve.api.wire import ChatBody, CompletionBody, TokenizeBody
 from radixserve.errors import BadRequest
 from radixserve.step import EngineInfo
+
+if TYPE_CHECKING:
+    from radixserve.text.tokenizer import Ending
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     ids: list[int]
     text: str = ""  # what `echo` repeats
+    continues: bool = True  # the answer goes on after the prompt's text
 
 
-async def chat_prompt(api: Api, messages: list[Message], info: EngineInfo) -> Prompt:
+async def chat_prompt(api: Api, body: ChatBody | TokenizeBody, info: EngineInfo) -> Prompt:
     """Raises BadRequest for bad messages, a model without chat template, or a text that cannot fit."""
+    messages, ending = body.messages or [], _ending(body)
     if not api.tokenizer.has_chat_template:
         text = "This model has no chat template; use /v1/completions."
         raise BadRequest(text, param="messages", code="unsupported_parameter")
@@ -35,9 +41,19 @@ async def chat_prompt(api: Api, messages: list[Message], info: EngineInfo) -> Pr
         raise BadRequest(text, param="messages", code="context_length_exceeded")
     num_chars = sum(len(message["content"]) for message in rendered)
     check_prompt_chars(num_chars, info, api.settings, "messages")
-    ids = await api.threads.run(partial(api.tokenizer.encode_chat, rendered))
+    ids = await api.threads.run(partial(api.tokenizer.encode_chat, rendered, ending))
     _check_encoded(ids, info, "messages")
-    return Prompt(ids)
+    return Prompt(ids, continues=ending == "open")
+
+
+def _ending(body: ChatBody | TokenizeBody) -> Ending:
+    """Where the prompt ends. Raises BadRequest where the two fields contradict."""
+    if not body.continue_final_message:
+        return "closed" if body.add_generation_prompt is False else "answer"
+    if body.add_generation_prompt:
+        message = "'continue_final_message' and 'add_generation_prompt' exclude each other."
+        raise BadRequest(message, param="continue_final_message", code="invalid_value")
+    return "open"
 
 
 async def completion_prompts(api: Api, body: CompletionBody, info: EngineInfo) -> list[Prompt]:

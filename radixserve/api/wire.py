@@ -24,7 +24,6 @@ class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     accepted, and so that any other value is refused by name instead of being ignored.
     """
 
-    add_generation_prompt: Any = None
     add_special_tokens: Any = None
     allowed_token_ids: Any = None
     audio: Any = None
@@ -34,7 +33,6 @@ class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cache_salt: Any = None
     chat_template: Any = None
     chat_template_kwargs: Any = None
-    continue_final_message: Any = None
     custom_logit_processor: Any = None
     documents: Any = None
     dry_multiplier: Any = None
@@ -110,10 +108,8 @@ class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 AS_IF_ABSENT: dict[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,),
     "best_of": (1,),
     "cache_prompt": (True,),
-    "continue_final_message": (False,),
     "function_call": ("none",),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
@@ -202,6 +198,8 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 class ChatBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
     messages: list[Message]
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -215,12 +213,14 @@ class CompletionBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Exactly one of `prompt` and `messages`."""
+    """Exactly one of `prompt` and `messages`, each with its own options."""
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
     add_special_tokens: bool | None = None
+    messages: list[Message] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 class DetokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import tokenizers
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
@@ -21,6 +22,18 @@ from radixserve.text.pieces import Pieces
 from radixserve.text.stream import TextStream
 
 _MAX_REASON_CHARS = 300
+
+Ending = Literal["answer", "closed", "open"]
+"""Where a rendered conversation ends: where the assistant's answer begins, after the last message,
+or within the last message, right after its text.
+"""
+
+_ENDINGS: dict[Ending, dict[str, bool]] = {
+    "answer": {"add_generation_prompt": True},
+    "closed": {"add_generation_prompt": False},
+    "open": {"add_generation_prompt": False, "continue_final_message": True},
+}
+_REASONING = ("reasoning_effort", "enable_thinking", "<think>")  # in templates of such models
 
 
 class Tokenizer:
@@ -82,15 +95,21 @@ class Tokenizer:
         with _refusals(param=None):
             return self._encode(text, add_special_tokens)
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of `messages` in the model's chat template, up to where the assistant's answer
-        begins.
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether the chat template speaks of reasoning, so that a wish for more or less of it would
+        mean something to this model.
+        """
+        return any(word in (self._template or "") for word in _REASONING)
+
+    def encode_chat(self, messages: list[dict[str, str]], ending: Ending = "answer") -> list[int]:
+        """Token ids of `messages` in the model's chat template, up to `ending`.
 
         Raises:
             BadRequest: param "messages"; there is no template, or it refuses these messages.
         """
         with _refusals(param="messages"):
-            return self._encode(self._render(messages), add_special_tokens=False)
+            return self._encode(self._render(messages, ending), add_special_tokens=False)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         # encode() keeps the GIL and tracks offsets; this one does neither.
@@ -98,17 +117,17 @@ class Tokenizer:
         ids: list[int] = encoding.ids
         return ids
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
+    def _render(self, messages: list[dict[str, str]], ending: Ending) -> str:
         if self._template is None:
             raise BadRequest(
                 "this model has no chat template: use /v1/completions", param="messages"
             )
         try:
             text: str = self._loaded.apply_chat_template(
-                messages, chat_template=self._template, add_generation_prompt=True, tokenize=False
+                messages, chat_template=self._template, tokenize=False, **_ENDINGS[ending]
             )
         except Exception as error:  # template code of the model's author can fail in any way
-            raise BadRequest(_template_refusal(error), param="messages") from error
+            raise BadRequest(_template_refusal(error, ending), param="messages") from error
         return text
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -160,9 +179,11 @@ def _chat_template(loaded: PreTrainedTokenizerFast) -> str | None:
     return template
 
 
-def _template_refusal(error: Exception) -> str:
+def _template_refusal(error: Exception, ending: Ending) -> str:
     if type(error) is TemplateError:  # what a template says itself, through raise_exception()
         return f"the model's chat template refuses these messages: {_first_line(error)}"
+    if ending == "open" and type(error) is ValueError:  # transformers did not find it again
+        return "the model's chat template changes the last message, so it cannot be continued"
     return f"the model's chat template cannot render these messages ({type(error).__name__})"
 
 

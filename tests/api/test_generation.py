@@ -14,6 +14,7 @@ from tests.api.conftest import ALIAS, CHAT, COMPLETIONS, MODEL, Server, body_for
 from tests.fakes import EOS, VOCAB, logprob_of
 
 BOTH = (CHAT, COMPLETIONS)
+_MESSAGE = {"role": "user", "content": "a"}
 
 
 async def stream(server: Server, path: str, body: Any) -> tuple[list[Any], list[str]]:
@@ -169,6 +170,39 @@ async def test_messages_are_rendered_developer_as_system_and_parts_joined(server
     ))  # fmt: skip
     status, answer = await server.post("/detokenize", {"tokens": server.engine.seen[0].prompt_ids})
     assert (status, answer["prompt"]) == (200, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "ending"),
+    [
+        ({}, " begun\n"),
+        ({"add_generation_prompt": True, "continue_final_message": False}, " begun\n"),
+        ({"add_generation_prompt": False}, " begun\n"),
+        ({"continue_final_message": True}, " begun"),
+        ({"add_generation_prompt": False, "continue_final_message": True}, " begun"),
+    ],
+)
+async def test_the_last_message_may_be_continued(
+    server: Server, options: dict[str, bool], ending: str
+) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": " begun"}]
+    body = {"model": MODEL, "max_tokens": 4, "messages": messages, **options}
+    await server.post(CHAT, body)
+    seen = server.engine.seen[-1].prompt_ids
+    assert (await server.post("/detokenize", {"tokens": seen}))[1]["prompt"].endswith(ending)
+    _, tokenized = await server.post("/tokenize", {"messages": messages, **options})
+    assert tokenized["tokens"] == seen
+
+
+async def test_continuing_and_beginning_an_answer_exclude_each_other(server: Server) -> None:
+    both = {"add_generation_prompt": True, "continue_final_message": True}
+    for path, body in ((CHAT, body_for(CHAT)), ("/tokenize", {"messages": [_MESSAGE]})):
+        status, answer = await server.post(path, body | both)
+        assert (status, answer["error"]["param"]) == (400, "continue_final_message")
+    for name in both:
+        status, answer = await server.post("/tokenize", {"prompt": "x", name: True})
+        assert (status, answer["error"]["param"]) == (400, name)
+    assert server.engine.seen == []
 
 
 @pytest.mark.parametrize("tokens_per_event", [1, 3, 100])

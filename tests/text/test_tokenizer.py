@@ -59,6 +59,42 @@ def test_the_chat_prompt_ends_where_the_answer_begins(smollm2: Tokenizer) -> Non
     assert smollm2.has_chat_template
 
 
+def test_a_conversation_may_end_after_or_within_its_last_message(smollm2: Tokenizer) -> None:
+    begun = [*CONVERSATION, {"role": "assistant", "content": "It is "}]
+    closed = smollm2.decode(smollm2.encode_chat(begun, "closed"), skip_special_tokens=False)
+    assert closed.endswith("<|im_start|>assistant\nIt is <|im_end|>\n")
+    opened = smollm2.decode(smollm2.encode_chat(begun, "open"), skip_special_tokens=False)
+    assert opened == closed.removesuffix("<|im_end|>\n")
+    begun[-1]["content"] = ""
+    assert smollm2.encode_chat(begun, "open") == smollm2.encode_chat(CONVERSATION, "answer")
+
+
+def test_what_a_template_does_not_keep_as_it_is_cannot_be_continued(
+    smollm2: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer = load_saved(
+        smollm2._backend, tmp_path, chat_template="{{ messages[-1].content | upper }}"
+    )
+    with pytest.raises(BadRequest, match="changes the last message") as refusal:
+        tokenizer.encode_chat(CONVERSATION, "open")
+    assert refusal.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("template", "reasons"),
+    [
+        ("{{ messages[0].content }}", False),
+        ("{% if enable_thinking is false %}x{% endif %}", True),
+        ("{{ '<think>' }}", True),
+        ("{{ reasoning_effort or 'medium' }}", True),
+    ],
+)
+def test_a_template_tells_whether_its_model_reasons(
+    smollm2: Tokenizer, tmp_path: Path, template: str, reasons: bool
+) -> None:
+    assert load_saved(smollm2._backend, tmp_path, chat_template=template).has_reasoning == reasons
+
+
 def test_plain_text_ids_equal_those_of_transformers(
     smollm2: Tokenizer, smollm2_folder: Path
 ) -> None:
