@@ -200,8 +200,14 @@ def table(measured: Measured) -> str:
     ]
     columns = [measured.start_seconds, measured.gap_seconds, beyond]
     cells = " | ".join(f"{statistics.median(each):.2f} / {max(each):.2f}" for each in columns)
-    share = f"{measured.num_identical} of {measured.num_streams} ({measured.num_identical / measured.num_streams:.1%})"
-    head = "| kills | streams complete with identical text | kill to ready, s | longest pause, s | beyond it, s |"
+    share = (
+        f"{measured.num_identical} of {measured.num_streams} "
+        f"({measured.num_identical / measured.num_streams:.1%})"
+    )
+    head = (
+        "| kills | streams complete with identical text | kill to ready, s | longest pause, s | "
+        "beyond it, s |"
+    )
     return f"{head}\n|---|---|---|---|---|\n| {len(beyond)} | {share} | {cells} |"
 
 

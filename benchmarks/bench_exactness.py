@@ -131,7 +131,9 @@ def causal(count: int, stop: int) -> torch.Tensor:
 
 
 def attend_dense(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
-    """Attention of sequences of equal length whose K and V lie one after the other from slot 0 on."""
+    """Attention of sequences of equal length whose K and V lie one after the other from slot
+    0 on.
+    """
     batch, count, start = len(plan.spans.count), int(plan.spans.count[0]), int(plan.spans.start[0])
     stop = start + count
     kept = (pool[layer, : batch * stop] for pool in (plan.pool.k, plan.pool.v))

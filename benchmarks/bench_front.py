@@ -148,10 +148,12 @@ async def measure(engine: EngineClient, args: argparse.Namespace) -> None:
     await runner.cleanup()
     num_tokens = args.streams * args.tokens
     print(
-        f"{args.endpoint}: {args.streams} streams x {args.tokens} tokens, {num_events} events, {seconds:.2f} s"
+        f"{args.endpoint}: {args.streams} streams x {args.tokens} tokens, {num_events} "
+        f"events, {seconds:.2f} s"
     )
     print(
-        f"{num_tokens / seconds:,.0f} tokens/s; {cpu / num_tokens * 1e6:.0f} us of front CPU per token"
+        f"{num_tokens / seconds:,.0f} tokens/s; {cpu / num_tokens * 1e6:.0f} us of front "
+        "CPU per token"
     )
 
 

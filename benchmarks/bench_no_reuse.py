@@ -83,11 +83,13 @@ def report(pairs: list[tuple[float, float]], on: EngineCore) -> None:
         stats.cached_prompt_tokens_total + stats.computed_prompt_tokens_total
     )
     print(
-        "| pairs | cache, s | no cache, s | throughput on / off | quartiles | hit share | tokens evicted |"
+        "| pairs | cache, s | no cache, s | throughput on / off | quartiles | hit share | "
+        "tokens evicted |"
     )
     print("|---|---|---|---|---|---|---|")
     print(
-        f"| {len(pairs)} | {walls[0]:.2f} | {walls[1]:.2f} | **{middle:.4f}** | {low:.4f} to {high:.4f} "
+        f"| {len(pairs)} | {walls[0]:.2f} | {walls[1]:.2f} | **{middle:.4f}** | {low:.4f} "
+        f"to {high:.4f} "
         f"| {share:.4f} | {stats.evicted_tokens_total:,} |"
     )
 

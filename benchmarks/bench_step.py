@@ -190,7 +190,10 @@ def bench_shared_attention(pool: KVPool, heads: int, rounds: int) -> None:
         rows.append(
             [str(batch), *map(ms, times.values()), f"{times['private'] / times['shared']:.2f}x"]
         )
-    title = f"Attention of all {pool.shape.layers} layers, decode, {PREFIX} shared + {PRIVATE} private tokens"
+    title = (
+        f"Attention of all {pool.shape.layers} layers, decode, {PREFIX} shared + {PRIVATE} "
+        "private tokens"
+    )
     table(title, ["batch", "shared ms", "not shared ms", "gain"], rows)
 
 

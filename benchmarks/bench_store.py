@@ -90,7 +90,8 @@ def load_against_prefill(loaded: LoadedModel, num_tokens: int, rounds: int, fold
     print("| tokens | prefill, ms | load, ms | prefill / load | write, ms |")
     print("|---|---|---|---|---|")
     print(
-        f"| {num_tokens:,} | {computed * 1e3:.0f} | {read * 1e3:.1f} | **{computed / read:.1f}x** | {write * 1e3:.0f} |"
+        f"| {num_tokens:,} | {computed * 1e3:.0f} | {read * 1e3:.1f} | "
+        f"**{computed / read:.1f}x** | {write * 1e3:.0f} |"
     )
 
 
@@ -129,7 +130,8 @@ def restart(loaded: LoadedModel, num_runs: int, num_tokens: int, folder: Path) -
     tiers.close(10.0)
     assert loads, "the stored prefix was not used"
     print(
-        "\n| runs in the folder | opened after, s | first token after, s | tokens of its prompt from the disk |"
+        "\n| runs in the folder | opened after, s | first token after, s | tokens of its "
+        "prompt from the disk |"
     )
     print("|---|---|---|---|")
     print(f"| {stored:,} | {opened:.3f} | **{first:.3f}** | {loads:,} of {len(prompt):,} |")

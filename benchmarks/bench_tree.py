@@ -172,7 +172,8 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     options = parser.parse_args()
     print(
-        "Times in microseconds, median and 99th percentile. A prompt has 1,400 tokens; depth is its number of edges."
+        "Times in microseconds, median and 99th percentile. A prompt has 1,400 tokens; "
+        "depth is its number of edges."
     )
     columns = ("match prompt", "lease+release", "evict 64", "publish 64")
     print(" " * 43 + "".join(f" {column:>17}" for column in columns))

@@ -59,7 +59,8 @@ async def measure(url: str, rounds: int) -> None:
     medians = [statistics.median(values) for values in (cold, warm, per_token)]
     print("| cold TTFT, s | warm TTFT, s | cold / warm | per token, ms |\n|---|---|---|---|")
     print(
-        f"| {medians[0]:.3f} | {medians[1]:.4f} | {medians[0] / medians[1]:.0f}x | {medians[2] * 1e3:.1f} |"
+        f"| {medians[0]:.3f} | {medians[1]:.4f} | {medians[0] / medians[1]:.0f}x | "
+        f"{medians[2] * 1e3:.1f} |"
     )
 
 

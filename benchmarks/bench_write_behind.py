@@ -105,8 +105,10 @@ def measure(kind: str, loaded: LoadedModel, pairs: int, folder: Path) -> str:
     low, middle, high = statistics.quantiles((off / on for on, off in found[WARM_UP:]), n=4)
     walls = [statistics.median(column) for column in zip(*found[WARM_UP:], strict=True)]
     return (
-        f"| {kind} | {pairs} | {walls[0]:.2f} | {walls[1]:.2f} | **{middle:.3f}** | {low:.3f} to {high:.3f} "
-        f"| {statistics.median(drains):.2f} | {stats.stored_tokens_total:,} | {stats.skipped_total} |"
+        f"| {kind} | {pairs} | {walls[0]:.2f} | {walls[1]:.2f} | **{middle:.3f}** | "
+        f"{low:.3f} to {high:.3f} "
+        f"| {statistics.median(drains):.2f} | {stats.stored_tokens_total:,} | "
+        f"{stats.skipped_total} |"
     )
 
 
@@ -122,7 +124,8 @@ def main() -> None:
     options = parser.parse_args()
     loaded = load_model(options.model or str(embedded_model()), DEVICE, torch.float32)
     print(
-        "| requests | pairs | writing, s | not, s | throughput on / off | quartiles | still to write after, s | ",
+        "| requests | pairs | writing, s | not, s | throughput on / off | quartiles | still "
+        "to write after, s | ",
         end="",
     )
     print("tokens written | writes left out |")

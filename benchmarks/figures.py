@@ -49,7 +49,8 @@ def measure(command: list[str], options: list[str], workload: str) -> tuple[Summ
 def table(runs: dict[str, Summary]) -> str:
     """Markdown: a row per run, and a row of ratios if there are two."""
     lines = [
-        "| | wall, s | requests/s | tokens/s | TTFT p50, s | TTFT p99, s | e2e p50, s | hit share |",
+        "| | wall, s | requests/s | tokens/s | TTFT p50, s | TTFT p99, s | e2e p50, s | hit "
+        "share |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, s in runs.items():
@@ -57,7 +58,8 @@ def table(runs: dict[str, Summary]) -> str:
         tail = s.latency.ttft.p99 if s.latency.ttft else 0.0
         rates = f"{s.wall_seconds:.1f} | {s.requests_per_second:.2f} | {s.tokens_per_second:.1f}"
         lines.append(
-            f"| {name} | {rates} | {times[0]:.3f} | {tail:.3f} | {times[1]:.3f} | {s.hit_share or 0.0:.3f} |"
+            f"| {name} | {rates} | {times[0]:.3f} | {tail:.3f} | {times[1]:.3f} | "
+            f"{s.hit_share or 0.0:.3f} |"
         )
     if len(runs) > 1:
         cached, uncached = runs[CACHE], runs[NO_CACHE]
@@ -77,7 +79,8 @@ def limit_table(wall: float, counts: Counts, roofline: Roofline) -> str:
         limit = roofline.limit(counts, strict=strict)
         rows.append(f"| {name} | {limit:.2f} | {wall:.2f} | **{wall / limit:.2f}x** |")
     lines = [
-        f"{counts.prompt_tokens:,} uncached prompt tokens, {counts.generated_tokens:,} generated tokens, "
+        f"{counts.prompt_tokens:,} uncached prompt tokens, {counts.generated_tokens:,} "
+        "generated tokens, "
         f"{roofline.parameters / 1e6:.1f} million parameters; GFLOP/s: {rates}.",
         "",
         "| operations of a token | limit, s | wall, s | wall / limit |",

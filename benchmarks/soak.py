@@ -144,7 +144,10 @@ class Soak:
                 self.outcome.folder_peak, sum(sizes(self._folder).values())
             )
             self.outcome.page = await metrics(self._http)
-            note = f"{tally.right} right, {tally.left} left, {tally.refused} refused, {self.outcome.kills} kills"
+            note = (
+                f"{tally.right} right, {tally.left} left, {tally.refused} refused, "
+                f"{self.outcome.kills} kills"
+            )
             self._live.at(time.monotonic() - start, f"{note}, {tally.failures.total()} failures")
             await asyncio.sleep(LOOK_SECONDS)
         self._going = False
@@ -252,7 +255,8 @@ def main() -> int:
     plan = Plan(chosen.minutes * 60, chosen.kill_every, chosen.clients, chosen.seed)
     if plan.seconds < 3 * plan.kill_every:
         parser.error(
-            "--minutes must hold three times --kill-every: to warm up, for kills, and for the last engine"
+            "--minutes must hold three times --kill-every: to warm up, for kills, and for "
+            "the last engine"
         )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of what ends the server
     outcome = measure(plan, conversations(chosen.conversations, plan.seed), chosen.options)

@@ -35,7 +35,9 @@ class ChatError(Exception):
 
 @dataclass
 class Answer:
-    """One answer as far as it came, with the client's own clock (seconds from sending the request)."""
+    """One answer as far as it came, with the client's own clock (seconds from sending
+    the request).
+    """
 
     text: str = ""
     num_parts: int = 0

@@ -161,7 +161,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["same", "float8"],
         Doc(
             "cache",
-            "type of keys and values in host memory and on the disk; float8 is smaller and not exact",
+            "type of keys and values in host memory and on the disk; float8 is smaller and "
+            "not exact",
         ),
     ] = "same"
 

@@ -145,5 +145,6 @@ def _refuse_contradictions(settings: Settings, sources: Mapping[str, str]) -> No
             )
     if 0 < settings.max_step_tokens < settings.max_running:
         raise ConfigError(
-            f"{told('max_step_tokens')} contradicts {told('max_running')}: each sequence of a step computes a token"
+            f"{told('max_step_tokens')} contradicts {told('max_running')}: each sequence of "
+            "a step computes a token"
         )

@@ -53,7 +53,8 @@ METRICS: Final = (
         "counter",
         "radixserve_prompt_tokens_total",
         "tokens",
-        "Prompt tokens by where their keys and values came from: computed, or read from device, host or disk memory",
+        "Prompt tokens by where their keys and values came from: computed, or read from "
+        "device, host or disk memory",
         ("source",),
     ),
     Declared("counter", "radixserve_generated_tokens_total", "tokens", "Tokens generated"),
@@ -105,7 +106,8 @@ METRICS: Final = (
         "gauge",
         "radixserve_hit_ratio",
         "ratio",
-        f"Share of prompt tokens answered by the cache in the last {WINDOW_SECONDS} seconds; NaN without any",
+        f"Share of prompt tokens answered by the cache in the last {WINDOW_SECONDS} "
+        "seconds; NaN without any",
     ),
     Declared(
         "gauge",
@@ -174,7 +176,8 @@ METRICS: Final = (
         "counter",
         "radixserve_step_faults_total",
         "faults",
-        "Steps that came to nothing, by kind (exception, out_of_memory), and rows whose logits were not_finite",
+        "Steps that came to nothing, by kind (exception, out_of_memory), and rows whose "
+        "logits were not_finite",
         ("kind",),
     ),
     Declared("histogram", "radixserve_step_seconds", "seconds", "Duration of a step"),
@@ -229,7 +232,8 @@ METRICS: Final = (
         "gauge",
         "radixserve_engine_fallback",
         "0 or 1",
-        "1 while something slower serves in the place of the device's own path; /version says why (fallback_reason)",
+        "1 while something slower serves in the place of the device's own path; /version "
+        "says why (fallback_reason)",
     ),
     Declared(
         "gauge",

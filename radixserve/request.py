@@ -12,7 +12,9 @@ import msgspec
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How tokens are drawn. Two requests with equal prompts and equal `Sampling` get equal tokens."""
+    """How tokens are drawn. Two requests with equal prompts and equal `Sampling` get
+    equal tokens.
+    """
 
     max_tokens: int
     seed: int  # 0 .. 2**63-1; with the position it keys every random draw

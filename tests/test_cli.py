@@ -268,7 +268,10 @@ def test_the_package_runs_as_a_module() -> None:
 
 def test_help_and_settings_need_neither_torch_nor_transformers() -> None:
     heavy = "{'torch', 'transformers', 'numba', 'aiohttp'}"
-    code = f"import sys\nfrom radixserve import cli\ncli._parser()\nprint(sorted({heavy} & set(sys.modules)))"
+    code = (
+        f"import sys\nfrom radixserve import cli\ncli._parser()\nprint(sorted({heavy} & "
+        "set(sys.modules)))"
+    )
     assert run("-c", code).stdout == "[]\n"
 
 

@@ -1,4 +1,6 @@
-"""Budgets on functions, and documentation of the package; every test names all offenders at once."""
+"""Budgets on functions, and documentation of the package; every test names all offenders
+at once.
+"""
 
 from __future__ import annotations
 

@@ -161,7 +161,10 @@ def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
 def check_prompt_chars(num_chars: int, info: EngineInfo, settings: ApiSettings, param: str) -> None:
     """Refuse a text that cannot fit before any time is spent on tokenising it."""
     if num_chars > info.context_length * settings.max_chars_per_token:
-        message = f"The prompt has {num_chars} characters; it cannot fit the context of {info.context_length} tokens."
+        message = (
+            f"The prompt has {num_chars} characters; it cannot fit the context of "
+            f"{info.context_length} tokens."
+        )
         raise BadRequest(message, param=param, code="context_length_exceeded")
 
 

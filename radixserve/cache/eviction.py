@@ -114,7 +114,9 @@ class Evictor:
         return num_tokens
 
     def _offer(self, node: Node) -> None:
-        """Line up an unpinned node without children for eviction; an empty namespace goes at once."""
+        """Line up an unpinned node without children for eviction; an empty namespace goes
+        at once.
+        """
         if node.parent is None:
             self._tree.remove(node)
         else:
@@ -151,7 +153,9 @@ class Evictor:
         return runs
 
     def check(self, leased: list[Node]) -> None:
-        """Assert pins, totals and the order, given the node of every live lease; O(nodes + leases)."""
+        """Assert pins, totals and the order, given the node of every live lease; O(nodes
+        + leases).
+        """
         ends: dict[int, int] = {}
         for node in leased:
             ends[id(node)] = ends.get(id(node), 0) + 1

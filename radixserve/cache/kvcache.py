@@ -21,7 +21,9 @@ from radixserve.cache.slots import Run, SlotAllocator, append_runs, split_runs, 
 from radixserve.step import Slots
 
 OnEvict = Callable[[str, bytes, Slots], None]
-"""Told of K/V that is about to go: namespace, tokens from position 0 to the last of the leaf, and their slots."""
+"""Told of K/V that is about to go: namespace, tokens from position 0 to the last of the leaf, and
+their slots.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,9 @@ class KVCache:
     """
 
     def __init__(self, num_slots: int, *, enabled: bool = True, policy: Policy = LRU) -> None:
-        """With `enabled` false nothing is found and nothing published; leases still hand out slots."""
+        """With `enabled` false nothing is found and nothing published; leases still hand
+        out slots.
+        """
         self.enabled = enabled
         self.allocator = SlotAllocator(num_slots)
         self.tree = RadixTree()
@@ -114,7 +118,9 @@ class KVCache:
         return dropped
 
     def clear(self) -> int:
-        """Drop every token that nobody leases, and give how many; they are not counted as evicted."""
+        """Drop every token that nobody leases, and give how many; they are not counted
+        as evicted.
+        """
         return self._drop(self.evictor.evictable_tokens)
 
     def _drop(self, num_tokens: int, before: Callable[[Node], None] | None = None) -> int:
@@ -258,7 +264,9 @@ class Lease:
             self._contribute(tokens[self.num_published * TOKEN_BYTES :])
 
     def _adopt(self, point: Point) -> None:
-        """Move down to `point`, which others published meanwhile: their slots for our duplicates."""
+        """Move down to `point`, which others published meanwhile: their slots for
+        our duplicates.
+        """
         depth = self.num_published
         if point.depth == depth:
             return
@@ -269,7 +277,9 @@ class Lease:
         self._cache.allocator.free(duplicates)
 
     def _contribute(self, edge: bytes) -> None:
-        """Give the tree the tokens of `edge`, which follow our node, and the slots that hold them."""
+        """Give the tree the tokens of `edge`, which follow our node, and the slots that
+        hold them.
+        """
         evictor, node = self._cache.evictor, self._node
         num_tokens = len(edge) // TOKEN_BYTES
         runs, self._own = split_runs(self._own, num_tokens)

@@ -29,7 +29,9 @@ class KVShape:
 
 
 class KVPool:
-    """`k` [layers, slots, kv_heads, k_dim] and `v` [layers, slots, kv_heads, v_dim] on one device."""
+    """`k` [layers, slots, kv_heads, k_dim] and `v` [layers, slots, kv_heads, v_dim] on
+    one device.
+    """
 
     def __init__(self, shape: KVShape, num_slots: int, device: torch.device) -> None:
         self.shape = shape

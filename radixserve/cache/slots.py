@@ -16,7 +16,9 @@ from sortedcontainers import SortedDict
 from radixserve.step import Slots
 
 Run = tuple[int, int]
-"""(start, length): slots start .. start+length-1. Plain tuples, because trees hold very many of them."""
+"""(start, length): slots start .. start+length-1. Plain tuples, because trees hold very many of
+them.
+"""
 
 
 def split_runs(runs: Sequence[Run], num_slots: int) -> tuple[list[Run], list[Run]]:

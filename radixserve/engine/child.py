@@ -51,7 +51,9 @@ class Child:
 
     @property
     def is_open(self) -> bool:
-        """Messages can be sent; False before the start and once the process is known to have gone."""
+        """Messages can be sent; False before the start and once the process is known to
+        have gone.
+        """
         return self._writer is not None
 
     def send(self, message: ToEngine) -> None:

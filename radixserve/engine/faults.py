@@ -65,7 +65,8 @@ def fault_of(error: Exception) -> Fault:
     again.
 
     Raises:
-        DeviceLost: after this error every call of CUDA fails (a device-side assert, an illegal access).
+        DeviceLost: after this error every call of CUDA fails (a device-side assert, an illegal
+            access).
     """
     if _loses_device(error):
         raise DeviceLost(str(error).partition("\n")[0]) from error

@@ -21,7 +21,9 @@ _LENGTH = struct.Struct(">I")
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):
-    """First message to a new engine: load this model (a folder or a hub name) with these settings."""
+    """First message to a new engine: load this model (a folder or a hub name) with
+    these settings.
+    """
 
     settings: Settings
     model: str

@@ -67,7 +67,9 @@ class Plan:
 
 
 def second_try(sequence: Sequence) -> list[Work]:
-    """A step without company: the chunk of `sequence` that was taken back, for which it has slots."""
+    """A step without company: the chunk of `sequence` that was taken back, for which it
+    has slots.
+    """
     plan = Plan(sequence.num_retry)
     plan.add(sequence)
     return plan.works()

@@ -74,7 +74,8 @@ class Scheduler:
             return _ended(
                 sequence,
                 "error",
-                f"the request needs {last_slot(sequence)} slots, the K/V budget holds {self._num_slots}",
+                f"the request needs {last_slot(sequence)} slots, the K/V budget holds "
+                f"{self._num_slots}",
             )
         if sequence.num_output >= request.sampling.max_tokens:
             return _ended(sequence, "length")

@@ -134,7 +134,9 @@ def _row(label: str, one: Values, other: Values, statistic: Statistic) -> Iterat
 
 
 def interval(a: Values, b: Values, statistic: Statistic) -> tuple[float, float]:
-    """Where 95 % of the ratios lie when both samples are drawn anew; the same for the same values."""
+    """Where 95 % of the ratios lie when both samples are drawn anew; the same for the
+    same values.
+    """
     rng = np.random.default_rng(0)
     ratios = [  # in parts, for memory
         statistic(rng.choice(a, (PART, a.size)))

@@ -57,7 +57,9 @@ def show(bench: Bench, title: str, console: Console) -> None:
 
 
 def write(bench: Bench, summary: Path | None, html: Path | None, console: Console) -> bool:
-    """The files asked for; false if one could not be written. The others are written nevertheless."""
+    """The files asked for; false if one could not be written. The others are
+    written nevertheless.
+    """
     complete = True
     for path, write_to in ((summary, results.write), (html, page.write)):
         if path is None or not bench.phases or bench.about is None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import random
 
 _NOUNS = (  # noqa: SIM905 - a list of literals would take a page
-    "river harbour engineer market garden window teacher bridge letter museum forest island captain village library "
-    "machine kitchen mountain station journal valley farmer doctor painter storm lantern orchard railway castle school"
+    "river harbour engineer market garden window teacher bridge letter museum forest island "
+    "captain village library "
+    "machine kitchen mountain station journal valley farmer doctor painter storm lantern "
+    "orchard railway castle school"
 ).split()
 _VERBS = (  # noqa: SIM905
-    "follows watches repairs describes carries opens measures paints crosses remembers builds studies visits answers "
+    "follows watches repairs describes carries opens measures paints crosses remembers "
+    "builds studies visits answers "
     "guards collects finishes improves explains protects"
 ).split()
 _ADJECTIVES = (  # noqa: SIM905
-    "quiet narrow ancient bright careful distant early gentle heavy honest large modern northern patient simple silver "
+    "quiet narrow ancient bright careful distant early gentle heavy honest large modern "
+    "northern patient simple silver "
     "steady warm wooden young"
 ).split()
 _LINKS = "near behind above beside across beyond inside under after before".split()  # noqa: SIM905

@@ -15,7 +15,9 @@ Message = dict[str, str]
 
 
 class WorkloadError(Exception):
-    """A workload or a trace cannot be used; the message names the file and the field or the line."""
+    """A workload or a trace cannot be used; the message names the file and the field or
+    the line.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,9 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Turns that follow each other; in chat each one sends the messages and answers before it back."""
+    """Turns that follow each other; in chat each one sends the messages and answers before
+    it back.
+    """
 
     name: str
     opening: tuple[Message, ...]  # messages before the first turn: a system prompt, worked examples

@@ -96,6 +96,7 @@ def _chosen(target: Target, listed: str) -> str:
         ) from error
     if not served or (target.model and target.model not in served):
         raise CannotStart(
-            f"{target.url} does not serve {target.model or 'any model'}; it has: {', '.join(served) or '-'}"
+            f"{target.url} does not serve {target.model or 'any model'}; it has: "
+            f"{', '.join(served) or '-'}"
         )
     return target.model or served[0]

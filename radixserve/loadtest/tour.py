@@ -33,7 +33,9 @@ SMALL = (
 
 
 def main(arguments: Sequence[str], prog: str, console: Console) -> int:
-    """Start servers, replay, write the report and say where it is; 0 if every request was answered."""
+    """Start servers, replay, write the report and say where it is; 0 if every request
+    was answered.
+    """
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument(
         "--folder", type=Path, default=Path("bench"), help="where the report goes [%(default)s]"

@@ -91,7 +91,8 @@ def replay(table: Table, seed: int) -> list[Session]:
     """The sessions of a slice of a trace, at its own times.
 
     Raises:
-        WorkloadError: a wrong field, no such file, or a line that is not of the format, by its number.
+        WorkloadError: a wrong field, no such file, or a line that is not of the format, by its
+            number.
     """
     path = table.folder / table.take("file", str)
     skip, limit, speed = (
@@ -169,7 +170,8 @@ def _line(text: str, number: int, where: str) -> Line:
         raise WorkloadError(f"{where}: hash_ids must be whole numbers")
     if len(fields["hash_ids"]) != (needed := -(-fields["input_length"] // BLOCK_TOKENS)):
         raise WorkloadError(
-            f"{where}: {fields['input_length']} tokens need {needed} hash_ids of {BLOCK_TOKENS} tokens, "
+            f"{where}: {fields['input_length']} tokens need {needed} hash_ids of "
+            f"{BLOCK_TOKENS} tokens, "
             f"not {len(fields['hash_ids'])}"
         )
     lengths = (fields["input_length"], fields["output_length"])

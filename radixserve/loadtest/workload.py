@@ -45,7 +45,8 @@ def load_workload(name_or_path: str, changes: Sequence[str] = ()) -> Workload:
     changes.
 
     Raises:
-        WorkloadError: no such file, not TOML, or a field that is missing, unknown or of the wrong kind.
+        WorkloadError: no such file, not TOML, or a field that is missing, unknown or of the wrong
+            kind.
     """
     path = Path(name_or_path)
     if not path.suffix:

@@ -294,5 +294,7 @@ def launch_options(size: Sizes, dtype: torch.dtype) -> dict[str, int]:
 
 
 def _width(dim: int) -> int:
-    """The power of two that holds `dim`, 16 at least: the smallest matrix that a dot product takes."""
+    """The power of two that holds `dim`, 16 at least: the smallest matrix that a dot
+    product takes.
+    """
     return max(16, 1 << (dim - 1).bit_length())

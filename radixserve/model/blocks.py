@@ -104,7 +104,9 @@ class SplitSums:
     def tensors(
         self, count: int, width: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[count, width], [count], [count]; taken at the first call, which says how much for all."""
+        """[count, width], [count], [count]; taken at the first call, which says how much
+        for all.
+        """
         if self._tensors is None:
             shapes = ((count, width), (count,), (count,))
             acc, peak, weight = (

@@ -42,7 +42,8 @@ def slots_for_budget(
     if slots < MIN_SLOTS:
         holder = "The K/V budget" if budget_bytes else "Free memory"
         raise ConfigError(
-            f"{holder} holds {slots} tokens at {size:,} bytes each; at least {MIN_SLOTS} are needed "
+            f"{holder} holds {slots} tokens at {size:,} bytes each; at least {MIN_SLOTS} "
+            "are needed "
             f"({MIN_SLOTS * size:,} bytes)."
         )
     return min(slots, _MAX_SLOTS)

@@ -55,7 +55,10 @@ def choose_attention(shape: KVShape, heads: int, device: torch.device) -> tuple[
         Exception
     ) as error:  # whatever a compiler and a driver may raise, the reference can serve
         log.debug("the attention kernel failed", exc_info=True)
-        reason = f"the Triton attention kernel cannot run here ({type(error).__name__}: {_first_line(error)})"
+        reason = (
+            f"the Triton attention kernel cannot run here ({type(error).__name__}: "
+            f"{_first_line(error)})"
+        )
     if reason:
         log.warning("slower attention serves: %s", reason)
         return attention.TORCH, reason
@@ -87,7 +90,10 @@ def fault(kernel: attention.Kernel, shape: KVShape, heads: int, device: torch.de
     difference = float((out - expected).abs().max())
     if difference <= _TOLERANCE[shape.dtype]:
         return None
-    return f"the attention kernel differs from the reference by {difference:.3g} (allowed {_TOLERANCE[shape.dtype]})"
+    return (
+        f"the attention kernel differs from the reference by {difference:.3g} (allowed "
+        f"{_TOLERANCE[shape.dtype]})"
+    )
 
 
 def random_pool(shape: KVShape, device: torch.device) -> KVPool:

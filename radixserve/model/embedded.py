@@ -49,7 +49,8 @@ def embedded_model(progress: bool = True) -> Path:
     a folder of its own and becomes visible by one rename.
 
     Raises:
-        ModelRefused: the package is missing, or the conversion failed (with the child's last words).
+        ModelRefused: the package is missing, or the conversion failed (with the child's last
+            words).
     """
     folder = cache_dir() / "models" / f"{EMBEDDED_NAME}-v{_FORMAT}"
     if folder.is_dir():

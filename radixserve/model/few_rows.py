@@ -117,7 +117,9 @@ class FewRows:
         x: torch.Tensor,
         y: torch.Tensor,
     ) -> FewRows | None:
-        """The one that gives exactly `y` [rows, out] for `x` [rows, in]; None where there is none."""
+        """The one that gives exactly `y` [rows, out] for `x` [rows, in]; None where there
+        is none.
+        """
         if not FITS or shape[0] % WIDTH or not _is_plain(packed, shape):
             return None
         for chain in _CHAINS:
@@ -150,7 +152,9 @@ class FewRows:
 
 
 def _is_plain(packed: torch.Tensor, shape: tuple[int, int]) -> bool:
-    """Whether the packed weight lies in memory without padding, and where it lies can be asked for."""
+    """Whether the packed weight lies in memory without padding, and where it lies can be
+    asked for.
+    """
     try:
         return bool(torch.ops.mkldnn._nbytes(packed) == 4 * shape[0] * shape[1])
     except (AttributeError, RuntimeError):

@@ -159,7 +159,10 @@ class DecodeGraphs:
         allowed = _TOLERANCE * float(direct.abs().max())
         if difference <= allowed:
             return None
-        return f"a captured decode step gives other logits (difference {difference:.3g}, allowed {allowed:.3g})"
+        return (
+            f"a captured decode step gives other logits (difference {difference:.3g}, allowed "
+            f"{allowed:.3g})"
+        )
 
     def _captured(self, size: int) -> Replay | None:
         log.info("capturing the decode step of %d sequences", size)

@@ -27,7 +27,9 @@ _FLOAT = ir.FloatType()
 VECTOR = ir.VectorType(_FLOAT, LANES)
 VECTORS = 2 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 1
 PANEL = LANES * VECTORS
-"""Columns that one call of a `multiply_rows` block computes: what fits the registers, six rows at a time."""
+"""Columns that one call of a `multiply_rows` block computes: what fits the registers, six rows at a
+time.
+"""
 
 LINE = 16
 """Floats of a cache line."""

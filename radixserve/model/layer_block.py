@@ -51,7 +51,8 @@ _NUMBERS = ("rows", "heads", "kv_heads", "dim")
 _ARRAYS = Layer._fields[: -len(_NUMBERS)]
 _PLACE = {name: 2 * index for index, name in enumerate(_ARRAYS)}
 BLOCK_LENGTH = 2 * len(_ARRAYS) + len(_NUMBERS)
-"""A layer arrives as int64: address and length of each array in the order above, then the numbers."""
+"""A layer arrives as int64: address and length of each array in the order above, then the numbers.
+"""
 
 
 class LayerBlock:

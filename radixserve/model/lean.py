@@ -93,7 +93,9 @@ class LeanForward:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> LeanForward | None:
-        """For a row-wise model on the CPU; None where its classes are others or it gates otherwise."""
+        """For a row-wise model on the CPU; None where its classes are others or it
+        gates otherwise.
+        """
         known = type(model) in _KNOWN and model.config.hidden_act == "silu"
         return cls(model) if known else None
 

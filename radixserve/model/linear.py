@@ -160,7 +160,8 @@ def _find_min_rows(weight: PackedWeight) -> int:
     wrong = [rows for rows, equal in same.items() if not equal and rows > 1]
     if wrong:
         raise Untrusted(
-            f"packed {weight.in_features}x{weight.out_features} linears round {wrong[0]} rows differently"
+            f"packed {weight.in_features}x{weight.out_features} linears round {wrong[0]} "
+            "rows differently"
         )
     return 1 if same[1] else 2
 

@@ -94,7 +94,9 @@ def _not_rowwise(model: PreTrainedModel, device: torch.device) -> str | None:
 def _attention(
     shape: KVShape, heads: int, device: torch.device, *, exact: bool
 ) -> tuple[str, str | None]:
-    """The name of the kernel for this device, and why it is the reference where it should not be."""
+    """The name of the kernel for this device, and why it is the reference where it should
+    not be.
+    """
     if device.type == "cuda":
         return choose_attention(shape, heads, device)
     return attention.register_cpu_kernel() if exact else attention.TORCH, None
@@ -116,7 +118,9 @@ def _kv_shape(config: PretrainedConfig, dtype: torch.dtype) -> KVShape:
 
 
 def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
-    """Ids that end a text, from the generation config first, then the model's; in order, each once."""
+    """Ids that end a text, from the generation config first, then the model's; in order,
+    each once.
+    """
     found: list[int] = []
     for holder in (model.generation_config, model.config):
         ids = getattr(holder, "eos_token_id", None)

@@ -37,7 +37,9 @@ WIDTH = 64
 
 
 class Rows(NamedTuple):
-    """Rows that lie where a table says: row k is data[begin + table[first + k] * stride :][:width]."""
+    """Rows that lie where a table says: row k is data[begin + table[first + k] *
+    stride :][:width].
+    """
 
     data: Any  # flat float32
     table: Any  # int32

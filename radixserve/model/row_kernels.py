@@ -107,7 +107,9 @@ def _rotate(layer: Layer) -> None:
 
 @compiled
 def _gate_stripe(gate: Any, up: Any, target: Any, powers: Any) -> None:
-    """target = up * silu(gate), of at most 64 columns. e to a power <= 0 only: it cannot overflow."""
+    """target = up * silu(gate), of at most 64 columns. e to a power <= 0 only: it
+    cannot overflow.
+    """
     count = gate.shape[0]
     powers[count:] = _ZERO
     for j in range(count):

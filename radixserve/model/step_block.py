@@ -59,7 +59,8 @@ LONGS = ("items", "split_rows", "counters", "scratch")
 ARRAYS = FLOATS + INTS + LONGS
 NUMBERS = ("heads", "kv_heads", "k_dim", "v_dim")
 BLOCK_LENGTH = 2 * len(ARRAYS) + len(NUMBERS)
-"""A step arrives as int64: address and length of each array in the order above, then the numbers."""
+"""A step arrives as int64: address and length of each array in the order above, then the numbers.
+"""
 
 
 class StepBlock:

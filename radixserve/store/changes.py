@@ -114,7 +114,8 @@ def exported_header(source: Path) -> RunHeader:
         raise StartupError(f"cannot import {source}: {error}") from error
     if header.start:
         raise StartupError(
-            f"cannot import {source}: it begins at position {header.start}; export writes whole prefixes"
+            f"cannot import {source}: it begins at position {header.start}; export writes "
+            "whole prefixes"
         )
     return header
 

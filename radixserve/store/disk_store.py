@@ -213,7 +213,9 @@ class DiskStore:
         return None
 
     def _quarantine(self, row: Row, error: Exception) -> None:
-        """Remove a run that cannot be used, and those below it, which cannot be reached without it."""
+        """Remove a run that cannot be used, and those below it, which cannot be reached
+        without it.
+        """
         log.warning("stored run %s is not used and removed: %s", row.name, error)
         self._folder.remove(self._folder.index.below(row.id))
 

@@ -140,7 +140,8 @@ def ask(disk: Disk, folder: Path, errand: Clear | Mend | Bring) -> Answer:
     until it is done.
 
     Raises:
-        StartupError: it could not be done, another command asks just now, or the server does not answer.
+        StartupError: it could not be done, another command asks just now, or the server does not
+            answer.
     """
     asked = Asked(uuid.uuid4().hex, errand)
     try:
@@ -173,7 +174,8 @@ def _waited(disk: Disk, folder: Path, number: str) -> Answer:
             raise StartupError(f"the server that held {folder} has ended; try again")
         if not waits and not works:
             raise StartupError(
-                f"the server that holds {folder} could not do it, or not say what came of it; see its log"
+                f"the server that holds {folder} could not do it, or not say what came of "
+                "it; see its log"
             )
         if waits and time.monotonic() > until:
             raise StartupError(f"the server that holds {folder} does not answer")

@@ -142,7 +142,8 @@ class Index:
         while depth < len(ids):
             where = (parent, depth, int(ids[depth]), fingerprint, namespace)
             found = self._rows(
-                "WHERE parent = ? AND start = ? AND first_token = ? AND fingerprint = ? AND namespace = ?",
+                "WHERE parent = ? AND start = ? AND first_token = ? AND fingerprint = ? AND "
+                "namespace = ?",
                 where,
             )
             if not found:

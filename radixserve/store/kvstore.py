@@ -43,7 +43,8 @@ class KVStore:
 
         Raises:
             StartupError: another process holds the folder, or it cannot be used.
-            ValueError: `budget` is no size, or the model does not keep one K and one V per layer and position.
+            ValueError: `budget` is no size, or the model does not keep one K and one V per layer
+                and position.
         """
         self._device, self._shape = model.device, _kv_shape(model)
         num_bytes = parse_size(budget) if isinstance(budget, str) else budget
@@ -108,7 +109,10 @@ def _fingerprint(model: PreTrainedModel) -> str:
     config = model.config.to_dict()
     config.pop("_name_or_path", None)  # moving a model does not change it
     text = json.dumps(config, sort_keys=True, default=str)
-    how = f"transformers {transformers.__version__}, torch {torch.__version__}, {model.config._attn_implementation}"
+    how = (
+        f"transformers {transformers.__version__}, torch {torch.__version__}, "
+        f"{model.config._attn_implementation}"
+    )
     return weights_fingerprint(text, model.state_dict(), f"{how}, {model.device.type}")
 
 

@@ -65,7 +65,8 @@ def import_prefix(folder: Path, source: Path, trust_others: bool = False) -> int
     """One prefix from one file."""
     brought = transfer.import_prefix(folder, source, trust_others)
     print(
-        f"{brought.num_tokens} tokens of model {brought.fingerprint[:NAME]}, {brought.num_new} of them new"
+        f"{brought.num_tokens} tokens of model {brought.fingerprint[:NAME]}, "
+        f"{brought.num_new} of them new"
     )
     return 0
 

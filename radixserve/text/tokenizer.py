@@ -67,7 +67,10 @@ class Tokenizer:
             raise
         except Exception as error:  # the libraries below raise bare Exception for a malformed file
             reason = _first_line(error)
-            hint = "a folder needs tokenizer.json, which AutoTokenizer.from_pretrained(...).save_pretrained(...) writes"
+            hint = (
+                "a folder needs tokenizer.json, which "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes"
+            )
             raise ModelRefused(
                 f"cannot load the tokenizer of {folder_or_name!r}: {reason} ({hint})"
             ) from error

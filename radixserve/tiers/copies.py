@@ -56,7 +56,9 @@ def write_slots(pool: KVPool, slots: Slots, kv: KV) -> None:
 
 
 def converted(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """In another dtype; what is beyond a narrower one's range becomes its largest value, not NaN."""
+    """In another dtype; what is beyond a narrower one's range becomes its largest value,
+    not NaN.
+    """
     if tensor.dtype == dtype:
         return tensor
     if dtype.itemsize == 1:

@@ -37,7 +37,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Load:
-    """What was asked of the disk, and once it is `done` what it gave: K/V from position `depth` on."""
+    """What was asked of the disk, and once it is `done` what it gave: K/V from position
+    `depth` on.
+    """
 
     namespace: str
     tokens: bytes

@@ -76,7 +76,9 @@ class Worker:
             self._done.popleft().then()
 
     def close(self, seconds: float) -> bool:
-        """Do what is queued, for at most so long, and end the thread; False if it still works then."""
+        """Do what is queued, for at most so long, and end the thread; False if it still
+        works then.
+        """
         until = time.monotonic() + seconds
         with self._changed:
             self._closing = True

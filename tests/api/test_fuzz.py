@@ -1,4 +1,6 @@
-"""Bodies that nobody thought of: no answer is ever a 5xx, none hangs, and the server keeps serving."""
+"""Bodies that nobody thought of: no answer is ever a 5xx, none hangs, and the server
+keeps serving.
+"""
 
 from __future__ import annotations
 

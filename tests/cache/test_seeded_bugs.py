@@ -33,7 +33,8 @@ HUNT = settings(
 BUGS = {
     "a second release frees the slots again": (
         "kvcache",
-        "        if self not in cache._leases:\n            return\n        del cache._leases[self]",
+        "        if self not in cache._leases:\n            return\n        del "
+        "cache._leases[self]",
         "        cache._leases.pop(self, None)",
     ),
     "release forgets to unpin": ("kvcache", "        cache.evictor.unpin(self._node)\n", ""),
@@ -103,7 +104,8 @@ BUGS = {
     ),
     "a refused lease leaves an empty namespace": (
         "kvcache",
-        "            if not root.children and not root.pins:\n                self.tree.remove(root)\n",
+        "            if not root.children and not root.pins:\n                "
+        "self.tree.remove(root)\n",
         "",
     ),
     "a path is read from the leaf up": ("radix", "for runs in reversed(path)", "for runs in path"),
@@ -160,7 +162,8 @@ BUGS = {
     ),
     "a parent whose last child went is forgotten": (
         "eviction",
-        "            if not parent.children and not parent.pins:\n                self._offer(parent)\n",
+        "            if not parent.children and not parent.pins:\n                "
+        "self._offer(parent)\n",
         "",
     ),
     "a leased parent is offered": (

@@ -113,7 +113,9 @@ class Interruptions:
 
 
 def preempt(core: EngineCore, index: int = 0) -> str:
-    """Take the slots of the running sequence at `index`, as pressure would; says what it was doing."""
+    """Take the slots of the running sequence at `index`, as pressure would; says what it
+    was doing.
+    """
     sequence = core.scheduler.running[index]
     assert sequence.lease is not None, "what runs holds a lease"
     started = sequence.num_computed > sequence.lease.num_cached

@@ -27,8 +27,10 @@ from tests import tiny
 NEW_TOKENS = 12
 SYSTEMS = [
     "You are a patient teacher. You answer in one short sentence and never use hard words.",
-    "You are the clerk of a bookshop. You know every book, and you recommend one for each question.",
-    "Translate what the user says into simple English. Keep names as they are. Do not explain anything.",
+    "You are the clerk of a bookshop. You know every book, and you recommend one for each "
+    "question.",
+    "Translate what the user says into simple English. Keep names as they are. Do not "
+    "explain anything.",
 ]
 QUESTIONS = [
     "Why is the sky blue?",

@@ -93,7 +93,9 @@ def promoted(core: EngineCore) -> tuple[int, int]:
 def test_tiny_models_answer_with_the_same_bits_from_every_tier(
     tmp_path_factory: pytest.TempPathFactory, family: str, seed: int, host_slots: int, gap: int
 ) -> None:
-    """A device, a host memory and a folder too small for the trace: everything moves all the time."""
+    """A device, a host memory and a folder too small for the trace: everything moves all
+    the time.
+    """
     loaded, folder = tiny.load_tiny(family), tmp_path_factory.mktemp("s") / "s"
     requests = trace(random.Random(seed), tiny.VOCAB, count=10, length=60)
     expected = alone(loaded, requests)

@@ -35,7 +35,9 @@ def test_nothing_is_wrong_lost_or_left_behind_after_a_short_soak() -> None:
 
 
 def run(command: list[str]) -> tuple[int, str]:
-    """Exit code and output; terminated if it takes too long, so that it ends what it has started."""
+    """Exit code and output; terminated if it takes too long, so that it ends what it
+    has started.
+    """
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

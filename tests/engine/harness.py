@@ -72,7 +72,9 @@ class Harness:
         return self.events[name][-1].finish
 
     def answer(self, name: str) -> tuple[Any, ...]:
-        """Everything that a client could tell two answers apart by, but times and what was cached."""
+        """Everything that a client could tell two answers apart by, but times and what
+        was cached.
+        """
         prompt = [
             event.prompt_logprobs
             for event in self.events[name]

@@ -380,7 +380,9 @@ def _serve(harness: Harness, arriving: Arrivals) -> None:
 
 
 def assert_answered(harness: Harness, arriving: Arrivals) -> list[str]:
-    """Everybody has one end and a right beginning, whole where nothing else ended it; who failed."""
+    """Everybody has one end and a right beginning, whole where nothing else ended it;
+    who failed.
+    """
     failed = []
     for i, (prompt, max_tokens, _, patience) in enumerate(arriving):
         whole, got, last = (
@@ -430,7 +432,9 @@ def test_any_steps_may_fail_and_only_two_in_a_row_end_anybody(
 def test_who_computes_a_cursed_token_fails_if_it_is_cursed_for_good_and_nobody_else_does(
     arriving: Arrivals, engine: dict[str, Any], late: bool, curses: list[tuple[int, int, int]]
 ) -> None:
-    """A curse lies on a position of one request, so on all that share the prefix; once or for good."""
+    """A curse lies on a position of one request, so on all that share the prefix; once or
+    for good.
+    """
     left: dict[Prefix, int] = {}
     for who, length, times in curses:
         prompt, max_tokens, _, _ = arriving[who % len(arriving)]

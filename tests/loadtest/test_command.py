@@ -150,7 +150,10 @@ def test_a_full_disk_keeps_the_other_results_and_fails(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device /dev/full")
 def test_a_terminal_that_takes_no_more_keeps_the_files_and_fails(tmp_path: Path) -> None:
     numbers = tmp_path / "s.json"
-    script = "import radixserve.loadtest.progress as p; p.PLAIN_SECONDS = 0.0; from radixserve.loadtest.cli import main; raise SystemExit(main())"
+    script = (
+        "import radixserve.loadtest.progress as p; p.PLAIN_SECONDS = 0.0; from "
+        "radixserve.loadtest.cli import main; raise SystemExit(main())"
+    )
     with fake_process() as url, Path("/dev/full").open("w") as full:
         command = [sys.executable, "-c", script, "shared_system", "--url", url, "--set", "users=1"]
         ended = subprocess.run(

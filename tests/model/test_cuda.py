@@ -83,7 +83,8 @@ def test_without_triton_the_reference_serves(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(builtins, "__import__", without)
     assert choose_attention(SHAPE, 9, CPU) == (
         attention.TORCH,
-        "the Triton attention kernel cannot run here (ModuleNotFoundError: No module named 'triton')",
+        "the Triton attention kernel cannot run here (ModuleNotFoundError: No module named "
+        "'triton')",
     )
 
 

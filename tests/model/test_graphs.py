@@ -222,5 +222,6 @@ def test_the_check_at_start_accepts_a_true_replay_and_no_other(loaded: LoadedMod
     assert wrong.startswith("a captured decode step gives other logits (difference 1,")
     broken = graphs(loaded, Capture(broken=True))[0].check()
     assert broken == (
-        "decode steps of 1 sequences cannot be captured: operation not permitted when stream is capturing"
+        "decode steps of 1 sequences cannot be captured: operation not permitted when "
+        "stream is capturing"
     )

@@ -1,4 +1,6 @@
-"""The embedded default model: transformers' own tokens, and the same bits however the work is cut."""
+"""The embedded default model: transformers' own tokens, and the same bits however the work
+is cut.
+"""
 
 from __future__ import annotations
 

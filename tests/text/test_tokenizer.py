@@ -176,7 +176,10 @@ def test_lone_surrogates_are_refused(smollm2: Tokenizer, text: str) -> None:
 
 
 def test_what_a_template_refuses_is_told_to_the_client(smollm2: Tokenizer, tmp_path: Path) -> None:
-    template = "{{ raise_exception('roles must alternate') if messages|length > 1 else messages[0].content }}"
+    template = (
+        "{{ raise_exception('roles must alternate') if messages|length > 1 else "
+        "messages[0].content }}"
+    )
     tokenizer = load_saved(smollm2._backend, tmp_path, chat_template=template)
     assert tokenizer.decode(tokenizer.encode_chat(CONVERSATION[1:2])) == "The capital of France?"
     with pytest.raises(
