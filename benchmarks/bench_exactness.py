@@ -1,16 +1,17 @@
 """What exactness costs: the throughput with it over that of the fastest configuration without it,
 in one run.
 
-    python benchmarks/bench_exactness.py [--rounds 15] [--model FOLDER_OR_NAME] [--computed 7300] [--generated 1700]
+    python benchmarks/bench_exactness.py [--rounds 15] [--model FOLDER_OR_NAME]
+                                         [--computed 7300] [--generated 1700]
 
 Every configuration is the lean forward in float32 with the same row-wise kernels, and two choices:
 
-    linears    packed      as served: weights packed for oneDNN, our own kernel for few rows where it gives oneDNN's
+    linears    packed      as served: packed for oneDNN, our kernel for few rows where it gives oneDNN's
                            bits, a single row doubled where it would be summed in another order
                unguarded   packed, and always oneDNN's own operator on the rows as they come
                torch       `F.linear` over plain weights
     attention  tiles       as served: our kernel over scattered slots, a shared prefix read once
-               dense       torch's `scaled_dot_product_attention` over K and V that lie in order, each sequence its own
+               dense       torch's `scaled_dot_product_attention`, K and V in order, per sequence
 
 "packed, tiles" is exact and the other five are not. They take turns round by round; a table shows
 medians. The last row is the mix of steps of the shared-prefix chat, whose counts figures.py prints:

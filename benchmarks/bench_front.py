@@ -1,6 +1,7 @@
 """How many tokens per second can be streamed when the model costs nothing.
 
-    python benchmarks/bench_front.py [--engine process|none] [--streams 64] [--tokens 400] [--endpoint chat|completions]
+    python benchmarks/bench_front.py [--engine process|none] [--streams 64] [--tokens 400]
+                                     [--endpoint chat|completions]
 
 The application runs in this process. With `--engine process` the real engine process stands behind
 it, with the model of no cost: the whole way of a token but the forward pass. With `none` it is the

@@ -1,7 +1,8 @@
 """Where a step's time goes: decode with and without sharing, prefill, and the attention kernel
 beside torch's.
 
-    python benchmarks/bench_step.py [--rounds 15] [--model FOLDER_OR_NAME] [--threads N] [--scattered]
+    python benchmarks/bench_step.py [--rounds 15] [--model FOLDER_OR_NAME] [--threads N]
+                                    [--scattered]
 
 What is compared takes turns round by round, because other work on the machine comes and goes; a
 table shows medians and their ratios. Slots lie in runs, as a server hands them out before much was

@@ -1,14 +1,16 @@
 """What writing behind costs: the same requests with a disk store and without one, in turns, in one
 process.
 
-    GOMP_SPINCOUNT=5000 python benchmarks/bench_write_behind.py [--pairs 9] [--folder DIR] [--model FOLDER_OR_NAME]
+    GOMP_SPINCOUNT=5000 python benchmarks/bench_write_behind.py [--pairs 9]
+        [--folder DIR] [--model FOLDER_OR_NAME]
 
 Two engines over one model. A pair is the same new requests, a round after the other without a
 pause, through one engine and then through the other, in turns of who is first. Two kinds of
 requests, a row each:
 
-    shared    rounds of eight chats on a new prefix of 1,400 tokens, 30 tokens of their own, 32 generated
-    random    rounds of eight prompts of 110 to 560 random tokens, 32 generated: every token computed is one to write
+    shared    rounds of eight chats: a new prefix of 1,400 tokens, 30 of their own, 32 generated
+    random    rounds of eight prompts of 110 to 560 random tokens, 32 generated: every token
+              computed is written
 
 Time ends with the last token. What is still to be written then is waited for before the other
 engine's turn; the table says how long that took, how much was written and how much was left out (a

@@ -1,6 +1,7 @@
 """Where a step's time goes: decode at batch 1, 8 and 16, and a chunk of 256 prompt tokens.
 
-    GOMP_SPINCOUNT=5000 python benchmarks/profile_step.py [--steps 20] [--model FOLDER_OR_NAME] [--threads N]
+    GOMP_SPINCOUNT=5000 python benchmarks/profile_step.py [--steps 20] [--model FOLDER_OR_NAME]
+        [--threads N]
 
 An engine without its process takes real steps, from plan to commit. Wrappers around what the lean
 forward and the step call add up wall time, all threads of it side by side:
@@ -9,7 +10,7 @@ forward and the step call add up wall time, all threads of it side by side:
     attention      the tile kernel, and once a step the making of its tiles
     row-wise       norms, rotary positions with the writing of K and V, gates
     sampling       from logits to token ids on the host, greedy
-    rest           everything else: scheduler, cache, chunks to tensors, embedding, rotary tables, Python between calls
+    rest           the rest: scheduler, cache, chunks to tensors, embedding, rotary tables, Python
 
 Decoding sequences share a prefix of 1,024 tokens and have 100 of their own. Wrapped steps run layer
 by layer; the server runs a step of few rows as one program, which has no parts to wrap. "As served"

@@ -1,7 +1,8 @@
 """A soak: mixed traffic, clients that leave, budgets far too small, and an engine that is killed
 every half minute.
 
-    python benchmarks/soak.py [--minutes 10] [--kill-every 30] [--seed 1] [-- more options of radixserve serve]
+    python benchmarks/soak.py [--minutes 10] [--kill-every 30] [--seed 1]
+        [-- more options of radixserve serve]
 
 First every request of a finite pool is answered by a quiet server without a cache, one at a time:
 the references. Then a server with all three tiers, none of them large enough, gets the same

@@ -20,8 +20,8 @@ from radixserve.errors import ConfigError
 CONFIG_VARIABLE: Final = ENV_PREFIX + "CONFIG"
 OTHER_VARIABLES: Final = {
     CONFIG_VARIABLE: "the TOML file, where `--config` does not name one",
-    ENV_PREFIX
-    + "CACHE_DIR": "folder for the converted model and compiled kernels (default: ~/.cache/radixserve)",
+    ENV_PREFIX + "CACHE_DIR": "folder for the converted model and compiled kernels "
+    "(default: ~/.cache/radixserve)",
 }
 """Variables with the prefix that are no settings, and what each is for."""
 

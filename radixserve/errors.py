@@ -10,7 +10,7 @@
        |- MethodNotAllowed     405
        |- BodyTooLarge         413
        |- ServerError          500: this request failed inside the server
-       `- Unavailable          503: overloaded, draining or the engine is down; may carry Retry-After
+       `- Unavailable          503: overloaded, draining or no engine; may carry Retry-After
 
 `assert` is for our own bugs only; nothing a user or an operator can cause ends in an assert.
 """

@@ -107,7 +107,9 @@ class Machine:
 
 
 def _paths(file: Path) -> dict[str, PurePosixPath]:
-    """The group of this process by controller ("" for version 2), from lines such as `4:memory:/a`."""
+    """The group of this process by controller ("" for version 2), from lines such
+    as `4:memory:/a`.
+    """
     found = {}
     for line in _lines(file):
         _, _, rest = line.partition(":")

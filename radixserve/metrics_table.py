@@ -212,7 +212,8 @@ METRICS: Final = (
         "counter",
         "radixserve_engine_restarts_total",
         "restarts",
-        "Times the engine was started again, by cause: crash (the process ended) or hang (it did nothing any more and was killed)",
+        "Times the engine was started again, by cause: crash (the process ended) or hang "
+        "(it did nothing any more and was killed)",
         ("cause",),
     ),
     Declared(

@@ -112,7 +112,10 @@ def test_names_in_back_ticks_exist(path: Path) -> None:
 
 
 def test_a_name_that_is_gone_is_found() -> None:
-    text = "`engine.core.EngineCore` `engine.gone` `EngineCore.step` `EngineCore.leap` `Lease` `HandWave` `os.path` `GET`"
+    text = (
+        "`engine.core.EngineCore` `engine.gone` `EngineCore.step` `EngineCore.leap` "
+        "`Lease` `HandWave` `os.path` `GET`"
+    )
     assert absent(text, definitions()) == ["engine.gone", "EngineCore.leap", "HandWave"]
 
 

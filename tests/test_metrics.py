@@ -318,7 +318,10 @@ def test_there_is_one_model_info_even_when_the_engine_comes_back_different() -> 
     page = rendered(
         metrics, info=INFO.__class__(**{**_fields(INFO), "attention": "torch", "exact": False})
     )
-    labels = 'attention="torch",cache="true",device="cpu",dtype="float32",exact="false",model="Org/Model"'
+    labels = (
+        'attention="torch",cache="true",device="cpu",dtype="float32",'
+        'exact="false",model="Org/Model"'
+    )
     assert page[f"radixserve_model_info{{{labels}}}"] == 1
     assert len(page.families["radixserve_model_info"].samples) == 1
 

@@ -188,7 +188,7 @@ class Lease:
 
         shared    owned by tree nodes that were there before us; pinned by us, read by anyone
         ours      owned by the tree since we published them; pinned by us, read by anyone
-        private   owned by this lease (the runs in `_own`, in the order of positions); nobody else can see them
+        private   owned by this lease (the runs in `_own`, by position); nobody else can see them
 
     `_node` is the node that ends at num_published; pinning it protects the first two intervals.
     publish() moves the second border to the right: the tree takes our slots over. Where another

@@ -30,7 +30,7 @@ class Node:
     After "the cat sat" and "the cat ran" were published (a word stands for a token here):
 
         root of namespace "public"        edge b""           runs []
-        '- the                            edge "the cat"     runs [(0, 2)]           children keyed by first token
+        '- the                            edge "the cat"     runs [(0, 2)]   by first token:
            |- sat                         edge "sat"         runs [(2, 1)]
            '- ran                         edge "ran"         runs [(7, 1)]
 

@@ -64,9 +64,9 @@ class SlotAllocator:
     With 12 slots, of which 2, 3, 4, 8 and 10 are free:
 
         _stop_at    {2: 5, 8: 9, 10: 11}        start of a free run -> the slot after its last
-        _start_at   {5: 2, 9: 8, 11: 10}        the same, the other way round: finds the neighbour to coalesce with
-        _starts     {1: [8, 10], 3: [2]}        length -> starts of the free runs that long, lengths sorted: best fit
-        _is_free    001110001010                one byte per slot: finds a double free, whatever its shape
+        _start_at   {5: 2, 9: 8, 11: 10}        the same, inverted: finds a neighbour to join
+        _starts     {1: [8, 10], 3: [2]}        length -> starts of free runs, sorted: best fit
+        _is_free    001110001010                one byte per slot: finds a double free of any shape
 
     Free runs never touch each other. An operation costs a few dict accesses per run handed out or
     taken back, and O(log(different lengths)) where a length appears or disappears.

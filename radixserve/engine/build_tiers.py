@@ -66,7 +66,8 @@ def _host(budget: int, shape: KVShape, pool: KVPool) -> HostTier:
     num_slots, free = budget // shape.slot_bytes, free_bytes(torch.device("cpu"))
     if num_slots < MIN_SLOTS:
         raise ConfigError(
-            f"host_budget holds {num_slots} tokens at {shape.slot_bytes:,} bytes; {MIN_SLOTS} are needed"
+            f"host_budget holds {num_slots} tokens at {shape.slot_bytes:,} bytes; "
+            f"{MIN_SLOTS} are needed"
         )
     if budget > free:
         raise ConfigError(

@@ -71,7 +71,9 @@ class ProcessEngine:
 
     @property
     def stats(self) -> EngineStats:
-        """See `EngineClient.stats`; requests kept outside the engine wait as those in its queue do."""
+        """See `EngineClient.stats`; requests kept outside the engine wait as those in its
+        queue do.
+        """
         return msgspec.structs.replace(
             self._stats, waiting=self._stats.waiting + self._gate.num_outside
         )

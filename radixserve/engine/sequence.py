@@ -4,7 +4,7 @@ Counters, not phases: a sequence has `num_tokens` tokens of which `num_computed`
 step lets the second catch up with the first. Prefill, a prefix hit, chunked prefill, decode and
 resumption after preemption are all that one rule.
 
-        positions  0 ........ num_computed ........ num_planned ........ num_tokens ............ capacity
+        positions  0 ...... num_computed ...... num_planned ...... num_tokens .......... capacity
                    K/V in slots   | a step in flight    | to be computed     | not generated yet
                    |<- prompt (num_prompt) ->|<- output ->|
 

@@ -27,29 +27,31 @@ class Dialect:
 # Found by sending each field to each server, as docs/benchmarks.md starts it; partly in its source
 # for the last one.
 _RADIXSERVE = """
-    best_of cache_prompt cache_salt parallel_tool_calls priority prompt_cache_key reasoning_effort response_format
-    skip_special_tokens store suffix tool_choice tools verbosity
+    best_of cache_prompt cache_salt parallel_tool_calls priority prompt_cache_key reasoning_effort
+    response_format skip_special_tokens store suffix tool_choice tools verbosity
 """.split()  # noqa: SIM905 - lists of literals would take a page
 
 # Tools are refused without a parser for them, priorities ignored by the default order of its queue.
 _VLLM = """
-    best_of cache_prompt metadata parallel_tool_calls priority prompt_cache_key service_tier store suffix tool_choice
-    tools user verbosity
+    best_of cache_prompt metadata parallel_tool_calls priority prompt_cache_key service_tier store
+    suffix tool_choice tools user verbosity
 """.split()  # noqa: SIM905
 
 # Tools are ignored where the model's chat template has no place for them.
 _LLAMA_CPP = """
-    best_of cache_salt echo metadata min_tokens parallel_tool_calls priority prompt_cache_key reasoning_effort
-    repetition_penalty service_tier skip_special_tokens stop_token_ids store suffix tool_choice tools user verbosity
+    best_of cache_salt echo metadata min_tokens parallel_tool_calls priority prompt_cache_key
+    reasoning_effort repetition_penalty service_tier skip_special_tokens stop_token_ids store suffix
+    tool_choice tools user verbosity
 """.split()  # noqa: SIM905
 
 # Some are answered by 422, the others ignored. With continuous batching every request is sampled as
 # the first one was.
 _TRANSFORMERS = """
-    best_of cache_prompt cache_salt echo frequency_penalty ignore_eos logit_bias logprobs metadata min_p min_tokens n
-    parallel_tool_calls presence_penalty priority prompt_cache_key reasoning_effort repetition_penalty response_format
-    seed service_tier skip_special_tokens stop stop_token_ids store stream_options suffix tool_choice tools top_k
-    top_logprobs top_p user verbosity
+    best_of cache_prompt cache_salt echo frequency_penalty ignore_eos logit_bias logprobs metadata
+    min_p min_tokens n parallel_tool_calls presence_penalty priority prompt_cache_key
+    reasoning_effort repetition_penalty response_format seed service_tier skip_special_tokens stop
+    stop_token_ids store stream_options suffix tool_choice tools top_k top_logprobs top_p user
+    verbosity
 """.split()  # noqa: SIM905
 
 DIALECTS = {

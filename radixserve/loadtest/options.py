@@ -12,7 +12,7 @@ from radixserve.loadtest.measures import Objective
 EPILOG = """\
 Other commands:
   compare A.json B.json   ratios of two summaries, with their spread
-  tour                    a server of its own: the shared-system workload cold, warm and without its cache
+  tour                    its own server: the shared-system workload cold, warm and without cache
 
 Exit code: 0 all well, 1 errors or differences, 2 could not start, 130 interrupted.
 """

@@ -30,7 +30,9 @@ class Phase:
 
 
 def as_json(phases: Sequence[Phase], about: About, baseline: str | None = None) -> dict[str, Any]:
-    """All of it; the file is self-contained. `baseline` is the phase that others are compared with."""
+    """All of it; the file is self-contained. `baseline` is the phase that others are
+    compared with.
+    """
     workload = phases[0].run.workload
     summaries = {phase.run.phase: phase.summary for phase in phases}
     return {

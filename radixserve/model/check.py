@@ -86,7 +86,10 @@ def _attention_refusal(config: PretrainedConfig, kinds: Sequence[str]) -> str | 
     if _value(config, "attn_logit_softcapping"):
         return "caps its attention scores (softcap), which our attention does not do"
     if _rope_type(config) in _LENGTH_DEPENDENT_ROPE:
-        return f"has {_rope_type(config)} rotary positions: K of a prefix depends on the length of what follows it"
+        return (
+            f"has {_rope_type(config)} rotary positions: K of a prefix depends on the length of "
+            "what follows it"
+        )
     return None
 
 

@@ -59,8 +59,8 @@ _BITS, _STRIDE, _DEPTH, _SOON, _LENGTH = range(10, 15)
 
 _TAKEN, _COUNT, _OFFSETS, _BASES = range(4)
 SOON_LENGTH = 5
-"""What is read after a weight arrives as int64: how many segments were asked for (zero at the start), how many there
-are at each base, the address of their offsets (int64, bytes), and two bases."""
+"""The prefetch queue, as int64: index of the next segment, number of segments, address of their
+byte offsets (int64), base address of K, base address of V."""
 
 
 class Room(NamedTuple):

@@ -183,7 +183,9 @@ class Disk:
         return os.stat(name, dir_fd=folder, follow_symlinks=folder is None).st_size
 
     def read(self, path: Path, offset: int, target: memoryview) -> int:
-        """Fill `target` with what the file holds from `offset` on; gives how many bytes there were."""
+        """Fill `target` with what the file holds from `offset` on; gives how many bytes
+        there were.
+        """
         with open(self.open(path, os.O_RDONLY), "rb", buffering=0) as file:
             file.seek(offset)
             done = 0

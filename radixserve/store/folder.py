@@ -138,7 +138,9 @@ class StoreFolder:
         return index
 
     def _settle(self) -> None:
-        """Make index and files agree and fit the budget; a corrupt page may show itself only here."""
+        """Make index and files agree and fit the budget; a corrupt page may show itself
+        only here.
+        """
         try:
             self.sweep()
             self.make_room(0, [])
@@ -198,7 +200,9 @@ class StoreFolder:
         return row_id
 
     def remove(self, rows: Sequence[Row]) -> None:
-        """Forget runs, then remove their files. A file that cannot be removed counts until it can."""
+        """Forget runs, then remove their files. A file that cannot be removed counts until
+        it can.
+        """
         with self.index.transaction():
             self.index.delete(row.id for row in rows)
         for row in rows:
@@ -270,5 +274,7 @@ class StoreFolder:
 
 
 def room_for_run(file_bytes: int, num_tokens: int) -> int:
-    """Bytes to find for a run's file and its row; the row's tokens are in the index and in its log."""
+    """Bytes to find for a run's file and its row; the row's tokens are in the index and in
+    its log.
+    """
     return file_bytes + 2 * 4 * num_tokens + _INDEX_RESERVE

@@ -35,8 +35,8 @@ _LATEST = 1 << 62  # no count of uses gets here
 
 _TABLE = """
 CREATE TABLE runs (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice: a parent's id cannot come to mean another run
-    parent INTEGER NOT NULL,               -- the run that holds the position before `start`; 0: none
+    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused, so a parent's id stays its own
+    parent INTEGER NOT NULL,               -- the run with the position before `start`; 0: none
     start INTEGER NOT NULL,
     first_token INTEGER NOT NULL,
     fingerprint TEXT NOT NULL,
@@ -180,7 +180,8 @@ class Index:
     def below(self, row_id: int) -> list[Row]:
         """A run and all that hang below it, the deepest last."""
         statement = """WHERE id IN (WITH RECURSIVE under(id) AS (VALUES (?) UNION
-            SELECT runs.id FROM runs JOIN under ON runs.parent = under.id) SELECT id FROM under) ORDER BY start"""
+            SELECT runs.id FROM runs JOIN under ON runs.parent = under.id)
+            SELECT id FROM under) ORDER BY start"""
         return self._rows(statement, (row_id,))
 
     def path(self, row: Row) -> list[Row]:

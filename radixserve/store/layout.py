@@ -2,7 +2,7 @@
 touched.
 
     radixserve-store      the marker: says that the folder is a store, see `store.claim`
-    lock                  held by the process that writes; holds a word if that does errands, see `store.errands`
+    lock                  held by the process that writes; `store.errands` says what it holds
     index.sqlite          the rows (also -wal and -shm while it is open)
     index.broken          the last index that could not be used
     fingerprints.json     digests of model files, see `store.fingerprint`

@@ -10,8 +10,8 @@ Say positions 4 and 5 of a sequence are one run, of a model with 30 layers and 3
 floats:
 
     8 bytes    length of the header
-    header     JSON: format, fingerprint of the model, namespace, start "4", digest; then dtypes, shapes, offsets
-    tokens     int32 [6]: ids of the whole prefix, positions 0 to 5, so that a file alone says what it is for
+    header     JSON: format, fingerprint, namespace, start "4", digest; then dtypes, shapes, offsets
+    tokens     int32 [6]: ids of the whole prefix, positions 0 to 5: a file is complete by itself
     k          float32 [30, 2, 3, 64]: positions 4 and 5 at all layers
     v          float32 [30, 2, 3, 64]
 

@@ -1,9 +1,9 @@
 """What `radixserve cache` prints: `ls`, `check`, `clear`, `export` and `import` on the folder of a
 store.
 
-Knows no flags, which are in `cli`; `trust_others` allows a folder that others own or can write to. `ls`, `check` and `export` read beside a running server;
-`clear`, `import` and `check --fix` change the folder, and where a server holds it they have that do
-it.
+Knows no flags, which are in `cli`; `trust_others` allows a folder that others own or can write to.
+`ls`, `check` and `export` read beside a running server; `clear`, `import` and `check --fix` change
+the folder, and where a server holds it they ask the server to do it.
 """
 
 from __future__ import annotations

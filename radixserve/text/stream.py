@@ -23,7 +23,7 @@ class TextStream:
     Attributes:
         stopped: the stop string that ended the text, None while none did.
         num_tokens: tokens pushed, up to and including the one that completed the stop string.
-        offsets: for each of these tokens, the number of characters of text that were complete before it.
+        offsets: for each of these tokens, the number of characters that were complete before it.
     """
 
     def __init__(

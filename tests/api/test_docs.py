@@ -14,8 +14,12 @@ DOCS = (Path(__file__).parent.parent.parent / "docs" / "api.md").read_text()
 
 def test_every_field_is_documented() -> None:
     bodies: list[type[msgspec.Struct]] = [
-        wire.ChatBody, wire.CompletionBody, wire.StreamOptions, wire.TokenizeBody, wire.DetokenizeBody,
-    ]  # fmt: skip
+        wire.ChatBody,
+        wire.CompletionBody,
+        wire.StreamOptions,
+        wire.TokenizeBody,
+        wire.DetokenizeBody,
+    ]
     fields = {name for body in bodies for name in body.__struct_fields__} | set(
         wire.Message.__struct_fields__[2:]
     )

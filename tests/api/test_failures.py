@@ -36,8 +36,11 @@ async def test_an_unknown_path_is_not_found(server: Server, method: str, path: s
         answer = await response.json()
         assert response.status == 404
         assert answer["error"] == {
-            "message": answer["error"]["message"], "type": "invalid_request_error", "param": None, "code": "not_found",
-        }  # fmt: skip
+            "message": answer["error"]["message"],
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "not_found",
+        }
         assert "x" * 65 not in answer["error"]["message"]
         assert response.headers["x-request-id"]
 
@@ -228,8 +231,10 @@ async def test_without_memory_the_client_is_told_to_come_again(
         error = (await response.json())["error"]
     assert error == {
         "message": "Not completed: the server ran out of memory. Try again.",
-        "type": "server_error", "param": None, "code": "generation_aborted",
-    }  # fmt: skip
+        "type": "server_error",
+        "param": None,
+        "code": "generation_aborted",
+    }
     server.engine.fail_at = 2
     async with server.session.post(server.url + path, json=body_for(path, stream=True)) as response:
         *_, last = (await response.text()).strip().split("\n\n")

@@ -253,7 +253,7 @@ def test_the_real_model_goes_on_with_the_same_bits_after_preemption_at_each_step
 
 
 @pytest.mark.model
-def test_a_batch_of_the_real_model_gives_the_same_bits_although_its_sequences_are_preempted_at_random(
+def test_a_batch_of_the_real_model_gives_the_same_bits_although_sequences_are_preempted(
     real_model: LoadedModel, crowd: tuple[list[Request], dict[str, Answer]]
 ) -> None:
     requests, expected = crowd

@@ -224,7 +224,7 @@ def test_a_second_try_lands_before_the_next_step_is_planned() -> None:
     assert tokens == [(0, 0), (1, 0), (1, 1), (1, 1), (2, 2)]
 
 
-def test_a_step_that_raises_when_it_lands_takes_its_sequences_back_and_not_the_newcomers_of_the_next(
+def test_a_step_that_raises_when_it_lands_takes_back_its_sequences_and_not_the_newcomers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     harness = Harness(ahead=True)

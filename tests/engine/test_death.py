@@ -259,7 +259,7 @@ async def test_an_engine_that_lost_its_device_ends_and_the_next_goes_on_with_eve
     assert f"ended with exit code {EXIT_DEVICE_LOST}" in caplog.text
 
 
-async def test_two_kills_from_outside_before_its_first_token_do_not_end_a_request_that_was_not_alone_at_both(
+async def test_two_kills_from_outside_do_not_end_a_request_that_was_not_alone_at_both(
     start: Start,
 ) -> None:
     engine = await start()

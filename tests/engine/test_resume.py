@@ -156,9 +156,7 @@ def test_who_comes_during_a_trial_waits_until_it_is_over() -> None:
     assert gate.admit() == ["new"]
 
 
-def test_a_suspect_that_is_not_wanted_any_more_counts_as_inside_until_the_engine_says_that_it_ended() -> (
-    None
-):
+def test_an_aborted_suspect_counts_as_inside_until_the_engine_says_that_it_ended() -> None:
     gate = gate_with("a", "b")
     gate.died()
     assert gate.admit() == ["a"]

@@ -1,4 +1,5 @@
-"""The load check's tolerance is measured: whatever its random tokens are, the right attention passes
+"""The load check's tolerance is measured: whatever its random tokens are, the right attention
+passes
 in every dtype, and a wrong one is refused.
 """
 
@@ -98,7 +99,9 @@ def test_a_wrong_attention_is_refused(
 def test_positions_that_depend_on_the_chunk_are_refused(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rotary embedding that counts back from the chunk's last token is right without cached K/V."""
+    """A rotary embedding that counts back from the chunk's last token is right without
+    cached K/V.
+    """
     model = tiny_model("llama").to(dtype)
     rotary = model.model.rotary_emb
     forward = rotary.forward

@@ -1,4 +1,5 @@
-"""Which folders are stores, and that nothing of anybody else's is touched: in folders that are none,
+"""Which folders are stores, and that nothing of anybody else's is touched: in folders that are
+none,
 and beside our own files in those that are.
 """
 
