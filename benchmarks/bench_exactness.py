@@ -6,7 +6,7 @@ in one run.
 
 Every configuration is the lean forward in float32 with the same row-wise kernels, and two choices:
 
-    linears    packed      as served: packed for oneDNN, our kernel for few rows where it gives oneDNN's
+    linears    packed      as served: packed for oneDNN, our kernel for few rows where bits agree
                            bits, a single row doubled where it would be summed in another order
                unguarded   packed, and always oneDNN's own operator on the rows as they come
                torch       `F.linear` over plain weights

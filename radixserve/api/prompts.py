@@ -30,7 +30,9 @@ class Prompt:
 
 
 async def chat_prompt(api: Api, body: ChatBody | TokenizeBody, info: EngineInfo) -> Prompt:
-    """Raises BadRequest for bad messages, a model without chat template, or a text that cannot fit."""
+    """Raises BadRequest for bad messages, a model without chat template, or a text that
+    cannot fit.
+    """
     messages, ending = body.messages or [], _ending(body)
     if not api.tokenizer.has_chat_template:
         text = "This model has no chat template; use /v1/completions."
@@ -101,7 +103,10 @@ def _check_encoded(ids: list[int], info: EngineInfo, param: str) -> None:
     if not ids:
         raise BadRequest("The prompt must not be empty.", param=param, code="invalid_value")
     if max(ids) >= info.vocab_size:
-        text = f"The text has token {max(ids)}, which the model does not know ({info.vocab_size} tokens)."
+        text = (
+            f"The text has token {max(ids)}, which the model does not know ({info.vocab_size} "
+            "tokens)."
+        )
         raise BadRequest(text, param=param, code="invalid_value")
 
 

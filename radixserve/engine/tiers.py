@@ -5,7 +5,7 @@ way. The K/V then goes to slots of its own and is published like computed K/V, s
 finds it as an ordinary prefix hit. Whatever goes wrong on the way, or takes longer than computing
 would, is a miss: the sequence computes.
 
-    fetch    asked of a tier -> in host memory -> (CUDA: copied beside the step) -> in slots, published
+    fetch    asked of a tier -> in host memory -> (CUDA: copied beside) -> in slots, published
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Tokenizer:
 
     @property
     def has_reasoning(self) -> bool:
-        """Whether the chat template speaks of reasoning, so that a wish for more or less of it would
+        """Whether the chat template speaks of reasoning, so that a wish for more or less would
         mean something to this model.
         """
         return any(word in (self._template or "") for word in _REASONING)
