@@ -34,9 +34,6 @@ class CompletionRenderer:
         self._choice = TextChoice(0, "")
         usage = None if generation.include_usage else UNSET
         self._chunk = TextCompletion(self._id, self._created, model, [self._choice], usage=usage)
-        self._num_rendered = [0] * len(
-            generation.requests
-        )  # generated tokens with rendered logprobs, by choice
 
     def opening(self, choice: Choice) -> None:
         """A text completion has no opening chunk."""
@@ -74,40 +71,50 @@ class CompletionRenderer:
         lists = TextLogprobs([], [], [], [])
         if delta.prompt_logprobs is not None:
             self._append_prompt(lists, choice, delta.prompt_logprobs)
-        start = self._num_rendered[choice.index]
-        self._num_rendered[choice.index] += len(delta.logprobs)
-        offsets = choice.text_stream.offsets[start : start + len(delta.logprobs)]
-        for entry, offset in zip(delta.logprobs, offsets, strict=True):
+        for entry, offset in zip(delta.logprobs, delta.offsets, strict=True):
             self._append(lists, entry.token_id, entry, len(choice.echo_text) + offset)
         return lists
 
     def _append_prompt(
         self, lists: TextLogprobs, choice: Choice, entries: list[TokenLogprob]
     ) -> None:
-        """The prompt's tokens; the first has no probability. Offsets count the texts of the tokens
-        before.
-        """
-        offset = 0
-        for token_id, entry in zip(choice.request.prompt_ids, [None, *entries], strict=True):
+        """The prompt's tokens; the first has no probability."""
+        ids = choice.request.prompt_ids
+        offsets = self._tokenizer.offsets(ids, choice.echo_text)
+        for token_id, entry, offset in zip(ids, [None, *entries], offsets, strict=True):
             self._append(lists, token_id, entry, offset)
-            offset += len(lists.tokens[-1])
 
     def _append(
         self, lists: TextLogprobs, token_id: int, entry: TokenLogprob | None, offset: int
     ) -> None:
-        text = self._tokenizer.token_text(token_id)
-        lists.tokens.append(text)
+        name = self._name(token_id)
+        lists.tokens.append(name)
         lists.text_offset.append(offset)
         lists.token_logprobs.append(None if entry is None else max(entry.logprob, LOWEST_LOGPROB))
-        lists.top_logprobs.append(None if entry is None else self._top(entry, text))
+        lists.top_logprobs.append(None if entry is None else self._top(entry, name))
 
-    def _top(self, entry: TokenLogprob, text: str) -> dict[str, float]:
-        """Most likely first; of tokens that look alike the likelier counts; the drawn token is
-        always there.
+    def _top(self, entry: TokenLogprob, drawn_name: str) -> dict[str, float]:
+        """Most likely first; the drawn token is always there, under `drawn_name`.
+
+        Of other tokens that look alike the likeliest has the name, the rest are `token_id:7`, so
+        that each token is listed with its own value.
         """
         most: Sequence[tuple[int, float]] = entry.top[: self._generation.logprobs or 0]
+        if all(token_id != entry.token_id for token_id, _ in most):
+            most = [*most, (entry.token_id, entry.logprob)]
         top: dict[str, float] = {}
         for token_id, logprob in most:
-            top.setdefault(self._tokenizer.token_text(token_id), max(logprob, LOWEST_LOGPROB))
-        top.setdefault(text, max(entry.logprob, LOWEST_LOGPROB))
+            is_drawn = token_id == entry.token_id
+            name = drawn_name if is_drawn else self._name(token_id)
+            if name in top or (name == drawn_name and not is_drawn):
+                name = f"token_id:{token_id}"
+            top[name] = max(logprob, LOWEST_LOGPROB)
         return top
+
+    def _name(self, token_id: int) -> str:
+        """The token's text; its bytes as `bytes:\\xf0\\x9f` where they are no text of their own."""
+        data = self._tokenizer.token_bytes(token_id)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return f"bytes:{repr(data)[2:-1]}"

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Delta:
-    """What one event adds to a choice. `logprobs` has one entry per token of the text, stop tokens
-    left out.
+    """What one event adds to a choice. `logprobs` and `offsets` have one entry per counted token, a
+    stop token included.
     """
 
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)  # characters of the answer before the token
     prompt_logprobs: list[TokenLogprob] | None = None
 
 
@@ -42,6 +43,7 @@ class Choice:
     request: Request
     text_stream: TextStream
     echo_text: str = ""
+    prompt_only: bool = False  # no token was asked for: the one that the engine draws is left out
     accepted: bool = False
     finish_reason: str | None = None
     num_generated: int = 0  # a stop token and the token that completed a stop string included
@@ -79,7 +81,7 @@ class Choice:
             delta.text = self._take_tokens(event, delta)
         if self.finish_reason is None and event.finish is not None:
             delta.text += self.text_stream.finish()
-            self.finish_reason = "stop" if self.text_stream.stopped is not None else event.finish
+            self.finish_reason = self._finish_reason(event.finish)
         shown = (
             delta.text or delta.logprobs or delta.prompt_logprobs is not None or self.finish_reason
         )
@@ -89,6 +91,7 @@ class Choice:
         """Keep `delta` for an answer that is sent whole."""
         self.whole.text += delta.text
         self.whole.logprobs += delta.logprobs
+        self.whole.offsets += delta.offsets
         if delta.prompt_logprobs is not None:
             self.whole.prompt_logprobs = delta.prompt_logprobs
 
@@ -96,17 +99,25 @@ class Choice:
         """Several tokens may come at once; those after a stop string do not count."""
         echo = self.echo_text if self.first_token_at is None else ""
         self._note_time()
+        if self.prompt_only:
+            return echo
         stream, num_before = self.text_stream, self.text_stream.num_tokens
         num_shown = len(event.token_ids) - (event.stop_token_id is not None)
         text = echo + stream.push(event.token_ids[:num_shown])
+        has_stop_token = stream.stopped is None and event.stop_token_id is not None
+        self.num_generated = stream.num_tokens + has_stop_token
         if event.logprobs is not None:
-            delta.logprobs = event.logprobs[: stream.num_tokens - num_before]
+            delta.logprobs = event.logprobs[: self.num_generated - num_before]
+            delta.offsets = stream.offsets[num_before:] + [stream.num_chars] * has_stop_token
         if stream.stopped is not None:
             self.finish_reason = "stop"
-        self.num_generated = stream.num_tokens + (
-            stream.stopped is None and event.stop_token_id is not None
-        )
         return text
+
+    def _finish_reason(self, finish: str) -> str:
+        """Why the client's answer ended, the engine's reason being `finish`."""
+        if self.prompt_only:
+            return "length"
+        return "stop" if self.text_stream.stopped is not None else finish
 
     def _note_time(self) -> None:
         now = time.monotonic()

@@ -117,7 +117,7 @@ def _choices(api: Api, generation: Generation, prompts: list[Prompt]) -> list[Ch
             min_tokens=request.sampling.min_tokens,
         )
         echo_text = prompt.text if generation.echo else ""
-        choices.append(Choice(i, request, text_stream, echo_text))
+        choices.append(Choice(i, request, text_stream, echo_text, generation.prompt_only))
     return choices
 
 

@@ -44,7 +44,7 @@ _INTEGERS: dict[str, tuple[int, int]] = {
     "top_k": (-1, _INT64 - 1),
     "seed": (-_INT64, _INT64 - 1),
     "min_tokens": (0, _INT64 - 1),
-    "max_tokens": (1, _INT64 - 1),
+    "max_tokens": (0, _INT64 - 1),
 }
 
 
@@ -75,6 +75,7 @@ class Generation:
     include_usage: bool
     logprobs: int | None
     echo: bool
+    prompt_only: bool  # no token was asked for; the engine draws one all the same
 
 
 def check_model(asked: str | None, served: tuple[str, ...]) -> None:
@@ -108,6 +109,7 @@ def chat_wanted(body: ChatBody, settings: ApiSettings) -> Wanted:
     """Raises BadRequest when top_logprobs or the two names of the token limit contradict."""
     if body.echo:
         raise unsupported("echo")
+    check_range("max_tokens", body.max_tokens, 1, _INT64 - 1, "integer")
     check_range("max_completion_tokens", body.max_completion_tokens, 1, _INT64 - 1, "integer")
     check_range("top_logprobs", body.top_logprobs, 0, settings.max_top_logprobs, "integer")
     if body.top_logprobs is not None and not body.logprobs:
@@ -191,7 +193,9 @@ def resolve(
         max_tokens = _max_tokens(wanted, len(prompt_ids), info)
         sampling = _sampling(body, wanted, max_tokens, info, settings)
         for choice in range(num_choices):
-            drawn = msgspec.structs.replace(sampling, seed=(seed + choice) % _INT64)
+            drawn = msgspec.structs.replace(
+                sampling, seed=(seed + choice) % _INT64, max_tokens=max(1, max_tokens)
+            )
             request_id = f"{generation_id}-{len(requests)}"
             requests.append(
                 Request(id=request_id, prompt_ids=prompt_ids, sampling=drawn, arrived=arrived)
@@ -205,6 +209,7 @@ def resolve(
         include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
         logprobs=wanted.logprobs,
         echo=wanted.echo,
+        prompt_only=wanted.max_tokens == 0,
     )
 
 

@@ -24,6 +24,7 @@ class TextStream:
         stopped: the stop string that ended the text, None while none did.
         num_tokens: tokens pushed, up to and including the one that completed the stop string.
         offsets: for each of these tokens, the number of characters that were complete before it.
+        num_chars: characters of text that are complete now.
     """
 
     def __init__(
@@ -42,11 +43,11 @@ class TextStream:
         self.stopped: str | None = None
         self.num_tokens = 0
         self.offsets: list[int] = []
+        self.num_chars = 0
         self._pieces = pieces
         self._matcher = StopMatcher(stops)
         self._min_tokens = min_tokens
         self._at_start = not continues
-        self._num_chars = 0
         self._partial = b""  # of an unfinished character, at most 3 bytes
         self._held = ""  # text that begins a stop string
 
@@ -57,7 +58,7 @@ class TextStream:
             if self.stopped is not None:
                 break
             self.num_tokens += 1
-            self.offsets.append(self._num_chars)
+            self.offsets.append(self.num_chars)
             text, num_read = utf_8_decode(
                 data := self._partial + self._bytes(token_id), "replace", False
             )
@@ -89,7 +90,7 @@ class TextStream:
 
     def _release(self, text: str) -> str:
         """Take `text` into account and return what no stop string can claim any more."""
-        self._num_chars += len(text)
+        self.num_chars += len(text)
         match = self._next_match(text)
         text, num_before = self._held + text, len(self._held)
         if match is not None:

@@ -18,6 +18,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerFast
 
 from radixserve.errors import BadRequest, ModelRefused, ServerError
+from radixserve.text.offsets import text_offsets
 from radixserve.text.pieces import Pieces
 from radixserve.text.stream import TextStream
 
@@ -155,6 +156,10 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """`token_bytes` as text, U+FFFD for what is no whole character."""
         return self._pieces.exact(token_id).decode(errors="replace")
+
+    def offsets(self, token_ids: Sequence[int], text: str) -> list[int]:
+        """Where each of `token_ids` stands in `text`, in characters; see `text_offsets`."""
+        return text_offsets(self._pieces, token_ids, text)
 
     def stream(
         self, stops: Sequence[str] = (), *, continues: bool = False, min_tokens: int = 0

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from radixserve.text.tokenizer import Tokenizer
 from tests.api.conftest import ALIAS, CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
 from tests.fakes import EOS, VOCAB, logprob_of
 
@@ -263,17 +264,18 @@ async def test_chat_logprobs_name_token_bytes_and_alternatives(server: Server) -
     body = body_for(CHAT, logprobs=True, top_logprobs=2)
     _, whole = await server.post(CHAT, body)
     content = whole["choices"][0]["logprobs"]["content"]
-    assert [entry["bytes"] for entry in content] == [[0xC3], [0xA9]]
-    assert [entry["logprob"] for entry in content] == [-0.5, -0.5]
+    assert [entry["bytes"] for entry in content] == [[0xC3], [0xA9], list(b"<eos>")]
+    assert [entry["logprob"] for entry in content] == [-0.5, -0.5, -0.5]
     assert [[top["logprob"] for top in entry["top_logprobs"]] for entry in content] == [
         [-0.5, -1.0]
-    ] * 2
+    ] * 3
     assert content[0]["top_logprobs"][1]["bytes"] == [0xC4]
     events, _ = await stream(server, CHAT, body)
     chosen = [event["choices"][0]["logprobs"] for event in events]
     assert [entry for logprobs in chosen if logprobs for entry in logprobs["content"]] == content
     _, whole = await server.post(CHAT, body_for(CHAT, logprobs=True))
     assert [entry["top_logprobs"] for entry in whole["choices"][0]["logprobs"]["content"]] == [
+        [],
         [],
         [],
     ]
@@ -323,6 +325,125 @@ async def test_echo_with_logprobs_of_a_single_token_prompt_begins_with_null(serv
         COMPLETIONS, body_for(COMPLETIONS, text="a", echo=True, logprobs=0)
     )
     assert whole["choices"][0]["logprobs"]["token_logprobs"] == [None, -0.5, -0.5, -0.5, -0.5]
+
+
+async def logprobs_both_ways(server: Server, body: Any) -> tuple[str, Any, Any]:
+    """Text, logprobs and usage of a completion, which are the same whole and streamed."""
+    _, whole = await server.post(COMPLETIONS, body)
+    chosen, usage = whole["choices"][0], whole["usage"]
+    asked = body | {"stream_options": {"include_usage": True}}
+    events, _ = await stream(server, COMPLETIONS, asked)
+    parts = [event["choices"][0]["logprobs"] for event in events[:-1]]
+    joined = {key: [item for part in parts for item in part[key]] for key in chosen["logprobs"]}
+    assert (streamed_text(COMPLETIONS, events), joined) == (chosen["text"], chosen["logprobs"])
+    assert events[-2]["choices"][0]["finish_reason"] == chosen["finish_reason"]
+    assert events[-1]["usage"] == usage
+    return chosen["text"], chosen["logprobs"], usage
+
+
+@pytest.mark.parametrize("tokens_per_event", [1, 100])
+async def test_the_stop_token_has_its_logprobs(server: Server, tokens_per_event: int) -> None:
+    server.engine.answer = lambda request: [*b"ab", EOS]
+    server.engine.tokens_per_event = tokens_per_event
+    text, logprobs, usage = await logprobs_both_ways(server, body_for(COMPLETIONS, logprobs=1))
+    assert (text, usage["completion_tokens"]) == ("ab", 3)
+    assert logprobs["tokens"] == ["a", "b", "<eos>"]
+    assert logprobs["token_logprobs"] == [-0.5] * 3
+    assert logprobs["top_logprobs"][2] == {"<eos>": -0.5}
+    assert logprobs["text_offset"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("tokens_per_event", [1, 3, 100])
+@pytest.mark.parametrize("answer", [[*b"abcd"], [*b"ab", EOS], [EOS], [*"é€".encode(), EOS]])
+@pytest.mark.parametrize("stop", [[], ["b"], ["€"]])
+@pytest.mark.parametrize("path", BOTH)
+async def test_every_counted_token_has_one_entry(
+    server: Server, path: str, stop: list[str], answer: list[int], tokens_per_event: int
+) -> None:
+    server.engine.answer = lambda request: answer
+    server.engine.tokens_per_event = tokens_per_event
+    body = body_for(path, stop=stop, logprobs=True if path == CHAT else 0) | {"max_tokens": 6}
+    _, whole = await server.post(path, body)
+    entries = whole["choices"][0]["logprobs"]["content" if path == CHAT else "tokens"]
+    assert len(entries) == whole["usage"]["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize("drawn", [98, EOS])
+async def test_echo_with_one_token_as_evaluation_harnesses_ask_for_it(
+    server: Server, drawn: int
+) -> None:
+    server.engine.answer = lambda request: [drawn]
+    body = body_for(COMPLETIONS, echo=True, logprobs=1, temperature=0) | {"max_tokens": 1}
+    text, logprobs, usage = await logprobs_both_ways(server, body | {"prompt": [97, EOS, 99]})
+    assert text == "a<eos>c" + ("b" if drawn == 98 else "")
+    assert logprobs["tokens"] == ["a", "<eos>", "c", "b" if drawn == 98 else "<eos>"]
+    assert logprobs["token_logprobs"] == [None, -0.5, -0.5, -0.5]
+    assert logprobs["text_offset"] == [0, 1, 6, 7]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 1)
+
+
+@pytest.mark.parametrize("drawn", [98, EOS])
+async def test_echo_of_the_prompt_alone(server: Server, drawn: int) -> None:
+    server.engine.answer = lambda request: [drawn]
+    body = body_for(COMPLETIONS, echo=True, logprobs=1) | {"max_tokens": 0}
+    text, logprobs, usage = await logprobs_both_ways(server, body)
+    assert text == "abc"
+    assert logprobs == {
+        "tokens": ["a", "b", "c"],
+        "token_logprobs": [None, -0.5, -0.5],
+        "top_logprobs": [None, {"b": -0.5}, {"c": -0.5}],
+        "text_offset": [0, 1, 2],
+    }
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 0)
+    status, whole = await server.post(COMPLETIONS, body | {"echo": False, "logprobs": None})
+    choice = whole["choices"][0]
+    assert (status, choice["text"], choice["finish_reason"]) == (200, "", "length")
+    assert [record.generated_tokens for record in server.metrics.records] == [0, 0, 0]
+
+
+async def test_a_prompt_alone_may_fill_the_context(server: Server) -> None:
+    body = body_for(COMPLETIONS, text="x" * 512, echo=True) | {"max_tokens": 0}
+    status, whole = await server.post(COMPLETIONS, body)
+    assert (status, len(whole["choices"][0]["text"])) == (200, 512)
+    status, _ = await server.post(COMPLETIONS, body | {"min_tokens": 1})
+    assert status == 400
+
+
+@pytest.mark.parametrize("as_ids", [False, True], ids=["text", "ids"])
+async def test_offsets_count_characters_also_where_one_is_several_tokens(
+    server: Server, as_ids: bool
+) -> None:
+    server.engine.answer = lambda request: list("€b😀c".encode())
+    prompt = "é😀a"
+    body = body_for(COMPLETIONS, echo=True, logprobs=0) | {"max_tokens": 9}
+    body["prompt"] = list(prompt.encode()) if as_ids else prompt
+    text, logprobs, _ = await logprobs_both_ways(server, body)
+    assert text == "é😀a€b😀c"
+    assert logprobs["text_offset"] == [0, 0, 1, 1, 1, 1, 2, 3, 3, 3, 4, 5, 5, 5, 5, 6]
+    assert logprobs["tokens"][:6] == [rf"bytes:\x{byte:02x}" for byte in "é😀".encode()]
+
+
+async def test_alternatives_that_look_alike_are_all_listed(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
+) -> None:
+    """The fake's alternatives of token i are i, i + 1, ... with -0.5, -1, ..."""
+    exact = tokenizer.token_bytes
+    monkeypatch.setattr(tokenizer, "token_bytes", lambda i: exact(98 if i in (99, 100) else i))
+    server.engine.answer = lambda request: [97, 99]
+    _, logprobs, _ = await logprobs_both_ways(
+        server, body_for(COMPLETIONS, logprobs=5) | {"max_tokens": 2}
+    )
+    assert logprobs["top_logprobs"] == [
+        {"a": -0.5, "b": -1.0, "token_id:99": -1.5, "token_id:100": -2.0, "e": -2.5},
+        {"b": -0.5, "token_id:100": -1.0, "e": -1.5, "f": -2.0, "g": -2.5},
+    ]
+    server.engine.answer = lambda request: [0xF0]
+    _, logprobs, _ = await logprobs_both_ways(
+        server, body_for(COMPLETIONS, logprobs=3) | {"max_tokens": 1}
+    )
+    assert logprobs["top_logprobs"] == [
+        {r"bytes:\xf0": -0.5, r"bytes:\xf1": -1.0, r"bytes:\xf2": -1.5}
+    ]
 
 
 async def test_impossible_tokens_have_a_finite_logprob(

@@ -1,0 +1,35 @@
+"""Where the tokens of a prompt stand in its text.
+
+The counterpart of `TextStream.offsets` for text that is known already. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+from codecs import utf_8_decode
+from collections.abc import Sequence
+
+from radixserve.text.pieces import Pieces
+
+
+def text_offsets(pieces: Pieces, token_ids: Sequence[int], text: str) -> list[int]:
+    """For each token the number of characters of `text` that are complete before it.
+
+    `text` is what the ids were made of, or what they decode to with special tokens spelled out.
+    Tokens that share a character have the same offset. A special token that `text` does not spell
+    out, because the tokenizer added it, has no characters. Where the tokenizer changes the text
+    (lower case, for example) offsets are approximate, but never beyond its end. O(n).
+    """
+    offsets: list[int] = []
+    num_chars, partial, at_start = 0, b"", True
+    for token_id in token_ids:
+        offsets.append(min(num_chars, len(text)))
+        piece = pieces.leading(token_id) if at_start else pieces.exact(token_id)
+        if pieces.is_skipped(token_id):
+            piece = pieces.exact(token_id)
+            if not text.startswith(piece.decode(errors="replace"), num_chars + bool(partial)):
+                continue
+        at_start = False
+        complete, num_read = utf_8_decode(data := partial + piece, "replace", False)
+        partial = data[num_read:]
+        num_chars += len(complete)
+    return offsets
