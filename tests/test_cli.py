@@ -24,7 +24,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """The settings with which `radixserve serve` would have served; nothing is served."""
     calls: list[Settings] = []
     stub = types.ModuleType("radixserve.serve")
-    stub.serve = lambda settings: calls.append(settings) or 0  # type: ignore[attr-defined]
+    stub.serve = lambda settings: calls.append(settings) or 0  # type: ignore[attr-defined, func-returns-value]
     monkeypatch.setitem(sys.modules, "radixserve.serve", stub)
     monkeypatch.setattr(cli, "configure_logging", lambda level: None)
     for row in TABLE:
@@ -240,7 +240,7 @@ def test_chat_runs_the_terminal_client(monkeypatch: pytest.MonkeyPatch) -> None:
     from radixserve import chat
 
     calls: list[argparse.Namespace] = []
-    monkeypatch.setattr(chat, "main", lambda arguments: calls.append(arguments) or 0)
+    monkeypatch.setattr(chat, "main", lambda arguments: calls.append(arguments) or 0)  # type: ignore[func-returns-value]
     assert cli.main(["chat"]) == 0
     assert len(calls) == 1
 

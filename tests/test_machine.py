@@ -181,7 +181,7 @@ def test_a_mount_point_with_a_space_is_found(tree: Tree) -> None:
 def test_files_that_make_no_sense_are_no_limit(tree: Tree) -> None:
     mounts = "nonsense\n36 35 0:30 /\n" + V2
     files = {"sys/fs/cgroup/memory.max": "x", "sys/fs/cgroup/cpu.max": "1 0"}
-    assert facts(tree(v1(mounts, "broken\n0::/", files))) == (8, 20, 32)
+    assert facts(tree(v1(mounts, "broken\n0::/", files))) == (8, 20, 32)  # type: ignore[arg-type]
 
 
 def test_this_machine_can_be_read() -> None:

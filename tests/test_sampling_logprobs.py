@@ -63,7 +63,7 @@ def test_equal_logits_are_listed_by_ascending_id() -> None:
 
 def test_zero_logprobs_give_the_drawn_token_only() -> None:
     found = logprob_of(torch.zeros(1, 4), row(logprobs=0))
-    assert found == TokenLogprob(0, pytest.approx(-np.log(4)), [])
+    assert found == TokenLogprob(0, pytest.approx(-np.log(4)), [])  # type: ignore[arg-type]
 
 
 def test_more_logprobs_than_tokens_give_all_tokens() -> None:

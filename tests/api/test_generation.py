@@ -494,7 +494,7 @@ async def test_every_sampling_field_reaches_the_engine(server: Server) -> None:
         "repetition_penalty": 1.25,
     }
     for path in BOTH:
-        await server.post(path, body_for(path, **asked, logit_bias={"5": -100, "97": 2.5}, seed=3))
+        await server.post(path, body_for(path, **asked, logit_bias={"5": -100, "97": 2.5}, seed=3))  # type: ignore[arg-type]
         sampling = server.engine.seen[-1].sampling
         assert {name: getattr(sampling, name) for name in asked} == asked
         assert (sampling.logit_bias, sampling.seed) == ({5: -100.0, 97: 2.5}, 3)

@@ -109,8 +109,8 @@ class CacheMachine(RuleBasedStateMachine):
             node, namespace, above = stack.pop()
             ids = tuple(memoryview(node.edge).cast("i"))
             for index, slot in enumerate(slots_of(node.runs)):
-                slots[namespace, above + ids[: index + 1]] = slot
-            stack += [(child, namespace, above + ids) for child in node.children.values()]
+                slots[namespace, above + ids[: index + 1]] = slot  # type: ignore[index]
+            stack += [(child, namespace, above + ids) for child in node.children.values()]  # type: ignore[misc]
         return slots
 
     def picture(self) -> object:

@@ -50,7 +50,7 @@ def test_a_walk_goes_on_from_any_node() -> None:
     tree = tree_of_two()
     whole = tree.walk(tree.root("public"), 0, pack([*SYSTEM, 3]))
     assert (whole.node.runs, whole.offset, whole.depth) == ([(50, 1)], 1, 41)
-    assert tree.walk(whole.node.parent, 40, pack([*SYSTEM, 1, 2, 9])).depth == 42
+    assert tree.walk(whole.node.parent, 40, pack([*SYSTEM, 1, 2, 9])).depth == 42  # type: ignore[arg-type]
 
 
 def test_tokens_that_agree_only_in_their_low_bytes_differ() -> None:

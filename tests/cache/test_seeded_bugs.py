@@ -252,9 +252,13 @@ def machine_over(
     """The machine, over modules of the cache of which one is changed."""
     for name in ("slots", "radix", "eviction", "kvcache"):
         fullname = f"radixserve.cache.{name}"
-        path = importlib.util.find_spec(fullname).origin
-        loader = _Changed(fullname, path, *((old, new) if name == changed else ("", "")))
-        module = importlib.util.module_from_spec(importlib.util.spec_from_loader(fullname, loader))
+        found = importlib.util.find_spec(fullname)
+        assert found is not None
+        assert found.origin is not None
+        loader = _Changed(fullname, found.origin, *((old, new) if name == changed else ("", "")))
+        spec = importlib.util.spec_from_loader(fullname, loader)
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, fullname, module)
         loader.exec_module(module)
     members = {"cache_type": module.KVCache, "policy": sys.modules["radixserve.cache.eviction"].LRU}
@@ -269,7 +273,7 @@ def test_without_a_bug_the_reloaded_modules_pass(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("bug", BUGS)
 def test_the_machine_catches(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = machine_over(*BUGS[bug], monkeypatch)
-    for name, value in SETTINGS.get(bug, {}).items():
+    for name, value in SETTINGS.get(bug, {}).items():  # type: ignore[attr-defined]
         setattr(machine, name, value)
     with pytest.raises(
         (AssertionError, KeyError)

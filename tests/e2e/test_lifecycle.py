@@ -50,7 +50,7 @@ def complete(server: Server, **fields: object) -> str:
     with openai.OpenAI(
         base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60
     ) as client:
-        return client.completions.create(model="fake", prompt="hello", **fields).choices[0].text  # type: ignore[call-overload, no-any-return]
+        return client.completions.create(model="fake", prompt="hello", **fields).choices[0].text  # type: ignore[call-overload]
 
 
 def test_a_killed_engine_is_replaced_and_a_live_request_goes_on() -> None:

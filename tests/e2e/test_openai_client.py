@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.request
+from typing import Any
 
 import openai
 import pytest
@@ -13,7 +14,7 @@ from tests.e2e.server import Server
 
 MODEL = "SmolLM2-135M-Instruct"
 pytestmark = pytest.mark.model
-FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+FRANCE: Any = [{"role": "user", "content": "What is the capital of France?"}]
 ANSWER = "The capital of France is Paris."
 LONG = "You are a careful assistant for the guests of a small hotel by the sea. " * 12
 
@@ -54,7 +55,7 @@ def test_a_streamed_chat_says_the_same_and_ends_with_usage(client: openai.OpenAI
 
 
 def test_the_second_turn_finds_the_first_in_the_cache(client: openai.OpenAI) -> None:
-    messages = [
+    messages: Any = [
         {"role": "system", "content": LONG},
         {"role": "user", "content": "Is breakfast included?"},
     ]
@@ -140,7 +141,7 @@ def test_echo_with_logprobs_scores_the_prompt_alike_cold_and_warm(client: openai
             logprobs=0,
         )
         assert answer.choices[0].logprobs
-        return answer.choices[0].logprobs.token_logprobs
+        return answer.choices[0].logprobs.token_logprobs  # type: ignore[return-value]
 
     cold = score()
     assert cold is not None
@@ -169,7 +170,7 @@ async def test_many_at_once_get_what_each_gets_alone(server: Server, client: ope
         f"Name an animal that begins with the letter {letter}." for letter in "abcdefghijkl"
     ]
 
-    def body(question: str) -> dict[str, object]:
+    def body(question: str) -> Any:
         return {
             "model": MODEL,
             "messages": [{"role": "user", "content": question}],
@@ -182,9 +183,9 @@ async def test_many_at_once_get_what_each_gets_alone(server: Server, client: ope
     ) as many:
         answers = await asyncio.gather(
             *[many.chat.completions.create(**body(each)) for each in questions]
-        )  # type: ignore[call-overload]
+        )
     for question, together in zip(questions[:4], answers, strict=False):
-        alone = client.chat.completions.create(**body(question))  # type: ignore[call-overload]
+        alone = client.chat.completions.create(**body(question))
         assert alone.choices[0].message.content == together.choices[0].message.content
 
 

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,14 +86,14 @@ async def test_clients_notice_what_is_wrong_or_lost(fault: str, kind: str) -> No
     assert tally.lost == tally.failures.total() - tally.failures[WRONG]
 
 
-def answer(*messages: dict[str, object]) -> Full:
+def answer(*messages: dict[str, Any]) -> Full:
     made = Full()
     for message in messages:
         made.take(message)
     return made
 
 
-def piece(text: str, logprob: float, reason: str | None = None) -> dict[str, object]:
+def piece(text: str, logprob: float, reason: str | None = None) -> dict[str, Any]:
     logprobs = {"content": [{"token": text, "logprob": logprob}]}
     return {
         "choices": [
@@ -102,13 +103,13 @@ def piece(text: str, logprob: float, reason: str | None = None) -> dict[str, obj
 
 
 def test_a_digest_tells_all_but_the_cuts_of_a_stream() -> None:
-    usage = {
+    usage: dict[str, Any] = {
         "choices": [],
         "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
     }
     whole = answer(piece("a", -1.0), piece("b", -2.0, "stop"), usage)
     joined = piece("ab", 0.0, "stop")
-    joined["choices"][0]["logprobs"]["content"] = [  # type: ignore[index]
+    joined["choices"][0]["logprobs"]["content"] = [
         {"token": "a", "logprob": -1.0},
         {"token": "b", "logprob": -2.0},
     ]

@@ -74,7 +74,7 @@ def test_our_version_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_version_of_each_package_it_is_built_with_is_part_of_it(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    before, version = code(), build_tiers.version
+    before, version = code(), build_tiers.version  # type: ignore[attr-defined]
     monkeypatch.setattr(
         build_tiers, "version", lambda each: "99.0" if each == name else version(each)
     )

@@ -162,7 +162,7 @@ async def test_tokens_that_the_reader_has_not_fetched_survive_a_death(start: Sta
 
 async def test_tokens_before_a_death_count_for_the_limits_of_a_request(start: Start) -> None:
     engine = await start()
-    limits = {"max_tokens": 2 * LONG, "stop_token_ids": (answer(20)[-1],), "min_tokens": LONG}
+    limits: Any = {"max_tokens": 2 * LONG, "stop_token_ids": (answer(20)[-1],), "min_tokens": LONG}
     undisturbed = await whole(engine, request("undisturbed", **limits))
     assert LONG < len(tokens(undisturbed)) < LONG + 64
     stream = engine.submit(request("disturbed", **limits))

@@ -61,7 +61,7 @@ class Points:
 def installed(points: Points, harness: Harness) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(harness.model, "forward", points.around(harness.model.forward))
-        patch.setattr(flight, "sample", points.around(flight.sample))
+        patch.setattr(flight, "sample", points.around(flight.sample))  # type: ignore[attr-defined]
         patch.setattr(Samples, "wait", points.around(Samples.wait))
         patch.setattr(PromptLogprobs, "__init__", points.around(PromptLogprobs.__init__))
         patch.setattr(PromptLogprobs, "wait", points.around(PromptLogprobs.wait))

@@ -65,7 +65,7 @@ def test_the_numbers_of_a_run() -> None:
     assert (summary.answered, summary.hit_share, summary.good_share) == (4, 0.8, 0.5)
     assert summary.requests_per_second == pytest.approx(4 / 1.4)
     assert summary.good_per_second == pytest.approx(2 / 1.4)
-    assert summary.latency.tpot == Quantiles(*[pytest.approx(0.01)] * 3)
+    assert summary.latency.tpot == Quantiles(*[pytest.approx(0.01)] * 3)  # type: ignore[arg-type]
     assert summary.latency.ttft == Quantiles(0.2, 0.4, 0.4)
 
 
@@ -287,7 +287,7 @@ async def test_the_server_tells_its_version_and_what_its_engine_is() -> None:
         "engine": "cpu, float32, attention: tiles, a cache hit equals a miss bit for bit",
     }
     assert read_version({"version": "0.9"}) == {"server": "version 0.9"}
-    for nonsense in ([], {"version": 3}, None, "x", {"engine": {}}):
+    for nonsense in ([], {"version": 3}, None, "x", {"engine": {}}):  # type: ignore[var-annotated]
         assert read_version(nonsense) == {}
 
 

@@ -104,7 +104,7 @@ def steps_by_triton(family: str, prompt: list[int]) -> tuple[list[int], list[int
 
     AttentionInterface.register(TRITON, attention.interface(attend_triton))
     loaded = replace(load_tiny(family), lean=None)  # the lean forward is the CPU's
-    loaded.model.set_attn_implementation(TRITON)
+    loaded.model.set_attn_implementation(TRITON)  # type: ignore[operator]
     plain, fixed = (KVPool(loaded.shape, 401, CPU) for _ in range(2))
     graphs = DecodeGraphs(loaded, fixed, scratch_slot=400, max_batch=4, capture=lambda run: run)
     tokens = [
@@ -113,15 +113,18 @@ def steps_by_triton(family: str, prompt: list[int]) -> tuple[list[int], list[int
     ]
     rng = np.random.default_rng(0)
     batch = [
-        chunk([5 + i], position, rng.permutation(400)) for i, position in enumerate((3, 280, 64))
+        chunk([5 + i], position, rng.permutation(400))  # type: ignore[arg-type]
+        for i, position in enumerate((3, 280, 64))
     ]
     same = [
-        torch.equal(Runner(loaded, plain).forward([each]), graphs.forward([each])) for each in batch
+        torch.equal(Runner(loaded, plain).forward([each]), graphs.forward([each]))  # type: ignore[arg-type]
+        for each in batch
     ]
     together = graphs.forward(batch)
     assert together is not None
     same += [
-        torch.equal(together[i : i + 1], graphs.forward([each])) for i, each in enumerate(batch)
+        torch.equal(together[i : i + 1], graphs.forward([each]))  # type: ignore[arg-type]
+        for i, each in enumerate(batch)
     ]
     return tokens[0], tokens[1], all(same)
 

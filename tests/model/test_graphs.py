@@ -69,7 +69,7 @@ class Capture:
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
     model = replace(load_tiny("llama_grouped"), lean=None)  # the lean forward is the CPU's
-    model.model.set_attn_implementation("buffers")
+    model.model.set_attn_implementation("buffers")  # type: ignore[operator]
     return model
 
 
@@ -160,10 +160,10 @@ def test_inputs_never_move(loaded: LoadedModel) -> None:
 
     AttentionInterface.register("addresses", interface(attend))
     made, _ = graphs(loaded, Capture())
-    loaded.model.set_attn_implementation("addresses")
+    loaded.model.set_attn_implementation("addresses")  # type: ignore[operator]
     for positions in ((7, 8, 9), (100, 3, 50), (0, 0, 0, 0)):
         assert made.forward(decodes(*positions)) is not None
-    loaded.model.set_attn_implementation("buffers")
+    loaded.model.set_attn_implementation("buffers")  # type: ignore[operator]
     assert len(seen) == 2 * 4  # two layers; the capture ran once more
     assert all(each == seen[0] for each in seen)
 

@@ -49,7 +49,7 @@ def test_a_step_of_few_rows_as_one_program_gives_the_bits_of_layer_by_layer(
 ) -> None:
     loaded = load_tiny(name)
     assert loaded.lean is not None
-    assert loaded.lean.has_few == few_rows.FITS
+    assert loaded.lean.has_few == few_rows.FITS  # type: ignore[attr-defined]
     ids = torch.randint(0, VOCAB, (340,), generator=torch.Generator().manual_seed(0)).tolist()
     found = []
     for program in (few_rows.FITS, False):
@@ -98,8 +98,8 @@ def test_one_that_disagrees_is_not_used_and_the_log_says_so(
 
 def test_another_activation_keeps_the_models_own_modules() -> None:
     model = load_tiny("llama").model
-    model.config.hidden_act = "gelu"
-    assert LeanForward.of(model) is None  # type: ignore[arg-type]
+    model.config.hidden_act = "gelu"  # type: ignore[union-attr]
+    assert LeanForward.of(model) is None
 
 
 def block() -> LayerBlock:

@@ -85,7 +85,7 @@ def test_cuts_slots_and_batch_mates_change_no_bit(runner: Runner) -> None:
     for cuts in ((100,), (1,), (63, 64, 65), range(130, 150)):
         parts = [runner.forward([step]) for step in chunks_of(ids, slots, cuts)]
         assert torch.equal(torch.cat(parts), whole)
-    for cuts in ((37, 90), range(140, 150)):
+    for cuts in ((37, 90), range(140, 150)):  # type: ignore[assignment]
         mates = [chunk(other[:n], 0, slots[300:]) for n in range(20, 20 + len(cuts) + 1)]
         steps = zip(mates, chunks_of(ids, slots, cuts), strict=True)
         parts = [runner.forward([guest, own])[guest.num_logits :] for guest, own in steps]

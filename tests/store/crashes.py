@@ -54,8 +54,9 @@ def at_every_step_of_an_errand(base: Path) -> int:
     for k in itertools.count(1):
         folder = base / str(k)
         _, status = os.waitpid(
-            child(lambda folder=folder, k=k: errands(folder, source, DyingDisk(k))), 0
-        )  # type: ignore[misc]
+            child(lambda folder=folder, k=k: errands(folder, source, DyingDisk(k))),  # type: ignore[misc]
+            0,
+        )
         sound(folder)
         assert nothing_is_left(folder)
         if os.waitstatus_to_exitcode(status) != 137:

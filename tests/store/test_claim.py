@@ -319,7 +319,7 @@ def test_a_link_in_the_place_of_a_file_of_ours_is_refused_and_not_followed(
     before = tree(tmp_path)
     for use in (opened, transfer.check, transfer.fix, transfer.clear):
         with pytest.raises(StartupError, match=f"{name} is not a plain file"):
-            use(tmp_path / "s")  # type: ignore[operator]
+            use(tmp_path / "s")
     assert tree(tmp_path) == before
 
 
@@ -330,7 +330,7 @@ def test_runs_that_become_a_link_are_refused(tmp_path: Path) -> None:
     before = tree(tmp_path)
     for use in (opened, transfer.check, transfer.fix, transfer.clear):
         with pytest.raises(StartupError, match="runs is not a folder"):
-            use(tmp_path / "s")  # type: ignore[operator]
+            use(tmp_path / "s")
     assert tree(tmp_path) == before
 
 
@@ -413,7 +413,7 @@ def test_a_folder_that_others_can_write_to_is_refused_unless_they_are_trusted(
     (folder / where).chmod(mode)
     for use in (opened, transfer.check, transfer.fix, transfer.clear):
         with pytest.raises(StartupError, match=f"can be written by {who}.*trust"):
-            use(folder)  # type: ignore[operator]
+            use(folder)
     assert transfer.check(folder, trust_others=True).problems == []
     assert main(["cache", "ls", "--trust-others", str(folder)]) == 0
     StoreFolder(folder, PLENTY, Disk(), trust_others=True).close()
@@ -435,7 +435,7 @@ def test_a_folder_of_another_user_is_refused_unless_that_is_trusted(
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
     for use in (opened, transfer.check, transfer.fix, transfer.clear):
         with pytest.raises(StartupError, match="belongs to another user"):
-            use(folder)  # type: ignore[operator]
+            use(folder)
     StoreFolder(folder, PLENTY, Disk(), trust_others=True).close()
 
 

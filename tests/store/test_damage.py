@@ -103,8 +103,9 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     ),
     "another dtype": lambda data: with_header(data, lambda h: h["k"].update(dtype="I32")),
     "shapes permuted": lambda data: with_header(
-        data, lambda h: h["k"].update(shape=h["k"]["shape"][::-1])
-    ),  # type: ignore[index]
+        data,
+        lambda h: h["k"].update(shape=h["k"]["shape"][::-1]),  # type: ignore[index]
+    ),
     "a shape that overflows": overflowing,
     "a negative offset": lambda data: with_header(
         data, lambda h: h["v"].update(data_offsets=[-4, 0])

@@ -63,7 +63,7 @@ def test_where_it_cannot_be_done_the_file_is_written_the_usual_way(
         return real_open(path, flags, mode)
 
     def write(file: int, data: memoryview) -> int:
-        raise OSError(errno.EINVAL, "not aligned") if where == "write" else real_write(file, data)
+        raise OSError(errno.EINVAL, "not aligned") if where == "write" else real_write(file, data)  # type: ignore[misc]
 
     monkeypatch.setattr("radixserve.store.direct.os.open", open_)
     monkeypatch.setattr("radixserve.store.direct.os.write", write)

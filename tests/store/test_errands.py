@@ -191,7 +191,7 @@ def test_other_work_goes_on_between_the_parts_of_a_mend(tmp_path: Path) -> None:
 
 def asked_for(folder: Path, errand: Clear | Mend | Bring) -> None:
     """As a command leaves it that has gone."""
-    (folder / "asked.json").write_bytes(errands.msgspec.json.encode(errands.Asked("1", errand)))
+    (folder / "asked.json").write_bytes(errands.msgspec.json.encode(errands.Asked("1", errand)))  # type: ignore[attr-defined]
 
 
 def test_what_a_command_asked_that_is_gone_is_not_done(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_an_answer_to_somebody_else_is_not_taken(tmp_path: Path) -> None:
     put(store, "a", PROMPT)
     Attendant(store)
     (tmp_path / "s" / "answered.json").write_bytes(
-        errands.msgspec.json.encode(errands.Answer("0", num_removed=7))
+        errands.msgspec.json.encode(errands.Answer("0", num_removed=7))  # type: ignore[attr-defined]
     )
     with attended(store):
         assert transfer.clear(tmp_path / "s") == 1
@@ -319,7 +319,7 @@ def test_whatever_step_of_an_errand_fails_it_ends_and_the_folder_stays_sound(
                 transfer.clear,
             ):
                 with contextlib.suppress(StartupError):
-                    change(folder)  # type: ignore[no-untyped-call]
+                    change(folder)
         disk.heal()
         assert on_disk(folder) <= BUDGET
         store.close()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from radixserve.errors import StartupError
-from radixserve.store.disk import TEMPORARY, Disk
+from radixserve.store.disk import TEMPORARY, Disk  # type: ignore[attr-defined]
 from radixserve.store.disk_store import DiskStore, pack
 from tests.store.parts import (
     FailingDisk,

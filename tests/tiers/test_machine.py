@@ -100,7 +100,7 @@ class TierMachine(RuleBasedStateMachine):
         self.running.close()
         self.open()
 
-    @precondition(lambda self: self.folder and files(self.folder))
+    @precondition(lambda self: self.folder and files(self.folder))  # type: ignore[arg-type, return-value]
     @rule(which=st.integers(0, 1000), bit=st.integers(0, 100_000))
     def damage(self, which: int, bit: int) -> None:
         self.running.settle()

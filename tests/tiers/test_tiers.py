@@ -233,7 +233,7 @@ def test_slots_are_not_taken_back_while_they_are_read(
     tmp_path: Path, opened: list[Tiered], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = started(opened, 64, folder=tmp_path / "s")
-    read, reading, held = disk_tier.Reader.read, threading.Event(), list[bool]()
+    read, reading, held = disk_tier.Reader.read, threading.Event(), list[bool]()  # type: ignore[attr-defined]
 
     def slowly(*args: Any) -> Any:
         reading.set()
@@ -241,7 +241,7 @@ def test_slots_are_not_taken_back_while_they_are_read(
         held.append(engine.cache.stats().leases > 0)
         return read(*args)
 
-    monkeypatch.setattr(disk_tier.Reader, "read", slowly)
+    monkeypatch.setattr(disk_tier.Reader, "read", slowly)  # type: ignore[attr-defined]
     engine.submit(request("written", LONG))
     engine.run()
     engine.submit(request("all of it", [6, *OTHER], 8))
@@ -253,7 +253,7 @@ def test_slots_are_not_taken_back_while_they_are_read(
     assert held == [True]
     engine.run()
     assert right(engine, "all of it", [6, *OTHER], 8)
-    monkeypatch.setattr(disk_tier.Reader, "read", read)
+    monkeypatch.setattr(disk_tier.Reader, "read", read)  # type: ignore[attr-defined]
     engine.settle()
     engine.cache.clear()
     engine.ask(request("warm", LONG))
@@ -392,7 +392,7 @@ def test_a_job_that_raises_harms_nobody(
     def broken(*_: object) -> bool:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(disk_tier.DiskStore, "match", broken)
+    monkeypatch.setattr(disk_tier.DiskStore, "match", broken)  # type: ignore[attr-defined]
     engine.ask(request("a", LONG), request("b", OTHER))
     assert right(engine, "a", LONG)
     assert right(engine, "b", OTHER)
