@@ -17,6 +17,23 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+CODES: Final = (
+    *("invalid_json", "invalid_body", "invalid_type", "invalid_value"),
+    *("missing_required_parameter", "unknown_parameter", "unsupported_parameter"),
+    *("empty_array", "array_above_max_length", "string_above_max_length"),
+    *("integer_below_min_value", "integer_above_max_value"),
+    *("decimal_below_min_value", "decimal_above_max_value"),
+    *("context_length_exceeded", "kv_budget_exceeded"),
+    *("not_found", "model_not_found", "method_not_allowed"),
+    *("request_timeout", "request_too_large"),
+    *("generation_failed", "internal_error", "generation_aborted"),
+    *("server_is_overloaded", "server_not_ready"),
+)
+"""Every code that an error envelope may carry; docs/api.md says what each means."""
+
+
 _MAX_REASON_CHARS = 300
 
 

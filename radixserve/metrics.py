@@ -20,11 +20,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from radixserve import __version__
-from radixserve.metrics_table import METRICS, TOTALS, WINDOW_SECONDS, Declared
+from radixserve.errors import CODES
+from radixserve.metrics_table import (
+    METRICS,
+    OTHER_CODE,
+    SOURCES,
+    TOTALS,
+    WINDOW_SECONDS,
+    Declared,
+)
 from radixserve.step import EngineInfo, EngineStats, TierStats
-
-RESTART_CAUSES: Final = ("crash", "hang")
-_SOURCES: Final = ("computed", "device", "host", "disk")
 
 
 @dataclass(slots=True)
@@ -92,11 +97,9 @@ class Metrics:
         self._histograms = {
             each.name: self._histogram(each) for each in METRICS if each.kind == "histogram"
         }
-        for _, counter, labels in TOTALS:
-            if labels:
-                self._counters[counter].labels(*labels)
-        for cause in RESTART_CAUSES:
-            self._counters["radixserve_engine_restarts_total"].labels(cause)
+        for each in METRICS:
+            for labels in each.series():  # at 0, so that the first event is seen as a rise
+                self._counters[each.name].labels(*labels)
         self._gauges["radixserve_build_info"].labels(__version__).set(1)
         self._model = model
         self._window = HitWindow(clock)
@@ -131,11 +134,16 @@ class Metrics:
             (self._counters[counter].labels(*labels) if labels else self._counters[counter]).inc(
                 grown[key]
             )
-        computed, *cached = (grown["radixserve_prompt_tokens_total", source] for source in _SOURCES)
+        computed, *cached = (grown["radixserve_prompt_tokens_total", source] for source in SOURCES)
         self._window.add(computed, sum(cached))
         self._observe("radixserve_step_seconds", *stats.step_seconds)
         self._observe("radixserve_step_tokens", *stats.step_tokens)
         self._observe("radixserve_step_sequences", *stats.step_sequences)
+
+    def error_told(self, code: str | None) -> None:
+        """Count an error that a client was told, by the code of its envelope."""
+        known = code if code in CODES else OTHER_CODE
+        self._counters["radixserve_request_errors_total"].labels(known).inc()
 
     def engine_restarted(self, cause: str) -> None:
         """The engine was started again, after a "crash" or a "hang": its totals begin at zero."""

@@ -5,11 +5,13 @@ Only names, words and which total of the engine feeds which counter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from itertools import product
+from typing import Final, Literal, get_args
 
-from radixserve.step import EngineStats
+from radixserve.errors import CODES
+from radixserve.step import EngineStats, FaultKind
 
 _SECONDS: Final = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
@@ -21,10 +23,19 @@ _SEQUENCES: Final = tuple(float(1 << n) for n in range(11))
 WINDOW_SECONDS: Final = 300
 """How far back the hit ratio looks."""
 
+ENDPOINTS: Final = ("chat", "completions")
+OUTCOMES: Final = ("stop", "length", "abort", "error", "rejected")
+SOURCES: Final = ("computed", "device", "host", "disk")
+RESTART_CAUSES: Final = ("crash", "hang")
+OTHER_CODE: Final = "other"
+"""Counts for every code that is not listed, so that the number of series is bounded."""
+
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """One metric as docs/metrics.md shows it. `unit` is what a value counts."""
+    """One metric as docs/metrics.md shows it. `unit` is what a value counts; `values` are all that a
+    label of a counter can have, in the order of `labels`.
+    """
 
     kind: Literal["counter", "gauge", "histogram"]
     name: str
@@ -32,6 +43,11 @@ class Declared:
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = _SECONDS
+    values: tuple[tuple[str, ...], ...] = ()
+
+    def series(self) -> Iterator[tuple[str, ...]]:
+        """The label values of every series that a counter with labels can have."""
+        return product(*self.values) if self.values else iter(())
 
 
 METRICS: Final = (
@@ -42,6 +58,15 @@ METRICS: Final = (
         "requests",
         "Requests that ended, by endpoint and outcome (stop, length, abort, error, rejected)",
         ("endpoint", "outcome"),
+        values=(ENDPOINTS, OUTCOMES),
+    ),
+    Declared(
+        "counter",
+        "radixserve_request_errors_total",
+        "errors",
+        "Errors told to clients of any endpoint, by the code in the error envelope",
+        ("code",),
+        values=((*CODES, OTHER_CODE),),
     ),
     Declared(
         "gauge", "radixserve_requests_running", "requests", "Sequences that take part in steps now"
@@ -56,6 +81,7 @@ METRICS: Final = (
         "Prompt tokens by where their keys and values came from: computed, or read from "
         "device, host or disk memory",
         ("source",),
+        values=(SOURCES,),
     ),
     Declared("counter", "radixserve_generated_tokens_total", "tokens", "Tokens generated"),
     Declared(
@@ -136,6 +162,7 @@ METRICS: Final = (
         "tokens",
         "Tokens copied to a tier (down) and back to the device (up)",
         ("tier", "direction"),
+        values=(("host", "disk"), ("down", "up")),
     ),
     Declared("gauge", "radixserve_store_runs", "runs", "Runs stored on the disk"),
     Declared(
@@ -162,6 +189,7 @@ METRICS: Final = (
         "errors",
         "Errors of the disk, by operation (read, write)",
         ("operation",),
+        values=(("read", "write"),),
     ),
     Declared(
         "counter",
@@ -179,6 +207,7 @@ METRICS: Final = (
         "Steps that came to nothing, by kind (exception, out_of_memory), and rows whose "
         "logits were not_finite",
         ("kind",),
+        values=(get_args(FaultKind),),
     ),
     Declared("histogram", "radixserve_step_seconds", "seconds", "Duration of a step"),
     Declared(
@@ -215,6 +244,7 @@ METRICS: Final = (
         "Times the engine was started again, by cause: crash (the process ended) or hang "
         "(it did nothing any more and was killed)",
         ("cause",),
+        values=(RESTART_CAUSES,),
     ),
     Declared(
         "counter",

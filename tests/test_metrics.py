@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from radixserve.engine.supervisor import Cause
 from radixserve.metrics import Metrics, RequestRecord
-from radixserve.metrics_table import METRICS, WINDOW_SECONDS
+from radixserve.metrics_table import METRICS, TOTALS, WINDOW_SECONDS, Declared
 from radixserve.step import EngineInfo, EngineStats, FaultKind
 
 INFO = EngineInfo(
@@ -111,10 +111,28 @@ def test_names_follow_the_conventions() -> None:
             assert each.name.endswith(f"_{each.unit}"), each.name
 
 
-def test_all_sources_of_prompt_tokens_are_there_from_the_start() -> None:
-    page = rendered(Metrics())
-    for source in ("computed", "device", "host", "disk"):
-        assert page[f'radixserve_prompt_tokens_total{{source="{source}"}}'] == 0
+@pytest.mark.parametrize(
+    "each",
+    [each for each in METRICS if each.kind == "counter" and each.labels],
+    ids=lambda e: e.name,
+)
+def test_every_series_of_a_counter_is_there_at_zero_from_the_start(each: Declared) -> None:
+    assert len(each.values) == len(each.labels)
+    found = {
+        tuple(sample.labels[label] for label in each.labels): sample.value
+        for sample in rendered(Metrics()).families[each.name.removesuffix("_total")].samples
+    }
+    assert found == dict.fromkeys(each.series(), 0.0)
+    assert {labels for _, counter, labels in TOTALS if counter == each.name} <= set(found)
+
+
+def test_the_known_values_are_those_that_are_counted() -> None:
+    known = {each.name: each.values for each in METRICS}
+    assert known["radixserve_step_faults_total"] == (get_args(FaultKind),)
+    assert known["radixserve_requests_total"] == (
+        ("chat", "completions"),
+        ("stop", "length", "abort", "error", "rejected"),
+    )
 
 
 def test_a_request_is_counted_once_in_everything_it_touches() -> None:

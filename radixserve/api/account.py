@@ -41,8 +41,12 @@ class Account:
             self._failure = "error"
 
     def close(self) -> RequestRecord:
-        """The record of the request, to be given to the metrics; logs its line."""
+        """The record of the request, to be given to the metrics; logs its line. A refused one has
+        a line already, that of its error.
+        """
         record = self._record()
+        if record.outcome == "rejected":
+            return record
         generation_id = self.generation.id if self.generation is not None else "-"
         log.info(
             "%s %s %s prompt=%d cached=%d generated=%d ttft=%s e2e=%.3fs",

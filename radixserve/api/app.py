@@ -6,8 +6,6 @@ Everything it needs is given to `make_app`; it starts nothing but tokenizer thre
 from __future__ import annotations
 
 import asyncio
-import re
-import secrets
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
@@ -17,7 +15,8 @@ from aiohttp.typedefs import Handler
 
 from radixserve.api import handlers, ops
 from radixserve.api.context import API, Api, TokenizerThreads
-from radixserve.api.envelope import as_api_error, error_response
+from radixserve.api.envelope import as_api_error, error_response, note_error, title
+from radixserve.api.request_id import identify, request_id_of
 from radixserve.api.settings import ApiSettings
 from radixserve.engine.protocol import EngineClient
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from radixserve.text.tokenizer import Tokenizer
 
 __all__ = ["ApiSettings", "make_app"]
-
-_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def make_app(
@@ -69,6 +66,8 @@ def _routes() -> list[web.RouteDef]:
 
 @web.middleware
 async def _errors_as_envelope(request: web.Request, handler: Handler) -> web.StreamResponse:
+    identify(request)
+    api = request.app[API]
     try:
         return await handler(request)
     except ConnectionError as gone:
@@ -76,15 +75,13 @@ async def _errors_as_envelope(request: web.Request, handler: Handler) -> web.Str
         raise asyncio.CancelledError from gone
     except Exception as error:
         refusal = as_api_error(error, request)
-        return error_response(refusal, request.app[API].settings.retry_after_seconds)
+        note_error(refusal, title(request), api.metrics)
+        return error_response(refusal, api.settings.retry_after_seconds)
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = "radixserve"
-    given = request.headers.get("x-request-id", "")
-    response.headers["x-request-id"] = (
-        given if _SANE_REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
-    )
+    response.headers["x-request-id"] = request_id_of(request)
 
 
 async def _close_threads(app: web.Application) -> AsyncIterator[None]:

@@ -7,6 +7,7 @@ Knows aiohttp's own exceptions, so that a 404, 405 or 413 of the framework looks
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
@@ -23,6 +24,9 @@ from radixserve.errors import (
     ServerError,
     Unavailable,
 )
+
+if TYPE_CHECKING:
+    from radixserve.metrics import Metrics
 
 log = logging.getLogger("radixserve.api")
 
@@ -55,6 +59,21 @@ def error_response(error: ApiError, retry_after: int) -> web.Response:
     return response
 
 
+def note_error(error: ApiError, what: str, metrics: Metrics) -> None:
+    """Count `error` and log its line; to be called once for each error that a client is told.
+
+    `what` was asked for. The message is left out of the line: it may repeat the client's text.
+    """
+    metrics.error_told(error.code)
+    field = None if error.param is None else shown(error.param)
+    log.info("%s: status=%d code=%s field=%r", what, error.status, error.code, field)
+
+
+def title(request: web.BaseRequest) -> str:
+    """Method and path, as far as a log line or a message needs them."""
+    return f"{request.method} {shown(request.rel_url.raw_path)}"
+
+
 def as_api_error(error: Exception, request: web.Request) -> ApiError:
     """The refusal to send for `error`; what nobody expected is logged and becomes a 500 that tells
     nothing.
@@ -67,12 +86,12 @@ def as_api_error(error: Exception, request: web.Request) -> ApiError:
         return BadRequest(
             "The body could not be read: its encoding or framing is broken.", code="invalid_body"
         )
-    log.exception("unexpected failure in %s %s", request.method, request.path, exc_info=error)
+    log.exception("unexpected failure in %s", title(request), exc_info=error)
     return ServerError("The server failed on this request.", code="internal_error")
 
 
 def _from_aiohttp(error: web.HTTPException, request: web.Request) -> ApiError:
-    what = f"{request.method} {shown(request.path)}"
+    what = title(request)
     if isinstance(error, web.HTTPMethodNotAllowed):
         return MethodNotAllowed(
             f"{what}: method not allowed.", allow=tuple(sorted(error.allowed_methods))

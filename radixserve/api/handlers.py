@@ -20,7 +20,7 @@ from radixserve.api.body import read_body
 from radixserve.api.chat import ChatRenderer
 from radixserve.api.completions import CompletionRenderer
 from radixserve.api.context import API, Api
-from radixserve.api.envelope import as_api_error
+from radixserve.api.envelope import as_api_error, note_error, title
 from radixserve.api.generation import Choice, Delta, run, usage_of
 from radixserve.api.prompts import Prompt, chat_prompt, completion_prompts
 from radixserve.api.settings import ApiSettings
@@ -163,5 +163,7 @@ async def _answer_streamed(
         if not stream.started or isinstance(error, ConnectionError):
             raise  # as an HTTP error, or to nobody
         account.fail(error)
-        await stream.fail(as_api_error(error, request))
+        failure = as_api_error(error, request)
+        note_error(failure, title(request), api.metrics)
+        await stream.fail(failure)
     return stream.response

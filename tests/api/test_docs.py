@@ -1,15 +1,21 @@
-"""docs/api.md names every field that the server knows."""
+"""docs/api.md names every field and every error code that the server knows."""
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from pathlib import Path
 
 import msgspec
 
+from radixserve import errors
 from radixserve.api import wire
+from radixserve.errors import CODES
 
 DOCS = (Path(__file__).parent.parent.parent / "docs" / "api.md").read_text()
+ERRORS = Path(errors.__file__)
+_WORDS = re.compile(r"[a-z]+(_[a-z]+)+")
 
 
 def test_every_field_is_documented() -> None:
@@ -30,3 +36,33 @@ def test_every_field_is_documented() -> None:
 def test_every_value_without_effect_is_documented() -> None:
     for name, values in wire.AS_IF_ABSENT.items():
         assert f"`{name}` ({', '.join(json.dumps(value) for value in values)})" in DOCS
+
+
+def _told_codes() -> set[str]:
+    """Every code that a line of the HTTP layer gives to an error: what is passed or assigned as
+    `code`.
+    """
+    package = Path(wire.__file__).parent
+    trees = [ast.parse(path.read_text()) for path in (*package.rglob("*.py"), ERRORS)]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    values = [node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == "code"]
+    for node in nodes:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value and "code" in _names(node):
+            values.append(node.value)
+    parts = [part for value in values for part in ast.walk(value)]
+    words = [part.value for part in parts if isinstance(part, ast.Constant)]
+    return {word for word in words if isinstance(word, str) and _WORDS.fullmatch(word)}
+
+
+def _names(node: ast.Assign | ast.AnnAssign) -> set[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return {name.id for each in targets for name in ast.walk(each) if isinstance(name, ast.Name)}
+
+
+def test_every_code_is_listed_and_documented() -> None:
+    told = _told_codes()
+    assert {"invalid_json", "not_found", "generation_aborted", "internal_error"} <= told
+    assert told - set(CODES) == set()
+    shapes = {f"{kind}_{limit}" for kind in ("integer", "decimal", "array", "string")
+              for limit in ("below_min_value", "above_max_value", "above_max_length")}  # fmt: skip
+    assert [code for code in CODES if code not in shapes and f"`{code}`" not in DOCS] == []
