@@ -70,6 +70,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "seconds",
         ),
     ] = 60.0
+    stream_comment_seconds: Annotated[
+        float,
+        Meta(ge=0, le=3600),
+        Doc(
+            "server",
+            "a stream that is silent for that long gets a comment line; 0: never",
+            "seconds",
+        ),
+    ] = 5.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Doc("server", "least level that is logged")
     ] = "info"

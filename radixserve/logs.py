@@ -42,7 +42,7 @@ def _add_request(record: logging.LogRecord) -> bool:
 
 
 class Seldom:
-    """Logs a warning at most once in `seconds`, with the number of those left out since the last."""
+    """Logs a warning at most once in `seconds`, with the number of those left out."""
 
     def __init__(
         self,

@@ -33,8 +33,8 @@ OTHER_CODE: Final = "other"
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """One metric as docs/metrics.md shows it. `unit` is what a value counts; `values` are all that a
-    label of a counter can have, in the order of `labels`.
+    """One metric as docs/metrics.md shows it. `unit` is what a value counts; `values` are those
+    that each label of a counter can have, in the order of `labels`.
     """
 
     kind: Literal["counter", "gauge", "histogram"]

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
 
 from radixserve.api import handlers, ops
@@ -82,6 +82,8 @@ async def _errors_as_envelope(request: web.Request, handler: Handler) -> web.Str
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = "radixserve"
     response.headers["x-request-id"] = request_id_of(request)
+    if request.version < HttpVersion11 and response.content_length is None:
+        response.force_close()  # only the end of the connection can tell the end of the body
 
 
 async def _close_threads(app: web.Application) -> AsyncIterator[None]:

@@ -143,7 +143,9 @@ async def _answer_streamed(
     renderer: Renderer,
     account: Account,
 ) -> web.StreamResponse:
-    """A failure after the first event is told in the stream, since the status has been sent."""
+    """A failure after the first event or comment is told in the stream, since the status has been
+    sent.
+    """
     api = request.app[API]
     stream = EventStream(request, api.settings.client_write_seconds)
     opened = [False] * len(choices)
@@ -155,7 +157,8 @@ async def _answer_streamed(
         await (stream.send(chunk) if opening is None else stream.send(opening, chunk))
 
     try:
-        await run(api.engine, choices, sink)
+        async with stream.kept_alive(api.settings.stream_comment_seconds):
+            await run(api.engine, choices, sink)
         if generation.include_usage:
             await stream.send(renderer.usage_chunk(usage_of(choices, generation.num_choices)))
         await stream.done()

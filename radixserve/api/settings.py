@@ -33,6 +33,7 @@ class ApiSettings:
     client_write_seconds: float = (
         30.0  # a stream whose client reads nothing for that long is dropped
     )
+    stream_comment_seconds: float = 5.0  # a stream that is silent for that long says so; 0: never
     retry_after_seconds: int = 1  # told to refused clients when the engine names no better figure
 
     @classmethod
@@ -43,4 +44,5 @@ class ApiSettings:
             max_choices=settings.max_choices,
             max_prompts=settings.max_prompts,
             max_sequences=settings.max_queue,
+            stream_comment_seconds=settings.stream_comment_seconds,
         )

@@ -2,14 +2,15 @@
 come together.
 
 Owns the moment the response starts (at the first event, so that a failure before it keeps its HTTP
-status) and the clients that stop reading. Knows no endpoint.
+status, or after some seconds of silence, so that nobody on the way gives up) and the clients that
+stop reading. Knows no endpoint.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 
 import msgspec
 from aiohttp import web
@@ -17,8 +18,9 @@ from aiohttp import web
 from radixserve.api.envelope import encode_error
 from radixserve.errors import ApiError
 
+_COMMENT = b": the answer is being computed\n\n"  # clients skip lines that begin with a colon
 _HEADERS = {
-    "Content-Type": "text/event-stream",
+    "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
 }
@@ -33,11 +35,36 @@ class EventStream:
         self._request = request
         self._write_seconds = write_seconds
         self._encode = msgspec.json.Encoder().encode
+        self._written_at = asyncio.get_running_loop().time()
         self.response = web.StreamResponse(headers=_HEADERS)
 
     @property
     def started(self) -> bool:
         return self.response.prepared
+
+    @contextlib.asynccontextmanager
+    async def kept_alive(self, seconds: float) -> AsyncIterator[None]:
+        """Within the block the client gets a comment line whenever `seconds` pass without an event;
+        never if that is 0.
+        """
+        commenting = asyncio.create_task(self._comment(seconds)) if seconds else None
+        try:
+            yield
+        finally:
+            if commenting is not None:
+                commenting.cancel()
+                await asyncio.wait([commenting])
+
+    async def _comment(self, seconds: float) -> None:
+        """A client that is gone or does not read ends it: the handler is cancelled then."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ConnectionError):
+            while True:
+                silent = loop.time() - self._written_at
+                if silent < seconds:
+                    await asyncio.sleep(seconds - silent)
+                else:
+                    await self._write(_COMMENT)
 
     async def send(self, *events: msgspec.Struct) -> None:
         """Write `events` at once."""
@@ -60,6 +87,7 @@ class EventStream:
             await self._in_time(self.response.write_eof())
 
     async def _write(self, data: bytes) -> None:
+        self._written_at = asyncio.get_running_loop().time()
         if not self.response.prepared:
             await self.response.prepare(self._request)
         await self._in_time(self.response.write(data))
