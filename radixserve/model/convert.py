@@ -2,17 +2,30 @@
 generation config).
 
 Run as a child process: `python -m radixserve.model.convert SOURCE.gguf FOLDER`. Reports stages on
-stderr as lines that start with "convert: ". Does not know where models are kept; `embedded` makes
-the result visible.
+stderr as lines that start with "convert: ". Where the folder has no room for the weights, or cannot
+be written, the exit status is 3 and the last line a sentence. Does not know where models are kept;
+`converted` makes the result visible.
 """
 
 from __future__ import annotations
 
+import errno
+import shutil
 import sys
 from pathlib import Path
 
 import torch
+from gguf import GGUFReader
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from radixserve.model.converted import NO_ROOM
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class NoRoom(Exception):
+    """The folder is too small for the weights."""
 
 
 def convert(source: Path, target: Path) -> None:
@@ -50,5 +63,35 @@ def _say(stage: str) -> None:
     print(f"convert: {stage}", file=sys.stderr, flush=True)
 
 
+def _check_room(source: Path, target: Path) -> None:
+    """Raises NoRoom unless `target` has room for the weights as float32."""
+    needed = 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(source).tensors)
+    free = shutil.disk_usage(target).free
+    if free < needed:
+        raise NoRoom(f"{target} has {free >> 20} MiB free, {needed >> 20} MiB are needed")
+
+
+def main(source: Path, target: Path) -> int:
+    """Entry point of the child process; its exit code."""
+    try:
+        _check_room(source, target)
+        convert(source, target)
+    except Exception as error:  # of the libraries that read and write the files
+        words = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not _is_about_room(error):
+            print(words, file=sys.stderr)
+            return 1
+        print(words if str(target) in words else f"{target}: {words}", file=sys.stderr)
+        return NO_ROOM
+    return 0
+
+
+def _is_about_room(error: Exception) -> bool:
+    """Whether another folder may do; safetensors tells the system's errors as text only."""
+    if isinstance(error, SafetensorError):
+        return "os error" in str(error)
+    return isinstance(error, NoRoom) or (isinstance(error, OSError) and error.errno in _NO_ROOM)
+
+
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -7,6 +7,7 @@ starts.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from typing import Any
 
 from radixserve.config import Settings
 from radixserve.errors import ModelRefused
+from radixserve.model.converted import FORMAT, converted
 from radixserve.model.embedded import EMBEDDED_NAME, embedded_model
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ def _named(model: str, revision: str | None) -> ModelSource:
     path = Path(model)
     if path.is_dir():
         return _in_folder(path, model, revision)
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return ModelSource(_from_gguf(path, revision), (path.stem,))
     if path.is_file():
         raise ModelRefused(_not_a_folder(path))
     if not _HUB_NAME.fullmatch(model):
@@ -73,6 +77,16 @@ def _names(name: str) -> tuple[str, ...]:
 
 def _not_a_folder(path: Path) -> str:
     return f"{path} is a file: give the folder it lies in, {path.absolute().parent}"
+
+
+def _from_gguf(path: Path, revision: str | None) -> Path:
+    """Converted and kept; a file that changes is converted anew."""
+    if revision is not None:
+        raise ModelRefused(f"{path} is a file, which has no revision {revision!r}")
+    status = path.stat()
+    facts = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    return converted(lambda: path, f"{path.stem}-{key}-v{FORMAT}")
 
 
 def _in_folder(path: Path, typed: str, revision: str | None) -> ModelSource:

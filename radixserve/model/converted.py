@@ -1,0 +1,231 @@
+"""Keeps models that were converted from GGUF files, and converts those that are not there yet.
+
+Dequantising takes many seconds, so it is done once, by a child process
+(`python -m radixserve.model.convert`). What is kept carries the digests of its files and is
+verified at every start: what is damaged, or what others could have written, is converted anew.
+Where the cache folder cannot be used a private folder for temporary files takes its place for as
+long as this process lives. Imports no torch: the front asks for the folder.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from radixserve.errors import ModelRefused
+from radixserve.model.cache_folder import (
+    ADVICE,
+    CACHE_VARIABLE,
+    cache_dir,
+    check_owner,
+    opened,
+    reason,
+)
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # part of a folder's name: a change of what `convert` writes makes old copies invisible
+NO_ROOM = 3  # exit status of `convert` where it cannot write; its last line says why
+_SUMS = "SHA256SUMS"
+_PARTIAL = ".partial-"
+_TEMPORARY = "radixserve-model-"
+_SWEEP_AFTER_SECONDS = 60.0  # a folder younger than that may be one that is not locked yet
+
+
+_ready: dict[tuple[str | None, str], Path] = {}  # what this process has verified or made
+
+
+def converted(find: Callable[[], Path], name: str, progress: bool = True) -> Path:
+    """The folder with the model of the GGUF file that `find` finds, as safetensors. For half a GB
+    it takes half a second where the model is kept as `name`, and 10-30 s where it is not.
+
+    Safe against concurrent callers and against being killed at any moment: a conversion writes into
+    a folder of its own and becomes visible by one rename.
+
+    Raises:
+        ModelRefused: the conversion failed (with the child's last words), or nothing can be
+            written; one sentence names the folders.
+    """
+    key = (os.environ.get(CACHE_VARIABLE), name)
+    if key not in _ready or not _ready[key].is_dir():
+        _ready[key] = _found_or_made(find, name, progress)
+    return _ready[key]
+
+
+def _found_or_made(find: Callable[[], Path], name: str, progress: bool) -> Path:
+    label = name.removesuffix(f"-v{FORMAT}")
+    try:
+        return _in_cache(find, cache_dir() / "models", name, label if progress else None)
+    except OSError as error:
+        told = f"the converted model is not kept, {reason(error)}; {ADVICE}"
+    try:
+        folder = _for_this_process(find(), label if progress else None)
+    except OSError as error:
+        raise ModelRefused(f"{told}; a temporary folder fails, too: {reason(error)}") from error
+    log.warning("%s", told)
+    return folder
+
+
+def _in_cache(find: Callable[[], Path], models: Path, name: str, label: str | None) -> Path:
+    folder = models / name
+    if folder.is_dir():
+        fault = _fault(models, name)
+        if fault is None:
+            return folder
+        log.warning("the converted model is made anew: %s", fault)
+    source = find()
+    models.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with opened(models):
+        _sweep(models, f"*{_PARTIAL}*")
+        with _partial(models, f"{name}{_PARTIAL}") as partial:
+            _run_conversion(source, partial, label)
+            _write_sums(partial)
+            _publish(partial, folder)
+    return folder
+
+
+def _for_this_process(source: Path, label: str | None) -> Path:
+    """A conversion in the folder for temporary files, removed when this process ends."""
+    place = Path(tempfile.gettempdir())
+    _sweep(place, f"{_TEMPORARY}*")
+    room = contextlib.ExitStack()
+    atexit.register(room.close)
+    try:
+        folder = room.enter_context(_partial(place, _TEMPORARY))
+        _run_conversion(source, folder, label)
+    except BaseException:
+        room.close()
+        raise
+    return folder
+
+
+def _fault(models: Path, name: str) -> str | None:
+    """What is wrong with a kept model; None for nothing. Reads all of it.
+
+    Raises:
+        OSError: others could have written it, so that it must not be used.
+    """
+    folder = models / name
+    with opened(models), opened(folder):
+        try:
+            lines = (folder / _SUMS).read_text().splitlines()
+        except (FileNotFoundError, ValueError):
+            return f"{folder / _SUMS} is missing or damaged"
+        sums = {file: digest for digest, _, file in (line.partition("  ") for line in lines)}
+        if set(sums) != {file.name for file in _visible(folder)} - {_SUMS}:
+            return f"{folder} is not whole"
+        damaged = (folder / file for file in sums if _sha256(folder / file) != sums[file])
+        return next((f"{file} is damaged" for file in damaged), None)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        check_owner(os.fstat(file.fileno()), str(path))
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_sums(folder: Path) -> None:
+    """As `sha256sum` would, so that `sha256sum -c` checks it."""
+    files = _visible(folder)
+    for file in files:
+        file.chmod(0o644)
+    (folder / _SUMS).write_text("".join(f"{_sha256(file)}  {file.name}\n" for file in files))
+
+
+@contextmanager
+def _partial(place: Path, prefix: str) -> Iterator[Path]:
+    """An empty folder that is locked, so that nobody sweeps it, and removed in the end."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # not every file system has locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _sweep(place: Path, pattern: str) -> None:
+    """Remove what killed processes left; those of living ones are locked."""
+    for left in sorted(place.glob(pattern)):
+        with contextlib.suppress(OSError):
+            lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(lock).st_mtime > _SWEEP_AFTER_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _run_conversion(source: Path, target: Path, label: str | None) -> None:
+    """Raises OSError where `target` has no room, ModelRefused where `source` cannot be read."""
+    command = [sys.executable, "-m", "radixserve.model.convert", str(source), str(target)]
+    console = Console(stderr=True, quiet=label is None)
+    child = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
+    words: list[str] = []
+    try:
+        assert child.stderr is not None, "asked for a pipe"
+        with console.status(f"Converting the model {label} (once)"), child.stderr:
+            for line in child.stderr:
+                words = [*words[-9:], line.rstrip()]
+                if line.startswith("convert: "):
+                    console.log(line.removeprefix("convert: ").rstrip())
+        status = child.wait()
+    finally:
+        child.kill()  # Ctrl-C, SIGTERM
+        child.wait()
+    if status == NO_ROOM:
+        raise OSError(words[-1])
+    if status != 0:
+        words = words or ["killed, perhaps because memory lacks"]
+        raise ModelRefused(f"Converting {source} failed (exit status {status}): {words[-1]}")
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Make a finished conversion visible: files to disk first, then one rename, then the folder
+    entry to disk. A damaged folder in its place makes way.
+    """
+    for file in sorted(partial.iterdir()):
+        _fsync(file)
+    partial.chmod(0o755)
+    _fsync(partial)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if _fault(folder.parent, folder.name) is not None:
+            with _partial(folder.parent, f"{folder.name}{_PARTIAL}") as aside:
+                folder.rename(aside)
+                partial.rename(folder)
+                return
+        # otherwise another process was first: its copy is as good as ours
+    _fsync(folder.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
