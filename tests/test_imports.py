@@ -34,7 +34,7 @@ LAYERS = (
     ("cache",),
     ("config_sources",),
     ("config",),
-    ("request", "step", "errors", "logs", "machine", "__init__"),
+    ("request", "step", "errors", "logs", "machine", "rotary", "__init__"),
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 

@@ -24,6 +24,7 @@ from radixserve.cache.pool import KVPool
 from radixserve.errors import ModelRefused, first_line
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
+from radixserve.rotary import rotary_refusal
 from radixserve.step import Chunk, Logits
 
 NUM_PROBE_TOKENS = 40
@@ -46,7 +47,6 @@ _RECURRENT = (
     "linear_num_value_heads",
 )
 _RECURRENT_TYPES = ("rwkv", "mamba", "mamba2", "xlstm", "recurrent_gemma", "falcon_mamba")
-_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 def check_config(config: PretrainedConfig) -> None:
@@ -85,12 +85,7 @@ def _attention_refusal(config: PretrainedConfig, kinds: Sequence[str]) -> str | 
         return f"attends a sliding window of {window} tokens; only full attention is served"
     if _value(config, "attn_logit_softcapping"):
         return "caps its attention scores (softcap), which our attention does not do"
-    if _rope_type(config) in _LENGTH_DEPENDENT_ROPE:
-        return (
-            f"has {_rope_type(config)} rotary positions: K of a prefix depends on the length of "
-            "what follows it"
-        )
-    return None
+    return rotary_refusal(config)
 
 
 def _value(config: PretrainedConfig, name: str) -> Any:
@@ -106,11 +101,6 @@ def _recurrent(kinds: Sequence[str]) -> bool:
 
 def _first_local(kinds: Sequence[str]) -> str:
     return next(kind for kind in kinds if kind not in _FULL).replace("_", " ")
-
-
-def _rope_type(config: PretrainedConfig) -> str:
-    rope = _value(config, "rope_parameters") or {}
-    return str(rope.get("rope_type") or rope.get("type") or "default")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from radixserve.store.folder import StoreFolder
 from radixserve.store.layout import FINGERPRINTS
 from radixserve.store.run_file import FORMAT, digest_fields
 
+_SUMMED = 512  # int64
 _KEPT = 256  # file digests at most
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 
@@ -76,6 +77,30 @@ def weights_fingerprint(config: str, weights: dict[str, torch.Tensor], computed_
             hashlib.sha256(data).hexdigest(),
         ]
     return digest_fields("weights", FORMAT, computed_by, *fields)
+
+
+def weights_checksum(weights: dict[str, torch.Tensor]) -> str:
+    """Tells whether weights in memory are still what they were, whoever changed them: through
+    `.data` no counter of torch's notices it. Reads every byte once, as computing one token does; on
+    a CPU at about 5 GB/s.
+
+    It is made of sums of 4 KiB of integers each. A change that leaves all of these sums as they
+    are, as exchanging words within 4 KiB would, is not noticed.
+    """
+    sums = [(name, _sums(tensor.detach())) for name, tensor in sorted(weights.items())]
+    fields = [part for name, each in sums for part in (name, each.cpu().numpy().tobytes())]
+    shapes = [f"{tensor.dtype} {tuple(tensor.shape)}" for _, tensor in sorted(weights.items())]
+    return digest_fields("checksum", *fields, *shapes)
+
+
+def _sums(tensor: torch.Tensor) -> torch.Tensor:
+    """Sums of the bytes of `tensor` as int64, `_SUMMED` at a time, and the bytes that are left."""
+    data = tensor.contiguous().reshape(-1).view(torch.uint8)
+    if data.data_ptr() % 8:
+        data = data.clone()
+    whole = data.numel() // (8 * _SUMMED) * 8 * _SUMMED
+    sums = data[:whole].view(torch.int64).view(-1, _SUMMED).sum(1)
+    return torch.cat([sums, data[whole:].to(torch.int64)])
 
 
 class _Digests:

@@ -18,9 +18,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 from radixserve.cache.pool import KVShape
 from radixserve.config import parse_size
+from radixserve.rotary import rotary_refusal
 from radixserve.store.disk_store import DiskStore, StoreStats, pack
-from radixserve.store.fingerprint import weights_fingerprint
-from radixserve.store.run_file import KV, TOKEN_BYTES
+from radixserve.store.fingerprint import weights_checksum, weights_fingerprint
+from radixserve.store.run_file import KV, TOKEN_BYTES, digest_fields
 
 TokenIds = torch.Tensor | Sequence[int]
 
@@ -28,6 +29,10 @@ TokenIds = torch.Tensor | Sequence[int]
 class KVStore:
     """K/V of one transformers model in a folder. A context manager; one thread at a time, one
     process per folder.
+
+    The model may be changed while the store is open (trained, an adapter merged or switched): each
+    `get` and `put` looks at all of its weights, which costs about as much as computing one token.
+    K/V belongs to the weights that it was stored with, and is found again when they come back.
     """
 
     def __init__(
@@ -38,32 +43,34 @@ class KVStore:
         *,
         trust_others: bool = False,
     ) -> None:
-        """Open or create. Reads all of the model's weights once, to know what its K/V belongs to;
-        about 1 GB/s.
+        """Open or create. Reads all of the model's weights, to know what its K/V belongs to; about
+        1 GB/s. A folder that others own or can write to is used only if `trust_others` says so.
 
         Raises:
-            StartupError: another process holds the folder, or it cannot be used.
-            ValueError: `budget` is no size, or the model does not keep one K and one V per layer
-                and position.
+            StartupError: the folder is not empty and no store, others can write to it, another
+                process holds it, or it cannot be used.
+            ValueError: `budget` is no size, or K and V of the model cannot be used again: it does
+                not keep one of each per layer and position, or they depend on what follows.
         """
-        self._device, self._shape = model.device, _kv_shape(model)
+        _refuse(model)
+        self._model, self._seen = model, _seen(model)
         num_bytes = parse_size(budget) if isinstance(budget, str) else budget
-        self._store = DiskStore(
-            Path(path), num_bytes, _fingerprint(model), self._shape, trust_others=trust_others
-        )
+        found = (_fingerprint(model), _kv_shape(model))
+        self._store = DiskStore(Path(path), num_bytes, *found, trust_others=trust_others)
 
     def put(self, token_ids: TokenIds, past_key_values: DynamicCache) -> int:
         """Store what is not stored yet of one sequence's K/V; gives how many tokens that were.
 
         `token_ids` may be longer than the cache: the last token of an answer has no K/V yet. A
         cache that does not hold every position of every layer (sliding windows) or has other shapes
-        than the model is not stored.
+        than the model is not stored. Nothing is stored if the model has changed since the last
+        call: nobody can tell whether the K/V was computed before or after that.
 
         Raises:
             ValueError: the cache holds more than one sequence, or more tokens than there are ids.
         """
         ids, kv = _ids(token_ids), _stacked(past_key_values)
-        if kv is None or _shape_of(*kv) != self._shape:
+        if self._changed() or kv is None or _shape_of(*kv) != self._store.shape:
             return 0
         if kv[0].shape[1] > len(ids):
             raise ValueError(f"{kv[0].shape[1]} positions in the cache, but {len(ids)} token ids")
@@ -71,14 +78,15 @@ class KVStore:
 
     def get(self, token_ids: TokenIds) -> tuple[DynamicCache, int]:
         """The longest stored prefix short of the last token, and its length; an empty cache and 0
-        where none is.
+        where none is. Only K/V of the weights as they are now is found.
         """
+        self._changed()
         tokens = pack(_ids(token_ids))[:-TOKEN_BYTES]
         kv = self._store.load("", tokens, 0, len(tokens) // TOKEN_BYTES)
         if kv is None:
             return DynamicCache(), 0
         k, v = (
-            each.transpose(1, 2).unsqueeze(1).to(self._device) for each in kv
+            each.transpose(1, 2).unsqueeze(1).to(self._model.device) for each in kv
         )  # [layers, 1, kv_heads, T, dim]
         return DynamicCache(list(zip(k, v, strict=True))), k.shape[3]
 
@@ -89,6 +97,18 @@ class KVStore:
     def close(self) -> None:
         """Let go of the folder."""
         self._store.close()
+
+    def _changed(self) -> bool:
+        """Whether the model is another than at the last call; then it is looked at anew."""
+        seen = _seen(self._model)
+        if seen == self._seen:
+            return False
+        self._store.fingerprint, self._store.shape = (
+            _fingerprint(self._model),
+            _kv_shape(self._model),
+        )
+        self._seen = seen
+        return True
 
     def __enter__(self) -> KVStore:
         return self
@@ -102,18 +122,44 @@ class KVStore:
         self.close()
 
 
+def _refuse(model: PreTrainedModel) -> None:
+    config = model.config
+    reason = rotary_refusal(
+        config if config.is_encoder_decoder else config.get_text_config(decoder=True)
+    )
+    if reason:
+        raise ValueError(f"{type(model).__name__} {reason}")
+
+
+def _seen(model: PreTrainedModel) -> str:
+    """Something short that changes when the model does."""
+    return digest_fields(_how(model), weights_checksum(_weights(model)))
+
+
 def _fingerprint(model: PreTrainedModel) -> str:
     """By the weights as they are in memory now, which an adapter or an edit may have changed since
     they were loaded.
     """
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    return weights_fingerprint(_how(model), _weights(model), versions)
+
+
+def _how(model: PreTrainedModel) -> str:
+    """How it computes: the configuration, the device, and which adapters take part."""
     config = model.config.to_dict()
     config.pop("_name_or_path", None)  # moving a model does not change it
-    text = json.dumps(config, sort_keys=True, default=str)
-    how = (
-        f"transformers {transformers.__version__}, torch {torch.__version__}, "
-        f"{model.config._attn_implementation}"
-    )
-    return weights_fingerprint(text, model.state_dict(), f"{how}, {model.device.type}")
+    adapters = [
+        (name, module.active_adapters, module.disable_adapters)
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "disable_adapters", None), bool)
+    ]
+    how = [config, adapters, model.config._attn_implementation, model.device.type]
+    return json.dumps(how, sort_keys=True, default=str)
+
+
+def _weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Parameters and all buffers: rotary frequencies are kept in no file, but K depends on them."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 @torch.inference_mode()

@@ -37,6 +37,13 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 2,
 }
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 64,
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0] * 4,
+}
 
 REFUSED: list[tuple[PretrainedConfig, str]] = [
     (T5Config(), "encoder-decoder"),
@@ -53,6 +60,7 @@ REFUSED: list[tuple[PretrainedConfig, str]] = [
     (MambaConfig(), "recurrent or state-space"),
     (Qwen3NextConfig(), "recurrent or state-space"),
     (LlamaConfig(**SMALL, rope_parameters=DYNAMIC), "dynamic rotary positions"),
+    (LlamaConfig(**SMALL, rope_parameters=LONG), "longrope rotary positions"),
 ]
 
 
