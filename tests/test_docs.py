@@ -5,6 +5,8 @@ metric names.
 from __future__ import annotations
 
 import ast
+import builtins
+import keyword
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from radixserve.loadtest.options import parser as load_test_options
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "radixserve"
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_NAMES = [ROOT / "README.md", ROOT / "docs" / "ARCHITECTURE.md"]
 
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
@@ -35,6 +37,10 @@ OTHER_FLAGS = {
     "--gpus",
     "--config.file",
 }
+
+
+# Names of other projects in docstrings.
+OTHER_NAMES = {"DecodeStream", "aclosing", "contextlib", "silent", "py", "RADIXSERVE_KV_BUDGET"}
 
 
 def by_name(paths: list[Path]) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
@@ -109,6 +115,53 @@ def absent(text: str, known: dict[str, set[str]]) -> list[str]:
 @by_name(WITH_NAMES)
 def test_names_in_back_ticks_exist(path: Path) -> None:
     assert absent(path.read_text(), definitions()) == []
+
+
+def names_in_code() -> set[str]:
+    """Everything that a docstring may name: defined, read, passed or spelled in the code."""
+    found: set[str] = set(dir(builtins)) | set(keyword.kwlist)
+    for path in PACKAGE.rglob("*.py"):
+        found |= {path.stem, *path.relative_to(PACKAGE).parts}
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [
+                getattr(node, field, None) for field in ("name", "id", "attr", "arg", "asname")
+            ]
+            found.update(name for name in names if isinstance(name, str))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.update(
+                    re.findall(r"[A-Za-z_]\w*", node.value) if len(node.value) < 200 else ()
+                )
+    return found
+
+
+def docstrings(tree: ast.Module) -> Iterator[str]:
+    """Every string that stands alone as a statement: of modules, classes, functions, names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            yield str(node.value.value)
+
+
+def strange(text: str, known: set[str]) -> list[str]:
+    """The names in back-ticks of which some part is no name of the code."""
+    spans = [span.removesuffix("()") for span in CODE_SPAN.findall(text)]
+    names = [span for span in spans if re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", span)]
+    return [name for name in names if not set(name.split(".")) <= known | OTHER_NAMES]
+
+
+def test_names_in_back_ticks_of_docstrings_exist() -> None:
+    known = names_in_code()
+    found = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for text in docstrings(ast.parse(path.read_text()))
+        for name in strange(text, known)
+    ]
+    assert found == []
+
+
+def test_a_name_in_a_docstring_that_is_gone_is_found() -> None:
+    text = "`Scheduler.plan` is called by `no_such_function`, never by `Scheduler.no_such_method`"
+    assert strange(text, names_in_code()) == ["no_such_function", "Scheduler.no_such_method"]
 
 
 def test_a_name_that_is_gone_is_found() -> None:

@@ -190,7 +190,7 @@ class ProcessEngine:
         return LiveStream(live, self._leave)
 
     def abort(self, request_id: str) -> None:
-        """See `EngineClient.abort`."""
+        """End a request with finish == "abort"; unknown ids are ignored."""
         live = self._live.get(request_id)
         if live is not None:
             self._end(live, "abort")

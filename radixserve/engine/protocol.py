@@ -60,6 +60,3 @@ class EngineClient(Protocol):
         Raises:
             Unavailable: the queue is full, or `refusal_reason` is not None.
         """
-
-    def abort(self, request_id: str) -> None:
-        """Stop a request; its iterator ends with finish == "abort". Unknown ids are ignored."""

@@ -24,8 +24,8 @@ class Dialect:
         return {key: value for key, value in body.items() if key not in self.refused}
 
 
-# Found by sending each field to each server, as docs/benchmarks.md starts it; partly in its source
-# for the last one.
+# Found by sending each field to each server, as docs/lab/notebook.md starts it; partly in its
+# source for the last one.
 _RADIXSERVE = """
     best_of cache_prompt cache_salt parallel_tool_calls priority prompt_cache_key reasoning_effort
     response_format skip_special_tokens store suffix tool_choice tools verbosity

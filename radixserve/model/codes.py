@@ -143,7 +143,7 @@ def _encode(b: Any) -> None:
 
 
 def encode(address: Any) -> None:
-    """What every thread calls with the address of a block as `_encoded` fills it; compiled by
+    """What every thread calls with the address of a block as `_filled` fills it; compiled by
     `native`.
     """
     _encode(longs_at(address_of(address), _LENGTH))

@@ -1,8 +1,8 @@
-"""Vector building blocks for the CPU attention kernel, written as LLVM instructions for numba.
+"""Vector building blocks for the CPU kernels, written as LLVM instructions for numba.
 
 Every number is defined by IEEE 754: fused multiply-adds are asked for by name and nothing may be
 reassociated, so a result does not depend on which of these blocks computed it, how a loop was
-vectorised or which processor ran it. Knows nothing of attention.
+vectorised or which processor ran it. Knows nothing of what they are used for.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -27,9 +27,7 @@ _FLOAT = ir.FloatType()
 VECTOR = ir.VectorType(_FLOAT, LANES)
 VECTORS = 2 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 1
 PANEL = LANES * VECTORS
-"""Columns that one call of a `multiply_rows` block computes: what fits the registers, six rows at a
-time.
-"""
+"""Columns that one block of `products`, such as `multiply_6`, computes: what fits the registers."""
 
 LINE = 16
 """Floats of a cache line."""

@@ -34,17 +34,5 @@ class LoadedModel:
     )
 
     @property
-    def layers(self) -> int:
-        return self.shape.layers
-
-    @property
-    def kv_heads(self) -> int:
-        return self.shape.kv_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.shape.k_dim
-
-    @property
     def dtype(self) -> torch.dtype:
         return self.shape.dtype

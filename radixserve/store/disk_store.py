@@ -50,8 +50,6 @@ class StoreStats:
     bytes: int = 0  # of the whole folder, index included
     budget: int = 0
     writing: bool = True  # false while it waits after repeated errors
-    hits_total: int = 0  # loads that gave something
-    loaded_tokens_total: int = 0
     stored_tokens_total: int = 0
     evicted_runs_total: int = 0
     verify_failures_total: int = 0  # files that were not what they should be
@@ -226,8 +224,6 @@ class DiskStore:
             torch.cat(each, dim=1) if len(each) > 1 else each[0]
             for each in zip(*pieces, strict=True)
         )
-        self._stats.hits_total += 1
-        self._stats.loaded_tokens_total += k.shape[1]
         self._touch([step.row.id for step in steps])
         return k, v
 

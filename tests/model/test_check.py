@@ -108,7 +108,8 @@ def test_a_folder_without_a_model_is_refused_with_its_name(tmp_path: Path) -> No
 def test_a_saved_model_is_loaded_with_its_facts(tmp_path: Path) -> None:
     tiny_model("llama_grouped").save_pretrained(tmp_path)
     loaded = load_model(str(tmp_path), CPU, torch.float32)
-    assert (loaded.layers, loaded.kv_heads, loaded.head_dim, loaded.vocab_size) == (2, 2, 16, VOCAB)
+    shape = loaded.shape
+    assert (shape.layers, shape.kv_heads, shape.k_dim, loaded.vocab_size) == (2, 2, 16, VOCAB)
     assert (loaded.context_length, loaded.eos_token_ids, loaded.dtype) == (512, (1,), torch.float32)
     assert (loaded.exact, loaded.attention) == (True, "radixserve_cpu")
 

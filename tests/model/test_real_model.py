@@ -46,7 +46,7 @@ def prompt_ids(question: str) -> list[int]:
 
 def test_the_facts_of_the_model(runner: Runner) -> None:
     loaded = runner.loaded
-    assert (loaded.layers, loaded.kv_heads, loaded.head_dim, loaded.vocab_size) == (
+    assert (loaded.shape.layers, loaded.shape.kv_heads, loaded.shape.k_dim, loaded.vocab_size) == (
         30,
         3,
         64,

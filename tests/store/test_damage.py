@@ -126,9 +126,7 @@ def test_a_damaged_file_is_a_miss_and_goes(tmp_path: Path, kind: str) -> None:
     path.write_bytes(damaged)
     assert loads(store, "a", [*PROMPT, 6]) == 0
     stats = store.stats()
-    assert (stats.verify_failures_total, stats.hits_total, stats.runs) == (1, 0, 0), (
-        "what hangs below goes too"
-    )
+    assert (stats.verify_failures_total, stats.runs) == (1, 0), "what hangs below goes too"
     assert files(tmp_path / "s") == []
     assert put(store, "a", PROMPT) == 5
     assert loads(store, "a", PROMPT) == 5
