@@ -7,6 +7,7 @@ work is imported when it runs, so that `--help` answers at once. Nothing here kn
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -36,7 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0, 1 (failed), 2 (wrong arguments or settings),
     130 (interrupted).
     """
-    arguments = _parser().parse_args(argv)
+    _accept_any_encoding()
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next; this ends the process
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))
     except StartupError as error:
@@ -44,6 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_STARTUP
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _accept_any_encoding() -> None:
+    """What a terminal cannot show, or did not send as text of its encoding, becomes a replacement
+    character instead of an exception.
+    """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +97,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_cache(
         commands.add_parser("cache", help="look into and mend a disk store", allow_abbrev=False)
     )
+    completion = commands.add_parser(
+        "completion",
+        help="print what makes a shell complete commands and flags",
+        description="Print what makes a shell complete commands and flags; for bash: "
+        'eval "$(radixserve completion bash)"',
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    completion.set_defaults(run=_completion)
     return parser
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    from argcomplete.shell_integration import shellcode
+
+    shell = "bash" if arguments.shell == "zsh" else arguments.shell  # one code for both
+    print(shellcode(["radixserve"], shell=shell))
+    return 0
 
 
 def _add_cache(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +188,9 @@ def _add_flag(group: argparse._ArgumentGroup, row: Setting) -> None:
         group.add_argument(row.flag, nargs="+", action="extend", metavar=word, help=help_text)
         return
     metavar = "SIZE" if row.doc.unit == "bytes" else row.name.rpartition("_")[2].upper()
-    group.add_argument(row.flag, metavar=metavar, help=help_text)
+    action = group.add_argument(row.flag, metavar=metavar, help=help_text)
+    if row.choices:
+        action.completer = lambda **_: row.choices  # type: ignore[attr-defined]  # argcomplete's
 
 
 def _resolved(arguments: argparse.Namespace) -> Resolved:

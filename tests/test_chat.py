@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -108,6 +109,37 @@ async def talk(lines: str, *options: str) -> tuple[int | None, str]:
     out, err = await asyncio.wait_for(process.communicate(lines.encode()), 60)
     assert err == b""
     return process.returncode, out.decode()
+
+
+@pytest.mark.parametrize(
+    ("environment", "typed", "asked"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, b"hi\n", "hi"),
+        ({"PYTHONIOENCODING": "cp1252"}, b"caf\xe9?\n", "caf\xe9?"),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, b"hi\n", "hi"),
+        ({"LC_ALL": "C.UTF-8"}, b"caf\xe9?\n", "caf\ufffd?"),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, b"\xe9\n", "\ufffd"),
+    ],
+)
+async def test_any_encoding_of_the_terminal_is_survived(
+    environment: dict[str, str], typed: bytes, asked: str, fake: Served
+) -> None:
+    fake.parts = ["Zo\u00eb \u2603 ", "\u4e2d."]
+    inherited = {
+        k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONI"))
+    }
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "radixserve", "chat", "--url", fake.url),
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        env=inherited | environment,
+    )
+    out, err = await asyncio.wait_for(process.communicate(typed + b"/quit\n"), 60)
+    assert (process.returncode, err) == (0, b"")
+    assert fake.bodies[0]["messages"][0]["content"] == asked
+    assert b"prompt tokens, 24 cached" in out
 
 
 async def test_an_answer_is_shown_with_what_it_cost(fake: Served) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import subprocess
 import sys
 import types
@@ -255,6 +256,39 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("radixserve comp", {"completion"}),
+        ("radixserve cache c", {"check", "clear"}),
+        ("radixserve serve --dr", {"--drain-seconds"}),
+        ("radixserve serve --device ", {"auto", "cpu", "cuda"}),
+        ("radixserve completion ", {"bash", "zsh", "fish"}),
+    ],
+)
+def test_a_shell_is_told_what_may_come_next(line: str, words: set[str], tmp_path: Path) -> None:
+    asked = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "words"),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    command = [sys.executable, "-m", "radixserve"]
+    assert subprocess.run(command, env=os.environ | asked, check=False).returncode == 0
+    assert words <= set((tmp_path / "words").read_text().split("\n"))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_code_for_the_shell(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["completion", shell]) == 0
+    code = capsys.readouterr().out
+    assert "complete --command radixserve" in code if shell == "fish" else "#compdef" in code
 
 
 def test_the_package_runs_as_a_module() -> None:

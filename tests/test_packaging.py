@@ -24,7 +24,10 @@ DATA = {".toml", ".jsonl", ".html", ".css", ".js", ".typed"}
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 # Packages whose import name is not their own.
-IMPORTED_AS = {"prometheus-client": "prometheus_client"}
+IMPORTED_AS = {
+    "huggingface-hub": "huggingface_hub",
+    "prometheus-client": "prometheus_client",
+}
 # Used by transformers on our behalf: nothing here imports them.
 INDIRECT = {
     "accelerate": "transformers asks for it to read a gguf file",
