@@ -5,9 +5,6 @@ Imported by the engine process after its first message, because torch and transf
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import torch
 
 from radixserve.cache.kvcache import KVCache
@@ -15,62 +12,24 @@ from radixserve.cache.pool import KVPool
 from radixserve.config import Settings
 from radixserve.engine.build_tiers import LOSSY, make_tiers
 from radixserve.engine.core import EngineCore
-from radixserve.engine.flight import StepModel
 from radixserve.engine.scheduler import Limits
-from radixserve.engine.tiers import Tiers
-from radixserve.errors import ConfigError, ModelRefused
+from radixserve.errors import ConfigError
 from radixserve.model.budget import slots_for_budget
 from radixserve.model.cuda import start_graphs
-from radixserve.model.fake import FakeModel
 from radixserve.model.loader import load_model
 from radixserve.model.runner import Runner
 from radixserve.step import EngineInfo
 
-_FAKE_SLOT_BYTES = 16
-_FAKE_SLOTS = 1 << 20
 _STEP_TOKENS = {"cpu": 256, "cuda": 2048}
 
 
 def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
-    """The engine for `model`, a folder or a hub name.
+    """The engine for `model`, a folder or a hub name: the transformers model over a pool of the
+    size that the budget gives.
 
     Raises:
         StartupError: the model or a setting makes it impossible; says why.
     """
-    return _fake(settings, model) if settings.fake_model else _real(settings, model)
-
-
-def _core(
-    settings: Settings, model: StepModel, cache: KVCache, device: str, tiers: Tiers | None = None
-) -> EngineCore:
-    limits = Limits(settings.max_running, settings.max_step_tokens or _STEP_TOKENS[device])
-    return EngineCore(model, cache, limits, tiers=tiers, ahead=device == "cuda")
-
-
-def _fake(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
-    """The model of no cost, with the vocabulary and the context of the one in folder `model`."""
-    try:
-        config = json.loads((Path(model) / "config.json").read_text())
-    except OSError as error:
-        raise ModelRefused(f"no model configuration in {model}: {error.strerror}") from error
-    info = EngineInfo(
-        vocab_size=config["vocab_size"],
-        context_length=config["max_position_embeddings"],
-        eos_token_ids=(),
-        num_slots=settings.kv_budget // _FAKE_SLOT_BYTES or _FAKE_SLOTS,
-        slot_bytes=_FAKE_SLOT_BYTES,
-        device="cpu",
-        dtype="float32",
-        attention="none",
-        exact=True,
-        cache_enabled=settings.cache,
-    )
-    cache = KVCache(info.num_slots, enabled=settings.cache)
-    return _core(settings, FakeModel(info.vocab_size), cache, info.device), info
-
-
-def _real(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
-    """The transformers model at `model` over a pool of the size that the budget gives."""
     device = _device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -99,7 +58,9 @@ def _real(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
         fallback_reason=loaded.fallback_reason or without_graphs,
         cache_enabled=settings.cache,
     )
-    return _core(settings, Runner(loaded, pool, graphs), cache, info.device, tiers), info
+    limits = Limits(settings.max_running, settings.max_step_tokens or _STEP_TOKENS[info.device])
+    runner = Runner(loaded, pool, graphs)
+    return EngineCore(runner, cache, limits, tiers=tiers, ahead=info.device == "cuda"), info
 
 
 def _device(wanted: str) -> torch.device:

@@ -21,6 +21,7 @@ from typing import NoReturn
 
 import msgspec
 
+from radixserve.config import Settings
 from radixserve.engine.core import EngineCore
 from radixserve.engine.faults import DeviceLost
 from radixserve.engine.messages import (
@@ -38,7 +39,7 @@ from radixserve.engine.messages import (
 )
 from radixserve.errors import StartupError
 from radixserve.logs import configure_logging
-from radixserve.step import TokenEvent
+from radixserve.step import EngineInfo, TokenEvent
 
 log = logging.getLogger(__name__)
 
@@ -159,15 +160,26 @@ def main() -> int:
         return EXIT_DEVICE_LOST
 
 
+def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
+    """The engine that `settings` ask for; torch and transformers load here, after the first message.
+
+    Raises:
+        StartupError: the model or a setting makes it impossible; says why.
+    """
+    if settings.fake_model:
+        from radixserve.engine import build_fake
+
+        return build_fake.build_engine(settings, model)
+    from radixserve.engine import build
+
+    return build.build_engine(settings, model)
+
+
 def _serve(channel: Channel) -> int:
     start = next(channel.receive(None))
     assert isinstance(start, Start), f"the first message must be Start, not {type(start).__name__}"
     configure_logging(start.settings.log_level)
     try:
-        from radixserve.engine.build import (
-            build_engine,
-        )  # torch and transformers load here, after the first message
-
         channel.send(Loading("loading the model"))
         core, info = build_engine(start.settings, start.model)
     except StartupError as refusal:

@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-import types
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -111,6 +110,5 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
 
 
 if __name__ == "__main__":
-    build = sys.modules["radixserve.engine.build"] = types.ModuleType("radixserve.engine.build")
-    build.build_engine = build_engine  # type: ignore[attr-defined]
+    process.build_engine = build_engine
     sys.exit(process.main())

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import sys
 import threading
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +59,6 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
 
 
 if __name__ == "__main__":
-    build = sys.modules["radixserve.engine.build"] = types.ModuleType("radixserve.engine.build")
-    build.build_engine = build_engine  # type: ignore[attr-defined]
+    process.build_engine = build_engine
     process.CLOSE_SECONDS = 1.0
     process.leave(process.main())
