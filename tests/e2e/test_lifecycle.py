@@ -4,6 +4,7 @@ answers do not matter.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -15,14 +16,22 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import openai
 import pytest
 
 from tests.e2e.server import Server, children, running
 
+LONG = 1500  # tokens; about a second
 FAKE = ("--fake-model", "--served-model-name", "fake", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    """One server for the tests after which it is as it was."""
+    with running(*FAKE) as server:
+        yield server
 
 
 def status(server: Server, path: str) -> int:
@@ -53,21 +62,44 @@ def complete(server: Server, **fields: object) -> str:
         return client.completions.create(model="fake", prompt="hello", **fields).choices[0].text  # type: ignore[call-overload]
 
 
-def test_a_killed_engine_is_replaced_and_a_live_request_goes_on() -> None:
-    with running(*FAKE) as server:
-        before = complete(server, max_tokens=4000)
-        texts: list[str] = []
-        waiting = threading.Thread(target=lambda: texts.append(complete(server, max_tokens=4000)))
-        waiting.start()
-        until(lambda: "radixserve_requests_running 1.0" in _metrics(server))
-        os.kill(engine_pid(server), signal.SIGKILL)
-        until(lambda: status(server, "/health/ready") == 503)
-        assert status(server, "/health/live") == 200
-        waiting.join()
+def test_a_killed_engine_is_replaced_and_a_live_request_goes_on(shared: Server) -> None:
+    before = complete(shared, max_tokens=LONG)
+    with going_on(shared) as texts:
+        os.kill(engine_pid(shared), signal.SIGKILL)
+        until(lambda: status(shared, "/health/ready") == 503)
+        assert status(shared, "/health/live") == 200
+    assert texts == [before]
+    assert status(shared, "/health/ready") == 200
+    assert 'radixserve_engine_restarts_total{cause="crash"} 1.0' in _metrics(shared)
+    assert "radixserve_requests_resumed_total 1.0" in _metrics(shared)
+
+
+def test_a_stopped_engine_is_killed_and_replaced_and_holds_the_end_of_the_server_up_for_seconds() -> (
+    None
+):
+    with running(*FAKE, "--hang-seconds", "2", "--drain-seconds", "1") as server:
+        before = complete(server, max_tokens=LONG)
+        with going_on(server) as texts:
+            os.kill(engine_pid(server), signal.SIGSTOP)
+            until(lambda: status(server, "/health/ready") == 503)
         assert texts == [before]
-        assert status(server, "/health/ready") == 200
-        assert 'radixserve_engine_restarts_total{cause="crash"} 1.0' in _metrics(server)
-        assert "radixserve_requests_resumed_total 1.0" in _metrics(server)
+        assert 'radixserve_engine_restarts_total{cause="hang"} 1.0' in _metrics(server)
+        os.kill(engine := engine_pid(server), signal.SIGSTOP)
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 1 + 5
+        assert not os.path.exists(f"/proc/{engine}")
+
+
+@contextlib.contextmanager
+def going_on(server: Server) -> Iterator[list[str]]:
+    """A long answer that has begun when the block begins, and that is in the list after its end."""
+    texts: list[str] = []
+    waiting = threading.Thread(target=lambda: texts.append(complete(server, max_tokens=LONG)))
+    waiting.start()
+    until(lambda: "radixserve_requests_running 1.0" in _metrics(server))
+    yield texts
+    waiting.join()
 
 
 def _metrics(server: Server) -> str:
@@ -109,19 +141,20 @@ def test_an_interrupt_drains_as_sigterm_does_and_a_second_one_ends_everything_at
         until(lambda: not os.path.exists(f"/proc/{engine}"))
 
 
-def test_a_server_without_file_descriptors_serves_again_when_it_has_some() -> None:
-    with running(*FAKE) as server:
-        before = complete(server, max_tokens=3)
-        host, port = server.url.removeprefix("http://").split(":")
-        used = len(os.listdir(f"/proc/{server.process.pid}/fd"))
-        _, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 5, hard))
-        crowd = [socket.create_connection((host, int(port))) for _ in range(50)]
-        until(lambda: len(os.listdir(f"/proc/{server.process.pid}/fd")) >= used + 5)
-        for each in crowd:
-            each.close()
-        assert complete(server, max_tokens=3) == before
-        assert status(server, "/health/ready") == 200
+def test_a_server_without_file_descriptors_serves_again_when_it_has_some(shared: Server) -> None:
+    pid = shared.process.pid
+    before = complete(shared, max_tokens=3)
+    host, port = shared.url.removeprefix("http://").split(":")
+    used = len(os.listdir(f"/proc/{pid}/fd"))
+    usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 5, usual[1]))
+    crowd = [socket.create_connection((host, int(port))) for _ in range(50)]
+    until(lambda: len(os.listdir(f"/proc/{pid}/fd")) >= used + 5)
+    for each in crowd:
+        each.close()
+    assert complete(shared, max_tokens=3) == before
+    assert status(shared, "/health/ready") == 200
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
 
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGHUP])
@@ -145,19 +178,17 @@ def test_a_model_that_is_not_there_is_one_line_and_exit_code_2() -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_a_taken_port_is_one_line_and_exit_code_2() -> None:
-    with running(*FAKE) as server:
-        port = server.url.rsplit(":", 1)[1]
-        ended = _refused(*FAKE, "--port", port)
+def test_a_taken_port_is_one_line_and_exit_code_2(shared: Server) -> None:
+    port = shared.url.rsplit(":", 1)[1]
+    ended = _refused(*FAKE, "--port", port)
     assert ended.returncode == 2
     assert f":{port}" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_what_the_server_prints_can_be_pasted() -> None:
-    with running(*FAKE) as server:
-        until(lambda: any(line.startswith("try: curl") for line in server.lines), 10)
-        (line,) = [line for line in server.lines if line.startswith("try: curl")]
-        command = line.removeprefix("try: ").replace('"messages"', '"max_tokens": 3, "messages"')
-        answer = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
-        assert json.loads(answer.stdout)["choices"][0]["message"]["role"] == "assistant"
+def test_what_the_server_prints_can_be_pasted(shared: Server) -> None:
+    until(lambda: any(line.startswith("try: curl") for line in shared.lines), 10)
+    (line,) = [line for line in shared.lines if line.startswith("try: curl")]
+    command = line.removeprefix("try: ").replace('"messages"', '"max_tokens": 3, "messages"')
+    answer = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert json.loads(answer.stdout)["choices"][0]["message"]["role"] == "assistant"
