@@ -4,17 +4,20 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 8000
 ARGS ?=
+WORKERS ?= 2
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests of one file stay together, because they share servers and models. No test reads the terminal.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_ARGS)
 
-.PHONY: help serve bench test check format docs clean
+.PHONY: help serve bench test test-fast check format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  PORT=8001 and ARGS='--kv-budget 2GiB' go to serve; PIP_ARGS=... to every pip install"
 
 serve: $(STAMP)  ## serve the embedded model on 127.0.0.1:8000 (PORT=, ARGS=)
@@ -23,8 +26,11 @@ serve: $(STAMP)  ## serve the embedded model on 127.0.0.1:8000 (PORT=, ARGS=)
 bench: $(STAMP)  ## a two-minute tour: shared prompts cold, warm and without the cache; a report in bench/ (ARGS=)
 	@exec $(BIN)/python -m radixserve.loadtest tour -- $(ARGS)
 
-test: $(STAMP)  ## run the whole suite
-	@$(BIN)/python -m pytest
+test: $(STAMP)  ## run the whole suite, WORKERS=2 files at a time
+	@$(PYTEST) < /dev/null
+
+test-fast: $(STAMP)  ## run what takes two minutes: no real servers and models, no long searches for faults
+	@$(PYTEST) -m "not slow and not model" --durations=10 < /dev/null
 
 check: $(STAMP)  ## formatting, lint, types, documentation
 	$(BIN)/ruff check .

@@ -22,7 +22,8 @@ _STEP_TOKENS = 256
 
 
 def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
-    """The engine with the model of no cost, with the vocabulary and the context of the one in folder `model`.
+    """The engine with the model of no cost, which has the vocabulary and the context of the one in
+    folder `model`.
 
     Raises:
         ModelRefused: there is no such folder.

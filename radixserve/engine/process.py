@@ -161,7 +161,8 @@ def main() -> int:
 
 
 def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
-    """The engine that `settings` ask for; torch and transformers load here, after the first message.
+    """The engine that `settings` ask for. Torch and transformers load here, after the first
+    message.
 
     Raises:
         StartupError: the model or a setting makes it impossible; says why.

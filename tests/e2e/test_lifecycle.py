@@ -74,9 +74,7 @@ def test_a_killed_engine_is_replaced_and_a_live_request_goes_on(shared: Server) 
     assert "radixserve_requests_resumed_total 1.0" in _metrics(shared)
 
 
-def test_a_stopped_engine_is_killed_and_replaced_and_holds_the_end_of_the_server_up_for_seconds() -> (
-    None
-):
+def test_a_stopped_engine_is_replaced_and_delays_the_end_of_the_server_by_seconds_only() -> None:
     with running(*FAKE, "--hang-seconds", "2", "--drain-seconds", "1") as server:
         before = complete(server, max_tokens=LONG)
         with going_on(server) as texts:

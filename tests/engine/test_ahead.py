@@ -329,6 +329,7 @@ arrivals = st.lists(
     explosions=st.sets(st.integers(0, 30), max_size=2),
 )
 @settings(max_examples=200, deadline=None)
+@pytest.mark.slow
 def test_any_draw_gives_the_same_bits_in_turn_and_ahead_whoever_leaves_and_whatever_fails(
     arrivals: list[tuple[list[int], int, dict[str, Any], int, int | None]],
     num_slots: int,

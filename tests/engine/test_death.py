@@ -27,6 +27,8 @@ from radixserve.step import EngineStats, TokenEvent
 from tests.engine.test_client import SETTINGS, tokens, until
 from tests.engine.trapped import Trap, count
 
+pytestmark = pytest.mark.slow
+
 LONG = 400  # tokens; about a second
 
 

@@ -97,6 +97,7 @@ def whole(ahead: bool) -> Harness:
     return harness
 
 
+@pytest.mark.slow
 def test_one_fault_anywhere_changes_no_answer(ahead: bool, whole: Harness) -> None:
     for at in range(1, 1000):
         points = Points(at)

@@ -223,6 +223,7 @@ def serving(tmp_path: Path) -> list[str]:
     return [sys.executable, str(script)]
 
 
+@pytest.mark.slow
 def test_figures_measures_both_servers_and_stops_them(serving: list[str]) -> None:
     command = [sys.executable, str(ROOT / "benchmarks/figures.py"), "--command", *serving]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

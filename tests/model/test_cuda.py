@@ -32,6 +32,8 @@ from radixserve.step import TokenLogprob
 from tests.model.interpreted import interpreter
 from tests.tiny import VOCAB, chunk, greedy, load_tiny, tiny_model
 
+pytestmark = pytest.mark.slow
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SHAPE = KVShape(2, 3, 64, 64, torch.float32)
 FAMILIES = ["llama_grouped", "qwen2", "gpt2"]

@@ -16,6 +16,8 @@ from radixserve.model.runner import Runner
 from radixserve.step import Chunk, Logits
 from tests.tiny import CONFIGS, VOCAB, chunk, chunks_of, tiny_runner
 
+pytestmark = pytest.mark.slow
+
 NUM_TOKENS = 500  # nearly two groups of tiles
 SLOTS = 4096
 

@@ -24,6 +24,8 @@ from radixserve.model.plan import AttentionPlan
 from radixserve.step import Chunk
 from tests.model.interpreted import Interpreter, interpreter
 
+pytestmark = pytest.mark.slow
+
 SLOTS = 1200
 TOLERANCE = {"float32": 3e-6, "float16": 4e-3, "bfloat16": 3e-2}
 SIZES = (

@@ -441,6 +441,7 @@ def test_an_index_that_is_locked_is_a_miss_until_it_is_not(tmp_path: Path) -> No
     assert loads(store, "a", [*PROMPT, 6]) == 6
 
 
+@pytest.mark.slow
 def test_an_index_that_may_not_grow_stores_nothing_more_and_goes_on(tmp_path: Path) -> None:
     """SQLITE_FULL, as SQLite says it of a full disk."""
     store = opened(tmp_path / "s")
@@ -480,6 +481,7 @@ def test_an_index_that_breaks_while_it_is_used_is_replaced(tmp_path: Path, page:
 SCHEMA_NUMBER = range(60, 64)  # where SQLite keeps it
 
 
+@pytest.mark.slow
 def test_no_byte_of_the_index_can_lead_to_wrong_kv_or_an_exception(tmp_path: Path) -> None:
     """SQLite's pages have no checksums: a byte changed here or there, the store opened and used."""
     filled(tmp_path / "s")

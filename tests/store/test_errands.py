@@ -304,6 +304,7 @@ def test_a_server_that_ends_or_does_not_begin_is_not_waited_for(
 # Whatever fails.
 
 
+@pytest.mark.slow
 def test_whatever_step_of_an_errand_fails_it_ends_and_the_folder_stays_sound(
     tmp_path: Path,
 ) -> None:

@@ -31,6 +31,8 @@ from tests.store.parts import (
     wide,
 )
 
+pytestmark = pytest.mark.slow
+
 BUDGET = 700 << 10  # room for about ten tokens
 PROMPTS = [
     ("a", [1, 2, 3, 4]),

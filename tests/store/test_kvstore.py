@@ -43,6 +43,7 @@ def test_they_are_ten_statements_and_the_imports() -> None:
 
 
 @pytest.mark.model
+@pytest.mark.slow
 def test_twenty_greedy_tokens_from_memory_and_from_the_store_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

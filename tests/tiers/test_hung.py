@@ -18,6 +18,8 @@ from radixserve.request import Request, Sampling
 from tests.engine.content_model import expected
 from tests.engine.test_client import engine_of, until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 
 
