@@ -104,6 +104,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             zero="derived from the model",
         ),
     ] = ()
+    chat_template: Annotated[
+        _Name | None,
+        Doc("model", "file with a chat template (Jinja)", zero="the model's own", path=True),
+    ] = None
+    allow_control_tokens: Annotated[
+        bool,
+        Doc(
+            "model",
+            "control tokens that messages or prompts spell are tokens and not plain text",
+        ),
+    ] = False
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Doc("model", "where the model runs; auto prefers CUDA")
     ] = "auto"
@@ -190,6 +201,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_body_bytes: Annotated[
         int, Meta(ge=1024), Doc("limits", "size of a request's body", "bytes")
     ] = 4 << 20
+    render_seconds: Annotated[
+        float,
+        Meta(gt=0, le=3600),
+        Doc(
+            "limits",
+            "how long rendering the chat template and tokenising may take for one request",
+            "seconds",
+        ),
+    ] = 10.0
+    tokenizer_processes: Annotated[
+        int, Meta(ge=1, le=1024), Doc("limits", "processes that render and tokenise")
+    ] = 2
     max_choices: Annotated[int, Meta(ge=1), Doc("limits", "`n` of one request at most")] = 16
     max_prompts: Annotated[int, Meta(ge=1), Doc("limits", "prompts in one completion request")] = 16
 

@@ -27,7 +27,7 @@ CODES: Final = (
     *("decimal_below_min_value", "decimal_above_max_value"),
     *("context_length_exceeded", "kv_budget_exceeded"),
     *("not_found", "model_not_found", "method_not_allowed"),
-    *("request_timeout", "request_too_large"),
+    *("request_timeout", "request_too_large", "render_timeout", "render_failed"),
     *("generation_failed", "internal_error", "generation_aborted"),
     *("server_is_overloaded", "server_not_ready"),
 )

@@ -150,6 +150,10 @@ class Metrics:
         self._counters["radixserve_engine_restarts_total"].labels(cause).inc()
         self._seen = {}
 
+    def tokenizer_restarted(self) -> None:
+        """A tokenizer process died or was killed, and is replaced."""
+        self._counters["radixserve_tokenizer_restarts_total"].inc()
+
     def request_resumed(self) -> None:
         """A new engine goes on with a request that a dead one left unfinished."""
         self._counters["radixserve_requests_resumed_total"].inc()

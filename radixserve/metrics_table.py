@@ -248,6 +248,12 @@ METRICS: Final = (
     ),
     Declared(
         "counter",
+        "radixserve_tokenizer_restarts_total",
+        "restarts",
+        "Times a tokenizer process that died, or took too long for a request, was replaced",
+    ),
+    Declared(
+        "counter",
         "radixserve_requests_resumed_total",
         "resumptions",
         "Times a new engine went on with a request",

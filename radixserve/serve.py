@@ -13,18 +13,27 @@ import json
 import logging
 import os
 import signal
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
 
 from aiohttp import web
 
 from radixserve.api.app import ApiSettings, make_app
+from radixserve.api.context import API
 from radixserve.config import Settings
 from radixserve.engine.client import ProcessEngine
 from radixserve.errors import StartupError
 from radixserve.metrics import Metrics
 from radixserve.model.source import ModelSource, find_model
-from radixserve.text.tokenizer import Tokenizer
+from radixserve.text.client import TokenizerProcesses
+from radixserve.text.messages import Start
 
 log = logging.getLogger(__name__)
+
+_LOAD_SECONDS = 120.0  # for a tokenizer process to import its libraries and read a local model
+
+T = TypeVar("T")
 
 
 def serve(settings: Settings) -> int:
@@ -46,23 +55,64 @@ async def _serve(settings: Settings, source: ModelSource) -> int:
     model, name = str(source.folder), source.names[0]
     stopping = _stop_on_signals()
     metrics = Metrics(name)
-    tokenizer = await asyncio.to_thread(Tokenizer.load, model)
-    on_events = (metrics.observe_steps, metrics.engine_restarted, metrics.request_resumed)
-    engine = ProcessEngine(settings, model, *on_events)
-    app = make_app(engine, tokenizer, metrics, ApiSettings.of(settings), source.names)
+    limits = ApiSettings.of(settings)
+    processes = _tokenizer_processes(settings, model, limits, metrics)
+    try:
+        tokenizer = await _unless_stopped(stopping, processes.start())
+        if tokenizer is not None:
+            on_events = (metrics.observe_steps, metrics.engine_restarted, metrics.request_resumed)
+            engine = ProcessEngine(settings, model, *on_events)
+            app = make_app(engine, tokenizer, metrics, limits, source.names)
+            await _answer(settings, app, engine, stopping)
+    finally:
+        await processes.close()
+    return 0
+
+
+async def _answer(
+    settings: Settings, app: web.Application, engine: ProcessEngine, stopping: asyncio.Event
+) -> None:
+    """Listen, load the model, and answer until a signal has come and what runs has ended."""
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         url = await _listen(runner, settings)
-        if await _load(engine, stopping):
-            _announce(url, name)
+        # The port answers meanwhile: alive, not ready.
+        if await _unless_stopped(stopping, engine.start()) is not None:
+            _announce(url, app[API].model_names[0])
             await stopping.wait()
             log.info("draining")
             await engine.drain(settings.drain_seconds)
     finally:
         await engine.stop()
         await runner.cleanup()
-    return 0
+
+
+def _tokenizer_processes(
+    settings: Settings, model: str, limits: ApiSettings, metrics: Metrics
+) -> TokenizerProcesses:
+    start = Start(
+        model,
+        _LOAD_SECONDS,
+        settings.render_seconds,
+        None if settings.chat_template is None else _read_template(Path(settings.chat_template)),
+        settings.allow_control_tokens,
+    )
+    return TokenizerProcesses(
+        start, settings.tokenizer_processes, limits.max_tokenizing, metrics.tokenizer_restarted
+    )
+
+
+def _read_template(file: Path) -> str:
+    """Raises StartupError where there is no text in `file`."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is no UTF-8 text"
+        raise StartupError(f"cannot read the chat template {str(file)!r}: {reason}") from error
+    if not text.strip():
+        raise StartupError(f"the chat template {str(file)!r} is empty")
+    return text
 
 
 def _stop_on_signals() -> asyncio.Event:
@@ -91,18 +141,16 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _load(engine: ProcessEngine, stopping: asyncio.Event) -> bool:
-    """Wait for the engine; False when a signal came first. The port answers meanwhile: alive, not
-    ready.
-    """
-    loading, stopped = asyncio.create_task(engine.start()), asyncio.create_task(stopping.wait())
-    await asyncio.wait([loading, stopped], return_when=asyncio.FIRST_COMPLETED)
+async def _unless_stopped(stopping: asyncio.Event, starting: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `starting`; None, and `starting` cancelled, when a signal came first."""
+    started, stopped = asyncio.create_task(starting), asyncio.create_task(stopping.wait())
+    await asyncio.wait([started, stopped], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
-    if loading.done():
-        loading.result()
-        return True
-    loading.cancel()
-    return False
+    if started.done():
+        return started.result()
+    started.cancel()
+    await asyncio.wait([started])
+    return None
 
 
 def _announce(url: str, name: str) -> None:

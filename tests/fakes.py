@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
+from typing import Any
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -17,6 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from radixserve.errors import Unavailable
 from radixserve.request import Request
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent, TokenLogprob
+from radixserve.text.detokenizer import Detokenizer
+from radixserve.text.messages import Ending
 from radixserve.text.tokenizer import Tokenizer
 
 EOS = 256
@@ -35,8 +38,35 @@ INFO = EngineInfo(
 TEMPLATE = "{% for m in messages %}<turn>{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
 
-def byte_tokenizer() -> Tokenizer:
-    """Token i is byte i; the chat template writes one `<turn>role: content` line per message."""
+class LocalTokenizer(Detokenizer):
+    """A `TokenizerClient` that tokenises here and now."""
+
+    def __init__(self, loaded: PreTrainedTokenizerFast, **options: Any) -> None:
+        super().__init__(loaded.backend_tokenizer)
+        self.tokenizer = Tokenizer(loaded, **options)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.tokenizer.has_chat_template
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    @property
+    def has_reasoning(self) -> bool:
+        return self.tokenizer.has_reasoning
+
+    async def encode_chat(
+        self, messages: list[dict[str, str]], ending: Ending = "answer"
+    ) -> list[int]:
+        return self.tokenizer.encode_chat(messages, ending)
+
+
+def byte_tokenizer(**options: Any) -> LocalTokenizer:
+    """Token i is byte i; the chat template writes one `<turn>role: content` line per message.
+
+    `options` are those of `Tokenizer`.
+    """
     chars = sorted(pre_tokenizers.ByteLevel.alphabet(), key=_byte_of_char().__getitem__)
     backend = Backend(models.BPE(vocab={char: i for i, char in enumerate(chars)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -44,7 +74,8 @@ def byte_tokenizer() -> Tokenizer:
     backend.add_special_tokens(
         [AddedToken("<eos>", special=True), AddedToken("<turn>", special=True)]
     )
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=TEMPLATE))
+    loaded = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=TEMPLATE)
+    return LocalTokenizer(loaded, **options)
 
 
 def _byte_of_char() -> dict[str, int]:

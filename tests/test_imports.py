@@ -196,6 +196,17 @@ def test_importing_the_front_does_not_import_torch() -> None:
     assert {"cli", "metrics", "config"} <= set(front)
 
 
+def test_serving_does_not_import_transformers() -> None:
+    """Only tokenizer processes and the engine do, so that the front starts at once."""
+    known = modules()
+    front = [
+        name for name in known if name in ("serve", "text.client") or name.split(".")[0] == "api"
+    ]
+    chains = [reaches(name, "transformers", known, lazily=False) for name in front]
+    assert [" > ".join(chain) for chain in chains if chain] == []
+    assert len(front) > 10
+
+
 def test_the_tree_its_slots_and_the_plain_values_have_nothing_to_do_with_torch() -> None:
     known = modules()
     chains = [reaches(name, "torch", known, lazily=True) for name in NEVER_TORCH if name in known]

@@ -1,6 +1,6 @@
 """The aiohttp application: routes, the one error middleware, request ids.
 
-Everything it needs is given to `make_app`; it starts nothing but tokenizer threads.
+Everything it needs is given to `make_app`; it starts nothing but threads for detokenising.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from radixserve.engine.protocol import EngineClient
 
 if TYPE_CHECKING:
     from radixserve.metrics import Metrics
-    from radixserve.text.tokenizer import Tokenizer
+    from radixserve.text.client import TokenizerClient
 
 __all__ = ["ApiSettings", "make_app"]
 
 
 def make_app(
     engine: EngineClient,
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerClient,
     metrics: Metrics,
     settings: ApiSettings,
     model_names: tuple[str, ...],

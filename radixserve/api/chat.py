@@ -26,7 +26,7 @@ from radixserve.api.validate import Generation
 from radixserve.step import TokenLogprob
 
 if TYPE_CHECKING:
-    from radixserve.text.tokenizer import Tokenizer
+    from radixserve.text.client import TokenizerClient
 
 LOWEST_LOGPROB = -9999.0  # JSON has no -Infinity
 
@@ -36,7 +36,7 @@ class ChatRenderer:
     once.
     """
 
-    def __init__(self, generation: Generation, model: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, generation: Generation, model: str, tokenizer: TokenizerClient) -> None:
         self._generation = generation
         self._tokenizer = tokenizer
         self._id = f"chatcmpl-{generation.id}"

@@ -17,7 +17,7 @@ from radixserve.api.validate import Generation
 from radixserve.step import TokenLogprob
 
 if TYPE_CHECKING:
-    from radixserve.text.tokenizer import Tokenizer
+    from radixserve.text.client import TokenizerClient
 
 
 class CompletionRenderer:
@@ -25,7 +25,7 @@ class CompletionRenderer:
     once.
     """
 
-    def __init__(self, generation: Generation, model: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, generation: Generation, model: str, tokenizer: TokenizerClient) -> None:
         self._generation = generation
         self._tokenizer = tokenizer
         self._id = f"cmpl-{generation.id}"

@@ -19,13 +19,13 @@ from radixserve.step import EngineInfo
 
 if TYPE_CHECKING:
     from radixserve.metrics import Metrics
-    from radixserve.text.tokenizer import Tokenizer
+    from radixserve.text.client import TokenizerClient
 
 T = TypeVar("T")
 
 
 class TokenizerThreads:
-    """Runs tokeniser calls beside the event loop, a bounded number at once, a bounded number
+    """Runs detokenising beside the event loop, a bounded number of calls at once, a bounded number
     waiting.
     """
 
@@ -55,7 +55,7 @@ class Api:
     """The collaborators and facts that handlers use."""
 
     engine: EngineClient
-    tokenizer: Tokenizer
+    tokenizer: TokenizerClient
     metrics: Metrics
     settings: ApiSettings
     model_names: tuple[str, ...]  # the first is the one that answers carry

@@ -30,7 +30,7 @@ from radixserve.api.wire import ChatBody, CompletionBody, GenerationBody
 from radixserve.step import EngineInfo
 
 if TYPE_CHECKING:
-    from radixserve.text.tokenizer import Tokenizer
+    from radixserve.text.client import TokenizerClient
 
 B = TypeVar("B", bound=GenerationBody)
 
@@ -52,7 +52,7 @@ class Endpoint(Generic[B]):
     body_type: type[B]
     wanted: Callable[[B, ApiSettings], Wanted]
     prompts: Callable[[Api, B, EngineInfo], Awaitable[list[Prompt]]]
-    renderer: Callable[[Generation, str, Tokenizer], Renderer]
+    renderer: Callable[[Generation, str, TokenizerClient], Renderer]
 
 
 async def _chat_prompts(api: Api, body: ChatBody, info: EngineInfo) -> list[Prompt]:

@@ -1,5 +1,5 @@
-"""From the prompt or messages of a body to token ids: cheap checks first, then the tokeniser in its
-own threads.
+"""From the prompt or messages of a body to token ids: cheap checks first, then the tokenizer in its
+own processes.
 
 Owns the accepted shapes of `prompt`. Knows no engine beyond the sizes in `EngineInfo`.
 """
@@ -19,7 +19,7 @@ from radixserve.errors import BadRequest
 from radixserve.step import EngineInfo
 
 if TYPE_CHECKING:
-    from radixserve.text.tokenizer import Ending
+    from radixserve.text.messages import Ending
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ async def chat_prompt(api: Api, body: ChatBody | TokenizeBody, info: EngineInfo)
         raise BadRequest(text, param="messages", code="context_length_exceeded")
     num_chars = sum(len(message["content"]) for message in rendered)
     check_prompt_chars(num_chars, info, api.settings, "messages")
-    ids = await api.threads.run(partial(api.tokenizer.encode_chat, rendered, ending))
+    ids = await api.tokenizer.encode_chat(rendered, ending)
     _check_encoded(ids, info, "messages")
     return Prompt(ids, continues=ending == "open")
 
@@ -89,9 +89,11 @@ async def text_prompt(
 ) -> Prompt:
     """Raises BadRequest when the text cannot fit the context, or gives no token at all."""
     check_prompt_chars(len(text), info, api.settings, param)
-    ids = await api.threads.run(
-        partial(api.tokenizer.encode, text, add_special_tokens=add_special_tokens)
-    )
+    try:
+        ids = await api.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    except BadRequest as refusal:
+        refusal.param = param
+        raise
     _check_encoded(ids, info, param)
     return Prompt(ids, text)
 

@@ -28,7 +28,7 @@ class ApiSettings:
         16  # a prompt of more characters per token of context is refused before tokenising
     )
     tokenizer_threads: int = 2
-    max_tokenizing: int = 128  # prompts waiting for a tokenizer thread; beyond: 503
+    max_tokenizing: int = 128  # prompts waiting to be tokenised, or texts for a thread; beyond: 503
     body_read_seconds: float = 30.0  # a body that takes longer to arrive: 408
     client_write_seconds: float = (
         30.0  # a stream whose client reads nothing for that long is dropped

@@ -12,8 +12,7 @@ from aiohttp import web
 
 from radixserve.api.app import ApiSettings, make_app
 from radixserve.metrics import Metrics, RequestRecord
-from radixserve.text.tokenizer import Tokenizer
-from tests.fakes import FakeEngine, byte_tokenizer
+from tests.fakes import FakeEngine, LocalTokenizer, byte_tokenizer
 
 MODEL = "fake/model"
 ALIAS = "model"
@@ -73,7 +72,7 @@ def reference(path: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
+def tokenizer() -> LocalTokenizer:
     return byte_tokenizer()
 
 
@@ -83,7 +82,7 @@ def settings() -> ApiSettings:
 
 
 @pytest.fixture
-async def server(tokenizer: Tokenizer, settings: ApiSettings) -> AsyncIterator[Server]:
+async def server(tokenizer: LocalTokenizer, settings: ApiSettings) -> AsyncIterator[Server]:
     engine, metrics = FakeEngine(), KeepingMetrics()
     app = make_app(engine, tokenizer, metrics, settings, (MODEL, ALIAS))
     runner = web.AppRunner(

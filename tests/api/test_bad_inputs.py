@@ -12,9 +12,8 @@ import msgspec
 import pytest
 
 from radixserve.api.wire import AS_IF_ABSENT, ChatBody, CompletionBody
-from radixserve.text.tokenizer import Tokenizer
 from tests.api.conftest import CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
-from tests.fakes import EOS
+from tests.fakes import LocalTokenizer
 
 BOTH = (CHAT, COMPLETIONS)
 ALL = (*BOTH, "/tokenize", "/detokenize")
@@ -421,9 +420,9 @@ async def test_a_body_beyond_the_limit_is_refused_plain_or_inflated(
 
 @pytest.mark.parametrize("path", [CHAT, "/tokenize"])
 async def test_messages_that_render_to_no_token_are_refused(
-    server: Server, path: str, monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
+    server: Server, path: str, monkeypatch: pytest.MonkeyPatch, tokenizer: LocalTokenizer
 ) -> None:
-    monkeypatch.setattr(tokenizer, "_template", "{{ messages[0].content }}")
+    monkeypatch.setattr(tokenizer.tokenizer, "_template", "{{ messages[0].content }}")
     messages = {"model": MODEL, "messages": [{"role": "user", "content": ""}]}
     status, answer = await server.post(path, messages)
     assert (status, answer["error"]["param"], answer["error"]["code"]) == (
@@ -438,8 +437,8 @@ async def test_messages_that_render_to_no_token_are_refused(
 async def test_a_token_that_only_the_tokenizer_knows_is_refused(server: Server, path: str) -> None:
     info = server.engine.info
     assert info is not None
-    server.engine.info = msgspec.structs.replace(info, vocab_size=EOS)
-    status, answer = await server.post(path, body_for(path, text="a<eos>"))
+    server.engine.info = msgspec.structs.replace(info, vocab_size=ord("a"))
+    status, answer = await server.post(path, body_for(path, text="a"))
     assert (status, answer["error"]["code"]) == (400, "invalid_value")
     assert answer["error"]["param"] == ("messages" if path == CHAT else "prompt")
     server.engine.info = info

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from radixserve.api.app import ApiSettings, make_app
 from radixserve.api.wire import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from radixserve.metrics import Metrics
-from radixserve.text.tokenizer import Tokenizer
 from tests.api.conftest import CHAT, COMPLETIONS, MODEL, body_for, reference, text_of
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, LocalTokenizer
 
 BODIES = {
     CHAT: ChatBody,
@@ -111,7 +110,7 @@ def some_body(path: str) -> st.SearchStrategy[Any]:
 
 
 @pytest.fixture(scope="module")
-def front(tokenizer: Tokenizer) -> Any:
+def front(tokenizer: LocalTokenizer) -> Any:
     """One server and its own event loop for all examples; gives a function that posts."""
     loop = asyncio.new_event_loop()
     engine = FakeEngine()

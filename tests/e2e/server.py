@@ -67,12 +67,23 @@ def running(*args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
         process.stdout.close()
 
 
-def children(server: Server) -> list[int]:
-    """Process ids of its children: the engine, or nothing for a moment after its death."""
+def engines(server: Server) -> list[int]:
+    """Process id of its engine; nothing for a moment after the engine's death."""
+    return _children(server, "radixserve.engine.process")
+
+
+def tokenizers(server: Server) -> list[int]:
+    """Process ids of its tokenizer processes."""
+    return _children(server, "radixserve.text.worker")
+
+
+def _children(server: Server, module: str) -> list[int]:
     listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(server.process.pid)], capture_output=True, text=True
+        ["ps", "-o", "pid=,args=", "--ppid", str(server.process.pid)],
+        capture_output=True,
+        text=True,
     )
-    return [int(line) for line in listed.stdout.split()]
+    return [int(line.split()[0]) for line in listed.stdout.splitlines() if module in line.split()]
 
 
 def _read_in_background(server: Server) -> tuple[threading.Thread, queue.Queue[str | None]]:

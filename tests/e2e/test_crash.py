@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.e2e.server import Server, children, running
+from tests.e2e.server import Server, engines, running
 
 pytestmark = pytest.mark.model
 
@@ -171,9 +171,9 @@ async def metric(session: aiohttp.ClientSession, name: str) -> float:
 
 async def kill(server: Server) -> None:
     """Kill the engine and return when there is another process in its place, which loads."""
-    (pid,) = children(server)
+    (pid,) = engines(server)
     os.kill(pid, signal.SIGKILL)
-    await until(lambda: children(server) not in ([], [pid]), 60)
+    await until(lambda: engines(server) not in ([], [pid]), 60)
 
 
 async def disturb(server: Server, crowd: Crowd, first_seconds: float, more_seconds: float) -> None:

@@ -17,11 +17,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import openai
 import pytest
 
-from tests.e2e.server import Server, children, running
+from tests.e2e.server import Server, engines, running, tokenizers
 
 LONG = 1500  # tokens; about a second
 FAKE = ("--fake-model", "--served-model-name", "fake", "--threads", "1")
@@ -44,7 +45,7 @@ def status(server: Server, path: str) -> int:
 
 
 def engine_pid(server: Server) -> int:
-    (pid,) = children(server)
+    (pid,) = engines(server)
     return pid
 
 
@@ -190,3 +191,69 @@ def test_what_the_server_prints_can_be_pasted(shared: Server) -> None:
     command = line.removeprefix("try: ").replace('"messages"', '"max_tokens": 3, "messages"')
     answer = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert json.loads(answer.stdout)["choices"][0]["message"]["role"] == "assistant"
+
+
+LOOPS = (
+    "{% for m in messages %}{% if m.content == 'loop' %}{% for i in range(99999) %}"
+    "{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}{{ m.content }}{% endfor %}"
+)
+
+
+def test_a_chat_template_that_loops_stops_neither_others_nor_the_end(tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text(LOOPS)
+    options = ("--chat-template", str(file), "--render-seconds", "2")
+    with running(*FAKE, *options) as server:
+        refusals: list[str] = []
+
+        def chat(text: str) -> None:
+            body = {"messages": [{"role": "user", "content": text}], "max_tokens": 1}
+            request = urllib.request.Request(
+                f"{server.url}/v1/chat/completions",
+                json.dumps({"model": "fake", **body}).encode(),
+                {"Content-Type": "application/json"},
+            )
+            try:
+                urllib.request.urlopen(request, timeout=60).close()
+            except urllib.error.HTTPError as error:
+                refusals.append(f"{error.code} {json.load(error)['error']['message']}")
+
+        until(lambda: len(tokenizers(server)) == 2)
+        looping = [threading.Thread(target=chat, args=["loop"]) for _ in range(2)]
+        for thread in looping:
+            thread.start()
+        complete(server, max_tokens=1)
+        chat("fine")
+        for thread in looping:
+            thread.join()
+        assert [refusal.split()[0] for refusal in refusals] == ["400", "400"]
+        assert "chat template" in refusals[0]
+        assert "the limit of 2 s" in refusals[0]
+        threading.Thread(target=chat, args=["loop"], daemon=True).start()
+        time.sleep(0.5)
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{% if %}", "does not compile"),
+        (b"\xff\xfe", "no UTF-8 text"),
+        (b" ", "is empty"),
+        (None, "No such file"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_used_is_one_line_and_exit_code_2(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    file = tmp_path / "template.jinja"
+    if content is not None:
+        file.write_bytes(content)
+    ended = _refused(*FAKE, "--chat-template", str(file))
+    assert ended.returncode == 2
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("radixserve: ")
+    assert reason in last
+    assert "Traceback" not in ended.stderr

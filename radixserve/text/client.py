@@ -1,0 +1,273 @@
+"""The front's side of the tokenizer: ids to text here, text and messages to ids in processes that
+can be killed.
+
+A chat template is a program of the model's author. One that loops, or a text on which the
+tokenizer's regular expression explodes, ends only the request that met it: at a deadline its
+process is killed and replaced. Everything here runs on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import tokenizers
+
+from radixserve.errors import BadRequest, ModelRefused, StartupError, Unavailable
+from radixserve.text.detokenizer import Detokenizer
+from radixserve.text.messages import (
+    NOT_UNICODE,
+    Encode,
+    EncodeChat,
+    Ending,
+    Failed,
+    Question,
+    Ready,
+    Start,
+    encode,
+)
+from radixserve.text.stream import TextStream
+from radixserve.text.worker_process import WorkerDied, WorkerProcess
+
+log = logging.getLogger(__name__)
+
+_SHUTTING_DOWN = "The server is shutting down."
+_MAX_TRIES = 2  # a process may be ended by others than the question
+_WAIT_SECONDS = 60.0  # for a process that is free, on top of the deadline
+_RESTART_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # before the n-th start in a row that failed
+
+
+class TokenizerClient(Protocol):
+    """What handlers need of the tokenizer; `ProcessTokenizer` is the one that serves."""
+
+    @property
+    def vocab_size(self) -> int:
+        """See `Detokenizer.vocab_size`."""
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `encode_chat` can work at all."""
+
+    @property
+    def has_reasoning(self) -> bool:
+        """See `Tokenizer.has_reasoning`."""
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of `text`. Raises BadRequest or Unavailable."""
+
+    async def encode_chat(
+        self, messages: list[dict[str, str]], ending: Ending = "answer"
+    ) -> list[int]:
+        """Token ids of `messages` in the chat template, up to `ending`. Raises BadRequest or
+        Unavailable.
+        """
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """See `Detokenizer.decode`."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See `Detokenizer.token_bytes`."""
+
+    def token_text(self, token_id: int) -> str:
+        """See `Detokenizer.token_text`."""
+
+    def offsets(self, token_ids: Sequence[int], text: str) -> list[int]:
+        """See `Detokenizer.offsets`."""
+
+    def stream(
+        self, stops: Sequence[str] = (), *, continues: bool = False, min_tokens: int = 0
+    ) -> TextStream:
+        """See `Detokenizer.stream`."""
+
+
+class ProcessTokenizer(Detokenizer):
+    """A `TokenizerClient` whose text and messages are tokenised by `TokenizerProcesses`."""
+
+    def __init__(self, ready: Ready, processes: TokenizerProcesses) -> None:
+        super().__init__(tokenizers.Tokenizer.from_str(ready.tokenizer))
+        self.has_chat_template = ready.has_chat_template
+        self.has_reasoning = ready.has_reasoning
+        self._processes = processes
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """See `TokenizerClient.encode`."""
+        return await self._processes.ask(Encode(text, add_special_tokens))
+
+    async def encode_chat(
+        self, messages: list[dict[str, str]], ending: Ending = "answer"
+    ) -> list[int]:
+        """See `TokenizerClient.encode_chat`."""
+        return await self._processes.ask(EncodeChat(messages, ending))
+
+
+class _Job:
+    """A question on its way to a process that is free. Raises UnicodeEncodeError."""
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self.frame = encode(question)
+        self.answer: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        self.tries = 0
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():  # the client may have left
+            self.answer.set_exception(error)
+
+
+class TokenizerProcesses:
+    """A fixed number of tokenizer processes and the questions that wait for them."""
+
+    def __init__(
+        self, start: Start, number: int, max_waiting: int, on_restart: Callable[[], None]
+    ) -> None:
+        """`max_waiting`: further questions are refused; `on_restart` is called for each process
+        that ended or was killed.
+        """
+        self._start = start
+        self._number = number
+        self._max_waiting = max_waiting
+        self._on_restart = on_restart
+        self._num_waiting = 0
+        self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> ProcessTokenizer:
+        """Start the first process and wait until it is ready; the others follow by themselves.
+
+        Raises:
+            StartupError: the model is refused, or the process does not start; says why.
+        """
+        first = WorkerProcess()
+        try:
+            ready = await first.start(self._start)
+            tokenizer = await asyncio.to_thread(ProcessTokenizer, ready, self)
+        except BaseException as error:
+            await first.kill()
+            if isinstance(error, WorkerDied | OSError):
+                raise StartupError(f"the tokenizer process {error} while it started") from error
+            raise
+        workers = [first, *[None] * (self._number - 1)]
+        self._tasks = [asyncio.create_task(self._serve(worker)) for worker in workers]
+        return tokenizer
+
+    async def close(self) -> None:
+        """Kill all processes, whatever they do; what waits is refused."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while not self._jobs.empty():
+            self._jobs.get_nowait().fail(Unavailable(_SHUTTING_DOWN))
+
+    async def ask(self, question: Question) -> list[int]:
+        """The token ids that answer `question`.
+
+        Raises:
+            BadRequest: it is refused, took too long, or ended two processes.
+            Unavailable: too many wait already, or no process came free.
+        """
+        if self._num_waiting >= self._max_waiting:
+            raise Unavailable("Too many prompts wait to be tokenised.")
+        job = _job(question)
+        self._jobs.put_nowait(job)
+        self._num_waiting += 1
+        try:
+            async with asyncio.timeout(_WAIT_SECONDS + self._start.render_seconds):
+                return await job.answer
+        except TimeoutError:
+            raise Unavailable("No tokenizer process is free.") from None
+        finally:
+            self._num_waiting -= 1
+
+    async def _serve(self, worker: WorkerProcess | None) -> None:
+        """Answer one question after the other, with one process after the other."""
+        try:
+            while True:
+                if worker is None:
+                    worker = await self._new_worker()
+                job = await self._jobs.get()
+                if not job.answer.done() and not await self._answer(worker, job):
+                    await worker.kill()
+                    self._on_restart()
+                    worker = None
+        finally:
+            if worker is not None:
+                await worker.kill()
+
+    async def _new_worker(self) -> WorkerProcess:
+        failures = 0
+        while True:
+            await asyncio.sleep(_RESTART_SECONDS[min(failures, len(_RESTART_SECONDS) - 1)])
+            worker = WorkerProcess()
+            try:
+                await worker.start(self._start)
+            except (WorkerDied, ModelRefused, OSError) as error:
+                await worker.kill()
+                log.error("a tokenizer process does not start: %s", error)
+                failures += 1
+            except BaseException:
+                await worker.kill()
+                raise
+            else:
+                return worker
+
+    async def _answer(self, worker: WorkerProcess, job: _Job) -> bool:
+        """Whether `worker` can answer further questions."""
+        job.tries += 1
+        try:
+            answer = await worker.ask(job.frame, self._start.render_seconds)
+        except TimeoutError:
+            refusal = _too_long(job.question, self._start.render_seconds)
+            log.error("a tokenizer process is killed: %s", refusal.message)
+            job.fail(refusal)
+            return False
+        except WorkerDied as died:
+            log.error("a tokenizer process %s", died)
+            if job.tries < _MAX_TRIES:
+                self._jobs.put_nowait(job)
+            else:
+                job.fail(_ended_processes(job.question, died))
+            return False
+        except BaseException:  # closing
+            job.fail(Unavailable(_SHUTTING_DOWN))
+            raise
+        if isinstance(answer, Failed):
+            job.fail(BadRequest(answer.message, param=answer.param, code=answer.code))
+        elif not job.answer.done():
+            job.answer.set_result(answer.ids)
+        return True
+
+
+def _job(question: Question) -> _Job:
+    try:
+        return _Job(question)
+    except UnicodeEncodeError as error:
+        raise BadRequest(NOT_UNICODE, param=_param(question), code="invalid_value") from error
+
+
+def _param(question: Question) -> str | None:
+    return "messages" if isinstance(question, EncodeChat) else None
+
+
+def _too_long(question: Question, seconds: float) -> BadRequest:
+    if isinstance(question, EncodeChat):
+        return BadRequest(
+            "Rendering these messages with the model's chat template and tokenising them took "
+            f"longer than the limit of {seconds:g} s.",
+            param=_param(question),
+            code="render_timeout",
+        )
+    return BadRequest(
+        f"Tokenising the text took longer than the limit of {seconds:g} s.", code="render_timeout"
+    )
+
+
+def _ended_processes(question: Question, died: WorkerDied) -> BadRequest:
+    chat, text = "rendered and tokenised these messages", "tokenised the text"
+    what = chat if isinstance(question, EncodeChat) else text
+    return BadRequest(
+        f"The process that {what} {died}, two times; it may have needed too much memory.",
+        param=_param(question),
+        code="render_failed",
+    )

@@ -1,0 +1,191 @@
+"""Control tokens in text that a client wrote: they are plain text, while the chat template's own
+stay tokens.
+
+A tokenizer finds its added tokens wherever their names stand, so a user who types `<|im_start|>`
+would open a turn. Here such a text is encoded by a copy of the tokenizer whose control tokens have
+other, secret names: the places that the template wrote get the secret names, everything else is
+ordinary text to that copy. Whatever the copy does besides (normalising, splitting, merging, ids) is
+what the tokenizer itself does. Knows no templates and no requests.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import tokenizers
+
+from radixserve.errors import BadRequest
+
+log = logging.getLogger(__name__)
+
+_FIRST_MARK = 0xF0000  # the first private-use character of plane 15
+_Places = list[tuple[int, int]]  # control tokens in a text: characters [start, end) of each
+
+
+class ControlTokens:
+    """The control tokens of one tokenizer."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, written: str = "") -> None:
+        """`written` is a conversation of plain words, rendered by the chat template.
+
+        Control tokens are the special tokens, and those added tokens that `written` has: some
+        models do not mark the tokens that open their turns as special. Other added tokens, such as
+        `<think>`, are part of answers as text, so they stay what they are in a conversation that
+        the client sends back.
+        """
+        self._backend = backend
+        added = backend.get_added_tokens_decoder()
+        self._id_of: dict[str, int] = {
+            token.content: token_id
+            for token_id, token in added.items()
+            if token.special or (token.content in written and not token.content.isalnum())
+            if not token.content.isspace()
+        }
+        self._pattern = _any_of(self._id_of)
+        # A normaliser may make a control token of text that does not look like one.
+        self._anywhere = backend.normalizer is not None and any(
+            token.normalized for token in added.values() if token.content in self._id_of
+        )
+
+    def may_occur(self, texts: Iterable[str]) -> bool:
+        """Whether the tokenizer could find a control token in one of `texts`; 10 ns per character
+        of ordinary text.
+        """
+        return self._anywhere or any(self._pattern.search(text) for text in texts)
+
+    def mark(self, text: str, marks: str) -> str:
+        """`text` with the first of the `marks` before each control token and the second after."""
+        before, after = marks[0], marks[1]
+        return self._pattern.sub(lambda found: f"{before}{found[0]}{after}", text)
+
+    def encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of `text`, none of them a control token but those that are added.
+
+        Raises:
+            BadRequest: this tokenizer cannot take control tokens as plain text.
+        """
+        return self._copy_or_refusal().encode(text, add_special_tokens)
+
+    def encode_rendered(self, rendered: str, marked: str, marks: str) -> list[int]:
+        """Token ids of a rendered conversation, in which the template's control tokens are tokens.
+
+        `marked` is the same conversation, rendered from messages that went through `mark`; a
+        control token without marks around it there is the template's. `rendered` is what is
+        encoded; where the marks changed more than themselves, which a template that looks at single
+        characters may cause, it is `marked` without its marks.
+
+        Raises:
+            BadRequest: this tokenizer cannot take control tokens as plain text.
+        """
+        copy = self._copy_or_refusal()
+        marked_places, places = copy.places(marked), copy.places(rendered)
+        own = [not _is_marked(marked, place, marks) for place in marked_places]
+        if _cut(marked, marked_places) == _cut(rendered, places):
+            return copy.encode(copy.rename(rendered, places, own), False)
+        text = copy.rename(marked, marked_places, own)
+        return copy.encode(text.translate(dict.fromkeys(map(ord, marks))), False)
+
+    def _copy_or_refusal(self) -> _Copy:
+        if self._copy is None:
+            raise BadRequest("this tokenizer cannot take the names of control tokens as plain text")
+        return self._copy
+
+    @cached_property
+    def _copy(self) -> _Copy | None:
+        """Made when first needed, a second or two for a large vocabulary; None if it fails."""
+        try:
+            return _Copy(self._backend, self._id_of)
+        except Exception as error:  # the library raises bare Exception for what it cannot build
+            log.error("control tokens cannot be taken as plain text: %s", error)
+            return None
+
+
+class _Copy:
+    """A copy of a tokenizer whose control tokens have secret names and the same ids."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, id_of: dict[str, int]) -> None:
+        """Raises an Exception of the library's where the tokenizer cannot be built."""
+        state = json.loads(backend.to_str())
+        secret, plain = secrets.token_hex(16), _spelled_by_text(state["model"], id_of)
+        # Lower-case letters, digits and a dash are what no normaliser changes.
+        self._secret_of = {name: f"<{secret}-{id_of[name]}>" for name in id_of if name not in plain}
+        self._pattern = _any_of(self._secret_of)
+        for token in state["added_tokens"]:
+            token["content"] = self._secret_of.get(token["content"], token["content"])
+        _rename_in_model(state["model"], self._secret_of)
+        state["decoder"] = None
+        self._backend = tokenizers.Tokenizer.from_str(json.dumps(state))
+        for name, secret_name in self._secret_of.items():
+            if self._backend.token_to_id(secret_name) != id_of[name]:
+                raise ValueError(f"{name!r} would get another id")
+
+    def places(self, text: str) -> _Places:
+        """Where control tokens' names are in `text`."""
+        return [found.span() for found in self._pattern.finditer(text)]
+
+    def rename(self, text: str, places: _Places, own: list[bool]) -> str:
+        """`text` with the secret names at those `places` that are `own`."""
+        parts, done = [], 0
+        for (start, end), is_own in zip(places, own, strict=True):
+            name = text[start:end]
+            parts += [text[done:start], self._secret_of[name] if is_own else name]
+            done = end
+        return "".join([*parts, text[done:]])
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Token ids of `text`; only secret names become control tokens."""
+        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
+        return ids
+
+
+def unused_marks(texts: Sequence[str]) -> str:
+    """Two private-use characters that none of `texts` has."""
+    codes = range(_FIRST_MARK, sys.maxunicode)
+    unused = (chr(code) for code in codes if not any(chr(code) in text for text in texts))
+    return next(unused) + next(unused)
+
+
+def _any_of(names: Iterable[str]) -> re.Pattern[str]:
+    """Matches the longest name at a place, as tokenizers do; nothing where there are no names."""
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _cut(text: str, places: _Places) -> list[str]:
+    return [text[start:end] for start, end in places]
+
+
+def _is_marked(text: str, place: tuple[int, int], marks: str) -> bool:
+    start, end = place
+    return text.endswith(marks[0], 0, start) and text.startswith(marks[1], end)
+
+
+def _spelled_by_text(model: dict[str, Any], names: Iterable[str]) -> set[str]:
+    """Those of `names` that the model makes of ordinary text by itself: they control nothing.
+
+    Some models use a plain token such as `!` for padding, which makes it a special one.
+    """
+    merges = [
+        each.split(" ") if isinstance(each, str) else each for each in model.get("merges", ())
+    ]
+    merged = {part for merge in merges for part in (*merge, "".join(merge))}
+    return {name for name in names if len(name) == 1 or name in merged}
+
+
+def _rename_in_model(model: dict[str, Any], secret_of: dict[str, str]) -> None:
+    """Give control tokens that are part of the model's vocabulary their secret names, in place."""
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        model["vocab"] = {secret_of.get(name, name): i for name, i in vocab.items()}
+    else:
+        model["vocab"] = [[secret_of.get(name, name), score] for name, score in vocab]
+    if model.get("unk_token") in secret_of:
+        model["unk_token"] = secret_of[model["unk_token"]]

@@ -1,0 +1,62 @@
+"""Token ids to text. Knows no chat templates and no processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tokenizers
+
+from radixserve.text.offsets import text_offsets
+from radixserve.text.pieces import Pieces
+from radixserve.text.stream import TextStream
+
+
+class Detokenizer:
+    """The text of token ids; see `TextStream` for text that arrives token by token.
+
+    Any thread may call it.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        """Raises ModelRefused where tokens cannot be turned into text one by one."""
+        self._pieces = Pieces(backend)
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids run from 0 to `vocab_size` - 1, added tokens included; the model's own table
+        may be larger.
+        """
+        return self._pieces.vocab_size
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of `token_ids`, U+FFFD for bytes that are not UTF-8; ids without a token add
+        nothing.
+        """
+        if skip_special_tokens:
+            stream = self.stream()
+            return stream.push(token_ids) + stream.finish()
+        pieces = self._pieces
+        data = b"".join(
+            pieces.exact(i) if at else pieces.leading(i) for at, i in enumerate(token_ids)
+        )
+        return data.decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes the token adds in the middle of a text, its name for a special token; b"" for
+        an id without one.
+        """
+        return self._pieces.exact(token_id)
+
+    def token_text(self, token_id: int) -> str:
+        """`token_bytes` as text, U+FFFD for what is no whole character."""
+        return self._pieces.exact(token_id).decode(errors="replace")
+
+    def offsets(self, token_ids: Sequence[int], text: str) -> list[int]:
+        """Where each of `token_ids` stands in `text`, in characters; see `text_offsets`."""
+        return text_offsets(self._pieces, token_ids, text)
+
+    def stream(
+        self, stops: Sequence[str] = (), *, continues: bool = False, min_tokens: int = 0
+    ) -> TextStream:
+        """A `TextStream` for one sequence, special tokens left out."""
+        return TextStream(self._pieces, stops, continues=continues, min_tokens=min_tokens)

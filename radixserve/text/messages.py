@@ -1,0 +1,106 @@
+"""What the front and a tokenizer process say to each other, and the frames it travels in.
+
+One frame is a length (4 bytes, big endian) and that many bytes of msgpack; one frame holds one
+message. Only the types below exist on the wire: nothing is pickled. The front asks one question at
+a time and gets one answer. Knows no sockets.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Literal
+
+import msgspec
+
+# What trying the tokenizer and its chat template at start may take beyond the time of one request.
+TRY_SECONDS = 20.0
+MAX_FRAME_BYTES = 256 * 1024 * 1024
+LENGTH = struct.Struct(">I")
+NOT_UNICODE = "the text is not valid Unicode (a lone surrogate?)"  # for the client
+
+
+Ending = Literal["answer", "closed", "open"]
+"""Where a rendered conversation ends: where the assistant's answer begins, after the last message,
+or within the last message, right after its text.
+"""
+
+
+class Start(msgspec.Struct, tag="start", frozen=True):
+    """First message to a new process: load the tokenizer in this folder."""
+
+    model: str
+    load_seconds: float  # how long importing libraries and reading files may take
+    render_seconds: float  # how long one request may take
+    chat_template: str | None = None  # in place of the model's own
+    allow_control_tokens: bool = False
+
+
+class Encode(msgspec.Struct, tag="encode", frozen=True):
+    """Tokenise a text."""
+
+    text: str
+    add_special_tokens: bool
+
+
+class EncodeChat(msgspec.Struct, tag="encode_chat", frozen=True):
+    """Render messages with the chat template and tokenise the result."""
+
+    messages: list[dict[str, str]]
+    ending: Ending = "answer"
+
+
+class Loaded(msgspec.Struct, tag="loaded", frozen=True):
+    """The tokenizer's files are read; the chat template is tried next."""
+
+
+class Ready(msgspec.Struct, tag="ready", frozen=True):
+    """Requests are taken from now on."""
+
+    tokenizer: str  # JSON that `tokenizers.Tokenizer.from_str` reads
+    has_chat_template: bool
+    has_reasoning: bool
+
+
+class Refused(msgspec.Struct, tag="refused", frozen=True):
+    """The model cannot be served; the sentence is for the operator."""
+
+    message: str
+
+
+class Encoded(msgspec.Struct, tag="encoded", frozen=True):
+    """The token ids."""
+
+    ids: list[int]
+
+
+class Failed(msgspec.Struct, tag="failed", frozen=True):
+    """The request is refused; the sentence is for the client."""
+
+    message: str
+    param: str | None
+    code: str | None
+
+
+Question = Encode | EncodeChat
+ToWorker = Start | Question
+ToFront = Loaded | Ready | Refused | Encoded | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: ToWorker | ToFront) -> bytes:
+    """The frame of `message`."""
+    body = _encoder.encode(message)
+    return LENGTH.pack(len(body)) + body
+
+
+def frame_length(header: bytes) -> int:
+    """How many bytes of msgpack follow a frame's first four.
+
+    Raises:
+        ValueError: more than MAX_FRAME_BYTES; the stream is not ours.
+    """
+    (length,) = LENGTH.unpack(header)
+    if length > MAX_FRAME_BYTES:
+        raise ValueError(f"a frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}")
+    return int(length)

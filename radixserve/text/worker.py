@@ -1,0 +1,125 @@
+"""A tokenizer process: load the tokenizer, then answer one question after the other until the front
+goes away.
+
+Started by `worker_process` as `python -m radixserve.text.worker FD`, FD being its end of a Unix
+socket pair; the first message is `Start`. The front kills it when an answer takes too long. Should
+the front be gone, the kernel does so a little later (an alarm without a handler); and what one
+answer may take of memory is limited by the kernel, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import signal
+import socket
+import sys
+from typing import BinaryIO
+
+import msgspec
+
+from radixserve.errors import BadRequest, ModelRefused
+from radixserve.text.messages import (
+    LENGTH,
+    TRY_SECONDS,
+    Encode,
+    Encoded,
+    Failed,
+    Loaded,
+    Question,
+    Ready,
+    Refused,
+    Start,
+    ToFront,
+    ToWorker,
+    encode,
+    frame_length,
+)
+from radixserve.text.tokenizer import Tokenizer, load_files
+
+# Memory that answering one question may take; a text of 4 MiB takes half of it.
+ANSWER_BYTES = 1 << 30
+_ALARM_AFTER_SECONDS = 2.0  # after the deadline: the front kills first
+
+
+class Channel:
+    """The process's end of the socket pair."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._stream: BinaryIO = sock.makefile("rb")
+        self._decoder = msgspec.msgpack.Decoder(ToWorker)
+
+    def receive(self) -> ToWorker:
+        """The next message; sleeps until it is here. Raises EOFError when the front has gone."""
+        header = self._stream.read(LENGTH.size)
+        if len(header) < LENGTH.size:
+            raise EOFError
+        message: ToWorker = self._decoder.decode(self._stream.read(frame_length(header)))
+        return message
+
+    def send(self, message: ToFront) -> None:
+        """Blocks until the front has read most of it. Raises OSError when the front has gone."""
+        self._sock.sendall(encode(message))
+
+
+def main() -> int:
+    """Entry point of the process; its exit code: 0 when the front left, 2 for a refused model."""
+    # A Ctrl-C reaches the whole group; the front decides when we end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    with contextlib.suppress(EOFError, OSError):
+        return _serve(channel)
+    return 0
+
+
+def _serve(channel: Channel) -> int:
+    start = channel.receive()
+    assert isinstance(start, Start), f"the first message must be Start, not {type(start).__name__}"
+    alarm_seconds = start.render_seconds + _ALARM_AFTER_SECONDS
+    try:
+        loaded = load_files(start.model)
+        channel.send(Loaded())
+        _limit_memory()
+        signal.setitimer(signal.ITIMER_REAL, alarm_seconds + TRY_SECONDS)
+        tokenizer = Tokenizer(
+            loaded,
+            chat_template=start.chat_template,
+            allow_control_tokens=start.allow_control_tokens,
+        )
+    except ModelRefused as refusal:
+        channel.send(Refused(str(refusal)))
+        return 2
+    facts = (tokenizer.has_chat_template, tokenizer.has_reasoning)
+    channel.send(Ready(tokenizer.to_json(), *facts))
+    while True:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        question = channel.receive()
+        assert not isinstance(question, Start), "Start comes once"
+        signal.setitimer(signal.ITIMER_REAL, alarm_seconds)
+        channel.send(_answer(tokenizer, question))
+
+
+def _answer(tokenizer: Tokenizer, question: Question) -> Encoded | Failed:
+    try:
+        if isinstance(question, Encode):
+            add = question.add_special_tokens
+            return Encoded(tokenizer.encode(question.text, add_special_tokens=add))
+        return Encoded(tokenizer.encode_chat(question.messages, question.ending))
+    except BadRequest as refusal:
+        return Failed(refusal.message, refusal.param, refusal.code)
+
+
+def _limit_memory() -> None:
+    """Allow ANSWER_BYTES of address space beyond what is in use now."""
+    with open("/proc/self/statm") as file:
+        in_use = int(file.read().split()[0]) * resource.getpagesize()
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    most = in_use + ANSWER_BYTES
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
