@@ -41,9 +41,11 @@ RUN pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" 
 
 COPY ${CONFIG} /etc/radixserve.toml
 
+# Group 0 may write, too: OpenShift runs a container as some user of that group.
 RUN useradd --create-home --uid 10001 radixserve \
     && mkdir -p /models/huggingface \
-    && chown -R radixserve:radixserve /models
+    && chown -R radixserve:0 /models \
+    && chmod -R g=u /models
 USER radixserve
 WORKDIR /home/radixserve
 
