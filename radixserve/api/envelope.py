@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("radixserve.api")
 
 _MAX_MESSAGE_CHARS = 1000
-_BODY_LEFT_UNREAD = ("invalid_body", "request_timeout")  # the connection cannot be used again
+# Of such a body something may not have been read: the connection cannot be used again.
+_BODY_LEFT_UNREAD = ("invalid_body", "request_timeout", "request_too_large")
 
 
 def encode_error(error: ApiError) -> bytes:

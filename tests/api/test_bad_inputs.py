@@ -413,8 +413,10 @@ async def test_a_body_beyond_the_limit_is_refused_plain_or_inflated(
         (big, {}),
         (gzip.compress(b"x" * 10_000_000), {"Content-Encoding": "gzip"}),
     ]:
-        status, answer = await server.post(path, raw, headers=headers)
-        assert (status, answer["error"]["code"]) == (413, "request_too_large")
+        async with server.session.post(server.url + path, data=raw, headers=headers) as response:
+            answer = await response.json()
+            assert (response.status, answer["error"]["code"]) == (413, "request_too_large")
+            assert response.headers["Connection"] == "close", "the rest of the body is unread"
     await assert_still_serves(server)
 
 
