@@ -87,6 +87,19 @@ def test_everything_fits_its_budget() -> None:
     assert not offenders, "\n" + "\n".join(offenders)
 
 
+def test_only_what_a_person_reads_comes_from_the_wall_clock() -> None:
+    """It may jump: waiting, time limits and orders use time.monotonic or counters."""
+    readers = {name for name, tree in sources() if "time.time()" in ast.unparse(tree)}
+    assert readers == {
+        "radixserve/api/app.py",  # `created` of models
+        "radixserve/api/chat.py",  # `created` of answers
+        "radixserve/api/completions.py",
+        "radixserve/model/converted.py",  # how old a file is, which the system tells by that clock
+        "radixserve/store/index.py",  # when a run was used, for `cache ls`
+        "radixserve/store/tools.py",
+    }
+
+
 def test_everything_public_is_documented() -> None:
     offenders = [offender for name, tree in sources() for offender in undocumented(name, tree)]
     assert not offenders, "\n" + "\n".join(offenders)

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ SYSTEM = "You are a helpful assistant. " + " ".join(
     f"Rule {i}: be brief, be kind, be exact." for i in range(30)
 )
 SMALL = ("--kv-budget", "256MiB", "--log-level", "warning")
+STORED = (*SMALL, "--disk-budget", "200MiB", "--disk-path")
 
 
 def ask(
@@ -62,15 +65,33 @@ def cache_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.model
-def test_the_cache_survives_a_stop_a_kill_of_everything_and_a_kill_of_the_engine(
-    tmp_path: Path,
-) -> None:
-    options = (*SMALL, "--disk-path", str(tmp_path / "kv"), "--disk-budget", "200MiB")
-    with running(*options) as server:
-        expected, found = ask(server)
+@dataclass(frozen=True)
+class Filled:
+    """What a server that has stopped left behind: its folder, and the answer it gave."""
+
+    folder: Path
+    answer: str
+
+    def copied(self, to: Path) -> Path:
+        shutil.copytree(self.folder, to)
+        return to
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Filled:
+    folder = tmp_path_factory.mktemp("durable") / "kv"
+    with running(*STORED, str(folder)) as server:
+        answer, found = ask(server)
         assert found["all"] == 0
         assert server.stop() == 0
+    return Filled(folder, answer)
+
+
+@pytest.mark.model
+def test_the_cache_survives_a_stop_a_kill_of_everything_and_a_kill_of_the_engine(
+    tmp_path: Path, filled: Filled
+) -> None:
+    options, expected = (*STORED, str(filled.copied(tmp_path / "kv"))), filled.answer
     with running(*options) as server:
         again, found = ask(server)
         assert again == expected
@@ -107,20 +128,15 @@ def test_the_cache_survives_a_stop_a_kill_of_everything_and_a_kill_of_the_engine
 
 
 @pytest.mark.model
-def test_commands_beside_a_running_server(tmp_path: Path) -> None:
-    """One server fills a folder; its prefix goes to another that runs, which is then cleared."""
-    options = (*SMALL, "--disk-budget", "200MiB", "--disk-path")
-    with running(*options, str(tmp_path / "kv")) as server:
-        expected, _ = ask(server)
-        assert server.stop() == 0
+def test_commands_beside_a_running_server(tmp_path: Path, filled: Filled) -> None:
+    """A prefix of one folder goes to a server that runs with another, which is then cleared."""
+    source, expected = str(filled.copied(tmp_path / "kv")), filled.answer
     first = next(
-        line.split()[0]
-        for line in cache_tool("ls", str(tmp_path / "kv")).stdout.splitlines()
-        if " 0-" in line
+        line.split()[0] for line in cache_tool("ls", source).stdout.splitlines() if " 0-" in line
     )
-    assert cache_tool("export", str(tmp_path / "kv"), first, str(tmp_path / "file")).returncode == 0
+    assert cache_tool("export", source, first, str(tmp_path / "file")).returncode == 0
     folder = str(tmp_path / "other")
-    with running(*options, folder) as server:
+    with running(*STORED, folder) as server:
         imported = cache_tool("import", folder, str(tmp_path / "file"))
         assert imported.returncode == 0, imported.stderr
         again, found = ask(server)
