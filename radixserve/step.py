@@ -105,6 +105,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     attention: str  # name of the attention kernel in use
     exact: bool  # a cache hit equals a miss bit for bit in this configuration
     inexact_reason: str | None = None
+    forward: Literal["fast", "generic"] = "generic"  # our own forward pass, or the model's modules
+    generic_reason: str | None = None  # why the fast one does not run
     fallback_reason: str | None = None  # what of the device's fast path does not run, and why
     cache_enabled: bool = True
 

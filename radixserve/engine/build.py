@@ -14,9 +14,10 @@ from radixserve.engine.build_tiers import LOSSY, make_tiers
 from radixserve.engine.core import EngineCore
 from radixserve.engine.scheduler import Limits
 from radixserve.errors import ConfigError
-from radixserve.model.budget import slots_for_budget
+from radixserve.model.budget import check_room, slots_for_budget
 from radixserve.model.cuda import start_graphs
-from radixserve.model.loader import load_model
+from radixserve.model.loader import load_opened
+from radixserve.model.opened import open_model
 from radixserve.model.runner import Runner
 from radixserve.step import EngineInfo
 
@@ -33,7 +34,10 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     device = _device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    loaded = load_model(model, device, _dtype(settings.dtype, device))
+    dtype = _dtype(settings.dtype, device)
+    opened = open_model(model)
+    check_room(opened.num_bytes(dtype), opened.kv_shape(dtype), device, settings.kv_budget)
+    loaded = load_opened(opened, device, dtype)
     num_slots = slots_for_budget(
         loaded.shape, loaded.context_length, device, settings.kv_budget, settings.kv_share
     )
@@ -55,6 +59,8 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         attention=loaded.attention,
         exact=loaded.exact and not lossy,
         inexact_reason=loaded.inexact_reason or (LOSSY if lossy else None),
+        forward="fast" if loaded.lean else "generic",
+        generic_reason=loaded.generic_reason,
         fallback_reason=loaded.fallback_reason or without_graphs,
         cache_enabled=settings.cache,
     )

@@ -37,12 +37,13 @@ from radixserve.engine.messages import (
     ToFront,
     encode,
 )
-from radixserve.errors import StartupError
+from radixserve.errors import StartupError, first_line
 from radixserve.logs import configure_logging
 from radixserve.step import EngineInfo, TokenEvent
 
 log = logging.getLogger(__name__)
 
+EXIT_REFUSED = 2
 EXIT_DEVICE_LOST = 3
 STATS_INTERVAL_SECONDS = 0.1
 BEAT_SECONDS = 1.0  # an engine with work reports that often at least, or it is taken for hung
@@ -180,12 +181,19 @@ def _serve(channel: Channel) -> int:
     start = next(channel.receive(None))
     assert isinstance(start, Start), f"the first message must be Start, not {type(start).__name__}"
     configure_logging(start.settings.log_level)
+    channel.send(Loading("loading the model"))
     try:
-        channel.send(Loading("loading the model"))
         core, info = build_engine(start.settings, start.model)
     except StartupError as refusal:
         channel.send(Refused(str(refusal)))
-        return 2
+        return EXIT_REFUSED
+    except DeviceLost:
+        raise
+    except Exception as error:  # whatever it is, the front's last words are one sentence
+        log.exception("the start failed")
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        channel.send(Refused(f"The model in {start.model} cannot be served: {reason}"))
+        return EXIT_REFUSED
     gc.freeze()  # what was loaded stays; collecting it again and again would stall steps
     channel.send(Ready(info))
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ class Supervisor:
             if not self._ever_ready:
                 raise
             return _Ending("crash", f"failed: {error}")
-        return _Ending("crash", f"ended with exit code {code}")
+        return _Ending("crash", _words(code))
 
     def _hear(self, message: ToFront) -> None:
         if isinstance(message, Refused):
@@ -134,4 +135,16 @@ def _not_started(ending: _Ending) -> str:
     """What to tell the operator when the first start of the engine ended like this."""
     if ending.cause == "hang":
         return f"the engine process {ending.words}; hang_seconds sets how long it may do nothing"
-    return f"the engine process {ending.words} while it started; its output above tells why"
+    hint = (
+        "the machine, or the container, may lack the memory for the model"
+        if ending.words.endswith(signal.SIGKILL.name)
+        else "its last words are above"
+    )
+    return f"the engine process {ending.words} while it started: {hint}"
+
+
+def _words(code: int | None) -> str:
+    """How a process ended whose exit code is `code`; a negative one is a signal's number."""
+    if code is not None and -code in signal.valid_signals():
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

@@ -23,6 +23,30 @@ _CPU_CONTEXT_SHARE = (
 )
 
 
+def check_room(
+    model_bytes: int, shape: KVShape, device: torch.device, budget_bytes: int = 0
+) -> None:
+    """Before a model is loaded: whether it fits what is free, with the budget, or with the fewest
+    tokens that can be served where no budget is given.
+
+    Raises:
+        ConfigError: it does not; says the sizes.
+    """
+    kv_bytes, free = budget_bytes or MIN_SLOTS * shape.slot_bytes, free_bytes(device)
+    if model_bytes + kv_bytes <= free:
+        return
+    what = "kv_budget" if budget_bytes else f"keys and values of {MIN_SLOTS} tokens"
+    limit = f" (the limit is {_gib(THIS.memory_limit())})" if device.type == "cpu" else ""
+    raise ConfigError(
+        f"The model takes {_gib(model_bytes)} and {what} {_gib(kv_bytes)}, but only {_gib(free)} "
+        f"of memory are free{limit}."
+    )
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / (1 << 30):,.2f} GiB"
+
+
 def slots_for_budget(
     shape: KVShape,
     context_length: int,

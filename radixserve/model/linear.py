@@ -51,6 +51,7 @@ _TESTED_ROWS = (
 )
 _TESTED_IF_LARGE = (1, 2, 3, 4, 7, 8, 16, 33, 64, 256)
 _CANONICAL_ROWS = 512
+_CANONICAL_IF_LARGE = 272  # still more than those tested; their outputs take memory
 _ROWS_STEP = (
     16  # rows are filled up to this: oneDNN keeps 0.6 MB of code for every shape that it has seen
 )
@@ -150,7 +151,8 @@ class RowTest:
 def _find_min_rows(weight: PackedWeight) -> int:
     small = weight.out_features * weight.in_features < _LARGE
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(_CANONICAL_ROWS, weight.in_features, generator=generator)
+    rows = _CANONICAL_ROWS if small else _CANONICAL_IF_LARGE
+    x = torch.randn(rows, weight.in_features, generator=generator)
     tested = _TESTED_ROWS if small else _TESTED_IF_LARGE
     try:
         canonical = weight.multiply(x)

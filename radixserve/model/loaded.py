@@ -29,6 +29,7 @@ class LoadedModel:
     exact: bool  # a cache hit equals a miss bit for bit
     inexact_reason: str | None = None
     fallback_reason: str | None = None  # why this is not the device's own attention kernel
+    generic_reason: str | None = None  # why `lean` is None
     lean: Forward | None = (
         None  # instead of calling `model`: token ids [rows], plan, wanted rows to logits
     )

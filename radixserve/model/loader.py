@@ -1,7 +1,7 @@
-"""Loads a model by folder or hub name, checks it, and makes it row-wise. Code that a model brings
-along is never run, and weights are read from safetensors only: other formats are pickles.
+"""Loads the model in a folder, checks it, and makes it row-wise. Code that a model brings along is
+never run, and weights are read from safetensors only: other formats are pickles.
 
-Logs the stages; transformers shows its own bar while it reads weights.
+Logs the stages.
 """
 
 from __future__ import annotations
@@ -10,35 +10,43 @@ import logging
 from dataclasses import replace
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from radixserve.cache.pool import KVShape
 from radixserve.errors import ModelRefused
 from radixserve.model import attention
 from radixserve.model.check import Expected, check_config, dtype_name, own_logits, probe
 from radixserve.model.cuda import choose_attention
+from radixserve.model.heap import freed_at_once
 from radixserve.model.loaded import LoadedModel
+from radixserve.model.opened import OpenedModel, decoder_config, kv_shape, open_model
+from radixserve.model.progress import long_stage
+from radixserve.model.read_weights import read_weights
 from radixserve.model.rowwise import make_rowwise
 
 log = logging.getLogger(__name__)
 
 
-def load_model(path_or_name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
-    """The model in a folder or on the hub, ready for a `Runner`.
+def load_model(folder: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """The model in a folder, ready for a `Runner`.
 
     Raises:
         ModelRefused: it cannot be found, read, or served correctly; the sentence says why.
     """
-    try:
-        config = AutoConfig.from_pretrained(path_or_name, trust_remote_code=False)
-        check_config(decoder_config(config))
-        log.info("loading %s on %s as %s", path_or_name, device, dtype_name(dtype))
-        model = AutoModelForCausalLM.from_pretrained(
-            path_or_name, dtype=dtype, trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelRefused(f"Cannot load {path_or_name!r}: {error}") from error
-    return prepare_model(model, device)
+    return load_opened(open_model(folder), device, dtype)
+
+
+def load_opened(opened: OpenedModel, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """The same for a model that was opened before. Weights are read one tensor at a time: the peak
+    of memory is what the model holds afterwards, and a few of its largest tensors.
+
+    Raises:
+        ModelRefused: its weights are damaged or not those of its configuration, or it cannot be
+            served correctly.
+    """
+    log.info("loading %s on %s as %s", opened.name, device, dtype_name(dtype))
+    with freed_at_once():
+        return prepare_model(read_weights(opened, dtype), device)
 
 
 def prepare_model(model: PreTrainedModel, device: torch.device) -> LoadedModel:
@@ -51,10 +59,10 @@ def prepare_model(model: PreTrainedModel, device: torch.device) -> LoadedModel:
     check_config(config)
     model = model.eval().requires_grad_(False).to(device)
     vocab_size = int(config.vocab_size)
-    expected = own_logits(model, vocab_size, device)
-    log.info("packing linear layers")
+    with long_stage("computing what the model itself computes"):
+        expected = own_logits(model, vocab_size, device)
     reason = _not_rowwise(model, device)
-    shape = _kv_shape(config, model.dtype)
+    shape = kv_shape(config, model.dtype)
     kernel, fallback = _attention(
         shape, int(config.num_attention_heads), device, exact=reason is None
     )
@@ -65,18 +73,15 @@ def prepare_model(model: PreTrainedModel, device: torch.device) -> LoadedModel:
         shape=shape,
         vocab_size=vocab_size,
         context_length=int(config.max_position_embeddings),
-        eos_token_ids=_eos_token_ids(model),
+        eos_token_ids=_eos_token_ids(model, vocab_size),
         attention=kernel,
         exact=reason is None,
         inexact_reason=reason,
         fallback_reason=fallback,
     )
-    return _made_lean(_checked(loaded, expected), expected)
-
-
-def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The part that describes the decoder, for models whose configuration wraps it."""
-    return config if config.is_encoder_decoder else config.get_text_config(decoder=True)
+    loaded = _made_lean(_checked(loaded, expected), expected)
+    _tell(loaded)
+    return loaded
 
 
 def _not_rowwise(model: PreTrainedModel, device: torch.device) -> str | None:
@@ -85,10 +90,7 @@ def _not_rowwise(model: PreTrainedModel, device: torch.device) -> str | None:
         return f"kernels on {device.type} are not verified to be independent of the batch"
     if model.dtype != torch.float32:
         return f"{dtype_name(model.dtype)} linears on the CPU depend on the number of rows"
-    reason = make_rowwise(model)
-    if reason:
-        log.warning("outputs may depend on what is cached and on the batch: %s", reason)
-    return reason
+    return make_rowwise(model)
 
 
 def _attention(
@@ -108,50 +110,61 @@ def _use_attention(model: PreTrainedModel, kernel: str) -> None:
     model.set_attn_implementation(kernel)
 
 
-def _kv_shape(config: PretrainedConfig, dtype: torch.dtype) -> KVShape:
-    heads = int(config.num_attention_heads)
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return KVShape(
-        int(config.num_hidden_layers), int(kv_heads), int(head_dim), int(head_dim), dtype
-    )
-
-
-def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
+def _eos_token_ids(model: PreTrainedModel, vocab_size: int) -> tuple[int, ...]:
     """Ids that end a text, from the generation config first, then the model's; in order,
-    each once.
+    each once. Ids beyond the vocabulary, which no text can have, are left out.
     """
     found: list[int] = []
     for holder in (model.generation_config, model.config):
         ids = getattr(holder, "eos_token_id", None)
         found += [ids] if isinstance(ids, int) else ids or []
-    return tuple(dict.fromkeys(found))
+    beyond = [each for each in found if not 0 <= each < vocab_size]
+    if beyond:
+        log.warning("the model has no token %d, which should end its texts", beyond[0])
+    return tuple(dict.fromkeys(each for each in found if each not in beyond))
 
 
 def _checked(loaded: LoadedModel, expected: Expected) -> LoadedModel:
-    log.info("comparing with the model's own attention")
-    reason = probe(loaded, expected)
+    with long_stage("comparing with the model's own attention"):
+        reason = probe(loaded, expected)
     if reason and loaded.exact:
-        log.warning("outputs may depend on what is cached and on the batch: %s", reason)
         return replace(loaded, exact=False, inexact_reason=reason)
     return loaded
 
 
 def _made_lean(loaded: LoadedModel, expected: Expected) -> LoadedModel:
-    """With the lean forward, where there is one for this model and it agrees."""
+    """With the lean forward where there is one for this model and it agrees, or else with the
+    reason why not.
+    """
     if not loaded.exact:
-        return loaded
+        return replace(loaded, generic_reason="the fast forward is for exact numerics only")
     from radixserve.model.lean import LeanForward
 
     lean = LeanForward.of(loaded.model)
     if lean is None:
-        return loaded
+        kind = type(loaded.model).__name__
+        return replace(loaded, generic_reason=f"there is no fast forward for this {kind}")
     candidate = replace(loaded, lean=lean)
     try:
-        reason = probe(candidate, expected)
+        with long_stage("comparing the fast forward"):
+            reason = probe(candidate, expected)
     except ModelRefused as error:
         reason = str(error)
     if reason:
         log.warning("the model's own modules are used, which are slower: %s", reason)
-        return loaded
+        return replace(loaded, generic_reason=reason)
     return candidate
+
+
+def _tell(loaded: LoadedModel) -> None:
+    """Log which forward serves, and what is exact."""
+    if loaded.lean is not None:
+        log.info("the fast forward serves")
+    else:
+        log.info("the generic forward serves: %s", loaded.generic_reason)
+    if loaded.exact:
+        log.info("exact: a cache hit gives the same bits as a miss")
+    else:
+        log.warning(
+            "outputs may depend on what is cached and on the batch: %s", loaded.inexact_reason
+        )

@@ -26,11 +26,13 @@ from radixserve.model.linear import (
     RowTest,
     Untrusted,
 )
+from radixserve.model.progress import long_stage
 
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _LANES = 32  # elements that torch's loops take at once, at most
 _BLOCK = 16384  # elements up to which torch uses one thread for any elementwise operator
 
+_LINEARS = (nn.Linear, Conv1D)
 _ACTIVATIONS = tuple(
     {entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()}
 )
@@ -38,33 +40,67 @@ _ACTIVATIONS = tuple(
 
 def make_rowwise(model: nn.Module) -> str | None:
     """Change `model` (float32, on the CPU) in place; None, or why rows may still depend on each
-    other.
+    other. An original weight is dropped as soon as it is packed.
     """
     _replace_elementwise(model)
+    packing = _Packing(model)
     try:
-        _pack_linears(model, RowTest())
+        with long_stage("packing linear layers", packing.total, lambda: packing.done):
+            packing.run()
     except Untrusted as error:
         return str(error)
+    return _unpacked(model)
+
+
+class _Packing:
+    """Replaces the linears of one model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._test = RowTest()
+        self.total = sum(type(each) in _LINEARS for each in model.modules())
+        self.done = 0
+
+    def run(self) -> None:
+        """Raises Untrusted."""
+        parents = [each for each in self._model.modules() if type(each) not in _LINEARS]
+        for parent in parents:
+            for names in _SIBLINGS:
+                self._fuse(parent, names)
+            for name in [name for name, child in parent.named_children() if _is_linear(child)]:
+                setattr(parent, name, PackedLinear(self._packed([getattr(parent, name)])))
+
+    def _fuse(self, parent: nn.Module, names: tuple[str, ...]) -> None:
+        linears = [getattr(parent, name, None) for name in names]
+        plain = [linear for linear in linears if type(linear) is nn.Linear]
+        if len(plain) < len(names) or len({linear.in_features for linear in plain}) > 1:
+            return
+        fused = FusedLinears(self._packed(plain), [linear.out_features for linear in plain])
+        for index, name in enumerate(names):
+            setattr(parent, name, FusedPart(fused, index))
+
+    def _packed(self, linears: Sequence[nn.Module]) -> PackedWeight:
+        packed = _packed(linears, self._test)
+        self.done += len(linears)
+        return packed
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Exactly: a subclass may have a forward of its own, as routers and quantised linears do."""
+    return type(module) in _LINEARS
+
+
+def _unpacked(model: nn.Module) -> str | None:
+    """Why rows may depend on their number although all linears are packed; None if they do not."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            continue  # looked up, row by row
+        if any(weight.dim() > 1 for weight in module.parameters(recurse=False)):
+            return (
+                f"{type(module).__name__} (experts, or a linear layer of its own kind) multiplies "
+                "by weights that are not packed"
+            )
     return None
-
-
-def _pack_linears(model: nn.Module, test: RowTest) -> None:
-    for parent in list(model.modules()):
-        for names in _SIBLINGS:
-            _fuse(parent, names, test)
-        for name, child in list(parent.named_children()):
-            if isinstance(child, (nn.Linear, Conv1D)):
-                setattr(parent, name, PackedLinear(_packed([child], test)))
-
-
-def _fuse(parent: nn.Module, names: tuple[str, ...], test: RowTest) -> None:
-    linears = [getattr(parent, name, None) for name in names]
-    plain = [linear for linear in linears if type(linear) is nn.Linear]
-    if len(plain) < len(names) or len({linear.in_features for linear in plain}) > 1:
-        return
-    fused = FusedLinears(_packed(plain, test), [linear.out_features for linear in plain])
-    for index, name in enumerate(names):
-        setattr(parent, name, FusedPart(fused, index))
 
 
 def _packed(linears: Sequence[nn.Module], test: RowTest) -> PackedWeight:

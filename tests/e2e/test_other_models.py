@@ -91,10 +91,31 @@ def test_a_model_that_cannot_be_served_exactly_is_refused_in_a_sentence(
     config: PretrainedConfig, reason: str, tmp_path: Path
 ) -> None:
     config.save_pretrained(tmp_path)
-    with_tokenizer(tmp_path)
-    command = [sys.executable, "-m", "radixserve", "serve", "--port", "0", "--model", str(tmp_path)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert reason in refused(with_tokenizer(tmp_path)).lower()
+
+
+def refused(folder: Path, *settings: str) -> str:
+    """The last line of a server that does not start."""
+    command = [sys.executable, "-m", "radixserve", "serve", "--port", "0", "--model", str(folder)]
+    ended = subprocess.run([*command, *settings], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
-    last = ended.stderr.strip().splitlines()[-1]
-    assert reason in last.lower()
     assert "Traceback" not in ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("radixserve: ")
+    return last
+
+
+def test_damaged_weights_end_the_start_with_a_sentence_that_names_the_file(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_config(Qwen2Config(**SIZE))
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    model.save_pretrained(tmp_path)
+    last = refused(with_tokenizer(tmp_path))
+    assert (
+        last == f"radixserve: {tmp_path}/model.safetensors is damaged: model.norm.weight holds NaN."
+    )
+
+
+def test_a_budget_that_cannot_fit_is_refused_before_loading_with_the_numbers() -> None:
+    last = refused(embedded_model(), "--kv-budget", "100TiB")
+    assert "The model takes 0.50 GiB and kv_budget 102,400.00 GiB, but only" in last

@@ -8,7 +8,7 @@ import torch
 from radixserve.cache.pool import KVPool, KVShape
 from radixserve.errors import ConfigError
 from radixserve.model import budget
-from radixserve.model.budget import slots_for_budget
+from radixserve.model.budget import check_room, slots_for_budget
 from tests.tiny import CPU
 
 SHAPE = KVShape(30, 3, 64, 64, torch.float32)  # 46,080 bytes per token
@@ -76,3 +76,26 @@ def test_a_share_of_free_memory_is_taken_as_said(free: list[int]) -> None:
     free[0] = 46_080 * 1000
     assert slots_for_budget(SHAPE, 8192, CPU, share=0.5) == 500
     assert slots_for_budget(SHAPE, 8192, CPU, 46_080 * 100, share=0.5) == 100
+
+
+@pytest.mark.parametrize(("model_gib", "budget_gib"), [(5, 10), (15, 0), (0, 15)])
+def test_what_fits_is_loaded(free: list[int], model_gib: int, budget_gib: int) -> None:
+    check_room(model_gib * GIB, SHAPE, CPU, budget_gib * GIB)
+
+
+def test_a_budget_that_does_not_fit_beside_the_model_is_refused_with_the_numbers(
+    free: list[int],
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_room(GIB // 2, SHAPE, CPU, 100 * GIB)
+    assert str(refused.value).startswith(
+        "The model takes 0.50 GiB and kv_budget 100.00 GiB, but only 16.00 GiB of memory are free "
+        "(the limit is "
+    )
+
+
+def test_a_model_that_does_not_fit_is_refused_without_a_budget_too(free: list[int]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"takes 16\.00 GiB and keys and values of 64 tokens 0\.00"
+    ):
+        check_room(16 * GIB, SHAPE, CPU)

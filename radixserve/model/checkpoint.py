@@ -1,0 +1,131 @@
+"""The weights in a model's folder: what its safetensors files hold, known from their headers, and
+the tensors themselves, read one at a time.
+
+Nothing is mapped into memory: a tensor that was read belongs to whoever asked for it, and its
+memory is free again when that owner drops it. Damage is told by file and tensor. Knows nothing of
+architectures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from radixserve.errors import ModelRefused, first_line
+
+_WHOLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+class StoredTensor:
+    """A tensor of a file, read when it is indexed; what transformers takes for a tensor while it
+    loads.
+    """
+
+    def __init__(self, name: str, file: Path, content: Any, on_read: Callable[[], None]) -> None:
+        self.name = name
+        self._file = file
+        self._content = content
+        self._on_read = on_read
+
+    def get_shape(self) -> list[int]:
+        """Of the whole tensor."""
+        return list(self._content.get_shape())
+
+    def get_dtype(self) -> str:
+        """As safetensors names it, such as "BF16"."""
+        return str(self._content.get_dtype())
+
+    def __getitem__(self, key: Any) -> torch.Tensor:
+        """Read it.
+
+        Raises:
+            ModelRefused: the file cannot be read, or the tensor holds values that are no numbers.
+        """
+        try:
+            tensor: torch.Tensor = self._content[key]
+        except (SafetensorError, OSError) as error:
+            raise ModelRefused(f"Cannot read {self._file}: {first_line(error)}") from error
+        if tensor.is_floating_point() and tensor.itemsize > 1 and tensor.numel():
+            least = torch.aminmax(tensor).min  # not a number if any value is none
+            if least.isnan():
+                raise ModelRefused(f"{self._file} is damaged: {self.name} holds NaN.")
+        self._on_read()
+        return tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StoredTensor:
+        return self
+
+
+class Checkpoint:
+    """The tensors in the safetensors files of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads the headers.
+
+        Raises:
+            ModelRefused: there are no weights, or a file is missing or damaged; names it.
+        """
+        self.num_read = 0
+        self._tensors: dict[str, StoredTensor] = {}
+        for file in _files(folder):
+            for name, content in _open(file):
+                self._tensors[name] = StoredTensor(name, file, content, self._count)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """By name."""
+        return dict(self._tensors)
+
+    @property
+    def num_weights(self) -> int:
+        """Numbers in all tensors together."""
+        return sum(math.prod(each.get_shape()) for each in self._tensors.values())
+
+    def _count(self) -> None:
+        self.num_read += 1
+
+
+def _files(folder: Path) -> list[Path]:
+    """One file, or those that the index names."""
+    if (folder / _WHOLE).is_file():
+        return [folder / _WHOLE]
+    index = folder / _INDEX
+    if not index.is_file():
+        raise ModelRefused(f"There are no weights in {folder}: {_WHOLE} or {_INDEX} is needed.")
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [folder / name for name in names]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelRefused(f"{index} is damaged: {first_line(error)}") from error
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ModelRefused(
+            f"{len(missing)} of {len(files)} files of weights are missing in {folder}: "
+            f"{listed(missing)}."
+        )
+    return files
+
+
+def _open(file: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        opened: Any = safe_open(file, framework="pt", backend="pread")
+        for name in opened.keys():  # noqa: SIM118 (no dict)
+            yield name, opened.get_slice(name)
+    except (SafetensorError, OSError) as error:
+        raise ModelRefused(f"{file} is damaged: {first_line(error)}") from error
+
+
+def listed(names: list[str], most: int = 3) -> str:
+    """The first few of `names`, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,111 @@
+"""Builds a transformers model and fills it from its checkpoint, tensor by tensor.
+
+transformers knows how names in files become names in modules; what it would warn of and serve all
+the same, weights that are missing, of other shapes, left over or quantised, is refused here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from radixserve.errors import ModelRefused, first_line
+from radixserve.model.checkpoint import listed
+from radixserve.model.opened import OpenedModel
+from radixserve.model.progress import long_stage
+
+
+def read_weights(opened: OpenedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model on the CPU, untouched by us. Takes the memory of its weights and of a few tensors
+    more.
+
+    Raises:
+        ModelRefused: the weights are damaged, or are not all and only those of the model.
+    """
+    checkpoint = opened.checkpoint
+    try:
+        with (
+            _quiet_transformers(),
+            long_stage("reading weights", len(checkpoint), lambda: checkpoint.num_read),
+        ):
+            model, report = opened.kind.from_pretrained(
+                None,  # not the folder: its files are read by us
+                config=opened.config,
+                state_dict=checkpoint.tensors,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told in one sentence below
+            )
+    except ModelRefused:
+        raise
+    except Exception as error:  # the classes of 300 architectures may raise anything
+        raise ModelRefused(f"Cannot load {opened.folder}: {first_line(error)}") from error
+    _refuse_unfit(report, opened)
+    _refuse_ignored_quantisation(model, opened)
+    loaded: PreTrainedModel = model
+    loaded.generation_config = _generation_config(opened, loaded)
+    return loaded
+
+
+def _generation_config(opened: OpenedModel, model: PreTrainedModel) -> GenerationConfig | None:
+    if not (opened.folder / "generation_config.json").is_file():
+        return model.generation_config
+    try:
+        return GenerationConfig.from_pretrained(opened.folder)
+    except Exception as error:  # a file may hold anything
+        file = opened.folder / "generation_config.json"
+        raise ModelRefused(f"Cannot load {file}: {first_line(error)}") from error
+
+
+def _refuse_unfit(report: dict[str, Any], opened: OpenedModel) -> None:
+    """What a model ignores by the patterns that its class declares is not in `report`."""
+    faults = [
+        f"{len(names):,} {what} ({listed(names)})"
+        for what, names in (
+            ("missing", sorted(report["missing_keys"])),
+            ("of another shape", sorted(map(_shapes, report["mismatched_keys"]))),
+            ("unexpected", sorted(report["unexpected_keys"])),
+        )
+        if names
+    ]
+    if faults:
+        kind = opened.config.model_type
+        raise ModelRefused(
+            f"The tensors in {opened.folder} are not those of this {kind} model: "
+            f"{', '.join(faults)}."
+        )
+
+
+def _shapes(mismatch: tuple[str, Any, Any]) -> str:
+    name, stored, wanted = mismatch
+    return f"{name} is {list(stored)} and not {list(wanted)}"
+
+
+def _refuse_ignored_quantisation(model: PreTrainedModel, opened: OpenedModel) -> None:
+    """A quantised checkpoint that no quantiser took care of is read as if it were plain."""
+    quantisation = getattr(opened.config, "quantization_config", None)
+    if quantisation is None or getattr(model, "hf_quantizer", None) is not None:
+        return
+    settings = quantisation if isinstance(quantisation, dict) else vars(quantisation)
+    raise ModelRefused(
+        f"The model in {opened.folder} is quantised by {settings.get('quant_method', 'a method')}, "
+        "which is not supported here."
+    )
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its table of what does not fit, and without its bar: we tell both ourselves."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()

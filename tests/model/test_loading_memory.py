@@ -1,0 +1,58 @@
+"""Loading takes little more memory than what is loaded, and none of it stays mapped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+_MIB = 1 << 20
+_CODE_BYTES = 128 * _MIB  # kernels, and what oneDNN keeps for the shapes that it has seen
+
+# Run alone: the peak of a process never falls.
+_LOAD = """
+import json, sys, torch
+import radixserve.model.attention_cpu, radixserve.model.lean
+from radixserve.model.loader import load_model
+
+def status():
+    lines = (line.split() for line in open("/proc/self/status"))
+    wanted = ("VmHWM:", "RssFile:")
+    return {fields[0]: int(fields[1]) << 10 for fields in lines if fields[0] in wanted}
+
+before = status()
+load_model(sys.argv[1], torch.device("cpu"), torch.float32)
+after = status()
+print(json.dumps({name: after[name] - before[name] for name in before}))
+"""
+
+
+def test_the_peak_is_at_most_a_third_above_the_weights(tmp_path: Path) -> None:
+    """A checkpoint in bfloat16, loaded as float32."""
+    config = LlamaConfig(
+        vocab_size=1000,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+    )
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = empty.to_empty(device="cpu")
+    for each in model.parameters():
+        each.data = torch.linspace(-0.05, 0.05, each.numel(), dtype=torch.bfloat16).view(each.shape)
+    model.save_pretrained(tmp_path, max_shard_size="100MB")
+    weights = sum(each.numel() for each in model.parameters()) * torch.float32.itemsize
+    ran = subprocess.run(
+        [sys.executable, "-c", _LOAD, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    grown = json.loads(ran.stdout.splitlines()[-1])
+    assert weights > 300 * _MIB
+    assert weights < grown["VmHWM:"] < 1.3 * weights + _CODE_BYTES
+    assert grown["RssFile:"] < 64 * _MIB
