@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -129,6 +129,27 @@ def test_a_plain_folder_has_no_revisions(here: Path) -> None:
         find_model(Settings(model="tiny", revision="v2"))
     with pytest.raises(ModelRefused, match="revision 'v2' needs a model from the hub"):
         find_model(Settings(revision="v2"))
+
+
+def test_a_gguf_file_is_converted_and_once_more_when_it_changes(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Path, str]] = []
+
+    def note(find: Callable[[], Path], name: str) -> Path:
+        made.append((find(), name))
+        return here / name
+
+    monkeypatch.setattr(source, "converted", note)
+    (here / "tiny.Q4_1.gguf").write_bytes(b"GGUF")
+    first = find_model(Settings(model="tiny.Q4_1.gguf"))
+    assert first == find_model(Settings(model=str(here / "tiny.Q4_1.gguf")))
+    assert first.names == ("tiny.Q4_1",)
+    assert [file.name for file, _ in made] == ["tiny.Q4_1.gguf"] * 2
+    os.utime(here / "tiny.Q4_1.gguf", (0, 0))
+    assert find_model(Settings(model="tiny.Q4_1.gguf")).folder != first.folder
+    with pytest.raises(ModelRefused, match="is a file, which has no revision 'v2'"):
+        find_model(Settings(model="tiny.Q4_1.gguf", revision="v2"))
 
 
 @pytest.fixture
