@@ -46,13 +46,15 @@ class ChatRenderer:
         usage = None if generation.include_usage else UNSET
         self._chunk = ChatChunk(self._id, self._created, model, [self._choice], usage=usage)
 
-    def opening(self, choice: Choice) -> ChatChunk:
+    def opening(self, choice: Choice, usage: Usage | None) -> ChatChunk:
         """The first chunk of a choice: it says who speaks."""
         opening = ChatChunkChoice(choice.index, ChatDelta(role="assistant", content=""))
-        return ChatChunk(self._id, self._created, self._model, [opening], usage=self._chunk.usage)
+        shown = usage or self._chunk.usage
+        return ChatChunk(self._id, self._created, self._model, [opening], usage=shown)
 
-    def chunk(self, choice: Choice, delta: Delta) -> ChatChunk:
+    def chunk(self, choice: Choice, delta: Delta, usage: Usage | None) -> ChatChunk:
         """The chunk for `delta`; valid until the next call."""
+        self._chunk.usage = usage or self._chunk.usage
         self._choice.index = choice.index
         self._choice.delta.content = delta.text or UNSET
         self._choice.finish_reason = choice.finish_reason

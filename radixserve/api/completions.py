@@ -35,11 +35,12 @@ class CompletionRenderer:
         usage = None if generation.include_usage else UNSET
         self._chunk = TextCompletion(self._id, self._created, model, [self._choice], usage=usage)
 
-    def opening(self, choice: Choice) -> None:
+    def opening(self, choice: Choice, usage: Usage | None) -> None:
         """A text completion has no opening chunk."""
 
-    def chunk(self, choice: Choice, delta: Delta) -> TextCompletion:
+    def chunk(self, choice: Choice, delta: Delta, usage: Usage | None) -> TextCompletion:
         """The chunk for `delta`; valid until the next call."""
+        self._chunk.usage = usage or self._chunk.usage
         self._choice.index = choice.index
         self._choice.text = delta.text
         self._choice.finish_reason = choice.finish_reason

@@ -36,10 +36,10 @@ B = TypeVar("B", bound=GenerationBody)
 
 
 class Renderer(Protocol):
-    """How one endpoint words its answers."""
+    """How one endpoint words its answers. `usage` is that so far, where every chunk carries it."""
 
-    def opening(self, choice: Choice) -> msgspec.Struct | None: ...
-    def chunk(self, choice: Choice, delta: Delta) -> msgspec.Struct: ...
+    def opening(self, choice: Choice, usage: Usage | None) -> msgspec.Struct | None: ...
+    def chunk(self, choice: Choice, delta: Delta, usage: Usage | None) -> msgspec.Struct: ...
     def usage_chunk(self, usage: Usage) -> msgspec.Struct: ...
     def whole(self, choices: list[Choice], usage: Usage) -> msgspec.Struct: ...
 
@@ -98,7 +98,7 @@ async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamRes
 async def _prepare(api: Api, endpoint: Endpoint[B], body: B) -> tuple[Generation, list[Prompt]]:
     """All checks, cheap ones first; raises the refusal."""
     validate.check_model(body.model, api.model_names)
-    validate.check_fields(body, api.settings)
+    validate.check_fields(body, api.settings, has_reasoning=api.tokenizer.has_reasoning)
     wanted = endpoint.wanted(body, api.settings)
     info = api.info()
     prompts = await endpoint.prompts(api, body, info)
@@ -151,9 +151,10 @@ async def _answer_streamed(
     opened = [False] * len(choices)
 
     async def sink(choice: Choice, delta: Delta) -> None:
-        opening = None if opened[choice.index] else renderer.opening(choice)
+        usage = usage_of(choices, generation.num_choices) if generation.continuous_usage else None
+        opening = None if opened[choice.index] else renderer.opening(choice, usage)
         opened[choice.index] = True
-        chunk = renderer.chunk(choice, delta)
+        chunk = renderer.chunk(choice, delta, usage)
         await (stream.send(chunk) if opening is None else stream.send(opening, chunk))
 
     try:

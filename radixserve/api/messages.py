@@ -9,6 +9,10 @@ from radixserve.api.refusals import shown, unsupported
 from radixserve.api.wire import Message
 from radixserve.errors import BadRequest
 
+_UNSERVED = tuple(
+    name for name in Message.__struct_fields__ if name not in ("role", "content", "name")
+)
+
 
 def render_messages(messages: list[Message]) -> list[dict[str, str]]:
     """Role and text of each message, for the chat template; text parts are joined. Raises
@@ -27,7 +31,7 @@ def _render_message(message: Message, path: str) -> dict[str, str]:
         known = "system, developer, user, assistant"
         text = f"'{shown(role)}' is not a role; known roles: {known}."
         raise BadRequest(text, param=f"{path}.role", code="invalid_value")
-    for name in Message.__struct_fields__[2:]:
+    for name in _UNSERVED:
         if getattr(message, name) not in (None, "", []):
             raise unsupported(f"{path}.{name}")
     return {"role": role, "content": _text_of(message, path)}
@@ -36,6 +40,8 @@ def _render_message(message: Message, path: str) -> dict[str, str]:
 def _text_of(message: Message, path: str) -> str:
     if isinstance(message.content, str):
         return message.content
+    if not message.content and message.role == "assistant":
+        return ""  # what clients send for an answer that called tools only, or said nothing
     if message.content is None:
         text = f"Missing required field '{path}.content'."
         raise BadRequest(text, param=f"{path}.content", code="missing_required_parameter")

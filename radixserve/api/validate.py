@@ -18,10 +18,12 @@ from radixserve.api.refusals import check_range, shown, too_many, unsupported
 from radixserve.api.settings import ApiSettings
 from radixserve.api.wire import (
     AS_IF_ABSENT,
+    IF_NO_REASONING,
     ChatBody,
     CompletionBody,
     GenerationBody,
     KnownElsewhere,
+    StreamOptions,
 )
 from radixserve.errors import BadRequest, NotFound
 from radixserve.request import Request, Sampling
@@ -73,6 +75,7 @@ class Generation:
     stops: tuple[str, ...]
     stream: bool
     include_usage: bool
+    continuous_usage: bool  # every chunk carries the usage so far
     logprobs: int | None
     echo: bool
     prompt_only: bool  # no token was asked for; the engine draws one all the same
@@ -88,9 +91,12 @@ def check_model(asked: str | None, served: tuple[str, ...]) -> None:
         )
 
 
-def check_fields(body: GenerationBody, settings: ApiSettings) -> None:
-    """All checks that need no prompt: to be made before anything is tokenised."""
-    _refuse_unsupported(body)
+def check_fields(body: GenerationBody, settings: ApiSettings, *, has_reasoning: bool) -> None:
+    """All checks that need no prompt: to be made before anything is tokenised.
+
+    `has_reasoning`: the model would understand a wish for more or less reasoning.
+    """
+    _refuse_unsupported(body, has_reasoning)
     for name, (lowest, highest) in _DECIMALS.items():
         check_range(name, getattr(body, name), lowest, highest, "decimal")
     if body.top_p == 0:
@@ -200,13 +206,15 @@ def resolve(
             requests.append(
                 Request(id=request_id, prompt_ids=prompt_ids, sampling=drawn, arrived=arrived)
             )
+    options = body.stream_options or StreamOptions()
     return Generation(
         id=generation_id,
         requests=requests,
         num_choices=num_choices,
         stops=stop_strings(body, settings),
         stream=bool(body.stream),
-        include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
+        include_usage=bool(options.include_usage),
+        continuous_usage=bool(options.continuous_usage_stats),
         logprobs=wanted.logprobs,
         echo=wanted.echo,
         prompt_only=wanted.max_tokens == 0,
@@ -297,12 +305,12 @@ def _logit_bias(given: dict[str, float] | None, vocab_size: int, most: int) -> d
     return bias
 
 
-def _refuse_unsupported(body: GenerationBody) -> None:
+def _refuse_unsupported(body: GenerationBody, has_reasoning: bool) -> None:
     for name in KnownElsewhere.__struct_fields__:
         value = getattr(body, name)
-        if value is not None and not any(
-            _same(value, accepted) for accepted in AS_IF_ABSENT.get(name, ())
-        ):
+        if value is None or (name in IF_NO_REASONING and not has_reasoning):
+            continue
+        if not any(_same(value, accepted) for accepted in AS_IF_ABSENT.get(name, ())):
             raise unsupported(name)
 
 
@@ -319,5 +327,3 @@ def _check_stream_options(body: GenerationBody) -> None:
         )
     if options is not None and options.include_obfuscation:
         raise unsupported("stream_options.include_obfuscation")
-    if options is not None and options.continuous_usage_stats:
-        raise unsupported("stream_options.continuous_usage_stats")

@@ -10,7 +10,7 @@ JSON readers. Knows nothing of the engine or tokenizer.
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -47,7 +47,7 @@ class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     guided_json: Any = None
     guided_regex: Any = None
     id_slot: Any = None
-    include_reasoning: Any = None
+    include_reasoning: bool | None = None
     include_stop_str_in_output: Any = None
     input_ids: Any = None
     json_schema: Any = None
@@ -66,15 +66,11 @@ class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     n_predict: Any = None
     n_probs: Any = None
     no_stop_trim: Any = None
-    parallel_tool_calls: Any = None
-    prediction: Any = None
     priority: Any = None
-    prompt_cache_key: Any = None
     prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
     prompt_embeds: Any = None
     prompt_logprobs: Any = None
-    reasoning_effort: Any = None
+    reasoning_effort: str | None = None
     regex: Any = None
     repetition_detection: Any = None
     request_id: Any = None
@@ -84,14 +80,12 @@ class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     return_tokens_as_token_ids: Any = None
     rid: Any = None
     samplers: Any = None
-    separate_reasoning: Any = None
-    service_tier: Any = None
+    separate_reasoning: bool | None = None
     session_id: Any = None
     session_params: Any = None
     skip_special_tokens: Any = None
     spaces_between_special_tokens: Any = None
     stop_regex: Any = None
-    store: Any = None
     stream_interval: Any = None
     structured_outputs: Any = None
     suffix: Any = None
@@ -102,33 +96,47 @@ class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     truncation_side: Any = None
     typical_p: Any = None
     use_beam_search: Any = None
-    verbosity: Any = None
     vllm_xargs: Any = None
     web_search_options: Any = None
 
 
 AS_IF_ABSENT: dict[str, tuple[Any, ...]] = {
+    "bad_words": ([],),
     "best_of": (1,),
     "cache_prompt": (True,),
-    "function_call": ("none",),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "modalities": (["text"],),
     "no_stop_trim": (False,),
     "priority": (0,),
+    "prompt_cache_options": ({"mode": "implicit"},),
     "response_format": ({"type": "text"},),
     "return_hidden_states": (False,),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
-    "service_tier": ("auto", "default"),
     "skip_special_tokens": (True,),
-    "store": (False,),
+    "spaces_between_special_tokens": (True,),
     "stream_interval": (1,),
     "suffix": ("",),
-    "tool_choice": ("none",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
     "use_beam_search": (False,),
 }
 """For a field of `KnownElsewhere`: the values whose meaning is what radixserve does anyway."""
+
+IF_NO_REASONING = ("include_reasoning", "reasoning_effort", "separate_reasoning")
+"""Fields of `KnownElsewhere` that change nothing where the model does not reason."""
+
+
+class Prediction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the client expects the answer to be; it may make an answer faster, never different."""
+
+    type: Literal["content"]
+    content: str | list[ContentPart]
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -140,7 +148,7 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
     """What chat and text completions have in common."""
 
-    model: str
+    model: str | None = None  # the model served
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -158,10 +166,18 @@ class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
     logit_bias: dict[str, float] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # Without effect by their own definition, on a server that keeps no records of its users.
-    user: str | None = None
-    safety_identifier: str | None = None
+    # Without effect on the answer by their own definition, on a server that keeps no records of its
+    # users, has one tier of service, no tools, and a cache that works without hints.
     metadata: dict[str, str] | None = None
+    parallel_tool_calls: bool | None = None
+    prediction: Prediction | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    store: bool | None = None
+    user: str | None = None
+    verbosity: str | None = None
 
 
 class ContentPart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -184,8 +200,8 @@ class ContentPart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     role: str
     content: str | list[ContentPart] | None = None
+    name: str | None = None  # of the speaker; templates are not given it
     # Clients send an answer's message back as they got it: null and empty are accepted.
-    name: Any = None
     refusal: Any = None
     tool_calls: Any = None
     tool_call_id: Any = None

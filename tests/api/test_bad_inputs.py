@@ -91,19 +91,29 @@ FIELDS: list[tuple[Any, ...]] = [
     ("stream", 1, "invalid_type"),
     ("stream_options", {"include_usage": True}, "invalid_value"),
     ("model", 3, "invalid_type"),
-    ("model", None, "invalid_type"),
-    ("service_tier", "flex", "unsupported_parameter"),
-    ("store", True, "unsupported_parameter"),
+    ("service_tier", 1, "invalid_type"),
+    ("store", "yes", "invalid_type"),
+    ("parallel_tool_calls", 1, "invalid_type"),
+    ("prompt_cache_key", 1, "invalid_type"),
+    ("prompt_cache_retention", [], "invalid_type"),
+    ("safety_identifier", {}, "invalid_type"),
+    ("metadata", {"a": 1}, "invalid_type", "metadata[...]"),
+    ("user", 1, "invalid_type"),
+    ("verbosity", 1, "invalid_type"),
+    ("reasoning_effort", 1, "invalid_type"),
+    ("include_reasoning", "no", "invalid_type"),
+    ("prediction", "x", "invalid_type"),
+    ("prediction", {"type": "content"}, "missing_required_parameter", "prediction.content"),
+    ("prediction", {"type": "x", "content": ""}, "invalid_value", "prediction.type"),
     ("no_such_field", 1, "unknown_parameter"),
     ("x" * 500, 1, "unknown_parameter", ...),
     *(
         (name, value, "unsupported_parameter")
         for name, value in {
             "tools": [{"type": "function", "function": {"name": "f"}}],
-            "tool_choice": "auto",
+            "tool_choice": "required",
             "functions": [{"name": "f"}],
-            "function_call": "auto",
-            "parallel_tool_calls": True,
+            "function_call": {"name": "f"},
             "response_format": {"type": "json_object"},
             "structured_outputs": {"regex": "a+"},
             "guided_regex": "a+",
@@ -114,7 +124,7 @@ FIELDS: list[tuple[Any, ...]] = [
             "modalities": ["text", "audio"],
             "audio": {"voice": "x"},
             "suffix": "end",
-            "prompt_cache_key": "k",
+            "prompt_cache_options": {"mode": "explicit"},
             "cache_salt": "s",
             "prompt_logprobs": 1,
             "prompt_embeds": "AAAA",
@@ -122,7 +132,6 @@ FIELDS: list[tuple[Any, ...]] = [
             "use_beam_search": True,
             "skip_special_tokens": False,
             "truncate_prompt_tokens": 5,
-            "reasoning_effort": "low",
             "web_search_options": {},
         }.items()
     ),
@@ -172,9 +181,15 @@ CHAT_FIELDS: list[tuple[Any, ...]] = [
     ),
     (
         "messages",
-        [{"role": "user", "content": "x", "name": "bob"}],
-        "unsupported_parameter",
+        [{"role": "user", "content": "x", "name": 1}],
+        "invalid_type",
         "messages[0].name",
+    ),
+    (
+        "messages",
+        [{"role": "assistant", "content": None, "tool_calls": [{"id": "c"}]}],
+        "unsupported_parameter",
+        "messages[0].tool_calls",
     ),
     ("messages", [{"role": "user", "content": "x" * 10_000}], "context_length_exceeded"),
     ("messages", [{"role": "user", "content": "x" * 510}], "context_length_exceeded", None),
@@ -317,9 +332,7 @@ async def test_a_bad_completion_field_is_refused_by_name(
 @pytest.mark.parametrize(
     ("path", "field"),
     [
-        (CHAT, "model"),
         (CHAT, "messages"),
-        (COMPLETIONS, "model"),
         (COMPLETIONS, "prompt"),
         ("/detokenize", "tokens"),
     ],
@@ -336,8 +349,8 @@ async def test_a_missing_field_is_named(server: Server, path: str, field: str) -
         ({"what": 1}, "unknown_parameter", "stream_options.what"),
         ({"include_usage": "yes"}, "invalid_type", "stream_options.include_usage"),
         (
-            {"continuous_usage_stats": True},
-            "unsupported_parameter",
+            {"continuous_usage_stats": 1},
+            "invalid_type",
             "stream_options.continuous_usage_stats",
         ),
         (
@@ -489,6 +502,63 @@ async def test_null_and_values_without_effect_are_accepted(server: Server, path:
     }
     status, answer = await server.post(path, harmless | body_for(path))
     assert (status, text_of(path, answer)) == (200, reference(path))
+
+
+# what clients send that changes no token of an answer
+WITHOUT_EFFECT: dict[str, Any] = {
+    "model": None,
+    "include_reasoning": False,
+    "metadata": {"a": "b"},
+    "modalities": ["text"],
+    "parallel_tool_calls": False,
+    "prediction": {"type": "content", "content": [{"type": "text", "text": "abc"}]},
+    "prompt_cache_key": "k",
+    "prompt_cache_retention": "24h",
+    "reasoning_effort": "minimal",
+    "safety_identifier": "s",
+    "separate_reasoning": True,
+    "service_tier": "flex",
+    "store": True,
+    "tool_choice": "auto",
+    "tools": [],
+    "user": "u",
+    "verbosity": "low",
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", WITHOUT_EFFECT)
+@pytest.mark.parametrize("path", BOTH)
+async def test_a_field_that_changes_no_token_is_taken(
+    server: Server, path: str, name: str, stream: bool
+) -> None:
+    body = body_for(path, seed=1, stream=stream)
+    async with server.session.post(server.url + path, json=body) as response:
+        assert response.status == 200
+    async with server.session.post(
+        server.url + path, json=body | {name: WITHOUT_EFFECT[name]}
+    ) as response:
+        assert response.status == 200, await response.text()
+    plain, with_field = server.engine.seen
+    assert (plain.prompt_ids, plain.sampling) == (with_field.prompt_ids, with_field.sampling)
+
+
+@pytest.mark.parametrize("path", BOTH)
+async def test_a_model_left_out_is_the_one_served(server: Server, path: str) -> None:
+    body = body_for(path)
+    del body["model"]
+    status, answer = await server.post(path, body)
+    assert (status, answer["model"], text_of(path, answer)) == (200, MODEL, reference(path))
+
+
+@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("name", ["reasoning_effort", "include_reasoning", "separate_reasoning"])
+async def test_a_wish_for_reasoning_is_refused_where_the_model_would_understand_it(
+    server: Server, path: str, name: str, monkeypatch: pytest.MonkeyPatch, tokenizer: LocalTokenizer
+) -> None:
+    monkeypatch.setattr(type(tokenizer), "has_reasoning", True)
+    body = body_for(path) | {name: WITHOUT_EFFECT[name]}
+    await assert_refused(server, path, body, "unsupported_parameter", name)
 
 
 async def test_json_is_read_whatever_content_type_it_claims(server: Server) -> None:

@@ -22,7 +22,7 @@ async def stream(server: Server, path: str, body: Any) -> tuple[list[Any], list[
     """The decoded events, and the raw ones that are not JSON."""
     async with server.session.post(server.url + path, json=body | {"stream": True}) as response:
         assert response.status == 200
-        assert response.headers["Content-Type"] == "text/event-stream"
+        assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
         assert response.headers["Cache-Control"] == "no-store"
         assert response.headers["X-Accel-Buffering"] == "no"
         assert response.headers["x-request-id"]
@@ -98,6 +98,44 @@ async def test_usage_counts_the_prompt_once_and_every_choice(server: Server, pat
     assert events[-1]["choices"] == []
     assert events[-1]["usage"] == usage
     assert all(event["usage"] is None for event in events[:-1])
+
+
+@pytest.mark.parametrize("include_usage", [False, True])
+@pytest.mark.parametrize("path", BOTH)
+async def test_usage_so_far_is_in_every_chunk_where_asked(
+    server: Server, path: str, include_usage: bool
+) -> None:
+    server.engine.num_cached = 2
+    options = {
+        "continuous_usage_stats": True,
+        "include_usage": include_usage,
+        "include_obfuscation": False,
+    }
+    events, _ = await stream(server, path, body_for(path, n=2, stream_options=options))
+    _, whole = await server.post(path, body_for(path, n=2))
+    counts = [event["usage"]["completion_tokens"] for event in events]
+    assert counts == sorted(counts)
+    assert events[-1]["usage"] == whole["usage"]
+    assert (events[-1]["choices"] == []) == include_usage
+    assert {event["usage"]["prompt_tokens"] for event in events} == {
+        whole["usage"]["prompt_tokens"]
+    }
+
+
+@pytest.mark.parametrize("content", [{"content": None}, {"content": []}, {}, {"content": ""}])
+@pytest.mark.parametrize("calls", [{}, {"tool_calls": []}, {"tool_calls": None}])
+async def test_an_answer_without_text_in_the_history_is_empty(
+    server: Server, content: dict[str, Any], calls: dict[str, Any]
+) -> None:
+    said = {"role": "assistant", **content, **calls}
+    messages = [_MESSAGE | {"name": "bob"}, said, _MESSAGE]
+    body = {"max_tokens": 4, "messages": messages}
+    status, _ = await server.post(CHAT, body)
+    _, tokenized = await server.post("/tokenize", {"messages": messages})
+    empty = [_MESSAGE, {"role": "assistant", "content": ""}, _MESSAGE]
+    _, plain = await server.post("/tokenize", {"messages": empty})
+    assert status == 200
+    assert server.engine.seen[0].prompt_ids == tokenized["tokens"] == plain["tokens"]
 
 
 @pytest.mark.parametrize("path", BOTH)

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from radixserve.errors import Unavailable
-from tests.api.conftest import CHAT, COMPLETIONS, MODEL, Server, reference
+from tests.api.conftest import ALIAS, CHAT, COMPLETIONS, MODEL, Server, reference
 
 MESSAGES: Any = [{"role": "user", "content": "abc"}]
 
@@ -171,5 +171,5 @@ async def test_leaving_a_stream_early_stops_the_work(
 
 
 async def test_models_are_listed(client: openai.AsyncOpenAI) -> None:
-    assert [model.id async for model in client.models.list()] == [MODEL]
+    assert [model.id async for model in client.models.list()] == [MODEL, ALIAS]
     assert (await client.models.retrieve(MODEL)).id == MODEL

@@ -50,7 +50,7 @@ def test_offsets_follow_what_ids_decode_to(exact_tokenizer: Tokenizer, ids: list
     ]
     offsets = exact_tokenizer.offsets(ids, text)
     for offset, end in zip(offsets[1:], ends, strict=False):
-        assert end - 1 <= offset <= end  # one less where a character is not complete
+        assert end - 3 <= offset <= end  # less where bytes wait for the rest of their character
 
 
 def test_tokens_that_the_tokenizer_adds_have_no_characters(byte_fallback: Tokenizer) -> None:
