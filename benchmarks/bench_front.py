@@ -58,7 +58,9 @@ async def engine_process(streams: int, vocab_size: int) -> AsyncIterator[EngineC
 @asynccontextmanager
 async def no_engine() -> AsyncIterator[EngineClient]:
     """The tests' fake engine."""
-    yield FakeEngine(msgspec.structs.replace(INFO, context_length=1 << 20, num_slots=1 << 20))
+    yield FakeEngine(
+        msgspec.structs.replace(INFO, context_length=1 << 20, max_request_tokens=1 << 20)
+    )
 
 
 async def serve(engine: EngineClient) -> web.AppRunner:

@@ -115,6 +115,39 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "control tokens that messages or prompts spell are tokens and not plain text",
         ),
     ] = False
+    max_model_len: Annotated[
+        int,
+        Meta(ge=0),
+        Doc("model", "prompt and answer together at most, in tokens", zero="the model's context"),
+    ] = 0
+    generation_config: Annotated[
+        _Name | None,
+        Doc(
+            "model",
+            "generation_config.json with the defaults of requests, or its folder; none: OpenAI's",
+            zero="the model's own",
+            path=True,
+        ),
+    ] = None
+    default_sampling: Annotated[
+        tuple[_Name, ...],
+        Doc(
+            "model",
+            "defaults of requests as KEY=VALUE, such as temperature=0; they win over "
+            "`generation_config`",
+            zero="none",
+        ),
+    ] = ()
+    default_max_tokens: Annotated[
+        int,
+        Meta(ge=0),
+        Doc(
+            "model",
+            "tokens generated for a request that names no number",
+            zero="max_new_tokens of the generation config or what is left of the context for "
+            "chat, 16 for completions",
+        ),
+    ] = 0
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Doc("model", "where the model runs; auto prefers CUDA")
     ] = "auto"

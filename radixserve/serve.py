@@ -12,22 +12,29 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
+import sys
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from aiohttp import web
 
 from radixserve.api.app import ApiSettings, make_app
-from radixserve.api.context import API
+from radixserve.api.context import API, Api
+from radixserve.api.validate import stop_tokens
 from radixserve.config import Settings
+from radixserve.defaults import Defaults, load_defaults
 from radixserve.engine.client import ProcessEngine
-from radixserve.errors import StartupError
+from radixserve.errors import ApiError, StartupError
 from radixserve.metrics import Metrics
+from radixserve.model.embedded import EMBEDDED_DEFAULTS
 from radixserve.model.source import ModelSource, find_model
 from radixserve.text.client import TokenizerProcesses
 from radixserve.text.messages import Start
+from radixserve.text.turns import CONVERSATION, turn_end
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +62,14 @@ async def _serve(settings: Settings, source: ModelSource) -> int:
     model, name = str(source.folder), source.names[0]
     stopping = _stop_on_signals()
     metrics = Metrics(name)
-    limits = ApiSettings.of(settings)
+    limits = ApiSettings.of(settings, _defaults(settings, source))
     processes = _tokenizer_processes(settings, model, limits, metrics)
     try:
         tokenizer = await _unless_stopped(stopping, processes.start())
         if tokenizer is not None:
             on_events = (metrics.observe_steps, metrics.engine_restarted, metrics.request_resumed)
             engine = ProcessEngine(settings, model, *on_events)
+            limits = _with_end_of_text(limits, tokenizer.eos_token_id, settings)
             app = make_app(engine, tokenizer, metrics, limits, source.names)
             await _answer(settings, app, engine, stopping)
     finally:
@@ -79,6 +87,7 @@ async def _answer(
         url = await _listen(runner, settings)
         # The port answers meanwhile: alive, not ready.
         if await _unless_stopped(stopping, engine.start()) is not None:
+            await _check_turn_end(app[API])
             _announce(url, app[API].model_names[0])
             await stopping.wait()
             log.info("draining")
@@ -113,6 +122,43 @@ def _read_template(file: Path) -> str:
     if not text.strip():
         raise StartupError(f"the chat template {str(file)!r} is empty")
     return text
+
+
+def _defaults(settings: Settings, source: ModelSource) -> Defaults:
+    """What requests get that name no value. Raises ConfigError for a setting that is wrong."""
+    shipped = None
+    if settings.model is None:
+        shipped = {} if settings.fake_model else EMBEDDED_DEFAULTS
+    return load_defaults(settings, source.folder, shipped)
+
+
+def _with_end_of_text(
+    limits: ApiSettings, eos_token_id: int | None, settings: Settings
+) -> ApiSettings:
+    """With the tokenizer's own end of text as a stop token; the model of no cost has none."""
+    if eos_token_id is None or settings.fake_model:
+        return limits
+    return replace(limits, defaults=limits.defaults.stopping_also((eos_token_id,)))
+
+
+async def _check_turn_end(api: Api) -> None:
+    """Warn where answers to chats would run on, because what ends them is no stop token."""
+    info, tokenizer = api.engine.info, api.tokenizer
+    stops = stop_tokens(info, api.settings.defaults) if info is not None else ()
+    if not stops or not tokenizer.has_chat_template:
+        return
+    try:
+        up_to_text = await tokenizer.encode_chat(CONVERSATION, "open")
+        end = turn_end(up_to_text, await tokenizer.encode_chat(CONVERSATION, "closed"))
+    except ApiError:  # the template does not render this conversation
+        return
+    if end is not None and end not in stops:
+        log.warning(
+            "the chat template ends the assistant's turn with %r (token %d), which is no stop "
+            "token: answers may run on; name it in a generation_config.json as eos_token_id",
+            tokenizer.token_text(end),
+            end,
+        )
 
 
 def _stop_on_signals() -> asyncio.Event:
@@ -163,3 +209,15 @@ def _announce(url: str, name: str) -> None:
         f"try: curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'",
         flush=True,
     )
+    print(f"or, in another terminal: {_command()} chat --url {url}", flush=True)
+
+
+def _command() -> str:
+    """How a person calls this program in another terminal: its name where that is found, or else
+    its path.
+    """
+    script = Path(sys.executable).parent / "radixserve"
+    if shutil.which("radixserve") is not None or not script.is_file():
+        return "radixserve"
+    here = Path.cwd()
+    return str(script.relative_to(here) if script.is_relative_to(here) else script)

@@ -98,7 +98,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
     context_length: int  # prompt + generated tokens at most
     eos_token_ids: tuple[int, ...]
-    num_slots: int  # tokens of K/V that the budget holds; a longer request can never run
+    max_request_tokens: int  # the same where also the K/V budget has to hold it; never more
+    num_slots: int  # tokens of K/V that the budget holds
     slot_bytes: int  # bytes of K/V per token at all layers
     device: str
     dtype: str

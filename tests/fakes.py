@@ -28,6 +28,7 @@ INFO = EngineInfo(
     vocab_size=VOCAB,
     context_length=512,
     eos_token_ids=(EOS,),
+    max_request_tokens=512,
     num_slots=4096,
     slot_bytes=64,
     device="none",

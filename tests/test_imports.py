@@ -32,7 +32,7 @@ LAYERS = (
     ("model",),
     ("store",),
     ("cache",),
-    ("config_sources",),
+    ("config_sources", "defaults"),
     ("config",),
     ("request", "step", "errors", "logs", "machine", "rotary", "__init__"),
 )
@@ -51,6 +51,7 @@ WITHOUT_TORCH = (
     "metrics_table",
     "config",
     "config_sources",
+    "defaults",
     "logs",
 )
 WITHOUT_TORCH_MODULES = (

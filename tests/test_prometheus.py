@@ -31,6 +31,7 @@ INFO = EngineInfo(
     vocab_size=100,
     context_length=64,
     eos_token_ids=(2,),
+    max_request_tokens=64,
     num_slots=100,
     slot_bytes=1000,
     device="cpu",

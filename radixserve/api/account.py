@@ -49,7 +49,7 @@ class Account:
             return record
         generation_id = self.generation.id if self.generation is not None else "-"
         log.info(
-            "%s %s %s prompt=%d cached=%d generated=%d ttft=%s e2e=%.3fs",
+            "%s %s %s prompt=%d cached=%d generated=%d ttft=%s e2e=%.3fs%s",
             record.endpoint,
             generation_id,
             record.outcome,
@@ -58,6 +58,7 @@ class Account:
             record.generated_tokens,
             "-" if record.ttft_seconds is None else f"{record.ttft_seconds:.3f}s",
             time.monotonic() - self._arrived,
+            f" {self.generation.told}" if self.generation is not None else "",
         )
         return record
 

@@ -57,7 +57,12 @@ async def version(request: web.Request) -> web.Response:
     configuration.
     """
     api = request.app[API]
-    facts = {"version": radixserve.__version__, "model": api.model_name, "engine": api.engine.info}
+    facts = {
+        "version": radixserve.__version__,
+        "model": api.model_name,
+        "defaults": api.settings.defaults,
+        "engine": api.engine.info,
+    }
     return _json(facts)
 
 
@@ -84,7 +89,7 @@ async def tokenize(request: web.Request) -> web.Response:
         add = body.add_special_tokens is not False
         prompt = await text_prompt(api, body.prompt or "", info, add_special_tokens=add)
     return _json(
-        {"tokens": prompt.ids, "count": len(prompt.ids), "max_model_len": info.context_length}
+        {"tokens": prompt.ids, "count": len(prompt.ids), "max_model_len": info.max_request_tokens}
     )
 
 
@@ -108,7 +113,7 @@ def _model(api: Api, name: str) -> dict[str, Any]:
         "created": api.created,
         "owned_by": "radixserve",
         "root": api.model_name,
-        "max_model_len": info.context_length if info is not None else None,
+        "max_model_len": info.max_request_tokens if info is not None else None,
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from radixserve.config import Settings
+from radixserve.defaults import OPENAI, Defaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,6 @@ class ApiSettings:
     max_logit_bias: int = 300
     max_top_logprobs: int = 20
     max_completion_logprobs: int = 5
-    default_completion_tokens: int = 16
     max_chars_per_token: int = (
         16  # a prompt of more characters per token of context is refused before tokenising
     )
@@ -35,11 +35,13 @@ class ApiSettings:
     )
     stream_comment_seconds: float = 5.0  # a stream that is silent for that long says so; 0: never
     retry_after_seconds: int = 1  # told to refused clients when the engine names no better figure
+    defaults: Defaults = OPENAI  # what a request gets that names no value of its own
 
     @classmethod
-    def of(cls, settings: Settings) -> ApiSettings:
-        """The limits that `settings` gives, defaults for the rest."""
+    def of(cls, settings: Settings, defaults: Defaults) -> ApiSettings:
+        """The limits that `settings` gives, and those of this class for the rest."""
         return cls(
+            defaults=defaults,
             max_body_bytes=settings.max_body_bytes,
             max_choices=settings.max_choices,
             max_prompts=settings.max_prompts,

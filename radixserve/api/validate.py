@@ -25,6 +25,7 @@ from radixserve.api.wire import (
     KnownElsewhere,
     StreamOptions,
 )
+from radixserve.defaults import DECIMALS, INTEGERS, Defaults
 from radixserve.errors import BadRequest, NotFound
 from radixserve.request import Request, Sampling
 from radixserve.step import EngineInfo
@@ -33,20 +34,24 @@ _INT64 = 2**63
 # a temperature that single precision cannot divide by: the result is the greedy token anyway
 _GREEDY_BELOW = 1e-6
 
-# name: lowest, highest
-_DECIMALS: dict[str, tuple[float, float]] = {
-    "temperature": (0.0, 2.0),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
-    "repetition_penalty": (0.001, 2.0),
-}
 _INTEGERS: dict[str, tuple[int, int]] = {
-    "top_k": (-1, _INT64 - 1),
+    "top_k": INTEGERS["top_k"],
     "seed": (-_INT64, _INT64 - 1),
     "min_tokens": (0, _INT64 - 1),
     "max_tokens": (0, _INT64 - 1),
+}
+
+
+# what the log tells of a request: the value at which a parameter has no effect, None: always told
+_TOLD: dict[str, float | None] = {
+    "temperature": None,
+    "top_p": None,
+    "top_k": 0,
+    "min_p": 0.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "min_tokens": 0,
 }
 
 
@@ -56,8 +61,8 @@ class Wanted:
     completions.
     """
 
-    max_tokens: int | None  # None: `default_max_tokens`, or what is left of the context
-    default_max_tokens: int | None = None
+    max_tokens: int | None  # None: `default_max_tokens`
+    default_max_tokens: int | None  # None: what is left of the context
     logprobs: int | None = None
     echo: bool = False
 
@@ -79,6 +84,7 @@ class Generation:
     logprobs: int | None
     echo: bool
     prompt_only: bool  # no token was asked for; the engine draws one all the same
+    told: str  # for the log: the sampling parameters, and which of them are defaults
 
 
 def check_model(asked: str | None, served: tuple[str, ...]) -> None:
@@ -97,7 +103,7 @@ def check_fields(body: GenerationBody, settings: ApiSettings, *, has_reasoning: 
     `has_reasoning`: the model would understand a wish for more or less reasoning.
     """
     _refuse_unsupported(body, has_reasoning)
-    for name, (lowest, highest) in _DECIMALS.items():
+    for name, (lowest, highest) in DECIMALS.items():
         check_range(name, getattr(body, name), lowest, highest, "decimal")
     if body.top_p == 0:
         raise BadRequest("'top_p' must be above 0.", param="top_p", code="decimal_below_min_value")
@@ -128,7 +134,11 @@ def chat_wanted(body: ChatBody, settings: ApiSettings) -> Wanted:
     if body.max_tokens is not None and limit != body.max_tokens:
         message = "'max_tokens' and 'max_completion_tokens' differ; give one of them."
         raise BadRequest(message, param="max_completion_tokens", code="invalid_value")
-    return Wanted(max_tokens=limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+    return Wanted(
+        max_tokens=limit,
+        default_max_tokens=settings.defaults.chat_max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
 
 
 def completion_wanted(body: CompletionBody, settings: ApiSettings) -> Wanted:
@@ -136,10 +146,18 @@ def completion_wanted(body: CompletionBody, settings: ApiSettings) -> Wanted:
     check_range("logprobs", body.logprobs, 0, settings.max_completion_logprobs, "integer")
     return Wanted(
         max_tokens=body.max_tokens,
-        default_max_tokens=settings.default_completion_tokens,
+        default_max_tokens=settings.defaults.completion_max_tokens,
         logprobs=body.logprobs,
         echo=bool(body.echo),
     )
+
+
+def stop_tokens(info: EngineInfo, default: Defaults) -> tuple[int, ...]:
+    """The tokens that end an answer unless `ignore_eos` is asked for, each once: of the model's
+    configurations and of its tokenizer. Ids beyond the vocabulary are left out.
+    """
+    ids = dict.fromkeys((*info.eos_token_ids, *default.stop_token_ids))
+    return tuple(token_id for token_id in ids if 0 <= token_id < info.vocab_size)
 
 
 def stop_strings(body: GenerationBody, settings: ApiSettings) -> tuple[str, ...]:
@@ -196,7 +214,7 @@ def resolve(
     arrived = time.monotonic()
     requests: list[Request] = []
     for prompt_ids in prompts:
-        max_tokens = _max_tokens(wanted, len(prompt_ids), info)
+        max_tokens = _max_tokens(body, wanted, len(prompt_ids), info)
         sampling = _sampling(body, wanted, max_tokens, info, settings)
         for choice in range(num_choices):
             drawn = msgspec.structs.replace(
@@ -218,75 +236,107 @@ def resolve(
         logprobs=wanted.logprobs,
         echo=wanted.echo,
         prompt_only=wanted.max_tokens == 0,
+        told=_told(body, wanted, requests[0].sampling),
     )
 
 
-def _max_tokens(wanted: Wanted, num_prompt: int, info: EngineInfo) -> int:
-    """The resolved token limit. Raises BadRequest when prompt and answer cannot fit the context or
-    the K/V budget.
+def _max_tokens(body: GenerationBody, wanted: Wanted, num_prompt: int, info: EngineInfo) -> int:
+    """The resolved token limit: what was asked for or its default, cut to what there is room for.
+
+    A default gives way to `min_tokens`. Raises BadRequest for a prompt that leaves no room for a
+    token, or that is too long by itself where none is asked for.
     """
-    asked = wanted.max_tokens if wanted.max_tokens is not None else 1
-    if num_prompt + asked > info.context_length:
-        message = (
-            f"The prompt has {num_prompt} tokens and at least {shown(asked)} are to be generated; "
-            f"the context holds {info.context_length}."
-        )
-        raise BadRequest(message, param=None, code="context_length_exceeded")
-    if num_prompt + asked > info.num_slots:
-        message = (
-            f"The prompt has {num_prompt} tokens and at least {shown(asked)} are to be generated; "
-            f"the K/V budget of this server holds {info.num_slots}, so this can never run."
-        )
-        raise BadRequest(message, param=None, code="kv_budget_exceeded")
+    left = info.max_request_tokens - num_prompt
+    if left < 1 and not (wanted.max_tokens == 0 and _fits_alone(num_prompt, info)):
+        raise _too_long(num_prompt, info)
     if wanted.max_tokens is not None:
-        return wanted.max_tokens
-    left = min(info.context_length, info.num_slots) - num_prompt
-    return left if wanted.default_max_tokens is None else min(left, wanted.default_max_tokens)
+        return min(wanted.max_tokens, left)
+    if wanted.default_max_tokens is None:
+        return left
+    return min(max(wanted.default_max_tokens, body.min_tokens or 0), left)
+
+
+def _fits_alone(num_prompt: int, info: EngineInfo) -> bool:
+    return num_prompt <= min(info.context_length, info.num_slots)
+
+
+def _too_long(num_prompt: int, info: EngineInfo) -> BadRequest:
+    holder, code = f"the context of {info.context_length}", "context_length_exceeded"
+    if num_prompt < info.context_length:
+        holder = f"the K/V budget of this server, which holds requests of {info.max_request_tokens}"
+        code = "kv_budget_exceeded"
+    message = f"The prompt has {num_prompt} tokens, which leaves no room for an answer in {holder}."
+    return BadRequest(message, param=None, code=code)
 
 
 def _sampling(
     body: GenerationBody, wanted: Wanted, max_tokens: int, info: EngineInfo, settings: ApiSettings
 ) -> Sampling:
     """Defaults filled in, every value within its range; the seed is set by the caller."""
-    min_tokens = body.min_tokens or 0
-    if min_tokens > max_tokens:
-        message = (
-            f"'min_tokens' is {shown(min_tokens)}, but at most {max_tokens} tokens are generated."
-        )
-        raise BadRequest(message, param="min_tokens", code="integer_above_max_value")
-    temperature = _or(body.temperature, 1.0)
+    default = settings.defaults
+    temperature = _or(body.temperature, default.temperature)
+    top_k = default.top_k if body.top_k is None else body.top_k
     return Sampling(
         max_tokens=max_tokens,
         seed=0,
         temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
-        top_p=_or(body.top_p, 1.0),
-        top_k=_top_k(body.top_k, info.vocab_size),
-        min_p=_or(body.min_p, 0.0),
-        min_tokens=min_tokens,
-        stop_token_ids=_stop_token_ids(body, info),
-        presence_penalty=_or(body.presence_penalty, 0.0),
-        frequency_penalty=_or(body.frequency_penalty, 0.0),
-        repetition_penalty=_or(body.repetition_penalty, 1.0),
+        top_p=_or(body.top_p, default.top_p),
+        top_k=_top_k(top_k, info.vocab_size),
+        min_p=_or(body.min_p, default.min_p),
+        min_tokens=min(_min_tokens(body, wanted), max_tokens),
+        stop_token_ids=_stop_token_ids(body, info, default),
+        presence_penalty=_or(body.presence_penalty, default.presence_penalty),
+        frequency_penalty=_or(body.frequency_penalty, default.frequency_penalty),
+        repetition_penalty=_or(body.repetition_penalty, default.repetition_penalty),
         logit_bias=_logit_bias(body.logit_bias, info.vocab_size, settings.max_logit_bias),
         logprobs=wanted.logprobs,
         prompt_logprobs=wanted.logprobs if wanted.echo else None,
     )
 
 
+def _min_tokens(body: GenerationBody, wanted: Wanted) -> int:
+    """Raises BadRequest for more than the request itself allows to be generated."""
+    fewest = body.min_tokens or 0
+    if wanted.max_tokens is not None and fewest > wanted.max_tokens:
+        message = (
+            f"'min_tokens' is {shown(fewest)}, but at most {shown(wanted.max_tokens)} tokens are "
+            "generated."
+        )
+        raise BadRequest(message, param="min_tokens", code="integer_above_max_value")
+    return fewest
+
+
+def _told(body: GenerationBody, wanted: Wanted, sampling: Sampling) -> str:
+    """The parameters for the log, such as "temperature=0 top_p=1(default) max_tokens=16(default)";
+    those without effect are left out.
+    """
+    words = []
+    for name, without_effect in _TOLD.items():
+        value = getattr(sampling, name)
+        if value != without_effect:
+            default = "(default)" if getattr(body, name) is None else ""
+            shown_value = f"{value:g}" if isinstance(value, float) else value
+            words.append(f"{name}={shown_value}{default}")
+    note = "(default)" if wanted.max_tokens is None else ""
+    if wanted.max_tokens is not None and wanted.max_tokens > sampling.max_tokens:
+        note = "(clamped)"
+    return " ".join([*words, f"max_tokens={sampling.max_tokens}{note}"])
+
+
 def _or(value: float | None, default: float) -> float:
     return default if value is None else float(value)
 
 
-def _top_k(top_k: int | None, vocab_size: int) -> int:
-    """0 when there is no limit: absent, -1, or at least the whole vocabulary."""
-    return 0 if top_k is None or top_k < 0 or top_k >= vocab_size else top_k
+def _top_k(top_k: int, vocab_size: int) -> int:
+    """0 when there is no limit: -1, or at least the whole vocabulary."""
+    return 0 if top_k < 0 or top_k >= vocab_size else top_k
 
 
-def _stop_token_ids(body: GenerationBody, info: EngineInfo) -> tuple[int, ...]:
+def _stop_token_ids(body: GenerationBody, info: EngineInfo, default: Defaults) -> tuple[int, ...]:
     ids = list(body.stop_token_ids or ())
     check_token_ids(ids, info.vocab_size, "stop_token_ids")
     if not body.ignore_eos:
-        ids.extend(token_id for token_id in info.eos_token_ids if 0 <= token_id < info.vocab_size)
+        ids.extend(stop_tokens(info, default))
     return tuple(dict.fromkeys(ids))
 
 

@@ -12,6 +12,7 @@ from radixserve.cache.pool import KVPool
 from radixserve.config import Settings
 from radixserve.engine.build_tiers import LOSSY, make_tiers
 from radixserve.engine.core import EngineCore
+from radixserve.engine.lengths import context_length_of, max_request_tokens
 from radixserve.engine.scheduler import Limits
 from radixserve.errors import ConfigError
 from radixserve.model.budget import check_room, slots_for_budget
@@ -36,10 +37,11 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         torch.set_num_threads(settings.threads)
     dtype = _dtype(settings.dtype, device)
     opened = open_model(model)
+    context_length = context_length_of(settings, opened.context_length)
     check_room(opened.num_bytes(dtype), opened.kv_shape(dtype), device, settings.kv_budget)
     loaded = load_opened(opened, device, dtype)
     num_slots = slots_for_budget(
-        loaded.shape, loaded.context_length, device, settings.kv_budget, settings.kv_share
+        loaded.shape, context_length, device, settings.kv_budget, settings.kv_share
     )
     pool = KVPool(loaded.shape, num_slots, device)
     graphs, without_graphs = start_graphs(loaded, pool, settings.max_running)
@@ -50,8 +52,9 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     lossy = settings.tier_dtype != "same" and bool(tiers.below)
     info = EngineInfo(
         vocab_size=loaded.vocab_size,
-        context_length=loaded.context_length,
+        context_length=context_length,
         eos_token_ids=loaded.eos_token_ids,
+        max_request_tokens=max_request_tokens(context_length, cache.allocator.num_slots),
         num_slots=cache.allocator.num_slots,
         slot_bytes=loaded.shape.slot_bytes,
         device=device.type,

@@ -11,6 +11,7 @@ from pathlib import Path
 from radixserve.cache.kvcache import KVCache
 from radixserve.config import Settings
 from radixserve.engine.core import EngineCore
+from radixserve.engine.lengths import context_length_of, max_request_tokens
 from radixserve.engine.scheduler import Limits
 from radixserve.errors import ModelRefused
 from radixserve.model.fake import FakeModel
@@ -26,17 +27,20 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     folder `model`.
 
     Raises:
-        ModelRefused: there is no such folder.
+        StartupError: there is no such folder, or a setting makes it impossible.
     """
     try:
         config = json.loads((Path(model) / "config.json").read_text())
     except OSError as error:
         raise ModelRefused(f"no model configuration in {model}: {error.strerror}") from error
+    context_length = context_length_of(settings, config["max_position_embeddings"])
+    num_slots = settings.kv_budget // _SLOT_BYTES or _SLOTS
     info = EngineInfo(
         vocab_size=config["vocab_size"],
-        context_length=config["max_position_embeddings"],
+        context_length=context_length,
         eos_token_ids=(),
-        num_slots=settings.kv_budget // _SLOT_BYTES or _SLOTS,
+        max_request_tokens=max_request_tokens(context_length, num_slots),
+        num_slots=num_slots,
         slot_bytes=_SLOT_BYTES,
         device="cpu",
         dtype="float32",

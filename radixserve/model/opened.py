@@ -51,6 +51,11 @@ class OpenedModel:
         """Of the folder."""
         return self.folder.absolute().name
 
+    @property
+    def context_length(self) -> int:
+        """Prompt and answer together at most, in tokens."""
+        return int(decoder_config(self.config).max_position_embeddings)
+
     def num_bytes(self, dtype: torch.dtype) -> int:
         """What its weights take in memory."""
         return self.checkpoint.num_weights * dtype.itemsize

@@ -89,6 +89,7 @@ class ProcessTokenizer(Detokenizer):
         super().__init__(tokenizers.Tokenizer.from_str(ready.tokenizer))
         self.has_chat_template = ready.has_chat_template
         self.has_reasoning = ready.has_reasoning
+        self.eos_token_id = ready.eos_token_id
         self._processes = processes
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:

@@ -59,6 +59,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
     tokenizer: str  # JSON that `tokenizers.Tokenizer.from_str` reads
     has_chat_template: bool
     has_reasoning: bool
+    eos_token_id: int | None  # ends a text, as the tokenizer's own configuration names it
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True):

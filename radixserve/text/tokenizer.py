@@ -83,6 +83,12 @@ class Tokenizer(Detokenizer):
         return cls(load_files(folder_or_name))
 
     @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a text, as the tokenizer's own configuration names it."""
+        found: int | None = self._loaded.eos_token_id
+        return found
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether `encode_chat` can work at all."""
         return self._template is not None

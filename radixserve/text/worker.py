@@ -91,7 +91,7 @@ def _serve(channel: Channel) -> int:
     except ModelRefused as refusal:
         channel.send(Refused(str(refusal)))
         return 2
-    facts = (tokenizer.has_chat_template, tokenizer.has_reasoning)
+    facts = (tokenizer.has_chat_template, tokenizer.has_reasoning, tokenizer.eos_token_id)
     channel.send(Ready(tokenizer.to_json(), *facts))
     while True:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -158,7 +158,7 @@ class TestSlowClients:
         server.engine.answer = lambda request: endless
         assert server.engine.info is not None
         server.engine.info = msgspec.structs.replace(
-            server.engine.info, context_length=1 << 20, num_slots=1 << 20
+            server.engine.info, context_length=1 << 20, max_request_tokens=1 << 20
         )
         body = body_for(COMPLETIONS, stream=True, logprobs=5) | {"max_tokens": 200_000}
         connection = socket.create_connection(("127.0.0.1", server.port))

@@ -540,8 +540,8 @@ async def test_every_sampling_field_reaches_the_engine(server: Server) -> None:
 
 async def test_what_can_never_fit_the_kv_budget_is_refused(server: Server) -> None:
     assert server.engine.info is not None
-    server.engine.info = msgspec.structs.replace(server.engine.info, num_slots=20)
-    for path, text in ((CHAT, "x" * 10), (COMPLETIONS, "x" * 17)):
+    server.engine.info = msgspec.structs.replace(server.engine.info, max_request_tokens=20)
+    for path, text in ((CHAT, "x" * 15), (COMPLETIONS, "x" * 20)):
         status, answer = await server.post(path, body_for(path, text=text))
         assert (status, answer["error"]["code"]) == (400, "kv_budget_exceeded")
     status, answer = await server.post(

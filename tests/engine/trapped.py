@@ -99,6 +99,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         vocab_size=200,
         context_length=2048,
         eos_token_ids=(),
+        max_request_tokens=2048,
         num_slots=4096,
         slot_bytes=16,
         device="cpu",
