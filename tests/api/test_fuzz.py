@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -14,12 +15,13 @@ from aiohttp import web
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from yarl import URL
 
 from radixserve.api.app import ApiSettings, make_app
 from radixserve.api.wire import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from radixserve.metrics import Metrics
 from tests.api.conftest import CHAT, COMPLETIONS, MODEL, body_for, reference, text_of
-from tests.fakes import FakeEngine, LocalTokenizer
+from tests.fakes import EOS, FakeEngine, LocalTokenizer
 
 BODIES = {
     CHAT: ChatBody,
@@ -111,7 +113,7 @@ def some_body(path: str) -> st.SearchStrategy[Any]:
 
 @pytest.fixture(scope="module")
 def front(tokenizer: LocalTokenizer) -> Any:
-    """One server and its own event loop for all examples; gives a function that posts."""
+    """One server and its own event loop for all examples; gives a function that asks it."""
     loop = asyncio.new_event_loop()
     engine = FakeEngine()
     app = make_app(engine, tokenizer, Metrics(), ApiSettings(max_body_bytes=1 << 16), (MODEL,))
@@ -122,8 +124,11 @@ def front(tokenizer: LocalTokenizer) -> Any:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         return aiohttp.ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}")
 
-    async def post(path: str, raw: bytes) -> tuple[int, str, str]:
-        async with asyncio.timeout(20), session.post(path, data=raw) as response:
+    async def ask(path: str, raw: bytes, method: str) -> tuple[int, str, str]:
+        async with (
+            asyncio.timeout(20),
+            session.request(method, URL(path, encoded=True), data=raw) as response,
+        ):
             return response.status, response.content_type, await response.text()
 
     async def stop() -> None:
@@ -131,7 +136,11 @@ def front(tokenizer: LocalTokenizer) -> Any:
         await runner.cleanup()
 
     session = loop.run_until_complete(start())
-    yield lambda path, raw: (*loop.run_until_complete(post(path, raw)), engine)
+
+    def run(path: str, raw: bytes = b"", method: str = "POST") -> tuple[int, str, str, FakeEngine]:
+        return (*loop.run_until_complete(ask(path, raw, method)), engine)
+
+    yield run
     loop.run_until_complete(stop())
     loop.close()
 
@@ -144,16 +153,24 @@ def check(front: Any, path: str, raw: bytes) -> None:
     elif status == 200:
         json.loads(text)
     else:
-        error = json.loads(text)["error"]
-        assert set(error) == {"message", "type", "param", "code"}
-        assert len(text.encode()) < 4096
+        check_envelope(text)
     assert engine.live == {}
     for sampling in (request.sampling for request in engine.seen):
         assert 1 <= sampling.max_tokens < 512
         assert 0 <= sampling.seed < 2**63
-    engine.seen.clear()
+    check_serves(front)
+
+
+def check_envelope(text: str) -> None:
+    error = json.loads(text)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert len(text.encode()) < 4096
+
+
+def check_serves(front: Any) -> None:
+    """The next good request gets its usual answer."""
     for good in (CHAT, COMPLETIONS):
-        status, _, text, _ = front(good, json.dumps(body_for(good)).encode())
+        status, _, text, engine = front(good, json.dumps(body_for(good)).encode())
         assert (status, text_of(good, json.loads(text))) == (200, reference(good))
     engine.seen.clear()
 
@@ -180,3 +197,133 @@ def test_no_bytes_end_in_a_server_error(front: Any, path: str) -> None:
         check(front, path, good[:at] + inserted + good[at + num_removed :])
 
     any_bytes()
+
+
+METHODS = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND"]
+PATHS = [
+    *BODIES,
+    "/",
+    "/v1/models",
+    f"/v1/models/{MODEL}",
+    "/v1/models/",
+    "/health",
+    "/health/ready",
+    "/health/live",
+    "/metrics",
+    "/version",
+    "/v1/chat/completions/",
+    "//metrics",
+    "/..%2f..%2fetc/passwd",
+]
+
+
+def test_no_method_and_path_end_in_a_server_error(front: Any) -> None:
+    paths = st.sampled_from(PATHS) | st.text(max_size=20).map(lambda text: "/" + quote(text))
+    queries = st.just("") | st.text(max_size=20).map(lambda text: "?" + quote(text))
+
+    @hypothesis_settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.sampled_from(METHODS), paths, queries, st.sampled_from([b"", b"{}", b"x" * 99]))
+    def any_request(method: str, path: str, query: str, raw: bytes) -> None:
+        status, _, text, engine = front(path + query, raw, method)
+        assert status < 500, text
+        if status >= 400 and method != "HEAD":
+            check_envelope(text)
+        assert engine.live == {}
+        check_serves(front)
+
+    any_request()
+
+
+common: dict[str, st.SearchStrategy[Any]] = {
+    "max_tokens": st.integers(1, 12),
+    "n": st.integers(1, 3),
+    "seed": st.integers(0, 9),
+    "min_tokens": st.integers(0, 3),
+    "ignore_eos": st.booleans(),
+    "stop": st.lists(st.text("abé€", min_size=1, max_size=3), max_size=3) | st.sampled_from("ab"),
+    "stop_token_ids": st.lists(st.integers(0, 257), max_size=3),
+}
+own: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    CHAT: {
+        "logprobs": st.just(True),
+        "top_logprobs": st.integers(0, 3),
+        "add_generation_prompt": st.booleans(),
+        "continue_final_message": st.booleans(),
+    },
+    COMPLETIONS: {
+        "max_tokens": st.integers(0, 12),
+        "logprobs": st.integers(0, 5),
+        "echo": st.booleans(),
+        "prompt": st.sampled_from(["abc", "é€", ["a", "bé"]]) | st.just([97, 0xC3, 0xA9, EOS]),
+    },
+}
+tokens = st.lists(
+    st.sampled_from([*b"abc", *"é€😀".encode(), EOS, EOS + 1]), min_size=12, max_size=12
+)
+
+
+@pytest.mark.parametrize("path", own)
+def test_any_good_answer_is_the_same_streamed_and_counts_its_tokens(front: Any, path: str) -> None:
+    @hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.fixed_dictionaries({}, optional=common | own[path]), tokens, st.integers(1, 12))
+    def any_answer(fields: dict[str, Any], answer: list[int], tokens_per_event: int) -> None:
+        body = body_for(path) | fields
+        engine = front(path, b"")[3]
+        plain = engine.answer
+        engine.answer = lambda request: answer[: request.sampling.max_tokens]
+        engine.tokens_per_event = tokens_per_event
+        try:
+            status, _, text, _ = front(path, json.dumps(body).encode())
+            streamed = body | {"stream": True, "stream_options": {"include_usage": True}}
+            stream_status, _, events, _ = front(path, json.dumps(streamed).encode())
+        finally:
+            engine.answer, engine.tokens_per_event = plain, 1
+        assert status == stream_status
+        assert engine.live == {}
+        if status == 200:
+            whole = json.loads(text)
+            check_counts(path, body, whole)
+            assert joined(path, events) == (outcome(path, whole["choices"]), whole["usage"])
+        else:
+            check_envelope(text)
+
+    any_answer()
+    check_serves(front)
+
+
+def entries(path: str, choice: Any) -> list[Any]:
+    """Of each token with logprobs everything that is said of it."""
+    found = choice["logprobs"] or {}
+    if path == CHAT:
+        return list(found.get("content", []))
+    return list(zip(*found.values(), strict=True))
+
+
+def outcome(path: str, choices: list[Any]) -> list[tuple[Any, ...]]:
+    return [
+        (text_of(path, {"choices": [c]}), c["finish_reason"], entries(path, c)) for c in choices
+    ]
+
+
+def joined(path: str, events: str) -> tuple[list[tuple[Any, ...]], Any]:
+    """The same of a stream, and its usage."""
+    lines = [line.removeprefix("data: ") for line in events.split("\n\n")]
+    assert lines[-2:] == ["[DONE]", ""]
+    *chunks, last = [json.loads(line) for line in lines[:-2]]
+    found: dict[int, list[Any]] = {}
+    for choice in (chunk["choices"][0] for chunk in chunks):
+        text = choice["delta"].get("content") or "" if path == CHAT else choice["text"]
+        whole = found.setdefault(choice["index"], ["", None, []])
+        assert whole[1] is None, "nothing follows a finish reason"
+        whole[:] = whole[0] + text, choice["finish_reason"], whole[2] + entries(path, choice)
+    return [tuple(found[index]) for index in sorted(found)], last["usage"]
+
+
+def check_counts(path: str, body: dict[str, Any], whole: Any) -> None:
+    """One entry for every counted token, those of an echoed prompt included."""
+    if body.get("logprobs") is None:
+        return
+    usage, num_choices = whole["usage"], body.get("n", 1)
+    echoed = usage["prompt_tokens"] * num_choices if body.get("echo") else 0
+    num_entries = sum(len(entries(path, choice)) for choice in whole["choices"])
+    assert num_entries == usage["completion_tokens"] + echoed
