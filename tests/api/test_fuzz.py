@@ -119,15 +119,15 @@ def front(tokenizer: LocalTokenizer) -> Any:
     app = make_app(engine, tokenizer, Metrics(), ApiSettings(max_body_bytes=1 << 16), (MODEL,))
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, lingering_time=0.1)
 
-    async def start() -> aiohttp.ClientSession:
+    async def start() -> tuple[aiohttp.ClientSession, str]:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return aiohttp.ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        return aiohttp.ClientSession(), f"http://127.0.0.1:{runner.addresses[0][1]}"
 
     async def ask(path: str, raw: bytes, method: str) -> tuple[int, str, str]:
         async with (
             asyncio.timeout(20),
-            session.request(method, URL(path, encoded=True), data=raw) as response,
+            session.request(method, URL(address + path, encoded=True), data=raw) as response,
         ):
             return response.status, response.content_type, await response.text()
 
@@ -135,7 +135,7 @@ def front(tokenizer: LocalTokenizer) -> Any:
         await session.close()
         await runner.cleanup()
 
-    session = loop.run_until_complete(start())
+    session, address = loop.run_until_complete(start())
 
     def run(path: str, raw: bytes = b"", method: str = "POST") -> tuple[int, str, str, FakeEngine]:
         return (*loop.run_until_complete(ask(path, raw, method)), engine)
