@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.text import Text
 
 _CONNECT_SECONDS = 10
+_KEY_VARIABLE = "RADIXSERVE_API_KEY"  # not OpenAI's, which may not be shown to any other server
 _READ_SECONDS = 600  # between two events; a long prompt on a slow machine is silent for a while
 # A model may write escape sequences; the terminal must not obey them. Newline and tab pass.
 _CONTROL_CHARS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
@@ -65,11 +67,14 @@ class Answer:
 class ChatServer:
     """A server at `url`, such as http://127.0.0.1:8000; a trailing /v1 is understood."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str | None = None) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ChatError(f"{url!r} is not an http:// or https:// address")
         self._url = url
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
         self._parts = parts
         self._base = parts.path.rstrip("/").removesuffix("/v1")
 
@@ -115,9 +120,7 @@ class ChatServer:
             connection.connect()
             connection.sock.settimeout(_READ_SECONDS)
             payload = None if body is None else json.dumps(body).encode()
-            connection.request(
-                method, self._base + path, payload, {"Content-Type": "application/json"}
-            )
+            connection.request(method, self._base + path, payload, self._headers)
             with connection.getresponse() as response:
                 if response.status != 200:
                     raise ChatError(_refusal(response))
@@ -244,6 +247,7 @@ def run_chat(
     system: str | None = None,
     max_tokens: int | None = None,
     temperature: float | None = None,
+    api_key: str | None = None,
 ) -> int:
     """Talk until /quit or the end of the input; the exit status is 1 where the server failed.
 
@@ -252,7 +256,7 @@ def run_chat(
     """
     console = Console(highlight=False)
     try:
-        server = ChatServer(url)
+        server = ChatServer(url, api_key)
         model = model or server.first_model()
     except ChatError as error:
         _show(console, str(error), "red")
@@ -286,6 +290,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)"
     )
+    parser.add_argument(
+        "--api-key", metavar="KEY", help=f"the server's key (default: {_KEY_VARIABLE})"
+    )
     parser.add_argument("--model", help="model name (default: the first one the server lists)")
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     parser.add_argument(
@@ -303,4 +310,5 @@ def main(args: argparse.Namespace) -> int:
     """Run with parsed arguments; returns the exit status."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing and history, where the platform has it
-    return run_chat(args.url, args.model, args.system, args.max_tokens, args.temperature)
+    key = args.api_key or os.environ.get(_KEY_VARIABLE)
+    return run_chat(args.url, args.model, args.system, args.max_tokens, args.temperature, key)

@@ -35,7 +35,8 @@ SECTIONS: Final = {
 class Doc:
     """What a reader needs to know of one setting; `zero` names what 0 (or None) stands for.
 
-    The value of a `path` may begin with ~, which stands for the user's home folder.
+    The value of a `path` may begin with ~, which stands for the user's home folder. The value of a
+    `secret` is never shown.
     """
 
     section: str
@@ -43,8 +44,10 @@ class Doc:
     unit: str = ""
     zero: str = ""
     path: bool = False
+    secret: bool = False
 
 
+_Key = Annotated[str, Meta(min_length=1, pattern=r"^[\x21-\x7e]+$")]
 _Name = Annotated[str, Meta(min_length=1)]
 
 
@@ -55,6 +58,63 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     port: Annotated[
         int, Meta(ge=0, le=65535), Doc("server", "port to listen on; 0 lets the system choose one")
     ] = 8000
+    uds: Annotated[
+        _Name | None,
+        Doc(
+            "server",
+            "socket file to listen on in the place of host and port",
+            zero="host and port",
+            path=True,
+        ),
+    ] = None
+    ssl_certfile: Annotated[
+        _Name | None,
+        Doc("server", "certificate chain (PEM) for https", zero="http", path=True),
+    ] = None
+    ssl_keyfile: Annotated[
+        _Name | None,
+        Doc("server", "private key of it (PEM)", zero="in ssl_certfile", path=True),
+    ] = None
+    root_path: Annotated[
+        str,
+        Doc("server", "path before all endpoints, which stay where they are as well", zero="none"),
+    ] = ""
+    api_key: Annotated[
+        _Key | None,
+        Doc(
+            "server",
+            "key that all but /health asks for; a flag is seen by others on this machine, the "
+            "variable is not",
+            zero="none",
+            secret=True,
+        ),
+    ] = None
+    allowed_hosts: Annotated[
+        tuple[_Name, ...],
+        Doc(
+            "server",
+            "names that requests may call this server by (*.example.com, *); addresses always may",
+            zero="local names on loopback without a key, else any",
+        ),
+    ] = ()
+    allow_origin: Annotated[
+        tuple[_Name, ...],
+        Doc("server", "origins of pages that may use this server from a browser (*: any)"),
+    ] = ()
+    max_connections: Annotated[
+        int,
+        Meta(ge=0),
+        Doc(
+            "server",
+            "connections at once; the longest idle one is closed for a new one",
+            zero="4096, or what the limit of open files leaves",
+        ),
+    ] = 0
+    keep_alive_seconds: Annotated[
+        float,
+        Meta(gt=0, le=86400),
+        Doc("server", "how long an idle connection stays open", "seconds"),
+    ] = 75.0
     drain_seconds: Annotated[
         float,
         Meta(ge=0, le=86400),
@@ -298,6 +358,8 @@ class Setting:
         """`value` as a person writes it, and as `parse` reads it back."""
         if self.doc.zero and not value:
             return "auto"
+        if self.doc.secret:
+            return "(secret)"
         if isinstance(value, bool):
             return str(value).lower()
         if isinstance(value, float):
@@ -348,7 +410,8 @@ class Setting:
             return msgspec.convert(value, self.type, strict=strict)
         except (msgspec.ValidationError, ValueError) as error:
             expected = f"one of {', '.join(self.choices)}" if self.choices else str(error)
-            raise ConfigError(f"{source}: {self.key} = {raw!r} is not valid: {expected}") from None
+            shown = "(secret)" if self.doc.secret else repr(raw)
+            raise ConfigError(f"{source}: {self.key} = {shown} is not valid: {expected}") from None
 
 
 def _table() -> tuple[Setting, ...]:

@@ -6,6 +6,8 @@
     |  `- ModelRefused         the model cannot be served exactly; says why
     `- ApiError                becomes the OpenAI error envelope with its HTTP status
        |- BadRequest           400: the request is wrong; names the field
+       |- Unauthorized         401: the API key is missing or wrong
+       |- Forbidden            403: the server does not answer to this name
        |- NotFound             404: unknown model or path
        |- MethodNotAllowed     405
        |- BodyTooLarge         413
@@ -28,6 +30,8 @@ CODES: Final = (
     *("context_length_exceeded", "kv_budget_exceeded"),
     *("not_found", "model_not_found", "method_not_allowed"),
     *("request_timeout", "request_too_large", "render_timeout", "render_failed"),
+    *("invalid_api_key", "host_not_allowed", "unsupported_content_type"),
+    *("malformed_request", "header_too_large"),
     *("generation_failed", "internal_error", "generation_aborted"),
     *("server_is_overloaded", "server_not_ready"),
 )
@@ -80,6 +84,21 @@ class BadRequest(ApiError):
     """The request itself is wrong; `param` names the field."""
 
     status = 400
+    type = "invalid_request_error"
+
+
+class Unauthorized(ApiError):
+    """The API key is missing or wrong."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(ApiError):
+    """Not for whoever asks in this way."""
+
+    status = 403
     type = "invalid_request_error"
 
 

@@ -20,10 +20,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 from aiohttp import web
 
 from radixserve.api.app import ApiSettings, make_app
 from radixserve.api.context import API, Api
+from radixserve.api.listen import Listener, warn_if_open
 from radixserve.api.validate import stop_tokens
 from radixserve.config import Settings
 from radixserve.defaults import Defaults, load_defaults
@@ -68,7 +70,8 @@ async def _serve(settings: Settings, source: ModelSource) -> int:
         tokenizer = await _unless_stopped(stopping, processes.start())
         if tokenizer is not None:
             on_events = (metrics.observe_steps, metrics.engine_restarted, metrics.request_resumed)
-            engine = ProcessEngine(settings, model, *on_events)
+            without_key = msgspec.structs.replace(settings, api_key=None)
+            engine = ProcessEngine(without_key, model, *on_events)
             limits = _with_end_of_text(limits, tokenizer.eos_token_id, settings)
             app = make_app(engine, tokenizer, metrics, limits, source.names)
             await _answer(settings, app, engine, stopping)
@@ -81,10 +84,10 @@ async def _answer(
     settings: Settings, app: web.Application, engine: ProcessEngine, stopping: asyncio.Event
 ) -> None:
     """Listen, load the model, and answer until a signal has come and what runs has ended."""
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
+    listener = Listener(app, settings)
+    warn_if_open(settings)
     try:
-        url = await _listen(runner, settings)
+        url = await listener.start()
         # The port answers meanwhile: alive, not ready.
         if await _unless_stopped(stopping, engine.start()) is not None:
             await _check_turn_end(app[API])
@@ -94,7 +97,7 @@ async def _answer(
             await engine.drain(settings.drain_seconds)
     finally:
         await engine.stop()
-        await runner.cleanup()
+        await listener.close()
 
 
 def _tokenizer_processes(
@@ -175,18 +178,6 @@ def _stop_on_signals() -> asyncio.Event:
     return stopping
 
 
-async def _listen(runner: web.AppRunner, settings: Settings) -> str:
-    """Open the port; the URL with the port the system chose where the setting is 0."""
-    try:
-        await web.TCPSite(runner, settings.host, settings.port).start()
-    except OSError as error:
-        raise StartupError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
-        ) from error
-    host, port = runner.addresses[0][:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 async def _unless_stopped(stopping: asyncio.Event, starting: Coroutine[Any, Any, T]) -> T | None:
     """The result of `starting`; None, and `starting` cancelled, when a signal came first."""
     started, stopped = asyncio.create_task(starting), asyncio.create_task(stopping.wait())
@@ -204,12 +195,14 @@ def _announce(url: str, name: str) -> None:
     body = json.dumps(
         {"model": name, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
     )
+    where = f"--unix-socket {url[5:]} http://localhost" if url.startswith("unix:") else url
     print(f"radixserve: {name} listening on {url}", flush=True)
     print(
-        f"try: curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'",
+        f"try: curl -s {where}/v1/chat/completions -H 'content-type: application/json' -d '{body}'",
         flush=True,
     )
-    print(f"or, in another terminal: {_command()} chat --url {url}", flush=True)
+    if where == url:
+        print(f"or, in another terminal: {_command()} chat --url {url}", flush=True)
 
 
 def _command() -> str:

@@ -33,6 +33,7 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
         self.parts = ["Paris", " is", " it."]
         self.endless = False
         self.left = asyncio.Event()
@@ -44,6 +45,7 @@ class FakeServer:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         self.bodies.append(await request.json())
+        self.keys.append(request.headers.get("Authorization"))
         if self.bodies[-1]["messages"][-1]["content"] == "too long":
             error = {
                 "message": "the prompt is longer than the context",
@@ -175,6 +177,17 @@ async def test_options_reach_the_server(fake: Served) -> None:
     [body] = fake.bodies
     assert (body["model"], body["max_tokens"], body["temperature"]) == ("other", 5, 0.0)
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
+async def test_the_key_is_the_flag_or_the_variable_and_never_that_of_another_service(
+    fake: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "not-yours")
+    await talk("hello\n", "--url", fake.url)
+    monkeypatch.setenv("RADIXSERVE_API_KEY", "from-variable")
+    await talk("hello\n", "--url", fake.url)
+    await talk("hello\n", "--url", fake.url, "--api-key", "from-flag")
+    assert fake.keys == [None, "Bearer from-variable", "Bearer from-flag"]
 
 
 async def test_the_conversation_grows_until_it_is_reset(fake: Served) -> None:

@@ -272,3 +272,16 @@ def test_a_setting_of_several_words_is_a_list_or_one_word_in_the_file(tmp_path: 
     for literal, names in (('["a", "b c"]', ("a", "b c")), ('"a"', ("a",))):
         file = toml(tmp_path, f"[model]\nserved_model_name = {literal}\n")
         assert resolve({}, {}, file).settings.served_model_name == names
+
+
+def test_a_secret_is_never_shown() -> None:
+    told = resolve({}, {"RADIXSERVE_API_KEY": "sk-hidden"})
+    assert told.settings.api_key == "sk-hidden"
+    assert "api_key=(secret) (RADIXSERVE_API_KEY)" in told.describe()
+    assert "sk-hidden" not in told.describe()
+    for text in ("sk-hidden with spaces", "sk-hidden\u00e9"):
+        with pytest.raises(ConfigError, match="api_key") as refused:
+            resolve({"api_key": text}, {})
+        assert "sk-hidden" not in str(refused.value)
+    with pytest.raises(ConfigError, match=r"RADIXSERVE_API_KEY: server\.api_key"):
+        resolve({}, {"RADIXSERVE_API_KEY": ""})

@@ -14,11 +14,14 @@ from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
 
 from radixserve.api import handlers, ops
+from radixserve.api.access import check_content_type, check_host, check_key
 from radixserve.api.context import API, Api, TokenizerThreads
+from radixserve.api.cors import add_cors_headers, answer_options
 from radixserve.api.envelope import as_api_error, error_response, note_error, title
 from radixserve.api.request_id import identify, request_id_of
 from radixserve.api.settings import ApiSettings
 from radixserve.engine.protocol import EngineClient
+from radixserve.errors import Unavailable
 
 if TYPE_CHECKING:
     from radixserve.metrics import Metrics
@@ -38,29 +41,32 @@ def make_app(
     stops its work.
     """
     app = web.Application(
-        middlewares=[_errors_as_envelope], client_max_size=settings.max_body_bytes
+        middlewares=[_errors_as_envelope, _only_those_who_may],
+        client_max_size=settings.max_body_bytes,
     )
     threads = TokenizerThreads(settings)
     app[API] = Api(engine, tokenizer, metrics, settings, model_names, int(time.time()), threads)
     app.on_response_prepare.append(_add_headers)
     app.cleanup_ctx.append(_close_threads)
-    app.add_routes(_routes())
+    for prefix in {"", settings.root_path}:
+        app.add_routes(_routes(prefix))
     return app
 
 
-def _routes() -> list[web.RouteDef]:
+def _routes(prefix: str) -> list[web.RouteDef]:
     return [
-        web.post("/v1/chat/completions", handlers.chat_completions),
-        web.post("/v1/completions", handlers.completions),
-        web.get("/v1/models", ops.list_models),
-        web.get("/v1/models/{model:.+}", ops.get_model),
-        web.get("/health", ops.ready),
-        web.get("/health/ready", ops.ready),
-        web.get("/health/live", ops.live),
-        web.get("/metrics", ops.metrics),
-        web.get("/version", ops.version),
-        web.post("/tokenize", ops.tokenize),
-        web.post("/detokenize", ops.detokenize),
+        web.get(f"{prefix}/", ops.about),
+        web.post(f"{prefix}/v1/chat/completions", handlers.chat_completions),
+        web.post(f"{prefix}/v1/completions", handlers.completions),
+        web.get(f"{prefix}/v1/models", ops.list_models),
+        web.get(f"{prefix}/v1/models/{{model:.+}}", ops.get_model),
+        web.get(f"{prefix}/health", ops.ready),
+        web.get(f"{prefix}/health/ready", ops.ready),
+        web.get(f"{prefix}/health/live", ops.live),
+        web.get(f"{prefix}/metrics", ops.metrics),
+        web.get(f"{prefix}/version", ops.version),
+        web.post(f"{prefix}/tokenize", ops.tokenize),
+        web.post(f"{prefix}/detokenize", ops.detokenize),
     ]
 
 
@@ -79,9 +85,28 @@ async def _errors_as_envelope(request: web.Request, handler: Handler) -> web.Str
         return error_response(refusal, api.settings.retry_after_seconds)
 
 
+@web.middleware
+async def _only_those_who_may(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Health is told to everybody; all other paths, unknown ones included, to those who may ask."""
+    if request.match_info.handler in (ops.ready, ops.live):
+        return await handler(request)
+    if getattr(request.protocol, "is_extra", False):
+        raise Unavailable("The server has as many connections as it takes.")
+    settings = request.app[API].settings
+    check_host(request, settings.allowed_hosts)
+    if request.method == "OPTIONS":  # a browser's question has no key
+        return answer_options(request, settings.allow_origin)
+    check_key(request, settings.api_key)
+    check_content_type(request)
+    return await handler(request)
+
+
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = "radixserve"
     response.headers["x-request-id"] = request_id_of(request)
+    if getattr(request.protocol, "is_extra", False):
+        response.force_close()
+    add_cors_headers(request, response.headers, request.app[API].settings.allow_origin)
     if request.version < HttpVersion11 and response.content_length is None:
         response.force_close()  # only the end of the connection can tell the end of the body
 

@@ -6,6 +6,7 @@ Knows aiohttp's own exceptions, so that a 404, 405 or 413 of the framework looks
 
 from __future__ import annotations
 
+import errno
 import logging
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from radixserve.errors import (
     MethodNotAllowed,
     NotFound,
     ServerError,
+    Unauthorized,
     Unavailable,
 )
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("radixserve.api")
 
+_EXHAUSTED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS)
 _MAX_MESSAGE_CHARS = 1000
 # Of such a body something may not have been read: the connection cannot be used again.
 _BODY_LEFT_UNREAD = ("invalid_body", "request_timeout", "request_too_large")
@@ -47,6 +50,8 @@ def error_response(error: ApiError, retry_after: int) -> web.Response:
     headers = {}
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = ", ".join(error.allow)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(
             error.retry_after if error.retry_after is not None else retry_after
@@ -75,7 +80,7 @@ def title(request: web.BaseRequest) -> str:
     return f"{request.method} {shown(request.rel_url.raw_path)}"
 
 
-def as_api_error(error: Exception, request: web.Request) -> ApiError:
+def as_api_error(error: Exception, request: web.BaseRequest) -> ApiError:
     """The refusal to send for `error`; what nobody expected is logged and becomes a 500 that tells
     nothing.
     """
@@ -87,11 +92,22 @@ def as_api_error(error: Exception, request: web.Request) -> ApiError:
         return BadRequest(
             "The body could not be read: its encoding or framing is broken.", code="invalid_body"
         )
+    if is_exhaustion(error):
+        log.warning("out of memory, threads or open files in %s: %s", title(request), error)
+        return Unavailable("The server has no memory, threads or files left for this request now.")
     log.exception("unexpected failure in %s", title(request), exc_info=error)
     return ServerError("The server failed on this request.", code="internal_error")
 
 
-def _from_aiohttp(error: web.HTTPException, request: web.Request) -> ApiError:
+def is_exhaustion(error: BaseException) -> bool:
+    """Whether the system refused memory, a thread, a process or a file: another try may go well."""
+    if isinstance(error, OSError):
+        return error.errno in _EXHAUSTED
+    no_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
+    return isinstance(error, MemoryError) or no_thread
+
+
+def _from_aiohttp(error: web.HTTPException, request: web.BaseRequest) -> ApiError:
     what = title(request)
     if isinstance(error, web.HTTPMethodNotAllowed):
         return MethodNotAllowed(

@@ -18,6 +18,20 @@ from radixserve.api.wire import DetokenizeBody, TokenizeBody
 from radixserve.errors import BadRequest
 
 
+async def about(request: web.Request) -> web.Response:
+    """GET /: what this is, for whoever opens the address in a browser."""
+    api = request.app[API]
+    facts = {
+        "server": "radixserve",
+        "version": radixserve.__version__,
+        "model": api.model_names[0],
+        "openai_base_url": f"{api.settings.root_path}/v1",
+        "health": f"{api.settings.root_path}/health",
+        "metrics": f"{api.settings.root_path}/metrics",
+    }
+    return _json(facts)
+
+
 async def list_models(request: web.Request) -> web.Response:
     """GET /v1/models."""
     api = request.app[API]

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from radixserve.api.access import allowed_hosts
 from radixserve.config import Settings
 from radixserve.defaults import OPENAI, Defaults
 
@@ -34,6 +35,13 @@ class ApiSettings:
         30.0  # a stream whose client reads nothing for that long is dropped
     )
     stream_comment_seconds: float = 5.0  # a stream that is silent for that long says so; 0: never
+    api_key: str | None = field(default=None, repr=False)  # None: nobody needs one
+    allowed_hosts: tuple[str, ...] = ()  # empty: any
+    allow_origin: tuple[str, ...] = ()
+    root_path: str = ""  # as in /prefix; the endpoints are at both
+    keep_alive_seconds: float = 75.0  # an idle connection is closed after that
+    header_read_seconds: float = 20.0  # and one whose headers take longer
+    lingering_seconds: float = 2.0  # for which the rest of a refused body is read
     retry_after_seconds: int = 1  # told to refused clients when the engine names no better figure
     defaults: Defaults = OPENAI  # what a request gets that names no value of its own
 
@@ -46,5 +54,10 @@ class ApiSettings:
             max_choices=settings.max_choices,
             max_prompts=settings.max_prompts,
             max_sequences=settings.max_queue,
+            api_key=settings.api_key,
+            keep_alive_seconds=settings.keep_alive_seconds,
+            allowed_hosts=allowed_hosts(settings),
+            allow_origin=settings.allow_origin,
+            root_path="/" + path if (path := settings.root_path.strip("/")) else "",
             stream_comment_seconds=settings.stream_comment_seconds,
         )

@@ -8,9 +8,10 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from radixserve.api.app import ApiSettings, make_app
+from radixserve.api.listen import Listener
+from radixserve.config import Settings
 from radixserve.metrics import Metrics, RequestRecord
 from tests.fakes import FakeEngine, LocalTokenizer, byte_tokenizer
 
@@ -78,22 +79,17 @@ def tokenizer() -> LocalTokenizer:
 
 @pytest.fixture
 def settings() -> ApiSettings:
-    return ApiSettings(max_body_bytes=64 * 1024, client_write_seconds=5.0)
+    return ApiSettings(max_body_bytes=64 * 1024, client_write_seconds=5.0, lingering_seconds=0.1)
 
 
 @pytest.fixture
 async def server(tokenizer: LocalTokenizer, settings: ApiSettings) -> AsyncIterator[Server]:
     engine, metrics = FakeEngine(), KeepingMetrics()
     app = make_app(engine, tokenizer, metrics, settings, (MODEL, ALIAS))
-    runner = web.AppRunner(
-        app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0, lingering_time=0.1
-    )
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
+    listener = Listener(app, Settings(port=0))
+    url = await listener.start()
     async with aiohttp.ClientSession() as session:
-        yield Server(engine, metrics, session, f"http://127.0.0.1:{port}", port)
+        yield Server(engine, metrics, session, url, listener.port)
     engine.go_on.set()
-    await runner.cleanup()
+    await listener.close()
     assert engine.live == {}, "a request was left running in the engine"

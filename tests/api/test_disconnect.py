@@ -149,7 +149,7 @@ async def test_a_client_found_gone_by_a_write_is_no_fault(
 class TestSlowClients:
     @pytest.fixture
     def settings(self) -> ApiSettings:
-        return ApiSettings(client_write_seconds=0.2, body_read_seconds=0.2)
+        return ApiSettings(client_write_seconds=0.2, body_read_seconds=0.2, lingering_seconds=0.1)
 
     async def test_a_client_that_stops_reading_is_dropped(
         self, server: Server, caplog: pytest.LogCaptureFixture

@@ -11,14 +11,15 @@ from urllib.parse import quote
 
 import aiohttp
 import pytest
-from aiohttp import web
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from yarl import URL
 
 from radixserve.api.app import ApiSettings, make_app
+from radixserve.api.listen import Listener
 from radixserve.api.wire import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from radixserve.config import Settings
 from radixserve.metrics import Metrics
 from tests.api.conftest import CHAT, COMPLETIONS, MODEL, body_for, reference, text_of
 from tests.fakes import EOS, FakeEngine, LocalTokenizer
@@ -116,13 +117,12 @@ def front(tokenizer: LocalTokenizer) -> Any:
     """One server and its own event loop for all examples; gives a function that asks it."""
     loop = asyncio.new_event_loop()
     engine = FakeEngine()
-    app = make_app(engine, tokenizer, Metrics(), ApiSettings(max_body_bytes=1 << 16), (MODEL,))
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, lingering_time=0.1)
+    settings = ApiSettings(max_body_bytes=1 << 16, lingering_seconds=0.1)
+    app = make_app(engine, tokenizer, Metrics(), settings, (MODEL,))
+    listener = Listener(app, Settings(port=0))
 
     async def start() -> tuple[aiohttp.ClientSession, str]:
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return aiohttp.ClientSession(), f"http://127.0.0.1:{runner.addresses[0][1]}"
+        return aiohttp.ClientSession(), await listener.start()
 
     async def ask(path: str, raw: bytes, method: str) -> tuple[int, str, str]:
         async with (
@@ -133,7 +133,7 @@ def front(tokenizer: LocalTokenizer) -> Any:
 
     async def stop() -> None:
         await session.close()
-        await runner.cleanup()
+        await listener.close()
 
     session, address = loop.run_until_complete(start())
 

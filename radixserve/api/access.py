@@ -1,0 +1,107 @@
+"""Who may ask: the API key, the names this server answers to, and what pages of other origins may
+send.
+
+A browser on the same machine reaches a server on loopback, whoever wrote the page it shows. Such a
+page can post text without asking (so a body with an `Origin` must be JSON, which browsers ask
+about first), or have its own domain name point to 127.0.0.1 (so the `Host` must be one of ours).
+Knows no endpoint; whether a path is exempt is said by the caller.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import socket
+from hashlib import sha256
+from typing import Final
+
+from aiohttp import web
+
+from radixserve.api.refusals import shown
+from radixserve.config import Settings
+from radixserve.errors import BadRequest, Forbidden, Unauthorized
+
+_LOCAL_NAMES: Final = ("localhost", "*.localhost", "*.local", "*.internal")
+_WITHOUT_BODY: Final = ("GET", "HEAD", "OPTIONS")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`, an address or a name."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def allowed_hosts(settings: Settings) -> tuple[str, ...]:
+    """The names that a `Host` header may have; empty: any.
+
+    By default they are limited where a page could otherwise use the server: on loopback without a
+    key. Names that nobody can register on the internet are local.
+    """
+    if settings.allowed_hosts:
+        return settings.allowed_hosts
+    if settings.api_key is not None or settings.uds or not is_loopback(settings.host):
+        return ()
+    return (*_LOCAL_NAMES, socket.gethostname())
+
+
+def check_host(request: web.Request, allowed: tuple[str, ...]) -> None:
+    """Raises Forbidden for a name that is not allowed. Addresses always are: no name service stands
+    behind them.
+    """
+    given = request.headers.get("Host")
+    if not allowed or given is None:
+        return
+    name = _name_of(given)
+    if not _is_address(name) and not any(_matches(name, each.lower()) for each in allowed):
+        message = f"This server does not answer to the host {shown(given)!r}; see allowed_hosts."
+        raise Forbidden(message, code="host_not_allowed")
+
+
+def check_content_type(request: web.Request) -> None:
+    """Raises BadRequest (415) for a body from a page that is not declared as JSON."""
+    if request.method in _WITHOUT_BODY or "Origin" not in request.headers:
+        return
+    if request.content_type != "application/json":
+        refusal = BadRequest(
+            "A request with an Origin needs the content type application/json.",
+            code="unsupported_content_type",
+        )
+        refusal.status = 415
+        raise refusal
+
+
+def check_key(request: web.Request, key: str | None) -> None:
+    """Raises Unauthorized unless the request carries `key`; any wrong one takes the same time."""
+    if key is None:
+        return
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    digests = [
+        sha256(each.encode("utf-8", "surrogateescape")).digest() for each in (given.strip(), key)
+    ]
+    if not hmac.compare_digest(*digests) or scheme.lower() != "bearer":
+        raise Unauthorized("A valid API key is needed: Authorization: Bearer KEY.")
+
+
+def _name_of(host: str) -> str:
+    """The name in a `Host` header without the port, in small letters."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].rstrip(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """`*` is any name, `*.example.com` any below example.com."""
+    if pattern.startswith("*."):
+        return name.endswith(pattern[1:])
+    return pattern in ("*", name)
