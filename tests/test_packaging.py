@@ -219,7 +219,7 @@ def test_make_knows_the_target(target: str) -> None:
     )
     assert result.returncode == 0, result.stderr
     if target in ("serve", "test", "check"):
-        assert result.stdout.index("pip") < result.stdout.index(
+        assert result.stdout.index("tools/install.py") < result.stdout.index(
             "radixserve serve" if target == "serve" else "pytest"
         )
 
