@@ -90,7 +90,8 @@ async def _answer(
         url = await listener.start()
         # The port answers meanwhile: alive, not ready.
         if await _unless_stopped(stopping, engine.start()) is not None:
-            await _check_turn_end(app[API])
+            # The template may take its time; a signal does not wait for it.
+            await _unless_stopped(stopping, _check_turn_end(app[API]))
             _announce(url, app[API].model_names[0])
             await stopping.wait()
             log.info("draining")
