@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from radixserve.errors import StartupError
@@ -55,25 +55,20 @@ class StoreFolder:
         self.runs = path / RUNS
         self.evicted_runs = 0
         self._left: dict[Path, int] = {}  # files that could not be removed, and their bytes
-        try:
-            claim(disk, path, trust_others=trust_others)
-            self._lock = take(disk, path)
-        except BaseException as error:
-            disk.release()
-            if isinstance(error, OSError):
-                raise StartupError(
-                    f"cannot use the store in {path}: {error.strerror or error}"
-                ) from error
-            raise
-        try:
-            self.index = self._open_index()
-            self._tidy()
-            self._settle()
-        except BaseException as error:
-            self._abandon()
-            if isinstance(error, OSError | sqlite3.Error):
-                raise StartupError(f"cannot use the store in {path}: {error}") from error
-            raise
+        with _refusing(path):
+            try:
+                claim(disk, path, trust_others=trust_others)
+                self._lock = take(disk, path)
+            except BaseException:
+                disk.release()
+                raise
+            try:
+                self.index = self._open_index()
+                self._tidy()
+                self._settle()
+            except BaseException:
+                self._abandon()
+                raise
 
     def file(self, name: str) -> Path:
         """Where the run of that name lies: in the folder, whatever an index says."""
@@ -271,6 +266,31 @@ class StoreFolder:
     def _retry_left(self) -> None:
         for path, size in list(self._left.items()):
             self._unlink(path, size)
+
+
+def prepare(path: Path, *, trust_others: bool) -> None:
+    """Make a store in `path`, or check that one is there, without holding it: what cannot be used
+    is refused before anything large is loaded.
+
+    Raises:
+        StartupError: as `StoreFolder` does, but for a folder that another process holds.
+    """
+    disk = Disk()
+    try:
+        with _refusing(path):
+            claim(disk, path, trust_others=trust_others)
+    finally:
+        disk.release()
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """What fails inside is why the store in `path` cannot be used."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise StartupError(f"cannot use the store in {path}: {why}") from error
 
 
 def room_for_run(file_bytes: int, num_tokens: int) -> int:
