@@ -140,20 +140,24 @@ def test_an_interrupt_drains_as_sigterm_does_and_a_second_one_ends_everything_at
         until(lambda: not os.path.exists(f"/proc/{engine}"))
 
 
-def test_a_server_without_file_descriptors_serves_again_when_it_has_some(shared: Server) -> None:
+def test_a_server_without_file_descriptors_serves_and_tells_its_health(shared: Server) -> None:
+    """Idle connections make room for those that ask for something."""
     pid = shared.process.pid
     before = complete(shared, max_tokens=3)
     host, port = shared.url.removeprefix("http://").split(":")
     used = len(os.listdir(f"/proc/{pid}/fd"))
     usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 5, usual[1]))
-    crowd = [socket.create_connection((host, int(port))) for _ in range(50)]
-    until(lambda: len(os.listdir(f"/proc/{pid}/fd")) >= used + 5)
-    for each in crowd:
-        each.close()
+    with contextlib.ExitStack() as crowd:
+        crowd.callback(resource.prlimit, pid, resource.RLIMIT_NOFILE, usual)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 5, usual[1]))
+        for _ in range(50):
+            crowd.enter_context(socket.create_connection((host, int(port))))
+        for _ in range(3):
+            assert status(shared, "/health/ready") == 200
+            assert complete(shared, max_tokens=3) == before
+    told = [line for line in shared.lines if "cannot be accepted" in line]
+    assert len(told) <= 3  # at most one a minute, on a machine however slow
     assert complete(shared, max_tokens=3) == before
-    assert status(shared, "/health/ready") == 200
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
 
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGHUP])
