@@ -25,6 +25,8 @@ from radixserve.text.messages import EncodeChat, Encoded, Failed, Start, encode,
 from radixserve.text.worker_process import WorkerProcess
 from tests.fakes import byte_tokenizer
 
+pytestmark = pytest.mark.slow  # each starts processes
+
 SECONDS = 1.0
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 TEMPLATE = (
