@@ -15,10 +15,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 from aiohttp import web
@@ -34,6 +34,7 @@ from radixserve.errors import ApiError, StartupError
 from radixserve.metrics import Metrics
 from radixserve.model.embedded import EMBEDDED_DEFAULTS
 from radixserve.model.source import ModelSource, find_model
+from radixserve.step import EngineInfo
 from radixserve.text.client import TokenizerProcesses
 from radixserve.text.messages import Start
 from radixserve.text.turns import CONVERSATION, turn_end
@@ -66,22 +67,30 @@ async def _serve(settings: Settings, source: ModelSource) -> int:
     metrics = Metrics(name)
     limits = ApiSettings.of(settings, _defaults(settings, source))
     processes = _tokenizer_processes(settings, model, limits, metrics)
+    on_events = (metrics.observe_steps, metrics.engine_restarted, metrics.request_resumed)
+    without_key = msgspec.structs.replace(settings, api_key=None)
+    engine = ProcessEngine(without_key, model, *on_events)
+    # Both processes import for seconds before they begin: they do it at the same time.
+    loading = asyncio.create_task(engine.start())
     try:
         tokenizer = await _unless_stopped(stopping, processes.start())
         if tokenizer is not None:
-            on_events = (metrics.observe_steps, metrics.engine_restarted, metrics.request_resumed)
-            without_key = msgspec.structs.replace(settings, api_key=None)
-            engine = ProcessEngine(without_key, model, *on_events)
             limits = _with_end_of_text(limits, tokenizer.eos_token_id, settings)
             app = make_app(engine, tokenizer, metrics, limits, source.names)
-            await _answer(settings, app, engine, stopping)
+            await _answer(settings, app, engine, loading, stopping)
     finally:
+        loading.cancel()
+        await asyncio.gather(loading, engine.stop(), return_exceptions=True)
         await processes.close()
     return 0
 
 
 async def _answer(
-    settings: Settings, app: web.Application, engine: ProcessEngine, stopping: asyncio.Event
+    settings: Settings,
+    app: web.Application,
+    engine: ProcessEngine,
+    loading: asyncio.Task[EngineInfo],
+    stopping: asyncio.Event,
 ) -> None:
     """Listen, load the model, and answer until a signal has come and what runs has ended."""
     listener = Listener(app, settings)
@@ -89,7 +98,7 @@ async def _answer(
     try:
         url = await listener.start()
         # The port answers meanwhile: alive, not ready.
-        if await _unless_stopped(stopping, engine.start()) is not None:
+        if await _unless_stopped(stopping, loading) is not None:
             # The template may take its time; a signal does not wait for it.
             await _unless_stopped(stopping, _check_turn_end(app[API]))
             _announce(url, app[API].model_names[0])
@@ -179,9 +188,9 @@ def _stop_on_signals() -> asyncio.Event:
     return stopping
 
 
-async def _unless_stopped(stopping: asyncio.Event, starting: Coroutine[Any, Any, T]) -> T | None:
+async def _unless_stopped(stopping: asyncio.Event, starting: Awaitable[T]) -> T | None:
     """The result of `starting`; None, and `starting` cancelled, when a signal came first."""
-    started, stopped = asyncio.create_task(starting), asyncio.create_task(stopping.wait())
+    started, stopped = asyncio.ensure_future(starting), asyncio.create_task(stopping.wait())
     await asyncio.wait([started, stopped], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     if started.done():

@@ -17,13 +17,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from radixserve.engine.messages import FrameReader, Start, ToEngine, ToFront, encode
+from radixserve.engine.messages import FrameReader, Ready, Start, ToEngine, ToFront, encode
 from radixserve.engine.watchdog import TICK_SECONDS, Watchdog, processor_seconds
 from radixserve.machine import THIS
 
 log = logging.getLogger(__name__)
 
 EXIT_SECONDS = 4.0  # given to the engine to leave by itself once its socket is closed
+LOADING_EXIT_SECONDS = 1.0  # the same before it is ready
 KILL_SECONDS = 0.5  # and given to the system to end it once it is killed
 _READ_BYTES = 1 << 20
 _COMMAND = (sys.executable, "-m", "radixserve.engine.process")
@@ -39,6 +40,7 @@ class Child:
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._has_loaded = False
 
     @property
     def pid(self) -> int | None:
@@ -99,6 +101,7 @@ class Child:
                 for body in frames.feed(data):
                     message = decoder.decode(body)
                     watchdog.heard(message)
+                    self._has_loaded = self._has_loaded or isinstance(message, Ready)
                     handle(message)
 
     async def _data(self, reader: asyncio.StreamReader, watchdog: Watchdog) -> bytes:
@@ -128,7 +131,9 @@ class Child:
         if process is None:
             return 0  # never spawned; the caller is raising
         try:
-            await _ended(process, EXIT_SECONDS)
+            # One that still loads has nothing to finish, and does not look at its socket.
+            patience = EXIT_SECONDS if self._has_loaded else min(EXIT_SECONDS, LOADING_EXIT_SECONDS)
+            await _ended(process, patience)
         finally:
             if process.returncode is None:
                 self._kill()

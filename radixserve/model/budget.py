@@ -1,8 +1,8 @@
 """How many tokens of K/V a byte budget holds, and the budget when none is given.
 
-Knows the device's free memory; does not allocate. An explicit budget is taken as said. The default
-is a share of what is free after the model is loaded: a quarter on a CPU (4 GiB at most: the machine
-has other work), 85 % on CUDA.
+Knows the device's free memory; does not allocate. An explicit budget is taken as said, or refused
+where less is free. The default is a share of what is free after the model is loaded: a quarter on
+a CPU (4 GiB at most: the machine has other work), 85 % on CUDA.
 """
 
 from __future__ import annotations
@@ -58,10 +58,16 @@ def slots_for_budget(
     share.
 
     Raises:
-        ConfigError: the budget, or free memory, holds fewer than 64 tokens.
+        ConfigError: the budget, or free memory, holds fewer than 64 tokens; or less is free than
+            the budget.
     """
-    size = shape.slot_bytes
-    budget_bytes = budget_bytes or int(free_bytes(device) * share)
+    size, free = shape.slot_bytes, free_bytes(device)
+    if budget_bytes > free:
+        raise ConfigError(
+            f"kv_budget is {_gib(budget_bytes)}, but beside the model {_gib(free)} of memory are "
+            "free."
+        )
+    budget_bytes = budget_bytes or int(free * share)
     slots = budget_bytes // size if budget_bytes else _default_slots(size, context_length, device)
     if slots < MIN_SLOTS:
         holder = "The K/V budget" if budget_bytes else "Free memory"

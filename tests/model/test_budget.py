@@ -99,3 +99,10 @@ def test_a_model_that_does_not_fit_is_refused_without_a_budget_too(free: list[in
         ConfigError, match=r"takes 16\.00 GiB and keys and values of 64 tokens 0\.00"
     ):
         check_room(16 * GIB, SHAPE, CPU)
+
+
+def test_a_budget_that_is_more_than_what_the_loaded_model_leaves_is_refused(
+    free: list[int],
+) -> None:
+    with pytest.raises(ConfigError, match=r"kv_budget is 17\.00 GiB, but beside the model 16\.00"):
+        slots_for_budget(SHAPE, 8192, CPU, 17 * GIB)
