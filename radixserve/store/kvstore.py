@@ -7,6 +7,7 @@ another implementation computed has other bits.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -168,11 +169,10 @@ def _kv_shape(model: PreTrainedModel) -> KVShape:
     ways.
     """
     cache = DynamicCache()
-    model(
-        torch.zeros(1, 1, dtype=torch.long, device=model.device),
-        past_key_values=cache,
-        use_cache=True,
-    )
+    # transformers renames the argument between the versions that are supported
+    renamed = "cache" in inspect.signature(model.forward).parameters
+    given = {"cache" if renamed else "past_key_values": cache}
+    model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True, **given)
     kv = _stacked(cache)
     if kv is None:
         raise ValueError(
