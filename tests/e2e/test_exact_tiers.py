@@ -145,7 +145,7 @@ def transfer_names(folder: Path) -> list[str]:
 def test_what_is_kept_as_float8_is_near_and_the_claim_is_withdrawn(
     real_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "load_model", lambda *_: real_model)
+    monkeypatch.setattr(build, "load_opened", lambda *_: real_model)
     chosen = Settings(
         disk_path=str(tmp_path / "s"),
         kv_budget=900 * real_model.shape.slot_bytes,
