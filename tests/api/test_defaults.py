@@ -92,14 +92,14 @@ async def test_the_values_of_a_request_win(server: Server, path: str, stream: bo
     assert sampling == plain
 
 
-@both
 @stream
-@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [(CHAT, "max_tokens"), (CHAT, "max_completion_tokens"), (COMPLETIONS, "max_tokens")],
+)
 async def test_more_tokens_than_there_is_room_for_are_cut_to_it(
     server: Server, path: str, stream: bool, field: str
 ) -> None:
-    if path == COMPLETIONS and field == "max_completion_tokens":
-        pytest.skip("a field of chat")
     info = server.engine.info
     assert info is not None
     for limits in ({"context_length": 40, "max_request_tokens": 40}, {"max_request_tokens": 33}):
