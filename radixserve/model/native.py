@@ -7,6 +7,7 @@ compute.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import logging
 import sys
@@ -25,24 +26,8 @@ from radixserve.model.kernel_files import Code
 
 log = logging.getLogger(__name__)
 
-_SOURCES = (
-    "coded_products",
-    "codes",
-    "compiled",
-    "few_rows",
-    "lanes",
-    "layer_block",
-    "products",
-    "program",
-    "row_kernels",
-    "step_block",
-    "tile_kernel",
-    "tile_loads",
-    "tile_scratch",
-    "tiles",
-)
-
-
+_FOLDER = Path(__file__).parent
+_PACKAGE = __name__.rpartition(".")[0]
 _engines: list[Any] = []  # the code lives as long as these
 _compiling = False
 
@@ -52,7 +37,8 @@ def address(kernel: Callable[[Any], None]) -> int:
     """Where `void kernel(void *block)` lies in memory; compiling takes seconds, once: later the
     code is read from disk.
     """
-    name = f"{kernel.__module__.rpartition('.')[2]}.{kernel.__name__}-{_target_digest()}"
+    module = kernel.__module__.rpartition(".")[2]
+    name = f"{module}.{kernel.__name__}-{_digest(module)}"
     code = kernel_files.read(name)
     if code is None:
         code = _compile(kernel)
@@ -82,15 +68,46 @@ def _link(code: Code) -> int:
 
 
 @cache
-def _target_digest() -> str:
+def _digest(module: str) -> str:
     """Tells code for one processor, by one version of the compilers and kernels, from any other."""
     versions = (sys.version, numba.__version__, llvmlite.__version__)
     # Asking for the target also makes numba's helper functions known to LLVM.
     target = cpu_target.target_context.codegen().magic_tuple()
-    return hashlib.sha256(repr((sources_digest(), versions, target)).encode()).hexdigest()[:24]
+    return hashlib.sha256(repr((sources_digest(module), versions, target)).encode()).hexdigest()[
+        :24
+    ]
 
 
-def sources_digest() -> str:
-    """Tells one version of the kernels from another."""
-    sources = (Path(__file__).with_name(f"{name}.py") for name in _SOURCES)
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+def sources_digest(module: str, folder: Path = _FOLDER) -> str:
+    """Tells one version of a kernel's source files from another."""
+    found = hashlib.sha256()
+    for path in sources_of(module, folder):
+        found.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()[:16]
+
+
+def sources_of(module: str, folder: Path = _FOLDER) -> list[Path]:
+    """The file of `module` in `folder` and those that it imports from there, directly or not, in
+    the order of their names: whatever a kernel's machine code can depend on.
+    """
+    found: dict[str, Path] = {}
+    missing = {module}
+    while missing:
+        name = missing.pop()
+        path = folder / f"{name}.py"
+        if name not in found and path.is_file():
+            found[name] = path
+            missing |= _imported(path.read_text())
+    return [found[name] for name in sorted(found)]
+
+
+def _imported(source: str) -> set[str]:
+    """Names of this folder's modules that `source` imports by `from radixserve.model`."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            if node.module == _PACKAGE:
+                names |= {alias.name for alias in node.names}
+            elif node.module.startswith(f"{_PACKAGE}."):
+                names.add(node.module.removeprefix(f"{_PACKAGE}."))
+    return names
