@@ -1,9 +1,9 @@
-"""Products of a few rows with a panel that is kept as codes, as LLVM instructions for numba.
+"""Products of a few rows with a panel of quantised weights, as LLVM instructions for numba.
 
-As in `products` each output is one chain of fused multiply-adds, in ascending order. Decoding goes
-on beside it: while rows are multiplied by a block of the weight, what comes next is decoded into
-its place. A processor does in parallel what needs other units, but not what lies some hundred
-instructions further on.
+As in `products` each output is one chain of fused multiply-adds, in ascending order. Decoding is
+interleaved with multiplying: while rows are multiplied by one row of a block, the same row of the
+next block is decoded into its place. The two use different units of the processor, which overlaps
+them only if they are close to each other: it looks a few hundred instructions ahead at most.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -33,7 +33,7 @@ GROUP = 32
 """Inputs of a panel that share scales and offsets."""
 
 SOON_BYTES = 256
-"""That are asked for beside each input, of what is read after this weight."""
+"""Bytes of the next K/V to prefetch per input of the weight."""
 
 _WORD = 32  # bits
 _FRACTION = 23  # bits of a float's fraction
@@ -42,27 +42,29 @@ _ROTATE = ir.FunctionType(_INTEGERS, [_INTEGERS] * 3)
 
 
 class Records(NamedTuple):
-    """Records of one panel, one for each GROUP inputs."""
+    """Encoded inputs of one panel: one record for each GROUP of them. See `codes` for the
+    layout.
+    """
 
     data: Any  # flat float32
-    begin: Any
-    ahead: Any  # floats from there to what is to be asked for meanwhile
-    bits: Any  # of a code
+    begin: Any  # element at which the first record begins
+    ahead: Any  # floats from a record to the one that is prefetched while it is decoded
+    bits: Any  # bits of a code: 4 or 8
 
 
 def record_size(bits: int) -> int:
-    """Floats and int32 of a record: 64 scales, 64 offsets, and the codes of GROUP inputs in rows of
-    64 int32.
+    """The length of a record in words of 32 bits (float32 or int32): 64 scales, 64 offsets, then
+    the codes of GROUP inputs in rows of 64 words. With 4 bits it is 384, with 8 bits 640.
     """
     return (2 + GROUP * bits // _WORD) * WIDTH
 
 
 def _coded_panel(rows: int) -> Intrinsic:
-    """sums[r, 0:64] += x[r, 0:depth] @ block[0:depth, 0:64]; then `block` is what comes next,
-    decoded from `later`.
+    """Generates sums[r, 0:64] += x[r, 0:depth] @ block[0:depth, 0:64] for `rows` rows of x, which
+    also overwrites `block` with the next block, decoded from `later`.
 
-    `later` is `Records`; `depth` is whole groups. Else as `panel_*`. SOON_BYTES for each input are
-    asked for from the address `soon` on.
+    `later` is `Records`; `depth` is a multiple of GROUP. The other arguments are those of
+    `products.panel_1`. For each input SOON_BYTES are prefetched from the address `soon` on.
     """
 
     @intrinsic
@@ -99,6 +101,7 @@ def _coded_panel(rows: int) -> Intrinsic:
                     for r in range(rows):
                         element = builder.add(builder.mul(ir.Constant(index, r), args[2]), place)
                         add_product(builder, builder.gep(x_data, [element]), columns, chains[r])
+                    # This row has been read: the decoded row of the next block takes its place.
                     store_row(builder, decoder.row(record, loop.index), row)
                     _ask_soon(builder, args[8], place)
             for pointer, chain in zip(outs, chains, strict=True):
@@ -112,8 +115,8 @@ def _coded_panel(rows: int) -> Intrinsic:
 
 
 def _ask_soon(builder: ir.IRBuilder, address: Any, i: Any) -> None:
-    """Ask for the i-th SOON_BYTES from an address on: every second line; processors bring its
-    neighbour too.
+    """Prefetch the i-th SOON_BYTES from an address on. Every second cache line is enough, because
+    processors load its neighbour with it.
     """
     place = builder.add(address, builder.mul(i, ir.Constant(i.type, SOON_BYTES)))
     for offset in range(0, SOON_BYTES, 2 * LINE * 4):
@@ -122,14 +125,19 @@ def _ask_soon(builder: ir.IRBuilder, address: Any, i: Any) -> None:
 
 
 class _Record(NamedTuple):
-    begin: Any
-    scales: list[Any]  # vectors
-    offsets: list[Any]
+    """One record whose scales and offsets are in registers."""
+
+    begin: Any  # pointer to its first word
+    scales: list[Any]  # vectors of LANES floats
+    offsets: list[Any]  # vectors of LANES floats
 
 
 class _Decoder:
     """Decodes rows of `Records`: offset + scale * (1 + code / 2**bits) for one input and 64
     outputs.
+
+    The codes of an output stand in the bits of its words one behind the other. So input i of a
+    record begins at bit i * bits: in word i * bits // 32 of the codes, i * bits % 32 bits up.
     """
 
     def __init__(self, context: Any, builder: ir.IRBuilder, kind: Any, records: Any) -> None:
@@ -146,7 +154,7 @@ class _Decoder:
         )
 
     def record(self, i: Any) -> _Record:
-        """The i-th, with its scales and offsets."""
+        """Record i, with its scales and offsets loaded."""
         begin = self._builder.gep(self._begin, [self._builder.mul(i, self._size)])
         second = self._builder.gep(begin, [self._number(WIDTH)])
         return _Record(
@@ -154,7 +162,9 @@ class _Decoder:
         )
 
     def row(self, record: _Record, i: Any) -> list[Any]:
-        """Input i of a record; asks for a part of the one so many records ahead."""
+        """Input i of a record, 64 floats as vectors. It also prefetches a part of the record
+        `ahead`.
+        """
         builder = self._builder
         self._ask(record.begin, i)
         bit = builder.mul(i, self._bits)
@@ -173,7 +183,9 @@ class _Decoder:
         ]
 
     def _ask(self, record: Any, i: Any) -> None:
-        """Ask for the i-th GROUP-th of the record `ahead`: 12 or 20 floats."""
+        """Prefetch the i-th of GROUP equal parts of the record `ahead` floats further on: 12 floats
+        of 4-bit codes, 20 of 8-bit codes. Two cache lines cover such a part wherever it begins.
+        """
         place = self._builder.mul(i, self._builder.udiv(self._size, self._number(GROUP)))
         for line in range(2):
             further = self._builder.add(place, self._number(line * LINE))
@@ -182,7 +194,12 @@ class _Decoder:
             )
 
     def _code(self, words: Any, places: Any) -> Any:
-        """1 + code / 2**bits, the code rotated to the highest bits of a float's fraction."""
+        """1 + code / 2**bits for each lane.
+
+        A float in [1, 2) is the exponent of 1 and a fraction of 23 bits. `places` rotates each word
+        until the code lies in the highest bits of the fraction, a mask keeps only these, and the
+        exponent is set: rotate, and, or.
+        """
         builder, whole = self._builder, self._builder.bitcast(words, _INTEGERS)
         rotate = cgutils.get_or_insert_function(
             builder.module, _ROTATE, f"llvm.fshl.v{LANES}i{_WORD}"
@@ -195,6 +212,7 @@ class _Decoder:
         return ir.Constant(self._index, value)
 
     def _splat(self, scalar: Any) -> Any:
+        """A vector of int32 that holds a scalar in every lane."""
         builder, number = self._builder, ir.IntType(_WORD)
         short, empty = self._builder.trunc(scalar, number), ir.Constant(_INTEGERS, ir.Undefined)
         vector = builder.insert_element(empty, short, ir.Constant(number, 0))

@@ -1,16 +1,20 @@
-"""Weights in as few bytes as their values need, without loss: codes of 4 or 8 bits on a grid for
-each 32 inputs.
+"""Quantised weights without loss: a weight in as few bytes as its values need, as codes of 4 or 8
+bits on a grid for each 32 inputs.
 
-Checkpoints that were quantised and came back as float32 hold few different values: within 32 inputs
-of one output all are `offset + scale * code`, rounded once. Where that gives back every single
-value of a weight, bit for bit, it is kept a second time as codes, in 6 or 10 bits a value, and a
-decode step, which is little else than reading weights, reads those. Where it does not, there is
-nothing. Knows nothing of how rows are multiplied.
+A checkpoint that was quantised and then stored as float32 holds few different values: within 32
+inputs of one output all are `offset + scale * code`, rounded once. If that formula gives back every
+value of a weight, bit for bit, the weight is kept a second time as codes, in 6 or 10 bits a value.
+A decode step, which spends nearly all its time on reading weights, reads those. If it does not give
+back every value, no codes are kept. Knows nothing of how rows are multiplied.
 
 A panel of 64 outputs is one record for each 32 inputs: 64 scales, 64 offsets, and rows of 64 int32
 with the codes of some consecutive inputs, the first in the lowest bits. So that decoding takes
-three instructions, what is kept is the scale of `1 + code / 2**bits`, a float with the code as the
-highest bits of its fraction, and the offset to go with it.
+three instructions, the stored scale is that of `1 + code / 2**bits`, a float with the code as the
+highest bits of its fraction, and the stored offset belongs to it.
+
+    values of one output    -3.0  -1.5   0.0   1.5  ...      step 1.5, lowest value -3.0
+    codes (4 bits)             0     1     2     3  ...
+    stored scale, offset    24 = 1.5 * 16 and -27 = -3.0 - 24:  -27 + 24 * (1 + 2 / 16) = 0.0
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -40,18 +44,18 @@ _WEIGHT, _OUT, _STATE, _GROUPS, _SIZE, _BITS, _LENGTH = range(7)
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """One weight [out, in], as records in the order of panels, then inputs."""
+    """One weight [out, in] as records, in the order of panels, then of inputs."""
 
     records: torch.Tensor  # float32, flat
-    bits: int
+    bits: int  # of a code: 4 or 8
 
     @classmethod
     def of(cls, packed: int, shape: tuple[int, int]) -> Codes | None:
-        """Of the weight of `shape` (out, in) whose panels lie at address `packed`; None if its
-        values need more.
+        """The codes of the weight of `shape` (out, in) whose panels lie at address `packed`; None
+        if its values need more than 8 bits.
 
-        Cost: for a weight that is on a grid some 10 ns per value and thread; for others next to
-        nothing.
+        Cost: some 10 ns per value and thread for a weight that is on a grid; next to nothing for
+        others, because the first group that fits no grid ends the search.
         """
         outputs, inputs = shape
         if outputs % WIDTH or inputs % GROUP:
@@ -63,8 +67,9 @@ class Codes:
         return None
 
     def _filled(self, packed: int) -> bool:
+        """Encode the weight at address `packed` into `records`; whether all of it is on a grid."""
         size = record_size(self.bits)
-        state = np.zeros(2, np.int64)  # groups that were taken; one that fits no grid was found
+        state = np.zeros(2, np.int64)  # [groups taken by threads, 1 once a group fits no grid]
         addresses = packed, self.records.data_ptr(), state.ctypes.data
         block = np.array([*addresses, len(self.records) // size, size, self.bits], np.int64)
         team.run(native.address(encode), block.ctypes.data, True)
@@ -73,8 +78,8 @@ class Codes:
 
 @compiled
 def _on_grid(values: Any, low: Any, step: Any, count: Any, codes: Any) -> bool:
-    """Whether every value is what its code gives on the grid low, low + step, ... of `count`
-    values; notes codes.
+    """Whether the grid low, low + step, ... of `count` values gives back every value, bit for bit.
+    Writes the values' codes to `codes`.
     """
     scale = step * count
     for i in range(GROUP):
@@ -89,11 +94,11 @@ def _on_grid(values: Any, low: Any, step: Any, count: Any, codes: Any) -> bool:
 @compiled
 def _find_step(values: Any, low: Any, high: Any, count: Any, codes: Any) -> Any:
     """The step of a grid of at most `count` values from `low` to `high` that holds all values;
-    below 0: none.
+    negative if there is none.
 
-    As many steps as there can be between the smallest and the largest value are tried, then fewer:
-    each with the 11 bits that a step has which was kept in half precision (T. J. Dekker's
-    splitting), and as it comes out.
+    It tries the largest possible number of steps between the smallest and the largest value first,
+    then fewer. Each step is tried rounded to 11 bits, as one that was stored in half precision has
+    (with T. J. Dekker's splitting), and as computed.
     """
     width = high - low
     for steps in range(np.int64(count) - 1, 0, -1):
@@ -107,7 +112,9 @@ def _find_step(values: Any, low: Any, high: Any, count: Any, codes: Any) -> Any:
 
 @compiled
 def _encode_group(weight: Any, at: int, bits: int, out: Any, words: Any, to: int) -> bool:
-    """One record, at element `to`, of the weight's rows from element `at` on."""
+    """Encode the GROUP rows of the weight from element `at` on as one record at element `to`. False
+    if the values of an output fit no grid.
+    """
     values, codes, per_word = _room_for_values(), _room_for_codes(), _WORD // bits
     count = np.float32(1 << bits)
     for lane in range(WIDTH):
@@ -129,7 +136,7 @@ def _encode_group(weight: Any, at: int, bits: int, out: Any, words: Any, to: int
 
 @compiled
 def _encode(b: Any) -> None:
-    """One thread: take groups until none is left or one fits no grid."""
+    """One thread: take groups until none is left, or until a group fits no grid."""
     groups, size, bits = b[_GROUPS], b[_SIZE], b[_BITS]
     weight = floats_at(b[_WEIGHT], groups * GROUP * WIDTH)
     out = floats_at(b[_OUT], groups * size)
@@ -143,7 +150,7 @@ def _encode(b: Any) -> None:
 
 
 def encode(address: Any) -> None:
-    """What every thread calls with the address of a block as `_filled` fills it; compiled by
-    `native`.
+    """Every thread calls this with the address of an argument block, as `Codes._filled` fills it.
+    `native` compiles it.
     """
     _encode(longs_at(address_of(address), _LENGTH))

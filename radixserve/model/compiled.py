@@ -1,9 +1,9 @@
 """How kernels are compiled, and the arrays they work on: bare memory without reference counts.
 
-numba counts references to arrays wherever they are handed on, with atomic instructions; in a kernel
+numba counts references to arrays wherever they are passed on, with atomic instructions; in a kernel
 of many small functions that took a sixth of its time. Here it is told not to (`_nrt`), so a kernel
-takes memory on its stack only; who calls it brings all other memory, and keeps it alive until the
-kernel has run.
+can allocate memory on its stack only. The caller allocates all other memory and keeps it alive
+until the kernel has run.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -24,13 +24,13 @@ from numba.np.arrayobj import populate_array
 Intrinsic = Callable[..., Any]
 
 LINE_BYTES = 64
-"""Of a cache line."""
+"""Bytes of a cache line."""
 
 compiled = partial(njit, error_model="numpy", forceinline=True, _nrt=False)
-"""For functions that kernels call."""
+"""Decorates functions that kernels call."""
 
 kernel = partial(cfunc, types.void(types.voidptr), error_model="numpy", _nrt=False)
-"""For what is called from outside with the address of a block."""
+"""Compiles a function that is called from outside with the address of a block."""
 
 
 def _array(context: Any, builder: ir.IRBuilder, kind: Any, data: Any, count: Any) -> Any:
@@ -44,7 +44,7 @@ def _array(context: Any, builder: ir.IRBuilder, kind: Any, data: Any, count: Any
 
 
 def _at(element: types.Type) -> Intrinsic:
-    """An array of `count` elements at an address (int64)."""
+    """Generates: the array of `count` elements at an address (int64)."""
 
     @intrinsic
     def at(typingctx: Any, address: Any, count: Any) -> Any:
@@ -60,7 +60,9 @@ def _at(element: types.Type) -> Intrinsic:
 
 
 def _in_block(element: types.Type) -> Intrinsic:
-    """Array number `index` of a block of int64: addresses and lengths in turns."""
+    """Generates: array number `index` of a block of int64, in which the address and the length of
+    each array take turns.
+    """
 
     @intrinsic
     def in_block(typingctx: Any, block: Any, index: Any) -> Any:
@@ -81,8 +83,8 @@ def _in_block(element: types.Type) -> Intrinsic:
 
 
 def on_stack(element: types.Type, count: int) -> Intrinsic:
-    """An array of so many elements that lives as long as the function that asks; it begins at a
-    cache line.
+    """Generates: an array of `count` elements on the stack, which lives as long as the function
+    that calls this. It begins at a cache line.
     """
 
     @intrinsic

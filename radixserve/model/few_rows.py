@@ -1,13 +1,14 @@
-"""Multiplies a few rows by a packed weight at the speed of memory, with the bits of oneDNN's own
-operator.
+"""Multiplies a few rows by a packed weight at the speed of memory, with the same bits as oneDNN's
+own operator.
 
-oneDNN's operator reads packed weights at half of what memory gives when there are few rows, and a
-decode step of few sequences is little else than reading weights. With AVX-512 it packs a weight
-[out, in] as panels of 64 outputs, in rows of one input each, and sums each output as chains of
-fused multiply-adds over some hundreds of inputs, chain added to chain. This kernel does the same on
-the same memory. Neither is documented: `FewRows.like` finds the length of a chain by comparing
-bits, and gives up where none of the usual ones agrees. A weight that is kept as `codes` too is read
-from them, block by block into the cache: the same numbers. Knows nothing of layers.
+With few rows oneDNN's operator reads packed weights at half the speed of memory, and a decode step
+of few sequences spends nearly all its time on reading weights. With AVX-512 oneDNN packs a weight
+[out, in] as panels of 64 outputs, each a row of 64 floats per input, and sums each output as chains
+of fused multiply-adds over some hundreds of inputs, chain added to chain. This kernel does the same
+on the same memory. Neither the layout nor the chains are documented: `FewRows.like` finds the
+length of a chain by comparing bits, and gives up where none of the usual lengths agrees. A weight
+that is also kept as quantised weights (`codes`) is read from those, and decoded block by block into
+the cache: this gives the same numbers. Knows nothing of layers.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -44,12 +45,12 @@ FEW = 96
 
 _CHAINS = (1024, 512, 256, 2048, 1 << 30)  # inputs
 FITS = PANEL * 2 == WIDTH  # six rows of a panel in registers
-_SIX = 6  # rows
+_SIX = 6  # rows of x that one pass over a block serves, as many as fit into registers
 _TESTED = (*range(1, 2 * _SIX + 1), FEW)  # every number of rows in a first and in a last group
-_LAST = 4  # rows beside which the next block is decoded
-_INPUTS = 64  # of a block: with 64 outputs half of the first-level cache
+_LAST = 4  # rows whose multiplication is interleaved with decoding the next block
+_INPUTS = 64  # of a block: 64 inputs x 64 outputs x 4 bytes are half of the first-level cache
 SEGMENT = _INPUTS * SOON_BYTES
-"""Bytes that are asked for beside one block."""
+"""Bytes of the next K/V that are prefetched while one block is multiplied."""
 
 _room_for_total, _room_for_sums = (on_stack(types.float32, FEW * WIDTH) for _ in range(2))
 _room_for_block = on_stack(types.float32, _INPUTS * WIDTH)
@@ -60,19 +61,20 @@ _BITS, _STRIDE, _DEPTH, _SOON, _LENGTH = range(10, 15)
 _TAKEN, _COUNT, _OFFSETS, _BASES = range(4)
 SOON_LENGTH = 5
 """The prefetch queue, as int64: index of the next segment, number of segments, address of their
-byte offsets (int64), base address of K, base address of V."""
+byte offsets (int64), base address of K, base address of V.
+"""
 
 
 class Room(NamedTuple):
-    """One thread's memory."""
+    """The working memory of one thread, flat float32, on its stack."""
 
-    total: Any  # of chains that are finished
-    sums: Any  # of the chains
-    block: Any  # of the weight, decoded
+    total: Any  # [rows * 64]: sum of the finished chains
+    sums: Any  # [rows * 64]: the chains that are being summed
+    block: Any  # [inputs of a block * 64]: a block of the weight, decoded; unused for float32
 
 
 class FewRows:
-    """One packed weight, read by our kernel. Not for concurrent use with itself."""
+    """One packed weight, multiplied by our kernel. One call at a time: calls share a counter."""
 
     def __init__(
         self,
@@ -82,10 +84,10 @@ class FewRows:
         chain: int,
         codes: Codes | None = None,
     ) -> None:
-        """`packed` and `bias` must outlive this; `shape` is (out, in), `chain` the inputs of one
-        chain.
+        """`shape` is (out, in); `chain` is the number of inputs that one chain sums. `packed` and
+        `bias` must outlive this object, which holds only their addresses.
 
-        With `codes`, which are those of `packed`, the weight is read from them.
+        With `codes`, which must encode exactly the values of `packed`, the kernel reads the codes.
         """
         self._counter = np.zeros(1, np.int64)
         self._block = np.zeros(_LENGTH, np.int64)
@@ -97,11 +99,11 @@ class FewRows:
         self._block[_CHAIN] = chain
         self._block[_STRIDE] = (
             GROUP * WIDTH if codes is None else record_size(codes.bits)
-        )  # of GROUP inputs of a panel
+        )  # floats of memory that GROUP inputs of a panel take
         self._block[_BITS] = 0 if codes is None else codes.bits
         self._block[_DEPTH] = (
             _INPUTS if codes is None or shape[1] % _INPUTS == 0 else GROUP
-        )  # all blocks are as deep
+        )  # inputs per block; every block of a coded weight has the same number
         if bias is not None:
             self._block[[_BIAS, _HAS_BIAS]] = bias.data_ptr(), 1
         self._address = self._block.ctypes.data
@@ -117,8 +119,8 @@ class FewRows:
         x: torch.Tensor,
         y: torch.Tensor,
     ) -> FewRows | None:
-        """The one that gives exactly `y` [rows, out] for `x` [rows, in]; None where there
-        is none.
+        """The kernel that gives exactly `y` [rows, out] for `x` [rows, in]; None if there is
+        none.
         """
         if not FITS or shape[0] % WIDTH or not _is_plain(packed, shape):
             return None
@@ -129,7 +131,7 @@ class FewRows:
         return None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[rows, out] of x [rows, in], contiguous, of at most FEW rows."""
+        """The product [rows, out] of x [rows, in], which is contiguous and has at most FEW rows."""
         out = torch.empty(len(x), int(self._block[_OUTPUTS]))
         self._point(self._block, x, out)
         self._counter[0] = 0
@@ -137,8 +139,8 @@ class FewRows:
         return out
 
     def block(self, x: torch.Tensor, out: torch.Tensor, counter: Longs, soon: Longs) -> Longs:
-        """What `multiply` is to be called with to fill `out`; `counter` [1] is zero then; `soon`:
-        see SOON_LENGTH.
+        """The argument block with which `multiply` computes `out` from `x`. `counter` [1] must be
+        zero before each call; `soon` is the prefetch queue, laid out as SOON_LENGTH says.
         """
         block = self._block.copy()
         block[_SOON] = soon.ctypes.data
@@ -152,9 +154,7 @@ class FewRows:
 
 
 def _is_plain(packed: torch.Tensor, shape: tuple[int, int]) -> bool:
-    """Whether the packed weight lies in memory without padding, and where it lies can be
-    asked for.
-    """
+    """Whether the packed weight lies in memory without padding, at an address that torch tells."""
     try:
         return bool(torch.ops.mkldnn._nbytes(packed) == 4 * shape[0] * shape[1])
     except (AttributeError, RuntimeError):
@@ -165,8 +165,8 @@ def _is_plain(packed: torch.Tensor, shape: tuple[int, int]) -> bool:
 def _block(
     b: Any, x: Any, at: int, rows: int, weight: Any, wt: int, sums: Any, depth: int, ahead: int
 ) -> None:
-    """Carry on the chains of the first rows over the next `depth` inputs, the weight's rows from
-    element `wt` on.
+    """Continue the chains of the first `rows` rows over the next `depth` inputs. Their weights
+    begin at element `wt`; what lies `ahead` floats behind them is prefetched.
     """
     inputs = b[_IN]
     for row in range(0, rows, _SIX):
@@ -183,24 +183,26 @@ def _block(
             panel_2(x, here, inputs, weight, wt, sums, to, depth, ahead)
         else:
             panel_1(x, here, inputs, weight, wt, sums, to, depth, ahead)
-        ahead = 0
+        ahead = 0  # prefetched once; the other rows "prefetch" what they are reading
 
 
 @compiled
 def _records(b: Any, weight: Any, begin: int) -> Records:
-    """Of a block; the one behind it is to be asked for meanwhile."""
+    """The records of the block that begins at element `begin`; decoding them prefetches the block
+    behind.
+    """
     return Records(weight, begin, b[_DEPTH] // GROUP * b[_STRIDE], b[_BITS])
 
 
 @compiled
 def _next_segment(b: Any) -> Any:
-    """Address of the next segment of what is read soon; of the rows, which are at hand, if nothing
-    is left.
+    """The address of the next segment of K or V to prefetch. Without one it is that of x, which is
+    in the cache already.
     """
     if b[_SOON] != 0:
         soon = longs_at(b[_SOON], SOON_LENGTH)
         taken, count = add_atomically(soon, _TAKEN, 1), soon[_COUNT]
-        if taken < 2 * count:
+        if taken < 2 * count:  # segments of K and of V take turns: even numbers K, odd numbers V
             offsets = longs_at(soon[_OFFSETS], count)
             return soon[_BASES + taken % 2] + offsets[taken // 2]
     return b[_X]
@@ -208,8 +210,8 @@ def _next_segment(b: Any) -> Any:
 
 @compiled
 def _coded_block(b: Any, x: Any, at: int, rows: int, block: Any, sums: Any, later: Records) -> None:
-    """Carry on the chains of the first rows over the inputs of `block`, which then is what `later`
-    says.
+    """Continue the chains of the first `rows` rows over the inputs of `block`, then leave in
+    `block` the next one, decoded from `later`. With 0 rows it decodes only.
     """
     inputs, depth, last, soon = b[_IN], b[_DEPTH], min(rows, _LAST), _next_segment(b)
     first = rows - last
@@ -229,14 +231,16 @@ def _coded_block(b: Any, x: Any, at: int, rows: int, block: Any, sums: Any, late
 
 @compiled
 def _multiply_panel(b: Any, x: Any, weight: Any, panel: int, following: int, room: Room) -> None:
-    """room.total[rows, 64] = x @ one panel, block after block of inputs, while the block after that
-    is on its way.
+    """room.total[rows, 64] = x @ one panel of the weight, block after block of inputs.
 
-    `following` is the panel that this thread multiplies by next.
+    Memory is read ahead: while one block is multiplied the next one is prefetched (float32), or
+    decoded while the block behind that one is prefetched (codes). `following` is the panel that
+    this thread multiplies next; its first block is read ahead beside the last block of this one.
     """
     rows, inputs, chain, stride, depth = b[_ROWS], b[_IN], b[_CHAIN], b[_STRIDE], b[_DEPTH]
     total, sums, count = room.total, room.sums, rows * WIDTH
     total[:count], sums[:count] = _ZERO, _ZERO
+    # Input i of a panel lies i * stride / GROUP floats behind its begin; blocks are whole groups.
     begin, after = panel * inputs * stride // GROUP, following * inputs * stride // GROUP
     for first in range(0, inputs, depth):
         stop = min(first + depth, inputs)
@@ -254,6 +258,7 @@ def _multiply_panel(b: Any, x: Any, weight: Any, panel: int, following: int, roo
 
 @compiled
 def _write(b: Any, panel: int, total: Any, bias: Any, out: Any) -> None:
+    """Write one panel's outputs, with the bias if there is one."""
     for row in range(b[_ROWS]):
         target = out[row * b[_OUTPUTS] + panel * WIDTH :][:WIDTH]
         source = total[row * WIDTH :][:WIDTH]
@@ -272,7 +277,7 @@ def _work(b: Any) -> None:
     counter = longs_at(b[_COUNTER], 1)
     room = Room(_room_for_total(), _room_for_sums(), _room_for_block())
     panel, panels = add_atomically(counter, 0, 1), outputs // WIDTH
-    if b[_BITS] != 0 and panel < panels:
+    if b[_BITS] != 0 and panel < panels:  # decode the very first block; no rows to multiply yet
         begin = panel * inputs * b[_STRIDE] // GROUP
         _coded_block(b, x, 0, 0, room.block, room.sums, _records(b, weight, begin))
     while panel < panels:
@@ -283,7 +288,7 @@ def _work(b: Any) -> None:
 
 
 def multiply(address: Any) -> None:
-    """What every thread calls with the address of a block as `FewRows` fills it; compiled by
-    `native`.
+    """Every thread calls this with the address of an argument block, as `FewRows.block` fills it.
+    `native` compiles it.
     """
     _work(longs_at(address_of(address), _LENGTH))

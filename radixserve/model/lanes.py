@@ -1,8 +1,8 @@
 """Vector building blocks for the CPU kernels, written as LLVM instructions for numba.
 
-Every number is defined by IEEE 754: fused multiply-adds are asked for by name and nothing may be
+Every number is defined by IEEE 754: fused multiply-adds are called by name and nothing may be
 reassociated, so a result does not depend on which of these blocks computed it, how a loop was
-vectorised or which processor ran it. Knows nothing of what they are used for.
+vectorised or which processor ran it. Knows nothing of the kernels that use it.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -22,19 +22,21 @@ from numba.extending import intrinsic
 
 from radixserve.model.compiled import Intrinsic
 
-LANES = 16
+LANES = 16  # floats of a vector
 _FLOAT = ir.FloatType()
 VECTOR = ir.VectorType(_FLOAT, LANES)
 VECTORS = 2 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 1
 PANEL = LANES * VECTORS
-"""Columns that one block of `products`, such as `multiply_6`, computes: what fits the registers."""
+"""Columns that one block of `products`, such as `multiply_6`, computes: as many as fit into
+registers.
+"""
 
 LINE = 16
 """Floats of a cache line."""
 
 _QUARTER = 4  # floats of 128 bits
 
-_LOCALITY = 2  # second-level cache: a tile of K and V fills the first
+_LOCALITY = 2  # prefetch to the second-level cache: a tile of K and V fills the first
 
 _FMA = ir.FunctionType(VECTOR, [VECTOR] * 3)
 
@@ -61,7 +63,7 @@ def vector_fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
 
 
 def splat(builder: ir.IRBuilder, scalar: Any) -> Any:
-    """A vector of one number."""
+    """A vector that holds one number in every lane."""
     vector = builder.insert_element(
         ir.Constant(VECTOR, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
     )
@@ -73,7 +75,7 @@ def _mask(indices: list[int]) -> ir.Constant:
 
 
 def prefetch_line(builder: ir.IRBuilder, pointer: Any) -> None:
-    """Ask for the cache line at `pointer`, without waiting; it may lie anywhere."""
+    """Prefetch the cache line at `pointer`, which may be any address, without waiting for it."""
     byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
     operator = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
@@ -123,8 +125,8 @@ def _exp(builder: ir.IRBuilder, x: Any) -> Any:
 
 @intrinsic
 def exp(typingctx: Any, x: Any) -> Any:
-    """e**x for x <= 0, within 2 units in the last place; below -87 as at -87. exp(0) is 1; NaN
-    stays NaN.
+    """e**x for x <= 0, within 2 units in the last place. Below -87 the result is that at -87;
+    exp(0) is 1 and NaN stays NaN.
     """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
@@ -168,7 +170,7 @@ def copy(typingctx: Any, source: Any, at: Any, target: Any, to: Any, count: Any)
 
 @intrinsic
 def add_atomically(typingctx: Any, counters: Any, index: Any, value: Any) -> Any:
-    """counters[index] += value (int64) as one action among threads; the value before."""
+    """counters[index] += value (int64), atomically among threads. Returns the value before."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         return builder.atomic_rmw(
@@ -193,8 +195,8 @@ def transpose(
     tt: Any,
     ld: Any,
 ) -> Any:
-    """target[d, j] = source[at + slots[st + j] * stride + d] for d and j below LANES; `ld` is
-    target's row stride.
+    """target[d, j] = source[at + slots[st + j] * stride + d] for d and j below LANES: a square of
+    one row per slot becomes a square of one row per dimension. `ld` is the row stride of target.
     """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
@@ -217,11 +219,11 @@ def transpose(
 
 
 def _columns(builder: ir.IRBuilder, rows: list[Any]) -> list[Any]:
-    """The columns of a square of vectors, whose rows lie at these pointers.
+    """The columns of a square of LANES x LANES floats whose rows begin at these pointers.
 
-    Four columns at a time: of each row four floats, rows r, r + 4, r + 8, ... behind each other;
-    then pairs of these vectors are interleaved twice. Processors move floats within 128 bits at
-    less cost than across.
+    It makes four columns at a time. From each row it loads four floats, and puts those of rows r, r
+    + 4, r + 8, ... into one vector; then pairs of these four vectors are interleaved twice.
+    Processors move floats within 128 bits at less cost than across them.
     """
     columns = []
     for first in range(0, LANES, _QUARTER):
@@ -236,7 +238,7 @@ def _columns(builder: ir.IRBuilder, rows: list[Any]) -> list[Any]:
 
 
 def _quarter(builder: ir.IRBuilder, row: Any, at: int) -> Any:
-    """128 bits of a row, from float `at` on."""
+    """128 bits (four floats) of a row, from float `at` on."""
     place = builder.gep(row, [ir.Constant(ir.IntType(64), at)])
     return builder.load(
         builder.bitcast(place, ir.VectorType(_FLOAT, _QUARTER).as_pointer()), align=4
@@ -244,7 +246,7 @@ def _quarter(builder: ir.IRBuilder, row: Any, at: int) -> Any:
 
 
 def _behind_each_other(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
-    """Vectors of equal length as one, in their order; their number is a power of two."""
+    """Vectors of equal length, as many as a power of two, concatenated."""
     while len(vectors) > 1:
         mask = _mask(list(range(2 * vectors[0].type.count)))
         vectors = [
@@ -254,8 +256,8 @@ def _behind_each_other(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
 
 
 def _interleaved(builder: ir.IRBuilder, a: Any, b: Any, size: int) -> list[Any]:
-    """Pieces of `size` floats of a and b in turns: the lower halves of all quarters, and the upper
-    halves.
+    """Pieces of `size` floats of a and b in turns: one vector from the lower halves of all
+    quarters, one from the upper halves.
     """
     masks: list[list[int]] = [[], []]
     for quarter in range(0, LANES, _QUARTER):
@@ -266,7 +268,9 @@ def _interleaved(builder: ir.IRBuilder, a: Any, b: Any, size: int) -> list[Any]:
 
 
 def _reduce(combine: Callable[[ir.IRBuilder, Any, Any], Any]) -> Intrinsic:
-    """Reduce 4 * LANES floats from an offset on: vector by vector, then halves onto halves."""
+    """Generates the reduction of 4 * LANES floats from an offset on, always in the same order:
+    vector by vector, then the upper half of the vector onto the lower one until one float is left.
+    """
 
     @intrinsic
     def reduce(typingctx: Any, array: Any, at: Any) -> Any:
@@ -298,6 +302,6 @@ def _larger(builder: ir.IRBuilder, a: Any, b: Any) -> Any:
 
 
 tile_max = _reduce(_larger)
-"""The largest of 64 floats. A NaN may be passed over: it stays in the 64 floats."""
+"""The largest of 64 floats. It may ignore a NaN, which then is still among the 64 floats."""
 tile_sum = _reduce(lambda builder, a, b: builder.fadd(a, b))
 """The sum of 64 floats, in one fixed order."""

@@ -1,8 +1,7 @@
-"""How the row-wise parts of a decoder layer cross into compiled code: one block of addresses and
-lengths per step.
+"""How the row-wise parts of a decoder layer are passed to compiled code: as one block of int64 with
+the addresses and lengths of arrays, which `LayerBlock` writes and `read_layer` reads.
 
-Written here, read by `row_kernels`. Most of it stays for the whole step; a layer changes the few
-tensors it owns.
+`row_kernels` use it. Most entries stay for the whole step; a layer changes the few tensors it owns.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -22,16 +21,16 @@ from radixserve.model.tiles import Longs
 
 
 class Layer(NamedTuple):
-    """What the kernels see; arrays are flat float32, but `slots` and `counter`."""
+    """A layer as the kernels read it. Arrays are flat float32, except `slots` and `counter`."""
 
     hidden: Any  # [rows * width], the residual stream
-    delta: Any  # [rows * width], what is added to it; or empty
+    delta: Any  # [rows * width], what is added to it; may be empty
     weight: Any  # [width], of the norm
     normed: Any  # [rows * width]
     qkv: Any  # [rows * (heads + 2 * kv_heads) * dim]
     cos: Any  # [rows * dim]
     sin: Any
-    q_weight: Any  # [dim], of the norms of single heads; or empty
+    q_weight: Any  # [dim], of the norm of a head, where the model has one; or empty
     k_weight: Any
     k: Any  # [slots * kv_heads * dim]
     v: Any
@@ -40,7 +39,7 @@ class Layer(NamedTuple):
     gated: Any  # [rows * inner]
     epsilon: Any  # [1], of all norms
     slots: Any  # int64 [rows]: where K and V go
-    counter: Any  # int64 [1]: groups of rows that were taken
+    counter: Any  # int64 [1]: groups of rows that threads have taken
     rows: Any
     heads: Any
     kv_heads: Any
@@ -49,15 +48,17 @@ class Layer(NamedTuple):
 
 _NUMBERS = ("rows", "heads", "kv_heads", "dim")
 _ARRAYS = Layer._fields[: -len(_NUMBERS)]
+# Index in the block of each array's address; its length follows.
 _PLACE = {name: 2 * index for index, name in enumerate(_ARRAYS)}
 BLOCK_LENGTH = 2 * len(_ARRAYS) + len(_NUMBERS)
-"""A layer arrives as int64: address and length of each array in the order above, then the numbers.
+"""The block is int64: address and length of each array in the order of `Layer`, then the
+numbers.
 """
 
 
 class LayerBlock:
-    """A step's row-wise parts, for all layers. Tensors it points to must live until the kernel has
-    run.
+    """The argument block of the row-wise kernels, for all layers of a step. The tensors that it
+    points to must live until the kernel has run.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class LayerBlock:
         self.address = self._block.ctypes.data
 
     def point(self, **tensors: torch.Tensor | None) -> None:
-        """Set arrays by name: contiguous, float32 (`slots`: int64); None is an empty one."""
+        """Set arrays by name: contiguous, float32 (`slots`: int64). None makes an array empty."""
         for name, tensor in tensors.items():
             place = _PLACE[name]
             if tensor is None:
@@ -86,11 +87,11 @@ class LayerBlock:
             self._block[place], self._block[place + 1] = tensor.data_ptr(), tensor.numel()
 
     def count(self, rows: int) -> None:
-        """Say how many rows there are."""
+        """Set the number of rows."""
         self._block[-len(_NUMBERS)] = rows
 
     def run(self, function: int, rows: int, parallel: bool) -> None:
-        """Call the compiled function at that address for all rows."""
+        """Call the compiled function at address `function` for `rows` rows."""
         self.count(rows)
         self._counter[0] = 0
         team.run(function, self.address, parallel)
@@ -98,7 +99,9 @@ class LayerBlock:
 
 @compiled
 def read_layer(address: Any) -> Layer:
-    """The layer whose block lies at `address` (compiled code only)."""
+    """The layer whose block lies at `address` (compiled code only). Indices are places in
+    `Layer`.
+    """
     b = longs_at(address_of(address), BLOCK_LENGTH)
     n = b[BLOCK_LENGTH - len(_NUMBERS) :]
     return Layer(

@@ -1,8 +1,8 @@
 """Compiles kernels to C functions, once per machine and version; `kernel_files` keeps the code.
 
-numba's own files are pickles, and whoever reads a pickle runs what is in it. So numba only
-compiles, and what is kept are object files, which LLVM links. Knows nothing of what the kernels
-compute.
+numba's own cache files are pickles, and reading a pickle runs the code in it. So numba only
+compiles, and the files that are kept are object files, which LLVM links. Knows nothing of what the
+kernels compute.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _compiling = False
 
 @cache
 def address(kernel: Callable[[Any], None]) -> int:
-    """Where `void kernel(void *block)` lies in memory; compiling takes seconds, once: later the
-    code is read from disk.
+    """The address of `void kernel(void *block)`. The first time ever it compiles the kernel, which
+    takes seconds; later it reads the code from the disk.
     """
     module = kernel.__module__.rpartition(".")[2]
     name = f"{module}.{kernel.__name__}-{_digest(module)}"
@@ -56,7 +56,9 @@ def _compile(kernel: Callable[[Any], None]) -> Code:
 
 
 def _link(code: Code) -> int:
-    """Load an object file into this process; a millisecond."""
+    """Load an object file into this process and give the function's address. Takes a
+    millisecond.
+    """
     machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine()
     engine = llvm.create_mcjit_compiler(
         llvm.parse_assembly(""), machine, use_lmm=numba.config.USE_LLVMLITE_MEMORY_MANAGER
@@ -69,7 +71,7 @@ def _link(code: Code) -> int:
 
 @cache
 def _digest(module: str) -> str:
-    """Tells code for one processor, by one version of the compilers and kernels, from any other."""
+    """A digest of the processor and the versions of compilers and kernel; code is valid for one."""
     versions = (sys.version, numba.__version__, llvmlite.__version__)
     # Asking for the target also makes numba's helper functions known to LLVM.
     target = cpu_target.target_context.codegen().magic_tuple()
@@ -79,7 +81,7 @@ def _digest(module: str) -> str:
 
 
 def sources_digest(module: str, folder: Path = _FOLDER) -> str:
-    """Tells one version of a kernel's source files from another."""
+    """A digest of the source files that a kernel's machine code can depend on."""
     found = hashlib.sha256()
     for path in sources_of(module, folder):
         found.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -87,8 +89,8 @@ def sources_digest(module: str, folder: Path = _FOLDER) -> str:
 
 
 def sources_of(module: str, folder: Path = _FOLDER) -> list[Path]:
-    """The file of `module` in `folder` and those that it imports from there, directly or not, in
-    the order of their names: whatever a kernel's machine code can depend on.
+    """The file of `module` in `folder` and those that it imports from there, directly or not,
+    sorted by name: all files that a kernel's machine code can depend on.
     """
     found: dict[str, Path] = {}
     missing = {module}

@@ -1,9 +1,9 @@
-"""Products of a few rows with many, the loops where the time goes, written as LLVM instructions for
-numba.
+"""Products of a few rows with many, the loops in which the time is spent, written as LLVM
+instructions for numba.
 
 As in `lanes`, every number is defined: each output is one chain of fused multiply-adds, in
-ascending order. Each loop also asks for memory that is read after it, a few cache lines at a time:
-asked for at once they would be waited for.
+ascending order. Each loop also prefetches memory that is read after it, a few cache lines per
+iteration: a processor has few prefetches under way at once, and would wait for more.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -33,40 +33,42 @@ from radixserve.model.lanes import (
 )
 
 WIDTH = 64
-"""Outputs of a panel: a packed weight is panels, rows of one input each."""
+"""Outputs of a panel. A packed weight consists of panels, and a panel of one row of WIDTH floats
+per input.
+"""
 
 
 class Rows(NamedTuple):
-    """Rows that lie where a table says: row k is data[begin + table[first + k] *
-    stride :][:width].
+    """Rows that a table of slots finds: row k is data[begin + table[first + k] * stride
+    :][:width].
     """
 
     data: Any  # flat float32
     table: Any  # int32
-    first: Any
-    count: Any
-    begin: Any
+    first: Any  # index in the table of row 0
+    count: Any  # number of rows
+    begin: Any  # in floats, as stride and width
     stride: Any
     width: Any
 
 
 class Fold(NamedTuple):
-    """How a product gets into c: row r as c[r] = c[r] * old[first + r] + product * new[first + r];
-    or just as it is.
+    """How a product is written to c. If `active`, c[r] = c[r] * old[first + r] + product *
+    new[first + r]; otherwise c[r] = product.
     """
 
     old: Any  # flat float32
-    new: Any
-    first: Any
-    active: Any  # 0: c[r] = product
+    new: Any  # flat float32
+    first: Any  # index of row 0 in both
+    active: Any  # 0 or 1
 
 
 def _multiply_rows(rows: int) -> Intrinsic:
-    """c[r, 0:PANEL] = sum over k of a[r, k] * b[k, column : column + PANEL] for `rows` rows, k
-    ascending.
+    """Generates c[r, 0:PANEL] = sum over k of a[r, k] * b[k, column : column + PANEL] for `rows`
+    rows, k ascending.
 
     a and c are flat float32 arrays, each with the offset of its first element and its row stride; b
-    is `Rows`. Row k of `later`, which is `Rows` too, is asked for beside k. `fold` is `Fold`.
+    is `Rows`. `later` is `Rows` too: its row k is prefetched in iteration k. `fold` is `Fold`.
     """
 
     @intrinsic
@@ -120,7 +122,7 @@ def _multiply_rows(rows: int) -> Intrinsic:
 
 
 def _rows(context: Any, builder: ir.IRBuilder, kind: Any, rows: Any) -> Any:
-    """How to find a pointer to row k of `Rows`; and how many there are."""
+    """A function that gives the pointer to row k of `Rows`, and the number of rows."""
     fields = {name: builder.extract_value(rows, i) for i, name in enumerate(Rows._fields)}
     data = element_at(context, builder, kind[0], fields["data"], fields["begin"])
     table = element_at(context, builder, kind[1], fields["table"], fields["first"])
@@ -133,7 +135,7 @@ def _rows(context: Any, builder: ir.IRBuilder, kind: Any, rows: Any) -> Any:
 
 
 def _ask_for(builder: ir.IRBuilder, row: Any, width: Any) -> None:
-    """Ask for `width` floats from a pointer on."""
+    """Prefetch `width` floats from a pointer on."""
     nothing, line = ir.Constant(width.type, 0), ir.Constant(width.type, LINE)
     with cgutils.for_range_slice(builder, nothing, width, line) as (offset, _):
         prefetch_line(builder, builder.gep(row, [offset]))
@@ -142,7 +144,7 @@ def _ask_for(builder: ir.IRBuilder, row: Any, width: Any) -> None:
 def _fold(
     context: Any, builder: ir.IRBuilder, kind: Any, fold: Any, sums: list[Any], targets: list[Any]
 ) -> None:
-    """What is at `targets` and the sums, each times its factor, into the sums."""
+    """sums = targets * old + sums * new, row by row, in the variables `sums`."""
     first = builder.extract_value(fold, Fold._fields.index("first"))
     arrays = [
         element_at(context, builder, kind[i], builder.extract_value(fold, i), first)
@@ -157,11 +159,12 @@ def _fold(
 
 
 def _zero(builder: ir.IRBuilder) -> Any:
+    """A variable that holds a vector of zeros."""
     return cgutils.alloca_once_value(builder, ir.Constant(VECTOR, [0.0] * LANES))
 
 
 def vectors_at(builder: ir.IRBuilder, pointer: Any, count: int) -> list[Any]:
-    """`count` vectors of LANES floats from a pointer on."""
+    """Load `count` vectors of LANES floats from a pointer on."""
     return [
         load(builder, builder.gep(pointer, [ir.Constant(ir.IntType(64), v * LANES)]))
         for v in range(count)
@@ -169,19 +172,19 @@ def vectors_at(builder: ir.IRBuilder, pointer: Any, count: int) -> list[Any]:
 
 
 def add_product(builder: ir.IRBuilder, factor: Any, columns: list[Any], sums: list[Any]) -> None:
-    """sums += the number at `factor` * columns."""
+    """sums += factor * columns, where `factor` points to a number and `sums` are variables."""
     vector = splat(builder, builder.load(factor))
     for column, total in zip(columns, sums, strict=True):
         builder.store(vector_fma(builder, vector, column, builder.load(total)), total)
 
 
 def store_all(builder: ir.IRBuilder, sums: list[Any], pointer: Any) -> None:
-    """Write variables that hold vectors, one behind the other."""
+    """Write variables that hold vectors, one behind the other, from a pointer on."""
     store_row(builder, [builder.load(total) for total in sums], pointer)
 
 
 def store_row(builder: ir.IRBuilder, vectors: list[Any], pointer: Any) -> None:
-    """Write vectors, one behind the other."""
+    """Write vectors, one behind the other, from a pointer on."""
     for v, vector in enumerate(vectors):
         store(builder, vector, builder.gep(pointer, [ir.Constant(ir.IntType(64), v * LANES)]))
 
@@ -191,17 +194,18 @@ multiply_4, multiply_6 = _multiply_rows(4), _multiply_rows(6)
 
 
 def chains_of(builder: ir.IRBuilder, out: Any, rows: int) -> tuple[list[Any], list[list[Any]]]:
-    """Pointers to `rows` rows of 64 floats, and variables that hold these floats, as vectors."""
+    """Pointers to `rows` rows of 64 floats, and variables that hold those floats as vectors."""
     outs = [builder.gep(out, [ir.Constant(ir.IntType(64), r * WIDTH)]) for r in range(rows)]
     rows_of = [vectors_at(builder, pointer, WIDTH // LANES) for pointer in outs]
     return outs, [[cgutils.alloca_once_value(builder, vector) for vector in row] for row in rows_of]
 
 
 def _panel(rows: int) -> Intrinsic:
-    """sums[r, 0:64] += x[r, 0:depth] @ weight[0:depth, 0:64] for `rows` rows of x.
+    """Generates sums[r, 0:64] += x[r, 0:depth] @ weight[0:depth, 0:64] for `rows` rows of x.
 
     x, weight and sums are flat float32 arrays, each with the offset of its first element; rows of x
-    are `inputs` apart. As many floats of the weight are asked for from `ahead` floats further on.
+    are `inputs` floats apart. Each row of 64 weights also prefetches the one `ahead` floats further
+    on.
     """
 
     @intrinsic

@@ -1,8 +1,8 @@
 """Many kernels in one parallel region: each thread calls one after the other and waits for the
-others in between.
+other threads in between.
 
-Waking threads, and Python, cost some microseconds for every kernel; a decode step calls some
-hundreds. Knows nothing of what the kernels compute.
+Starting a kernel from Python and waking its threads costs some microseconds, and a decode step
+calls some hundreds of kernels. Knows nothing of what the kernels compute.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -25,15 +25,15 @@ _BYTES = ir.IntType(8).as_pointer()
 
 
 class Program:
-    """Kernels and the blocks they are called with, which must live as long as this."""
+    """A list of kernels with their argument blocks, which must live as long as the program."""
 
     def __init__(self, calls: Sequence[tuple[int, int]]) -> None:
-        """`calls` are the addresses of a kernel and of its block."""
+        """`calls` are pairs of addresses: a kernel, and the block that it is called with."""
         self._calls = np.array(calls, np.int64)
         self._block = np.array([self._calls.ctypes.data, len(calls), team.barrier()], np.int64)
 
     def run(self) -> None:
-        """Call them in their order. The blocks' counters must be zero."""
+        """Call the kernels in order. The counters in their blocks must be zero."""
         team.run(native.address(run_calls), self._block.ctypes.data, True)
 
 
@@ -51,6 +51,9 @@ def _call(typingctx: Any, function: Any, argument: Any) -> Any:
 
 @compiled
 def _run_calls(b: Any) -> None:
+    """One thread: call each kernel, then wait at the barrier. `b` is calls, their number,
+    barrier.
+    """
     calls, count, barrier = longs_at(b[0], 2 * b[1]), b[1], b[2]
     for i in range(count):
         _call(calls[2 * i], calls[2 * i + 1])
@@ -59,5 +62,5 @@ def _run_calls(b: Any) -> None:
 
 
 def run_calls(address: Any) -> None:
-    """What every thread calls with the address of a program's block; compiled by `native`."""
+    """Every thread calls this with the address of a program's block. `native` compiles it."""
     _run_calls(longs_at(address_of(address), 3))

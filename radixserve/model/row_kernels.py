@@ -2,7 +2,7 @@
 positions, gating.
 
 One path of code computes a row, whatever the number of rows and threads: nothing is reassociated,
-sums run in one fixed order. Compiled by numba when asked for. Rotary positions: Su et al. 2021
+sums run in one fixed order. Compiled by numba at first use. Rotary positions: Su et al. 2021
 (arXiv:2104.09864); RMSNorm: Zhang & Sennrich 2019 (arXiv:1910.07467).
 """
 
@@ -22,13 +22,13 @@ from radixserve.model.layer_block import Layer, read_layer
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _STRIPE = 64  # columns at a time: what `tile_exp` and `tile_sum` take
-_GROUP = 16  # rows that a thread takes at once
+_GROUP = 16  # rows that a thread takes at a time
 _room = on_stack(types.float32, _STRIPE)
 
 
 @compiled
 def _next_rows(layer: Layer) -> Any:
-    """The first and the end of the next rows that no thread has taken."""
+    """Take the next rows that no thread has taken: their first and their end."""
     first = add_atomically(layer.counter, 0, 1) * _GROUP
     return first, min(layer.rows, first + _GROUP)
 
@@ -36,7 +36,7 @@ def _next_rows(layer: Layer) -> Any:
 @compiled
 def _normalize(source: Any, weight: Any, epsilon: Any, target: Any, sums: Any) -> None:
     """target = source / sqrt(mean(source**2) + epsilon) * weight; target may be source. `sums` is
-    64 floats of room.
+    scratch memory of 64 floats.
     """
     width = weight.shape[0]
     sums[:] = _ZERO
@@ -68,7 +68,7 @@ def _add_norm(layer: Layer) -> None:
 
 @compiled
 def _rotate_head(head: Any, cos: Any, sin: Any, target: Any) -> None:
-    """Rotate the two halves of one head against each other; `target` is not `head`."""
+    """Rotate the two halves of one head against each other. `target` must not be `head`."""
     half = head.shape[0] // 2
     low, high = head[:half], head[half:]
     for j in range(half):
@@ -78,7 +78,7 @@ def _rotate_head(head: Any, cos: Any, sin: Any, target: Any) -> None:
 
 @compiled
 def _rotate_row(layer: Layer, row: int, sums: Any) -> None:
-    """One row's queries to `q`, its K and V to their slot."""
+    """Norm and rotate one row: its queries go to `q`, its K and V to their slot."""
     heads, kv_heads, dim = layer.heads, layer.kv_heads, layer.dim
     source = layer.qkv[row * (heads + 2 * kv_heads) * dim :]
     cos, sin = layer.cos[row * dim :][:dim], layer.sin[row * dim :][:dim]
@@ -107,7 +107,7 @@ def _rotate(layer: Layer) -> None:
 
 @compiled
 def _gate_stripe(gate: Any, up: Any, target: Any, powers: Any) -> None:
-    """target = up * silu(gate), of at most 64 columns. e to a power <= 0 only: it
+    """target = up * silu(gate), for at most 64 columns. It takes e to powers <= 0 only, which
     cannot overflow.
     """
     count = gate.shape[0]
@@ -138,14 +138,14 @@ def _gate(layer: Layer) -> None:
 
 
 def add_norm(address: Any) -> None:
-    """hidden += delta, and the norm of that: `normed`. What every thread calls with the address of
-    a `LayerBlock`.
+    """hidden += delta; normed = norm(hidden). Every thread calls this, and the two below, with the
+    address of a `LayerBlock`.
     """
     _add_norm(read_layer(address))
 
 
 def rotate(address: Any) -> None:
-    """From `qkv`: queries, turned by their positions, to `q`; K, turned, and V to their slots."""
+    """Splits `qkv`: rotated queries go to `q`, rotated K and V to their slots."""
     _rotate(read_layer(address))
 
 

@@ -1,8 +1,10 @@
-"""How a step crosses into compiled code: one block of addresses, lengths and numbers, written here
-and read here.
+"""How a step of attention is passed to compiled code: as one block of int64 with addresses, lengths
+and numbers, which `StepBlock` writes and `read_step` reads.
 
-Addresses instead of arrays, because every thread gets one pointer and because layers differ in four
-tensors only.
+    address of q | length of q | address of k | length of k | ... | heads | kv_heads | k_dim | v_dim
+
+The kernel gets addresses instead of arrays, because a thread is given one pointer, and because only
+four tensors differ between layers: their entries are overwritten, the rest stays.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -26,21 +28,23 @@ from radixserve.model.tiles import Longs, TileWork
 
 Floats = npt.NDArray[np.float32]
 
-_FEW = 16  # tiles for which waking another thread costs more than it saves
+_FEW = 16  # tiles, up to which waking another thread costs more than it saves
 
 
 class Step(NamedTuple):
-    """One layer of a step; arrays are flat. `ARRAYS` and `NUMBERS` below say how they arrive."""
+    """One layer of a step as the kernel reads it. Arrays are flat; ARRAYS and NUMBERS give their
+    order in the block.
+    """
 
     q: Any  # [rows * heads * k_dim]
     k: Any  # [slots * kv_heads * k_dim]
     v: Any  # [slots * kv_heads * v_dim]
     out: Any  # [rows * heads * v_dim]
-    partials: Sums  # contributions of rows whose tiles are spread over items
+    partials: Sums  # stored contributions, for each of them `heads` rows
     scaling: Any  # [1]
-    table: Any
+    table: Any  # slots, as in `AttentionPlan`
     positions: Any
-    rows: Any
+    rows: Any  # this and what follows as in `TileWork`
     places: Any
     opens: Any
     items: Any  # [items * 7]
@@ -59,13 +63,12 @@ LONGS = ("items", "split_rows", "counters", "scratch")
 ARRAYS = FLOATS + INTS + LONGS
 NUMBERS = ("heads", "kv_heads", "k_dim", "v_dim")
 BLOCK_LENGTH = 2 * len(ARRAYS) + len(NUMBERS)
-"""A step arrives as int64: address and length of each array in the order above, then the numbers.
-"""
+"""The block is int64: address and length of each of ARRAYS in that order, then NUMBERS."""
 
 
 class StepBlock:
-    """A step as `tile_kernel` reads it. Everything but the tensors of the layer is the same for all
-    layers.
+    """One step for `tile_kernel`. All but the tensors of a layer and its scaling is the same for
+    all layers.
     """
 
     def __init__(self, plan: AttentionPlan, q: torch.Tensor) -> None:
@@ -105,7 +108,7 @@ class StepBlock:
         return block
 
     def point_to(self, *tensors: torch.Tensor) -> None:
-        """q, k, v and out of the layer: contiguous float32."""
+        """Set q, k, v and out of a layer, in that order: contiguous float32."""
         for index, tensor in enumerate(tensors):
             assert tensor.is_contiguous(), "the kernel reads flat memory"
             assert tensor.dtype == torch.float32, "the kernel reads float32"
@@ -114,14 +117,16 @@ class StepBlock:
     def fill(
         self, blocks: Longs, tensors: Sequence[torch.Tensor], scalings: Floats, counters: Longs
     ) -> None:
-        """A block for each layer, [layers, BLOCK_LENGTH], with counters of its own, [layers, 4].
+        """Write one block per layer to `blocks` [layers, BLOCK_LENGTH], each with counters of its
+        own from `counters` [layers, 4].
 
-        `tensors` are q and out, the same for all layers, and between them K and V, [layers, ...].
+        `tensors` are q, K, V and out; q and out are the same for all layers, K and V are [layers,
+        ...]. `scalings` is [layers].
         """
         blocks[:] = self._block
         layer = np.arange(len(blocks))
         for index, tensor in enumerate(tensors):
-            each = tensor.stride(0) if index in (1, 2) else 0
+            each = tensor.stride(0) if index in (1, 2) else 0  # elements between layers
             blocks[:, 2 * index] = tensor.data_ptr() + layer * each * tensor.element_size()
             blocks[:, 2 * index + 1] = tensor[0].numel() if each else tensor.numel()
         blocks[:, 2 * ARRAYS.index("scaling")] = scalings.ctypes.data + layer * scalings.itemsize
@@ -134,8 +139,9 @@ def _widths(shape: KVShape) -> dict[str, int]:
 
 @compiled
 def read_step(address: Any) -> Step:
-    """The step whose block lies at `address` (compiled code only)."""
+    """The step whose block lies at `address` (compiled code only). Indices are places in ARRAYS."""
     b = longs_at(address_of(address), BLOCK_LENGTH)
+    # numba cannot look names up here: each index is that of ARRAYS, numbers follow the arrays.
     partials = Sums(floats_in(b, 4), floats_in(b, 5), floats_in(b, 6))
     n = b[BLOCK_LENGTH - len(NUMBERS) :]
     return Step(

@@ -1,9 +1,9 @@
-"""Runs a compiled C function on the threads that torch's own operators use.
+"""Runs a compiled C function on torch's own worker threads.
 
-Two thread pools on the same cores wait for each other: measured here, a decode step took five times
-as long. torch's wheels for Linux carry their OpenMP library; `GOMP_parallel` is what a compiler
-emits for a parallel region, a stable interface. Where it is not found, the function runs on the
-calling thread alone. Knows nothing of attention.
+A second thread pool on the same cores would compete with torch's: measured here, a decode step took
+five times as long. torch's wheels for Linux bring their OpenMP library; `GOMP_parallel` is the
+function that a compiler calls for a parallel region, a stable interface. Where it is not found, the
+function runs on the calling thread alone. Knows nothing of attention.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def run(function: int, argument: int, parallel: bool) -> None:
-    """Call the C function `void f(void *argument)` at address `function`, on every thread or on
-    this one only.
+    """Call the C function `void f(void *argument)` at address `function`: on every worker thread if
+    `parallel`, else on this thread only. Returns when all have returned.
     """
     region = _parallel_region() if parallel and torch.get_num_threads() > 1 else None
     if region is None:
@@ -33,8 +33,8 @@ def run(function: int, argument: int, parallel: bool) -> None:
 
 
 def barrier() -> int:
-    """Address of `void GOMP_barrier(void)`, where the threads of a region wait for each other; 0:
-    not found.
+    """The address of `void GOMP_barrier(void)`, in which the threads of a region wait for each
+    other; 0 if it is not found.
     """
     library = _library()
     return 0 if library is None else ctypes.cast(library.GOMP_barrier, ctypes.c_void_p).value or 0
@@ -52,7 +52,7 @@ def _library() -> ctypes.CDLL | None:
 @cache
 def _parallel_region() -> ctypes._NamedFuncPointer | None:
     """`void GOMP_parallel(void (*f)(void *), void *argument, unsigned threads, unsigned flags)`;
-    None: not found.
+    None if it is not found.
     """
     library = _library()
     if library is None:

@@ -1,12 +1,24 @@
-"""The CPU attention kernel: float32, exact, grouped-query aware, K/V read by slot. Compiled by
-numba when asked for.
+"""The CPU attention kernel: float32, exact, aware of grouped queries, reads K/V by slot. Compiled
+by numba at first use.
 
 The context is cut into tiles of 64 positions at absolute multiples of 64. For one query row, a
 tile's contribution (largest score, sum of weights, weighted sum of V) depends on that row and that
 tile alone. Contributions are combined in the order of the tiles, first within groups of four, which
-lie at absolute places too, then group after group. So no chunking, batch-mate, slot, thread or
-sharing of loaded tiles can change a bit; `tiles` decides only who computes what together. Softmax
-in parts: Milakov & Gimelshein 2018 (arXiv:1805.02867).
+lie at absolute places too, then group after group. So no chunking, no other sequence of the batch,
+no slot, no thread and no sharing of loaded tiles can change a bit; `tiles` decides only which
+thread computes what.
+
+Two contributions (p, w, v) and (p', w', v') with p' > p combine to peak p', weight w * e**(p - p')
++ w', and sum of V v * e**(p - p') + v': both are brought to the larger peak, which keeps every
+exponent <= 0. The result is v / w of the last sum. This is the online softmax of Milakov &
+Gimelshein 2018 (arXiv:1805.02867).
+
+For one item a thread walks its tiles like this:
+
+    load_queries
+    for each tile:  load_tile -> scores = q @ K, softmax, sums = sums * old + scores @ V * new
+                    last tile of a group: add the sums to the total, or store them
+    write v / w, if nothing was stored; else `_finish` combines the stored sums of all items
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -55,17 +67,16 @@ from radixserve.model.tiles import GROUP, TILE
 
 _MINUS_INFINITY = np.float32(-np.inf)
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_TAKEN, _DONE, _FINISHED, _THREADS = range(
-    4
-)  # counters of a layer: items taken, done, rows finished, threads come
+# Counters of a layer: items taken, items done, split rows taken, threads that have come.
+_TAKEN, _DONE, _FINISHED, _THREADS = range(4)
 
 
 class Item(NamedTuple):
-    """What one thread takes at a time: the tiles [tile, end_tile) for some rows, at one key head;
-    see `tiles`.
+    """What a thread takes at a time: the tiles [tile, end_tile) for some rows at one key head. See
+    `tiles.TileWork.items` for the columns.
     """
 
-    kv: Any
+    kv: Any  # key head
     first: Any
     num_rows: Any
     begin: Any
@@ -88,9 +99,13 @@ def _multiply(
     fold: Fold,
     later: Rows,
 ) -> None:
-    """c[0:rows] = a[0:rows, 0:b.count] @ b[:, 0:columns], rows <= 6, or that folded into c; from
-    a[at], c[to] on.
+    """c = a[0:rows, 0:b.count] @ b[:, 0:columns] for at most 6 rows, folded into c as `fold` says.
+    a and c begin at elements `at` and `to`.
+
+    A block of PANEL columns is computed at a time. The rows of `later` are prefetched meanwhile,
+    each panel an equal share of their width.
     """
+    # Floats of each later row to prefetch per panel, in whole cache lines.
     share = -(-later.width * PANEL // (columns * LINE)) * LINE
     whole = later
     for column in range(0, columns, PANEL):
@@ -100,7 +115,7 @@ def _multiply(
             multiply_6(a, at, lda, b, column, c, here, columns, fold, later)
         elif rows >= 4:
             multiply_4(a, at, lda, b, column, c, here, columns, fold, later)
-            if rows == 5:
+            if rows == 5:  # 4 + 1: too rare for a loop of its own
                 last, nothing = folded_from(fold, 4), without_rows(later)
                 multiply_1(
                     a, at + 4 * lda, lda, b, column, c, here + 4 * columns, columns, last, nothing
@@ -115,8 +130,8 @@ def _multiply(
 
 @compiled
 def _softmax_row(scores: Any, at: int, seen: int) -> Any:
-    """Turn 64 scores into weights relative to the largest of the first `seen`; that score and the
-    sum of weights.
+    """Turn 64 scores into weights relative to the largest of the first `seen`; the others get
+    weight 0. Returns that score and the sum of the weights.
     """
     for j in range(at + seen, at + TILE):
         scores[j] = _MINUS_INFINITY
@@ -129,9 +144,11 @@ def _softmax_row(scores: Any, at: int, seen: int) -> Any:
 
 @compiled
 def _factors(before: Any, peak: Any) -> Any:
-    """What the old sums and the new ones are multiplied by, when their largest scores are these."""
+    """The factors of the old and the new sums, when `before` and `peak` are their largest scores: e
+    to the difference for the smaller, 1 for the larger.
+    """
     grows = peak > before
-    less = exp(before - peak if grows else peak - before)  # the other side's factor is e**0
+    less = exp(before - peak if grows else peak - before)
     return (less, _ONE) if grows else (_ONE, less)
 
 
@@ -139,7 +156,9 @@ def _factors(before: Any, peak: Any) -> Any:
 def _add_scores(
     sums: Sums, index: int, peak: Any, weight: Any, fresh: bool, fold: Fold, place: int
 ) -> None:
-    """Add a tile's largest score and its sum of weights to row `index`; its factors to `fold`."""
+    """Add a tile's largest score and sum of weights to row `index`, and write the factors for its
+    sum of V to `fold` at `place`. If `fresh`, the tile is the first of the sums.
+    """
     if fresh:
         sums.peaks[index], sums.weights[index] = peak, weight
         return
@@ -154,8 +173,8 @@ def _add_scores(
 def _contribute(
     scratch: Scratch, block: int, count: int, start: int, tile: Tile, fresh: bool
 ) -> None:
-    """Add the loaded tile to the group's sums of an item's rows [block, block + count); `fresh`: it
-    opens them.
+    """Add the loaded tile, which begins at position `start`, to the group's sums of rows [block,
+    block + count) of the item. If `fresh`, it is the first tile of these sums.
     """
     scores, ends, sums, k_dim = scratch.scores, scratch.ends, scratch.sums, tile.keys.count
     plain = Fold(scratch.old, scratch.new, 0, 0)
@@ -194,7 +213,9 @@ def _contribute(
 
 @compiled
 def _combine(total: Sums, index: int, part: Sums, place: int, width: int) -> None:
-    """Add sums `place` of `part` to row `index` of `total`; rows are `width` apart."""
+    """total[index] = total[index] combined with part[place]; rows of V are `width` floats. See the
+    top for the formula.
+    """
     old, new = _factors(total.peaks[index], part.peaks[place])
     into, values = total.values[index * width :][:width], part.values[place * width :][:width]
     for d in range(width):
@@ -206,13 +227,14 @@ def _combine(total: Sums, index: int, part: Sums, place: int, width: int) -> Non
 
 @compiled
 def _copy(target: Sums, index: int, source: Sums, place: int, width: int) -> None:
+    """target[index] = source[place]."""
     copy(source.values, place * width, target.values, index * width, width)
     target.peaks[index], target.weights[index] = source.peaks[place], source.weights[place]
 
 
 @compiled
 def _add(total: Sums, index: int, part: Sums, place: int, width: int, fresh: bool) -> None:
-    """`_combine`, or where nothing is in the total yet, `_copy`."""
+    """`_combine`; or `_copy` if the total is empty."""
     if fresh:
         _copy(total, index, part, place, width)
     else:
@@ -221,8 +243,8 @@ def _add(total: Sums, index: int, part: Sums, place: int, width: int, fresh: boo
 
 @compiled
 def _close_group(step: Step, scratch: Scratch, item: Item, most: int, tile: int) -> None:
-    """What becomes of the group's sums with its last tile here: part of the item's totals, or
-    stored for later.
+    """The loaded tile is the last one of its group in this item. Add the group's sums to the item's
+    totals, or store them as contributions. Rows that do not see the group are left out.
     """
     width, start = scratch.values.shape[0] // TILE, max(item.tile, tile // GROUP * GROUP) * TILE
     for i in range(most):
@@ -236,7 +258,7 @@ def _close_group(step: Step, scratch: Scratch, item: Item, most: int, tile: int)
 
 @compiled
 def _write(step: Step, place: int, total: Sums, index: int, width: int) -> None:
-    """One finished row and head: the weighted mean of V."""
+    """Write the result of one row at one head: its weighted mean of V."""
     out, values = (
         step.out[place * step.v_dim :][: step.v_dim],
         total.values[index * width :][:width],
@@ -248,7 +270,9 @@ def _write(step: Step, place: int, total: Sums, index: int, width: int) -> None:
 
 @compiled
 def _item(step: Step, number: int) -> Item:
-    """Item and key head number `number`; one without tiles behind the last."""
+    """Entry `number` of the items times key heads; an item without tiles if there is no such entry,
+    as for the one that would follow the last.
+    """
     at = 7 * (number // step.kv_heads)
     if at >= step.items.shape[0]:
         return Item(0, 0, 0, 0, 0, 0, 0, 0)
@@ -258,25 +282,26 @@ def _item(step: Step, number: int) -> Item:
 
 @compiled
 def _run(item: Item, tile: int) -> Run:
+    """The positions of the item that lie in `tile`."""
     return Run(item.kv, item.begin + tile * TILE, max(0, min(TILE, item.stop - tile * TILE)))
 
 
 @compiled
 def _add_tile(scratch: Scratch, most: int, start: int, tile: Tile, fresh: bool) -> None:
-    """Add the loaded tile for all rows that see it."""
+    """Add the loaded tile, which begins at position `start`, to all rows that see it."""
     for block in range(0, most, ROWS):
         first, end = block, min(block + ROWS, most)
-        while first < end and scratch.ends[first] <= start:  # rows of a chunk ascend
+        while first < end and scratch.ends[first] <= start:  # positions of rows ascend
             first += 1
         if first < end:
             _contribute(scratch, first, end - first, start, tile, fresh)
-            tile = settled(tile)
+            tile = settled(tile)  # the first block has prefetched the next tile
 
 
 @compiled
 def _attend_item(step: Step, scratch: Scratch, item: Item, following: Item) -> None:
-    """All tiles of one item: its rows are finished then, or their contributions stored. `following`
-    comes after it.
+    """Compute one item: its rows are finished then, or their contributions stored. The last tile
+    prefetches the first one of `following`, the item that this thread takes next.
     """
     most = item.num_rows * (step.heads // step.kv_heads)
     load_queries(step, item.kv, item.first, item.num_rows, scratch)
@@ -294,8 +319,8 @@ def _attend_item(step: Step, scratch: Scratch, item: Item, following: Item) -> N
 
 @compiled
 def _finish_group(step: Step, total: Sums, first: int, end: int, width: int, fresh: bool) -> None:
-    """Add the stored contributions [first, end) to one row, which are those of one group; heads
-    side by side.
+    """Combine the stored contributions [first, end) to one row, which are those of one group, and
+    add them to the row's totals. Heads lie side by side.
     """
     heads = step.heads
     for head in range(heads):
@@ -310,8 +335,8 @@ def _finish_group(step: Step, total: Sums, first: int, end: int, width: int, fre
 
 @compiled
 def _finish_row(step: Step, split: Any, total: Sums, width: int) -> None:
-    """Combine the stored contributions to one row, in the order of the tiles. split = (row, first
-    place, end).
+    """Combine all stored contributions to one row in the order of the tiles, and write it. `split`
+    is (row, first contribution, end).
     """
     row, begin, end = split[0], split[1], split[2]
     first = begin
@@ -327,7 +352,7 @@ def _finish_row(step: Step, split: Any, total: Sums, width: int) -> None:
 
 @compiled
 def _attend(step: Step, scratch: Scratch) -> None:
-    """Take items until none is left."""
+    """Compute items until none is left, then wait until the other threads have done theirs."""
     num_items = step.items.shape[0] // 7 * step.kv_heads
     taken = add_atomically(step.counters, _TAKEN, 1)
     while taken < num_items:
@@ -336,12 +361,12 @@ def _attend(step: Step, scratch: Scratch) -> None:
         add_atomically(step.counters, _DONE, 1)
         taken = following
     while add_atomically(step.counters, _DONE, 0) < num_items:
-        pass  # another thread is at the last, which is among the cheapest
+        pass  # spins: items are sorted by cost, so the last ones are cheap
 
 
 @compiled
 def _finish(step: Step, scratch: Scratch) -> None:
-    """Take rows whose contributions are stored until none is left."""
+    """Combine the rows whose contributions are stored until none is left."""
     width = scratch.values.shape[0] // TILE
     taken = add_atomically(step.counters, _FINISHED, 1)
     while taken < step.split_rows.shape[0] // 3:
@@ -358,5 +383,5 @@ def _work(step: Step) -> None:
 
 
 def work(address: Any) -> None:
-    """What every thread calls with the address of a step's block; compiled by `native`."""
+    """Every thread calls this with the address of a `StepBlock`. `native` compiles it."""
     _work(read_step(address))

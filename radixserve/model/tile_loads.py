@@ -1,8 +1,8 @@
-"""What the attention kernel reads, into one thread's memory: K and V of a tile by slot, and the
-query rows of an item.
+"""Reads the attention kernel's input into one thread's scratch memory: K and V of a tile by slot,
+and the query rows of an item.
 
-Moves floats and computes nothing but the scaling of queries. Compiled with `tile_kernel`, its only
-user.
+It moves floats and computes nothing, except that queries are scaled. It is compiled together with
+`tile_kernel`, its only user.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -21,28 +21,30 @@ from radixserve.model.tiles import TILE
 
 
 class Run(NamedTuple):
-    """The slots table[at : at + count] at one key head."""
+    """Some positions of one sequence at one key head: those whose slots are table[at : at +
+    count].
+    """
 
-    kv: Any
+    kv: Any  # key head
     at: Any
     count: Any
 
 
 class Tile(NamedTuple):
-    """One tile of one key head, ready to be multiplied by."""
+    """One tile at one key head, loaded, and what to prefetch while it is multiplied."""
 
     keys: Rows  # transposed: a row for each dimension
-    values: Rows
-    later_keys: Rows  # as they lie: what is to be asked for meanwhile
-    later_values: Rows
+    values: Rows  # a row for each position
+    later_keys: Rows  # K of the next tile, in the pool: to be prefetched
+    later_values: Rows  # V of the next tile
 
 
 @compiled
 def _load_keys(step: Step, kv: int, at: int, n: int, scratch: Scratch) -> None:
-    """scratch.keys[d, j] = K of position j of the tile whose slots begin at table[at]; anything
-    from position n on.
+    """scratch.keys[d, j] = K of position j of the tile whose slots begin at table[at], for j < n.
+    Columns from n on hold other positions' numbers, which `_softmax_row` does not look at.
     """
-    whole = n - n % LANES
+    whole = n - n % LANES  # positions in whole vectors; the rest is padded to one more
     for j in range(0, whole, LANES):
         _load_lanes(step, kv, step.table, at + j, scratch.keys, j)
     if whole < n:
@@ -65,7 +67,7 @@ def _load_lanes(step: Step, kv: int, slots: Any, at: int, target: Any, j: int) -
 
 @compiled
 def _load_values(step: Step, kv: int, at: int, n: int, target: Any) -> None:
-    """target[j, d] = V of position j below n. The padding of a row stays as it is."""
+    """target[j, d] = V of position j, for j < n. The padding behind v_dim keeps what it holds."""
     dim = step.v_dim
     width = target.shape[0] // TILE
     for j in range(n):
@@ -74,34 +76,36 @@ def _load_values(step: Step, kv: int, at: int, n: int, target: Any) -> None:
 
 @compiled
 def _keys_at(step: Step, run: Run) -> Rows:
-    """K where it lies."""
+    """K of a run, in the pool."""
     begin, stride = run.kv * step.k_dim, step.kv_heads * step.k_dim
     return Rows(step.k, step.table, run.at, run.count, begin, stride, step.k_dim)
 
 
 @compiled
 def _values_at(step: Step, run: Run) -> Rows:
-    """V where it lies."""
+    """V of a run, in the pool."""
     begin, stride = run.kv * step.v_dim, step.kv_heads * step.v_dim
     return Rows(step.v, step.table, run.at, run.count, begin, stride, step.v_dim)
 
 
 @compiled
 def without_rows(rows: Rows) -> Rows:
-    """The same place with nothing in it."""
+    """The same place with no rows: nothing is prefetched."""
     return Rows(rows.data, rows.table, rows.first, 0, rows.begin, rows.stride, rows.width)
 
 
 @compiled
 def part_of(rows: Rows, first: int, width: int) -> Rows:
-    """At most `width` floats of each row, from `first` on."""
+    """Columns [first, first + width) of each row, as far as there are any."""
     begin, width = rows.begin + first, max(0, min(width, rows.width - first))
     return Rows(rows.data, rows.table, rows.first, rows.count, begin, rows.stride, width)
 
 
 @compiled
 def load_tile(step: Step, run: Run, later: Run, scratch: Scratch) -> Tile:
-    """The tile of `run`; what lies at `later` is to be asked for while it is used."""
+    """Load the tile of `run`, of which K is always copied (transposed), V only to pad its rows.
+    `later` is the run to prefetch while the tile is used.
+    """
     _load_keys(step, run.kv, run.at, run.count, scratch)
     keys = Rows(scratch.keys, scratch.order, 0, step.k_dim, 0, TILE, TILE)
     values = _values_at(step, run)
@@ -114,7 +118,7 @@ def load_tile(step: Step, run: Run, later: Run, scratch: Scratch) -> Tile:
 
 @compiled
 def settled(tile: Tile) -> Tile:
-    """The tile when what comes later has been asked for."""
+    """The same tile with nothing left to prefetch."""
     return Tile(
         tile.keys, tile.values, without_rows(tile.later_keys), without_rows(tile.later_values)
     )
@@ -122,13 +126,16 @@ def settled(tile: Tile) -> Tile:
 
 @compiled
 def folded_from(fold: Fold, first: int) -> Fold:
-    """The factors from number `first` on."""
+    """The same factors, from row `first` on."""
     return Fold(fold.old, fold.new, fold.first + first, fold.active)
 
 
 @compiled
 def load_queries(step: Step, kv: int, first: int, num_rows: int, scratch: Scratch) -> None:
-    """The query rows of an item at one key head, scaled: index row * group + head of the group."""
+    """Load the query rows of an item at one key head, scaled, with how many positions each sees and
+    where its result goes. Row i of the item at head h of the key head's group has index i * group +
+    h.
+    """
     dim, group, scaling = step.k_dim, step.heads // step.kv_heads, step.scaling[0]
     for i in range(num_rows * group):
         row, place, head = (

@@ -1,8 +1,8 @@
-"""The memory that each thread of the attention kernel works in: taken by who calls the kernel, read
-by the kernel.
+"""The scratch memory of the attention kernel, a part for each thread. The kernel's caller allocates
+it, and the kernel finds it by address.
 
-A thread finds its parts as address and length of each, as the kernel finds everything else. Every
-part begins at a cache line: a vector that lies across two costs twice.
+Each thread's part is an array of (address, length) pairs, one for each field of `Scratch`. Every
+array begins at a cache line, because reading a vector that lies across two lines costs twice.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -20,43 +20,47 @@ from radixserve.model.lanes import LANES
 from radixserve.model.tiles import TILE
 
 ROWS = 6
-"""Query rows of a block: what `multiply_6` keeps in registers."""
+"""Query rows of a block: as many as `multiply_6` keeps in registers."""
 
 
 class Sums(NamedTuple):
-    """Weighted sums of V, with the largest score and the sum of weights they are relative to, per
-    row.
+    """Per row: the weighted sum of V, and the largest score and the sum of weights that it is
+    relative to.
     """
 
-    values: Any  # flat
-    peaks: Any
-    weights: Any
+    values: Any  # [rows * width]
+    peaks: Any  # [rows]: largest scores
+    weights: Any  # [rows]: sums of exp(score - peak)
 
 
 class Scratch(NamedTuple):
-    """One thread's memory."""
+    """One thread's memory. A "row" is a query row at one head; "group" is a group of tiles. `width`
+    is v_dim, padded to whole panels.
+    """
 
-    queries: Any  # the item's query rows, scaled
-    ends: Any  # int64: how many positions each of them sees
-    places: Any  # int64: where its result goes: in the output, or among the contributions
-    slots: Any  # int32: of a tile's last positions, the last one again and again behind it
-    order: Any  # int32: 0, 1, 2, ...
-    keys: Any  # the tile's K, transposed
-    values: Any  # the tile's V, rows padded to whole panels
-    scores: Any  # of one block
-    old: Any  # of one block: what the sums so far are multiplied by
-    new: Any  # of one block: what the tile's contributions are multiplied by
-    sums: Sums  # of the item's rows: the group's tiles so far
-    total: Sums  # of the item's rows: all groups so far
-    finished: Sums  # of one row's heads: all groups so far, and behind them one group
+    queries: Any  # [rows * k_dim]: the item's query rows, scaled
+    ends: Any  # int64 [rows]: how many positions each of them sees
+    places: Any  # int64 [rows]: index of its result in the output, or among the contributions
+    slots: Any  # int32 [LANES]: slots of a tile's last positions, padded by repeating the last
+    order: Any  # int32: 0, 1, 2, ...: the table of `Rows` that lie one behind the other
+    keys: Any  # [k_dim * TILE]: the tile's K, transposed
+    values: Any  # [TILE * width]: the tile's V, where v_dim is not whole panels
+    scores: Any  # [ROWS * TILE]: of one block
+    old: Any  # [ROWS]: of one block, the factors of the sums so far
+    new: Any  # [ROWS]: of one block, the factors of the tile's contributions
+    sums: Sums  # per row of the item: the tiles of the present group so far
+    total: Sums  # per row of the item: the groups before
+    # [2 * heads]: for a row whose contributions are combined: per head, all groups before; then
+    # per head, the present group
+    finished: Sums
 
 
-_PARTS = 19  # arrays of a `Scratch`
+_PARTS = 19  # arrays of a `Scratch`: 10, and 3 of each of its 3 `Sums`
 
 
 class ScratchMemory:
-    """For some threads, for items of at most `most` query rows; kept alive until the kernel has
-    run.
+    """Scratch memory for some threads, for items of at most `most` query rows. It must live until
+    the kernel has run.
     """
 
     def __init__(self, threads: int, most: int, heads: int, k_dim: int, width: int) -> None:
@@ -75,7 +79,7 @@ class ScratchMemory:
             ]
             + [rows * size for rows in (most, most, 2 * heads) for size in (width, 1, 1)]
         )
-        sizes = -(-counts * 8 // LINE_BYTES) * LINE_BYTES  # bytes; room for int64 everywhere
+        sizes = -(-counts * 8 // LINE_BYTES) * LINE_BYTES  # bytes; as if all were int64
         self._memory = np.empty(threads * int(sizes.sum()) + LINE_BYTES, np.uint8)
         begin = -(-self._memory.ctypes.data // LINE_BYTES) * LINE_BYTES
         self.block: npt.NDArray[np.int64] = np.empty((threads, _PARTS, 2), np.int64)
@@ -87,12 +91,13 @@ class ScratchMemory:
 
 @compiled
 def _sums(block: Any, index: int) -> Sums:
+    """The `Sums` whose arrays begin at number `index` of a thread's part."""
     return Sums(floats_in(block, index), floats_in(block, index + 1), floats_in(block, index + 2))
 
 
 @compiled
 def scratch_of(blocks: Any, thread: int) -> Scratch:
-    """That thread's, of `ScratchMemory.block`, flat."""
+    """The part of thread number `thread`; `blocks` is `ScratchMemory.block`, flat."""
     b = blocks[thread * 2 * _PARTS :][: 2 * _PARTS]
     scratch = Scratch(
         floats_in(b, 0),
