@@ -1,9 +1,9 @@
-"""Attention over slots: what transformers calls instead of its own attention, and the plain torch
-kernel.
+"""Attention over slots: the function that transformers calls instead of its own attention, and the
+reference kernel in plain torch.
 
 The step's `AttentionPlan` arrives as the keyword argument `plan` of `model(...)`. K and V of the
-step's rows go to the pool first, then every row attends its slots. Kernels have one signature:
-`attend(q, layer, plan, scaling) -> out`, q [rows, heads, k_dim], out [rows, heads, v_dim].
+step's rows go to the pool first, then every row attends its slots. All kernels have the signature
+`attend(q, layer, plan, scaling) -> out`, with q [rows, heads, k_dim] and out [rows, heads, v_dim].
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _CHANGES_RESULT = ("softcap", "s_aux", "sinks", "head_mask", "position_bias", "a
 
 
 def attend_torch(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
-    """The reference, for any device: gathers each sequence's K/V and calls
-    scaled_dot_product_attention.
+    """The reference for any device: gathers each sequence's K/V and calls
+    `scaled_dot_product_attention`. Memory: O(context) per sequence.
     """
     k_pool, v_pool = plan.pool.k[layer], plan.pool.v[layer]
     parts = []
@@ -56,7 +56,7 @@ def attend_torch(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: floa
 
 
 def interface(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
-    """`kernel` in the shape that transformers calls."""
+    """Adapts `kernel` to the signature that transformers calls."""
 
     def attention(
         module: torch.nn.Module,
@@ -85,8 +85,10 @@ def interface(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
 def refuse_unknown(
     module: torch.nn.Module, mask: torch.Tensor | None, rest: dict[str, Any], plan: AttentionPlan
 ) -> None:
-    """An attention argument that changes the result and that our kernels do not know must never be
-    dropped.
+    """Refuse attention arguments that change the result and that our kernels do not know.
+
+    Raises:
+        ModelRefused: there is such an argument, or a layer attends twice.
     """
     name = type(module).__name__
     if plan.layers_seen >= plan.pool.shape.layers:
@@ -113,7 +115,7 @@ AttentionInterface.register(TORCH, interface(attend_torch))
 
 
 def register_cpu_kernel() -> str:
-    """Make the compiled kernel known and return its name. Imports numba, which costs about a
+    """Register the compiled kernel and return its name. Imports numba, which takes about a
     second.
     """
     from radixserve.model.attention_cpu import attend_cpu

@@ -1,4 +1,4 @@
-"""Attention on the CPU: hands a layer's work to the compiled tile kernel, on torch's own threads.
+"""Attention on the CPU: runs the compiled tile kernel for one layer, on torch's own worker threads.
 
 Knows nothing of tiles.
 """
@@ -13,7 +13,9 @@ from radixserve.model.step_block import StepBlock
 
 
 def attend_cpu(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
-    """Attention of one layer; see `attention` for the shapes. float32 on the CPU only."""
+    """Attention of one layer, float32 on the CPU only; see `attention` for the shapes. The first
+    call of a step prepares the plan for all layers.
+    """
     if plan.prepared is None:
         plan.prepared = StepBlock(plan, q)
     block = plan.prepared

@@ -1,12 +1,13 @@
-"""The CUDA attention kernel, in Triton: K/V read by slot, the same bits for a row whatever it is
-computed with.
+"""The CUDA attention kernel, in Triton: reads K/V by slot, and gives a row the same bits whatever
+other rows are computed with it.
 
-The context is cut into tiles of 64 positions and these into splits of 256, at absolute multiples.
-Within a split the softmax is online, in the order of the tiles; splits are combined in their order.
-One block of rows either walks all splits itself or has them spread over programs and combined
-afterwards: the operations on a row are the same. Every dot product has one shape, with masks where
-there is less to do, so prefill and decode share one compiled kernel. Online softmax: Milakov &
-Gimelshein 2018 (arXiv:1805.02867); splits for decoding: Flash-Decoding (Dao et al. 2023).
+The context is cut into tiles of 64 positions, and positions into splits of 256, at absolute
+multiples. Within a split the softmax is online, in the order of the tiles; splits are combined in
+their order. One program either walks all splits of its block of rows, or the splits are spread over
+programs and combined afterwards: the operations on a row are the same. Every dot product has one
+shape, with masks where there is less to do, so prefill and decode share one compiled kernel. Online
+softmax: Milakov & Gimelshein 2018 (arXiv:1805.02867); splits for decoding: Flash-Decoding (Dao et
+al. 2023).
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -36,14 +37,14 @@ class Step(NamedTuple):
     k: Any  # [slots, kv_heads, k_dim]
     v: Any  # [slots, kv_heads, v_dim]
     out: Any  # [rows, heads, v_dim]
-    table: Any
-    blocks: Any
-    rows: Any
+    table: Any  # int64: slots, as in `AttentionPlan`
+    blocks: Any  # [blocks, 5], as in `blocks.Cut`
+    rows: Any  # [rows to combine, 3], as in `blocks.Cut`
 
 
 class Sums(NamedTuple):
-    """float32: sums of V weighted relative to the largest score (in base 2), that score, the sum of
-    weights.
+    """float32, per entry: the sum of V weighted relative to the largest score (in base 2), that
+    score, and the sum of weights.
     """
 
     acc: Any
@@ -52,14 +53,14 @@ class Sums(NamedTuple):
 
 
 class Block(NamedTuple):
-    """One program's query rows: entry i is row i // group of the block at head i % group of the key
-    head's.
+    """The query rows of one program. Entry i is row i // group of the block, at head i % group of
+    the key head's group.
     """
 
-    begin: Any  # of the sequence in the table
+    begin: Any  # index in the table of the sequence's first slot
     stop: Any  # the position behind the last row's
-    splits: Any  # how many the last row sees
-    # of the first row's first split among the partial sums; -1: this program walks all splits
+    splits: Any  # how many splits the last row sees
+    # index among the partial sums of the first row's first split; -1: this program walks all splits
     place: Any
     index: Any  # [m]: row * heads + head
     member: Any  # [m]: row within the block
@@ -68,7 +69,7 @@ class Block(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Known when the kernel is compiled. The last three are powers of two."""
+    """Constants of the compiled kernel. The last three are powers of two."""
 
     heads: int
     kv_heads: int
@@ -81,6 +82,7 @@ class Sizes(NamedTuple):
 
 @triton.jit
 def _block(step: tl.tensor, size: tl.constexpr) -> tl.tensor:
+    """The block of this program. A row of `step.blocks` is row, count, begin, start, place."""
     columns = step.blocks + tl.program_id(0) * 5
     row = tl.load(columns)
     count = tl.load(columns + 1).to(tl.int32)
@@ -102,7 +104,7 @@ def _block(step: tl.tensor, size: tl.constexpr) -> tl.tensor:
 def _rows(
     base: tl.tensor, index: tl.tensor, there: tl.tensor, dim: tl.constexpr, width: tl.constexpr
 ) -> tl.tensor:
-    """Rows `index` of [n, dim] as [len(index), width]; 0 where not `there` and beyond `dim`."""
+    """Rows `index` of [n, dim] as [len(index), width]; 0 where not `there`, and beyond `dim`."""
     d = tl.arange(0, width)
     return tl.load(
         base + index[:, None] * dim + d[None, :], there[:, None] & (d < dim)[None, :], other=0.0
@@ -144,8 +146,8 @@ def _one_split(
 
 @triton.jit
 def _merge(total: tl.tensor, part: tl.tensor) -> tl.tensor:
-    """The sums over the splits so far and one more; a split that a row does not see changes
-    nothing.
+    """The sums over the splits so far, combined with one more. A split that a row does not see has
+    weight 0 and changes nothing.
     """
     largest = tl.maximum(total.peak, part.peak)
     old, new = tl.exp2(total.peak - largest), tl.exp2(part.peak - largest)
@@ -157,7 +159,7 @@ def _merge(total: tl.tensor, part: tl.tensor) -> tl.tensor:
 def _write(
     step: tl.tensor, index: tl.tensor, there: tl.tensor, total: tl.tensor, size: tl.constexpr
 ) -> tl.tensor:
-    """Finished rows: weighted means of V. Adding 0 makes every zero positive."""
+    """Write finished rows: weighted means of V. Adding 0 turns -0.0 into 0.0."""
     mean = total.acc * tl.div_rn(1.0, total.weight)[:, None] + 0.0
     d = tl.arange(0, size.v_width)
     target = step.out + index[:, None] * size.v_dim + d[None, :]
@@ -168,6 +170,7 @@ def _write(
 def _store(
     partials: tl.tensor, at: tl.tensor, there: tl.tensor, part: tl.tensor, size: tl.constexpr
 ) -> tl.tensor:
+    """Store the partial sums of one split at `at`."""
     d = tl.arange(0, size.v_width)
     tl.store(partials.acc + at[:, None] * size.v_width + d[None, :], part.acc, there[:, None])
     tl.store(partials.peak + at, part.peak, there)
@@ -178,7 +181,9 @@ def _store(
 def _attend(
     step: tl.tensor, partials: tl.tensor, scale: tl.tensor, size: tl.constexpr
 ) -> tl.tensor:
-    """Program (block, key head, lane): all splits of the block, or every so manieth of them."""
+    """Program (block, key head, lane). If the block has no place for partial sums, lane 0 walks all
+    its splits; otherwise each lane takes every n-th split, n being the number of lanes.
+    """
     block = _block(step, size)
     lane = tl.program_id(2)
     there = block.position >= 0
@@ -206,7 +211,9 @@ def _attend(
 
 @triton.jit
 def _combine(step: tl.tensor, partials: tl.tensor, size: tl.constexpr) -> tl.tensor:
-    """Program (entry of `rows`, head): the splits of a row that had them spread over programs."""
+    """Program (entry of `rows`, head): combine the splits of a row that were spread over
+    programs.
+    """
     columns, head = step.rows + tl.program_id(0) * 3, tl.program_id(1)
     row = tl.load(columns)
     position = tl.load(columns + 1).to(tl.int32)
@@ -229,7 +236,7 @@ def _combine(step: tl.tensor, partials: tl.tensor, size: tl.constexpr) -> tl.ten
 
 
 class Launch(NamedTuple):
-    """One layer's launch of `_attend`, and what `_combine` shares with it."""
+    """The arguments of one layer's launch of `_attend`, some of which `_combine` shares."""
 
     step: Step
     partials: Sums
@@ -240,8 +247,8 @@ class Launch(NamedTuple):
 
 
 def attend_triton(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
-    """Attention of one layer; see `attention` for the shapes. Float32, bfloat16 or float16, on
-    CUDA.
+    """Attention of one layer, float32, bfloat16 or float16, on CUDA; see `attention` for the
+    shapes. Launches one or two kernels and does not wait for them.
     """
     launch = prepare(q, layer, plan, scaling)
     step, partials, scale, size, grid, options = launch
@@ -253,7 +260,7 @@ def attend_triton(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: flo
 
 
 def prepare(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> Launch:
-    """What to launch for one layer; the first call of a step cuts its rows into blocks."""
+    """The launch for one layer. The first call of a step cuts its rows into blocks."""
     k, v = plan.pool.k[layer], plan.pool.v[layer]
     num_rows, heads, k_dim = q.shape
     _, kv_heads, v_dim = v.shape
@@ -273,7 +280,7 @@ def prepare(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) ->
 
 
 def blocks_of(q: torch.Tensor, plan: AttentionPlan) -> Blocks:
-    """The step's blocks, made at its first layer."""
+    """The step's blocks, computed at its first layer and kept in the plan."""
     if not isinstance(plan.prepared, Blocks):
         kv_heads = plan.pool.shape.kv_heads
         group = q.shape[1] // kv_heads
@@ -283,7 +290,9 @@ def blocks_of(q: torch.Tensor, plan: AttentionPlan) -> Blocks:
 
 
 def launch_options(size: Sizes, dtype: torch.dtype) -> dict[str, int]:
-    """Warps and pipeline stages; part of what makes bits, so they depend on the model alone."""
+    """Warps and pipeline stages. They influence rounding, so they depend on the model's shapes and
+    dtype only.
+    """
     wide = max(size.k_width, size.v_width)
     if dtype == torch.float32:
         return {"num_warps": 4 if wide <= 64 else 8, "num_stages": 1}
@@ -294,7 +303,7 @@ def launch_options(size: Sizes, dtype: torch.dtype) -> dict[str, int]:
 
 
 def _width(dim: int) -> int:
-    """The power of two that holds `dim`, 16 at least: the smallest matrix that a dot
-    product takes.
+    """The power of two that holds `dim`, and at least 16, the smallest size that a dot product
+    takes.
     """
     return max(16, 1 << (dim - 1).bit_length())

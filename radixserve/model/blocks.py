@@ -1,10 +1,10 @@
-"""Who computes what in one step of CUDA attention: blocks of rows, and which of them spread over
-many programs.
+"""Divides one step of CUDA attention into blocks of rows, and decides whose contexts are spread
+over many programs.
 
-Decides about speed only; the kernel's numbers do not depend on it. A block is as many neighbouring
-rows of one sequence as one dot product of the kernel holds. With few blocks (decode, small batches)
-their contexts are spread: each split of 256 positions goes to another program, leaves its sums in a
-place of its own, and they are combined afterwards.
+This decides about speed only; the kernel's numbers do not depend on it. A block is as many
+neighbouring rows of one sequence as one dot product of the kernel holds. With few blocks (decode,
+small batches) their contexts are spread: each split of 256 positions goes to another program, which
+stores its partial sums in a place of its own, and they are combined afterwards.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from radixserve.model.host import upload
 from radixserve.model.tiles import Longs, Spans
 
 TILE = 64
-SPLIT = 256  # positions; absolute, because where sums are cut decides about bits
-_PROGRAMS = 1024  # with so many programs per layer no device is idle
-_MAX_LANES = 64
-MAX_PLACES = 4096  # of partial sums: bounds their memory (32 heads of 128: 64 MiB)
-_ENTRIES = {
-    torch.float32: 16
-}  # rows times heads per key head that one dot product holds; otherwise:
-_HALF_ENTRIES = 64
+SPLIT = 256  # positions; at absolute multiples, because where sums are cut changes their bits
+_PROGRAMS = 1024  # per layer: so many keep any device busy
+_MAX_LANES = 64  # programs that share one block and key head
+MAX_PLACES = 4096  # for partial sums: bounds their memory (32 heads of 128: 64 MiB)
+# Rows times heads per key head that one dot product holds.
+_ENTRIES = {torch.float32: 16}
+_HALF_ENTRIES = 64  # for the other dtypes
 
 
 def entries_per_block(group: int, dtype: torch.dtype) -> int:
-    """How many query vectors a block holds, a power of two; `group` is the number of query heads
+    """How many query vectors a block holds, a power of two. `group` is the number of query heads
     per key head.
     """
     return max(_ENTRIES.get(dtype, _HALF_ENTRIES), 1 << (group - 1).bit_length())
@@ -42,18 +41,18 @@ def lanes_for(num_blocks: int, kv_heads: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """One step's blocks as numbers."""
+    """The blocks of one step, on the host."""
 
-    # [blocks, 5]: first row, number of rows, table begin, first row's position, place or -1
+    # [blocks, 5]: first row, number of rows, begin of the sequence in the table, position of the
+    # first row, index of its first partial sum or -1 if its splits are not spread
     blocks: Longs
-    rows: (
-        Longs  # [rows, 3]: row, its position, place of its first split or -1: it needs no combining
-    )
+    # [rows, 3]: row, its position, index of its first partial sum or -1
+    rows: Longs
     num_places: int
 
     @classmethod
     def of(cls, spans: Spans, rows_per_block: int, kv_heads: int) -> Cut:
-        """Cost: O(rows)."""
+        """Cut `spans` into blocks of at most `rows_per_block` rows. Cost: O(rows)."""
         row, count, begin, start = _blocks(spans, rows_per_block)
         splits = -(-(start + count) // SPLIT)
         place, num_places = _places(count, splits, lanes_for(len(row), kv_heads))
@@ -69,8 +68,8 @@ class Cut:
 
 
 def _blocks(spans: Spans, size: int) -> tuple[Longs, Longs, Longs, Longs]:
-    """Spans cut into at most `size` rows each: the columns of `Spans`; `begin` stays that of the
-    sequence.
+    """The columns row, count, begin and start of the spans, cut into at most `size` rows each;
+    `begin` stays that of the sequence.
     """
     blocks = -(-spans.count // size)
     owner = np.repeat(np.arange(len(spans)), blocks)
@@ -80,8 +79,9 @@ def _blocks(spans: Spans, size: int) -> tuple[Longs, Longs, Longs, Longs]:
 
 
 def _places(count: Longs, splits: Longs, lanes: int) -> tuple[Longs, int]:
-    """Places for the blocks with more than one split, the longest contexts first, while there are
-    any.
+    """The index of each block's first partial sum, -1 for those that are not spread; and how many
+    partial sums there are. Blocks with more than one split are spread, longest contexts first, up
+    to MAX_PLACES.
     """
     place = np.full(len(count), -1, np.int64)
     order = np.argsort(-splits, kind="stable")
@@ -94,8 +94,8 @@ def _places(count: Longs, splits: Longs, lanes: int) -> tuple[Longs, int]:
 
 
 class SplitSums:
-    """Float32 memory for the sums of splits, the same for all layers: of V, their largest scores,
-    of weights.
+    """float32 memory for partial sums, shared by all layers: sums of V, largest scores, sums of
+    weights.
     """
 
     def __init__(self) -> None:
@@ -104,8 +104,8 @@ class SplitSums:
     def tensors(
         self, count: int, width: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[count, width], [count], [count]; taken at the first call, which says how much
-        for all.
+        """The three tensors [count, width], [count], [count]. The first call allocates them; later
+        calls get the same ones and must not need more.
         """
         if self._tensors is None:
             shapes = ((count, width), (count,), (count,))
@@ -118,7 +118,7 @@ class SplitSums:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """One step's blocks on the device."""
+    """The blocks of one step, on the device."""
 
     blocks: torch.Tensor  # int64, as in `Cut`
     rows: torch.Tensor  # int64, as in `Cut`
@@ -128,7 +128,7 @@ class Blocks:
 
     @classmethod
     def of(cls, cut: Cut, kv_heads: int, device: torch.device) -> Blocks:
-        """Only rows that need combining go to the device."""
+        """Upload `cut`; of its rows only those that have partial sums to combine."""
         split = cut.blocks[cut.blocks[:, 4] >= 0]
         most = int((-(-(split[:, 3] + split[:, 1]) // SPLIT)).max(initial=1))
         lanes = min(most, lanes_for(len(cut.blocks), kv_heads))

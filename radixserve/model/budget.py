@@ -1,8 +1,8 @@
-"""How many tokens of K/V a byte budget holds, and the budget when none is given.
+"""How many tokens of K/V a byte budget holds, and which budget is used if none is given.
 
-Knows the device's free memory; does not allocate. An explicit budget is taken as said, or refused
-where less is free. The default is a share of what is free after the model is loaded: a quarter on
-a CPU (4 GiB at most: the machine has other work), 85 % on CUDA.
+Reads the free memory of the device and allocates nothing. An explicit budget is used as given, or
+refused if less is free. The default is a share of what is free after the model is loaded: a quarter
+on a CPU (4 GiB at most, because the machine has other work), 85 % on CUDA.
 """
 
 from __future__ import annotations
@@ -15,22 +15,21 @@ from radixserve.machine import THIS
 
 MIN_SLOTS = 64
 _MAX_SLOTS = 2**31 - 1  # slots are int32
-_USEFUL_CONTEXTS = 64  # more whole contexts than this are not taken unasked
+_USEFUL_CONTEXTS = 64  # the default budget holds no more whole contexts than this
 _CPU_SHARE, _CPU_LIMIT = 0.25, 4 << 30
 _CUDA_SHARE = 0.85
-_CPU_CONTEXT_SHARE = (
-    0.6  # of free memory, that one whole context may take where the default share is smaller
-)
+# One whole context may take this share of free memory where the default budget does not hold it.
+_CPU_CONTEXT_SHARE = 0.6
 
 
 def check_room(
     model_bytes: int, shape: KVShape, device: torch.device, budget_bytes: int = 0
 ) -> None:
-    """Before a model is loaded: whether it fits what is free, with the budget, or with the fewest
-    tokens that can be served where no budget is given.
+    """Check before a model is loaded whether it fits into free memory together with `budget_bytes`
+    of K/V; without a budget, together with K/V of the fewest tokens that can be served.
 
     Raises:
-        ConfigError: it does not; says the sizes.
+        ConfigError: it does not fit; gives the sizes.
     """
     kv_bytes, free = budget_bytes or MIN_SLOTS * shape.slot_bytes, free_bytes(device)
     if model_bytes + kv_bytes <= free:
@@ -54,8 +53,8 @@ def slots_for_budget(
     budget_bytes: int = 0,
     share: float = 0.0,
 ) -> int:
-    """Slots that `budget_bytes` hold, or else `share` of the free memory; 0 and 0: the default
-    share.
+    """The number of slots that `budget_bytes` hold; if it is 0, that `share` of the free memory
+    holds; if both are 0, that the default share holds.
 
     Raises:
         ConfigError: the budget, or free memory, holds fewer than 64 tokens; or less is free than
@@ -90,8 +89,8 @@ def _default_slots(size: int, context_length: int, device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can be taken now on `device`; on a CPU never more than a container's limit
-    leaves.
+    """Bytes of memory that can be allocated now on `device`; on a CPU never more than a container's
+    limit leaves.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

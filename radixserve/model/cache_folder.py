@@ -1,8 +1,8 @@
-"""The cache folder: where it is, and whether what lies there may be believed.
+"""The cache folder: where it is, and whether its content can be trusted.
 
 Converted models and compiled kernels are kept in it. Both decide what the server answers, and
-kernels are machine code, so a folder counts only if nobody but its owner can write to it, and if
-the owner is this user or root. Imports no torch: the front asks for folders, too.
+kernels are machine code, so a folder is used only if its owner is this user or root, and if no
+other user can write to it. Imports no torch: the front process uses the folder, too.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def cache_dir() -> Path:
 
 
 def reason(error: OSError) -> str:
-    """What an operator should read of `error`: the system's words with the path, or ours."""
+    """The text of `error` for an operator: the system's message with the path, or our own."""
     if error.strerror is None:
         return str(error)
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def make_private(folder: Path) -> None:
-    """Make `folder` where it is missing, so that only this user can look into it.
+    """Make `folder`, readable by this user only, if it does not exist.
 
     Raises:
         OSError: it cannot be made.
@@ -49,10 +49,10 @@ def make_private(folder: Path) -> None:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[int]:
-    """A descriptor of `folder`, which is checked before anything in it is read.
+    """Opens `folder` as a file descriptor, after checking its owner and permissions.
 
     Raises:
-        OSError: it is missing, a link, or others can write to it.
+        OSError: it is missing or a link, or other users can write to it.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -63,7 +63,7 @@ def opened(folder: Path) -> Iterator[int]:
 
 
 def check_owner(status: os.stat_result, name: str) -> None:
-    """Raises OSError, with a sentence about `name`, where somebody else may have written it."""
+    """Raises OSError, with a sentence about `name`, if another user may have written it."""
     if status.st_uid not in (0, os.geteuid()):
         raise OSError(f"{name} belongs to another user (uid {status.st_uid})")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -1,11 +1,11 @@
-"""The load check: refuses what our attention would serve wrongly, and compares our path with
+"""The load check: refuses models that our attention would serve wrongly, and compares our path with
 transformers' own.
 
-First the configuration, one sentence per refusal; after loading, the logits of random tokens in two
-chunkings against the model's own forward, so that an architecture that hides something is refused
-too and not served wrongly in silence.
+The configuration is checked first, with one sentence per refusal. After loading, the logits of
+random tokens, computed in two chunkings, are compared with the model's own forward, so that an
+architecture whose configuration hides something is refused too, instead of being served wrongly.
 
-Both sides round, in different orders, and how far that carries depends on the model and its dtype.
+Both sides round, in different orders, and how much that changes depends on the model and its dtype.
 So the tolerance is measured: the model's own forward is run twice, the second time with the last
 bit of every embedding changed, and our path may differ by a few times what that changed.
 """
@@ -30,8 +30,8 @@ from radixserve.step import Chunk, Logits
 NUM_PROBE_TOKENS = 40
 _CHUNKINGS = ((40,), (17, 1, 1, 21))
 _PROBE_SEED = 7
-# Our path differed by at most 0.8 of what the last bits change, in 80 runs of eleven models in
-# three dtypes; another attention by 0.2 and more.
+# In 80 runs of eleven models in three dtypes our path differed by at most 0.8 times what the last
+# bits change. A wrong attention differs by 0.2 of the logits' size and more.
 _TIMES_ROUNDING = 3.0
 _LEAST_TOLERANCE = 1e-4
 _MOST_TOLERANCE = 0.9  # two unrelated sets of logits differ by 1.4 of their size
@@ -50,10 +50,10 @@ _RECURRENT_TYPES = ("rwkv", "mamba", "mamba2", "xlstm", "recurrent_gemma", "falc
 
 
 def check_config(config: PretrainedConfig) -> None:
-    """Refuse what can be known from the configuration alone.
+    """Refuse a model whose configuration alone shows that it cannot be served.
 
     Raises:
-        ModelRefused: the sentence says why.
+        ModelRefused: one sentence gives the reason.
     """
     reason = _refusal(config)
     if reason:
@@ -112,26 +112,28 @@ class Expected:
 
     @property
     def tolerance(self) -> float:
-        """How far another order of the same operations may move them, as a part of their size."""
+        """How much another order of the same operations may change the logits, as a part of their
+        size.
+        """
         return min(max(_TIMES_ROUNDING * self.rounding, _LEAST_TOLERANCE), _MOST_TOLERANCE)
 
     def difference(self, logits: torch.Tensor) -> float:
-        """How far `logits` are from these, as a part of their size: a quotient of Euclidean norms,
-        which depends less on chance than the largest difference does.
+        """How much `logits` differ from these, as a part of their size: a quotient of Euclidean
+        norms, which depends less on chance than the largest difference does.
         """
         spread = self.logits - self.logits.mean(-1, keepdim=True)
         return float((logits - self.logits).norm() / spread.norm())
 
 
 def probe_tokens(vocab_size: int) -> torch.Tensor:
-    """The random tokens [NUM_PROBE_TOKENS] that the check runs."""
+    """The random tokens [NUM_PROBE_TOKENS], int64, that the check computes."""
     generator = torch.Generator().manual_seed(_PROBE_SEED)
     return torch.randint(0, vocab_size, (NUM_PROBE_TOKENS,), generator=generator)
 
 
 @torch.inference_mode()
 def own_logits(model: PreTrainedModel, vocab_size: int, device: torch.device) -> Expected:
-    """What the model itself computes for the probe tokens, and how much of it is rounding. Costs
+    """What the model itself computes for the probe tokens, and how much of it is rounding. Cost:
     two forward passes.
 
     Raises:
@@ -159,15 +161,17 @@ def _own_forward(model: torch.nn.Module, vocab_size: int, device: torch.device) 
 def _with_other_last_bits(
     module: torch.nn.Module, inputs: tuple[Any, ...], out: torch.Tensor
 ) -> torch.Tensor:
-    """`out` with each value moved to a neighbouring one of its dtype, up or down at random."""
+    """A forward hook: `out` with each value moved to a neighbouring value of its dtype, up or down
+    at random.
+    """
     generator = torch.Generator().manual_seed(_PROBE_SEED)
     up = torch.randint(0, 2, out.shape, generator=generator).to(out.device)
     return (out.float() * (1 + torch.finfo(out.dtype).eps * (2 * up - 1))).to(out.dtype)
 
 
 def probe(loaded: LoadedModel, expected: Expected) -> str | None:
-    """None if our path agrees with `expected`, bit-identical in both chunkings; the reason if only
-    the latter fails.
+    """Compare our path with `expected`. None if it agrees and is bit-identical in both chunkings; a
+    reason if it agrees but is not bit-identical.
 
     Raises:
         ModelRefused: our path computes something else than the model does.
@@ -207,5 +211,5 @@ def _logits_in_chunks(loaded: LoadedModel, counts: Sequence[int]) -> torch.Tenso
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As in "bfloat16"."""
+    """The short name of a dtype, such as "bfloat16"."""
     return str(dtype).removeprefix("torch.")

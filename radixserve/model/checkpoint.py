@@ -1,8 +1,8 @@
-"""The weights in a model's folder: what its safetensors files hold, known from their headers, and
-the tensors themselves, read one at a time.
+"""The weights in a model's folder: the names, shapes and dtypes in the headers of its safetensors
+files, and the tensors themselves, read one at a time.
 
-Nothing is mapped into memory: a tensor that was read belongs to whoever asked for it, and its
-memory is free again when that owner drops it. Damage is told by file and tensor. Knows nothing of
+Nothing is mapped into memory: a tensor that was read belongs to the caller, and its memory is free
+again when the caller drops it. Errors about damage name the file and the tensor. Knows nothing of
 architectures.
 """
 
@@ -24,8 +24,8 @@ _INDEX = "model.safetensors.index.json"
 
 
 class StoredTensor:
-    """A tensor of a file, read when it is indexed; what transformers takes for a tensor while it
-    loads.
+    """A tensor in a file, which is read when it is indexed. transformers takes it for a tensor
+    while it loads.
     """
 
     def __init__(self, name: str, file: Path, content: Any, on_read: Callable[[], None]) -> None:
@@ -35,25 +35,25 @@ class StoredTensor:
         self._on_read = on_read
 
     def get_shape(self) -> list[int]:
-        """Of the whole tensor."""
+        """The shape of the whole tensor."""
         return list(self._content.get_shape())
 
     def get_dtype(self) -> str:
-        """As safetensors names it, such as "BF16"."""
+        """The dtype as safetensors names it, such as "BF16"."""
         return str(self._content.get_dtype())
 
     def __getitem__(self, key: Any) -> torch.Tensor:
-        """Read it.
+        """Read the tensor, or the part that `key` selects.
 
         Raises:
-            ModelRefused: the file cannot be read, or the tensor holds values that are no numbers.
+            ModelRefused: the file cannot be read, or the tensor holds NaN.
         """
         try:
             tensor: torch.Tensor = self._content[key]
         except (SafetensorError, OSError) as error:
             raise ModelRefused(f"Cannot read {self._file}: {first_line(error)}") from error
         if tensor.is_floating_point() and tensor.itemsize > 1 and tensor.numel():
-            least = torch.aminmax(tensor).min  # not a number if any value is none
+            least = torch.aminmax(tensor).min  # NaN if any value is NaN
             if least.isnan():
                 raise ModelRefused(f"{self._file} is damaged: {self.name} holds NaN.")
         self._on_read()
@@ -83,12 +83,12 @@ class Checkpoint:
 
     @property
     def tensors(self) -> dict[str, StoredTensor]:
-        """By name."""
+        """The tensors by name."""
         return dict(self._tensors)
 
     @property
     def num_weights(self) -> int:
-        """Numbers in all tensors together."""
+        """The number of values in all tensors together."""
         return sum(math.prod(each.get_shape()) for each in self._tensors.values())
 
     def _count(self) -> None:
@@ -96,7 +96,7 @@ class Checkpoint:
 
 
 def _files(folder: Path) -> list[Path]:
-    """One file, or those that the index names."""
+    """The only file, or the files that the index names."""
     if (folder / _WHOLE).is_file():
         return [folder / _WHOLE]
     index = folder / _INDEX
@@ -126,6 +126,6 @@ def _open(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def listed(names: list[str], most: int = 3) -> str:
-    """The first few of `names`, and how many more there are."""
+    """The first `most` of `names`, and how many more there are, as text."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

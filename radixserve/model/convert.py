@@ -1,10 +1,10 @@
-"""Turns a GGUF file into a transformers folder (float32 safetensors, tokenizer, chat template,
+"""Converts a GGUF file to a transformers folder (float32 safetensors, tokenizer, chat template,
 generation config).
 
 Run as a child process: `python -m radixserve.model.convert SOURCE.gguf FOLDER`. Reports stages on
-stderr as lines that start with "convert: ". Where the folder has no room for the weights, or cannot
-be written, the exit status is 3 and the last line a sentence. Does not know where models are kept;
-`converted` makes the result visible.
+stderr as lines that start with "convert: ". If the folder has no room for the weights, or cannot be
+written, the exit status is 3 and the last line is a sentence. Does not know where models are kept;
+`converted` publishes the result.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class NoRoom(Exception):
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write the model in `source` to the folder `target` (needs 5 bytes of memory per parameter and
-    some seconds).
+    """Write the model in `source` to the folder `target`. Takes 5 bytes of memory per parameter and
+    some seconds.
     """
     where = {
         "pretrained_model_name_or_path": str(source.parent),
@@ -53,7 +53,9 @@ def convert(source: Path, target: Path) -> None:
 
 
 def _forget_quantisation(model: PreTrainedModel) -> None:
-    """The weights are plain float32 now; with these marks left, saving refuses."""
+    """Remove the marks of quantisation, with which saving would be refused: the weights are plain
+    float32 now.
+    """
     model.is_quantized, model.hf_quantizer = False, None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -72,7 +74,7 @@ def _check_room(source: Path, target: Path) -> None:
 
 
 def main(source: Path, target: Path) -> int:
-    """Entry point of the child process; its exit code."""
+    """The entry point of the child process. Returns its exit code."""
     try:
         _check_room(source, target)
         convert(source, target)
@@ -87,7 +89,7 @@ def main(source: Path, target: Path) -> int:
 
 
 def _is_about_room(error: Exception) -> bool:
-    """Whether another folder may do; safetensors tells the system's errors as text only."""
+    """Whether another folder may work. safetensors reports errors of the system as text only."""
     if isinstance(error, SafetensorError):
         return "os error" in str(error)
     return isinstance(error, NoRoom) or (isinstance(error, OSError) and error.errno in _NO_ROOM)

@@ -1,10 +1,10 @@
-"""Keeps models that were converted from GGUF files, and converts those that are not there yet.
+"""Keeps models that were converted from GGUF files, and converts those that are missing.
 
-Dequantising takes many seconds, so it is done once, by a child process
-(`python -m radixserve.model.convert`). What is kept carries the digests of its files and is
-verified at every start: what is damaged, or what others could have written, is converted anew.
-Where the cache folder cannot be used a private folder for temporary files takes its place for as
-long as this process lives. Imports no torch: the front asks for the folder.
+Dequantising takes many seconds, so it is done once, by a child process (`python -m
+radixserve.model.convert`). A kept model carries the digests of its files and is verified at every
+start: if it is damaged it is converted anew, and if other users could have written it, it is not
+used. If the cache folder cannot be used, a private temporary folder replaces it until this process
+ends. Imports no torch: the front process uses this module.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ from radixserve.model.cache_folder import (
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # part of a folder's name: a change of what `convert` writes makes old copies invisible
+FORMAT = 1  # part of a folder's name: raised when `convert` writes something else
 NO_ROOM = 3  # exit status of `convert` where it cannot write; its last line says why
 _SUMS = "SHA256SUMS"
 _PARTIAL = ".partial-"
 _TEMPORARY = "radixserve-model-"
-_SWEEP_AFTER_SECONDS = 60.0  # a folder younger than that may be one that is not locked yet
+_SWEEP_AFTER_SECONDS = 60.0  # a younger folder may not be locked yet
 
 
-_ready: dict[tuple[str | None, str], Path] = {}  # what this process has verified or made
+_ready: dict[tuple[str | None, str], Path] = {}  # what this process has verified or converted
 
 
 def converted(find: Callable[[], Path], name: str, progress: bool = True) -> Path:
     """The folder with the model of the GGUF file that `find` finds, as safetensors. For half a GB
-    it takes half a second where the model is kept as `name`, and 10-30 s where it is not.
+    this takes half a second if the model is kept as `name`, and 10-30 s if it is not.
 
     Safe against concurrent callers and against being killed at any moment: a conversion writes into
     a folder of its own and becomes visible by one rename.
 
     Raises:
-        ModelRefused: the conversion failed (with the child's last words), or nothing can be
+        ModelRefused: the conversion failed (with the child's last line), or nothing can be
             written; one sentence names the folders.
     """
     key = (os.environ.get(CACHE_VARIABLE), name)
@@ -114,10 +114,10 @@ def _for_this_process(source: Path, label: str | None) -> Path:
 
 
 def _fault(models: Path, name: str) -> str | None:
-    """What is wrong with a kept model; None for nothing. Reads all of it.
+    """What is wrong with a kept model, or None. Reads all of its files.
 
     Raises:
-        OSError: others could have written it, so that it must not be used.
+        OSError: other users could have written it, so it must not be used.
     """
     folder = models / name
     with opened(models), opened(folder):
@@ -143,7 +143,7 @@ def _sha256(path: Path) -> str:
 
 
 def _write_sums(folder: Path) -> None:
-    """As `sha256sum` would, so that `sha256sum -c` checks it."""
+    """Write the digests as `sha256sum` would, so that `sha256sum -c` checks them."""
     files = _visible(folder)
     for file in files:
         file.chmod(0o644)
@@ -152,7 +152,9 @@ def _write_sums(folder: Path) -> None:
 
 @contextmanager
 def _partial(place: Path, prefix: str) -> Iterator[Path]:
-    """An empty folder that is locked, so that nobody sweeps it, and removed in the end."""
+    """An empty folder, locked so that no other process sweeps it, and removed at the end of the
+    block.
+    """
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -165,7 +167,7 @@ def _partial(place: Path, prefix: str) -> Iterator[Path]:
 
 
 def _sweep(place: Path, pattern: str) -> None:
-    """Remove what killed processes left; those of living ones are locked."""
+    """Remove the folders that killed processes left. Those of living processes are locked."""
     for left in sorted(place.glob(pattern)):
         with contextlib.suppress(OSError):
             lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -178,7 +180,7 @@ def _sweep(place: Path, pattern: str) -> None:
 
 
 def _run_conversion(source: Path, target: Path, label: str | None) -> None:
-    """Raises OSError where `target` has no room, ModelRefused where `source` cannot be read."""
+    """Raises OSError if `target` has no room, ModelRefused if `source` cannot be read."""
     command = [sys.executable, "-m", "radixserve.model.convert", str(source), str(target)]
     console = Console(stderr=True, quiet=label is None)
     child = subprocess.Popen(
@@ -204,8 +206,8 @@ def _run_conversion(source: Path, target: Path, label: str | None) -> None:
 
 
 def _publish(partial: Path, folder: Path) -> None:
-    """Make a finished conversion visible: files to disk first, then one rename, then the folder
-    entry to disk. A damaged folder in its place makes way.
+    """Make a finished conversion visible: flush its files to the disk, rename the folder, flush the
+    folder entry. A damaged folder of the same name is moved aside and removed.
     """
     for file in sorted(partial.iterdir()):
         _fsync(file)

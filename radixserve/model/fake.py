@@ -1,4 +1,4 @@
-"""A model of no cost, for benchmarks and tests of everything around the model.
+"""A model without cost, for benchmarks and tests of everything around the model.
 
 Its next token depends on the last one only: token t of the visible ASCII range is followed by t +
 1, so a stream is readable, deterministic and independent of the cache. It writes no K/V.
@@ -13,7 +13,7 @@ import torch
 
 from radixserve.step import Chunk
 
-_CYCLE = 64  # distinct tokens it speaks
+_CYCLE = 64  # distinct tokens that it generates
 
 
 class FakeModel:
@@ -28,8 +28,8 @@ class FakeModel:
         )
 
     def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
-        """Float32 logits [sum of chunk.num_logits, vocab_size]. It runs on the CPU, where no step
-        is ahead.
+        """float32 logits [sum of chunk.num_logits, vocab_size]. It runs on the CPU, where no step
+        is launched ahead, so `drawn` is None.
         """
         assert drawn is None
         spoken = np.concatenate([chunk.token_ids[-chunk.num_logits :] for chunk in chunks])

@@ -1,9 +1,9 @@
-"""Brings a model from the hub into the hub's own cache, or finds it there.
+"""Downloads a model from the hub into the hub's own cache, or finds it there.
 
-Run as a child process by `source`: `python -m radixserve.model.fetch NAME [REVISION]`, so that a
-network that hangs, even in the name service, can be left at any moment. Says on stdout, one JSON
-object a line, {"reached": true} once the hub has answered, then {"folder": PATH} or
-{"refused": SENTENCE}; progress goes to stderr. With HF_HUB_OFFLINE=1 it looks into the cache only.
+Run as a child process by `source`: `python -m radixserve.model.fetch NAME [REVISION]`, so that it
+can be killed at any moment when the network hangs, even in the name service. It prints one JSON
+object per line to stdout: {"reached": true} once the hub has answered, then {"folder": PATH} or
+{"refused": SENTENCE}; progress goes to stderr. With HF_HUB_OFFLINE=1 it looks only into the cache.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _INDEX = "model.safetensors.index.json"
 
 
 class Refused(Exception):
-    """The model cannot be had; the sentence is for the operator."""
+    """The model cannot be downloaded or found; the sentence is for the operator."""
 
 
 def fetch(name: str, revision: str | None) -> Path:
     """The folder with the files of the model.
 
     Raises:
-        Refused: it is not in the cache, and the hub is out of reach or does not give it.
+        Refused: it is not in the cache, and the hub is out of reach or refuses it.
     """
     kept = _kept(name, revision)
     if constants.HF_HUB_OFFLINE:
@@ -60,7 +60,7 @@ def fetch(name: str, revision: str | None) -> Path:
 
 
 def _files(name: str, revision: str | None) -> list[str]:
-    """What there is to download: the small files, and weights in safetensors."""
+    """The names of the files to download: the small files, and weights in safetensors."""
     info = hub.HfApi().model_info(name, revision=revision, timeout=_CONTACT_SECONDS)
     there = [file.rfilename for file in info.siblings or () if "/" not in file.rfilename]
     weights = fnmatch.filter(there, "model*.safetensors") or fnmatch.filter(there, "*.safetensors")
@@ -78,7 +78,7 @@ def _download(name: str, revision: str | None, files: list[str]) -> Path:
 
 
 def _kept(name: str, revision: str | None) -> Path | None:
-    """The whole model in the cache, or None."""
+    """The folder of the model in the cache, or None if it is not complete."""
     config = hub.try_to_load_from_cache(name, "config.json", revision=revision)
     folder = Path(config).parent if isinstance(config, str) else None
     return folder if folder is not None and _is_whole(folder) else None
@@ -101,14 +101,14 @@ def _say(**message: object) -> None:
 
 
 def main() -> int:
-    """Entry point of the child process; its exit code."""
-    sys.stdout = sys.stderr  # for whatever the libraries below print
+    """The entry point of the child process. Returns its exit code."""
+    sys.stdout = sys.stderr  # what the libraries below print must not mix with our JSON
     revision = sys.argv[2] if len(sys.argv) > 2 else None
     try:
         _say(folder=str(fetch(sys.argv[1], revision)))
     except Refused as refusal:
         _say(refused=str(refusal))
-    except Exception as error:  # of a network: whatever the libraries below raise
+    except Exception as error:  # with a broken network the libraries below raise anything
         _say(failed=f"{type(error).__name__}: {_first_line(error)}")
     return 0
 

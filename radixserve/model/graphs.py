@@ -1,10 +1,10 @@
-"""Pure decode steps as captured graphs: one per batch size, replayed over input buffers that never
-move.
+"""Pure decode steps as captured CUDA graphs: one per batch size, replayed over input buffers whose
+addresses never change.
 
 A step of n sequences is padded to the next power of two. A padding row is a sequence of one token
-whose K/V goes to the scratch slot, which the cache does not know; so it disturbs nobody and is as
-finite as any other row. Knows how steps become buffers; what capturing is comes from outside
-(`cuda`), so that all of this runs in a test without a GPU.
+whose K/V goes to the scratch slot, which the cache does not know; so it changes no other row, and
+its numbers are as finite as theirs. This module writes steps to buffers; the capturing itself is
+passed in (`cuda`), so that all of this runs in a test without a GPU.
 """
 
 from __future__ import annotations
@@ -29,20 +29,19 @@ Replay = Callable[[], torch.Tensor]
 Capture = Callable[[Replay], Replay]
 
 _MAX_BATCH = 256
-_MAX_TABLE = (
-    1 << 21
-)  # slots in one step's tables (16 MiB on each side); a step with more runs without a graph
+# Slots in one step's tables (16 MiB on each side); a step with more runs without a graph.
+_MAX_TABLE = 1 << 21
 _TOLERANCE = 1e-2  # of the largest logit: libraries may choose other algorithms in a graph
-_COLUMNS = (
-    3 + 5 + 3
-)  # per row: token id, position, slot to write; entries of `Cut.blocks` and `Cut.rows`
+# int64 per row: token id, position, slot to write; 5 of `Cut.blocks` and 3 of `Cut.rows`. They lie
+# column by column, from columns 0, 1, 2, 3 and 8 on; the table of slots follows.
+_COLUMNS = 3 + 5 + 3
 
 
 class StepInputs:
-    """What a decode step reads, at fixed addresses: one copy to the device per step.
+    """The input of a decode step at fixed addresses, copied to the device once per step.
 
-    The host writes each step into pinned memory of its own, because the step before may not be
-    copied yet.
+    The host writes each step into new pinned memory, because the copy of the step before may not
+    have run yet.
     """
 
     def __init__(self, max_batch: int, table_size: int, device: torch.device) -> None:
@@ -55,7 +54,7 @@ class StepInputs:
         self.positions = np.zeros(0, np.int32)
 
     def hold(self, chunks: Sequence[Chunk]) -> bool:
-        """This is a step of one-token chunks that there is room for."""
+        """Whether this is a step of one-token chunks for which there is room."""
         ones = all(len(chunk.token_ids) == 1 for chunk in chunks)
         return (
             ones
@@ -64,7 +63,7 @@ class StepInputs:
         )
 
     def fill(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None, kv_heads: int) -> None:
-        """Take over a step of one-token chunks, as many as the graph to be replayed has rows.
+        """Write a step of one-token chunks, as many as the graph to be replayed has rows. Cost:
         O(slots in the table).
         """
         start = np.array([chunk.start for chunk in chunks], np.int64)
@@ -91,7 +90,9 @@ class StepInputs:
         insert_drawn(self.column(0, len(chunks)), chunks, drawn)
 
     def column(self, index: int, size: int, width: int = 1) -> torch.Tensor:
-        """The first `size` rows of `width` columns, on the device: [size], or [size, width]."""
+        """The first `size` rows of the columns from `index` on, on the device: [size], or [size,
+        width] for more than one column.
+        """
         start = index * self.max_batch
         values = self._device[start : start + size * width]
         return values.view(size, width) if width > 1 else values
@@ -102,9 +103,7 @@ class StepInputs:
 
 
 class DecodeGraphs:
-    """Decode steps of one model over one pool. The logits of a step are overwritten by the next
-    one.
-    """
+    """Decode steps of one model over one pool. A step overwrites the logits of the step before."""
 
     def __init__(
         self,
@@ -118,9 +117,8 @@ class DecodeGraphs:
         self._loaded = loaded
         self._pool = pool
         self._capture = capture
-        batch = max(
-            2, bucket(min(max_batch, _MAX_BATCH))
-        )  # even: the kernel wants columns at multiples of 16 bytes
+        # Even, because the kernel needs columns at multiples of 16 bytes.
+        batch = max(2, bucket(min(max_batch, _MAX_BATCH)))
         self._inputs = StepInputs(
             batch, min(batch * loaded.context_length, _MAX_TABLE), loaded.device
         )
@@ -133,10 +131,10 @@ class DecodeGraphs:
     def forward(
         self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None
     ) -> torch.Tensor | None:
-        """Float32 logits [len(chunks), vocab_size]; None if this step has to run without a graph.
+        """float32 logits [len(chunks), vocab_size]; None if this step has to run without a graph.
 
-        `drawn` as for the runner: ids that only the device knows are put into the buffers there.
-        A size that was not seen before is captured first, which takes as long as several steps.
+        `drawn` is as for the runner: ids that only the device knows are written to the buffers
+        there. A batch size that is new is captured first, which takes as long as several steps.
         """
         size = bucket(len(chunks))
         padded = [*chunks, *[self._padding] * (size - len(chunks))]
@@ -148,8 +146,8 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def check(self) -> str | None:
-        """Capture the smallest step and compare it with the same step run directly; None, or what
-        is wrong.
+        """Capture the smallest step and compare it with the same step run directly. Returns None,
+        or what is wrong.
         """
         replayed = self.forward([self._padding])
         if replayed is None:
@@ -175,7 +173,7 @@ class DecodeGraphs:
         return replay
 
     def _run(self, size: int) -> torch.Tensor:
-        """One step over the input buffers: what a graph records."""
+        """One step over the input buffers, which is what a graph records."""
         inputs = self._inputs
         output = self._loaded.model(
             input_ids=inputs.column(0, size)[None],
@@ -189,9 +187,8 @@ class DecodeGraphs:
     def _plan(self, size: int) -> AttentionPlan:
         inputs = self._inputs
         lanes = min(self._max_splits, lanes_for(size, self._pool.shape.kv_heads))
-        num_places = min(
-            MAX_PLACES, inputs.max_batch * self._max_splits
-        )  # for every size: they share the memory
+        # The same for every batch size, because all graphs share the memory of partial sums.
+        num_places = min(MAX_PLACES, inputs.max_batch * self._max_splits)
         blocks = Blocks(
             inputs.column(3, size, 5), inputs.column(8, size, 3), lanes, num_places, self._sums
         )

@@ -1,8 +1,8 @@
-"""Memory that is freed while a model is loaded goes back to the system at once.
+"""Returns memory that is freed while a model is loaded to the system at once.
 
-The C library keeps what is freed for later, which is right while steps are computed and wrong while
-weights are replaced one by one: what the old ones held would count against the process together
-with the new ones. Nothing here does anything where the C library is not glibc.
+The C library keeps freed memory for later, which is right while steps are computed and wrong while
+weights are replaced one by one: the memory of the old weights would count against the process
+together with that of the new ones. Without glibc this does nothing.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import ctypes
 from collections.abc import Iterator
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
-_OWN_MAPPING_BYTES = 256 << 10  # blocks from this size on are mapped one by one meanwhile
+_OWN_MAPPING_BYTES = 256 << 10  # blocks from this size on are mapped one by one
 _USUAL_BYTES = 32 << 20  # glibc's own limit for what it adjusts itself
 
 
 @contextlib.contextmanager
 def freed_at_once() -> Iterator[None]:
-    """Within the block large tensors are mapped alone: freeing one gives its memory back."""
+    """Within the block each large tensor is a mapping of its own, so freeing it returns its
+    memory.
+    """
     c = ctypes.CDLL(None)
     if not hasattr(c, "mallopt") or not hasattr(c, "malloc_trim"):
         yield

@@ -1,5 +1,5 @@
-"""The two ways between the host and the device: values up, which never waits, and results down,
-which waits once.
+"""Copies between the host and the device: uploads, which never wait, and downloads, which wait
+once.
 
 A plain copy between ordinary memory and a CUDA device waits for everything launched before it;
 copies from and to pinned memory do not. On a CPU the host's memory is the device's, and nothing is
@@ -16,21 +16,21 @@ import torch
 
 
 def upload(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """`values` on the device, behind what was launched before. Torch keeps the pinned copy until it
-    was read.
+    """`values` on the device, copied in order with what is launched. Torch keeps the pinned copy
+    until it has been read.
     """
     tensor = torch.from_numpy(values)
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def upload_ids(ids: list[int], device: torch.device) -> torch.Tensor:
-    """int64 [len(ids)]."""
+    """`ids` on the device, int64 [len(ids)]."""
     return upload(np.array(ids, np.int64), device)
 
 
 class Download:
-    """Tensors of one device on their way to the host, as they are at this point of what was
-    launched.
+    """A copy of tensors of one device to the host, launched now: it shows them as everything
+    launched before left them.
     """
 
     def __init__(self, *tensors: torch.Tensor) -> None:
@@ -42,7 +42,7 @@ class Download:
             self._arrived.record()
 
     def wait(self) -> tuple[torch.Tensor, ...]:
-        """The tensors on the host. Waits for them, and for nothing that was launched after."""
+        """The tensors on the host. Waits for them, and for nothing that was launched later."""
         if self._arrived:
             self._arrived.synchronize()
         return self._tensors

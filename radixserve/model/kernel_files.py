@@ -1,8 +1,8 @@
 """Keeps the machine code of compiled kernels in the cache folder, one file for each kernel.
 
-A file is read only where nobody else can have written it (`cache_folder`), and its digest finds
-damage: what is cut, empty or flipped is no code, is compiled anew and written over. Where nothing
-can be kept the server goes on without; it says so once. Knows nothing of compilers.
+A file is read only if no other user can have written it (`cache_folder`), and its digest detects
+damage: code that is cut, empty or changed is compiled anew and overwritten. If nothing can be kept,
+the server works without, and logs it once. Knows nothing of compilers.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Code:
 
 
 def read(name: str) -> Code | None:
-    """The code kept under `name`; None where there is none that may be used."""
+    """The code kept under `name`; None if there is none that may be used."""
     try:
         with opened(_folder()) as folder:
             data = _bytes(folder, name)
     except OSError:
-        return None  # where it is no mere absence `keep` meets the same fault, and says so
+        return None  # if it is more than a missing file, `keep` meets the same fault and logs it
     code = _decode(name, data)
     if code is None:
         log.warning("the kept kernel %s is damaged; it is compiled anew", name)
@@ -56,7 +56,9 @@ def read(name: str) -> Code | None:
 
 
 def keep(name: str, code: Code) -> None:
-    """Write `code` in one step, so that whoever reads sees all of it or nothing; may do nothing."""
+    """Write `code` in one step, so that readers see all of it or nothing. If it cannot, it logs
+    why, once.
+    """
     try:
         make_private(_folder())
         with opened(_folder()) as folder:
@@ -98,7 +100,7 @@ def _encode(name: str, code: Code) -> bytes:
 
 
 def _decode(name: str, data: bytes) -> Code | None:
-    """None for whatever `_encode` did not write under this very name."""
+    """The code in `data`; None for anything that `_encode` did not write under this very name."""
     start = len(_MAGIC) + _DIGEST_BYTES
     content = data[start:]
     if data[:start] != _MAGIC + _digest(name, content):

@@ -1,9 +1,13 @@
-"""A leaner forward for decoders of the Llama kind: packed linears and compiled row-wise kernels,
-few calls per layer.
+"""A leaner forward pass for decoders of the Llama kind: packed linears and compiled row-wise
+kernels, with few calls per layer.
 
-Stands in for transformers' own forward where the classes are known to compute just this; the load
-check compares both before it is used. Takes weights and rotary tables from the loaded modules and
-keeps none of its own. Knows nothing of requests.
+It replaces transformers' own forward for classes that are known to compute exactly this; the load
+check compares both before it is used. It takes weights and rotary tables from the loaded modules
+and keeps none of its own. Knows nothing of requests.
+
+    layer i:  add_norm -> qkv -> rotate (K, V to the pool) | attention -> o -> add_norm -> gate_up
+              -> gate -> down
+              `project`                                      `mix`
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from radixserve.model.linear import FusedPart, PackedLinear, PackedWeight
 from radixserve.model.plan import AttentionPlan
 
 _KNOWN = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
-_ENOUGH = 1 << 15  # numbers from which on a second thread is worth waking
+_ENOUGH = 1 << 15  # numbers in a tensor, from which on waking other threads is worth it
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class LeanLayer:
 
     @classmethod
     def of(cls, layer: Any) -> LeanLayer:
-        """Of a row-wise transformers layer."""
+        """The weights and constants of a transformers layer that was made row-wise."""
         attention, mlp = layer.self_attn, layer.mlp
         norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         q_norm, k_norm = (None if norm is None else norm.weight for norm in norms)
@@ -73,7 +77,7 @@ def _weight(module: PackedLinear | FusedPart) -> PackedWeight:
 
 
 class LeanForward:
-    """The forward pass of one model. Not for concurrent use with itself over one pool."""
+    """The forward pass of one model. Calls that use the same pool must not overlap."""
 
     def __init__(self, model: Any) -> None:
         self._embed = model.model.embed_tokens
@@ -93,8 +97,8 @@ class LeanForward:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> LeanForward | None:
-        """For a row-wise model on the CPU; None where its classes are others or it
-        gates otherwise.
+        """The lean forward of a row-wise model on the CPU; None if its classes are not known, or if
+        it gates with another activation than silu.
         """
         known = type(model) in _KNOWN and model.config.hidden_act == "silu"
         return cls(model) if known else None
@@ -102,7 +106,9 @@ class LeanForward:
     def __call__(
         self, ids: torch.Tensor, plan: AttentionPlan, wanted: torch.Tensor
     ) -> torch.Tensor:
-        """Logits [wanted rows, vocab] of token ids [rows]; K/V of all rows is in the pool then."""
+        """Logits [len(wanted), vocab] of token ids [rows], for the rows that `wanted` lists. Writes
+        K/V of all rows to the pool.
+        """
         hidden = self._embed(ids)
         cos, sin = self._rotary(hidden[None], torch.from_numpy(plan.positions)[None].long())
         step = _LeanStep(hidden, plan, self._heads, self._epsilon)
@@ -112,13 +118,13 @@ class LeanForward:
             step.block.point(cos=cos[0].contiguous(), sin=sin[0].contiguous())
             step.run_layers(self._layers)
         if len(wanted) < len(ids):
-            step.keep(wanted)  # what other rows would be after the last layer nobody reads
+            step.keep(wanted)  # the last layer's output is needed for these rows only
         delta = step.mix(len(self._layers) - 1, self._layers[-1])
         logits: torch.Tensor = self._head(step.add_norm(delta, self._norm))
         return logits
 
     def _program(self, rows: int, pool: KVPool) -> LeanProgram:
-        """Of this number of rows; prepared when it is first asked for."""
+        """The program for this number of rows over `pool`, prepared when it is first needed."""
         if pool not in self._programs:
             self._programs[pool] = Room.of(FEW, self._layers[0], self._heads, pool), {}
         room, programs = self._programs[pool]
@@ -130,8 +136,8 @@ class LeanForward:
 
 
 class _LeanStep:
-    """What the layers of one step share: the plan, the residual stream, and room for what kernels
-    write.
+    """What the layers of one step share: the plan, the residual stream, and the tensors that the
+    kernels write.
     """
 
     def __init__(
@@ -146,13 +152,13 @@ class _LeanStep:
         self.block.point(hidden=hidden, normed=self._normed, q=self._q, slots=plan.write_slots)
 
     def run(self, program: LeanProgram, cos: torch.Tensor, sin: torch.Tensor) -> None:
-        """All layers up to the attention of the last one, at once."""
+        """Run all layers as a program, up to the attention of the last one."""
         program.run(self.plan, self.hidden, cos, sin)
         self.hidden, self._q = program.room.hidden, program.room.q
         self.block.point(hidden=self.hidden)
 
     def run_layers(self, layers: Sequence[LeanLayer]) -> None:
-        """The same layer by layer."""
+        """Run the same layers one by one."""
         delta = None
         for index, layer in enumerate(layers):
             self.project(index, layer, delta)
@@ -160,8 +166,8 @@ class _LeanStep:
                 delta = self.mix(index, layer)
 
     def project(self, index: int, layer: LeanLayer, delta: torch.Tensor | None) -> None:
-        """K and V of layer `index` to the pool, queries kept here; of the stream `delta` is still
-        missing.
+        """The part of layer `index` before attention: add `delta`, the output of the layer before,
+        to the residual stream; write K and V to the pool and the queries to this step.
         """
         qkv = layer.qkv(self.add_norm(delta, layer.input_norm))
         self.block.point(qkv=qkv, q_weight=layer.q_norm, k_weight=layer.k_norm)
@@ -169,7 +175,9 @@ class _LeanStep:
         self._run(row_kernels.rotate, qkv)
 
     def keep(self, wanted: torch.Tensor) -> None:
-        """Go on with these rows alone; see `AttentionPlan.last_rows`."""
+        """Continue with the rows of `wanted` only; see `AttentionPlan.last_rows`. Done before the
+        last layer's attention, when K and V of all rows are in the pool.
+        """
         self.plan, self.rows = self.plan.last_rows(wanted.numpy()), len(wanted)
         self.hidden, self._q, self._normed = (
             self.hidden[wanted],
@@ -179,7 +187,9 @@ class _LeanStep:
         self.block.point(hidden=self.hidden, normed=self._normed)
 
     def mix(self, index: int, layer: LeanLayer) -> torch.Tensor:
-        """What layer `index` adds to the stream after its attention."""
+        """The part of layer `index` from attention on. Returns what the layer adds to the residual
+        stream, [rows, width].
+        """
         out = attend_cpu(self._q, index, self.plan, layer.scaling)
         gate_up = layer.gate_up(self.add_norm(layer.o(out.view(self.rows, -1)), layer.post_norm))
         gated = torch.empty(self.rows, layer.down.in_features)
@@ -188,10 +198,13 @@ class _LeanStep:
         return layer.down(gated)
 
     def add_norm(self, delta: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
-        """Add `delta` to the stream; its norm. Overwritten by the next call."""
+        """Add `delta` to the residual stream; returns the norm of the sum, which the next call
+        overwrites.
+        """
         self.block.point(delta=delta, weight=weight)
         self._run(row_kernels.add_norm, self.hidden)
         return self._normed
 
     def _run(self, kernel: Any, largest: torch.Tensor) -> None:
+        """Call a row-wise kernel, on all threads if its largest tensor is worth it."""
         self.block.run(native.address(kernel), self.rows, largest.numel() >= _ENOUGH)

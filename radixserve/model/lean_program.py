@@ -1,9 +1,9 @@
-"""The lean forward's layers for a few rows as one program: prepared once for a number of rows, then
-only called.
+"""The lean forward's layers as one program for a small number of rows: prepared once for each
+number of rows, then only called.
 
-The same kernels as layer by layer, so the same bits; what is saved is Python and the waking of
-threads between them. Ends with K, V and queries of the last layer: from there on a step may go on
-with fewer rows.
+It calls the same kernels as the forward layer by layer, so it gives the same bits. It saves the
+time of Python and of waking threads between kernels. It ends with K, V and queries of the last
+layer, because from there on a step may continue with fewer rows.
 """
 
 from __future__ import annotations
@@ -28,17 +28,19 @@ from radixserve.model.tiles import Longs
 if TYPE_CHECKING:
     from radixserve.model.lean import LeanLayer
 
-_LAUNCHES = 9  # kernels of a layer
+# Kernels of a layer, by number: 0 add_norm, 1 qkv, 2 rotate, 3 attention, 4 o, 5 add_norm,
+# 6 gate_up, 7 gate, 8 down.
+_LAUNCHES = 9
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What the layers of a step hand to each other, all [rows, ...] and contiguous."""
+    """The tensors that the layers of a step pass to each other, all [rows, ...] and contiguous."""
 
     hidden: torch.Tensor  # the residual stream
     cos: torch.Tensor
     sin: torch.Tensor
-    slots: torch.Tensor  # int64: where K and V go
+    slots: torch.Tensor  # int64 [rows]: where K and V go
     normed: torch.Tensor
     qkv: torch.Tensor
     q: torch.Tensor  # [rows, heads, k_dim]
@@ -46,11 +48,11 @@ class Room:
     projected: torch.Tensor
     gate_up: torch.Tensor
     gated: torch.Tensor
-    delta: torch.Tensor  # what a layer adds to the stream
+    delta: torch.Tensor  # what a layer adds to the residual stream
 
     @classmethod
     def of(cls, rows: int, layer: LeanLayer, heads: int, pool: KVPool) -> Room:
-        """For a model whose layers are all as wide as this one."""
+        """Allocates them for `rows` rows of a model in which all layers are as wide as `layer`."""
         width, shape = layer.qkv.in_features, pool.shape
         return cls(
             hidden=torch.empty(rows, width),
@@ -68,24 +70,26 @@ class Room:
         )
 
     def first(self, rows: int) -> Room:
-        """The same memory for fewer rows."""
+        """The first `rows` rows of the same memory."""
         return Room(*(getattr(self, each.name)[:rows] for each in fields(self)))
 
 
 class LeanProgram:
-    """For one number of rows, over one pool. Not for concurrent use with itself or another in the
-    same room.
+    """The program for one number of rows over one pool. It must not run at the same time as another
+    program that uses the same `Room`.
     """
 
     def __init__(
         self, layers: Sequence[LeanLayer], room: Room, heads: int, epsilon: float, pool: KVPool
     ) -> None:
-        """Every weight of `layers` must have a kernel for few rows."""
+        """Every weight of `layers` must have a kernel for few rows (`PackedWeight.few`)."""
         self.room = room
         self._heads, self._epsilon, self._shape = heads, epsilon, pool.shape
         self._scalings = np.array([layer.scaling for layer in layers], np.float32)
         self._attention = np.zeros((len(layers), BLOCK_LENGTH), np.int64)
         self._counters = np.zeros((len(layers), _LAUNCHES, 4), np.int64)
+        # One prefetch queue per layer. While linears read their weights they prefetch the K/V of
+        # the attention that comes next: qkv that of its own layer, the others that of the next.
         self._soon = np.zeros((len(layers), SOON_LENGTH), np.int64)
         for index in range(len(layers)):
             self._soon[index, 3:] = pool.k[index].data_ptr(), pool.v[index].data_ptr()
@@ -100,8 +104,9 @@ class LeanProgram:
     def run(
         self, plan: AttentionPlan, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> None:
-        """From embeddings [rows, width] and rotary tables to `room.hidden` and `room.q` before the
-        last attention.
+        """Run a step from embeddings [rows, width] and rotary tables [rows, k_dim] on. The results
+        are `room.hidden` and `room.q` before the last layer's attention, and K/V of all rows in the
+        pool.
         """
         room = self.room
         for target, source in (
@@ -151,6 +156,7 @@ class LeanProgram:
     def _row_wise(
         self, index: int, number: int, kernel: Any, **arrays: torch.Tensor | None
     ) -> None:
+        """Add a row-wise kernel as number `number` of layer `index`."""
         block = LayerBlock(self._shape, self._heads, self._epsilon, self._counters[index, number])
         block.point(**arrays)
         block.count(len(self.room.hidden))
@@ -166,7 +172,7 @@ class LeanProgram:
         out: torch.Tensor,
         soon: int,
     ) -> None:
-        """`soon` is the layer whose K and V are attended next."""
+        """Add a linear. It prefetches K and V of layer `soon`, whose attention comes next."""
         assert weight.few is not None, "see LeanForward"
         block: Longs = weight.few.block(x, out, self._counters[index, number], self._soon[soon])
         self._blocks.append(block)
@@ -174,8 +180,8 @@ class LeanProgram:
 
 
 def segments_of(plan: AttentionPlan) -> Longs:
-    """Offsets, in bytes, of what a layer's attention reads of K, as whole segments; of V they are
-    the same.
+    """Byte offsets of the segments of SEGMENT bytes that one layer's attention reads of K,
+    ascending, each once. They are those of V, too.
     """
     size = plan.pool.k.stride(1) * plan.pool.k.element_size()
     needed = np.zeros(plan.pool.num_slots * size // SEGMENT + 1, np.bool_)

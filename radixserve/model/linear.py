@@ -1,11 +1,11 @@
-"""Linear layers whose rows do not depend on how many rows there are: oneDNN with weights packed
-once, float32, CPU.
+"""Linear layers whose rows do not depend on how many rows there are: oneDNN's GEMM with weights
+packed once, float32, CPU.
 
 The packed operator is private to torch (its own compiler calls it), so each weight shape is tested
 before use. Row invariance is a property of the operator, the processor and the shape: with more
 than about 1,000 inputs a single row takes a matrix-vector path that sums in another order, so such
-a call is padded to two rows. Where `few_rows` has a kernel that gives the same bits, it serves the
-few rows. Knows nothing of models.
+a call is padded to two rows. Where `few_rows` has a kernel that gives the same bits, that kernel
+serves calls with few rows. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 from radixserve.model.codes import Codes
 from radixserve.model.few_rows import FEW, FewRows
 
-_PACK_FOR = 16  # rows for which oneDNN chooses the layout; decode batches are about that
+_PACK_FOR = 16  # rows that oneDNN chooses the packed layout for; decode batches are about that
 _TESTED_ROWS = (
     1,
     2,
@@ -50,25 +50,23 @@ _TESTED_ROWS = (
     300,
 )
 _TESTED_IF_LARGE = (1, 2, 3, 4, 7, 8, 16, 33, 64, 256)
-_CANONICAL_ROWS = 512
-_CANONICAL_IF_LARGE = 272  # still more than those tested; their outputs take memory
-_ROWS_STEP = (
-    16  # rows are filled up to this: oneDNN keeps 0.6 MB of code for every shape that it has seen
-)
-_PROBE_ROWS = 7  # more than one group of the kernel's
-_LARGE = (
-    1 << 24
-)  # weights with more entries are tested with fewer rows: their test would take seconds
+_CANONICAL_ROWS = 512  # of the product that the tested ones are compared with
+_CANONICAL_IF_LARGE = 272  # still more than the tested ones; their outputs take memory
+# Rows are padded to a multiple of this: oneDNN keeps 0.6 MB of code for every shape it has seen.
+_ROWS_STEP = 16
+_PROBE_ROWS = 7  # more than the six rows that the kernel multiplies in one pass
+# Weights with more entries than this are tested with fewer rows: the full test would take seconds.
+_LARGE = 1 << 24
 
 
 class Untrusted(Exception):
-    """The packed operator is missing here, or its rows depend on their number in a way that padding
-    does not cure.
+    """The packed operator does not exist here, or its rows depend on their number in a way that
+    padding does not cure.
     """
 
 
 class PackedWeight:
-    """One weight [out, in], packed, with its bias. Calling it with [..., in] gives [..., out]."""
+    """One weight [out, in], packed, with its bias. Calling it maps [..., in] to [..., out]."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.out_features, self.in_features = weight.shape
@@ -80,7 +78,7 @@ class PackedWeight:
             raise Untrusted(f"this torch cannot pack linear weights ({error})") from error
         self._bias = None if bias is None else bias.detach().clone()
         self.min_rows = 1
-        self.code_bits = 0  # of the codes that a few rows are multiplied by; 0: by float32
+        self.code_bits = 0  # bits of the quantised weights that `few` reads; 0: it reads float32
         self.few: FewRows | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -96,15 +94,15 @@ class PackedWeight:
         return self.multiply(padded)[:rows].view(*x.shape[:-1], self.out_features)
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        """Without padding."""
+        """oneDNN's product for x [..., in] as it is, without padding."""
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             x, self._packed, self._bias, "none", [], ""
         )
         return out
 
     def find_few(self) -> int:
-        """Look for a kernel for few rows that gives the bits of `multiply`; the length of its
-        chains, 0 for none.
+        """Look for a kernel for few rows that gives the same bits as `multiply`. Returns the length
+        of its chains in inputs, 0 if there is none.
         """
         x = torch.randn(2 * FEW, self.in_features, generator=torch.Generator().manual_seed(1))
         shape = (self.out_features, self.in_features)
@@ -112,8 +110,8 @@ class PackedWeight:
         return 0 if self.few is None else self.few.chain
 
     def use_few(self, chain: int) -> None:
-        """Use the kernel that `find_few` found for a weight of the same shape; with codes if all
-        values have one.
+        """Use the kernel that `find_few` found for a weight of this shape: on quantised weights if
+        every value has a code and a test product has the same bits, else on float32.
         """
         shape = (self.out_features, self.in_features)
         if not chain:
@@ -133,13 +131,15 @@ class RowTest:
     """Tests packed weights once per shape, on random rows."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[int, int], tuple[int, int]] = {}  # min_rows, chain of `few_rows`
+        self._found: dict[tuple[int, int], tuple[int, int]] = {}  # shape: (min_rows, chain)
 
     def prepare(self, weight: PackedWeight) -> None:
-        """Find what gives each row of `weight` the same bits, and have it used.
+        """Test the shape of `weight`, once, and set it up so that each row gets the same bits
+        whatever the number of rows.
 
         Raises:
-            Untrusted: nothing does from two rows on, or the operator fails.
+            Untrusted: in products of two or more rows a row's bits depend on their number, or
+                the operator fails.
         """
         shape = (weight.out_features, weight.in_features)
         if shape not in self._found:
@@ -149,6 +149,9 @@ class RowTest:
 
 
 def _find_min_rows(weight: PackedWeight) -> int:
+    """The least number of rows, 1 or 2, from which on each row has the same bits as in a product of
+    many. Raises Untrusted if even that does not hold from 2 on.
+    """
     small = weight.out_features * weight.in_features < _LARGE
     generator = torch.Generator().manual_seed(0)
     rows = _CANONICAL_ROWS if small else _CANONICAL_IF_LARGE
@@ -169,7 +172,7 @@ def _find_min_rows(weight: PackedWeight) -> int:
 
 
 class PackedLinear(nn.Module):
-    """Stands in for an `nn.Linear` or a `Conv1D`."""
+    """Replaces an `nn.Linear` or a `Conv1D`."""
 
     def __init__(self, weight: PackedWeight) -> None:
         super().__init__()
@@ -180,8 +183,8 @@ class PackedLinear(nn.Module):
 
 
 class FusedLinears:
-    """Several linears of one input as one packed weight: computed when the first is asked for, kept
-    for the others.
+    """Several linears of the same input as one packed weight. The first call for an input computes
+    all outputs, and the others are kept until the last one is fetched.
     """
 
     def __init__(self, weight: PackedWeight, sizes: Sequence[int]) -> None:
@@ -191,7 +194,9 @@ class FusedLinears:
         self._outputs: tuple[torch.Tensor, ...] = ()
 
     def output(self, x: torch.Tensor, index: int) -> torch.Tensor:
-        """Output `index` for input `x`. The last one drops what was kept."""
+        """Output `index` for input `x`, which is recognised by identity. Fetching the last output
+        drops the kept ones.
+        """
         if x is not self._input:
             self._input, self._outputs = x, torch.split(self.weight(x), self._sizes, -1)
         output = self._outputs[index]
@@ -201,7 +206,7 @@ class FusedLinears:
 
 
 class FusedPart(nn.Module):
-    """Stands in for one of the linears in a `FusedLinears`."""
+    """Replaces one of the linears of a `FusedLinears`."""
 
     def __init__(self, fused: FusedLinears, index: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A model that passed the load check, with the facts that the rest of the server needs of it."""
+"""A model that passed the load check, with the facts about it that the rest of the server needs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Forward = Callable[[torch.Tensor, AttentionPlan, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """Read-only facts and the transformers module itself, in evaluation mode with our linears and
-    attention.
+    """The transformers module, in evaluation mode and with our linears and attention, and facts
+    about it that do not change.
     """
 
     model: torch.nn.Module
@@ -28,11 +28,10 @@ class LoadedModel:
     attention: str  # name of the attention kernel
     exact: bool  # a cache hit equals a miss bit for bit
     inexact_reason: str | None = None
-    fallback_reason: str | None = None  # why this is not the device's own attention kernel
+    fallback_reason: str | None = None  # why the device's own attention kernel is not used
     generic_reason: str | None = None  # why `lean` is None
-    lean: Forward | None = (
-        None  # instead of calling `model`: token ids [rows], plan, wanted rows to logits
-    )
+    # Replaces a call of `model`: maps token ids [rows], plan and wanted rows to logits.
+    lean: Forward | None = None
 
     @property
     def dtype(self) -> torch.dtype:

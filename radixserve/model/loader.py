@@ -1,5 +1,5 @@
-"""Loads the model in a folder, checks it, and makes it row-wise. Code that a model brings along is
-never run, and weights are read from safetensors only: other formats are pickles.
+"""Loads the model in a folder, checks it, and makes it row-wise. Code in a model's folder is never
+run, and weights are read from safetensors only, because other formats are pickles.
 
 Logs the stages.
 """
@@ -38,7 +38,7 @@ def load_model(folder: str, device: torch.device, dtype: torch.dtype) -> LoadedM
 
 def load_opened(opened: OpenedModel, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     """The same for a model that was opened before. Weights are read one tensor at a time: the peak
-    of memory is what the model holds afterwards, and a few of its largest tensors.
+    of memory is the loaded model and a few of its largest tensors.
 
     Raises:
         ModelRefused: its weights are damaged or not those of its configuration, or it cannot be
@@ -50,7 +50,7 @@ def load_opened(opened: OpenedModel, device: torch.device, dtype: torch.dtype) -
 
 
 def prepare_model(model: PreTrainedModel, device: torch.device) -> LoadedModel:
-    """Check `model`, change it in place to our linears and attention, and state its facts.
+    """Check `model`, replace its linears and attention by ours in place, and collect its facts.
 
     Raises:
         ModelRefused: it cannot be served correctly.
@@ -85,7 +85,7 @@ def prepare_model(model: PreTrainedModel, device: torch.device) -> LoadedModel:
 
 
 def _not_rowwise(model: PreTrainedModel, device: torch.device) -> str | None:
-    """Make the model row-wise; None, or why it is not."""
+    """Make the model row-wise. Returns None, or why it is not."""
     if device.type != "cpu":
         return f"kernels on {device.type} are not verified to be independent of the batch"
     if model.dtype != torch.float32:
@@ -96,7 +96,7 @@ def _not_rowwise(model: PreTrainedModel, device: torch.device) -> str | None:
 def _attention(
     shape: KVShape, heads: int, device: torch.device, *, exact: bool
 ) -> tuple[str, str | None]:
-    """The name of the kernel for this device, and why it is the reference where it should
+    """The name of the attention kernel for this device, and why it is the reference if it should
     not be.
     """
     if device.type == "cuda":
@@ -133,8 +133,8 @@ def _checked(loaded: LoadedModel, expected: Expected) -> LoadedModel:
 
 
 def _made_lean(loaded: LoadedModel, expected: Expected) -> LoadedModel:
-    """With the lean forward where there is one for this model and it agrees, or else with the
-    reason why not.
+    """`loaded` with its lean forward if there is one for this model and it agrees with `expected`,
+    else with the reason why there is none.
     """
     if not loaded.exact:
         return replace(loaded, generic_reason="the fast forward is for exact numerics only")

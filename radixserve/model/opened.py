@@ -1,8 +1,8 @@
-"""A model's folder, opened: its configuration and the headers of its weights, checked before
-anything large is read or built.
+"""Opens a model's folder: reads its configuration and the headers of its weights, and checks them
+before anything large is read or built.
 
-What can be known from them is refused here within seconds: damaged files, sizes that make no sense,
-a model that generates no text, and how much memory it will take.
+What they show is refused here within seconds: damaged files, impossible sizes, a model that
+generates no text. They also tell how much memory the model will take.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TOO_MANY = 2.0  # times the weights of the checkpoint, as the configuration cou
 
 @dataclass(frozen=True, slots=True)
 class OpenedModel:
-    """Nothing large is in memory yet."""
+    """A model's configuration and the headers of its weights. Nothing large is in memory yet."""
 
     folder: Path
     config: PretrainedConfig
@@ -48,20 +48,20 @@ class OpenedModel:
 
     @property
     def name(self) -> str:
-        """Of the folder."""
+        """The name of the folder."""
         return self.folder.absolute().name
 
     @property
     def context_length(self) -> int:
-        """Prompt and answer together at most, in tokens."""
+        """The most tokens of prompt and answer together."""
         return int(decoder_config(self.config).max_position_embeddings)
 
     def num_bytes(self, dtype: torch.dtype) -> int:
-        """What its weights take in memory."""
+        """Bytes that its weights take in memory."""
         return self.checkpoint.num_weights * dtype.itemsize
 
     def kv_shape(self, dtype: torch.dtype) -> KVShape:
-        """What one token's K/V will look like."""
+        """The shape of one token's K/V."""
         return kv_shape(decoder_config(self.config), dtype)
 
 
@@ -86,12 +86,12 @@ def open_model(folder: str) -> OpenedModel:
 
 
 def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The part that describes the decoder, for models whose configuration wraps it."""
+    """The part of a configuration that describes the decoder, if it contains several."""
     return config if config.is_encoder_decoder else config.get_text_config(decoder=True)
 
 
 def kv_shape(config: PretrainedConfig, dtype: torch.dtype) -> KVShape:
-    """What one token's K/V looks like for a decoder."""
+    """The shape of one token's K/V in a decoder."""
     heads = int(config.num_attention_heads)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -101,7 +101,9 @@ def kv_shape(config: PretrainedConfig, dtype: torch.dtype) -> KVShape:
 
 
 def _refuse_marks(folder: Path) -> None:
-    """Files that say that the folder holds more, or something else, than a language model."""
+    """Refuse folders with files that show that they hold more, or something else, than a language
+    model.
+    """
     if (folder / _ADAPTER).is_file():
         raise ModelRefused(
             f"{folder} holds an adapter ({_ADAPTER}): adapters are not served; merge it into its "
@@ -146,15 +148,18 @@ def _refuse_sizes(config: PretrainedConfig, folder: Path) -> None:
 
 
 def _refuse_kind(config: PretrainedConfig) -> None:
-    """Embedding models and classifiers have no weights that make logits of tokens."""
+    """Refuse embedding models and classifiers, which have no weights that compute logits of
+    tokens.
+    """
     names = config.architectures or []
     if names and not any(name.endswith(_GENERATE) for name in names):
         raise ModelRefused(f"The model is a {names[0]}, which generates no text.")
 
 
 def _refuse_vocabulary(folder: Path, vocab_size: int) -> None:
-    """Ordinary text must not become tokens that the model does not have. Tokens that were added to
-    a tokenizer may lie beyond its vocabulary: a request that spells one is refused.
+    """Refuse a tokenizer that turns ordinary text into tokens that the model does not have. Tokens
+    that were added to it may lie beyond the vocabulary: only a request that contains one is
+    refused.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -166,7 +171,7 @@ def _refuse_vocabulary(folder: Path, vocab_size: int) -> None:
         added = {each["id"] for each in tokenizer.get("added_tokens") or ()}
         largest = max(ids - added)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return  # the front reads this file and says what is wrong with it
+        return  # the front reads this file and reports what is wrong with it
     if largest >= vocab_size:
         raise ModelRefused(
             f"{file} and config.json do not belong together: the tokenizer makes tokens up to "
@@ -178,7 +183,9 @@ def _refuse_vocabulary(folder: Path, vocab_size: int) -> None:
 
 
 def _refuse_fewer_layers(config: PretrainedConfig, checkpoint: Checkpoint, folder: Path) -> None:
-    """Before even an empty model of so many layers is built."""
+    """Refuse a configuration with more layers than there are tensors, before even an empty model of
+    that size is built.
+    """
     layers = decoder_config(config).num_hidden_layers
     if layers > len(checkpoint):
         raise ModelRefused(
@@ -200,7 +207,9 @@ def _empty_model(config: PretrainedConfig, folder: Path) -> PreTrainedModel:
 
 
 def _refuse_fewer_weights(empty: PreTrainedModel, checkpoint: Checkpoint, folder: Path) -> None:
-    """Before what is missing is made up and takes memory. Tied weights count once."""
+    """Refuse a model with many more weights than its files hold, before transformers initialises
+    the missing ones in memory. Tied weights count once.
+    """
     wanted, there = sum(each.numel() for each in empty.parameters()), checkpoint.num_weights
     if wanted > _TOO_MANY * there:
         raise ModelRefused(

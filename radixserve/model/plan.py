@@ -1,4 +1,4 @@
-"""What attention must know of one step, the same for all layers: which rows attend which slots.
+"""What attention needs to know of one step, the same for all layers: which rows attend which slots.
 
 Built once per step from the chunks, with vectors over the batch. Knows nothing of the model.
 
@@ -25,8 +25,8 @@ from radixserve.step import Chunk
 
 @dataclass(slots=True)
 class AttentionPlan:
-    """One step's attention. Vectors are on the CPU as numpy; what every layer indexes with is on
-    the device.
+    """One step's attention. The vectors that the host works with are numpy arrays; the tensors that
+    every layer indexes with are on the device.
     """
 
     pool: KVPool
@@ -35,12 +35,14 @@ class AttentionPlan:
     positions: Ints  # [rows]
     device_table: torch.Tensor  # int64, `table` on the device
     write_slots: torch.Tensor  # int64 [rows] on the device
-    layers_seen: int = 0  # how many layers asked for attention; the load check reads it
-    prepared: object | None = None  # what a kernel made at the first layer, for all layers
+    layers_seen: int = 0  # how many layers have attended; the load check reads it
+    prepared: object | None = None  # a kernel's own data, made at the first layer for all layers
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk], pool: KVPool) -> AttentionPlan:
-        """The plan of one step; O(tokens in the contexts of `chunks`), as vectors."""
+        """The plan of one step. Cost: O(tokens in the contexts of `chunks`), in vectorised
+        numpy.
+        """
         count = np.array([len(chunk.token_ids) for chunk in chunks], np.int64)
         start = np.array([chunk.start for chunk in chunks], np.int64)
         stop = start + count
@@ -56,8 +58,8 @@ class AttentionPlan:
         )
 
     def last_rows(self, wanted: Longs) -> AttentionPlan:
-        """The plan of these rows alone, which are the last one or more of each chunk; their K and V
-        are written.
+        """The plan of the rows `wanted` only, which are the last one or more of each chunk. Their K
+        and V are in the pool already, so it writes none.
         """
         first, end = (
             np.searchsorted(wanted, edge)

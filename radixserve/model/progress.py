@@ -1,4 +1,4 @@
-"""Tells in the log that a long step of the start goes on: one line at its begin, one every few
+"""Logs the progress of a long stage of the start: one line when it begins, then one every few
 seconds.
 """
 
@@ -19,8 +19,8 @@ EVERY_SECONDS = 3.0
 def long_stage(
     what: str, total: int = 0, done: Callable[[], int] = lambda: 0, every: float = EVERY_SECONDS
 ) -> Iterator[None]:
-    """Log `what` now, and how far it is every `every` seconds until the block ends; `done` tells
-    how many of `total` parts are done.
+    """Log `what` now, and every `every` seconds until the block ends how much is done. `done`
+    returns how many of `total` parts are done.
     """
     log.info("%s", what)
     ended, began = threading.Event(), time.monotonic()

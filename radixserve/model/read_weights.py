@@ -1,7 +1,7 @@
 """Builds a transformers model and fills it from its checkpoint, tensor by tensor.
 
-transformers knows how names in files become names in modules; what it would warn of and serve all
-the same, weights that are missing, of other shapes, left over or quantised, is refused here.
+transformers maps names in files to names in modules. It only warns of weights that are missing,
+have other shapes, are left over or quantised; here these are refused.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from radixserve.model.progress import long_stage
 
 
 def read_weights(opened: OpenedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The model on the CPU, untouched by us. Takes the memory of its weights and of a few tensors
-    more.
+    """The model on the CPU, not yet changed by us. Takes the memory of its weights and of a few
+    tensors more.
 
     Raises:
         ModelRefused: the weights are damaged, or are not all and only those of the model.
@@ -34,12 +34,12 @@ def read_weights(opened: OpenedModel, dtype: torch.dtype) -> PreTrainedModel:
             long_stage("reading weights", len(checkpoint), lambda: checkpoint.num_read),
         ):
             model, report = opened.kind.from_pretrained(
-                None,  # not the folder: its files are read by us
+                None,  # not the folder, because we read its files
                 config=opened.config,
                 state_dict=checkpoint.tensors,
                 dtype=dtype,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # told in one sentence below
+                ignore_mismatched_sizes=True,  # reported in one sentence below
             )
     except ModelRefused:
         raise
@@ -63,7 +63,9 @@ def _generation_config(opened: OpenedModel, model: PreTrainedModel) -> Generatio
 
 
 def _refuse_unfit(report: dict[str, Any], opened: OpenedModel) -> None:
-    """What a model ignores by the patterns that its class declares is not in `report`."""
+    """Refuse missing, unexpected and misshapen tensors. Those that the model's class declares as
+    ignored are not in `report`.
+    """
     faults = [
         f"{len(names):,} {what} ({listed(names)})"
         for what, names in (
@@ -87,7 +89,9 @@ def _shapes(mismatch: tuple[str, Any, Any]) -> str:
 
 
 def _refuse_ignored_quantisation(model: PreTrainedModel, opened: OpenedModel) -> None:
-    """A quantised checkpoint that no quantiser took care of is read as if it were plain."""
+    """Refuse a quantised checkpoint that no quantiser has handled: transformers reads it as if it
+    were plain.
+    """
     quantisation = getattr(opened.config, "quantization_config", None)
     if quantisation is None or getattr(model, "hf_quantizer", None) is not None:
         return
@@ -100,7 +104,9 @@ def _refuse_ignored_quantisation(model: PreTrainedModel, opened: OpenedModel) ->
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without its table of what does not fit, and without its bar: we tell both ourselves."""
+    """Turns off transformers' table of tensors that do not fit and its progress bar, because we
+    report both.
+    """
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     transformers_logging.disable_progress_bar()

@@ -1,9 +1,9 @@
-"""Makes a loaded transformers module row-wise: what a token's row computes does not depend on the
-other rows' number.
+"""Makes a loaded transformers module row-wise: what a token's row computes does not depend on how
+many other rows there are.
 
-Replaces linears by packed ones (siblings of one input fused), and keeps activations and rotary
-tables on the vectorised path of torch: an element that falls into a scalar remainder, at the end of
-a tensor or of a thread's share, is rounded by other code. The structure of the model stays
+It replaces linears by packed ones (linears of the same input are fused), and keeps activations and
+rotary tables on the vectorised path of torch: an element that falls into a scalar remainder, at the
+end of a tensor or of a thread's share, is rounded by other code. The structure of the model stays
 transformers'.
 """
 
@@ -39,8 +39,8 @@ _ACTIVATIONS = tuple(
 
 
 def make_rowwise(model: nn.Module) -> str | None:
-    """Change `model` (float32, on the CPU) in place; None, or why rows may still depend on each
-    other. An original weight is dropped as soon as it is packed.
+    """Change `model` (float32, on the CPU) in place. Returns None, or why rows may still depend on
+    each other. An original weight is dropped as soon as it is packed.
     """
     _replace_elementwise(model)
     packing = _Packing(model)
@@ -53,7 +53,7 @@ def make_rowwise(model: nn.Module) -> str | None:
 
 
 class _Packing:
-    """Replaces the linears of one model."""
+    """Replaces the linears of one model and counts them."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -62,7 +62,7 @@ class _Packing:
         self.done = 0
 
     def run(self) -> None:
-        """Raises Untrusted."""
+        """Raises Untrusted if the rows of a linear depend on their number."""
         parents = [each for each in self._model.modules() if type(each) not in _LINEARS]
         for parent in parents:
             for names in _SIBLINGS:
@@ -86,7 +86,9 @@ class _Packing:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Exactly: a subclass may have a forward of its own, as routers and quantised linears do."""
+    """Whether it is exactly one of these classes: a subclass may have a forward of its own, as
+    routers and quantised linears do.
+    """
     return type(module) in _LINEARS
 
 
@@ -94,7 +96,7 @@ def _unpacked(model: nn.Module) -> str | None:
     """Why rows may depend on their number although all linears are packed; None if they do not."""
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            continue  # looked up, row by row
+            continue  # a row is looked up, nothing is multiplied
         if any(weight.dim() > 1 for weight in module.parameters(recurse=False)):
             return (
                 f"{type(module).__name__} (experts, or a linear layer of its own kind) multiplies "
@@ -132,10 +134,11 @@ def _replace_elementwise(model: nn.Module) -> None:
 
 
 class RowwiseActivation(nn.Module):
-    """An elementwise module, applied to contiguous blocks that torch computes in one thread and
-    whole vectors.
+    """Applies an elementwise module to contiguous blocks, each of which torch computes in one
+    thread and in whole vectors.
 
-    Contiguous always: some operators (gelu) call another library then, which rounds otherwise.
+    The blocks are always contiguous, because for other tensors some operators (gelu) call another
+    library, which rounds differently.
     """
 
     def __init__(self, inner: nn.Module) -> None:
@@ -152,7 +155,7 @@ class RowwiseActivation(nn.Module):
 
 
 class RowwiseRotary(nn.Module):
-    """A rotary embedding's cosines and sines, computed for blocks of positions."""
+    """Computes a rotary embedding's cosines and sines for blocks of positions."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Runs one step: chunks of token ids in, logits out, K/V written to the pool on the way.
+"""Runs one step: takes chunks of token ids, returns logits, and writes K/V to the pool.
 
-Packs all chunks into one row of tokens; which row attends what travels to the attention kernel in
-an `AttentionPlan`. Knows nothing of requests, of sampling or of who owns a slot.
+Packs all chunks into one row of tokens; an `AttentionPlan` tells the attention kernel which row
+attends what. Knows nothing of requests, of sampling or of who owns a slot.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from radixserve.step import Chunk, Logits
 
 
 class Runner:
-    """One model over one pool. Not for concurrent use: a step owns the pool while it runs."""
+    """One model over one pool. Calls must not overlap: a step owns the pool while it runs."""
 
     def __init__(
         self, loaded: LoadedModel, pool: KVPool, graphs: DecodeGraphs | None = None
@@ -32,12 +32,12 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
-        """Float32 logits [sum of chunk.num_logits, vocab_size], in chunk order; K/V of all rows is
-        in the pool then.
+        """float32 logits [sum of chunk.num_logits, vocab_size], in chunk order. Writes K/V of all
+        rows to the pool.
 
-        Launches only: on CUDA nothing here waits for the device. `drawn` holds the ids that the
-        step before draws, int64 [its chunks] on the device, for chunks with `drawn_row`. The logits
-        may be overwritten by the next step's.
+        It only launches work: on CUDA nothing here waits for the device. `drawn` holds the ids that
+        the step before draws, int64 [its chunks] on the device, for chunks with `drawn_row`. The
+        next step may overwrite the logits.
         """
         replayed = self._graphs.forward(chunks, drawn) if self._graphs else None
         return (
@@ -49,7 +49,7 @@ class Runner:
     def run(
         self, plan: AttentionPlan, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """`forward` with a plan that was made before; never through a graph."""
+        """`forward` with a plan that was made before. Never uses a graph."""
         device = self.loaded.device
         ids = token_ids(chunks, drawn, device)
         wanted = upload(_wanted_rows(plan, chunks), device)
@@ -69,7 +69,7 @@ class Runner:
 def _wanted_rows(
     plan: AttentionPlan, chunks: Sequence[Chunk]
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Indices of the packed rows whose logits are wanted."""
+    """Indices of the packed rows whose logits are needed."""
     ends = plan.spans.row + plan.spans.count
     firsts = np.array(
         [end - chunk.num_logits for end, chunk in zip(ends, chunks, strict=True)], np.int64

@@ -1,8 +1,8 @@
-"""Where the model lies that the settings name, and what clients may call it.
+"""Finds the folder of the model that the settings name, and the names that clients may use for it.
 
-A setting names a folder, a folder of the hub's cache, a GGUF file or a model on the hub; whatever
-it is, the rest of the server gets a folder. Imports no torch: the front asks before the engine
-starts.
+A setting names a folder, a folder of the hub's cache, a GGUF file or a model on the hub; in each
+case the rest of the server gets a folder. Imports no torch: the front process runs this before the
+engine starts.
 """
 
 from __future__ import annotations
@@ -33,17 +33,20 @@ _CONTACT_SECONDS = 7.0  # for the hub's first answer; looking into its cache tak
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A folder with config.json, weights and tokenizer; the first name is the one shown."""
+    """A folder with config.json, weights and tokenizer, and its names. Clients see the first
+    name.
+    """
 
     folder: Path
     names: tuple[str, ...]
 
 
 def find_model(settings: Settings) -> ModelSource:
-    """What to serve. Converts or downloads a model where that was not done before.
+    """The model to serve. Converts or downloads it if that was not done before.
 
     Raises:
-        ModelRefused: there is no such model, or it cannot be had; one sentence says why.
+        ModelRefused: there is no such model, or it cannot be converted or downloaded; one sentence
+            gives the reason.
     """
     if settings.model is None:
         if settings.revision is not None:
@@ -80,7 +83,7 @@ def _not_a_folder(path: Path) -> str:
 
 
 def _from_gguf(path: Path, revision: str | None) -> Path:
-    """Converted and kept; a file that changes is converted anew."""
+    """The folder of the converted file. A file that has changed is converted anew."""
     if revision is not None:
         raise ModelRefused(f"{path} is a file, which has no revision {revision!r}")
     status = path.stat()
@@ -110,12 +113,12 @@ def _no_model(path: Path) -> str:
 
 
 def _hub_name(folder: Path) -> str:
-    """`models--org--name` is how the hub's cache writes org/name."""
+    """The name org/name, for which the hub's cache writes `models--org--name`."""
     return folder.name.removeprefix(_HUB_FOLDER).replace("--", "/", 1)
 
 
 def _snapshot(folder: Path, revision: str | None) -> Path:
-    """The files of one revision in a model's folder of the hub's cache."""
+    """The folder with the files of one revision, in a model's folder of the hub's cache."""
     wanted = revision or "main"
     try:
         commit = (folder / "refs" / wanted).read_text().strip()
@@ -149,7 +152,9 @@ def _from_hub(name: str, revision: str | None) -> Path:
 def _ask_child(
     name: str, revision: str | None, patience: float | None, **environment: str
 ) -> dict[str, Any]:
-    """What `fetch` says in the end; `patience` is in seconds, for its first word."""
+    """The last message of a `fetch` process. `patience` is how many seconds to wait for its first
+    one, None for no limit.
+    """
     command = [
         sys.executable,
         "-m",
@@ -169,7 +174,7 @@ def _ask_child(
                 answer = {"failed": "the download was broken off"}
         return answer
     finally:
-        child.kill()  # whatever ended this, Ctrl-C included
+        child.kill()  # also after an exception, such as Ctrl-C
         child.wait()
         if child.stdout is not None:
             child.stdout.close()

@@ -1,8 +1,8 @@
-"""The token ids of a step on the device: most come from the host, some only the device knows.
+"""The token ids of a step on the device: the host knows most of them, some only the device.
 
-A chunk with `drawn_row` computes the token that the step before draws in that row. Its id goes from
-there to this step's ids on the device; the host learns it later. Knows chunks; knows nothing of
-sequences.
+A chunk with `drawn_row` computes the token that the step before draws in that row. Its id is copied
+on the device from that step's draws to this step's ids; the host learns it later. Knows chunks;
+knows nothing of sequences.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def token_ids(
 
 
 def insert_drawn(ids: torch.Tensor, chunks: Sequence[Chunk], drawn: torch.Tensor | None) -> None:
-    """Put the ids that only the device knows into `ids`; `drawn` is what the step before drew,
+    """Write the ids that only the device knows into `ids`. `drawn` is what the step before drew,
     int64 [its chunks].
     """
     rows = [chunk.drawn_row for chunk in chunks]
