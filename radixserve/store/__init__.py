@@ -1,9 +1,9 @@
 """The disk tier: K/V of token prefixes in immutable safetensors files, found through a SQLite
 index.
 
-Stands alone: it knows token ids, tensors and a folder; no requests, no slots, no models. `KVStore`
-is the door for users of transformers, `store.disk_store` the one for an engine. Importing the
-package imports neither torch nor these.
+The package is independent of the server: it knows token ids, tensors and a folder, but no requests,
+slots or models. Users of transformers use `KVStore`, the engine uses `store.disk_store`. Importing
+the package imports neither torch nor these two.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What `radixserve cache` changes in a store that is open: clear it, mend it, bring a prefix in.
+"""The changes that `radixserve cache` makes to an open store: repairing it and importing a prefix.
 
-Each change is done in parts, between which other work on the same store may go on: whoever holds
-the folder does them, be it the command itself or a running server that was asked (`store.errands`).
+Each change is a generator that works in parts, so that other work on the same store can run between
+them. The process that holds the folder runs it: the command itself, or a running server that
+received the command's request (`store.errands`).
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from radixserve.store.run_file import (
 
 T = TypeVar("T")
 Parts = Generator[None, None, T]
-"""Something that is done part by part; what it comes to is its value."""
+"""A task that runs part by part; its return value is the result."""
 
 
 class Mended(msgspec.Struct):
-    """What a check found, and a mend removed."""
+    """The damage that a check found, or that a repair removed."""
 
     num_runs: int = 0
     problems: list[str] = []
@@ -48,7 +49,7 @@ class Brought(msgspec.Struct):
 
 
 def whole(parts: Parts[T]) -> T:
-    """All parts, one after the other."""
+    """Run all parts, one after the other, and return the result."""
     while True:
         try:
             next(parts)
@@ -58,14 +59,14 @@ def whole(parts: Parts[T]) -> T:
 
 
 def mending(opened: StoreFolder) -> Parts[Mended]:
-    """Verify every run, a part each; remove what is wrong and what hangs below it, and files
-    without a row.
+    """Repair a store: verify every run, one per part; remove damaged runs, the runs below them, and
+    files without a row.
     """
     found = Mended()
     for row_id, _, _ in opened.index.files():
         rows = opened.index.below(row_id)
         if not rows:
-            continue  # it was evicted meanwhile, or hung below one that was removed
+            continue  # evicted meanwhile, or removed together with its parent
         found.num_runs += 1
         problem = problem_of(opened.disk, opened.runs, opened.index.path(rows[0]))
         if problem is not None:
@@ -77,7 +78,7 @@ def mending(opened: StoreFolder) -> Parts[Mended]:
 
 
 def bringing(store: DiskStore, source: Path) -> Parts[Brought]:
-    """Verify an exported file and store what is not stored yet, a run in each part.
+    """Import an exported file: verify it and store what is not stored yet, one run per part.
 
     Raises:
         StartupError: the file is damaged or not an export, or there is no room for it.
@@ -103,10 +104,10 @@ def bringing(store: DiskStore, source: Path) -> Parts[Brought]:
 
 
 def exported_header(source: Path) -> RunHeader:
-    """What an exported file says of itself.
+    """The header of an exported file.
 
     Raises:
-        StartupError: it is not an export, or cannot be read.
+        StartupError: the file is not an export, or cannot be read.
     """
     try:
         header = read_header(Disk(), source)
@@ -130,7 +131,7 @@ def _exported(source: Path) -> tuple[RunHeader, bytes, KV]:
 
 
 def problem_of(disk: Disk, runs: Path, path: list[Row]) -> str | None:
-    """What is wrong with the last run of a path, None if nothing is. Reads the whole file."""
+    """What is wrong with the last run of a path; None if it is valid. Reads the whole file."""
     try:
         verified(disk, runs, path)
     except (BadFile, OSError) as error:
@@ -142,7 +143,7 @@ def verified(disk: Disk, runs: Path, path: list[Row]) -> KV:
     """The K/V of the last run of a path, if file and row agree.
 
     Raises:
-        BadFile: they do not, or the file is damaged.
+        BadFile: file and row disagree, or the file is damaged.
         OSError: it cannot be read.
     """
     row = path[-1]

@@ -1,8 +1,9 @@
-"""Which folders are stores: those with our marker, which is written when a store is made.
+"""Decides which folders are stores: those with our marker file, which is written when a store is
+made.
 
-In a store files are removed, so one is made in an empty folder only, and no other folder is taken
-for one. Stores of versions that wrote no marker are recognised where that is certain: every file
-bears one of our names and the index says that it is ours.
+A store removes files from its folder. So a store is made in an empty folder only, and a folder
+without a marker is never treated as one. Stores of earlier versions, which wrote no marker, are
+recognised if every file has one of our names and the index says that it is ours.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from radixserve.store.layout import (
     is_run,
 )
 
-APPLICATION = 0x72647876  # in the header of our index, tells it from any other SQLite file
+APPLICATION = 0x72647876  # application id in the index's header; other SQLite files have another
 
 _FIRST_LINE = b"radixserve store 1\n"
 _MARKER_TEXT = _FIRST_LINE + b"radixserve writes files in this folder and removes them.\n"
@@ -33,12 +34,12 @@ _LOCK_TEXTS = (b"", b"attended\n")
 
 
 def claim(disk: Disk, path: Path, *, trust_others: bool) -> None:
-    """Make a store in `path`, or check that one is there; `disk` then holds its folders.
+    """Make a store in `path`, or check that one exists there; `disk` then holds its folders.
 
     Raises:
-        StartupError: the folder is not empty and no store, or others can write to it and are not
-            trusted.
-        OSError: it cannot be made or opened.
+        StartupError: the folder is not empty and not a store, or other users can write to it and
+            are not trusted.
+        OSError: the folder cannot be made or opened.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     disk.hold(path)
@@ -56,10 +57,12 @@ def claim(disk: Disk, path: Path, *, trust_others: bool) -> None:
 
 
 def recognise(disk: Disk, path: Path, *, trust_others: bool) -> None:
-    """Check that `path` is a store, to read it; `disk` then holds its folders. Changes nothing.
+    """Check that `path` is a store, before reading it; `disk` then holds its folders. Changes
+    nothing.
 
     Raises:
-        StartupError: it is none, cannot be opened, or others can write to it and are not trusted.
+        StartupError: the folder is not a store, cannot be opened, or other users can write to it
+            and are not trusted.
     """
     try:
         disk.hold(path)
@@ -93,7 +96,7 @@ def _check_owner(disk: Disk, path: Path, trust_others: bool) -> None:
 
 
 def _hold_runs(disk: Disk, path: Path, trust_others: bool) -> None:
-    """Its folder of runs, which must not be a link."""
+    """Hold the store's folder of runs, which must not be a link."""
     if disk.names(path).get(RUNS) != Kind.FOLDER:
         raise StartupError(f"{path / RUNS} is not a folder, as it is in a store")
     disk.hold(path / RUNS)
@@ -101,7 +104,7 @@ def _hold_runs(disk: Disk, path: Path, trust_others: bool) -> None:
 
 
 def _check_kinds(disk: Disk, path: Path) -> list[str]:
-    """The files of ours that are there, which must be files and not links to some."""
+    """The names of our files in the folder; each must be a regular file and not a link."""
     kinds = {name: kind for name, kind in disk.names(path).items() if is_file_of_store(name)}
     for name, kind in kinds.items():
         if kind != Kind.FILE:
@@ -110,14 +113,12 @@ def _check_kinds(disk: Disk, path: Path) -> list[str]:
 
 
 def _make_private(disk: Disk, path: Path, trust_others: bool) -> None:
-    """Prompts can be read from the index, so all files are the owner's alone, whatever the folder
-    allows.
-    """
+    """Make all files readable by their owner only, because prompts can be read from the index."""
     for name in _check_kinds(disk, path):
         try:
             disk.make_private(path / name)
         except PermissionError:
-            if not trust_others:  # else it is somebody else's, who may do that
+            if not trust_others:  # otherwise another user may own the file
                 raise
 
 
@@ -127,12 +128,12 @@ def _is_marked(disk: Disk, path: Path) -> bool:
 
 
 def _is_empty(disk: Disk, path: Path) -> bool:
-    """Nothing is there, or what is left of a claim that did not come to its end."""
+    """Whether the folder is empty, or holds only the remains of an interrupted `claim`."""
     return set(disk.names(path)) <= {_NOT_COUNTED, MARKER + TEMPORARY}
 
 
 def _is_unmarked_store(disk: Disk, path: Path) -> bool:
-    """A store from before there was a marker, for certain."""
+    """Whether the folder is certainly a store of a version that wrote no marker."""
     kinds = disk.names(path)
     kinds.pop(_NOT_COUNTED, None)
     if kinds.pop(RUNS, None) != Kind.FOLDER or not {INDEX, LOCK} <= set(kinds):

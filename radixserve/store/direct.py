@@ -1,9 +1,9 @@
-"""Writes large files past the page cache where the file system can do that (O_DIRECT, Linux).
+"""Writes large files past the page cache where the file system supports it (O_DIRECT, Linux).
 
-What is written behind a step is not read soon, and copying it into pages that must be found first
-costs several times as much of a core as the disk does. Such writes begin and end at multiples of a
-block, in memory and in the file: bytes go through one aligned buffer, and the file is cut to its
-length at the end. Knows bytes and descriptors only.
+K/V written beside a step is not read again soon, and copying it into newly allocated pages costs
+several times the CPU time of the write itself. Direct writes must begin and end at multiples of a
+block, in memory and in the file. So bytes go through one aligned buffer, and the file is truncated
+to its length at the end. Knows bytes and descriptors only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import mmap
 import os
 from collections.abc import Callable, Sequence
 
-LEAST_BYTES = 1 << 20  # smaller files are not worth it
+LEAST_BYTES = 1 << 20  # smaller files gain nothing
 
 _BUFFER = 1 << 20
 _BLOCK = 4096
@@ -29,11 +29,11 @@ class DirectWriter:
         self._possible = _DIRECT != 0
 
     def write(self, create: Callable[[int], int], parts: Sequence[bytes | memoryview]) -> bool:
-        """Fill the file that `create` opens anew with additional flags; False if it cannot be done
-        so, and then it is to be created once more.
+        """Write `parts` to the file that `create` opens with additional flags. Returns False if the
+        file system does not support direct writes; the caller then creates the file again.
 
         Raises:
-            OSError: as any write.
+            OSError: the write fails for another reason.
         """
         if not self._possible:
             return False
@@ -50,7 +50,7 @@ class DirectWriter:
         return self._possible
 
     def _copy(self, file: int, parts: Sequence[bytes | memoryview]) -> int:
-        """Write all parts, the last block filled up; how many bytes they were."""
+        """Write all parts, the last block padded; returns the number of bytes without padding."""
         self._buffer = self._buffer or mmap.mmap(-1, _BUFFER)
         total = filled = 0
         with memoryview(self._buffer) as buffer:
@@ -67,7 +67,7 @@ class DirectWriter:
 
 
 def _flush(file: int, block: memoryview) -> int:
-    """Write whole blocks; what is left in the buffer then: nothing."""
+    """Write whole blocks and return the new fill level of the buffer, which is 0."""
     while block:
         block = block[os.write(file, block) :]
     return 0

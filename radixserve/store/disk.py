@@ -1,9 +1,9 @@
-"""The seam to the file system and to SQLite: every step of the store that can fail on its own is
-one method here.
+"""The interface to the file system and to SQLite. Every operation of the store that can fail on its
+own is one method here.
 
-A folder that is held (`Disk.hold`) is reached through its descriptor: a file in it is opened by its
-name in that folder, whatever has become of the path, and never through a link. Tests put faults and
-power loss in the place of a disk. It knows paths, bytes and statements, nothing of what they mean.
+A held folder (`Disk.hold`) is accessed through its descriptor: its files are opened relative to it,
+even if the path has changed since, and never through a link. Tests replace this class to simulate
+faults and power loss. It knows paths, bytes and SQL statements, not their meaning.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BESIDE = ("", "-wal", "-shm", "-journal")  # what SQLite opens by itself
 
 
 class Kind(enum.Enum):
-    """What a name in a folder stands for; links are not followed."""
+    """The kind of a folder's entry; links are not followed."""
 
     FILE = enum.auto()
     FOLDER = enum.auto()
@@ -37,12 +37,12 @@ class Kind(enum.Enum):
 
 
 class Corrupt(sqlite3.DatabaseError):
-    """The index is broken, though SQLite does not say so."""
+    """The index is damaged, although SQLite reported no error."""
 
 
 class Disk:
-    """Steps on a real disk, for one thread at a time. All of them raise OSError, those on the index
-    sqlite3.Error.
+    """Operations on a real disk, for one thread at a time. All of them raise OSError; those on the
+    index raise sqlite3.Error.
     """
 
     @cached_property
@@ -60,34 +60,34 @@ class Disk:
     # Folders.
 
     def hold(self, path: Path) -> None:
-        """Open a folder for as long as this disk is used; one that lies in a held folder must be
-        no link.
+        """Open a folder and keep it open until `release`. A folder inside a held folder must not be
+        a link.
         """
         descriptor = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
         self._closers.append(weakref.finalize(self, os.close, descriptor))
         self._held[path] = descriptor
 
     def release(self) -> None:
-        """Let go of all held folders."""
+        """Close all held folders."""
         self._held.clear()
         for close in self._closers:
             close()
         self._closers.clear()
 
     def make_folder(self, path: Path) -> None:
-        """Make a folder that only its owner may use, where there is nothing of that name."""
+        """Make a folder that only its owner may use, unless the name exists already."""
         name, folder = self._at(path)
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=folder)
 
     def names(self, folder: Path) -> dict[str, Kind]:
-        """What is in a held folder."""
+        """The names in a held folder, with their kinds."""
         with os.scandir(self._held[folder]) as entries:
             return {entry.name: _kind(entry) for entry in entries}
 
     def sizes(self, folder: Path) -> dict[str, int]:
-        """Bytes of every file in a held folder, by name. A file that goes away meanwhile is left
-        out.
+        """Size in bytes of every file in a held folder, by name. A file that is removed meanwhile
+        is left out.
         """
         found = {}
         with os.scandir(self._held[folder]) as entries:
@@ -100,13 +100,13 @@ class Disk:
     # Files.
 
     def open(self, path: Path, flags: int) -> int:
-        """A descriptor; what is created only its owner may read and write. In a held folder
-        neither links nor anything but files and folders are opened.
+        """Open a file and return its descriptor. Only the owner may read and write what is created.
+        In a held folder only files and folders are opened, never links.
         """
         name, folder = self._at(path)
         if folder is None:
             return os.open(name, flags | os.O_CLOEXEC, 0o600)
-        flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe must not make us wait
+        flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe must not block
         descriptor = os.open(name, flags, 0o600, dir_fd=folder)
         if not flags & os.O_DIRECTORY and not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
@@ -114,14 +114,14 @@ class Disk:
         return descriptor
 
     def status(self, path: Path) -> os.stat_result:
-        """Of a held folder, or of what has that name in one."""
+        """The status of a held folder, or of an entry in one."""
         if path in self._held:
             return os.fstat(self._held[path])
         name, folder = self._at(path)
         return os.stat(name, dir_fd=folder, follow_symlinks=False)
 
     def exists(self, path: Path) -> bool:
-        """Something has that name; may be asked from any thread."""
+        """Whether the name exists. Any thread may call this."""
         try:
             self.status(path)
         except FileNotFoundError:
@@ -129,7 +129,7 @@ class Disk:
         return True
 
     def make_private(self, path: Path) -> None:
-        """Take a file from everybody but its owner."""
+        """Make a file readable and writable by its owner only."""
         if stat.S_IMODE(self.status(path).st_mode) != 0o600:
             descriptor = self.open(path, os.O_RDONLY)
             try:
@@ -138,14 +138,12 @@ class Disk:
                 os.close(descriptor)
 
     def contents(self, path: Path, size: int = _SMALL_BYTES) -> bytes:
-        """The first bytes of a file, by default all of a small one."""
+        """The first `size` bytes of a file; the default reads a small file completely."""
         with open(self.open(path, os.O_RDONLY), "rb") as file:
             return file.read(size)
 
     def write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
-        """Create or replace a file of bytes that only its owner may read; nothing of it need be on
-        the disk yet.
-        """
+        """Create or replace a file that only its owner may read. It is not synced to the disk."""
 
         def create(flags: int = 0) -> int:
             return self._create(path, flags)
@@ -157,7 +155,7 @@ class Disk:
                 file.write(part)
 
     def sync(self, path: Path) -> None:
-        """Wait until a file, or the names in a folder, are on the disk."""
+        """Wait until a file, or the entries of a folder, are on the disk."""
         if path in self._held:
             os.fsync(self._held[path])
             return
@@ -168,7 +166,7 @@ class Disk:
             os.close(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Within one folder, or between two."""
+        """Rename a file, within a folder or from one to another."""
         (old, old_folder), (new, new_folder) = self._at(source), self._at(target)
         os.replace(old, new, src_dir_fd=old_folder, dst_dir_fd=new_folder)
 
@@ -183,9 +181,7 @@ class Disk:
         return os.stat(name, dir_fd=folder, follow_symlinks=folder is None).st_size
 
     def read(self, path: Path, offset: int, target: memoryview) -> int:
-        """Fill `target` with what the file holds from `offset` on; gives how many bytes
-        there were.
-        """
+        """Fill `target` from the file's bytes at `offset`; returns how many bytes were read."""
         with open(self.open(path, os.O_RDONLY), "rb", buffering=0) as file:
             file.seek(offset)
             done = 0
@@ -194,13 +190,13 @@ class Disk:
         return done
 
     def _at(self, path: Path) -> tuple[str, int | None]:
-        """A name and the descriptor of the folder that it is in, if that is held."""
+        """The name to use and the descriptor of its folder, if that is held."""
         folder = self._held.get(path.parent)
         return (str(path) if folder is None else path.name), folder
 
     def _create(self, path: Path, flags: int) -> int:
-        """A new file in the place of what may be there: writing to that would change what a link
-        leads to.
+        """Create a new file, after removing one of that name: writing to it could change a link's
+        target.
         """
         flags |= os.O_WRONLY | os.O_CREAT | os.O_EXCL
         try:
@@ -212,14 +208,14 @@ class Disk:
     # The index.
 
     def connect(self, path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-        """Open an index in a held folder. Statements are their own transactions unless BEGIN says
-        otherwise.
+        """Open an index in a held folder. Each statement is a transaction of its own, except after
+        BEGIN.
 
-        SQLite opens files by their path. So the path is seen to lead to the held folder, before and
-        afterwards, and all that SQLite would open to be plain files.
+        SQLite opens files by path. So this checks, before and after, that the path leads to the
+        held folder and that every file which SQLite would open is a regular file.
 
         Raises:
-            OSError: it does not, or one of the files is a link.
+            OSError: the path leads elsewhere, or one of the files is a link.
         """
         if not read_only:
             with contextlib.suppress(FileExistsError):
@@ -250,20 +246,20 @@ class Disk:
     def execute(
         self, connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()
     ) -> list[Any]:
-        """Run one statement and fetch all it gives."""
+        """Run one statement and fetch all rows."""
         try:
             return connection.execute(statement, values).fetchall()
-        except UnicodeDecodeError as error:  # SQLite says what is wrong and quotes the wrong bytes
+        except UnicodeDecodeError as error:  # SQLite's error message quotes the damaged bytes
             raise Corrupt("a message about the index that is no text") from error
 
     def publish(
         self, path: Path, parts: Sequence[bytes | memoryview], unfinished: Path | None = None
     ) -> None:
-        """Make a file appear under its name whole and on the disk, or not at all; `unfinished` is
-        where it is until then.
+        """Write a file so that it appears under its name complete and synced, or not at all; until
+        then it is at `unfinished`.
 
         Raises:
-            OSError: it did not work; the temporary is removed as far as that is possible.
+            OSError: writing failed; the temporary file is removed if possible.
         """
         unfinished = unfinished or temporary(path)
         try:
@@ -278,14 +274,12 @@ class Disk:
 
 
 def temporary(path: Path) -> Path:
-    """Where a file is while it is written: beside its name, under another."""
+    """The path of the temporary file for `path`, in the same folder."""
     return path.with_name(path.name + TEMPORARY)
 
 
 def _text(data: bytes) -> str:
-    """Text of the index, which may be damaged; what is not UTF-8 will not be what anybody looks
-    for.
-    """
+    """Decode text of the index, which may be damaged; text that is not UTF-8 matches no search."""
     return data.decode(errors="replace")
 
 

@@ -1,10 +1,10 @@
-"""The disk tier as an engine sees it: which prefix is stored, its K/V back, K/V in. Whatever fails
-is a miss.
+"""The disk tier's interface for an engine: find the longest stored prefix, load its K/V, store K/V.
+Every failure is a miss.
 
-Owns the rules that join index, files and budget: only the rest behind the longest stored prefix is
-written, long rests are cut into several runs, and nothing is given back that was not verified.
-Knows token ids and tensors, no slots and no requests. One thread may use it, any one. Tokens are
-`bytes` of packed int32.
+Owns the rules that connect index, files and budget: only the tokens after the longest stored prefix
+are written, long stretches are cut into several runs, and only verified K/V is returned. Knows
+token ids and tensors, no slots and no requests. One thread at a time may use it. Tokens are `bytes`
+of packed int32.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class StoreStats:
-    """What is stored now, and running totals since the store was opened."""
+    """What is stored now, and totals since the store was opened."""
 
     runs: int = 0
     bytes: int = 0  # of the whole folder, index included
     budget: int = 0
-    writing: bool = True  # false while it waits after repeated errors
+    writing: bool = True  # false while the circuit breaker is open
     stored_tokens_total: int = 0
     evicted_runs_total: int = 0
-    verify_failures_total: int = 0  # files that were not what they should be
+    verify_failures_total: int = 0  # files that failed verification
     read_errors_total: int = 0
     write_errors_total: int = 0
-    refused_total: int = 0  # runs for which there is no room
+    refused_total: int = 0  # runs not stored for lack of room
     skipped_total: int = 0  # puts while not writing
 
 
 class DiskStore:
-    """K/V of one model in a folder; other models' K/V may lie in the same folder and shares its
+    """K/V of one model in a folder. K/V of other models may be in the same folder and share its
     budget.
     """
 
@@ -74,15 +74,15 @@ class DiskStore:
         disk: Disk | None = None,
         trust_others: bool = False,
     ) -> None:
-        """Open or create the folder and hold it. `fingerprint` says what computed the K/V
-        (`store.fingerprint`). A folder that others own or can write to is used only where
-        `trust_others` says so.
+        """Open or create the folder and hold it. `fingerprint` identifies what computed the K/V
+        (`store.fingerprint`). A folder that other users own or can write to is used only with
+        `trust_others`.
 
-        Bounded: a few listings and one statement, not a byte of K/V.
+        Cost: a few listings and one statement; no K/V is read.
 
         Raises:
-            StartupError: the folder is not empty and no store, others can write to it, another
-                process holds it, or it cannot be used; names it.
+            StartupError: the folder is not empty and not a store, other users can write to it,
+                another process holds it, or it cannot be used. The message names the folder.
         """
         self.fingerprint, self.shape = fingerprint, shape
         self._disk = disk or Disk()
@@ -91,19 +91,19 @@ class DiskStore:
         self._stats = StoreStats(budget=budget)
 
     def match(self, namespace: str, tokens: bytes) -> int:
-        """How many of `tokens`, from the first on, are stored; one query per run, no file is
-        touched.
+        """The length of the longest stored prefix of `tokens`. One query per run; no file is
+        read.
         """
         with self._reading():
             return sum(step.shared for step in self._walk(namespace, tokens))
         return 0
 
     def load(self, namespace: str, tokens: bytes, start: int, stop: int) -> KV | None:
-        """K and V of positions `start` to `stop` - 1, or of fewer from `start` on, or None.
+        """K and V of positions `start` to `stop` - 1, or of the first ones of these, or None.
 
         [layers, positions, kv_heads, dim], verified: fingerprint, namespace, token ids of the whole
-        prefix, shapes, dtype, digest. A file that fails is removed with all that hangs below it.
-        Reads whole files.
+        prefix, shapes, dtype, digest. A file that fails is removed with all runs below it. Reads
+        whole files.
         """
         with self._reading():
             steps = self._walk(namespace, tokens[: stop * TOKEN_BYTES])
@@ -121,11 +121,11 @@ class DiskStore:
     def put(
         self, namespace: str, tokens: bytes, start: int, k: torch.Tensor, v: torch.Tensor
     ) -> int:
-        """Store what is not stored yet of `tokens`; gives how many tokens that were.
+        """Store the part of `tokens` that is not stored yet; returns how many tokens were new.
 
         `k` and `v` [layers, positions, kv_heads, dim] hold positions `start` to the last of
-        `tokens`. Nothing is stored where there would be a gap before `start`. Waits for the disk.
-        An error is counted and ends it.
+        `tokens`. Nothing is stored if that would leave a gap before `start`. Waits for the disk. An
+        error is counted and ends the call.
         """
         assert k.shape[1] == v.shape[1] == len(tokens) // TOKEN_BYTES - start, (
             "K/V for every position from start on"
@@ -144,7 +144,7 @@ class DiskStore:
         return self._stats.stored_tokens_total - before
 
     def clear(self) -> int:
-        """Remove every run of every model; gives how many there were, 0 where that failed."""
+        """Remove every run of every model; returns how many there were, 0 if that failed."""
         try:
             return self._folder.clear()
         except (OSError, sqlite3.Error) as error:
@@ -166,7 +166,7 @@ class DiskStore:
         return self._folder
 
     def stats(self) -> StoreStats:
-        """Counts of this moment; a few statements and a listing."""
+        """The current counts; costs a few statements and a listing."""
         stats = self._stats
         stats.writing, stats.evicted_runs_total = not self._pause.on, self._folder.evicted_runs
         with self._reading():
@@ -174,14 +174,14 @@ class DiskStore:
         return stats
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         self._folder.close()
 
     # Reading.
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """What fails inside is a miss."""
+        """An error inside the block is counted, and the load is a miss."""
         try:
             yield
         except (OSError, sqlite3.Error, UnicodeEncodeError) as error:
@@ -211,9 +211,7 @@ class DiskStore:
         return None
 
     def _quarantine(self, row: Row, error: Exception) -> None:
-        """Remove a run that cannot be used, and those below it, which cannot be reached
-        without it.
-        """
+        """Remove a damaged run and the runs below it, which cannot be reached without it."""
         log.warning("stored run %s is not used and removed: %s", row.name, error)
         self._folder.remove(self._folder.index.below(row.id))
 
@@ -228,7 +226,7 @@ class DiskStore:
         return k, v
 
     def _touch(self, ids: list[int]) -> None:
-        """Note the use; that it cannot be noted is no reason not to use what was read."""
+        """Mark runs as used. If that fails, the K/V that was read is used nevertheless."""
         with self._reading():
             self._folder.index.touch(ids)
 
@@ -242,7 +240,9 @@ class DiskStore:
     # Writing.
 
     def _put(self, namespace: str, tokens: bytes, start: int, kv: KV) -> None:
-        """Runs for the rest behind the longest stored prefix, each hanging at the one before."""
+        """Store runs for the tokens after the longest stored prefix, each the child of the one
+        before.
+        """
         steps = self._walk(namespace, tokens)
         path, depth = [step.row for step in steps], sum(step.shared for step in steps)
         if depth < start:
@@ -260,7 +260,7 @@ class DiskStore:
     def _store(
         self, namespace: str, tokens: bytes, start: int, kv: KV, path: list[Row]
     ) -> Row | None:
-        """One new run at `start`, the end of `tokens`; None where there is no room for it."""
+        """Store one new run from `start` to the end of `tokens`; None if there is no room."""
         index = self._folder.index
         name = run_name(self.fingerprint, namespace, start, tokens)
         empty = RunHeader(self.fingerprint, namespace, start, kv[0].shape[1], self.shape, _NOT_YET)
@@ -281,7 +281,7 @@ class DiskStore:
 
 
 def _cut(kv: KV, start: int, stop: int) -> KV:
-    """Some positions, as views."""
+    """The positions `start` to `stop` - 1, as views."""
     return kv[0][:, start:stop], kv[1][:, start:stop]
 
 

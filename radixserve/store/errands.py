@@ -1,14 +1,14 @@
-"""How a command has a folder changed that a running server holds: it asks, and the server does it.
+"""Requests (errands) that a command sends to the running server which holds a store's folder.
 
-One process writes to a folder, so index, files and budget have one owner at any moment. A command
-beside it leaves a file that says what to do; the server looks for it now and then, does it on the
-thread that writes anyway, and leaves the answer. Whoever dies when, these small files are all that
-is left, and whoever opens the folder next removes them.
+Only one process writes to a folder, so index, files and budget have one owner at any moment. A
+command that wants a change writes a file with its request. The server looks for the file regularly,
+does the work on its writing thread, and writes a file with the answer. If either process dies, only
+these small files are left, and the next process that opens the folder removes them.
 
-    asking           held by the command that asks, one at a time
-    asked.json       what to do. Of a command that is gone it is not begun.
-    begun.json       the same, while the server does it
-    answered.json    what came of it
+    asking           locked by the command that asks, one at a time
+    asked.json       the request; it is not begun if its command is gone
+    begun.json       the same, while the server works on it
+    answered.json    the answer
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from radixserve.store.disk_store import DiskStore
 from radixserve.store.layout import ANSWERED, ASKED, ASKING, BEGUN
 from radixserve.store.lock import is_held, is_locked
 
-BEGIN_SECONDS = 30.0  # a server that has not begun by then does not take errands
+BEGIN_SECONDS = 30.0  # the command gives up if the server has not begun by then
 _LOOK_SECONDS = 0.05
-_ANSWER_BYTES = 1 << 28  # a line for each run that was damaged
+_ANSWER_BYTES = 1 << 28  # one line for each damaged run
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +54,14 @@ class Bring(msgspec.Struct, tag="bring", frozen=True):
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """An errand; the answer bears the same number."""
+    """A request; its answer carries the same number."""
 
     number: str
     errand: Clear | Mend | Bring
 
 
 class Answer(msgspec.Struct, omit_defaults=True):
-    """What came of an errand, or an error, which is a sentence for the operator."""
+    """The result of a request, or an error: a sentence for the operator."""
 
     number: str = ""
     num_removed: int = 0
@@ -71,7 +71,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
 
 
 class Attendant:
-    """The server's side. `asked` may be looked at from any thread, the rest is for the store's."""
+    """The server's side. Any thread may read `asked`; the rest belongs to the store's thread."""
 
     def __init__(self, store: DiskStore) -> None:
         self._store, self._disk, self._path = store, store.folder.disk, store.folder.path
@@ -81,14 +81,14 @@ class Attendant:
 
     @property
     def asked(self) -> bool:
-        """A command has asked for something."""
+        """Whether a command has sent a request."""
         return self._disk.exists(self._path / ASKED)
 
     def work(self) -> bool:
-        """Begin or continue; True when there is nothing left to do.
+        """Begin a request or continue it by one part; True when nothing is left to do.
 
         Raises:
-            OSError: the answer could not be written, or the question not be read.
+            OSError: the answer could not be written, or the request not be read.
         """
         try:
             self._parts = self._parts or self._begun()
@@ -105,7 +105,7 @@ class Attendant:
         return True
 
     def _begun(self) -> Parts[Answer] | None:
-        """Take what was asked; None where that is nothing, or nobody waits for it any more."""
+        """Take the request; None if there is none, or if its command is gone."""
         self._disk.rename(self._path / ASKED, self._path / BEGUN)
         try:
             asked = msgspec.json.decode(self._disk.contents(self._path / BEGUN), type=Asked)
@@ -126,7 +126,7 @@ class Attendant:
         return Answer(num_removed=self._store.folder.clear())
 
     def _answer(self, answer: Answer) -> None:
-        """Say it, or at least that it is over."""
+        """Write the answer and end the request, even if writing fails."""
         self._parts = None
         answer.number = self._number
         try:
@@ -136,12 +136,12 @@ class Attendant:
 
 
 def ask(disk: Disk, folder: Path, errand: Clear | Mend | Bring) -> Answer:
-    """Have the server that holds `folder`, a store that `disk` holds open, do something, and wait
-    until it is done.
+    """Send a request to the server that holds `folder` and wait for the answer. `disk` holds the
+    folder open.
 
     Raises:
-        StartupError: it could not be done, another command asks just now, or the server does not
-            answer.
+        StartupError: the request failed, another command is waiting for an answer, or the server
+            does not answer.
     """
     asked = Asked(uuid.uuid4().hex, errand)
     try:
@@ -162,10 +162,10 @@ def ask(disk: Disk, folder: Path, errand: Clear | Mend | Bring) -> Answer:
 
 
 def _waited(disk: Disk, folder: Path, number: str) -> Answer:
-    """The answer, whatever time it takes once the server has begun."""
+    """Wait for the answer, without a limit once the server has begun."""
     until = time.monotonic() + BEGIN_SECONDS
     while True:
-        held = is_held(disk, folder)  # before the look for the answer: it may answer and end
+        held = is_held(disk, folder)  # read before the answer: the server may answer and end
         waits, works = (disk.exists(folder / name) for name in (ASKED, BEGUN))
         answer = _answered(disk, folder / ANSWERED)
         if answer is not None and answer.number == number:

@@ -1,6 +1,7 @@
-"""What computed some K/V, as one digest: the content of the model's files and how they are run.
+"""Fingerprints: one digest of everything that determines the bits of K/V, which is the content of
+the model's files and how they are run.
 
-Content, not names and times: a file that is copied keeps its K/V, a file that is replaced loses it.
+Only content counts, not names and times: a copied model finds its K/V, a replaced one does not.
 Digests of files are kept by (path, size, time, inode), so that a file is read once and not at every
 start.
 """
@@ -25,11 +26,11 @@ _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 
 
 def folder_fingerprint(model: Path, store: StoreFolder, computed_by: str) -> str:
-    """Fingerprint for a model in a folder: its configuration and weights, and whatever
-    `computed_by` says. Digests of files are kept in `store`.
+    """The fingerprint of a model in a folder: of its configuration, its weights and `computed_by`.
+    Digests of files are kept in `store`.
 
-    `computed_by` names all that may change a bit of K/V besides the weights: dtype, device,
-    kernels, versions. Reads the weights once, at about 1.5 GB/s.
+    `computed_by` names everything else that may change a bit of K/V: dtype, device, kernels,
+    versions. Reads the weights once, at about 1.5 GB/s.
 
     Raises:
         StartupError: the folder has no configuration or no weights, or cannot be read.
@@ -63,7 +64,7 @@ def tree_digest(root: Path, names: Sequence[str]) -> str:
 
 
 def weights_fingerprint(config: str, weights: dict[str, torch.Tensor], computed_by: str) -> str:
-    """Fingerprint for a model in memory, by every byte of its parameters as they are now; about 1
+    """The fingerprint of a model in memory, from every byte of its current parameters; about 1
     GB/s.
     """
     fields = [config]
@@ -80,12 +81,12 @@ def weights_fingerprint(config: str, weights: dict[str, torch.Tensor], computed_
 
 
 def weights_checksum(weights: dict[str, torch.Tensor]) -> str:
-    """Tells whether weights in memory are still what they were, whoever changed them: through
-    `.data` no counter of torch's notices it. Reads every byte once, as computing one token does; on
-    a CPU at about 5 GB/s.
+    """A checksum that changes when weights in memory change. (torch's version counters do not
+    notice changes through `.data`.) Reads every byte once, as computing one token does; about 5
+    GB/s on a CPU.
 
-    It is made of sums of 4 KiB of integers each. A change that leaves all of these sums as they
-    are, as exchanging words within 4 KiB would, is not noticed.
+    It consists of sums over 4 KiB of integers each. A change that keeps all sums, such as
+    exchanging two words within 4 KiB, is not noticed.
     """
     sums = [(name, _sums(tensor.detach())) for name, tensor in sorted(weights.items())]
     fields = [part for name, each in sums for part in (name, each.cpu().numpy().tobytes())]
@@ -94,7 +95,7 @@ def weights_checksum(weights: dict[str, torch.Tensor]) -> str:
 
 
 def _sums(tensor: torch.Tensor) -> torch.Tensor:
-    """Sums of the bytes of `tensor` as int64, `_SUMMED` at a time, and the bytes that are left."""
+    """Sums of the bytes of `tensor` as int64, `_SUMMED` at a time, and the remaining bytes."""
     data = tensor.contiguous().reshape(-1).view(torch.uint8)
     if data.data_ptr() % 8:
         data = data.clone()
@@ -104,7 +105,7 @@ def _sums(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _Digests:
-    """Digests of files, remembered in a file of the store; one that cannot be read is empty."""
+    """Digests of files, kept in a file of the store; a file that cannot be read counts as empty."""
 
     def __init__(self, store: StoreFolder) -> None:
         self._disk, self._path = store.disk, store.path / FINGERPRINTS
@@ -122,7 +123,7 @@ class _Digests:
         return self._used[key]
 
     def save(self) -> None:
-        """Keep the newest; that they cannot be kept costs time at the next start, nothing else."""
+        """Save the newest digests. A failure only costs time at the next start."""
         if self._used.items() <= self._known.items():
             return
         kept = dict(list({**self._known, **self._used}.items())[-_KEPT:])

@@ -1,10 +1,8 @@
-"""The folder of a store, held by one process: its lock, its index, its files, and the budget that
-all of it keeps to.
+"""The folder of a store, held by one process: its lock, index, files and budget.
 
-Owns the order of steps. A run appears file first, row last; it goes row first, file last. So
-whatever moment a process dies at, a row always has its whole file, and what has no row is swept at
-the next start. Only files whose names are ours
-are counted and removed (`store.layout`).
+Owns the order of operations: a run is added file first, row last, and removed row first, file last.
+So whenever a process dies, every row has its complete file, and files without a row are removed at
+the next start. Only files with our names are counted and removed (`store.layout`).
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ from radixserve.store.rows import NewRun, Row
 
 _INDEX_RESERVE = (
     512 << 10
-)  # what the index and its log may grow by until room is made again, besides a run's tokens
+)  # allowed growth of the index and its log until room is made again, besides a run's tokens
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +42,13 @@ class StoreFolder:
     """An open, locked folder. One thread at a time; methods raise OSError and sqlite3.Error."""
 
     def __init__(self, path: Path, budget: int, disk: Disk, *, trust_others: bool = False) -> None:
-        """Open or create it, sweep what a dead process left, and bring it within `budget` bytes.
+        """Open or create the folder, remove what a dead process left, and evict down to `budget`
+        bytes.
 
         Raises:
-            StartupError: it is not empty and no store, another process holds it, others could write
-                to it and are not trusted, a later version wrote it, or it cannot be used at all;
-                names the folder.
+            StartupError: the folder is not empty and not a store, another process holds it, other
+                users can write to it and are not trusted, a later version wrote it, or it cannot be
+                used. The message names the folder.
         """
         self.path, self.budget, self.disk = path, budget, disk
         self.runs = path / RUNS
@@ -71,15 +70,17 @@ class StoreFolder:
                 raise
 
     def file(self, name: str) -> Path:
-        """Where the run of that name lies: in the folder, whatever an index says."""
+        """The path of the run with that name, always inside the folder, even if the index is
+        damaged.
+        """
         return self.runs / Path(name).name
 
     def attend(self) -> None:
-        """Tell others that this process does errands for them, as long as it holds the folder."""
+        """Announce that this process answers requests while it holds the folder."""
         attend(self._lock)
 
     def close(self) -> None:
-        """Let go of index and lock."""
+        """Close the index and release the lock."""
         self.index.close()
         os.close(self._lock)
         self.disk.release()
@@ -93,7 +94,7 @@ class StoreFolder:
     # Opening.
 
     def _tidy(self) -> None:
-        """Remove what dead processes left besides runs."""
+        """Remove files that dead processes left, except runs."""
         for name, size in self.disk.sizes(self.path).items():
             if is_leftover(name):
                 self._unlink(self.path / name, size)
@@ -114,7 +115,7 @@ class StoreFolder:
             return self._anew(str(error))
 
     def _anew(self, reason: str) -> Index:
-        """Move the index aside, and fill a new one from what the files say of themselves."""
+        """Move the index aside and build a new one from the files' headers."""
         path = self.path / INDEX
         with contextlib.suppress(FileNotFoundError):
             self.disk.rename(path, self.path / BROKEN)
@@ -133,8 +134,8 @@ class StoreFolder:
         return index
 
     def _settle(self) -> None:
-        """Make index and files agree and fit the budget; a corrupt page may show itself
-        only here.
+        """Make index and files agree and fit the budget; a corrupt page may be noticed only
+        here.
         """
         try:
             self.sweep()
@@ -145,8 +146,8 @@ class StoreFolder:
             self.make_room(0, [])
 
     def recover(self, error: sqlite3.Error) -> bool:
-        """After an error on the index: if that is corrupt, or could not be replaced before, go on
-        with a new one.
+        """After an error on the index: if it is corrupt, or an earlier replacement failed, replace
+        it by a new one. Returns whether it did.
         """
         if not (is_corrupt(error) or isinstance(error, sqlite3.ProgrammingError)):
             return False
@@ -156,8 +157,8 @@ class StoreFolder:
         return True
 
     def sweep(self) -> list[str]:
-        """Make rows and files agree: two listings, no file is read. Gives the names of our files
-        without a row; what others have put there stays.
+        """Make rows and files agree: two listings, no file is read. Returns the names of our files
+        without a row; files of others stay.
         """
         sizes = {name: size for name, size in self.disk.sizes(self.runs).items() if is_run(name)}
         gone = [row_id for row_id, name, size in self.index.files() if sizes.get(name) != size]
@@ -179,7 +180,7 @@ class StoreFolder:
     # Changing.
 
     def add(self, run: NewRun, parts: Sequence[bytes | memoryview]) -> int:
-        """Write a run for which there is room; gives its id. When this raises, the run is not
+        """Write a run for which there is room; returns its id. If this raises, the run is not
         stored.
         """
         path = self.file(run.name)
@@ -191,20 +192,18 @@ class StoreFolder:
             for left in (temporary(path), path):
                 self._unlink(left, run.num_bytes)
             raise
-        self._left.pop(path, None)  # what could not be removed is wanted again
+        self._left.pop(path, None)  # a file that could not be removed is in use again
         return row_id
 
     def remove(self, rows: Sequence[Row]) -> None:
-        """Forget runs, then remove their files. A file that cannot be removed counts until
-        it can.
-        """
+        """Delete rows, then their files. A file that cannot be removed stays counted."""
         with self.index.transaction():
             self.index.delete(row.id for row in rows)
         for row in rows:
             self._unlink(self.file(row.name), row.num_bytes)
 
     def clear(self) -> int:
-        """Remove every run; gives how many there were."""
+        """Remove every run; returns how many there were."""
         rows = self.index.rows()
         self.remove(rows)
         return len(rows)
@@ -212,15 +211,15 @@ class StoreFolder:
     # The budget.
 
     def num_bytes(self) -> int:
-        """Bytes on the disk: runs, the index and its log, and what could not be removed."""
+        """Bytes on the disk: runs, the index and its log, and files that could not be removed."""
         sizes = self.disk.sizes(self.path).items()
         overhead = sum(size for name, size in sizes if is_file_of_store(name))
         return overhead + sum(self._left.values()) + self.index.num_bytes()
 
     def make_room(self, num_bytes: int, path: Sequence[Row]) -> bool:
-        """Room for `num_bytes` more, evicting cold leaves where it is short; `path` is not evicted.
+        """Make room for `num_bytes` more by evicting cold leaves if needed; `path` is not evicted.
 
-        False where all of them would not be enough: then nothing was evicted.
+        Returns False, and evicts nothing, if evicting all of them would not be enough.
         """
         self._retry_left()
         if self._short(num_bytes) <= 0:
@@ -233,15 +232,15 @@ class StoreFolder:
         while (short := self._short(num_bytes)) > 0 and self._evict(
             short, path[-1].id if path else ROOT
         ):
-            self.index.trim()  # what evicting itself has added
+            self.index.trim()  # the log entries of the evictions
         return self._short(num_bytes) <= 0
 
     def _short(self, num_bytes: int) -> int:
-        """Bytes that are missing to hold `num_bytes` more."""
+        """How many bytes must be freed to store `num_bytes` more."""
         return self.num_bytes() + num_bytes - self.budget
 
     def _evict(self, num_bytes: int, keep: int) -> int:
-        """Remove the coldest leaves, until they come to `num_bytes`; gives how many."""
+        """Remove the coldest leaves until `num_bytes` are freed; returns how many were."""
         cold: list[Row] = []
         with self.index.transaction():
             while num_bytes > 0 and (row := self.index.coldest_leaf(keep)):
@@ -255,7 +254,7 @@ class StoreFolder:
 
     def _unlink(self, path: Path, size: int) -> None:
         if not (is_run if path.parent == self.runs else is_file_of_store)(path.name):
-            return  # a damaged row may name anything
+            return  # a damaged row may contain any name
         try:
             self.disk.unlink(path)
             self._left.pop(path, None)
@@ -269,8 +268,8 @@ class StoreFolder:
 
 
 def prepare(path: Path, *, trust_others: bool) -> None:
-    """Make a store in `path`, or check that one is there, without holding it: what cannot be used
-    is refused before anything large is loaded.
+    """Make a store in `path`, or check that one exists, without holding it. So an unusable folder
+    is refused before the model is loaded.
 
     Raises:
         StartupError: as `StoreFolder` does, but for a folder that another process holds.
@@ -285,7 +284,7 @@ def prepare(path: Path, *, trust_others: bool) -> None:
 
 @contextlib.contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """What fails inside is why the store in `path` cannot be used."""
+    """Turn errors inside the block into a StartupError about the store in `path`."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -294,7 +293,5 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 def room_for_run(file_bytes: int, num_tokens: int) -> int:
-    """Bytes to find for a run's file and its row; the row's tokens are in the index and in
-    its log.
-    """
+    """Bytes needed for a run's file and its row, whose tokens are in the index and in its log."""
     return file_bytes + 2 * 4 * num_tokens + _INDEX_RESERVE

@@ -1,16 +1,16 @@
-"""The index: a radix tree of stored runs in one SQLite table. Which prefix is stored, and in which
-files.
+"""The index: a radix tree of stored runs in one SQLite table. It says which prefixes are stored,
+and in which files.
 
-It knows rows and token ids; files are names to it. Runs are never split: where two sequences part
-inside a stored run, the second one's rest hangs at that position. After "the cat sat down" and "the
-cat ran" (a word stands for a token):
+It knows rows and token ids, and files only by name. Runs are never split: where two sequences
+diverge inside a stored run, the rest of the second one becomes its child at that position. After
+"the cat sat down" and "the cat ran" (a word stands for a token):
 
     id 1   parent 0   start 0   the cat sat down
     id 2   parent 1   start 2   ran                  so positions 0 and 1 come from run 1, cut short
 
 A run is found by (parent run, position, first token, fingerprint, namespace), and then its token
-ids are compared. Because a parent is a row and not a digest, no two prefixes are taken for each
-other, whatever any digest does.
+ids are compared. A parent is a row and not a digest, so two prefixes are never confused, even if
+digests collide.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from radixserve.store.rows import NewRun, Row, Step, shared
 
 SCHEMA = 1
 ROOT = 0
-_LATEST = 1 << 62  # no count of uses gets here
+_LATEST = 1 << 62  # larger than any count of uses
 
 _TABLE = """
 CREATE TABLE runs (
@@ -59,14 +59,14 @@ _GIVEN = (
 _COLUMNS = f"id, {_GIVEN}"
 _SETUP = (
     "PRAGMA journal_mode = WAL",
-    # power loss may take the last rows, which is a miss; it never breaks the index
+    # power loss may lose the last rows (a miss), but never damages the index
     "PRAGMA synchronous = NORMAL",
     "PRAGMA wal_autocheckpoint = 64",
     "PRAGMA journal_size_limit = 1048576",
 )
 
-# What SQLite says of a broken file: also that a statement makes no sense, that the file may only be
-# read, that a row breaks a rule which no row of ours can break.
+# SQLite's errors for a damaged file. Some say that a statement is invalid, that the file is
+# read-only, or that a row violates a constraint which no row of ours can violate.
 _CORRUPT = (
     *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR),
     *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH),
@@ -74,7 +74,7 @@ _CORRUPT = (
 
 
 class Unusable(Exception):
-    """The index is not one that this version can read; nothing of ours is lost by starting anew."""
+    """This version cannot read the index; it can be replaced without losing runs."""
 
 
 class Newer(Exception):
@@ -88,9 +88,9 @@ class Index:
         """Open or create.
 
         Raises:
-            Unusable, Newer: what is there is not ours, older, or of a later version.
+            Unusable, Newer: the file is not ours, is too old, or was written by a later version.
             sqlite3.Error: it is corrupt (`is_corrupt`), locked, or cannot be opened.
-            OSError: its place in the file system is not what it should be (`Disk.connect`).
+            OSError: its path is not safe (`Disk.connect`).
         """
         self.disk = disk
         self._connection = disk.connect(path, read_only=read_only)
@@ -132,10 +132,10 @@ class Index:
     # The tree.
 
     def walk(self, fingerprint: str, namespace: str, tokens: bytes) -> list[Step]:
-        """The runs that together hold the longest stored prefix of `tokens`; one query per run.
+        """The runs that together hold the longest stored prefix of `tokens`. One query per run.
 
         Raises:
-            Corrupt: a row on the way cannot be true.
+            Corrupt: a row on the path is inconsistent.
         """
         steps: list[Step] = []
         parent, depth, ids = ROOT, 0, np.frombuffer(tokens, np.int32)
@@ -153,7 +153,7 @@ class Index:
         return steps
 
     def insert(self, run: NewRun) -> int:
-        """Add a run, the most recently used one; gives its id."""
+        """Add a run as the most recently used one; returns its id."""
         self._clock += 1
         now, ids = time.time(), np.frombuffer(run.tokens, np.int32)
         place = (run.parent, run.start, int(ids[0]), len(ids), run.fingerprint, run.namespace)
@@ -173,12 +173,12 @@ class Index:
         self._sql(statement, (self._clock, time.time(), *ids))
 
     def delete(self, ids: Iterable[int]) -> None:
-        """Forget runs; whoever asks makes sure that no run hangs below them."""
+        """Delete the rows of runs. The caller ensures that they have no children."""
         for each in ids:
             self._sql("DELETE FROM runs WHERE id = ?", (each,))
 
     def below(self, row_id: int) -> list[Row]:
-        """A run and all that hang below it, the deepest last."""
+        """A run and all of its descendants, the deepest last."""
         statement = """WHERE id IN (WITH RECURSIVE under(id) AS (VALUES (?) UNION
             SELECT runs.id FROM runs JOIN under ON runs.parent = under.id)
             SELECT id FROM under) ORDER BY start"""
@@ -192,7 +192,7 @@ class Index:
         return rows[::-1]
 
     def coldest_leaf(self, keep: int) -> Row | None:
-        """The least recently used run that nothing hangs at, `keep` excepted."""
+        """The least recently used run without children, `keep` excepted."""
         found = self._rows(
             "AS leaf WHERE id != ? AND NOT EXISTS (SELECT 1 FROM runs WHERE parent = leaf.id)"
             " ORDER BY last_use, id DESC LIMIT 1",
@@ -211,23 +211,25 @@ class Index:
         return self._sql("SELECT id, name, bytes FROM runs")
 
     def named(self, prefix: str) -> list[Row]:
-        """Runs whose file name begins like this."""
+        """Runs whose file name begins with `prefix`."""
         return self._rows("WHERE substr(name, 1, ?) = ?", (len(prefix), prefix))
 
     def num_runs(self) -> int:
         return int(self._one("SELECT count(*) FROM runs"))
 
     def num_bytes(self) -> int:
-        """Bytes of all files. Asked anew each time: a total that is kept can go wrong."""
+        """Bytes of all files. Computed by a query each time, because a stored total could become
+        wrong.
+        """
         return int(self._one("SELECT coalesce(sum(bytes), 0) FROM runs"))
 
     def trim(self) -> None:
-        """Move the log into the index and empty it, as far as no reader is in the way."""
+        """Move the log into the index and empty it, as far as readers allow."""
         self._sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of what is done inside, or nothing."""
+        """All statements inside the block are applied, or none."""
         self._sql("BEGIN IMMEDIATE")
         try:
             yield
@@ -244,7 +246,7 @@ class Index:
         found = self._sql(f"SELECT {_COLUMNS} FROM runs {rest}", values)
         try:
             return msgspec.convert(found, list[Row])
-        except msgspec.ValidationError as error:  # STRICT is checked on the way in only
+        except msgspec.ValidationError as error:  # STRICT checks only what is inserted
             raise Corrupt(f"a row cannot be true: {error}") from error
 
     def _one(self, statement: str) -> Any:
@@ -252,7 +254,7 @@ class Index:
 
 
 def is_corrupt(error: sqlite3.Error) -> bool:
-    """The file itself is broken, as opposed to being locked or out of reach."""
+    """Whether the file itself is damaged, as opposed to locked or unreachable."""
     if isinstance(error, Corrupt):
         return True
     code = getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_OK

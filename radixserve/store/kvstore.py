@@ -1,8 +1,8 @@
-"""A store for users of transformers: put the cache of a prompt, get the longest stored prefix back
-as a `DynamicCache`.
+"""A store for users of transformers: store the cache of a prompt, and get the longest stored prefix
+of a prompt as a `DynamicCache`.
 
-The same files, index and rules as the engine's disk tier, under another fingerprint: K/V that
-another implementation computed has other bits.
+It uses the same files, index and rules as the engine's disk tier, but another fingerprint, because
+K/V computed by another implementation has other bits.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ TokenIds = torch.Tensor | Sequence[int]
 
 
 class KVStore:
-    """K/V of one transformers model in a folder. A context manager; one thread at a time, one
-    process per folder.
+    """K/V of one transformers model in a folder. A context manager; used by one thread at a time
+    and one process per folder.
 
     The model may be changed while the store is open (trained, an adapter merged or switched): each
-    `get` and `put` looks at all of its weights, which costs about as much as computing one token.
-    K/V belongs to the weights that it was stored with, and is found again when they come back.
+    `get` and `put` computes a checksum of all weights, which costs about as much as computing one
+    token. K/V belongs to the weights that computed it, and is found again when the model has these
+    weights again.
     """
 
     def __init__(
@@ -44,13 +45,13 @@ class KVStore:
         *,
         trust_others: bool = False,
     ) -> None:
-        """Open or create. Reads all of the model's weights, to know what its K/V belongs to; about
-        1 GB/s. A folder that others own or can write to is used only if `trust_others` says so.
+        """Open or create. Reads all of the model's weights for its fingerprint, at about 1 GB/s. A
+        folder that other users own or can write to is used only with `trust_others`.
 
         Raises:
-            StartupError: the folder is not empty and no store, others can write to it, another
-                process holds it, or it cannot be used.
-            ValueError: `budget` is no size, or K and V of the model cannot be used again: it does
+            StartupError: the folder is not empty and not a store, other users can write to it,
+                another process holds it, or it cannot be used.
+            ValueError: `budget` is not a size, or K and V of the model cannot be reused: it does
                 not keep one of each per layer and position, or they depend on what follows.
         """
         _refuse(model)
@@ -60,12 +61,13 @@ class KVStore:
         self._store = DiskStore(Path(path), num_bytes, *found, trust_others=trust_others)
 
     def put(self, token_ids: TokenIds, past_key_values: DynamicCache) -> int:
-        """Store what is not stored yet of one sequence's K/V; gives how many tokens that were.
+        """Store the part of one sequence's K/V that is not stored yet; returns how many tokens were
+        new.
 
         `token_ids` may be longer than the cache: the last token of an answer has no K/V yet. A
         cache that does not hold every position of every layer (sliding windows) or has other shapes
         than the model is not stored. Nothing is stored if the model has changed since the last
-        call: nobody can tell whether the K/V was computed before or after that.
+        call, because the K/V may have been computed before or after the change.
 
         Raises:
             ValueError: the cache holds more than one sequence, or more tokens than there are ids.
@@ -79,7 +81,7 @@ class KVStore:
 
     def get(self, token_ids: TokenIds) -> tuple[DynamicCache, int]:
         """The longest stored prefix short of the last token, and its length; an empty cache and 0
-        where none is. Only K/V of the weights as they are now is found.
+        if none is stored. Only K/V of the model's current weights is found.
         """
         self._changed()
         tokens = pack(_ids(token_ids))[:-TOKEN_BYTES]
@@ -96,11 +98,13 @@ class KVStore:
         return self._store.stats()
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         self._store.close()
 
     def _changed(self) -> bool:
-        """Whether the model is another than at the last call; then it is looked at anew."""
+        """Whether the model has changed since the last call; if so, its fingerprint is computed
+        again.
+        """
         seen = _seen(self._model)
         if seen == self._seen:
             return False
@@ -133,22 +137,22 @@ def _refuse(model: PreTrainedModel) -> None:
 
 
 def _seen(model: PreTrainedModel) -> str:
-    """Something short that changes when the model does."""
+    """A short text that changes when the model changes."""
     return digest_fields(_how(model), weights_checksum(_weights(model)))
 
 
 def _fingerprint(model: PreTrainedModel) -> str:
-    """By the weights as they are in memory now, which an adapter or an edit may have changed since
-    they were loaded.
+    """The fingerprint of the weights now in memory, which an adapter or an edit may have changed
+    since they were loaded.
     """
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
     return weights_fingerprint(_how(model), _weights(model), versions)
 
 
 def _how(model: PreTrainedModel) -> str:
-    """How it computes: the configuration, the device, and which adapters take part."""
+    """How the model computes: its configuration, device and active adapters."""
     config = model.config.to_dict()
-    config.pop("_name_or_path", None)  # moving a model does not change it
+    config.pop("_name_or_path", None)  # the folder's path is not part of the model
     adapters = [
         (name, module.active_adapters, module.disable_adapters)
         for name, module in model.named_modules()
@@ -159,17 +163,17 @@ def _how(model: PreTrainedModel) -> str:
 
 
 def _weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Parameters and all buffers: rotary frequencies are kept in no file, but K depends on them."""
+    """Parameters and all buffers: rotary frequencies are in no file, but K depends on them."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 @torch.inference_mode()
 def _kv_shape(model: PreTrainedModel) -> KVShape:
-    """What one token leaves in a cache: asked of the model, whose configuration may name it in many
-    ways.
+    """The shape of one token's K/V. The model computes one, because configurations name the sizes
+    in different ways.
     """
     cache = DynamicCache()
-    # transformers renames the argument between the versions that are supported
+    # the argument's name differs between the supported versions of transformers
     renamed = "cache" in inspect.signature(model.forward).parameters
     given = {"cache" if renamed else "past_key_values": cache}
     model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True, **given)
@@ -211,7 +215,7 @@ def _stacked(cache: DynamicCache) -> KV | None:
 
 
 def _ids(token_ids: TokenIds) -> list[int]:
-    """Of one sequence, [T] or [1, T]."""
+    """The token ids of one sequence, given as [T] or [1, T]."""
     if isinstance(token_ids, torch.Tensor):
         if token_ids.dim() == 2 and token_ids.shape[0] != 1:
             raise ValueError("token ids of a batch; store one sequence at a time")

@@ -1,5 +1,5 @@
-"""The names of a store's files. Whatever has another name is not ours: it is neither counted nor
-touched.
+"""The names of a store's files. Files with other names are not ours: they are neither counted nor
+changed.
 
     radixserve-store      the marker: says that the folder is a store, see `store.claim`
     lock                  held by the process that writes; `store.errands` says what it holds
@@ -8,7 +8,7 @@ touched.
     fingerprints.json     digests of model files, see `store.fingerprint`
     runs/*.safetensors    one file per run, named by 64 hex digits
     runs/*.tmp            a file that is being written
-    asking, *.json        errands, see `store.errands`
+    asking, *.json        requests to the server, see `store.errands`
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LOCK = "lock"
 RUNS = "runs"
 INDEX = "index.sqlite"
 BESIDE_INDEX = tuple(f"{INDEX}{suffix}" for suffix in ("-wal", "-shm", "-journal"))
-"""What SQLite itself puts beside the index."""
+"""The names of files that SQLite itself makes beside the index."""
 BROKEN = "index.broken"
 FINGERPRINTS = "fingerprints.json"
 ASKING, ASKED, BEGUN, ANSWERED = "asking", "asked.json", "begun.json", "answered.json"
@@ -35,15 +35,15 @@ _RUN = re.compile(rf"[0-9a-f]{{64}}{re.escape(SUFFIX)}({re.escape(TEMPORARY)})?"
 
 
 def is_file_of_store(name: str) -> bool:
-    """A name that we give to a file in the folder of a store."""
+    """Whether we give this name to a file in the folder of a store."""
     return name in _FILES
 
 
 def is_leftover(name: str) -> bool:
-    """A file in the folder that only a process which died leaves behind."""
+    """Whether only a process that died leaves a file with this name."""
     return name in _LEFTOVERS
 
 
 def is_run(name: str) -> bool:
-    """A name that we give to a file in `runs`, finished or not."""
+    """Whether we give this name to a file in `runs`, finished or not."""
     return _RUN.fullmatch(name) is not None

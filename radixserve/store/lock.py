@@ -1,6 +1,6 @@
-"""Who holds the folder of a store: one process, which may say that it does errands for others.
+"""The lock on a store's folder. One process holds it, and may announce that it answers requests.
 
-Knows the folder and one file in it; nothing of rows, runs and errands.
+Knows the folder and one file in it; nothing of rows, runs and the requests themselves.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _TRIES, _BETWEEN_SECONDS = 3, 0.01
 
 
 def is_held(disk: Disk, path: Path) -> bool:
-    """A process holds the folder now."""
+    """Whether a process holds the folder now."""
     return is_locked(disk, path / LOCK)
 
 
 def is_attended(disk: Disk, path: Path) -> bool:
-    """A process holds the folder and does errands for others."""
+    """Whether a process holds the folder and answers requests (`store.errands`)."""
     try:
         return is_held(disk, path) and disk.status(path / LOCK).st_size > 0
     except OSError:
@@ -32,7 +32,7 @@ def is_attended(disk: Disk, path: Path) -> bool:
 
 
 def is_locked(disk: Disk, path: Path) -> bool:
-    """A process holds the lock on this file now."""
+    """Whether a process holds the lock on this file now."""
     try:
         descriptor = disk.open(path, os.O_RDONLY)
     except OSError:
@@ -47,16 +47,16 @@ def is_locked(disk: Disk, path: Path) -> bool:
 
 
 def take(disk: Disk, path: Path) -> int:
-    """The lock of a store's folder taken: a descriptor, to be closed to let go of it.
+    """Take the lock of a store's folder. Returns a descriptor; closing it releases the lock.
 
     Raises:
         StartupError: another process holds it.
-        OSError: it cannot be made or opened.
+        OSError: the lock file cannot be made or opened.
     """
     descriptor = disk.open(path / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         _hold(descriptor)
-        os.ftruncate(descriptor, 0)  # what the one before said of itself
+        os.ftruncate(descriptor, 0)  # the announcement of the process before
     except BlockingIOError:
         os.close(descriptor)
         raise StartupError(f"the store in {path} is in use by another process") from None
@@ -67,13 +67,13 @@ def take(disk: Disk, path: Path) -> int:
 
 
 def attend(descriptor: int) -> None:
-    """Tell others that this process does errands, as long as it holds the lock."""
+    """Announce that this process answers requests while it holds the lock."""
     os.write(descriptor, b"attended\n")
 
 
 def _hold(descriptor: int) -> None:
-    """Take the lock; raises BlockingIOError where another process holds it for longer than it takes
-    to look at it.
+    """Take the lock. Raises BlockingIOError if another process holds it for longer than `is_locked`
+    does.
     """
     for _ in range(_TRIES):
         with contextlib.suppress(BlockingIOError):

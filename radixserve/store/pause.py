@@ -1,6 +1,7 @@
-"""When to stop writing for a while: a disk that is full or broken is not asked again for every run.
+"""A circuit breaker for writes: after repeated errors, as of a full or broken disk, writing stops
+for a while.
 
-Knows errors and a monotonic clock. Says once when writing stops and once when it goes on.
+Knows errors and a monotonic clock. Logs one line when writing stops and one when it continues.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Pause:
-    """Doubling waits after repeated errors; one write is tried at the end of each."""
+    """The circuit breaker. Its waits double; at the end of each one write is tried."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -26,7 +27,7 @@ class Pause:
 
     @property
     def on(self) -> bool:
-        """Nothing should be written now."""
+        """Whether the breaker is open: nothing should be written now."""
         return self._errors >= PATIENCE and self._clock() < self._until
 
     def failed(self, error: Exception) -> None:

@@ -1,8 +1,7 @@
-"""Filling an index from the files: each says whose K/V it is and holds the token ids of its whole
-prefix.
+"""Rebuilds a lost index from the files. Each file says what its K/V belongs to, and holds the token
+ids of its whole prefix.
 
-For an index that was lost. Reads headers and token ids, no K/V: what a file claims is verified when
-it is loaded.
+Reads headers and token ids but no K/V: a file's content is verified when it is loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +23,9 @@ from radixserve.store.run_file import (
 
 
 def rebuild(disk: Disk, runs: Path, index: Index) -> int:
-    """Rows for all files that fit together; gives how many. O(files), each opened four times."""
+    """Insert rows for all files whose prefix is complete; returns how many. O(files); opens each
+    four times.
+    """
     headers = [
         (name, header)
         for name in sorted(disk.sizes(runs))
@@ -43,7 +44,9 @@ def _header(disk: Disk, path: Path) -> RunHeader | None:
 
 
 def _adopt(disk: Disk, path: Path, header: RunHeader, index: Index) -> bool:
-    """Insert the row of one file, if its prefix is there and it is the first with its tokens."""
+    """Insert the row of one file if its prefix is in the index and no other run has the same
+    tokens.
+    """
     try:
         tokens = read_tokens(disk, path, header)
     except (BadFile, OSError):

@@ -1,4 +1,4 @@
-"""What a row of the index says, and when it cannot be true. Knows no SQL and no files."""
+"""The rows of the index, and a check that finds inconsistent ones. Knows no SQL and no files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 class NewRun(NamedTuple):
-    """What a run is inserted with."""
+    """The values of a run that is to be inserted."""
 
     parent: int
     start: int
@@ -45,7 +45,7 @@ class NewRun(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A run on the way down, and how many of its tokens agree."""
+    """A run on a path through the tree, and how many of its tokens match."""
 
     row: Row
     shared: int
@@ -54,13 +54,14 @@ class Step(NamedTuple):
 def shared(
     row: Row, where: tuple[int, int, int, str, str], ids: np.ndarray[Any, np.dtype[np.int32]]
 ) -> int:
-    """How many of a run's tokens are those of `ids` from its start on: one at least, because it was
-    found by it.
+    """How many of a run's tokens match `ids` from the run's start on; at least one, because the
+    query compared the first.
 
-    SQLite looks into one B-tree and reads the row from another, and neither has checksums.
+    The query's conditions are checked again, because SQLite searches one B-tree and reads the row
+    from another, and neither has checksums.
 
     Raises:
-        Corrupt: the row is not what it was found by.
+        Corrupt: the row does not match the query that found it.
     """
     found_by = (row.parent, row.start, row.first_token, row.fingerprint, row.namespace)
     if found_by != where or not row.length or len(row.tokens) != row.length * TOKEN_BYTES:

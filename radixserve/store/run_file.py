@@ -1,13 +1,13 @@
-"""The file of one run: how K/V of consecutive tokens lies on the disk, and what is verified when it
-comes back.
+"""The file of one run: the format in which K/V of consecutive tokens is stored, and its
+verification when it is read.
 
-A valid safetensors file whose header holds nothing that we could not foretell: a reader compares
-it, byte by byte, with the header that it expects, so no field of a foreign file is ever believed.
-safetensors has no checksum, so the header carries a SHA-256 of all that follows. Files are read,
-never mapped: a mapped file that shrinks would end the process.
+It is a valid safetensors file with a header that a reader can predict. The reader compares it, byte
+by byte, with the header that it expects, so no field of a foreign file is ever trusted. safetensors
+has no checksum, so the header carries a SHA-256 of all bytes that follow. Files are read, never
+memory-mapped: if a mapped file shrinks, the process is killed.
 
-Say positions 4 and 5 of a sequence are one run, of a model with 30 layers and 3 K/V heads of 64
-floats:
+Example: positions 4 and 5 of a sequence are one run, for a model with 30 layers and 3 K/V heads of
+64 floats:
 
     8 bytes    length of the header
     header     JSON: format, fingerprint, namespace, start "4", digest; then dtypes, shapes, offsets
@@ -49,7 +49,7 @@ KV = tuple[torch.Tensor, torch.Tensor]
 
 
 class BadFile(Exception):
-    """A file is not what it should be; says in what."""
+    """A file fails verification; the message says how."""
 
 
 class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
@@ -75,8 +75,8 @@ class _Json(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class RunHeader:
-    """What a file says of itself: K/V of positions `start` to `start + num_tokens` - 1, and whose
-    they are.
+    """The header of a file: it holds K/V of positions `start` to `start + num_tokens` - 1, and says
+    what they belong to.
     """
 
     fingerprint: str
@@ -84,7 +84,7 @@ class RunHeader:
     start: int
     num_tokens: int
     shape: KVShape
-    digest: str  # hex, of everything behind the header
+    digest: str  # hex, of all bytes after the header
 
     def encode(self) -> bytes:
         """The header's bytes, its length in front, padded so that tensors are aligned."""
@@ -129,8 +129,8 @@ def run_name(fingerprint: str, namespace: str, start: int, tokens: bytes) -> str
 
 
 def digest_fields(*fields: str | int | bytes) -> str:
-    """SHA-256 in hex of typed fields, each with its length: no two different rows of fields are the
-    same input.
+    """SHA-256 in hex of typed fields, each with its length, so that different lists of fields are
+    different inputs.
     """
     found = hashlib.sha256()
     for field in fields:
@@ -176,7 +176,7 @@ def read_run(disk: Disk, path: Path, header: RunHeader, tokens: bytes) -> KV:
 
 
 def read_header(disk: Disk, path: Path) -> RunHeader:
-    """What a file claims to be, where nobody knows what to expect; `read_run` then verifies it.
+    """The header of a file when no header is expected; `read_run` verifies the content.
 
     Raises:
         BadFile: the header is not one that we write, or does not fit the size of the file.
@@ -214,8 +214,8 @@ def _understood(json: _Json) -> RunHeader:
 
 
 def _read_whole(disk: Disk, path: Path, size: int) -> torch.Tensor:
-    """All bytes of a file that must have `size` of them; the size is looked at before memory is
-    taken.
+    """All bytes of a file that must have `size` of them; the size is checked before memory is
+    allocated.
     """
     if disk.size(path) != size:
         raise BadFile("the size differs")

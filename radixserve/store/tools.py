@@ -1,9 +1,9 @@
-"""What `radixserve cache` prints: `ls`, `check`, `clear`, `export` and `import` on the folder of a
-store.
+"""The commands of `radixserve cache` and what they print: `ls`, `check`, `clear`, `export` and
+`import` on the folder of a store.
 
-Knows no flags, which are in `cli`; `trust_others` allows a folder that others own or can write to.
-`ls`, `check` and `export` read beside a running server; `clear`, `import` and `check --fix` change
-the folder, and where a server holds it they ask the server to do it.
+Flags are defined in `cli`; `trust_others` allows a folder that other users own or can write to.
+`ls`, `check` and `export` read, also beside a running server. `clear`, `import` and `check --fix`
+change the folder; if a server holds it, they send it a request (`store.errands`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from radixserve.config import format_size
 from radixserve.store import transfer
 from radixserve.store.rows import Row
 
-NAME = 12  # characters of a run's name that are shown; any that tell it from the others will do
+NAME = 12  # characters of a run's name that are shown; any unique beginning is accepted
 
 
 def ls(folder: Path, trust_others: bool = False) -> int:
-    """Every stored run, the last used first."""
+    """Print every stored run, the most recently used first."""
     with transfer.reading(folder, trust_others) as index:
         rows = index.rows()
     table = Table(box=None, header_style="bold")
@@ -39,7 +39,7 @@ def ls(folder: Path, trust_others: bool = False) -> int:
 
 
 def check(folder: Path, fix: bool, trust_others: bool = False) -> int:
-    """1 where something is, or was, wrong."""
+    """Print all damage, and repair it with `fix`; the exit status is 1 if there was any."""
     found = (transfer.fix if fix else transfer.check)(folder, trust_others)
     for problem in found.problems:
         print(problem)
@@ -55,14 +55,14 @@ def clear(folder: Path, trust_others: bool = False) -> int:
 
 
 def export_prefix(folder: Path, name: str, target: Path, trust_others: bool = False) -> int:
-    """One prefix to one file."""
+    """Write one prefix to one file."""
     header = transfer.export_prefix(folder, name, target, trust_others)
     print(f"{header.stop} tokens of model {header.fingerprint[:NAME]} written to {target}")
     return 0
 
 
 def import_prefix(folder: Path, source: Path, trust_others: bool = False) -> int:
-    """One prefix from one file."""
+    """Read one prefix from one file."""
     brought = transfer.import_prefix(folder, source, trust_others)
     print(
         f"{brought.num_tokens} tokens of model {brought.fingerprint[:NAME]}, "
@@ -84,7 +84,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _size(num_bytes: int) -> str:
-    """Rounded to MiB where it is at least one."""
+    """The size as text, rounded to MiB if it is at least one."""
     return format_size(num_bytes >> 20 << 20) if num_bytes >> 20 else f"{num_bytes} B"
 
 

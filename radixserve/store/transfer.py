@@ -1,11 +1,9 @@
-"""Whole prefixes out of a store and into another, each as one file; and the check of every stored
-run.
+"""Export and import of whole prefixes, each as one file; checking, repairing and clearing a store.
 
-Needs no model: what the K/V belongs to and its shape are read from the files, and then verified
-against the rows. All of it works beside a server that holds the folder: reading does not mind, and
-what changes the folder is done by the server itself, which is asked (`store.errands`). A folder
-that is no store is refused by all of it, and so is one that others can write to unless
-`trust_others` says that they are trusted.
+No model is needed: fingerprint and shape are read from the files and verified against the rows. All
+functions work beside a server that holds the folder: reading needs no lock, and changes are made by
+the server, which receives a request (`store.errands`). All of them refuse a folder that is not a
+store, and one that other users can write to, unless `trust_others` is given.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ NO_LIMIT = sys.maxsize  # the server brings the folder within its budget when it
 
 @contextlib.contextmanager
 def reading(folder: Path, trust_others: bool = False) -> Iterator[Index]:
-    """The index of a store that another process may hold.
+    """Open the index of a store for reading; another process may hold the store.
 
     Raises:
         StartupError: there is no store, or its index cannot be read.
@@ -68,7 +66,7 @@ def reading(folder: Path, trust_others: bool = False) -> Iterator[Index]:
 
 
 def check(folder: Path, trust_others: bool = False) -> Mended:
-    """Read and verify every run, beside a running server too; changes nothing."""
+    """Read and verify every run, also beside a running server; changes nothing."""
     with reading(folder, trust_others) as index:
         held = is_held(index.disk, folder)
         found = _verify(index.disk, folder / RUNS, index)
@@ -81,28 +79,30 @@ def check(folder: Path, trust_others: bool = False) -> Mended:
 
 
 def fix(folder: Path, trust_others: bool = False) -> Mended:
-    """Verify every run, and remove what is wrong and what hangs below it; a server that holds the
-    folder does it.
+    """Verify every run, and remove damaged ones with the runs below them. If a server holds the
+    folder, the server does it.
 
     Raises:
-        StartupError: there is no store, it cannot be used, or a process holds it that does no
-            errands.
+        StartupError: there is no store, it cannot be used, or a process holds it that answers no
+            requests.
     """
     with _recognised(folder, trust_others) as disk:
         if is_attended(disk, folder):
             return ask(disk, folder, Mend()).mended
         readable = disk.exists(folder / INDEX) and not is_held(disk, folder)
     before = check(folder, trust_others) if readable else Mended()
-    with _opened(folder, trust_others) as opened:  # opening sweeps what has no file or no row
+    with _opened(
+        folder, trust_others
+    ) as opened:  # opening removes rows without a file and files without a row
         whole(mending(opened))
     return before
 
 
 def clear(folder: Path, trust_others: bool = False) -> int:
-    """Remove every run; gives how many. A server that holds the folder does it.
+    """Remove every run; returns how many. If a server holds the folder, the server does it.
 
     Raises:
-        StartupError: there is no store, or a process holds it that does no errands.
+        StartupError: there is no store, or a process holds it that answers no requests.
     """
     with _recognised(folder, trust_others) as disk:
         if is_attended(disk, folder):
@@ -112,10 +112,12 @@ def clear(folder: Path, trust_others: bool = False) -> int:
 
 
 def export_prefix(folder: Path, name: str, target: Path, trust_others: bool = False) -> RunHeader:
-    """Write the whole prefix that ends with the run `name` (or its beginning) to one file.
+    """Write the whole prefix that ends with a run to one file; `name` is the run's name or its
+    beginning.
 
     Raises:
-        StartupError: no run, or more than one, is called so; or a file of it is damaged or gone.
+        StartupError: no run, or more than one, has this name; or one of its files is damaged or
+            missing.
     """
     with reading(folder, trust_others) as index:
         rows = index.named(name)
@@ -134,12 +136,12 @@ def export_prefix(folder: Path, name: str, target: Path, trust_others: bool = Fa
 
 
 def import_prefix(folder: Path, source: Path, trust_others: bool = False) -> Brought:
-    """Verify an exported file and store what is not stored yet; a server that holds the folder does
-    it. The store is made where the folder is new or empty.
+    """Verify an exported file and store what is not stored yet. If a server holds the folder, the
+    server does it. If the folder is new or empty, a store is made there.
 
     Raises:
-        StartupError: the file is damaged or not an export, nothing can be stored, the folder is no
-            store, or a process holds it that does no errands.
+        StartupError: the file is damaged or not an export, nothing can be stored, the folder is not
+            a store, or a process holds it that answers no requests.
     """
     if _is_empty(folder):
         return _imported(folder, source, trust_others)
@@ -159,13 +161,15 @@ def _imported(folder: Path, source: Path, trust_others: bool) -> Brought:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Nothing is there yet; whether a store can be made there is found out when it is made."""
+    """Whether the folder is missing or empty; whether a store can be made there is not checked
+    here.
+    """
     return not folder.is_dir() or not any(folder.iterdir())
 
 
 @contextlib.contextmanager
 def _recognised(folder: Path, trust_others: bool) -> Iterator[Disk]:
-    """A disk that holds the folder, which is a store."""
+    """Check that the folder is a store and return a `Disk` that holds it."""
     disk = Disk()
     try:
         recognise(disk, folder, trust_others=trust_others)
@@ -176,7 +180,7 @@ def _recognised(folder: Path, trust_others: bool) -> Iterator[Disk]:
 
 @contextlib.contextmanager
 def _opened(folder: Path, trust_others: bool) -> Iterator[StoreFolder]:
-    """The folder, held until the block ends."""
+    """Hold the folder until the block ends."""
     opened = StoreFolder(folder, NO_LIMIT, Disk(), trust_others=trust_others)
     try:
         yield opened
@@ -185,7 +189,7 @@ def _opened(folder: Path, trust_others: bool) -> Iterator[StoreFolder]:
 
 
 def _joined(disk: Disk, runs: Path, path: list[Row]) -> tuple[RunHeader, list[memoryview]]:
-    """The runs of one path as one run from position 0."""
+    """Join the runs of one path to one run from position 0."""
     stops = [row.start for row in path[1:]] + [path[-1].start + path[-1].length]
     pieces = [verified(disk, runs, path[: end + 1]) for end in range(len(path))]
     cut = [
@@ -202,7 +206,9 @@ def _verify(disk: Disk, runs: Path, index: Index) -> Mended:
     found = Mended()
     for row in index.rows():
         problem = problem_of(disk, runs, index.path(row))
-        if problem is not None and index.named(row.name):  # else it was evicted while we looked
+        if problem is not None and index.named(
+            row.name
+        ):  # otherwise it was evicted during the check
             found.problems.append(f"{row.name}: {problem}")
         found.num_runs += 1
     return found
