@@ -1,9 +1,9 @@
-"""What was asked, as frozen values.
+"""A request to the engine, as frozen values.
 
 The front builds a `Request` from a validated body and sends it to the engine; nothing in it is
 text, HTTP or a tensor, so the same value is logged, sent over the socket and kept for resubmission.
-Every field is resolved: the front has filled in defaults, drawn a seed where the client gave none,
-and checked every limit.
+Every field is resolved: the front has filled in defaults, drawn a seed if the client gave none, and
+checked every limit.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     top_p: float = 1.0
     top_k: int = 0  # 0: no limit
     min_p: float = 0.0
-    min_tokens: int = 0  # no stop token is drawn before that many
-    stop_token_ids: tuple[int, ...] = ()  # end-of-text ids included unless `ignore_eos` was asked
+    min_tokens: int = 0  # as long as the output is shorter, no stop token is drawn
+    stop_token_ids: tuple[int, ...] = ()  # with the end-of-text ids, unless `ignore_eos` is set
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = {}
     logprobs: int | None = None  # None: not wanted; k: the drawn token and the k most likely
-    prompt_logprobs: int | None = (
-        None  # the same for the prompt's own tokens; such a request reads no cached K/V
-    )
+    # the same for the prompt's own tokens; such a request reads no cached K/V
+    prompt_logprobs: int | None = None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +39,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     prompt_ids: list[int]
     sampling: Sampling
-    namespace: str = "public"  # who may share K/V with whom
-    arrived: float = (
-        0.0  # time.monotonic() seconds when the front accepted it; comparable between processes
-    )
+    namespace: str = "public"  # requests share K/V only within a namespace
+    # time.monotonic() seconds when the front accepted it; comparable between processes
+    arrived: float = 0.0

@@ -1,4 +1,4 @@
-"""The plain values of a step: what to compute, what came of it, what the engine says of itself.
+"""The plain values of a step: what to compute, what came of it, and the engine's state.
 
 They belong to no layer: the scheduler fills `Chunk`s, the model runner reads them, the front reads
 `TokenEvent`s and `EngineStats`. No torch and no text here.
@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 Slots = npt.NDArray[np.int32]
-"""Slot of position p at index p."""
+"""The slot of position p at index p."""
 
 
 class Logits(enum.Enum):
-    """Of which rows of a chunk the logits are wanted; always of the last: it shows whether K/V is
-    finite.
+    """The rows of a chunk whose logits are computed. The last row is always one of them: it shows
+    whether K/V is finite.
     """
 
     LAST = "last"
@@ -29,11 +29,11 @@ class Logits(enum.Enum):
 
 @dataclass(slots=True)
 class Chunk:
-    """One sequence's part of a step: positions [start, start + len(token_ids)) get K/V, attending
-    positions from 0 on.
+    """One sequence's part of a step: it computes K/V of positions [start, start + len(token_ids)),
+    which attend all positions from 0 on.
 
-    `slots` covers positions 0 .. stop-1; those below `start` hold K/V already, or get it from a
-    step before. With `drawn_row` the chunk is one token that only the device knows yet: the step
+    `slots` covers positions 0 .. stop-1; those below `start` hold K/V already, or get it from an
+    earlier step. With `drawn_row` the chunk is one token that only the device knows yet: the step
     before draws it in that row.
     """
 
@@ -67,38 +67,39 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What happened to one request in one step. Every accepted request ends in exactly one event
+    """The outcome of one step for one request. Every accepted request ends in exactly one event
     with `finish` set.
 
-    The event of the first token carries `num_cached` and `queue_seconds`; if another engine goes on
-    with the request, it does not tell them again. `stop_token_id` is set when a stop token ended
-    the request; that token is the last of `token_ids`, and the front keeps it out of the text.
+    The event of the first token carries `num_cached` and `queue_seconds`; an engine that continues
+    the request after another one does not repeat them. `stop_token_id` is set when a stop token
+    ended the request; that token is the last of `token_ids`, and the front keeps it out of the
+    text.
     """
 
     request_id: str
     token_ids: list[int] = []
     logprobs: list[TokenLogprob] | None = None
-    prompt_logprobs: list[TokenLogprob] | None = (
-        None  # for positions 1 .. n-1, in the event of the first token
-    )
+    # for positions 1 .. n-1, in the event of the first token
+    prompt_logprobs: list[TokenLogprob] | None = None
     finish: FinishReason | None = None
     stop_token_id: int | None = None
-    error: str | None = (
-        None  # with "error", and with "abort" if the client did not ask for it: a sentence for it
-    )
+    # a sentence for the client, with "error", and with "abort" unless the client aborted
+    error: str | None = None
     num_cached: int | None = None
-    num_host: int = 0  # of num_cached, tokens that the host's memory gave
-    num_disk: int = 0  # and the disk
+    num_host: int = 0  # tokens of num_cached that came from host memory
+    num_disk: int = 0  # tokens of num_cached that came from the disk
     queue_seconds: float | None = None
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What the front must know of the loaded model to validate requests and to answer /version."""
+    """Facts about the loaded model, with which the front validates requests and answers
+    /version.
+    """
 
     vocab_size: int
-    context_length: int  # prompt + generated tokens at most
+    context_length: int  # most tokens of prompt and answer together
     eos_token_ids: tuple[int, ...]
-    max_request_tokens: int  # the same where also the K/V budget has to hold it; never more
+    max_request_tokens: int  # the same, limited also by the K/V budget
     num_slots: int  # tokens of K/V that the budget holds
     slot_bytes: int  # bytes of K/V per token at all layers
     device: str
@@ -107,20 +108,22 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     exact: bool  # a cache hit equals a miss bit for bit in this configuration
     inexact_reason: str | None = None
     forward: Literal["fast", "generic"] = "generic"  # our own forward pass, or the model's modules
-    generic_reason: str | None = None  # why the fast one does not run
-    fallback_reason: str | None = None  # what of the device's fast path does not run, and why
+    generic_reason: str | None = None  # why the fast forward is not used
+    fallback_reason: str | None = None  # which fast path of the device is not used, and why
     cache_enabled: bool = True
 
 
 class TierStats(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The tiers below the device: bytes now, and running totals like those of `EngineStats`."""
+    """The state of the tiers below the device in bytes, and running totals like those of
+    `EngineStats`.
+    """
 
     host_budget_bytes: int = 0
     host_used_bytes: int = 0
     disk_budget_bytes: int = 0
-    disk_used_bytes: int = 0  # of the whole folder
+    disk_used_bytes: int = 0  # by the whole folder
     disk_runs: int = 0
-    disk_writing: bool = False  # false without a disk, and while it is not written to after errors
+    disk_writing: bool = False  # false without a disk, and while writing is paused after errors
     demoted_tokens_total: int = 0  # device to host
     stored_tokens_total: int = 0  # device to disk
     promoted_host_tokens_total: int = 0
@@ -129,12 +132,12 @@ class TierStats(msgspec.Struct, kw_only=True, omit_defaults=True):
     verify_failures_total: int = 0
     read_errors_total: int = 0
     write_errors_total: int = 0
-    skipped_total: int = 0  # writes left out
+    skipped_total: int = 0  # writes that were skipped
 
 
 class EngineStats(msgspec.Struct, kw_only=True):
-    """State and running totals of the engine, sent after steps. Totals only grow while the engine
-    process lives.
+    """The engine's state and running totals, sent after steps. Totals start at 0 with each engine
+    process and never decrease.
     """
 
     running: int = 0
@@ -147,13 +150,12 @@ class EngineStats(msgspec.Struct, kw_only=True):
     preemptions_total: int = 0
     steps_total: int = 0
     computed_prompt_tokens_total: int = 0
-    cached_prompt_tokens_total: int = 0  # in whatever tier
-    host_prompt_tokens_total: int = 0  # of those, brought up from the host's memory for the request
-    disk_prompt_tokens_total: int = 0  # and from the disk
+    cached_prompt_tokens_total: int = 0  # in any tier
+    host_prompt_tokens_total: int = 0  # of those, copied from host memory for the request
+    disk_prompt_tokens_total: int = 0  # of those, read from the disk for the request
     generated_tokens_total: int = 0
-    faults_total: dict[
-        FaultKind, int
-    ] = {}  # steps that raised, and rows whose logits were not finite
+    # steps that raised, and rows whose logits were not finite
+    faults_total: dict[FaultKind, int] = {}
     tiers: TierStats = msgspec.field(default_factory=TierStats)
     step_seconds: list[float] = []  # of the steps since the last report
     step_tokens: list[int] = []  # tokens computed in each of them

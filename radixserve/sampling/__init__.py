@@ -1,8 +1,9 @@
-"""From logits to tokens, for a whole batch at once, bit for bit the same whoever shares the batch.
+"""From logits to tokens, for a whole batch at once. A row gets the same bits whichever rows share
+its batch.
 
-Row-wise torch operations only, and every sum whose order could depend on the batch is a sum of
-integers. Knows token ids and `Sampling`; knows no text, no model and no scheduler. In the life of a
-request this is step 8.
+It uses row-wise torch operations only, and every sum whose order could depend on the batch is a sum
+of integers. Knows token ids and `Sampling`; knows no text, no model and no scheduler. In the life
+of a request this is step 8.
 """
 
 from radixserve.sampling.edits import reads_output

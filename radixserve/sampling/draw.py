@@ -23,34 +23,33 @@ from radixserve.sampling.order import first_ids
 from radixserve.sampling.row import Row
 from radixserve.sampling.uniform import uniforms
 
-_ONE = (
-    2.0**40
-)  # the weight of the most likely token; sums stay below 2**63 for vocabularies up to 2**22
+# The weight of the most likely token. Sums stay below 2**63 for vocabularies up to 2**22.
+_ONE = 2.0**40
 _TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(slots=True)
 class Draw:
-    """The parameters of some rows of a batch as columns [n, 1] on the device, with what they are
-    applied to.
+    """The rows of a batch that are drawn in the same way: their logits, and their parameters as
+    columns [n, 1] on the device.
     """
 
     logits: torch.Tensor  # float32 [n, vocab], edited
     highest: torch.Tensor  # float32
     temperature: torch.Tensor  # float32, above 0
     top_k: torch.Tensor  # int64, 1 .. vocab
-    unlimited: bool  # some row's top_k is the whole vocabulary
+    unlimited: bool  # whether some row's top_k is the whole vocabulary
     top_p: torch.Tensor  # float64
     min_weight: torch.Tensor  # int64
-    drops_unlikely: bool  # some row has a min_p
+    drops_unlikely: bool  # whether some row has a min_p
     uniform: torch.Tensor  # float64
 
 
 def prepare(
     logits: torch.Tensor, highest: torch.Tensor, rows: Sequence[Row], index: list[int]
 ) -> Draw:
-    """The rows at `index`, all with temperature above 0; their logits are copied unless that is the
-    whole batch.
+    """The draw of the rows at `index`, which all have a temperature above 0. Their logits are
+    copied unless they are the whole batch.
     """
     vocab = logits.shape[-1]
     sampling = [rows[i].sampling for i in index]
@@ -81,7 +80,7 @@ def prepare(
 
 
 def draw_any(d: Draw) -> torch.Tensor:
-    """Ids [n] where neither top_k nor top_p limits the choice. No sort."""
+    """Ids [n] of rows in which neither top_k nor top_p limits the choice. Needs no sort."""
     weights = _weights(d, d.logits)
     if d.drops_unlikely:
         weights *= weights >= d.min_weight
@@ -89,10 +88,10 @@ def draw_any(d: Draw) -> torch.Tensor:
 
 
 def draw_first(d: Draw, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids [n] drawn from the first `count` tokens, and whether these held all that top_k and top_p
-    keep [n].
+    """Draw from the first `count` tokens of each row: ids [n], and whether these tokens included
+    all that top_k and top_p keep, bool [n]. Where they did not, the id is meaningless.
 
-    Each row's top_k is at most `count`, or the whole vocabulary.
+    Each row's top_k must be at most `count`, or the whole vocabulary.
     """
     ids = first_ids(d.logits, count)
     weights = _weights(d, d.logits.gather(-1, ids))
@@ -110,16 +109,17 @@ def draw_first(d: Draw, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _weights(d: Draw, logits: torch.Tensor) -> torch.Tensor:
-    """Integer weights of some logits [n, m]; the highest logit has 2**40, an impossible token 0."""
+    """Integer weights of some logits [n, m]: the highest logit has 2**40, a token that cannot be
+    drawn 0.
+    """
     return (logits - d.highest).div_(d.temperature).exp_().mul_(_ONE).long()
 
 
 def _pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Inverse CDF: the first place whose cumulative weight exceeds uniform x total. [n]"""
+    """Inverse CDF: the first place [n] whose cumulative weight exceeds uniform x total."""
     upto = weights.cumsum(-1)
     total = upto[:, -1:]
     target = torch.minimum((uniform * total.double()).long(), total - 1)
     place = torch.searchsorted(upto, target, right=True)[:, 0]
-    return place.clamp_(
-        max=weights.shape[-1] - 1
-    )  # only a row of NaN, whose draw is thrown away, gets there
+    # Only a row of NaN, whose draw is dropped, has a place beyond the last.
+    return place.clamp_(max=weights.shape[-1] - 1)

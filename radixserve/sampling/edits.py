@@ -1,8 +1,7 @@
-"""What a request does to its logits before a token is drawn: penalties, bias, forbidden stop
-tokens.
+"""Changes a request's logits before a token is drawn: penalties, bias, forbidden stop tokens.
 
-Values are gathered and put back for the whole batch in one operation per kind; rows that ask for
-nothing are not touched. Formulas: repetition penalty as in CTRL (Keskar et al. 2019, section 4.1);
+Values are gathered and written back for the whole batch in one operation per kind; rows without an
+edit are not touched. Formulas: repetition penalty as in CTRL (Keskar et al. 2019, section 4.1);
 presence and frequency as in the OpenAI API reference.
 """
 
@@ -25,15 +24,15 @@ def is_edited(row: Row) -> bool:
 
 
 def reads_output(row: Row) -> bool:
-    """Whether an edit depends on which tokens the output holds, so that they must be known to the
-    host.
+    """Whether an edit depends on which tokens the output holds. Then the host must know all of them
+    before the next draw.
     """
     return row.sampling.repetition_penalty != 1.0 or _counts_output(row.sampling)
 
 
 def edit(logits: torch.Tensor, rows: Sequence[Row]) -> None:
-    """Apply all edits to float32 logits [len(rows), vocab] in place. O(prompt + output) for rows
-    with penalties.
+    """Apply all edits to float32 logits [len(rows), vocab] in place. Cost: O(prompt + output) per
+    row with penalties.
     """
     _penalise_repetition(logits, rows)
     _penalise_output(logits, rows)
@@ -59,9 +58,8 @@ def _penalise_repetition(logits: torch.Tensor, rows: Sequence[Row]) -> None:
     penalties = np.array([row.sampling.repetition_penalty for row in rows], dtype=np.float32)
     penalty = upload(penalties, logits.device)[where[0]]
     old = logits[where]
-    logits[where] = torch.where(
-        old > 0, old / penalty, old * penalty
-    )  # a repeated id gets the same value twice
+    # An id that occurs twice is written twice, with the same value.
+    logits[where] = torch.where(old > 0, old / penalty, old * penalty)
 
 
 def _penalise_output(logits: torch.Tensor, rows: Sequence[Row]) -> None:
@@ -100,7 +98,7 @@ def _forbid_stop(logits: torch.Tensor, rows: Sequence[Row]) -> None:
 def _where(
     logits: torch.Tensor, chosen: Sequence[int], ids: Iterable[npt.NDArray[np.integer]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of `ids[j]` in row `chosen[j]`, for all j at once."""
+    """Indices (rows, ids) of `ids[j]` in row `chosen[j]`, for all j at once."""
     parts = list(ids)
     row = np.repeat(np.array(chosen, dtype=np.int64), [len(part) for part in parts])
     both = upload(np.stack((row, np.concatenate(parts, dtype=np.int64))), logits.device)
@@ -112,5 +110,7 @@ def _add(
     where: tuple[torch.Tensor, torch.Tensor],
     amounts: list[npt.NDArray[np.floating]],
 ) -> None:
-    """Add to places that are all different, so that no order of additions exists."""
+    """Add `amounts` to `logits[where]`. All places differ, so the result does not depend on the
+    order of additions.
+    """
     logits[where] += upload(np.concatenate(amounts).astype(np.float32), logits.device)

@@ -1,7 +1,7 @@
 """Log probabilities under the model's own distribution: before penalties, bias and temperature.
 
-The first k tokens are ordered by logit (order.py), so that the first is what greedy decoding would
-take. Computed on the device, and turned into values when they have arrived on the host.
+The first k tokens are ordered by logit (order.py), so the first one is the token that greedy
+decoding takes. They are computed on the device, and become Python values once they are on the host.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ from radixserve.model.host import Download, upload
 from radixserve.sampling.order import first_ids
 from radixserve.step import TokenLogprob
 
-_BLOCK = 64  # rows worked on at once: 12 MiB per copy with 49,152 tokens
+_BLOCK = 64  # rows computed at once: 12 MiB per copy with 49,152 tokens
 
 
 class PromptLogprobs:
-    """What a chunk's logits say of the prompt's own tokens, on its way to the host."""
+    """Log probabilities of a prompt's own tokens, from one chunk's logits, on their way to the
+    host.
+    """
 
     @torch.inference_mode()
     def __init__(self, logits: torch.Tensor, next_ids: npt.ArrayLike, k: int) -> None:
-        """What row i of float32 logits [n, vocab] says of `next_ids[i]`, and its first `k` tokens.
+        """Compute from row i of float32 logits [n, vocab] the log probability of `next_ids[i]`, and
+        the row's first `k` tokens.
 
-        Worked on in blocks, so that the extra memory does not grow with the prompt. O(n x vocab).
+        Computed in blocks of rows, so that the extra memory does not grow with the prompt. Cost:
+        O(n x vocab).
         """
         taken = upload(np.array(next_ids, np.int64), logits.device)
         cuts = range(0, len(taken), _BLOCK)
@@ -35,25 +39,25 @@ class PromptLogprobs:
         self._download = Download(*map(torch.cat, zip(*blocks, strict=True))) if blocks else None
 
     def wait(self) -> list[TokenLogprob]:
-        """One entry per row; waits until they have arrived."""
+        """One entry per row. Waits until they have arrived on the host."""
         return token_logprobs(self._download.wait(), self._counts) if self._download else []
 
 
 def first_logprobs(
     logits: torch.Tensor, taken: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each row of logits [n, vocab] the token `taken` [n] and the first `count`: ids and log
-    probabilities.
+    """Ids and log probabilities of each row of logits [n, vocab]: first of the token `taken` [n],
+    then of the first `count` tokens.
 
-    Both [n, 1 + count], or [n, 1 + vocab] if that is less.
+    Both are [n, 1 + count], or [n, 1 + vocab] if that is less.
     """
     ids = torch.cat((taken[:, None], first_ids(logits, min(count, logits.shape[-1]))), dim=-1)
     return ids, logits.log_softmax(-1).gather(-1, ids)
 
 
 def token_logprobs(found: Sequence[torch.Tensor], counts: Sequence[int]) -> list[TokenLogprob]:
-    """What `first_logprobs` found, on the host by now, as values; of row i the first `counts[i]`
-    tokens.
+    """The result of `first_logprobs`, which is on the host by now, as Python values; for row i the
+    first `counts[i]` tokens.
     """
     ids, values = found
     return [

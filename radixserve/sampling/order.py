@@ -1,7 +1,7 @@
-"""The one order of tokens: higher logit first, among equal logits the lower id first.
+"""The order of tokens: the higher logit first, among equal logits the lower id first.
 
-A token's place is packed into one integer, so that no two tokens of a row are equal and any correct
-selection, on any device and at any batch size, gives the same result.
+A token's logit and id are packed into one integer, so that no two tokens of a row are equal and any
+correct selection, on any device and at any batch size, gives the same result.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ _LOW = 0xFFFFFFFF
 
 
 def order_keys(logits: torch.Tensor) -> torch.Tensor:
-    """int64 keys [n, vocab], greater for what comes first: the logit's bits made monotonic, then
-    the id reversed.
+    """int64 keys [n, vocab], greater for tokens that come first: the logit's bits made monotonic,
+    then the id reversed.
     """
-    bits = (logits + 0.0).view(
-        torch.int32
-    )  # adding zero turns -0.0, which would sort below 0.0, into 0.0
+    # Adding zero turns -0.0, which would sort below 0.0, into 0.0.
+    bits = (logits + 0.0).view(torch.int32)
     monotonic = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
     reversed_ids = torch.arange(_LOW, _LOW - logits.shape[-1], -1, device=logits.device)
     return monotonic.long().bitwise_left_shift_(32).bitwise_or_(reversed_ids)
 
 
 def first_ids(logits: torch.Tensor, count: int) -> torch.Tensor:
-    """Ids [n, count] of the first `count` tokens of each row, in order. O(vocab) for a small count,
-    a sort for all.
+    """Ids [n, count] of the first `count` tokens of each row, in order. Cost: O(vocab) for a small
+    count, a sort for all.
     """
     return _LOW - (order_keys(logits).topk(count).values & _LOW)
 
@@ -33,8 +32,7 @@ def first_ids(logits: torch.Tensor, count: int) -> torch.Tensor:
 def best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row's highest logit [n] (NaN if the row holds one) and the lowest id that has it [n]."""
     highest = logits.amax(-1)
-    if (
-        logits.device.type == "cpu"
-    ):  # numpy's argmax is vectorised over the row: 20 times as fast as torch's here
+    # numpy's argmax is vectorised over the row: 20 times as fast as torch's on a CPU.
+    if logits.device.type == "cpu":
         return highest, torch.from_numpy(logits.detach().numpy().argmax(-1))
     return highest, logits.argmax(-1)

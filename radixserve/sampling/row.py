@@ -1,4 +1,4 @@
-"""What goes into sampling and what comes out of it, for one sequence."""
+"""The input and the output of sampling for one sequence."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from radixserve.step import TokenLogprob
 class Row:
     """What is known of one sequence when its next token is drawn.
 
-    The last token of the output may be one that only the device knows; its place counts, and where
-    `reads_output` says that its value does, the caller sees to it that it is known.
+    Only the device may know the last token of the output yet. Its position counts all the same;
+    where `reads_output` says that an edit depends on its value, the caller must make sure that it
+    is known.
     """
 
     sampling: Sampling
     prompt_ids: npt.NDArray[np.int32]
-    output_ids: npt.NDArray[
-        np.int32
-    ]  # generated so far; its length is the position that keys the draw
+    # Generated so far; its length is the position that, with the seed, keys the draw.
+    output_ids: npt.NDArray[np.int32]
 
 
 @dataclass(slots=True)
 class Sampled:
-    """The token drawn, and what the model thought of it where the request asked."""
+    """The drawn token, and its log probability if the request wants it."""
 
     token_id: int
     logprob: TokenLogprob | None

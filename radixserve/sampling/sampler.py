@@ -1,8 +1,7 @@
-"""The order of events when a batch of logits becomes a batch of tokens.
+"""The order of events in which a batch of logits becomes a batch of tokens.
 
-Owns the grouping of rows (greedy, drawn from all, drawn from the first few) and what of the outcome
-goes to the host. Knows nothing of the formulas: edits.py changes logits, draw.py draws, logprobs.py
-reports.
+Owns the grouping of rows (greedy, drawn from all tokens, drawn from the first few) and decides what
+goes to the host. Knows no formulas: edits.py changes logits, draw.py draws, logprobs.py reports.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from radixserve.sampling.logprobs import first_logprobs, token_logprobs
 from radixserve.sampling.order import best
 from radixserve.sampling.row import Row, Sampled
 
-_FEW = 256  # tokens looked at first when only top_p limits the choice
+_FEW = 256  # first tokens that are tried when only top_p limits the choice
 _MANY = 1024  # a larger top_k sorts the whole row
 
 
@@ -41,7 +40,7 @@ class Samples:
         self._download = Download(ids, usable, *listed)
 
     def wait(self) -> list[Sampled | None]:
-        """One entry per row, None where it failed. The host waits for the device here."""
+        """One entry per row, None for a row that failed. The host waits for the device here."""
         ids, usable, *listed = self._download.wait()
         found = token_logprobs(listed, [*self._asked.values()]) if listed else []
         logprobs = dict(zip(self._asked, found, strict=True))
@@ -51,13 +50,12 @@ class Samples:
 
 @torch.inference_mode()
 def sample(logits: torch.Tensor, rows: Sequence[Row], *, ahead: bool = False) -> Samples:
-    """Draw the next token of each row from float32 logits [len(rows), vocab], which are left as
-    they are.
+    """Draw the next token of each row from float32 logits [len(rows), vocab], which stay unchanged.
 
-    A row with a NaN, with +inf, or with no finite logit fails, and no other. A logit of -inf alone
-    is a token that cannot be drawn. O(rows x vocab). Where only top_p limits the choice the host
-    looks whether the first 256 tokens were enough, for which it waits; with `ahead` it never waits:
-    whole rows are sorted, and the tokens are the same.
+    A row with a NaN, with +inf, or without a finite logit fails; the other rows do not. A token
+    with logit -inf cannot be drawn. Cost: O(rows x vocab). Where only top_p limits the choice the
+    host checks whether the first 256 tokens were enough, for which it waits; with `ahead` it never
+    waits: whole rows are sorted, and the tokens are the same.
     """
     highest, ids = best(logits)
     usable = torch.isfinite(highest)
@@ -82,7 +80,7 @@ def _draw(
 ) -> None:
     """Draw the rows at `index` from their first `count` tokens (0: all, unordered) into `ids`.
 
-    Rows that need more tokens are drawn again from 16 times as many, until none is left.
+    Rows for which these were too few are drawn again from 16 times as many, until all are drawn.
     """
     vocab = logits.shape[-1]
     while index:
@@ -98,8 +96,8 @@ def _draw(
 
 
 def _groups(rows: Sequence[Row], vocab: int, ahead: bool) -> list[tuple[int, list[int]]]:
-    """Rows with temperature above 0, grouped by how many first tokens to look at; 0 means all of
-    them, unordered.
+    """Rows with temperature above 0, grouped by how many of their first tokens are drawn from; 0
+    means all, unordered.
     """
     reach = {
         i: _reach(row.sampling, vocab, ahead)
@@ -114,6 +112,7 @@ def _groups(rows: Sequence[Row], vocab: int, ahead: bool) -> list[tuple[int, lis
 
 
 def _reach(sampling: Sampling, vocab: int, ahead: bool) -> int:
+    """How many of the first tokens a row is drawn from at first; 0: all, unordered."""
     if 0 < sampling.top_k < vocab:
         return sampling.top_k
     if sampling.top_p >= 1:

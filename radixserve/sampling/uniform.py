@@ -1,5 +1,4 @@
-"""One uniform number per (seed, position), from a counter-based generator that has no state to
-carry.
+"""One uniform number per (seed, position), from a counter-based generator, which has no state.
 
 Philox4x32-10 (J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2,
 3", SC 2011): the seed is the key, the position the counter. Computed on the host, so every device
@@ -16,7 +15,7 @@ import numpy.typing as npt
 Words = npt.NDArray[np.uint64]  # each holds 32 bits
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))  # what is added to the key between rounds
+_WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))  # added to the key between rounds
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
@@ -24,7 +23,7 @@ _32 = np.uint64(32)
 def philox4x32(
     counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words]
 ) -> tuple[Words, ...]:
-    """Ten rounds of Philox for a vector of counters and keys; words are given and returned low word
+    """Ten rounds of Philox for vectors of counters and keys. Words are given and returned low word
     first.
     """
     c0, c1, c2, c3 = counter
@@ -37,8 +36,8 @@ def philox4x32(
 
 
 def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
-    """One number in [0, 1) with 53 random bits for each pair of seed and position, each below
-    2**64.
+    """One number in [0, 1) with 53 random bits for each pair of seed and position. Seeds and
+    positions are below 2**64.
     """
     seed = np.array(seeds, dtype=np.uint64)
     position = np.array(positions, dtype=np.uint64)

@@ -1,8 +1,8 @@
-"""K/V out of slots and into them, and between the device and the host beside the step.
+"""Copies K/V out of slots and into slots, and between the device and the host while steps run.
 
 On a CPU device memory is host memory: nothing is copied between the two, and every `Copy` has
 arrived when it is made. On CUDA copies run on a stream of their own through pinned memory; the
-engine looks from time to time whether one has arrived, and never waits for it.
+engine polls whether one has arrived, and never waits for it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from radixserve.store.run_file import KV
 
 
 def read_slots(pool: KVPool, slots: Slots) -> KV:
-    """K and V of `slots`, copied: k [layers, len(slots), kv_heads, k_dim], v likewise, on the
-    pool's device.
+    """Copies of K and V of `slots` on the pool's device: k [layers, len(slots), kv_heads, k_dim], v
+    likewise.
     """
     return Reader().read(pool, slots)
 
 
 class Reader:
-    """Reads again and again into the same memory: finding new pages takes longer than the copy."""
+    """Reads into the same memory every time, because getting new pages takes longer than the
+    copy.
+    """
 
     def __init__(self) -> None:
-        self._room: list[torch.Tensor] = []  # flat
+        self._room: list[torch.Tensor] = []  # flat, for K and for V
 
     def read(self, pool: KVPool, slots: Slots) -> KV:
-        """As `read_slots`, overwritten by the next call."""
+        """As `read_slots`. The next call overwrites the result."""
         index = upload(slots.astype(np.int64), pool.k.device)
         sizes = [each[:, 0].numel() * len(slots) for each in pool.tensors]
         if not self._room or any(
@@ -49,15 +51,15 @@ class Reader:
 
 
 def write_slots(pool: KVPool, slots: Slots, kv: KV) -> None:
-    """Fill `slots` with K/V that lies on the pool's device; another dtype is converted."""
+    """Write K/V that lies on the pool's device to `slots`; another dtype is converted."""
     index = upload(slots.astype(np.int64), pool.k.device)
     for target, source in zip(pool.tensors, kv, strict=True):
         _bits(target).index_copy_(1, index, _bits(converted(source, target.dtype)))
 
 
 def converted(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """In another dtype; what is beyond a narrower one's range becomes its largest value,
-    not NaN.
+    """`tensor` in another dtype. Values beyond the range of a narrower dtype become its largest
+    value, not NaN.
     """
     if tensor.dtype == dtype:
         return tensor
@@ -68,7 +70,9 @@ def converted(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _selected(tensor: torch.Tensor, index: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
-    """Into memory made before: on a CPU that is six times as fast."""
+    """The entries `index` along dimension 1, written to memory allocated before, which is six times
+    as fast on a CPU.
+    """
     shape = (tensor.shape[0], len(index), *tensor.shape[2:])
     found = room[: math.prod(shape)].view(shape)
     torch.index_select(_bits(tensor), 1, index, out=_bits(found))
@@ -76,12 +80,12 @@ def _selected(tensor: torch.Tensor, index: torch.Tensor, room: torch.Tensor) -> 
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """Itself, or bytes where torch does not index the dtype."""
+    """The tensor itself, or its bytes if torch cannot index its dtype."""
     return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
 
 
 class Copy:
-    """K/V on its way between device and host. `kv` may be used once it has `arrived`."""
+    """K/V on its way between device and host. `kv` may be used once the copy has `arrived`."""
 
     def __init__(self, kv: KV, event: torch.cuda.Event | None = None) -> None:
         self.kv = kv
@@ -93,7 +97,7 @@ class Copy:
 
 
 class Copies:
-    """Both ways for one device."""
+    """Starts copies in both directions for one device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -102,13 +106,15 @@ class Copies:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def down(self, kv: KV) -> Copy:
-        """From the device to (pinned) host memory, behind what was launched until now."""
+        """Copy from the device to (pinned) host memory, after everything launched so far."""
         return (
             Copy(kv) if self._stream is None else self._copy(kv, self._stream, torch.device("cpu"))
         )
 
     def up(self, kv: KV) -> Copy:
-        """From host memory, pinned if it is to go beside the step, to the device."""
+        """Copy from host memory to the device. The memory must be pinned for the copy to run while
+        steps run.
+        """
         return Copy(kv) if self._stream is None else self._copy(kv, self._stream, self._device)
 
     def _copy(self, kv: KV, stream: torch.cuda.Stream, to: torch.device) -> Copy:
@@ -118,9 +124,7 @@ class Copies:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(stream)
         for each in (*kv, k, v):
-            if (
-                each.is_cuda
-            ):  # its memory is not given to others before both streams are done with it
+            if each.is_cuda:  # its memory must not be reused before both streams are done with it
                 each.record_stream(stream)
                 each.record_stream(torch.cuda.current_stream(self._device))
         return Copy((k, v), event)

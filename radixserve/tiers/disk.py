@@ -1,9 +1,10 @@
-"""The disk tier: what was computed is written behind the step, and read back on a hit that is worth
-it.
+"""The disk tier: computed K/V is written while steps run, and read back on a hit if that is faster
+than computing.
 
-A `DiskStore` on a thread of its own, which also does what commands ask (`store.errands`). Whoever
-writes holds a lease until it is done, so that the slots it reads stay what they are; leases are
-taken and released on the engine's thread. Knows slots and prefixes, no requests.
+It runs a `DiskStore` on a worker thread of its own, which also does what commands ask for
+(`store.errands`). A write holds a lease until it is done, so that the slots it reads keep their
+content; leases are taken and released on the engine's thread. Knows slots and prefixes, no
+requests.
 """
 
 from __future__ import annotations
@@ -24,21 +25,20 @@ from radixserve.tiers.copies import Reader, converted
 from radixserve.tiers.pace import Pace
 from radixserve.tiers.worker import Job, Worker
 
-MAX_QUEUED = 64  # writes that wait; one more is left out
-WRITE_TOKENS = 512  # written in one go: how long a load may have to wait
+MAX_QUEUED = 64  # writes that may wait; more are skipped
+WRITE_TOKENS = 512  # tokens per part of a write; a load waits for one part at most
 _STATS_SECONDS = 1.0
-_LOOK_SECONDS = 0.25  # how often somebody looks whether a command has asked for something
-_NEXT = bytes(
-    TOKEN_BYTES
-)  # a lease leaves the last token to compute: here that is one which does not exist
+_LOOK_SECONDS = 0.25  # how often requests of commands are looked for
+# A lease never takes the last token from the cache, so a token that does not exist is appended.
+_NEXT = bytes(TOKEN_BYTES)
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Load:
-    """What was asked of the disk, and once it is `done` what it gave: K/V from position
-    `depth` on.
+    """A load from the disk. Once it is `done`, `kv` is K/V of `tokens` from position `depth` on, or
+    None.
     """
 
     namespace: str
@@ -49,17 +49,17 @@ class Load:
     given_up: bool = False
 
     def give_up(self) -> None:
-        """Nobody waits any more; if it has not begun it need not."""
+        """The result is no longer needed: if the load has not begun, it is skipped."""
         self.given_up = True
 
 
 @dataclass(slots=True)
 class _Save:
-    """A prefix to be written; `lease` protects `slots` until it is let go.
+    """A prefix to be written. `lease` protects `slots` until it is released.
 
-    Slots are read under `reading`, a part at a time, and written to the disk from that copy. So the
-    engine can take the slots back at any moment: it waits for the copy of one part at most, and not
-    for the disk.
+    Slots are copied under the lock `reading`, one part at a time, and written to the disk from that
+    copy. So the engine can take the slots back at any moment: it waits for the copy of one part at
+    most, and not for the disk.
     """
 
     namespace: str
@@ -71,17 +71,17 @@ class _Save:
 
 
 class DiskTier:
-    """K/V in a folder, for the engine's thread."""
+    """K/V in a folder, used by the engine's thread."""
 
     name = "disk"
 
     def __init__(self, store: DiskStore, cache: KVCache, pool: KVPool, pace: Pace) -> None:
-        self.skipped_total = 0  # writes left out: too many waited, or their slots were needed
+        self.skipped_total = 0  # writes skipped: too many waited, or their slots were needed
         self.pace = pace
         self._store, self._cache, self._pool = store, cache, pool
-        self._reader = Reader()  # for the worker's thread
-        self._num_saves = 0  # that hold slots
-        self._current: _Save | None = None  # begun; written by the worker's thread
+        self._reader = Reader()  # used by the worker thread
+        self._num_saves = 0  # writes that hold slots
+        self._current: _Save | None = None  # the write that has begun; set by the worker thread
         self._stats = store.stats()
         self._stats_at = 0.0
         self._worker = Worker("radixserve-disk", store.close)
@@ -96,11 +96,13 @@ class DiskTier:
 
     @property
     def writing(self) -> bool:
-        """Slots are held for writing."""
+        """Whether slots are held for writing."""
         return self._num_saves > 0
 
     def describe(self, stats: TierStats) -> None:
-        """Fill in what concerns the disk, as of the last second or so in which it was used."""
+        """Fill in the disk's numbers. They are those of the second in which the disk was last
+        used.
+        """
         seen = self._stats
         stats.disk_budget_bytes, stats.disk_used_bytes, stats.disk_runs = (
             seen.budget,
@@ -119,7 +121,7 @@ class DiskTier:
         stats.skipped_total = seen.skipped_total + seen.refused_total + self.skipped_total
 
     def load(self, namespace: str, tokens: bytes, depth: int) -> Load:
-        """Ask for K/V of `tokens` (short of the last one) from position `depth` on."""
+        """Start loading K/V of `tokens` (without the last one) from position `depth` on."""
         load = Load(namespace, tokens[:-TOKEN_BYTES], depth)
 
         def done() -> None:
@@ -129,7 +131,7 @@ class DiskTier:
         return load
 
     def save(self, namespace: str, tokens: bytes) -> None:
-        """Write what is not written yet of a published prefix, some time later."""
+        """Queue a published prefix to be written, as far as it is not on the disk yet."""
         if self._worker.num_patient >= MAX_QUEUED:
             self.skipped_total += 1
             return
@@ -140,11 +142,11 @@ class DiskTier:
         self._worker.submit(Job(lambda: self._save(save), lambda: self._let_go(save)), urgent=False)
 
     def relent(self) -> bool:
-        """Give up writes for the slots they hold: those that were not begun, next time the one that
-        was.
+        """Give up writes to free the slots they hold: first those that have not begun, at the next
+        call the one that has.
 
-        False if there are none. Of the one that was begun the disk may get the part that is copied
-        already.
+        False if there are none. Of the write that has begun, the disk may still get the part that
+        is copied already.
         """
         jobs, current = self._worker.withdraw(), self._current
         self.skipped_total += len(jobs)
@@ -157,19 +159,19 @@ class DiskTier:
         return True
 
     def settle(self) -> None:
-        """Let go of what is written, and see what was loaded."""
+        """Release the slots of finished writes, and mark finished loads as done."""
         self._worker.settle()
 
     def close(self, seconds: float) -> bool:
-        """Write what waits and close the store, for at most so long; False if that is not done by
-        then. All of it is done by the worker's thread, because a disk may hang. The end of the
-        process lets go of the folder in any case.
+        """Write what is queued and close the store, for at most `seconds`; False if that is not
+        finished by then. The worker thread does all of it, because a disk may hang. The end of the
+        process unlocks the folder in any case.
         """
         self._closing.set()
         return self._worker.close(seconds)
 
     def _let_go(self, save: _Save) -> None:
-        """At its end, or before; on the engine's thread."""
+        """Release the slots of a write, at its end or before; on the engine's thread."""
         with save.reading:
             if save.held:
                 self._num_saves -= 1
@@ -177,18 +179,20 @@ class DiskTier:
             save.held = False
 
     def _look_out(self) -> None:
-        """On a thread of its own: see what commands ask, and have it done beside loads and before
-        writes.
+        """A thread of its own: look for requests of commands, and have the worker do them after
+        loads and before writes.
         """
         while not self._closing.wait(_LOOK_SECONDS):
             if self._attendant.asked and not self._attending:
                 self._attending = True
                 self._worker.submit(Job(self._attend, lambda: None), urgent=True)
 
-    # On the worker's thread.
+    # On the worker thread.
 
     def _attend(self) -> bool:
-        """One part of an errand; the next one queues behind the loads that came meanwhile."""
+        """Do one part of a command's request. The next part queues behind loads that have come
+        meanwhile.
+        """
         try:
             finished = self._attendant.work()
         except OSError as error:
@@ -216,8 +220,8 @@ class DiskTier:
         return True
 
     def _save(self, save: _Save) -> bool:
-        """Write one part more; True if that was the last. With nothing to write the prefix is
-        marked as used.
+        """Write one more part; True if it was the last. If all of the prefix is on the disk
+        already, it is only marked as used.
         """
         self._current = save
         num_tokens, depth = len(save.slots), self._store.match(save.namespace, save.tokens)
@@ -229,12 +233,12 @@ class DiskTier:
         if finished:
             self._current = None
         if finished and not self._worker.num_patient:
-            self._stats_at = 0.0  # the last one for now
+            self._stats_at = 0.0  # nothing else is queued: report at once
         self._note_stats()
         return finished
 
     def _copied(self, save: _Save, depth: int, stop: int) -> KV | None:
-        """A part in host memory; None if the slots were taken back."""
+        """One part in host memory, in the store's dtype; None if the slots were taken back."""
         with save.reading:
             if not save.held:
                 return None
@@ -243,6 +247,6 @@ class DiskTier:
             return k, v
 
     def _note_stats(self) -> None:
-        """A few statements: not after every job."""
+        """Refresh the numbers, at most once a second, because that takes a few SQL statements."""
         if time.monotonic() - self._stats_at >= _STATS_SECONDS:
             self._stats, self._stats_at = replace(self._store.stats()), time.monotonic()

@@ -1,10 +1,10 @@
-"""The host tier: K/V that the device evicted, in host memory, under a budget and an order of
-eviction of its own.
+"""The host tier: K/V that the device evicted, kept in host memory under its own budget and its own
+order of eviction.
 
-The same parts as on the device, a second time: a `KVCache` for who has which slot, a `KVPool` for
-the tensors. What is demoted comes with its whole prefix, because a leaf hangs at its ancestors here
-too; these are still on the device then, and what is here already is not copied again. Runs on the
-engine's thread; copies run beside the step.
+It uses the same parts as the device: a `KVCache` for who has which slot, a `KVPool` for the
+tensors. K/V is demoted with its whole prefix, because a leaf needs its ancestors here too; the
+ancestors are still on the device at that time, and those that are here already are not copied
+again. Runs on the engine's thread; copies run while steps run.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from radixserve.step import Slots, TierStats
 from radixserve.store.run_file import KV
 from radixserve.tiers.copies import Copies, Copy, read_slots, write_slots
 
-_NEXT = bytes(
-    TOKEN_BYTES
-)  # a lease leaves the last token to compute: here that is one which does not exist
+# A lease never takes the last token from the cache, so a token that does not exist is appended.
+_NEXT = bytes(TOKEN_BYTES)
 
 
 @dataclass(slots=True)
 class _Demotion:
-    """K/V on its way down; the lease holds its place."""
+    """K/V on its way from the device to the host. The lease holds its slots in host memory."""
 
     tokens: bytes
     lease: Lease
@@ -35,12 +34,12 @@ class _Demotion:
 
 
 class HostTier:
-    """Host memory for K/V of prefixes that the device has no room for."""
+    """Host memory for K/V of prefixes for which the device has no slots."""
 
     name = "host"
 
     def __init__(self, device_pool: KVPool, shape: KVShape, num_slots: int, copies: Copies) -> None:
-        """Room for `num_slots` tokens of `shape`, which may have another dtype than the device's
+        """Allocates `num_slots` slots of `shape`, which may have another dtype than the device's
         pool.
         """
         self.cache = KVCache(num_slots)
@@ -51,7 +50,7 @@ class HostTier:
         self._falling: list[_Demotion] = []
 
     def describe(self, stats: TierStats) -> None:
-        """Fill in what concerns the host."""
+        """Fill in the host's numbers."""
         cache, slot_bytes = self.cache.stats(), self._pool.slot_bytes
         stats.host_budget_bytes = cache.num_slots * slot_bytes
         stats.host_used_bytes = (cache.num_slots - cache.free) * slot_bytes
@@ -59,14 +58,14 @@ class HostTier:
 
     @property
     def busy(self) -> bool:
-        """Copies are on their way down."""
+        """Whether copies from the device are under way."""
         return bool(self._falling)
 
     def demote(self, namespace: str, tokens: bytes, slots: Slots) -> None:
-        """Keep what the device is about to evict; `OnEvict` of its cache. Nothing where there is no
-        room for it.
+        """Keep K/V that the device is about to evict; its cache calls this as `OnEvict`. Does
+        nothing if there is no room for it.
 
-        The copy out of the slots is launched here, before anything that could write to them.
+        The copy out of the slots is launched here, before anything that could overwrite them.
         """
         lease = self.cache.lease(namespace, tokens + _NEXT, len(slots))
         if lease is None:
@@ -81,7 +80,9 @@ class HostTier:
         self.settle()
 
     def settle(self) -> None:
-        """Show what has arrived; in the order of demotion, which is that of the copies."""
+        """Publish the copies that have arrived, in the order of demotion, in which they also
+        arrive.
+        """
         while self._falling and self._falling[0].copy.arrived:
             fallen = self._falling.pop(0)
             with fallen.lease as lease:
@@ -91,8 +92,8 @@ class HostTier:
                 self.demoted_tokens_total += lease.num_published - first
 
     def fetch(self, namespace: str, tokens: bytes, depth: int) -> KV | None:
-        """A copy of K/V from position `depth` on, as far as it goes and short of the last token;
-        None without any.
+        """A copy of K/V of `tokens` (without the last one) from position `depth` on, as far as
+        there is any; None if there is none.
         """
         lease = self.cache.lease(namespace, tokens, 0)
         assert lease is not None, "a lease on nothing new needs no room"

@@ -1,24 +1,24 @@
-"""Is K/V loaded sooner than it is computed? Both are learned from what was seen of late.
+"""Decides whether loading K/V is faster than computing it, from the speeds of recent loads and
+prefills.
 
-Written by one thread and read by another: two floats each, and a stale one does no harm.
+One thread writes and another reads: two floats each, and an outdated one does no harm.
 """
 
 from __future__ import annotations
 
-_MEMORY = 0.9  # weight of what was seen before, at each new observation
-_TRY_AGAIN = (
-    16  # one of so many that are not worth it is loaded all the same: what was slow may be fast now
-)
+_MEMORY = 0.9  # weight of all earlier observations at each new one
+# One of so many loads that seem too slow is tried all the same: a slow disk may be fast now.
+_TRY_AGAIN = 16
 
 
 class Rate:
-    """Seconds per token, the latest observations weighing most."""
+    """Seconds per token, a moving average in which the latest observations weigh most."""
 
     def __init__(self) -> None:
         self._seconds = self._tokens = 0.0
 
     def observe(self, num_tokens: int, seconds: float) -> None:
-        """Something took `seconds` for `num_tokens`."""
+        """Note that `num_tokens` took `seconds`."""
         self._seconds = _MEMORY * self._seconds + seconds
         self._tokens = _MEMORY * self._tokens + num_tokens
 
@@ -28,7 +28,7 @@ class Rate:
 
 
 class Pace:
-    """How fast prefill computes and how fast a tier loads."""
+    """The speeds at which prefill computes and a tier loads."""
 
     def __init__(self) -> None:
         self.prefill = Rate()
@@ -36,12 +36,12 @@ class Pace:
         self._refused = 0
 
     def prefill_seconds(self, num_tokens: int) -> float:
-        """How long computing would take; 0 while nobody knows."""
+        """How long computing `num_tokens` would take; 0 before anything was observed."""
         return num_tokens * (self.prefill.seconds_per_token or 0.0)
 
     def worth_loading(self) -> bool:
-        """Loading is the faster way, as far as is known; where one of them was never seen it is
-        tried.
+        """Whether loading is probably faster than computing. True while the speed of one of them is
+        unknown.
         """
         load, prefill = self.load.seconds_per_token, self.prefill.seconds_per_token
         if load is None or prefill is None or load < prefill:

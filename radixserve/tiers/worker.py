@@ -1,8 +1,9 @@
-"""A thread that does jobs for the engine beside the step, one at a time.
+"""A worker thread that does jobs for the engine while steps run, one at a time.
 
-Urgent jobs (loads: somebody waits) go before patient ones (writes), also between two parts of a
-patient one. The engine learns of finished jobs by a readable file descriptor and collects them on
-its own thread. Knows not what a job does, and never waits for one that does not end.
+Urgent jobs (loads, for which a request waits) go before patient ones (writes), also between two
+parts of a patient one. The engine learns of finished jobs by a readable file descriptor and
+collects them on its own thread. Knows nothing of what a job does, and never waits for one that does
+not end.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """`work` runs on the worker's thread, again and again until it gives True; then `then` on the
-    engine's.
+    """`work` is called on the worker thread again and again until it returns True; then `then` is
+    called on the engine's thread.
     """
 
     work: Callable[[], bool]
@@ -30,10 +31,10 @@ class Job:
 
 
 class Worker:
-    """The thread and its two queues."""
+    """The worker thread and its two queues."""
 
     def __init__(self, name: str, at_end: Callable[[], None]) -> None:
-        """`at_end` is the last that the thread does."""
+        """`at_end` is called on the worker thread before it ends."""
         self._at_end = at_end
         self._urgent: deque[Job] = deque()
         self._patient: deque[Job] = deque()
@@ -47,7 +48,7 @@ class Worker:
         self._thread.start()
 
     def fileno(self) -> int:
-        """Readable when a job may be done."""
+        """A file descriptor that is readable when a job may be done."""
         return self._told.fileno()
 
     @property
@@ -61,7 +62,7 @@ class Worker:
             self._changed.notify()
 
     def withdraw(self) -> list[Job]:
-        """Patient jobs that were not begun, taken back."""
+        """Take back and return the patient jobs that have not begun."""
         with self._changed:
             jobs = list(self._patient)
             self._patient.clear()
@@ -76,8 +77,8 @@ class Worker:
             self._done.popleft().then()
 
     def close(self, seconds: float) -> bool:
-        """Do what is queued, for at most so long, and end the thread; False if it still
-        works then.
+        """Do the queued jobs, for at most `seconds`, and end the thread; False if it still works
+        then.
         """
         until = time.monotonic() + seconds
         with self._changed:
@@ -96,14 +97,16 @@ class Worker:
             if self._finished(job):
                 current = None if job is current else current
                 self._done.append(job)
-                with contextlib.suppress(OSError):  # full: the engine was told often enough
+                with contextlib.suppress(
+                    OSError
+                ):  # its buffer is full, so the engine has been woken anyway
                     self._tell.send(b"\0")
             else:
                 current = job
         self._at_end()
 
     def _next(self, current: Job | None) -> Job | None:
-        """The next job to work on; None at the end."""
+        """Wait for the next job to work on; None at the end."""
         with self._changed:
             while not (self._urgent or current or self._patient or self._closing):
                 self._changed.wait()
