@@ -1,3 +1,3 @@
-"""The engine: scheduler, sequences and the process they live in, and the client that the front
-talks to it with.
+"""The engine: scheduler, sequences and the process in which they live, and the client through which
+the front talks to it.
 """

@@ -1,6 +1,6 @@
-"""From settings to an engine that is ready to step: device, model, K/V pool, cache, scheduler.
+"""Builds an engine from settings: device, model, K/V pool, cache, scheduler.
 
-Imported by the engine process after its first message, because torch and transformers load with it.
+The engine process imports this after its first message, because it imports torch and transformers.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _STEP_TOKENS = {"cpu": 256, "cuda": 2048}
 
 def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
     """The engine for `model`, a folder or a hub name: the transformers model over a pool of the
-    size that the budget gives.
+    size that the K/V budget gives.
 
     Raises:
-        StartupError: the model or a setting makes it impossible; says why.
+        StartupError: the model or a setting makes it impossible; gives the reason.
     """
     device = _device(settings.device)
     if settings.threads:
@@ -46,9 +46,8 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     )
     pool = KVPool(loaded.shape, num_slots, device)
     graphs, without_graphs = start_graphs(loaded, pool, settings.max_running)
-    cache = KVCache(
-        num_slots - 1 if graphs else num_slots, enabled=settings.cache
-    )  # padding rows write to the last
+    # The padding rows of graphs write to the last slot, so the cache must not use it.
+    cache = KVCache(num_slots - 1 if graphs else num_slots, enabled=settings.cache)
     tiers = make_tiers(settings, model, loaded, pool, cache)
     lossy = settings.tier_dtype != "same" and bool(tiers.below)
     info = EngineInfo(

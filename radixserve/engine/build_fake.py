@@ -1,6 +1,6 @@
-"""From settings to an engine of no cost, to measure everything around the model.
+"""Builds an engine with the fake model from settings, to measure everything around the model.
 
-Loads neither transformers nor kernels, so it starts in a fraction of the time of a real one.
+Loads neither transformers nor kernels, so it starts in a fraction of the time of a real engine.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _STEP_TOKENS = 256
 
 
 def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
-    """The engine with the model of no cost, which has the vocabulary and the context of the one in
-    folder `model`.
+    """The engine with the fake model, which has the vocabulary and the context length of the model
+    in folder `model`.
 
     Raises:
         StartupError: there is no such folder, or a setting makes it impossible.

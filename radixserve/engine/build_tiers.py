@@ -1,8 +1,9 @@
-"""From settings to the tiers below a device's pool, and what K/V on the disk belongs to.
+"""Builds the tiers below a device's pool from settings, and computes the fingerprint under which
+K/V is stored on the disk.
 
-The fingerprint names everything that may change a bit of K/V: the model's files, the dtypes, our
-version and our code, what it was built with, and the processor. The number of threads is not part
-of it: it changes no bit.
+The fingerprint covers everything that may change a bit of K/V: the model's files, the dtypes, our
+version and our code, the libraries it was built with, and the processor. The number of threads is
+not part of it, because it changes no bit.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from radixserve.tiers.host import HostTier
 from radixserve.tiers.pace import Pace
 
 COMPUTES = ("cache", "engine", "model", "step.py", "store", "tiers")
-"""The parts of the package that stand between token ids and stored K/V. A change of any file in
-them makes what is stored invisible: which changes are harmless nobody can tell from the file.
+"""The parts of the package that can change stored K/V. A change of any file in them makes what is
+stored invisible, because which changes are harmless cannot be told from the file.
 """
 _BUILT_WITH = ("torch", "transformers", "numba", "llvmlite")
 
@@ -49,7 +50,7 @@ def make_tiers(
     `model`.
 
     Raises:
-        StartupError: the folder is no store, is held by another process or cannot be used, or a
+        StartupError: the folder is no store, is locked by another process or cannot be used, or a
             budget is too small or too large.
     """
     dtype = torch.float8_e4m3fn if settings.tier_dtype == "float8" else loaded.dtype
@@ -63,10 +64,10 @@ def make_tiers(
 
 
 def prepare_tiers(settings: Settings) -> None:
-    """Find out whether the disk's folder can be used, before a model is loaded.
+    """Check whether the disk's folder can be used, before a model is loaded.
 
     Raises:
-        StartupError: it is no store, cannot be used, or others can write to it.
+        StartupError: it is no store, cannot be used, or other users can write to it.
     """
     if settings.disk_path is not None:
         prepare(Path(settings.disk_path), trust_others=settings.disk_trust_others)
@@ -107,7 +108,7 @@ def _open(settings: Settings, model: str, loaded: LoadedModel, shape: KVShape) -
 
 
 def _fingerprint(store: StoreFolder, model: str, loaded: LoadedModel, shape: KVShape) -> str:
-    """Of the model's files and of whatever computes with them here."""
+    """The fingerprint of the model's files and of everything that computes with them here."""
     processor = (loaded.device.type, torch.backends.cpu.get_cpu_capability())
     path = (loaded.attention, "exact" if loaded.exact else "not exact")
     forward = "lean" if loaded.lean else "modules"
@@ -116,14 +117,14 @@ def _fingerprint(store: StoreFolder, model: str, loaded: LoadedModel, shape: KVS
 
 
 def code() -> str:
-    """Our version, our code, and the versions of what it is built with."""
+    """Our version, a digest of our code, and the versions of the libraries it is built with."""
     package = Path(radixserve.__file__).parent
     built = [f"{name} {version(name)}" for name in _BUILT_WITH]
     return "; ".join([radixserve.__version__, tree_digest(package, COMPUTES), *built])
 
 
 def _folder_of(model: str) -> Path:
-    """Where the files lie of a folder or a hub name that was loaded."""
+    """The folder with the files of a model that was loaded by folder or hub name."""
     if Path(model).is_dir():
         return Path(model)
     found = cached_file(model, "config.json", local_files_only=True)

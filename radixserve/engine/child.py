@@ -1,4 +1,4 @@
-"""One life of the engine process as the front sees it: spawn, messages both ways, end.
+"""One life of the engine process as the front sees it: start, messages in both directions, end.
 
 Owns the child process and the front's end of the socket. Knows nothing of requests and nothing of
 restarts.
@@ -23,19 +23,19 @@ from radixserve.machine import THIS
 
 log = logging.getLogger(__name__)
 
-EXIT_SECONDS = 4.0  # given to the engine to leave by itself once its socket is closed
-LOADING_EXIT_SECONDS = 1.0  # the same before it is ready
-KILL_SECONDS = 0.5  # and given to the system to end it once it is killed
+EXIT_SECONDS = 4.0  # in which the engine has to exit by itself once its socket is closed
+LOADING_EXIT_SECONDS = 1.0  # the same while it still loads
+KILL_SECONDS = 0.5  # in which the system has to end it once it is killed
 _READ_BYTES = 1 << 20
 _COMMAND = (sys.executable, "-m", "radixserve.engine.process")
 
 
 class Hung(Exception):
-    """The engine process did nothing any more, and was killed."""
+    """The engine process stopped doing anything, and was killed."""
 
 
 class Child:
-    """An engine process; to be run once."""
+    """An engine process, which is run once."""
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
@@ -44,7 +44,7 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """None before the start and after the end."""
+        """The process id; None before the start and after the end."""
         return (
             self._process.pid
             if self._process is not None and self._process.returncode is None
@@ -53,28 +53,28 @@ class Child:
 
     @property
     def is_open(self) -> bool:
-        """Messages can be sent; False before the start and once the process is known to
-        have gone.
+        """Whether messages can be sent. False before the start, and once the process is known to
+        have ended.
         """
         return self._writer is not None
 
     def send(self, message: ToEngine) -> None:
-        """Queue `message`; dropped when the process has gone, which `run` reports anyway."""
+        """Queue `message`. It is dropped if the process has ended, which `run` reports anyway."""
         if self._writer is not None:
             self._writer.write(encode(message))
 
     async def run(
         self, start: Start, handle: Callable[[ToFront], None], watchdog: Watchdog
     ) -> int | None:
-        """Spawn the process, give it `start`, pass on what it says; its exit code once it has
-        ended.
+        """Start the process, send it `start`, and pass its messages to `handle`. Returns its exit
+        code once it has ended.
 
-        Whatever ends this (an exception of `handle`, cancellation), the process is killed
-        afterwards if it does not leave by itself. The result is None if the system has not ended
-        it even then: a process that waits for a frozen file system is ended when that answers.
+        If anything else ends this (an exception of `handle`, cancellation), the process is killed
+        afterwards unless it exits by itself. The result is None if the system has not ended it even
+        then: a process that waits for a frozen file system ends when that answers.
 
         Raises:
-            OSError: the process cannot be spawned.
+            OSError: the process cannot be started.
             ValueError: it sent something that is no message.
             Hung: `watchdog` found that it does nothing any more.
         """
@@ -105,10 +105,10 @@ class Child:
                     handle(message)
 
     async def _data(self, reader: asyncio.StreamReader, watchdog: Watchdog) -> bytes:
-        """The next bytes that it sends; none at its end.
+        """The next bytes that the process sends; empty at the end of the stream.
 
         Raises:
-            Hung: `watchdog` waits for them no longer.
+            Hung: `watchdog` found that the process does nothing any more.
         """
         began = time.monotonic()
         while True:
@@ -122,16 +122,16 @@ class Child:
                 began = now
 
     async def _end(self, ours: socket.socket) -> int | None:
-        """The engine leaves when its socket closes; it is killed if it does not, or if this is
+        """Close the socket, at which the engine exits. It is killed if it does not, or if this is
         cancelled.
         """
         writer, self._writer = self._writer, None
         (ours if writer is None else writer).close()
         process = self._process
         if process is None:
-            return 0  # never spawned; the caller is raising
+            return 0  # it was never started; the caller is raising
         try:
-            # One that still loads has nothing to finish, and does not look at its socket.
+            # An engine that still loads has nothing to finish, and does not read its socket.
             patience = EXIT_SECONDS if self._has_loaded else min(EXIT_SECONDS, LOADING_EXIT_SECONDS)
             await _ended(process, patience)
         finally:
@@ -151,14 +151,14 @@ class Child:
 
 
 async def _ended(process: asyncio.subprocess.Process, seconds: float) -> None:
-    """Wait until `process` has ended, for at most so long."""
+    """Wait until `process` has ended, for at most `seconds`."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(process.wait(), seconds)
 
 
 async def _spawn(sock: socket.socket, threads: int) -> asyncio.subprocess.Process:
-    """Start the engine with `sock`; its thread pools are made by its environment, before anything
-    is imported.
+    """Start the engine process with `sock`. The sizes of its thread pools are set by its
+    environment, because they are fixed when libraries are imported.
     """
     return await asyncio.create_subprocess_exec(
         *(*_COMMAND, str(sock.fileno())),
@@ -171,8 +171,8 @@ async def _spawn(sock: socket.socket, threads: int) -> asyncio.subprocess.Proces
 def _thread_pools(threads: int) -> dict[str, str]:
     """Defaults that the operator's environment may override.
 
-    A thread that waits for the others spins a little and then sleeps: with the default, which spins
-    on, a step takes several times as long as soon as anything else wants the cores.
+    A thread that waits for the others spins briefly and then sleeps. With the default, which spins
+    for long, a step takes several times as long as soon as anything else needs the cores.
     """
     return {
         "OMP_NUM_THREADS": str(threads or THIS.cores()),

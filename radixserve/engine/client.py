@@ -1,9 +1,9 @@
-"""The front's side of the engine: carries requests to it, and again to the next one when it has
-died.
+"""The front's side of the engine: sends requests to it, and sends them again to the next engine
+process when one has died.
 
-Decides which engine a live request goes to; starts and restarts are the `Supervisor`'s, who may
-enter when is the `Gate`'s. Knows no HTTP, no text and no torch. Everything here runs on the event
-loop's thread.
+Decides which engine gets a live request; the `Supervisor` starts and restarts engines, the `Gate`
+decides which requests may enter. Knows no HTTP, no text and no torch. Everything here runs on the
+event loop's thread.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _KILLED_TWICE = (
     "the engine process died or hung twice while it began this request and no other; "
     "it is not tried again"
 )
-_STALLED_SHARE = 0.5  # of hang_seconds: after so long without a step health says that it is stalled
+_STALLED_SHARE = 0.5  # of hang_seconds without a step, after which health reports "stalled"
 _DOES_NOT_START = "the engine process does not start"
 _SHUTTING_DOWN = "the server is shutting down"
 
 
 class ProcessEngine:
-    """An `EngineClient` whose engine is a child process. A death of that process breaks no stream,
-    and one that hangs is killed.
+    """An `EngineClient` whose engine is a child process. If that process dies no stream breaks, and
+    if it hangs it is killed.
 
-    Every live request is submitted anew, with the tokens it has received: since each token depends
-    on the request, the tokens before it and its position only, the next engine goes on with the
-    very next one.
+    Every live request is then submitted again, with the tokens that it has received: since each
+    token depends only on the request, the tokens before it and its position, the next engine
+    continues with the very next token.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class ProcessEngine:
         on_restart: Callable[[Cause], None],
         on_resume: Callable[[], None],
     ) -> None:
-        """`on_restart` is called for each death, `on_resume` for each request that a later engine
-        gets anew.
+        """`on_restart` is called for each death, `on_resume` for each request that is submitted
+        again to a later engine.
         """
         self.info: EngineInfo | None = None
         self._settings = settings
@@ -71,8 +71,8 @@ class ProcessEngine:
 
     @property
     def stats(self) -> EngineStats:
-        """See `EngineClient.stats`; requests kept outside the engine wait as those in its
-        queue do.
+        """See `EngineClient.stats`. Requests that wait outside the engine are counted with those in
+        its queue.
         """
         return msgspec.structs.replace(
             self._stats, waiting=self._stats.waiting + self._gate.num_outside
@@ -98,7 +98,7 @@ class ProcessEngine:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the engine; None while there is none."""
+        """The process id of the engine; None while there is none."""
         return self._supervisor.pid
 
     # life
@@ -107,7 +107,7 @@ class ProcessEngine:
         """Start the engine and wait until its model is loaded.
 
         Raises:
-            StartupError: the engine refused to start; says why.
+            StartupError: the engine refused to start; gives the reason.
         """
         self._loaded = asyncio.get_running_loop().create_future()
         self._supervision = asyncio.create_task(self._supervisor.run())
@@ -121,7 +121,9 @@ class ProcessEngine:
             )
 
     async def drain(self, seconds: float) -> None:
-        """Take nothing new, wait for what runs, and abort what is left after `seconds`."""
+        """Refuse new requests, wait for the live ones, and abort those that are left after
+        `seconds`.
+        """
         self._closing = "draining"
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._live.idle.wait(), seconds)
@@ -135,7 +137,7 @@ class ProcessEngine:
             self._supervision.cancel()
             await asyncio.wait([self._supervision])
 
-    # what the supervisor tells
+    # calls of the supervisor
 
     def _handle(self, message: Ready | Report) -> None:
         if isinstance(message, Ready):
@@ -168,8 +170,8 @@ class ProcessEngine:
                 self._live.remove(live)
 
     def _mourn(self, cause: Cause) -> None:
-        """The engine is gone: its requests wait for the next one, but for the one whose fault it
-        was.
+        """The engine has died. Its requests wait for the next one, except the one that killed it
+        twice, which ends with an error.
         """
         self._on_restart(cause)
         self._stats = EngineStats()
@@ -190,20 +192,20 @@ class ProcessEngine:
         return LiveStream(live, self._leave)
 
     def abort(self, request_id: str) -> None:
-        """End a request with finish == "abort"; unknown ids are ignored."""
+        """End a request with finish "abort"; unknown ids are ignored."""
         live = self._live.get(request_id)
         if live is not None:
             self._end(live, "abort")
             self._admit()
 
     def _leave(self, live: Live) -> None:
-        """The reader of `live` is gone; if the request still runs, it runs for nobody."""
+        """The reader of `live` is gone; abort the request if it still runs."""
         if live in self._live:
             self._withdraw(live)
             self._admit()
 
     def _admit(self) -> None:
-        """Give the engine what may enter it now; while there is none, everything waits."""
+        """Send the engine the requests that may enter now. Without an engine all of them wait."""
         for request_id in self._gate.admit() if self._supervisor.is_up else ():
             live = self._live.get(request_id)
             assert live is not None, "whoever waits outside is live"
@@ -217,7 +219,7 @@ class ProcessEngine:
             self._end(live, "abort", reason)
 
     def _end(self, live: Live, finish: FinishReason, error: str | None = None) -> None:
-        """End `live` here and now, whatever the engine thinks of it."""
+        """End `live` now, without waiting for the engine."""
         self._withdraw(live)
         live.push(TokenEvent(request_id=live.request.id, finish=finish, error=error))
 
@@ -243,5 +245,7 @@ class ProcessEngine:
             )
 
     def _retry_after(self) -> int:
-        """Seconds until the queue has probably moved."""
+        """Seconds after which a client should try again: about as long as serving the queue takes,
+        1 to 60.
+        """
         return min(60, max(1, math.ceil(self._live.seconds_to_serve(self._settings.max_running))))

@@ -1,14 +1,15 @@
-"""The engine without its process: one step after the other through plan, launch, landing and
+"""The engine without its process: runs one step after the other through plan, launch, landing and
 commit.
 
-Ties scheduler, model and sampling together; runs in the engine process, or directly in a test.
-Knows no sockets.
+Connects scheduler, model and sampling; runs in the engine process, or directly in a test. Knows no
+sockets.
 
     in turn    plan 1, launch 1, land 1, commit 1,  plan 2, launch 2, land 2, commit 2, ...
     ahead      plan 1, launch 1,  plan 2, launch 2, land 1, commit 1,  plan 3, launch 3, land 2, ...
 
-Ahead, the host plans and enqueues a step while the device computes the one before, so the device
-never waits for it. What step 1 draws goes to step 2 on the device.
+When it runs ahead, the host plans and enqueues a step while the device computes the one before, so
+the device never waits for the host. The tokens that step 1 draws are passed to step 2 on the
+device.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class EngineCore:
         tiers: Tiers | None = None,
         ahead: bool = False,
     ) -> None:
-        """With `ahead` one step stays in flight; it is of use where the host and the device work
-        side by side.
+        """With `ahead` one step stays in flight, which helps if the host and the device work at the
+        same time.
         """
         self.model = model
         self.cache = cache
@@ -48,9 +49,8 @@ class EngineCore:
         self._idle = False  # the last step found nothing to compute
         self._landed_at = 0.0
         self._steps = 0
-        self._recent: list[
-            tuple[float, int, int]
-        ] = []  # seconds, tokens, sequences of steps not reported yet
+        # seconds, tokens and sequences of each step not reported yet
+        self._recent: list[tuple[float, int, int]] = []
 
     @property
     def has_work(self) -> bool:
@@ -58,32 +58,33 @@ class EngineCore:
 
     @property
     def patience(self) -> float | None:
-        """Seconds to sleep at most before the next step, None: until something happens.
+        """How many seconds the process may sleep before the next step; None: until something
+        happens.
 
-        0 while there is something to compute. What may happen is a message, or `tiers` having
-        something to settle.
+        It is 0 while there is something to compute. What may happen is that a message arrives, or
+        that `tiers` has something to settle.
         """
         if not self.has_work:
             return self.tiers.patience or None
         return self.tiers.patience if self._idle else 0.0
 
     def submit(self, request: Request, output_ids: list[int]) -> list[TokenEvent]:
-        """Queue a request; an event comes back at once only if it can never run."""
+        """Queue a request. Returns an event only if the request can never run."""
         event = self.scheduler.add(request, output_ids)
         return [event] if event else []
 
     def abort(self, request_id: str) -> list[TokenEvent]:
-        """Stop a request; no event if it is not here any more."""
+        """End a request. Returns no event if the request is unknown."""
         event = self.scheduler.abort(request_id)
         return [event] if event else []
 
     def step(self) -> list[TokenEvent]:
-        """Launch one step, and commit those that need not stay in flight; the events of what was
-        committed.
+        """Launch one step, and commit the steps that need not stay in flight. Returns the events of
+        the committed ones.
 
-        The sequences of a step that raises are computed again, each in a step of its own; one that
-        raises there ends. A step stays synchronous if it is such a second try, or if one of its
-        draws needs to know the tokens drawn before (penalties).
+        If a step raises, each of its sequences is computed again, in a step of its own; a sequence
+        whose own step raises ends. A step stays synchronous if it is such a second try, or if one
+        of its draws depends on the tokens drawn before (penalties).
         """
         self.tiers.settle()
         before, newest = self._in_flight, self._launch()
@@ -94,8 +95,8 @@ class EngineCore:
         return [event for flight in landing if flight for event in self._land(flight)]
 
     def _launch(self) -> Flight | None:
-        """The next step, behind the one in flight; None if there is nothing to compute until that
-        one lands.
+        """Launch the next step, behind the one in flight. None if there is nothing to compute
+        before that one lands.
         """
         works = self.scheduler.plan()
         if not works:
@@ -115,8 +116,8 @@ class EngineCore:
         return events
 
     def _record(self, flight: Flight) -> None:
-        """A step takes until it has landed, from its launch or, if that is later, from the landing
-        before.
+        """Note how long a landed step took: from its launch, or if that is later, from the landing
+        of the step before.
         """
         since, self._landed_at = max(flight.started, self._landed_at), time.perf_counter()
         num_tokens, seconds = (
@@ -128,7 +129,7 @@ class EngineCore:
         self.tiers.computed(num_tokens, seconds)
 
     def stats(self) -> EngineStats:
-        """State now, and the steps since the last call."""
+        """The state now, and the durations of the steps since the last call."""
         cache, totals, recent = self.cache.stats(), self.scheduler.totals, self._recent
         self._recent = []
         return EngineStats(

@@ -1,5 +1,5 @@
-"""What a step that raised comes to: how a request ends that fails so again, what is freed before
-the next try, and when there is none because the device is lost to this process.
+"""Classifies exceptions of a step: how a request ends that fails again, what is freed before the
+next try, and when there is no next try because the device is lost to this process.
 
 Knows exceptions and memory, no steps and no sequences.
 """
@@ -13,11 +13,12 @@ import torch
 
 from radixserve.step import FaultKind, FinishReason
 
+# How torch and Triton begin the messages of the CUDA driver.
 _OF_CUDA = (
     "CUDA error: ",
     "Triton Error [CUDA]: ",
-)  # how torch and Triton begin what the CUDA driver says
-_PASSING = (  # refused without harm to the context; after all else every later call fails as well
+)
+_PASSING = (  # these leave the CUDA context intact; after any other error every later call fails
     *(
         "out of memory",
         "invalid argument",
@@ -29,9 +30,9 @@ _PASSING = (  # refused without harm to the context; after all else every later 
         "invalid device function",
         "operation not permitted when stream is capturing",
     ),
-    "CUBLAS_STATUS_",  # whether the context is lost the next call tells
+    "CUBLAS_STATUS_",  # the next call shows whether the context is lost
 )
-_NO_MEMORY = (  # where torch raises a plain RuntimeError for it
+_NO_MEMORY = (  # messages of a plain RuntimeError that torch raises for lack of memory
     *(
         "DefaultCPUAllocator: can't allocate memory",
         "CUDA error: out of memory",
@@ -42,8 +43,8 @@ _NO_MEMORY = (  # where torch raises a plain RuntimeError for it
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a step came to nothing for a request, without the exception: its frames hold the tensors
-    of the step.
+    """The reason why a step failed for a request. It does not hold the exception, whose frames hold
+    the tensors of the step.
     """
 
     kind: FaultKind
@@ -57,11 +58,12 @@ OUT_OF_MEMORY = Fault("out_of_memory", "abort", "the server ran out of memory")
 
 
 class DeviceLost(Exception):
-    """The device answers this process no more; only a new process gets it back."""
+    """The device no longer answers this process; only a new process can use it again."""
 
 
 def fault_of(error: Exception) -> Fault:
-    """Lack of memory passes, so such a request may come again; with anything else it would fail
+    """The fault for an exception of a step. After lack of memory the request ends with "abort",
+    because it may work later; after anything else it ends with "error", because it would fail
     again.
 
     Raises:
@@ -85,6 +87,8 @@ def _loses_device(error: Exception) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what no tensor uses. The K/V pool stays: it was taken whole at start."""
+    """Return the memory that no tensor uses. The K/V pool stays: it was allocated whole at
+    start.
+    """
     gc.collect()
     torch.cuda.empty_cache()  # does nothing where CUDA is not in use

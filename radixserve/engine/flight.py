@@ -1,9 +1,8 @@
-"""A step between launch and landing: everything is enqueued on the device, nothing of the outcome
-is known here.
+"""A step between launch and landing: everything is enqueued on the device, and its outcome is not
+known here yet.
 
-`launch` never waits for the device, `land` does, once. What a launch raises is told when the step
-lands, so that a step fails in one place. Knows works; what becomes of the outcome is the
-scheduler's.
+`launch` never waits for the device, `land` waits once. An exception in `launch` is reported when
+the step lands, so that a step fails in one place. Knows works; the scheduler handles the outcome.
 """
 
 from __future__ import annotations
@@ -25,25 +24,24 @@ from radixserve.step import Chunk, Logits
 
 log = logging.getLogger(__name__)
 
-_PROBE = Sampling(
-    max_tokens=1, seed=0, temperature=0.0
-)  # a chunk that draws no token is still checked to be finite
+# For a chunk that draws no token: its logits are still checked to be finite.
+_PROBE = Sampling(max_tokens=1, seed=0, temperature=0.0)
 _NOTHING = np.zeros(0, np.int32)
 
 
 class StepModel(Protocol):
-    """Whatever computes logits and writes K/V: `model.runner.Runner`, or a fake."""
+    """Computes logits and writes K/V: `model.runner.Runner`, or a fake."""
 
     def forward(self, chunks: Seq[Chunk], drawn: torch.Tensor | None) -> torch.Tensor:
-        """Float32 logits [sum of chunk.num_logits, vocab_size], in chunk order.
+        """float32 logits [sum of chunk.num_logits, vocab_size], in chunk order.
 
-        `drawn`, int64 [chunks of the step before], holds what that step draws: for chunks with
-        `drawn_row`.
+        `drawn`, int64 [chunks of the step before], holds the tokens which that step draws, for
+        chunks with `drawn_row`.
         """
 
 
 class Flight:
-    """One step on its way."""
+    """One step in flight."""
 
     def __init__(self, works: list[Work]) -> None:
         self.works = works
@@ -55,22 +53,24 @@ class Flight:
 
     @property
     def drawn(self) -> torch.Tensor | None:
-        """What each work draws, int64 [works] on the device; None if the launch failed."""
+        """The token that each work draws, int64 [works] on the device; None if the launch
+        failed.
+        """
         return self._samples.ids if self._samples else None
 
     @property
     def may_stay(self) -> bool:
         """Whether the next step may be launched before this one lands.
 
-        Not if a draw in it looks at the tokens so far, nor if it is a second try, which is to be
-        alone.
+        It may not if a draw in it depends on the tokens so far, or if it is a second try, which has
+        to run alone.
         """
         retries = any(work.sequence.num_retry for work in self.works)
         return self._fault is None and not retries and not any(map(reads_output, self._rows))
 
     def launch(self, model: StepModel, before: Flight | None, *, ahead: bool) -> None:
-        """Forward and sample, behind the step `before` if that is still on its way; with `ahead`
-        never waits.
+        """Enqueue forward pass and sampling, behind the step `before` if that is still in flight.
+        With `ahead` it never waits for the device.
         """
         try:
             logits = model.forward(
@@ -85,11 +85,11 @@ class Flight:
             self._fault = self._fault_of(error)
 
     def land(self) -> list[Sampled | None] | Fault:
-        """Each chunk's next token, drawn from its last row; in vain where the chunk ends before its
-        sequence.
+        """The token drawn from the last row of each chunk, which is meaningless if the chunk ends
+        before its sequence; None for a chunk whose logits are not finite. Prompt logprobs are
+        written to their sequences. A fault if the launch or the device raised something.
 
-        Waits for the device. None where logits were not finite; prompt logprobs are noted in their
-        sequences. A fault if the launch or the device raised something.
+        Waits for the device.
         """
         if self._fault:
             return self._fault
@@ -110,8 +110,8 @@ class Flight:
         return fault_of(error)
 
     def _ask_prompt_logprobs(self, logits: torch.Tensor, last_rows: list[int]) -> None:
-        """Position p of a chunk predicts prompt token p + 1; the prompt's last position predicts
-        the first output.
+        """Start computing the prompt logprobs of chunks that want them. Position p of a chunk
+        predicts prompt token p + 1; the prompt's last position predicts the first output.
         """
         for work, last in zip(self.works, last_rows, strict=True):
             if work.chunk.logits is Logits.ALL:

@@ -1,5 +1,5 @@
-"""How long a request can be. Decided here, told to the front in `EngineInfo`, and held by the
-scheduler (`planning.last_slot`).
+"""Limits of a request's length. They are computed here, sent to the front in `EngineInfo`, and
+enforced by the scheduler (`planning.last_slot`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from radixserve.errors import ConfigError
 
 
 def context_length_of(settings: Settings, of_model: int) -> int:
-    """Prompt and answer together at most, in tokens, whatever the K/V budget.
+    """The most tokens of prompt and answer together, without regard to the K/V budget.
 
     Raises:
         ConfigError: `max_model_len` is more than the model's own context, `of_model`.
@@ -23,5 +23,7 @@ def context_length_of(settings: Settings, of_model: int) -> int:
 
 
 def max_request_tokens(context_length: int, num_slots: int) -> int:
-    """The same where `num_slots` tokens of K/V are all there are: the last one drawn needs none."""
+    """The most tokens of prompt and answer together with K/V for `num_slots` tokens: the last token
+    drawn needs none.
+    """
     return min(context_length, num_slots + 1)

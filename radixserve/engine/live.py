@@ -1,7 +1,7 @@
 """The front's record of the requests that have not ended, and the stream that a handler reads.
 
-Prompt and tokens so far are kept, so that a new engine can go on where a dead one stopped. Knows no
-process.
+Prompt and output so far are kept, so that a new engine can continue where a dead one stopped. Knows
+no process.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from radixserve.step import TokenEvent
 
 @dataclass(slots=True)
 class Live:
-    """What was asked, what arrived, and what of it the reader has not fetched yet."""
+    """A request, the tokens that have arrived, and the events that the reader has not fetched
+    yet.
+    """
 
     request: Request
     output_ids: list[int] = field(default_factory=list)
     pending: TokenEvent | None = None  # events not fetched yet, merged into one
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     started: bool = False
-    submitted: bool = False  # to an engine, dead or alive
+    submitted: bool = False  # to any engine, which may have died since
 
     def push(self, event: TokenEvent) -> None:
-        """A reader that is behind gets one event with all the tokens, so what waits here stays
-        small.
+        """Add an event. Events that the reader has not fetched are merged into one, so what waits
+        here stays small.
         """
         self.started = True
         self.output_ids += event.token_ids
@@ -36,7 +38,9 @@ class Live:
         self.arrived.set()
 
     async def fetch(self) -> TokenEvent:
-        """What has arrived since the last call; waits until there is something."""
+        """The event of everything that arrived since the last call; waits until there is
+        something.
+        """
         await self.arrived.wait()
         self.arrived.clear()
         event, self.pending = self.pending, None
@@ -68,7 +72,7 @@ class LiveStream:
 
 
 class LiveRequests:
-    """All requests that have not ended, by id, and the pace at which they end."""
+    """All requests that have not ended, by id, and the average time that a request takes."""
 
     def __init__(self) -> None:
         self.idle = asyncio.Event()  # set while there are none
@@ -80,7 +84,7 @@ class LiveRequests:
         return len(self._by_id)
 
     def __iter__(self) -> Iterator[Live]:
-        """A snapshot: the loop may remove."""
+        """Iterates over a snapshot, so that the loop may remove requests."""
         return iter(list(self._by_id.values()))
 
     def __contains__(self, live: Live) -> bool:
@@ -95,7 +99,7 @@ class LiveRequests:
         return live
 
     def remove(self, live: Live) -> None:
-        """`live` has ended, one way or another."""
+        """Forget `live`, which has ended."""
         del self._by_id[live.request.id]
         if live.request.arrived:
             life = time.monotonic() - live.request.arrived
@@ -105,16 +109,16 @@ class LiveRequests:
 
     @property
     def num_waiting(self) -> int:
-        """Those of which nothing has arrived."""
+        """How many requests have not received anything."""
         return sum(not live.started for live in self._by_id.values())
 
     def seconds_to_serve(self, at_once: int) -> float:
-        """How long all of them take at the pace of late, so many at a time."""
+        """How long serving all of them takes at the recent pace, `at_once` at a time."""
         return len(self) * self._service_seconds / at_once
 
 
 def _merged(first: TokenEvent, then: TokenEvent) -> TokenEvent:
-    """`first` and `then` of one request as one event."""
+    """Two consecutive events of one request as one event."""
     first.token_ids = first.token_ids + then.token_ids
     if then.logprobs is not None:
         first.logprobs = (first.logprobs or []) + then.logprobs

@@ -1,4 +1,4 @@
-"""What front and engine say to each other, and the frames it travels in.
+"""The messages between front and engine, and the frames that carry them.
 
 One frame is a length (4 bytes, big endian) and that many bytes of msgpack; one frame holds one
 message. Only the types below exist on the wire: nothing is pickled and nothing else is decoded.
@@ -21,8 +21,8 @@ _LENGTH = struct.Struct(">I")
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):
-    """First message to a new engine: load this model (a folder or a hub name) with
-    these settings.
+    """The first message to a new engine: load this model (a folder or a hub name) with these
+    settings.
     """
 
     settings: Settings
@@ -30,7 +30,7 @@ class Start(msgspec.Struct, tag="start", frozen=True):
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
-    """Generate. `output_ids` are tokens of this request that came from an earlier engine; go on
+    """Generate. `output_ids` are tokens of this request that came from an earlier engine; continue
     behind them.
     """
 
@@ -39,13 +39,13 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
 
 
 class Abort(msgspec.Struct, tag="abort", frozen=True):
-    """Stop a request; unknown ids are ignored (it may just have ended)."""
+    """Stop a request. Unknown ids are ignored, because the request may just have ended."""
 
     request_id: str
 
 
 class Loading(msgspec.Struct, tag="loading", frozen=True):
-    """The engine is at this stage of its start."""
+    """The engine has reached this stage of its start."""
 
     stage: str
 
@@ -57,7 +57,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True):
-    """The engine cannot start, and another try would end the same way; the sentence is for the
+    """The engine cannot start, and another try would fail the same way. The sentence is for the
     operator.
     """
 
@@ -65,7 +65,7 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
 
 
 class Report(msgspec.Struct, tag="report", frozen=True):
-    """What one step brought, and now and then the statistics."""
+    """The events of one step, and every 100 ms or so the statistics."""
 
     events: list[TokenEvent]
     stats: EngineStats | None = None
@@ -84,7 +84,7 @@ def encode(message: ToEngine | ToFront) -> bytes:
 
 
 class FrameReader:
-    """Cuts a byte stream into frame bodies; feed it whatever arrived."""
+    """Splits a byte stream into the bodies of frames."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()

@@ -1,9 +1,9 @@
-"""The engine process: load the model, then take messages and step until the front goes away.
+"""The engine process: loads the model, then takes messages and runs steps until the front is gone.
 
-Started by `engine.client` as `python -m radixserve.engine.process FD`, FD being its end of a Unix
-socket pair; the first message is `Start`. One thread: between two steps the inbox is drained, and
-while there is nothing to compute the process sleeps in `recv`. The end of the stream means that the
-front is gone, so nothing outlives it.
+Started by `engine.child` as `python -m radixserve.engine.process FD`, FD being its end of a Unix
+socket pair; the first message is `Start`. It has one thread: between two steps it reads its
+messages, and while there is nothing to compute it sleeps in `select`. The end of the stream means
+that the front is gone, so the engine exits and nothing outlives the front.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ log = logging.getLogger(__name__)
 EXIT_REFUSED = 2
 EXIT_DEVICE_LOST = 3
 STATS_INTERVAL_SECONDS = 0.1
-BEAT_SECONDS = 1.0  # an engine with work reports that often at least, or it is taken for hung
-# for what still waits to be written, when the front has gone; it waits a little longer for us
+BEAT_SECONDS = 1.0  # an engine with work reports at least that often, or it is taken for hung
+# For writing to the disk what is queued, once the front is gone. Less than `child.EXIT_SECONDS`.
 CLOSE_SECONDS = 3.0
 _RECEIVE_BYTES = 1 << 20
 
@@ -65,8 +65,8 @@ class Channel:
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
 
     def receive(self, patience: float | None, also: Sequence[int] = ()) -> Iterator[ToEngine]:
-        """The messages that are here; sleeps until there is one, for at most `patience` seconds
-        (None: for ever).
+        """The messages that have arrived. Sleeps until there is one, for at most `patience` seconds
+        (None: without limit).
 
         It also wakes when one of the file descriptors `also` is readable.
 
@@ -83,7 +83,7 @@ class Channel:
                 yield self._decoder.decode(body)
 
     def send(self, message: ToFront) -> None:
-        """Blocks while the front is behind by more than the socket's buffer.
+        """Send `message`. Blocks while the front is behind by more than the socket's buffer.
 
         Raises:
             FrontGone: the front closed the socket.
@@ -95,7 +95,7 @@ class Channel:
 
 
 class EngineLoop:
-    """Messages in, steps, reports out."""
+    """Reads messages, runs steps, sends reports."""
 
     def __init__(self, core: EngineCore, channel: Channel) -> None:
         self._core = core
@@ -104,7 +104,7 @@ class EngineLoop:
         self._reported_at = 0.0
 
     def run(self) -> None:
-        """Returns never; raises FrontGone when the front is gone."""
+        """Never returns; raises FrontGone when the front is gone."""
         while True:
             events = self._take_messages()
             events += self._core.step()
@@ -121,8 +121,8 @@ class EngineLoop:
 
     @property
     def _patience(self) -> float | None:
-        """Seconds to sleep at most; requests may wait for the disk longer than the front waits for
-        a report.
+        """How many seconds to sleep at most. Requests may wait for the disk longer than the front
+        waits for a report, so an engine with work wakes to report.
         """
         patience = self._core.patience
         if not self._core.has_work:
@@ -130,7 +130,7 @@ class EngineLoop:
         return BEAT_SECONDS if patience is None else min(patience, BEAT_SECONDS)
 
     def _report(self, events: list[TokenEvent]) -> None:
-        """Events at once; statistics every 100 ms and whenever the engine falls idle."""
+        """Send events at once, and statistics every 100 ms and whenever the engine becomes idle."""
         due = (
             not self._core.has_work
             or time.monotonic() - self._reported_at >= STATS_INTERVAL_SECONDS
@@ -142,14 +142,13 @@ class EngineLoop:
 
 
 def main() -> int:
-    """Entry point of the child process; its exit code.
+    """The entry point of the child process. Returns its exit code.
 
-    0 when the front left, 2 when the start was refused, 3 when the device was lost: a new process
-    gets it back.
+    It is 0 when the front is gone, 2 when the start was refused, 3 when the device was lost, which
+    a new process can use again.
     """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a Ctrl-C reaches the whole group; the front decides when we end
+    # Ctrl-C reaches the whole process group; the front decides when the engine ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     try:
@@ -162,11 +161,10 @@ def main() -> int:
 
 
 def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
-    """The engine that `settings` ask for. Torch and transformers load here, after the first
-    message.
+    """The engine for `settings`. Torch and transformers are imported here, after the first message.
 
     Raises:
-        StartupError: the model or a setting makes it impossible; says why.
+        StartupError: the model or a setting makes it impossible; gives the reason.
     """
     if settings.fake_model:
         from radixserve.engine import build_fake
@@ -189,12 +187,12 @@ def _serve(channel: Channel) -> int:
         return EXIT_REFUSED
     except DeviceLost:
         raise
-    except Exception as error:  # whatever it is, the front's last words are one sentence
+    except Exception as error:  # any fault ends in one sentence of the front
         log.exception("the start failed")
         reason = f"{type(error).__name__}: {first_line(error)}"
         channel.send(Refused(f"The model in {start.model} cannot be served: {reason}"))
         return EXIT_REFUSED
-    gc.freeze()  # what was loaded stays; collecting it again and again would stall steps
+    gc.freeze()  # what was loaded stays; examining it in every collection would stall steps
     channel.send(Ready(info))
     try:
         EngineLoop(core, channel).run()
@@ -204,7 +202,7 @@ def _serve(channel: Channel) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process at once. The usual end of Python closes files and may wait for a thread that
+    """End the process at once. Python's usual exit closes files and may wait for a thread that
     hangs in the disk.
     """
     logging.shutdown()

@@ -1,4 +1,4 @@
-"""The seam between the front and whatever generates tokens.
+"""The interface between the front and an engine that generates tokens.
 
 Handlers and tests depend on `EngineClient` only; `engine.client.ProcessEngine` is the real one,
 tests use a fake.
@@ -13,47 +13,48 @@ from radixserve.step import EngineInfo, EngineStats, TokenEvent
 
 
 class EventStream(Protocol):
-    """The events of one request, in order; ends after the one whose `finish` is set."""
+    """The events of one request, in order. It ends after the event whose `finish` is set."""
 
     def __aiter__(self) -> EventStream:
-        """Itself."""
+        """The stream itself."""
 
     async def __anext__(self) -> TokenEvent:
-        """The next event; a reader that is behind gets several merged into one."""
+        """The next event. A reader that is behind gets several events merged into one."""
 
     async def aclose(self) -> None:
-        """Aborts the request in the engine if it still runs. To be called in every case, started or
-        not.
+        """Abort the request in the engine if it still runs. The reader has to call this in every
+        case, also if it has read nothing.
         """
 
 
 class EngineClient(Protocol):
-    """Takes requests, yields their events."""
+    """Takes requests and returns streams of their events."""
 
     @property
     def info(self) -> EngineInfo | None:
-        """None until the model is loaded for the first time."""
+        """Facts about the model; None until it is loaded for the first time."""
 
     @property
     def stats(self) -> EngineStats:
-        """The newest statistics; all zero before the first."""
+        """The newest statistics; all zero before the first report."""
 
     @property
     def unready_reason(self) -> str | None:
-        """None while the engine works; otherwise why not (loading, restarting, failing, stalled,
+        """None while the engine works; otherwise the reason (loading, restarting, failing, stalled,
         draining, stopped).
         """
 
     @property
     def refusal_reason(self) -> str | None:
-        """None while requests are taken, also those that have to wait for a restart; otherwise why
-        not.
+        """None while requests are accepted, also those that have to wait for a restart; otherwise
+        the reason.
         """
 
     def submit(self, request: Request) -> EventStream:
-        """The events of `request`, ending with the one whose `finish` is set.
+        """Submit `request`; returns the stream of its events, which ends with the one whose
+        `finish` is set.
 
-        The request is accepted or refused here and now, before the first event is awaited. The
+        The request is accepted or refused by this call, before the first event is awaited. The
         caller closes the stream (`contextlib.aclosing`); closing it early aborts the request in the
         engine.
 

@@ -1,13 +1,20 @@
-"""Who may enter the engine, and whose fault it was when it died.
+"""Decides which requests may enter the engine, and finds a request that kills it.
 
-A request inside is unproven until a token of it arrives. A death is laid at the door of the
-unproven: each becomes a suspect, until a token of it arrives after all. Suspects enter one at a
-time, while nobody else inside is unproven, and nobody enters before the present one is cleared or
-has ended. So a suspect is alone under suspicion, and whoever was that at two deaths in a row,
-without a token in between, does not enter again. Among others it may have been at one more death
-before: a request that kills at its first token does so three times at most. What this cannot tell
-from such a request: two deaths in a row from outside, or by somebody who has progressed, that hit
-one request in the moment between its entry, alone, and its first token.
+A request inside the engine is unproven until one of its tokens arrives. When the engine dies, each
+unproven request becomes a suspect, until a token of it arrives. Suspects enter one at a time, while
+no other unproven request is inside, and no request enters until that suspect has got a token or has
+ended. So the engine is tested with one suspect at a time. A request that was the only unproven one
+at two deaths, without a token in between, does not enter again.
+
+    A, B enter    death 1: both are suspects, because neither has a token
+    A enters      a token arrives: A is cleared; B enters
+                  death 2: only B is unproven, so it gets its first strike and enters again, alone
+                  death 3: only B is unproven again: it does not enter a third time
+
+As in the picture, a request may take part in one more death together with others before: a request
+that kills at its first token does so three times at most. One case is misjudged: a request is taken
+for the cause if two deaths in a row that it did not cause (from outside, or by a request that
+already has tokens) both happen between its entry, alone, and its first token.
 
 Knows ids only: no process, no messages.
 """
@@ -16,17 +23,16 @@ from __future__ import annotations
 
 
 class Gate:
-    """Request ids outside, in the order in which they will enter, and inside the engine."""
+    """The ids of requests outside, in the order in which they will enter, and inside the engine."""
 
     def __init__(self) -> None:
         self._outside: dict[str, None] = {}
         self._inside: dict[str, None] = {}
         self._unproven: set[str] = set()  # of those inside
         self._suspects: set[str] = set()  # inside and outside
-        self._struck: set[str] = set()  # suspects that were the only one unproven at a death
-        self._withdrawn: set[str] = (
-            set()
-        )  # of those inside: the engine has not said yet that they ended
+        self._struck: set[str] = set()  # suspects that were the only unproven request at a death
+        # of those inside: aborted, but the engine has not reported their end yet
+        self._withdrawn: set[str] = set()
 
     @property
     def num_outside(self) -> int:
@@ -34,15 +40,15 @@ class Gate:
 
     @property
     def num_inside(self) -> int:
-        """Those that the engine has and has not ended, also if nobody wants them any more."""
+        """How many requests the engine has not ended, including those that were withdrawn."""
         return len(self._inside)
 
     def arrive(self, request_id: str) -> None:
-        """Join those outside."""
+        """Add a request to those outside."""
         self._outside[request_id] = None
 
     def admit(self) -> list[str]:
-        """Let in whoever may enter now."""
+        """Move the requests that may enter now inside, and return them."""
         entering = []
         while self._outside and self._may_enter(first := next(iter(self._outside))):
             del self._outside[first]
@@ -57,7 +63,7 @@ class Gate:
         return self._unproven.isdisjoint(self._suspects)
 
     def progress(self, request_id: str) -> None:
-        """A token of it arrived."""
+        """A token of the request has arrived."""
         self._unproven.discard(request_id)
         self._clear(request_id)
 
@@ -66,14 +72,14 @@ class Gate:
         self._struck.discard(request_id)
 
     def end(self, request_id: str) -> None:
-        """The engine said that it ended."""
+        """The engine has reported the end of the request."""
         self.progress(request_id)
         self._inside.pop(request_id, None)
         self._withdrawn.discard(request_id)
 
     def withdraw(self, request_id: str) -> bool:
-        """Nobody wants it any more; whether it is inside, where it stays until the engine says that
-        it ended.
+        """The request is no longer wanted. True if it is inside, where it stays until the engine
+        reports its end.
         """
         if request_id in self._inside:
             self._withdrawn.add(request_id)
@@ -83,8 +89,8 @@ class Gate:
         return False
 
     def died(self) -> str | None:
-        """Everybody is outside again, suspects last; the one request that killed the engine twice,
-        if there is one.
+        """The engine has died: all requests are outside again, suspects last. Returns the request
+        that was the only unproven one at two deaths, which is dropped, or None.
         """
         alone = self._unproven if len(self._unproven) == 1 else set()
         culprit = next(iter(alone & self._struck), None)

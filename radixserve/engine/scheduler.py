@@ -1,4 +1,4 @@
-"""Which sequences compute what in the next step, and what becomes of it.
+"""Decides which sequences compute what in the next step, and handles the outcome.
 
 Owns the waiting queue, the running list and every sequence's lease. Admission is first come, first
 served with one exception, single flight: a sequence whose prefix is being computed by a running one
@@ -24,12 +24,12 @@ from radixserve.request import Request
 from radixserve.sampling import Sampled
 from radixserve.step import FaultKind, FinishReason, TokenEvent
 
-MIN_SHARED = 16  # tokens; a shorter common opening is no reason to wait for somebody else's prefill
+MIN_SHARED = 16  # tokens; for a shorter common prefix a sequence does not wait for another
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much runs at a time."""
+    """Limits of what runs at a time."""
 
     max_running: int  # sequences
     max_step_tokens: int  # tokens computed in one step
@@ -40,9 +40,9 @@ class Totals:
     """Running totals since the engine started."""
 
     computed_prompt_tokens: int = 0
-    cached_prompt_tokens: int = 0  # in whatever tier
-    host_prompt_tokens: int = 0  # of those, brought up from the host's memory for the request
-    disk_prompt_tokens: int = 0  # and from the disk
+    cached_prompt_tokens: int = 0  # in any tier
+    host_prompt_tokens: int = 0  # of those, copied from host memory for the request
+    disk_prompt_tokens: int = 0  # of those, read from the disk for the request
     generated_tokens: int = 0
     preemptions: int = 0
     faults: Counter[FaultKind] = field(default_factory=Counter)
@@ -66,7 +66,7 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, request: Request, output_ids: list[int]) -> TokenEvent | None:
-        """Queue a request; the event says why it can never run, or that all its tokens were sent
+        """Queue a request. Returns an event if it can never run, or if all its tokens were sent
         before.
         """
         sequence = Sequence.of(request, output_ids)
@@ -83,7 +83,7 @@ class Scheduler:
         return None
 
     def abort(self, request_id: str) -> TokenEvent | None:
-        """Stop a request in whatever state it is. None if it is not here (any more)."""
+        """End a request in any state. None if it is unknown, or has ended."""
         for sequence in (*self.waiting, *self.running):
             if sequence.request.id == request_id:
                 self._end(sequence)
@@ -93,30 +93,29 @@ class Scheduler:
     # plan
 
     def plan(self) -> list[Work]:
-        """What to compute now: decodes, then prefill chunks oldest first, then newcomers, within
-        max_step_tokens.
+        """The works of the next step: decodes, then prefill chunks oldest first, then new
+        sequences, within max_step_tokens.
 
-        First of all and one at a time what a failed step left. One step may be in flight: planned
-        before, not committed yet.
+        Sequences of a failed step come first of all, one at a time. One step may be in flight:
+        planned before, not committed yet.
         """
         retried = next((sequence for sequence in self.running if sequence.num_retry), None)
         if retried is not None:
             return second_try(retried)
         plan = Plan(self.limits.max_step_tokens)
         for sequence in sorted(self.running, key=_prefills):
-            gone = (
-                sequence.lease is None or sequence.is_ending
-            )  # preempted by an older one, in this very loop
+            # Without a lease it was preempted by an older sequence in this very loop.
+            gone = sequence.lease is None or sequence.is_ending
             if not gone and plan.room > 0 and self._hold_slots(sequence, plan):
                 plan.add(sequence)
         self._admit(plan)
         return plan.works()
 
     def _hold_slots(self, sequence: Sequence, plan: Plan) -> bool:
-        """Give every token of `sequence` a slot, also the one being drawn, preempting younger ones
-        if need be.
+        """Give every token of `sequence` a slot, also the one being drawn, preempting younger
+        sequences if necessary.
 
-        False: it had to go itself.
+        False if `sequence` itself was preempted.
         """
         lease = _lease(sequence)
         while len(lease.slots) < sequence.num_expected and not lease.grow(slots_wanted(sequence)):
@@ -151,7 +150,9 @@ class Scheduler:
             plan.add(sequence)
 
     def _start(self, sequence: Sequence) -> bool:
-        """Take a lease on the longest cached prefix and slots for the rest. False: no room now."""
+        """Take a lease on the longest cached prefix and slots for the rest. False if there is no
+        room now.
+        """
         key = sequence.key(sequence.num_tokens)
         lease = self.cache.lease(
             sequence.request.namespace, key, slots_wanted(sequence), read=sequence.reads_cache
@@ -176,8 +177,8 @@ class Scheduler:
         self.totals.computed_prompt_tokens += sequence.num_prompt - sequence.num_cached
 
     def _awaits_prefix(self, sequence: Sequence) -> bool:
-        """Single flight: is a running sequence computing a prefix that this one can reuse when it
-        is done?
+        """Single flight: whether a running sequence is computing a prefix that this one can reuse
+        afterwards.
         """
         if not (self.cache.enabled and sequence.reads_cache):
             return False
@@ -192,8 +193,8 @@ class Scheduler:
     # commit
 
     def commit(self, works: list[Work], drawn: Iterable[Sampled | None]) -> list[TokenEvent]:
-        """Record a computed step; `drawn` holds each chunk's next token, None where logits were not
-        finite.
+        """Record a computed step. `drawn` holds each chunk's next token, None if its logits were
+        not finite.
 
         What was computed for a sequence that has ended or was preempted in the meantime is dropped.
         """
@@ -205,8 +206,8 @@ class Scheduler:
         return [event for event in events if event is not None]
 
     def fail(self, works: list[Work], fault: Fault) -> list[TokenEvent]:
-        """Take back a step that failed, or end its sequence if that was its second try; nothing
-        becomes visible.
+        """Take back a step that failed, or end its sequence if this was its second try. Nothing of
+        it becomes visible.
         """
         self.totals.faults[fault.kind] += 1
         events = []
@@ -242,7 +243,7 @@ class Scheduler:
             self._end(sequence)
         return event
 
-    # release: the one way out of every state
+    # release: every sequence ends here
 
     def _end(self, sequence: Sequence, publish: bool = True) -> None:
         if sequence.lease is None:
@@ -266,7 +267,7 @@ def _prefills(sequence: Sequence) -> bool:
 
 
 def _shared_pending(sequence: Sequence, other: Sequence) -> int:
-    """Length of the prefix both share, if `other` has not computed all of it yet; else 0."""
+    """Length of the prefix that both share, if `other` has not computed all of it yet; else 0."""
     shared = sequence.shared_prefix(other)
     return shared if shared > other.num_computed else 0
 
@@ -278,7 +279,7 @@ def _lease(sequence: Sequence) -> Lease:
 
 def _ended(sequence: Sequence, finish: FinishReason, error: str | None = None) -> TokenEvent:
     event = TokenEvent(request_id=sequence.request.id, finish=finish, error=error)
-    if not sequence.num_output:  # else the first token has told it
+    if not sequence.num_output:  # otherwise the event of the first token said it
         _describe_cached(sequence, event)
     return event
 

@@ -8,10 +8,10 @@ resumption after preemption are all that one rule.
                    K/V in slots   | a step in flight    | to be computed     | not generated yet
                    |<- prompt (num_prompt) ->|<- output ->|
 
-While no step is in flight num_planned is num_computed. A step in flight that computes the last
+While no step is in flight, num_planned equals num_computed. A step in flight that computes the last
 known token draws the one behind it; then there are `num_expected` tokens, one more than
-`num_tokens`, and that one may be planned although only the device knows which it is: in `ids` a
-zero keeps its place.
+`num_tokens`, and that one may be planned although only the device knows which it is: `ids` holds a
+zero in its place.
 """
 
 from __future__ import annotations
@@ -28,23 +28,21 @@ from radixserve.step import TokenLogprob
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request on its way; owned by the scheduler."""
+    """A request in the engine; owned by the scheduler."""
 
     request: Request
     ids: npt.NDArray[np.int32]  # [num_prompt + max_tokens]: tokens, then room for those to come
     num_tokens: int
-    num_resumed: int = 0  # output tokens that were there at submission
+    num_resumed: int = 0  # output tokens that came from an earlier engine
     num_computed: int = 0
     num_planned: int = 0  # tokens that have K/V or are in a step in flight
-    num_retry: int = (
-        0  # tokens of the chunk to be computed again, alone, because its step raised; 0 if none
-    )
-    row: int = 0  # its place among the works of the step planned last
+    # tokens of the chunk to be computed again, alone, because its step raised; 0 if none
+    num_retry: int = 0
+    row: int = 0  # its index among the works of the step planned last
     num_cached: int | None = None  # prompt tokens found in the cache at first admission
-    num_asked: int = 0  # lower tiers asked for K/V since it waits
-    num_promoted: dict[str, int] = field(
-        default_factory=lambda: {"host": 0, "disk": 0}
-    )  # tokens brought up for it
+    num_asked: int = 0  # lower tiers that were asked for K/V since it began to wait
+    # tokens whose K/V was copied to the device for it, by tier
+    num_promoted: dict[str, int] = field(default_factory=lambda: {"host": 0, "disk": 0})
     admitted_at: float | None = None  # time.monotonic() seconds
     lease: Lease | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -69,17 +67,19 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        """Tokens whose K/V is still to be computed; 1 while decoding."""
+        """Tokens whose K/V is not computed yet; 1 while decoding."""
         return self.num_tokens - self.num_computed
 
     @property
     def num_expected(self) -> int:
-        """Tokens there will be once the step in flight is committed; `num_tokens` if none is."""
+        """How many tokens there will be once the step in flight is committed; `num_tokens` if none
+        is.
+        """
         return self.num_tokens + (self.num_planned >= self.num_tokens)
 
     @property
     def is_ending(self) -> bool:
-        """The step in flight draws the last token that it may have."""
+        """Whether the step in flight draws the last token that the request may have."""
         return self.num_expected - self.num_prompt >= self.request.sampling.max_tokens
 
     @property
@@ -92,17 +92,16 @@ class Sequence:
 
     @property
     def reads_cache(self) -> bool:
-        """Prompt logprobs need the logits of every prompt position, so nothing of such a prompt can
-        be skipped.
-
-        Unless the request is resumed: they came with its first token.
+        """Whether it may skip cached tokens. Prompt logprobs need the logits of every prompt
+        position, so such a prompt is computed whole, unless the request is resumed: its logprobs
+        came with its first token.
         """
         return self.request.sampling.prompt_logprobs is None or self.num_resumed > 0
 
     @property
     def cached_below(self) -> tuple[int, int]:
-        """Of the cached prompt tokens, those that the host's memory and the disk gave for this very
-        request.
+        """How many of the cached prompt tokens were copied from host memory and from the disk for
+        this request.
         """
         cached = self.num_cached or 0
         host = min(self.num_promoted["host"], cached)
@@ -117,7 +116,7 @@ class Sequence:
         self.num_tokens += 1
 
     def shared_prefix(self, other: Sequence) -> int:
-        """Number of leading tokens equal in both; 0 where they may not share K/V."""
+        """Number of leading tokens that both have; 0 if they may not share K/V."""
         if self.request.namespace != other.request.namespace:
             return 0
         n = min(self.num_tokens, other.num_tokens)

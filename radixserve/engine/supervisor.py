@@ -1,5 +1,4 @@
-"""The lives of the engine process, one after the other: starts it, and starts it again when it has
-died or hung.
+"""Starts the engine process, and starts it again when it has died or hung.
 
 Owns the child process and the pauses between its lives. Knows no requests.
 """
@@ -22,9 +21,8 @@ from radixserve.errors import StartupError
 log = logging.getLogger(__name__)
 
 _RESTART_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # wait before the n-th restart in a row
-_STABLE_SECONDS = (
-    60.0  # an engine that lived this long, or gave anybody a token, starts the row anew
-)
+# An engine that lived this long, or generated a token, starts the row anew.
+_STABLE_SECONDS = 60.0
 _HOPELESS_STARTS = 3
 
 Cause = Literal["crash", "hang"]
@@ -40,7 +38,7 @@ class _Ending:
 
 
 class Supervisor:
-    """Runs the engine again and again."""
+    """Runs the engine process again and again."""
 
     def __init__(
         self,
@@ -49,7 +47,7 @@ class Supervisor:
         has_work: Callable[[], bool],
         on_death: Callable[[Cause], None],
     ) -> None:
-        """`has_work` says whether a request is inside the engine; `on_death` is called before each
+        """`has_work` tells whether a request is inside the engine; `on_death` is called before each
         restart.
         """
         self._start = start
@@ -57,24 +55,24 @@ class Supervisor:
         self._on_death = on_death
         self._watchdog = Watchdog(start.settings.hang_seconds, has_work)
         self._child = Child()
-        self._ready = False  # this life
+        self._ready = False  # the engine of this life is loaded
         self._ever_ready = False
-        self._has_worked = False  # this life brought somebody a token
+        self._has_worked = False  # this life generated a token
         self._failed_starts = 0  # in a row
 
     @property
     def is_up(self) -> bool:
-        """The engine is ready, and is not known to have gone."""
+        """Whether the engine is ready, and is not known to have ended."""
         return self._ready and self._child.is_open
 
     @property
     def is_failing(self) -> bool:
-        """Several starts in a row have failed; the next may succeed."""
+        """Whether several starts in a row have failed. The next one may succeed."""
         return self._failed_starts >= _HOPELESS_STARTS
 
     @property
     def silent_seconds(self) -> float:
-        """How long an engine that has work has sent nothing, at least; 0 while it has none."""
+        """For how long at least an engine with work has sent nothing; 0 while it has none."""
         return self._watchdog.silent_seconds
 
     @property
@@ -82,11 +80,11 @@ class Supervisor:
         return self._child.pid
 
     def send(self, message: ToEngine) -> None:
-        """Queue `message` for the engine of now."""
+        """Queue `message` for the present engine."""
         self._child.send(message)
 
     async def run(self) -> None:
-        """Ends by cancellation, or with StartupError if the first start fails."""
+        """Runs until it is cancelled, or raises StartupError if the first start fails."""
         deaths = 0
         while True:
             began = time.monotonic()
@@ -101,7 +99,9 @@ class Supervisor:
             await asyncio.sleep(_RESTART_SECONDS[min(deaths, len(_RESTART_SECONDS)) - 1])
 
     async def _live(self) -> _Ending:
-        """One life of the engine; how it ended. Raises what makes the first start impossible."""
+        """Run one life of the engine; returns how it ended. Raises errors that make the first start
+        impossible.
+        """
         self._child, self._ready, self._has_worked = Child(), False, False
         self._watchdog.watch_anew()
         try:
@@ -132,7 +132,7 @@ class Supervisor:
 
 
 def _not_started(ending: _Ending) -> str:
-    """What to tell the operator when the first start of the engine ended like this."""
+    """The sentence for the operator when the first start of the engine ended like this."""
     if ending.cause == "hang":
         return f"the engine process {ending.words}; hang_seconds sets how long it may do nothing"
     hint = (
@@ -144,7 +144,7 @@ def _not_started(ending: _Ending) -> str:
 
 
 def _words(code: int | None) -> str:
-    """How a process ended whose exit code is `code`; a negative one is a signal's number."""
+    """How a process with this exit code ended; a negative code is a signal's number."""
     if code is not None and -code in signal.valid_signals():
         return f"was ended by {signal.Signals(-code).name}"
     return f"ended with exit code {code}"

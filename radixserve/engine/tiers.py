@@ -1,11 +1,12 @@
-"""The lower tiers as the scheduler sees them: whose K/V is on its way up, and what goes down.
+"""The lower tiers as the scheduler sees them: fetches K/V of waiting sequences from them, and gives
+them computed K/V.
 
-A waiting sequence asks each tier once for what the device lacks, and waits while that is on its
-way. The K/V then goes to slots of its own and is published like computed K/V, so that admission
-finds it as an ordinary prefix hit. Whatever goes wrong on the way, or takes longer than computing
-would, is a miss: the sequence computes.
+A waiting sequence asks each tier once for the K/V that the device does not hold, and waits while it
+is fetched. The K/V then goes to slots of its own and is published like computed K/V, so that
+admission finds it as an ordinary prefix hit. If anything fails on the way, or takes longer than
+computing would, it is a miss: the sequence computes.
 
-    fetch    asked of a tier -> in host memory -> (CUDA: copied beside) -> in slots, published
+    fetch    asked of a tier -> in host memory -> (CUDA: copied beside steps) -> in slots, published
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from radixserve.tiers.disk import DiskTier, Load
 from radixserve.tiers.host import HostTier
 
 MIN_FETCH = 16  # tokens; fewer are computed as fast
-_PREFILL = 64  # tokens; a step of fewer says little about the speed of prefill
-_PATIENCE_SECONDS = 0.5  # the disk is given this long, or as long as computing would take
-COPY_SECONDS = 0.001  # how often a copy on its way is looked at while there is nothing else to do
+_PREFILL = 64  # tokens; a step with fewer tells little about the speed of prefill
+_PATIENCE_SECONDS = 0.5  # to wait for the disk, or as long as computing would take if that is more
+COPY_SECONDS = 0.001  # how often a copy under way is polled while nothing else is to be done
 
 
 @dataclass(slots=True)
 class _Fetch:
-    """K/V of a prefix on its way up for a waiting sequence; the lease keeps what is above it on the
-    device.
+    """K/V of a prefix that is being fetched for a waiting sequence. The lease keeps the part of the
+    prefix that is on the device.
     """
 
     sequence: Sequence
@@ -40,12 +41,12 @@ class _Fetch:
     tokens: bytes
     lease: Lease
     until: float  # time.monotonic() seconds when waiting for the disk is no longer worth it
-    load: Load | None = None  # while the disk is asked
+    load: Load | None = None  # while the disk reads it
     copy: Copy | None = None  # once it is in host memory
 
 
 class Tiers:
-    """Host and disk below a device's cache; without them everything here does nothing."""
+    """Host memory and disk below a device's cache. Without them its methods do nothing."""
 
     def __init__(
         self,
@@ -64,13 +65,15 @@ class Tiers:
             cache.on_evict = host.demote
 
     def fileno(self) -> int | None:
-        """Readable when `settle` has something to do; None where nothing works beside the step."""
+        """A file descriptor that is readable when `settle` has something to do; None without a
+        disk.
+        """
         return self.disk.fileno() if self.disk else None
 
     @property
     def patience(self) -> float | None:
-        """How long to sleep at most while nothing can be computed: 0 if nothing is under way, None:
-        until told.
+        """How many seconds to sleep at most while nothing can be computed: 0 if nothing is under
+        way, None if the file descriptor will tell.
         """
         if (self.host is not None and self.host.busy) or any(fetch.copy for fetch in self._fetches):
             return COPY_SECONDS
@@ -79,8 +82,8 @@ class Tiers:
         return None if self.disk is not None and self.disk.writing else 0.0
 
     def awaits(self, sequence: Sequence) -> bool:
-        """Whether `sequence` should wait for K/V on its way up; asks the tiers that it has not
-        asked yet.
+        """Whether `sequence` should wait for K/V that is being fetched. Asks the tiers that it has
+        not asked yet.
         """
         if not (self.below and self._cache.enabled and sequence.reads_cache):
             return False
@@ -94,7 +97,7 @@ class Tiers:
         return False
 
     def save(self, sequence: Sequence) -> None:
-        """Write the computed K/V of `sequence`, all published, to the disk some time later."""
+        """Queue the computed K/V of `sequence`, all published, to be written to the disk."""
         if self.disk is not None and self._cache.enabled:
             self.disk.save(sequence.request.namespace, sequence.key(sequence.num_computed))
 
@@ -103,7 +106,9 @@ class Tiers:
         return self.disk is not None and self.disk.relent()
 
     def settle(self) -> None:
-        """Between two steps: publish what has come up, let go of what has gone down."""
+        """To be called between two steps: publish fetched K/V, release the slots of finished
+        writes.
+        """
         if not self.below:
             return
         if self.host is not None:
@@ -113,12 +118,12 @@ class Tiers:
         self._fetches = [fetch for fetch in self._fetches if not self._ended(fetch)]
 
     def computed(self, num_tokens: int, seconds: float) -> None:
-        """A step took so long: how fast prefill is decides whether loading is worth it."""
+        """Note how long a step took. The speed of prefill decides whether loading is worth it."""
         if self.disk is not None and num_tokens >= _PREFILL:
             self.disk.pace.prefill.observe(num_tokens, seconds)
 
     def stats(self) -> TierStats:
-        """What they hold now, and running totals."""
+        """What the tiers hold now, and running totals."""
         stats = TierStats(
             promoted_host_tokens_total=self.promoted_tokens["host"],
             promoted_disk_tokens_total=self.promoted_tokens["disk"],
@@ -130,19 +135,19 @@ class Tiers:
         return stats
 
     def close(self, seconds: float) -> None:
-        """Write what waits, for at most so long."""
+        """Write to the disk what is queued, for at most `seconds`."""
         if self.disk is not None:
             self.disk.close(seconds)
 
     def _serves(self, fetch: _Fetch, sequence: Sequence) -> bool:
-        """What is on its way is of use for `sequence`."""
+        """Whether `sequence` can use what is being fetched."""
         return (
             sequence is fetch.sequence
             or sequence.shared_prefix(fetch.sequence) >= fetch.lease.num_cached + MIN_FETCH
         )
 
     def _ask(self, tier: HostTier | DiskTier, sequence: Sequence) -> bool:
-        """Ask one tier for what the device lacks; True if something may come."""
+        """Ask one tier for what the device does not hold; True if something may come."""
         namespace, tokens = sequence.request.namespace, sequence.key(sequence.num_tokens)
         lease = self._cache.lease(namespace, tokens, 0)
         assert lease is not None, "a lease on nothing new needs no room"
@@ -165,7 +170,7 @@ class Tiers:
         fetch.copy = self._copies.up(kv) if kv is not None else None
 
     def _ended(self, fetch: _Fetch) -> bool:
-        """See a fetch one stage further, if it is ready for it."""
+        """Advance a fetch to its next stage if it is ready for it; True once it has ended."""
         if fetch.load is not None and fetch.load.done:
             self._arrive(fetch, fetch.load.kv)
         if fetch.load is not None and time.monotonic() >= fetch.until:
@@ -179,7 +184,7 @@ class Tiers:
         return True
 
     def _publish(self, fetch: _Fetch, kv: KV) -> None:
-        """Give the K/V slots, if there is room, and show it to all."""
+        """Write the K/V to slots, if there is room, and publish it."""
         assert self._pool is not None, "tiers stand below a pool"
         lease, depth = fetch.lease, fetch.lease.num_cached
         stop = depth + kv[0].shape[1]
