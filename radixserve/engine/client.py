@@ -64,7 +64,10 @@ class ProcessEngine:
         self._gate = Gate()
         self._closing: str | None = None  # draining or stopped
         self._supervisor = Supervisor(
-            Start(settings, model), self._handle, lambda: self._gate.num_inside > 0, self._mourn
+            Start(settings, model),
+            self._handle,
+            lambda: self._gate.num_inside > 0,
+            self._take_death,
         )
         self._supervision: asyncio.Task[None] | None = None
         self._loaded: asyncio.Future[EngineInfo] | None = None
@@ -169,15 +172,15 @@ class ProcessEngine:
             if event.finish is not None:
                 self._live.remove(live)
 
-    def _mourn(self, cause: Cause) -> None:
+    def _take_death(self, cause: Cause) -> None:
         """The engine has died. Its requests wait for the next one, except the one that killed it
         twice, which ends with an error.
         """
         self._on_restart(cause)
         self._stats = EngineStats()
-        culprit = self._live.get(self._gate.died() or "")
-        if culprit is not None:
-            self._end(culprit, "error", _KILLED_TWICE)
+        killer = self._live.get(self._gate.died() or "")
+        if killer is not None:
+            self._end(killer, "error", _KILLED_TWICE)
         if self._supervisor.is_failing:
             self._end_all(_DOES_NOT_START)
 
