@@ -1,10 +1,10 @@
-"""Who may ask: the API key, the names this server answers to, and what pages of other origins may
-send.
+"""Access control: the API key, the host names this server answers to, and restrictions on requests
+from web pages of other origins.
 
-A browser on the same machine reaches a server on loopback, whoever wrote the page it shows. Such a
-page can post text without asking (so a body with an `Origin` must be JSON, which browsers ask
-about first), or have its own domain name point to 127.0.0.1 (so the `Host` must be one of ours).
-Knows no endpoint; whether a path is exempt is said by the caller.
+A browser on the same machine can reach a server on loopback for any web page that it shows. Such a
+page can post text without a preflight request; so a body with an `Origin` must be declared as JSON,
+for which browsers send one. It can also let its own domain name point to 127.0.0.1; so the `Host`
+must be one of ours. Knows no endpoint; the caller decides which paths are exempt.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def is_loopback(host: str) -> bool:
 
 
 def allowed_hosts(settings: Settings) -> tuple[str, ...]:
-    """The names that a `Host` header may have; empty: any.
+    """The names that a `Host` header may contain; empty: any.
 
-    By default they are limited where a page could otherwise use the server: on loopback without a
-    key. Names that nobody can register on the internet are local.
+    By default they are limited on loopback without a key, because any web page could use such a
+    server. Local names are those that cannot be registered on the internet.
     """
     if settings.allowed_hosts:
         return settings.allowed_hosts
@@ -47,8 +47,8 @@ def allowed_hosts(settings: Settings) -> tuple[str, ...]:
 
 
 def check_host(request: web.Request, allowed: tuple[str, ...]) -> None:
-    """Raises Forbidden for a name that is not allowed. Addresses always are: no name service stands
-    behind them.
+    """Raises Forbidden for a name that is not allowed. Addresses are always allowed, because no
+    name service can redirect them.
     """
     given = request.headers.get("Host")
     if not allowed or given is None:
@@ -60,7 +60,7 @@ def check_host(request: web.Request, allowed: tuple[str, ...]) -> None:
 
 
 def check_content_type(request: web.Request) -> None:
-    """Raises BadRequest (415) for a body from a page that is not declared as JSON."""
+    """Raises BadRequest (415) for a body from a web page that is not declared as JSON."""
     if request.method in _WITHOUT_BODY or "Origin" not in request.headers:
         return
     if request.content_type != "application/json":
@@ -73,7 +73,7 @@ def check_content_type(request: web.Request) -> None:
 
 
 def check_key(request: web.Request, key: str | None) -> None:
-    """Raises Unauthorized unless the request carries `key`; any wrong one takes the same time."""
+    """Raises Unauthorized unless the request carries `key`. Compares in constant time."""
     if key is None:
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")

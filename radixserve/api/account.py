@@ -1,8 +1,8 @@
-"""What one generation request came to: exactly one metrics record and one log line, however it
-ended.
+"""The outcome of one generation request: exactly one metrics record and one log line, however it
+ends.
 
-Outcomes: stop and length (of the first choice); rejected: refused before the engine took it; abort:
-the client left; error: the server could not finish what it had accepted.
+Outcomes: stop and length (of the first choice); rejected: refused before the engine accepted it;
+abort: the client disconnected; error: the server could not finish an accepted request.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger("radixserve.api")
 
 
 class Account:
-    """Fill in `generation` and `choices` as they come to be; call `close` exactly once."""
+    """Set `generation` and `choices` when they exist; call `close` exactly once."""
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
@@ -30,7 +30,7 @@ class Account:
         self.choices: list[Choice] = []
 
     def fail(self, error: BaseException) -> None:
-        """Note what ended the request; the first failure counts."""
+        """Record the failure that ended the request; the first one counts."""
         if self._failure is not None:
             return
         if isinstance(error, (asyncio.CancelledError, ConnectionError)):
@@ -41,8 +41,8 @@ class Account:
             self._failure = "error"
 
     def close(self) -> RequestRecord:
-        """The record of the request, to be given to the metrics; logs its line. A refused one has
-        a line already, that of its error.
+        """Log the request's line and return its record for the metrics. A refused request is not
+        logged here, because its error has been.
         """
         record = self._record()
         if record.outcome == "rejected":

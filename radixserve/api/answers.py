@@ -1,7 +1,7 @@
 """The response bodies of chat and text completions, as structs that msgspec encodes straight to
 bytes.
 
-Owns field names and which of them may be absent. Knows neither aiohttp nor the engine.
+Owns the field names and decides which may be absent. Knows neither aiohttp nor the engine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 
 class CachedTokensDetails(msgspec.Struct):
-    """Where cached tokens were when the request came; they add up to `cached_tokens`."""
+    """Where cached tokens were when the request arrived; they add up to `cached_tokens`."""
 
     device: int
     host: int
@@ -92,8 +92,8 @@ class ChatCompletion(msgspec.Struct):
 
 
 class TextLogprobs(msgspec.Struct):
-    """Parallel lists, one entry per token; the first prompt token has no probability and therefore
-    null.
+    """Parallel lists with one entry per token. The first prompt token has no probability, so its
+    entry is null.
     """
 
     tokens: list[str]

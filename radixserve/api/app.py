@@ -1,6 +1,6 @@
-"""The aiohttp application: routes, the one error middleware, request ids.
+"""The aiohttp application: routes, request ids, access control and the one error middleware.
 
-Everything it needs is given to `make_app`; it starts nothing but threads for detokenising.
+`make_app` receives everything it needs; the application starts only threads for detokenising.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def make_app(
     settings: ApiSettings,
     model_names: tuple[str, ...],
 ) -> web.Application:
-    """The application to be run with `handler_cancellation=True`, so that a client that leaves
-    stops its work.
+    """Make the application. It must run with `handler_cancellation=True`, so that a client that
+    disconnects stops its work.
     """
     app = web.Application(
         middlewares=[_errors_as_envelope, _only_those_who_may],
@@ -77,7 +77,7 @@ async def _errors_as_envelope(request: web.Request, handler: Handler) -> web.Str
     try:
         return await handler(request)
     except ConnectionError as gone:
-        # there is nobody to tell; as if the handler had been cancelled for it
+        # the client is gone; end as if the handler had been cancelled
         raise asyncio.CancelledError from gone
     except Exception as error:
         refusal = as_api_error(error, request)
@@ -87,14 +87,16 @@ async def _errors_as_envelope(request: web.Request, handler: Handler) -> web.Str
 
 @web.middleware
 async def _only_those_who_may(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Health is told to everybody; all other paths, unknown ones included, to those who may ask."""
+    """Answer health to every client, and all other paths, unknown ones included, to permitted
+    ones.
+    """
     if request.match_info.handler in (ops.ready, ops.live):
         return await handler(request)
     if getattr(request.protocol, "is_extra", False):
         raise Unavailable("The server has as many connections as it takes.")
     settings = request.app[API].settings
     check_host(request, settings.allowed_hosts)
-    if request.method == "OPTIONS":  # a browser's question has no key
+    if request.method == "OPTIONS":  # a browser's preflight request has no key
         return answer_options(request, settings.allow_origin)
     check_key(request, settings.api_key)
     check_content_type(request)
@@ -108,7 +110,7 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
         response.force_close()
     add_cors_headers(request, response.headers, request.app[API].settings.allow_origin)
     if request.version < HttpVersion11 and response.content_length is None:
-        response.force_close()  # only the end of the connection can tell the end of the body
+        response.force_close()  # HTTP/1.0: the end of the connection marks the end of the body
 
 
 async def _close_threads(app: web.Application) -> AsyncIterator[None]:

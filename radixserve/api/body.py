@@ -1,4 +1,4 @@
-"""Reading a request's body under limits of size and time, and decoding it. Knows every body type,
+"""Reads a request's body, with limits of size and time, and decodes it. Knows every body type but
 no endpoint.
 """
 
@@ -14,10 +14,10 @@ from radixserve.errors import BadRequest
 
 
 async def read_body(request: web.Request, body_type: type[Body]) -> Body:
-    """The decoded body, whatever content type it claims.
+    """Read and decode the body; the declared content type is ignored.
 
-    Raises aiohttp's 413 beyond the size limit (which counts inflated bytes), BadRequest otherwise;
-    status 408 when the body does not arrive in time.
+    Raises aiohttp's 413 beyond the size limit (which counts decompressed bytes), and BadRequest
+    otherwise, with status 408 if the body does not arrive in time.
     """
     try:
         async with asyncio.timeout(request.app[API].settings.body_read_seconds):

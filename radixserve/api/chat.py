@@ -1,4 +1,4 @@
-"""Chat completions: how generated text becomes `chat.completion` bodies and chunks. Knows no engine
+"""Chat completions: turns generated text into `chat.completion` bodies and chunks. Knows no engine
 and no HTTP.
 """
 
@@ -32,8 +32,8 @@ LOWEST_LOGPROB = -9999.0  # JSON has no -Infinity
 
 
 class ChatRenderer:
-    """Builds the bodies of one answer. A chunk is one struct per stream, filled anew and encoded at
-    once.
+    """Builds the bodies of one answer. Each stream reuses one chunk struct, which must be encoded
+    before the next one is made.
     """
 
     def __init__(self, generation: Generation, model: str, tokenizer: TokenizerClient) -> None:
@@ -47,7 +47,7 @@ class ChatRenderer:
         self._chunk = ChatChunk(self._id, self._created, model, [self._choice], usage=usage)
 
     def opening(self, choice: Choice, usage: Usage | None) -> ChatChunk:
-        """The first chunk of a choice: it says who speaks."""
+        """The first chunk of a choice, which gives the role."""
         opening = ChatChunkChoice(choice.index, ChatDelta(role="assistant", content=""))
         shown = usage or self._chunk.usage
         return ChatChunk(self._id, self._created, self._model, [opening], usage=shown)

@@ -1,4 +1,4 @@
-"""Text completions: how generated text becomes `text_completion` bodies and chunks. Knows no engine
+"""Text completions: turns generated text into `text_completion` bodies and chunks. Knows no engine
 and no HTTP.
 """
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 class CompletionRenderer:
-    """Builds the bodies of one answer. A chunk is one struct per stream, filled anew and encoded at
-    once.
+    """Builds the bodies of one answer. Each stream reuses one chunk struct, which must be encoded
+    before the next one is made.
     """
 
     def __init__(self, generation: Generation, model: str, tokenizer: TokenizerClient) -> None:
@@ -64,7 +64,7 @@ class CompletionRenderer:
         return TextCompletion(self._id, self._created, self._model, rendered, usage=usage)
 
     def _logprobs(self, choice: Choice, delta: Delta) -> TextLogprobs | None:
-        """Parallel lists over the tokens of `delta`, the prompt's tokens first where they are
+        """Parallel lists over the tokens of `delta`, the prompt's tokens first if they are
         echoed.
         """
         if self._generation.logprobs is None:
@@ -79,7 +79,7 @@ class CompletionRenderer:
     def _append_prompt(
         self, lists: TextLogprobs, choice: Choice, entries: list[TokenLogprob]
     ) -> None:
-        """The prompt's tokens; the first has no probability."""
+        """Append the prompt's tokens; the first has no probability."""
         ids = choice.request.prompt_ids
         offsets = self._tokenizer.offsets(ids, choice.echo_text)
         for token_id, entry, offset in zip(ids, [None, *entries], offsets, strict=True):
@@ -95,10 +95,11 @@ class CompletionRenderer:
         lists.top_logprobs.append(None if entry is None else self._top(entry, name))
 
     def _top(self, entry: TokenLogprob, drawn_name: str) -> dict[str, float]:
-        """Most likely first; the drawn token is always there, under `drawn_name`.
+        """The alternatives, most likely first; the drawn token is always included, under
+        `drawn_name`.
 
-        Of other tokens that look alike the likeliest has the name, the rest are `token_id:7`, so
-        that each token is listed with its own value.
+        If other tokens have the same text, the likeliest gets the name and the rest are called
+        `token_id:7`, so that each token keeps its own value.
         """
         most: Sequence[tuple[int, float]] = entry.top[: self._generation.logprobs or 0]
         if all(token_id != entry.token_id for token_id, _ in most):
@@ -113,7 +114,7 @@ class CompletionRenderer:
         return top
 
     def _name(self, token_id: int) -> str:
-        """The token's text; its bytes as `bytes:\\xf0\\x9f` where they are no text of their own."""
+        """The token's text, or `bytes:\\xf0\\x9f` if its bytes are not valid text by themselves."""
         data = self._tokenizer.token_bytes(token_id)
         try:
             return data.decode()

@@ -1,8 +1,8 @@
-"""One connection of a client: since when it is idle, how long headers may take, and what is told to
-those whose request cannot even be parsed.
+"""One connection of a client: how long it has been idle, how long headers may take, and the answer
+to data that is not valid HTTP.
 
 aiohttp's protocol does the parsing, writing and pipelining. Knows no socket and no other
-connection; `api.listen` decides which ones are closed when there are too many.
+connection; `api.listen` decides which connections are closed if there are too many.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _log = logging.getLogger("radixserve.api")
 
 
 class Connection(web.RequestHandler):
-    """A connection that `listener` accepted. `is_extra`: it is one more than allowed, and only
-    health is told on it.
+    """A connection that `listener` accepted. `is_extra`: it exceeds the limit, and only health is
+    answered on it.
     """
 
     __slots__ = ("_app", "_headers_since", "_listener", "idle_since", "is_extra")
@@ -40,7 +40,7 @@ class Connection(web.RequestHandler):
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
-            access_log=None,  # type: ignore[arg-type]  # our own lines tell more
+            access_log=None,  # type: ignore[arg-type]  # our own lines say more
             keepalive_timeout=settings.keep_alive_seconds,
             lingering_time=settings.lingering_seconds,
         )
@@ -52,11 +52,11 @@ class Connection(web.RequestHandler):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is being answered and none has fully arrived."""
+        """Whether no request is being answered or has arrived completely."""
         return self._waiter is not None and not self._waiter.done()
 
     def is_late(self, now: float, seconds: float) -> bool:
-        """Whether the headers that were begun, or the first ones, are not there after `seconds`."""
+        """Whether headers that have begun, or the first ones, are incomplete after `seconds`."""
         since = self._headers_since
         return self.is_idle and since is not None and now - since > seconds
 
@@ -90,8 +90,10 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The envelope for what the parser refuses, and for failures outside of any handler."""
-        if request.writer.output_size > 0:  # something was sent already: nothing can be told
+        """The error envelope for data that the parser refuses, and for failures outside of
+        handlers.
+        """
+        if request.writer.output_size > 0:  # part of an answer was sent already
             raise ConnectionError("the answer had begun")
         identity = new_request_id({})
         REQUEST_ID.set(identity)
@@ -107,7 +109,7 @@ class Connection(web.RequestHandler):
 
 
 def _unparsed(error: Exception) -> ApiError | None:
-    """The refusal of what is no HTTP request; None for other failures."""
+    """The refusal of data that is not an HTTP request; None for other failures."""
     if isinstance(error, LineTooLong):
         refusal = BadRequest("The request line or a header is too long.", code="header_too_large")
         refusal.status = 431

@@ -1,5 +1,5 @@
-"""What every handler needs, in one value stored on the application. Owned by `make_app`; holds no
-request state.
+"""The objects and facts that every handler needs, in one value stored on the application.
+`make_app` owns it; it holds no request state.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 
 class TokenizerThreads:
-    """Runs detokenising beside the event loop, a bounded number of calls at once, a bounded number
-    waiting.
+    """Runs detokenising in threads beside the event loop, with a bound on running and on waiting
+    calls.
     """
 
     def __init__(self, settings: ApiSettings) -> None:
@@ -37,7 +37,7 @@ class TokenizerThreads:
         self._now = 0
 
     async def run(self, call: Callable[[], T]) -> T:
-        """Raises Unavailable when too many calls wait already."""
+        """Run `call` in a thread. Raises Unavailable if too many calls wait already."""
         if self._now >= self._most:
             raise Unavailable("Too many prompts wait to be tokenised.")
         self._now += 1
@@ -58,17 +58,17 @@ class Api:
     tokenizer: TokenizerClient
     metrics: Metrics
     settings: ApiSettings
-    model_names: tuple[str, ...]  # the first is the one that answers carry
-    created: int  # seconds since the epoch at which the model is said to have been made
+    model_names: tuple[str, ...]  # answers carry the first
+    created: int  # creation time of the model in answers, seconds since the epoch
     threads: TokenizerThreads
 
     @property
     def model_name(self) -> str:
-        """The name that answers carry, whichever of the names a request asked for."""
+        """The name that answers carry, whichever name a request used."""
         return self.model_names[0]
 
     def info(self) -> EngineInfo:
-        """The engine's facts. Raises Unavailable while no request is taken."""
+        """The engine's facts. Raises Unavailable while no request is accepted."""
         reason, info = self.engine.refusal_reason, self.engine.info
         if reason is not None or info is None:
             raise Unavailable(
@@ -77,8 +77,8 @@ class Api:
         return info
 
     def check_ready(self) -> None:
-        """Raises Unavailable while the engine does not work, although requests may be taken and
-        wait for it.
+        """Raises Unavailable while the engine does not work, even if requests are accepted and
+        wait.
         """
         reason = self.engine.unready_reason
         if reason is not None:

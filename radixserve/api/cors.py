@@ -1,4 +1,4 @@
-"""What browsers need before a page of another origin may use this server: the CORS headers.
+"""The CORS headers, which let web pages of other origins use this server.
 
 Off unless origins are allowed by the setting `allow_origin`; without the headers a browser does not
 send such a page's request, or does not show it the answer.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from aiohttp import web
 from multidict import CIMultiDict
 
-_MAX_AGE_SECONDS = 600  # for which a browser need not ask again
+_MAX_AGE_SECONDS = 600  # how long a browser may cache the answer
 _EXPOSED = "x-request-id, retry-after"
 
 
@@ -29,9 +29,10 @@ def add_cors_headers(
 
 
 def answer_options(request: web.Request, allowed: tuple[str, ...]) -> web.Response:
-    """The answer to OPTIONS: the methods of the path, and to a page's question what it may send.
+    """The answer to OPTIONS: the methods of the path, and for a preflight request what the page may
+    send.
 
-    Raises what the router found where the path does not exist.
+    Raises the router's error if the path does not exist.
     """
     found = request.match_info.http_exception
     if not isinstance(found, web.HTTPMethodNotAllowed):  # no endpoint takes OPTIONS itself

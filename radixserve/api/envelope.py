@@ -1,7 +1,7 @@
-"""Every failure as the OpenAI error envelope: which status, which headers, and nothing of the
-server's inside.
+"""Turns every failure into the OpenAI error envelope, with status and headers, and without internal
+details.
 
-Knows aiohttp's own exceptions, so that a 404, 405 or 413 of the framework looks like ours.
+Knows aiohttp's own exceptions, so that a 404, 405 or 413 of the framework has the same form.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ log = logging.getLogger("radixserve.api")
 
 _EXHAUSTED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS)
 _MAX_MESSAGE_CHARS = 1000
-# Of such a body something may not have been read: the connection cannot be used again.
+# Such a body may not have been read completely, so the connection cannot be used again.
 _BODY_LEFT_UNREAD = ("invalid_body", "request_timeout", "request_too_large")
 
 
 def encode_error(error: ApiError) -> bytes:
-    """The envelope's bytes, message and param cut to what a client needs."""
+    """The envelope's bytes, with message and param cut to a bounded length."""
     param = None if error.param is None else shown(error.param)
     detail = ErrorDetail(error.message[:_MAX_MESSAGE_CHARS], error.type, param, error.code)
     return msgspec.json.encode(ErrorEnvelope(detail))
 
 
 def error_response(error: ApiError, retry_after: int) -> web.Response:
-    """`retry_after` seconds are told with a 503 that names no better figure."""
+    """The response for `error`. A 503 without a figure of its own carries `retry_after` seconds."""
     headers = {}
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = ", ".join(error.allow)
@@ -66,9 +66,10 @@ def error_response(error: ApiError, retry_after: int) -> web.Response:
 
 
 def note_error(error: ApiError, what: str, metrics: Metrics) -> None:
-    """Count `error` and log its line; to be called once for each error that a client is told.
+    """Count `error` and log its line; call it once for each error that is sent to a client.
 
-    `what` was asked for. The message is left out of the line: it may repeat the client's text.
+    `what` is the request. The line does not contain the message, which may repeat the client's
+    text.
     """
     metrics.error_told(error.code)
     field = None if error.param is None else shown(error.param)
@@ -76,13 +77,13 @@ def note_error(error: ApiError, what: str, metrics: Metrics) -> None:
 
 
 def title(request: web.BaseRequest) -> str:
-    """Method and path, as far as a log line or a message needs them."""
+    """Method and path, cut for a log line or a message."""
     return f"{request.method} {shown(request.rel_url.raw_path)}"
 
 
 def as_api_error(error: Exception, request: web.BaseRequest) -> ApiError:
-    """The refusal to send for `error`; what nobody expected is logged and becomes a 500 that tells
-    nothing.
+    """The refusal to send for `error`. An unexpected exception is logged and becomes a 500 without
+    details.
     """
     if isinstance(error, ApiError):
         return error
@@ -100,7 +101,9 @@ def as_api_error(error: Exception, request: web.BaseRequest) -> ApiError:
 
 
 def is_exhaustion(error: BaseException) -> bool:
-    """Whether the system refused memory, a thread, a process or a file: another try may go well."""
+    """Whether the system refused memory, a thread, a process or a file, so that a retry may
+    succeed.
+    """
     if isinstance(error, OSError):
         return error.errno in _EXHAUSTED
     no_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)

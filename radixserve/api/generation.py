@@ -1,8 +1,8 @@
-"""Running validated requests: engine events become text, logprobs and counts, choice by choice.
+"""Runs validated requests: engine events become text, logprobs and counts, choice by choice.
 
-The same code serves chat and completions, streamed or not; what differs is the renderer and the
-sink. Owns stop strings, finish reasons and usage. Whatever ends a generation, no request of it is
-left running in the engine. Knows no HTTP and no JSON.
+The same code serves chat and completions, streamed or not; only renderer and sink differ. Owns stop
+strings, finish reasons and usage. However a generation ends, none of its requests keeps running in
+the engine. Knows no HTTP and no JSON.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Delta:
-    """What one event adds to a choice. `logprobs` and `offsets` have one entry per counted token, a
-    stop token included.
+    """The addition of one event to a choice. `logprobs` and `offsets` have one entry per counted
+    token, a stop token included.
     """
 
     text: str = ""
@@ -37,13 +37,13 @@ class Delta:
 
 @dataclass(slots=True)
 class Choice:
-    """One sequence on its way to the client."""
+    """One sequence while it is sent to the client."""
 
     index: int
     request: Request
     text_stream: TextStream
     echo_text: str = ""
-    prompt_only: bool = False  # no token was asked for: the one that the engine draws is left out
+    prompt_only: bool = False  # max_tokens is 0: the token that the engine draws is left out
     accepted: bool = False
     finish_reason: str | None = None
     num_generated: int = 0  # a stop token and the token that completed a stop string included
@@ -57,8 +57,8 @@ class Choice:
     whole: Delta = field(default_factory=Delta)  # filled by `collect`
 
     def take(self, event: TokenEvent) -> Delta | None:
-        """What `event` adds, None if nothing is to be shown. Raises ServerError or Unavailable for
-        a failure.
+        """The addition of `event`; None if nothing is to be sent. Raises ServerError or Unavailable
+        for a failure.
         """
         if event.num_cached is not None:
             self.num_cached, self.num_host, self.num_disk = (
@@ -96,7 +96,9 @@ class Choice:
             self.whole.prompt_logprobs = delta.prompt_logprobs
 
     def _take_tokens(self, event: TokenEvent, delta: Delta) -> str:
-        """Several tokens may come at once; those after a stop string do not count."""
+        """Count the event's tokens and return their text; tokens after a stop string do not
+        count.
+        """
         echo = self.echo_text if self.first_token_at is None else ""
         self._note_time()
         if self.prompt_only:
@@ -114,7 +116,7 @@ class Choice:
         return text
 
     def _finish_reason(self, finish: str) -> str:
-        """Why the client's answer ended, the engine's reason being `finish`."""
+        """The client's finish reason for the engine's reason `finish`."""
         if self.prompt_only:
             return "length"
         return "stop" if self.text_stream.stopped is not None else finish
@@ -132,12 +134,12 @@ Sink = Callable[[Choice, Delta], Awaitable[None]]
 
 
 async def run(engine: EngineClient, choices: list[Choice], sink: Sink) -> None:
-    """Generate all choices at once, giving each delta to `sink`; returns when all have a finish
-    reason.
+    """Generate all choices concurrently and give each delta to `sink`; returns when all have a
+    finish reason.
 
     Raises Unavailable if the engine refuses one of them, ServerError or Unavailable if one fails,
-    and whatever the sink raises. In every case, cancellation included, the engine no longer works
-    on any of them afterwards.
+    and any exception of the sink. In every case, cancellation included, the engine does not work on
+    any of them afterwards.
     """
     streams: list[EventStream] = []
     try:
@@ -154,8 +156,8 @@ async def run(engine: EngineClient, choices: list[Choice], sink: Sink) -> None:
 
 
 def usage_of(choices: list[Choice], num_choices: int) -> Usage:
-    """Each prompt counted once, with the cached tokens of its first choice; generated tokens of all
-    choices.
+    """Counts each prompt once, with the cached tokens of its first choice, and the generated tokens
+    of all choices.
     """
     firsts = choices[::num_choices]
     num_prompt = sum(len(choice.request.prompt_ids) for choice in firsts)
@@ -178,7 +180,7 @@ async def _consume(choice: Choice, events: EventStream, sink: Sink) -> None:
         if delta is not None:
             await sink(choice, delta)
         if choice.finish_reason is not None:
-            await events.aclose()  # at once: other choices may run on for long
+            await events.aclose()  # at once, because other choices may run for long
             return
     raise ServerError("The engine ended the request without a result.", code="generation_failed")
 

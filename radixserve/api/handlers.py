@@ -1,7 +1,7 @@
-"""The two generation endpoints: one handler and two descriptions of what differs.
+"""The two generation endpoints: one handler, and one description per endpoint.
 
-A body takes the same way for chat and completions, streamed or not (read, validate, tokenise,
-generate, render), so that no check exists for one of them only.
+Every body takes the same path (read, validate, tokenise, generate, render), for chat and
+completions, streamed or not, so that no check exists for one of them only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ B = TypeVar("B", bound=GenerationBody)
 
 
 class Renderer(Protocol):
-    """How one endpoint words its answers. `usage` is that so far, where every chunk carries it."""
+    """Renders the answers of one endpoint. `usage` is the usage so far, if every chunk carries
+    it.
+    """
 
     def opening(self, choice: Choice, usage: Usage | None) -> msgspec.Struct | None: ...
     def chunk(self, choice: Choice, delta: Delta, usage: Usage | None) -> msgspec.Struct: ...
@@ -46,7 +48,7 @@ class Renderer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint(Generic[B]):
-    """What differs between the two."""
+    """The parts that differ between the two endpoints."""
 
     name: str
     body_type: type[B]
@@ -96,7 +98,7 @@ async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamRes
 
 
 async def _prepare(api: Api, endpoint: Endpoint[B], body: B) -> tuple[Generation, list[Prompt]]:
-    """All checks, cheap ones first; raises the refusal."""
+    """Make all checks, cheap ones first, and raise the refusal."""
     validate.check_model(body.model, api.model_names)
     validate.check_fields(body, api.settings, has_reasoning=api.tokenizer.has_reasoning)
     wanted = endpoint.wanted(body, api.settings)
@@ -143,8 +145,8 @@ async def _answer_streamed(
     renderer: Renderer,
     account: Account,
 ) -> web.StreamResponse:
-    """A failure after the first event or comment is told in the stream, since the status has been
-    sent.
+    """Send the answer as a stream. A failure after the first event or comment is sent as an event,
+    because the status has been sent.
     """
     api = request.app[API]
     stream = EventStream(request, api.settings.client_write_seconds)
@@ -165,7 +167,7 @@ async def _answer_streamed(
         await stream.done()
     except Exception as error:
         if not stream.started or isinstance(error, ConnectionError):
-            raise  # as an HTTP error, or to nobody
+            raise  # becomes an HTTP error, unless the client is gone
         account.fail(error)
         failure = as_api_error(error, request)
         note_error(failure, title(request), api.metrics)

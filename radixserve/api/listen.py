@@ -1,9 +1,10 @@
-"""Where clients connect: the sockets, TLS, how many connections there may be, and which are closed.
+"""Listens for clients: sockets, TLS, the limit on connections, and which ones are closed at the
+limit.
 
-Connections are accepted here and not by asyncio, because the number of open files is limited: some
-of them are kept for the engine process and for health. A new connection beyond the limit takes the
-place of the longest idle one. If none is idle, a few more are accepted, on which only health is
-told; what comes after that waits in the kernel's queue.
+Connections are accepted here and not by asyncio, because the number of open files is limited, and
+some are reserved for the other processes and for health. A new connection beyond the limit takes
+the place of the longest idle one. If none is idle, a few more are accepted, on which only health is
+answered. Further connections wait in the kernel's queue.
 """
 
 from __future__ import annotations
@@ -32,13 +33,15 @@ from radixserve.logs import Seldom
 log = logging.getLogger(__name__)
 
 KEPT_FILES: Final = 128
-"""Open files for everything else: the engine, tokenizers, files, and `EXTRA_CONNECTIONS`."""
+"""Open files reserved for other purposes: the engine, tokenizers, files, and
+`EXTRA_CONNECTIONS`.
+"""
 EXTRA_CONNECTIONS: Final = 16
-"""Connections beyond the limit on which health is told."""
+"""Connections beyond the limit, on which only health is answered."""
 
 _MOST_CONNECTIONS: Final = 4096
 _BACKLOG: Final = 512  # connections that the kernel keeps until they are accepted
-_AT_ONCE: Final = 64  # accepted before anything else gets its turn
+_AT_ONCE: Final = 64  # accepted before other tasks of the loop run
 _TICK_SECONDS: Final = 0.5
 _HANDSHAKE_SECONDS: Final = 10.0
 _NO_RESOURCES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -46,10 +49,10 @@ _NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def connection_limit(chosen: int) -> int:
-    """How many connections there may be at once; `chosen` is 0 where the operator leaves it open.
+    """The limit on connections; `chosen` is the setting, 0 for automatic.
 
     Raises:
-        StartupError: the limit of open files does not allow what was chosen.
+        StartupError: the limit of open files is too low for the chosen number.
     """
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     room = _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else files - KEPT_FILES
@@ -62,7 +65,7 @@ def connection_limit(chosen: int) -> int:
 
 
 class Listener:
-    """Accepts connections for `app` where `settings` say."""
+    """Accepts connections for `app` at the address in `settings`."""
 
     def __init__(self, app: web.Application, settings: Settings) -> None:
         self._app = app
@@ -80,7 +83,8 @@ class Listener:
         self._ticking: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
-        """Listen; the address as a URL, with the port that the system chose where the setting is 0.
+        """Start to listen. Returns the address as a URL, with the port that the system chose if the
+        setting is 0.
 
         Raises:
             StartupError: the address or the socket file cannot be used.
@@ -95,7 +99,7 @@ class Listener:
         return self._url()
 
     async def close(self) -> None:
-        """Accept nothing any more and end every connection."""
+        """Stop accepting and close every connection."""
         if self._ticking is not None:
             self._ticking.cancel()
         self._pause()
@@ -114,11 +118,11 @@ class Listener:
 
     @property
     def num_connections(self) -> int:
-        """Open connections, those that are being made included."""
+        """The number of open connections, including those in their TLS handshake."""
         return len(self._connections) + len(self._connecting)
 
     def lost(self, connection: Connection) -> None:
-        """To be called by a connection that ended."""
+        """Called by a connection when it ends."""
         self._connections.discard(connection)
         self._resume()
 
@@ -143,7 +147,7 @@ class Listener:
         self._accepts = False
 
     def _accept(self, listening: socket.socket) -> None:
-        """Take what waits in the kernel's queue, as far as there is room for it."""
+        """Accept connections from the kernel's queue, as far as the limits allow."""
         for _ in range(_AT_ONCE):
             if self.num_connections >= self._limit + EXTRA_CONNECTIONS and not self._idle():
                 self._pause()
@@ -160,7 +164,7 @@ class Listener:
             self._connect(accepted, is_extra=is_full and not self._close_longest_idle())
 
     def _not_accepted(self, error: OSError) -> None:
-        """Nothing can be accepted now: an idle connection makes room, the next tick tries again."""
+        """Accepting failed: close an idle connection to make room; the next tick tries again."""
         if error.errno not in _NO_RESOURCES:
             raise error
         self._seldom.warning(f"a connection cannot be accepted: {error.strerror}")
@@ -186,7 +190,7 @@ class Listener:
                 ssl=self._tls,
                 ssl_handshake_timeout=_HANDSHAKE_SECONDS if self._tls else None,
             )
-        except OSError:  # the client left, speaks no TLS or none that we accept
+        except OSError:  # the client left, or its TLS is missing or not accepted
             accepted.close()
             return
         if connection.transport is not None:
@@ -196,7 +200,7 @@ class Listener:
         return [each for each in self._connections if each.is_idle]
 
     def _close_longest_idle(self) -> bool:
-        """Whether there was one."""
+        """Close the connection that has been idle for longest; returns whether there was one."""
         idle = self._idle()
         if not idle:
             return False
@@ -206,7 +210,7 @@ class Listener:
         return True
 
     async def _tick(self) -> None:
-        """Close those whose headers do not arrive; try again what failed for lack of files."""
+        """Close connections whose headers do not arrive, and accept again after a lack of files."""
         loop = asyncio.get_running_loop()
         seconds = self._app[API].settings.header_read_seconds
         while True:
@@ -217,7 +221,7 @@ class Listener:
 
 
 def warn_if_open(settings: Settings) -> None:
-    """Log that whoever reaches the address may use the server, where that is so."""
+    """Warn if every client that reaches the address may use the server."""
     if settings.api_key is None and not settings.uds and not is_loopback(settings.host):
         log.warning(
             "listening on %s without an API key: whoever reaches this address can use the server "
@@ -254,7 +258,7 @@ async def _tcp_sockets(host: str, port: int) -> list[socket.socket]:
 
 
 def _unix_socket(path: str) -> socket.socket:
-    """A listening socket at `path`; a file that a dead server left there is replaced."""
+    """A listening socket at `path`; replaces a socket file that a dead server left."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
@@ -268,7 +272,9 @@ def _unix_socket(path: str) -> socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket file on which nobody listens; OSError if somebody does, or if it is none."""
+    """Remove a socket file if no process listens on it. Raises OSError if one does, or if the file
+    is not a socket.
+    """
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(Path(path).lstat().st_mode):
             raise OSError(errno.EEXIST, "the file exists and is no socket")
@@ -279,7 +285,9 @@ def _remove_stale(path: str) -> None:
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:
-    """The certificate and its key, None for plain HTTP. Raises StartupError for unusable ones."""
+    """The certificate and its key, None for plain HTTP. Raises StartupError if they cannot be
+    used.
+    """
     if settings.ssl_certfile is None:
         if settings.ssl_keyfile is not None:
             raise StartupError("ssl_keyfile is of no use without ssl_certfile")

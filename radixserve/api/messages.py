@@ -1,4 +1,4 @@
-"""Chat messages as the chat template takes them: role and text, nothing else.
+"""Chat messages in the form that chat templates take: role and text only.
 
 Other roles and content parts are refused by name. Knows no template.
 """
@@ -41,7 +41,7 @@ def _text_of(message: Message, path: str) -> str:
     if isinstance(message.content, str):
         return message.content
     if not message.content and message.role == "assistant":
-        return ""  # what clients send for an answer that called tools only, or said nothing
+        return ""  # clients send this for an answer without text
     if message.content is None:
         text = f"Missing required field '{path}.content'."
         raise BadRequest(text, param=f"{path}.content", code="missing_required_parameter")

@@ -1,4 +1,4 @@
-"""Endpoints beside generation: models, health, metrics, version, tokenize and detokenize."""
+"""Endpoints other than generation: models, health, metrics, version, tokenize and detokenize."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from radixserve.errors import BadRequest
 
 
 async def about(request: web.Request) -> web.Response:
-    """GET /: what this is, for whoever opens the address in a browser."""
+    """GET /: describes the server to a person who opens the address in a browser."""
     api = request.app[API]
     facts = {
         "server": "radixserve",
@@ -67,8 +67,8 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 async def version(request: web.Request) -> web.Response:
-    """GET /version: what runs here, and whether a cache hit equals a miss bit for bit in this
-    configuration.
+    """GET /version: version, model and engine, and whether a cache hit equals a miss bit for bit in
+    this configuration.
     """
     api = request.app[API]
     facts = {

@@ -1,5 +1,5 @@
-"""From the prompt or messages of a body to token ids: cheap checks first, then the tokenizer in its
-own processes.
+"""Turns the prompt or messages of a body into token ids: cheap checks first, then the tokenizer in
+its own processes.
 
 Owns the accepted shapes of `prompt`. Knows no engine beyond the sizes in `EngineInfo`.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Prompt:
     ids: list[int]
-    text: str = ""  # what `echo` repeats
+    text: str = ""  # the text that `echo` repeats
     continues: bool = True  # the answer goes on after the prompt's text
 
 
@@ -38,7 +38,7 @@ async def chat_prompt(api: Api, body: ChatBody | TokenizeBody, info: EngineInfo)
         text = "This model has no chat template; use /v1/completions."
         raise BadRequest(text, param="messages", code="unsupported_parameter")
     rendered = render_messages(messages)
-    if len(rendered) > info.context_length:  # a message without text costs time to render as well
+    if len(rendered) > info.context_length:  # messages without text take time to render, too
         text = f"{len(rendered)} messages cannot fit the context of {info.context_length} tokens."
         raise BadRequest(text, param="messages", code="context_length_exceeded")
     num_chars = sum(len(message["content"]) for message in rendered)
@@ -49,7 +49,7 @@ async def chat_prompt(api: Api, body: ChatBody | TokenizeBody, info: EngineInfo)
 
 
 def _ending(body: ChatBody | TokenizeBody) -> Ending:
-    """Where the prompt ends. Raises BadRequest where the two fields contradict."""
+    """Where the prompt ends. Raises BadRequest if the two fields contradict each other."""
     if not body.continue_final_message:
         return "closed" if body.add_generation_prompt is False else "answer"
     if body.add_generation_prompt:
@@ -99,8 +99,8 @@ async def text_prompt(
 
 
 def _check_encoded(ids: list[int], info: EngineInfo, param: str) -> None:
-    """A tokenizer may know tokens that the model has no embedding for; either mistake would fail a
-    whole step.
+    """Raises BadRequest for an empty list, or for ids without an embedding: a tokenizer may know
+    more tokens than the model, and such an id would fail a whole step.
     """
     if not ids:
         raise BadRequest("The prompt must not be empty.", param=param, code="invalid_value")

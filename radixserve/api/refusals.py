@@ -1,5 +1,5 @@
-"""How a refusal is worded: one function per kind of mistake, so that message, `param` and `code`
-agree everywhere.
+"""The wording of refusals: one function per kind of mistake, so that message, `param` and `code`
+are the same everywhere.
 
 Knows no endpoint and no field.
 """
@@ -33,13 +33,13 @@ def check_range(name: str, value: float | None, lowest: float, highest: float, k
 
 
 def too_many(param: str, most: int, what: str | None = None) -> BadRequest:
-    """More than `most` entries in a list or object."""
+    """The refusal of a list or object with more than `most` entries."""
     message = f"{what or repr(param)} may have at most {most} entries."
     return BadRequest(message, param=param, code="array_above_max_length")
 
 
 def unsupported(param: str, what: str | None = None) -> BadRequest:
-    """A field or value that is known elsewhere, and that this server would otherwise have to
+    """The refusal of a field or value that other servers know, and that this one would otherwise
     ignore.
     """
     message = f"Not supported by this server: {what or repr(param)}. Leave it out, or send null."

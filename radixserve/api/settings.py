@@ -1,4 +1,4 @@
-"""The limits of the HTTP layer, as one frozen value. Those an operator may choose come from
+"""The limits of the HTTP layer, as one frozen value. Limits that an operator can choose come from
 `Settings`.
 """
 
@@ -13,7 +13,7 @@ from radixserve.defaults import OPENAI, Defaults
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
-    """What one client may ask for, and how long it may take."""
+    """Limits on what one client may request, and on the time that it may take."""
 
     max_body_bytes: int = 4 * 1024 * 1024  # after decompression
     max_choices: int = 16  # n
@@ -26,28 +26,30 @@ class ApiSettings:
     max_top_logprobs: int = 20
     max_completion_logprobs: int = 5
     max_chars_per_token: int = (
-        16  # a prompt of more characters per token of context is refused before tokenising
+        16  # prompts with more characters per token of context are refused before tokenising
     )
     tokenizer_threads: int = 2
     max_tokenizing: int = 128  # prompts waiting to be tokenised, or texts for a thread; beyond: 503
     body_read_seconds: float = 30.0  # a body that takes longer to arrive: 408
     client_write_seconds: float = (
-        30.0  # a stream whose client reads nothing for that long is dropped
+        30.0  # a stream whose client reads nothing for this long is closed
     )
-    stream_comment_seconds: float = 5.0  # a stream that is silent for that long says so; 0: never
-    api_key: str | None = field(default=None, repr=False)  # None: nobody needs one
+    stream_comment_seconds: float = (
+        5.0  # a stream sends a comment when silent for this long; 0: never
+    )
+    api_key: str | None = field(default=None, repr=False)  # None: no key is required
     allowed_hosts: tuple[str, ...] = ()  # empty: any
     allow_origin: tuple[str, ...] = ()
     root_path: str = ""  # as in /prefix; the endpoints are at both
-    keep_alive_seconds: float = 75.0  # an idle connection is closed after that
-    header_read_seconds: float = 20.0  # and one whose headers take longer
-    lingering_seconds: float = 2.0  # for which the rest of a refused body is read
-    retry_after_seconds: int = 1  # told to refused clients when the engine names no better figure
-    defaults: Defaults = OPENAI  # what a request gets that names no value of its own
+    keep_alive_seconds: float = 75.0  # an idle connection is closed after this time
+    header_read_seconds: float = 20.0  # a connection whose headers take longer is closed
+    lingering_seconds: float = 2.0  # how long the rest of a refused body is read
+    retry_after_seconds: int = 1  # sent with a 503 if the engine gives no figure
+    defaults: Defaults = OPENAI  # values of fields that a request leaves out
 
     @classmethod
     def of(cls, settings: Settings, defaults: Defaults) -> ApiSettings:
-        """The limits that `settings` gives, and those of this class for the rest."""
+        """The limits in `settings`; the rest are the defaults of this class."""
         return cls(
             defaults=defaults,
             max_body_bytes=settings.max_body_bytes,

@@ -1,9 +1,9 @@
-"""Server-sent events: one struct encoded to one `data:` event, several events per write where they
-come together.
+"""Server-sent events: encodes one struct to one `data:` event, and sends events that arrive
+together in one write.
 
-Owns the moment the response starts (at the first event, so that a failure before it keeps its HTTP
-status, or after some seconds of silence, so that nobody on the way gives up) and the clients that
-stop reading. Knows no endpoint.
+Decides when the response starts: at the first event, so that a failure before it keeps its HTTP
+status, or after some seconds without one, so that clients and proxies do not give up. Also handles
+clients that stop reading. Knows no endpoint.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _HEADERS = {
 
 
 class EventStream:
-    """A streamed answer. Raises ConnectionError from any write once the client is gone or reads
-    nothing for long.
+    """A streamed answer. Every write raises ConnectionError once the client is gone or has not read
+    for long.
     """
 
     def __init__(self, request: web.Request, write_seconds: float) -> None:
@@ -45,7 +45,7 @@ class EventStream:
     @contextlib.asynccontextmanager
     async def kept_alive(self, seconds: float) -> AsyncIterator[None]:
         """Within the block the client gets a comment line whenever `seconds` pass without an event;
-        never if that is 0.
+        if 0, never.
         """
         commenting = asyncio.create_task(self._comment(seconds)) if seconds else None
         try:
@@ -56,7 +56,7 @@ class EventStream:
                 await asyncio.wait([commenting])
 
     async def _comment(self, seconds: float) -> None:
-        """A client that is gone or does not read ends it: the handler is cancelled then."""
+        """Send comments. If the client is gone or does not read, the handler is cancelled."""
         loop = asyncio.get_running_loop()
         with contextlib.suppress(ConnectionError):
             while True:
@@ -79,8 +79,8 @@ class EventStream:
     async def fail(self, error: ApiError) -> None:
         """End a stream that failed: an error event and no `[DONE]`.
 
-        The connection stays usable: the client was not told otherwise, and may have its next
-        request on the way.
+        The connection stays usable, because the client may already have sent its next request on
+        it.
         """
         with contextlib.suppress(ConnectionError):
             await self._write(b"data: %b\n\n" % encode_error(error))

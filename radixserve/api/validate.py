@@ -1,8 +1,7 @@
-"""The one place where a decoded body becomes engine requests: every limit, default and cross-field
-rule.
+"""Turns a decoded body into engine requests. All limits, defaults and rules across fields are here.
 
-Takes wire structs and tokenised prompts, gives a `Generation`. All checks are made on resolved
-values, never on what the client left out. Knows token ids, not text; no HTTP.
+Takes wire structs and tokenised prompts and returns a `Generation`. Checks apply to resolved
+values, after defaults are filled in. Knows token ids, not text; no HTTP.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from radixserve.request import Request, Sampling
 from radixserve.step import EngineInfo
 
 _INT64 = 2**63
-# a temperature that single precision cannot divide by: the result is the greedy token anyway
+# Single precision cannot divide by a smaller temperature; the result would be the greedy token.
 _GREEDY_BELOW = 1e-6
 
 _INTEGERS: dict[str, tuple[int, int]] = {
@@ -42,7 +41,7 @@ _INTEGERS: dict[str, tuple[int, int]] = {
 }
 
 
-# what the log tells of a request: the value at which a parameter has no effect, None: always told
+# For the log line of a request: the value at which a parameter has no effect; None: always logged.
 _TOLD: dict[str, float | None] = {
     "temperature": None,
     "top_p": None,
@@ -57,9 +56,7 @@ _TOLD: dict[str, float | None] = {
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What an endpoint asks beyond the common fields, in one vocabulary for chat and text
-    completions.
-    """
+    """The fields that differ between chat and text completions, under common names."""
 
     max_tokens: int | None  # None: `default_max_tokens`
     default_max_tokens: int | None  # None: what is left of the context
@@ -69,7 +66,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A validated body: the sequences to generate and how the answer is to be rendered.
+    """A validated body: the sequences to generate, and how to render the answer.
 
     Sequence i is choice `i % num_choices` of prompt `i // num_choices`.
     """
@@ -83,7 +80,7 @@ class Generation:
     continuous_usage: bool  # every chunk carries the usage so far
     logprobs: int | None
     echo: bool
-    prompt_only: bool  # no token was asked for; the engine draws one all the same
+    prompt_only: bool  # max_tokens is 0; the engine draws one token nevertheless
     told: str  # for the log: the sampling parameters, and which of them are defaults
 
 
@@ -98,9 +95,9 @@ def check_model(asked: str | None, served: tuple[str, ...]) -> None:
 
 
 def check_fields(body: GenerationBody, settings: ApiSettings, *, has_reasoning: bool) -> None:
-    """All checks that need no prompt: to be made before anything is tokenised.
+    """Make all checks that need no prompt, before tokenising.
 
-    `has_reasoning`: the model would understand a wish for more or less reasoning.
+    `has_reasoning`: the chat template supports reasoning, so fields about it would have an effect.
     """
     _refuse_unsupported(body, has_reasoning)
     for name, (lowest, highest) in DECIMALS.items():
@@ -153,7 +150,7 @@ def completion_wanted(body: CompletionBody, settings: ApiSettings) -> Wanted:
 
 
 def stop_tokens(info: EngineInfo, default: Defaults) -> tuple[int, ...]:
-    """The tokens that end an answer unless `ignore_eos` is asked for, each once: of the model's
+    """The tokens that end an answer without `ignore_eos`, each once: those of the model's
     configurations and of its tokenizer. Ids beyond the vocabulary are left out.
     """
     ids = dict.fromkeys((*info.eos_token_ids, *default.stop_token_ids))
@@ -185,7 +182,7 @@ def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
 
 
 def check_prompt_chars(num_chars: int, info: EngineInfo, settings: ApiSettings, param: str) -> None:
-    """Refuse a text that cannot fit before any time is spent on tokenising it."""
+    """Refuse a text that cannot fit the context, before it is tokenised."""
     if num_chars > info.context_length * settings.max_chars_per_token:
         message = (
             f"The prompt has {num_chars} characters; it cannot fit the context of "
@@ -203,8 +200,8 @@ def resolve(
 ) -> Generation:
     """The sequences to generate, prompt by prompt; `body` has passed `check_fields`.
 
-    Choice i of a prompt is drawn with seed + i (mod 2**63), so that choices differ and can be asked
-    for again.
+    Choice i of a prompt is drawn with seed + i (mod 2**63), so that choices differ and can be
+    reproduced.
     """
     num_choices = 1 if body.n is None else body.n
     if len(prompts) * num_choices > settings.max_sequences:
@@ -241,10 +238,10 @@ def resolve(
 
 
 def _max_tokens(body: GenerationBody, wanted: Wanted, num_prompt: int, info: EngineInfo) -> int:
-    """The resolved token limit: what was asked for or its default, cut to what there is room for.
+    """The resolved token limit: the requested or default value, cut to the available room.
 
     A default gives way to `min_tokens`. Raises BadRequest for a prompt that leaves no room for a
-    token, or that is too long by itself where none is asked for.
+    token, or, if no token is requested, is too long by itself.
     """
     left = info.max_request_tokens - num_prompt
     if left < 1 and not (wanted.max_tokens == 0 and _fits_alone(num_prompt, info)):
@@ -272,7 +269,7 @@ def _too_long(num_prompt: int, info: EngineInfo) -> BadRequest:
 def _sampling(
     body: GenerationBody, wanted: Wanted, max_tokens: int, info: EngineInfo, settings: ApiSettings
 ) -> Sampling:
-    """Defaults filled in, every value within its range; the seed is set by the caller."""
+    """Fill in defaults and check every range; the caller sets the seed."""
     default = settings.defaults
     temperature = _or(body.temperature, default.temperature)
     top_k = default.top_k if body.top_k is None else body.top_k
@@ -295,7 +292,7 @@ def _sampling(
 
 
 def _min_tokens(body: GenerationBody, wanted: Wanted) -> int:
-    """Raises BadRequest for more than the request itself allows to be generated."""
+    """The resolved value. Raises BadRequest if it exceeds the request's own token limit."""
     fewest = body.min_tokens or 0
     if wanted.max_tokens is not None and fewest > wanted.max_tokens:
         message = (
@@ -308,7 +305,7 @@ def _min_tokens(body: GenerationBody, wanted: Wanted) -> int:
 
 def _told(body: GenerationBody, wanted: Wanted, sampling: Sampling) -> str:
     """The parameters for the log, such as "temperature=0 top_p=1(default) max_tokens=16(default)";
-    those without effect are left out.
+    parameters without effect are left out.
     """
     words = []
     for name, without_effect in _TOLD.items():
@@ -328,7 +325,7 @@ def _or(value: float | None, default: float) -> float:
 
 
 def _top_k(top_k: int, vocab_size: int) -> int:
-    """0 when there is no limit: -1, or at least the whole vocabulary."""
+    """The resolved value, 0 for no limit: -1, or the size of the vocabulary and above."""
     return 0 if top_k < 0 or top_k >= vocab_size else top_k
 
 
@@ -365,7 +362,7 @@ def _refuse_unsupported(body: GenerationBody, has_reasoning: bool) -> None:
 
 
 def _same(value: object, accepted: object) -> bool:
-    """Equal, with True and 1 told apart."""
+    """Whether the values are equal; True and 1 are different."""
     return value == accepted and isinstance(value, bool) == isinstance(accepted, bool)
 
 

@@ -1,10 +1,9 @@
-"""The request bodies, exactly as a client may write them, and the decoding that refuses everything
-else.
+"""The request bodies exactly as a client may write them, and their strict decoding.
 
-Owns names, types and nullability; ranges and cross-field rules are `validate`'s. Decoding is
-strict: no NaN or Infinity, no boolean or 10.0 where an integer belongs, no lone surrogates, no
-unknown fields. A key written twice in one object is not an error: the last one counts, as in most
-JSON readers. Knows nothing of the engine or tokenizer.
+Owns names, types and nullability; `validate` owns ranges and rules across fields. Decoding refuses
+NaN and Infinity, a boolean or 10.0 in place of an integer, lone surrogates and unknown fields. A
+key written twice in one object is not an error: the last one counts, as in most JSON readers. Knows
+nothing of the engine or tokenizer.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from radixserve.errors import BadRequest
 class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Fields of the OpenAI API and of its popular extensions that radixserve does not implement.
 
-    They are declared so that null, or the value that means "as if absent" (`AS_IF_ABSENT`), is
-    accepted, and so that any other value is refused by name instead of being ignored.
+    They are declared so that null and a value that changes nothing (`AS_IF_ABSENT`) are accepted,
+    and any other value is refused by name instead of being ignored.
     """
 
     add_special_tokens: Any = None
@@ -126,14 +125,14 @@ AS_IF_ABSENT: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "use_beam_search": (False,),
 }
-"""For a field of `KnownElsewhere`: the values whose meaning is what radixserve does anyway."""
+"""For fields of `KnownElsewhere`: the values that describe what radixserve does anyway."""
 
 IF_NO_REASONING = ("include_reasoning", "reasoning_effort", "separate_reasoning")
 """Fields of `KnownElsewhere` that change nothing where the model does not reason."""
 
 
 class Prediction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What the client expects the answer to be; it may make an answer faster, never different."""
+    """The answer that the client expects. It could make an answer faster, but never different."""
 
     type: Literal["content"]
     content: str | list[ContentPart]
@@ -166,8 +165,8 @@ class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
     logit_bias: dict[str, float] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # Without effect on the answer by their own definition, on a server that keeps no records of its
-    # users, has one tier of service, no tools, and a cache that works without hints.
+    # These fields have no effect here, because the server keeps no records of its users, has one
+    # tier of service and no tools, and its cache needs no hints.
     metadata: dict[str, str] | None = None
     parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None
@@ -181,8 +180,8 @@ class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
 
 
 class ContentPart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One part of a message's content. Only text is served; the other known members name what is
-    refused.
+    """One part of a message's content. Only text is supported; the other members are declared so
+    that they are refused by name.
     """
 
     type: str
@@ -200,8 +199,8 @@ class ContentPart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     role: str
     content: str | list[ContentPart] | None = None
-    name: str | None = None  # of the speaker; templates are not given it
-    # Clients send an answer's message back as they got it: null and empty are accepted.
+    name: str | None = None  # name of the speaker; not passed to templates
+    # Clients send an answer's message back unchanged, so null and empty values are accepted.
     refusal: Any = None
     tool_calls: Any = None
     tool_call_id: Any = None
@@ -229,7 +228,7 @@ class CompletionBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Exactly one of `prompt` and `messages`, each with its own options."""
+    """Has exactly one of `prompt` and `messages`, each with its own options."""
 
     model: str | None = None
     prompt: str | None = None
@@ -252,7 +251,7 @@ _PATH = re.compile(r" - at `(?:key in )?\$?\.?([^`]*)`$")
 
 
 def decode_body(raw: bytes, body_type: type[Body]) -> Body:
-    """The typed body. Raises BadRequest that names the field where one is at fault."""
+    """Decode the typed body. Raises BadRequest, which names the field if one is wrong."""
     try:
         return msgspec.json.decode(raw, type=body_type, strict=True)
     except msgspec.ValidationError as error:
@@ -264,7 +263,9 @@ def decode_body(raw: bytes, body_type: type[Body]) -> Body:
 
 
 def _bad_field(reason: str) -> BadRequest:
-    """Turn msgspec's sentence into ours: path as `messages[0].role`, a code like OpenAI's."""
+    """Turn msgspec's message into a refusal with a path such as `messages[0].role` and a code like
+    OpenAI's.
+    """
     path_match = _PATH.search(reason)
     path = path_match[1][:64] if path_match else None
     if missing := _MISSING.match(reason):

@@ -1,8 +1,8 @@
-"""The front's side of the tokenizer: ids to text here, text and messages to ids in processes that
-can be killed.
+"""The front's client of the tokenizer. Ids become text here; text and messages become ids in
+processes that can be killed.
 
-A chat template is a program of the model's author. One that loops, or a text on which the
-tokenizer's regular expression explodes, ends only the request that met it: at a deadline its
+A chat template is a program written by the model's author. If one loops, or a text makes the
+tokenizer's regular expression take exponential time, only that request ends: at a deadline its
 process is killed and replaced. Everything here runs on the event loop's thread.
 """
 
@@ -34,13 +34,13 @@ from radixserve.text.worker_process import WorkerDied, WorkerProcess
 log = logging.getLogger(__name__)
 
 _SHUTTING_DOWN = "The server is shutting down."
-_MAX_TRIES = 2  # a process may be ended by others than the question
-_WAIT_SECONDS = 60.0  # for a process that is free, on top of the deadline
-_RESTART_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # before the n-th start in a row that failed
+_MAX_TRIES = 2  # a process may die for a reason other than the question
+_WAIT_SECONDS = 60.0  # wait for a free process, in addition to the deadline
+_RESTART_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # delay before the n-th start in a row
 
 
 class TokenizerClient(Protocol):
-    """What handlers need of the tokenizer; `ProcessTokenizer` is the one that serves."""
+    """The interface of the tokenizer that handlers use; the server uses `ProcessTokenizer`."""
 
     @property
     def vocab_size(self) -> int:
@@ -48,7 +48,7 @@ class TokenizerClient(Protocol):
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether `encode_chat` can work at all."""
+        """Whether the model has a chat template; without one `encode_chat` always fails."""
 
     @property
     def has_reasoning(self) -> bool:
@@ -104,7 +104,7 @@ class ProcessTokenizer(Detokenizer):
 
 
 class _Job:
-    """A question on its way to a process that is free. Raises UnicodeEncodeError."""
+    """A question that waits for a free process. Raises UnicodeEncodeError."""
 
     def __init__(self, question: Question) -> None:
         self.question = question
@@ -123,8 +123,8 @@ class TokenizerProcesses:
     def __init__(
         self, start: Start, number: int, max_waiting: int, on_restart: Callable[[], None]
     ) -> None:
-        """`max_waiting`: further questions are refused; `on_restart` is called for each process
-        that ended or was killed.
+        """Questions beyond `max_waiting` are refused; `on_restart` is called for each process that
+        ended or was killed.
         """
         self._start = start
         self._number = number
@@ -135,10 +135,11 @@ class TokenizerProcesses:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> ProcessTokenizer:
-        """Start the first process and wait until it is ready; the others follow by themselves.
+        """Start the first process and wait until it is ready; the others then start in the
+        background.
 
         Raises:
-            StartupError: the model is refused, or the process does not start; says why.
+            StartupError: the model is refused, or the process does not start; the message says why.
         """
         first = WorkerProcess()
         try:
@@ -154,7 +155,7 @@ class TokenizerProcesses:
         return tokenizer
 
     async def close(self) -> None:
-        """Kill all processes, whatever they do; what waits is refused."""
+        """Kill all processes, busy ones included; waiting questions are refused."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -165,8 +166,8 @@ class TokenizerProcesses:
         """The token ids that answer `question`.
 
         Raises:
-            BadRequest: it is refused, took too long, or ended two processes.
-            Unavailable: too many wait already, or no process came free.
+            BadRequest: the question is refused, took too long, or ended two processes.
+            Unavailable: too many questions wait already, or no process became free.
         """
         if self._num_waiting >= self._max_waiting:
             raise Unavailable("Too many prompts wait to be tokenised.")
@@ -182,7 +183,9 @@ class TokenizerProcesses:
             self._num_waiting -= 1
 
     async def _serve(self, worker: WorkerProcess | None) -> None:
-        """Answer one question after the other, with one process after the other."""
+        """Answer one question after another; start a new process whenever the last one has
+        ended.
+        """
         try:
             while True:
                 if worker is None:
@@ -214,7 +217,7 @@ class TokenizerProcesses:
                 return worker
 
     async def _answer(self, worker: WorkerProcess, job: _Job) -> bool:
-        """Whether `worker` can answer further questions."""
+        """Let `worker` answer `job`; returns whether it can answer further questions."""
         job.tries += 1
         try:
             answer = await worker.ask(job.frame, self._start.render_seconds)

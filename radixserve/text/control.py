@@ -1,11 +1,11 @@
-"""Control tokens in text that a client wrote: they are plain text, while the chat template's own
-stay tokens.
+"""Keeps control tokens out of text that a client wrote: their names are plain text there, while
+those that the chat template writes are tokens.
 
-A tokenizer finds its added tokens wherever their names stand, so a user who types `<|im_start|>`
+A tokenizer finds its added tokens wherever their names appear, so a user who types `<|im_start|>`
 would open a turn. Here such a text is encoded by a copy of the tokenizer whose control tokens have
-other, secret names: the places that the template wrote get the secret names, everything else is
-ordinary text to that copy. Whatever the copy does besides (normalising, splitting, merging, ids) is
-what the tokenizer itself does. Knows no templates and no requests.
+other, secret names: names that the template wrote are replaced by the secret ones, and everything
+else is ordinary text to that copy. In all other respects (normalising, splitting, merging, ids) the
+copy behaves like the tokenizer. Knows no templates and no requests.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ControlTokens:
     """The control tokens of one tokenizer."""
 
     def __init__(self, backend: tokenizers.Tokenizer, written: str = "") -> None:
-        """`written` is a conversation of plain words, rendered by the chat template.
+        """`written` is a conversation of ordinary words, rendered by the chat template.
 
         Control tokens are the special tokens, and those added tokens that `written` has: some
         models do not mark the tokens that open their turns as special. Other added tokens, such as
@@ -49,24 +49,27 @@ class ControlTokens:
             if not token.content.isspace()
         }
         self._pattern = _any_of(self._id_of)
-        # A normaliser may make a control token of text that does not look like one.
+        # A normaliser may turn text that does not look like a control token into one.
         self._anywhere = backend.normalizer is not None and any(
             token.normalized for token in added.values() if token.content in self._id_of
         )
 
     def may_occur(self, texts: Iterable[str]) -> bool:
-        """Whether the tokenizer could find a control token in one of `texts`; 10 ns per character
-        of ordinary text.
+        """Whether the tokenizer could find a control token in one of `texts`. Costs 10 ns per
+        character of ordinary text.
         """
         return self._anywhere or any(self._pattern.search(text) for text in texts)
 
     def mark(self, text: str, marks: str) -> str:
-        """`text` with the first of the `marks` before each control token and the second after."""
+        """`text` with the first of the `marks` before each control token and the second one after
+        it.
+        """
         before, after = marks[0], marks[1]
         return self._pattern.sub(lambda found: f"{before}{found[0]}{after}", text)
 
     def encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of `text`, none of them a control token but those that are added.
+        """Token ids of `text`; the only control tokens among them are those that the tokenizer
+        adds.
 
         Raises:
             BadRequest: this tokenizer cannot take control tokens as plain text.
@@ -77,9 +80,9 @@ class ControlTokens:
         """Token ids of a rendered conversation, in which the template's control tokens are tokens.
 
         `marked` is the same conversation, rendered from messages that went through `mark`; a
-        control token without marks around it there is the template's. `rendered` is what is
-        encoded; where the marks changed more than themselves, which a template that looks at single
-        characters may cause, it is `marked` without its marks.
+        control token without marks around it there is the template's. `rendered` is encoded. A
+        template that looks at single characters may render marked messages differently; then
+        `marked` without its marks is encoded instead.
 
         Raises:
             BadRequest: this tokenizer cannot take control tokens as plain text.
@@ -99,10 +102,12 @@ class ControlTokens:
 
     @cached_property
     def _copy(self) -> _Copy | None:
-        """Made when first needed, a second or two for a large vocabulary; None if it fails."""
+        """The copy, made when first needed (a second or two for a large vocabulary); None if it
+        cannot be made.
+        """
         try:
             return _Copy(self._backend, self._id_of)
-        except Exception as error:  # the library raises bare Exception for what it cannot build
+        except Exception as error:  # the library raises bare Exception
             log.error("control tokens cannot be taken as plain text: %s", error)
             return None
 
@@ -111,10 +116,10 @@ class _Copy:
     """A copy of a tokenizer whose control tokens have secret names and the same ids."""
 
     def __init__(self, backend: tokenizers.Tokenizer, id_of: dict[str, int]) -> None:
-        """Raises an Exception of the library's where the tokenizer cannot be built."""
+        """Raises the library's Exception if the tokenizer cannot be built."""
         state = json.loads(backend.to_str())
         secret, plain = secrets.token_hex(16), _spelled_by_text(state["model"], id_of)
-        # Lower-case letters, digits and a dash are what no normaliser changes.
+        # No normaliser changes lower-case letters, digits and a dash.
         self._secret_of = {name: f"<{secret}-{id_of[name]}>" for name in id_of if name not in plain}
         self._pattern = _any_of(self._secret_of)
         for token in state["added_tokens"]:
@@ -127,7 +132,7 @@ class _Copy:
                 raise ValueError(f"{name!r} would get another id")
 
     def places(self, text: str) -> _Places:
-        """Where control tokens' names are in `text`."""
+        """The places of control tokens' names in `text`."""
         return [found.span() for found in self._pattern.finditer(text)]
 
     def rename(self, text: str, places: _Places, own: list[bool]) -> str:
@@ -147,14 +152,16 @@ class _Copy:
 
 
 def unused_marks(texts: Sequence[str]) -> str:
-    """Two private-use characters that none of `texts` has."""
+    """Two private-use characters that occur in none of `texts`."""
     codes = range(_FIRST_MARK, sys.maxunicode)
     unused = (chr(code) for code in codes if not any(chr(code) in text for text in texts))
     return next(unused) + next(unused)
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:
-    """Matches the longest name at a place, as tokenizers do; nothing where there are no names."""
+    """A pattern for the longest name at a place, as tokenizers match; without names it matches
+    nothing.
+    """
     longest_first = sorted(names, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
@@ -169,7 +176,7 @@ def _is_marked(text: str, place: tuple[int, int], marks: str) -> bool:
 
 
 def _spelled_by_text(model: dict[str, Any], names: Iterable[str]) -> set[str]:
-    """Those of `names` that the model makes of ordinary text by itself: they control nothing.
+    """Those of `names` that ordinary text can produce without added tokens; they control nothing.
 
     Some models use a plain token such as `!` for padding, which makes it a special one.
     """
@@ -181,7 +188,9 @@ def _spelled_by_text(model: dict[str, Any], names: Iterable[str]) -> set[str]:
 
 
 def _rename_in_model(model: dict[str, Any], secret_of: dict[str, str]) -> None:
-    """Give control tokens that are part of the model's vocabulary their secret names, in place."""
+    """Replace the names of control tokens in the model's vocabulary by their secret names, in
+    place.
+    """
     vocab = model["vocab"]
     if isinstance(vocab, dict):
         model["vocab"] = {secret_of.get(name, name): i for name, i in vocab.items()}

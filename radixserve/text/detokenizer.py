@@ -12,13 +12,13 @@ from radixserve.text.stream import TextStream
 
 
 class Detokenizer:
-    """The text of token ids; see `TextStream` for text that arrives token by token.
+    """Turns token ids into text; see `TextStream` for text that arrives token by token.
 
     Any thread may call it.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        """Raises ModelRefused where tokens cannot be turned into text one by one."""
+        """Raises ModelRefused if tokens cannot be turned into text one by one."""
         self._pieces = Pieces(backend)
 
     @property
@@ -29,8 +29,8 @@ class Detokenizer:
         return self._pieces.vocab_size
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of `token_ids`, U+FFFD for bytes that are not UTF-8; ids without a token add
-        nothing.
+        """The text of `token_ids`, with U+FFFD for bytes that are not UTF-8. Ids without a token
+        add nothing.
         """
         if skip_special_tokens:
             stream = self.stream()
@@ -42,17 +42,17 @@ class Detokenizer:
         return data.decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes the token adds in the middle of a text, its name for a special token; b"" for
-        an id without one.
+        """The bytes that the token adds in the middle of a text. For a special token, its name; for
+        an id without a token, b"".
         """
         return self._pieces.exact(token_id)
 
     def token_text(self, token_id: int) -> str:
-        """`token_bytes` as text, U+FFFD for what is no whole character."""
+        """`token_bytes` as text, with U+FFFD for incomplete characters."""
         return self._pieces.exact(token_id).decode(errors="replace")
 
     def offsets(self, token_ids: Sequence[int], text: str) -> list[int]:
-        """Where each of `token_ids` stands in `text`, in characters; see `text_offsets`."""
+        """The position of each of `token_ids` in `text`, in characters; see `text_offsets`."""
         return text_offsets(self._pieces, token_ids, text)
 
     def stream(

@@ -1,8 +1,8 @@
-"""What the front and a tokenizer process say to each other, and the frames it travels in.
+"""The messages between the front and a tokenizer process, and their frames on the socket.
 
-One frame is a length (4 bytes, big endian) and that many bytes of msgpack; one frame holds one
-message. Only the types below exist on the wire: nothing is pickled. The front asks one question at
-a time and gets one answer. Knows no sockets.
+A frame holds one message: a length (4 bytes, big endian) and that many bytes of msgpack. Only the
+types below exist on the wire: nothing is pickled. The front asks one question at a time and gets
+one answer. Knows no sockets.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-# What trying the tokenizer and its chat template at start may take beyond the time of one request.
+# Extra time, beyond that of one request, for trying the tokenizer and its chat template at start.
 TRY_SECONDS = 20.0
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 LENGTH = struct.Struct(">I")
@@ -54,7 +54,7 @@ class Loaded(msgspec.Struct, tag="loaded", frozen=True):
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
-    """Requests are taken from now on."""
+    """The process accepts questions from now on."""
 
     tokenizer: str  # JSON that `tokenizers.Tokenizer.from_str` reads
     has_chat_template: bool
@@ -99,7 +99,7 @@ def frame_length(header: bytes) -> int:
     """How many bytes of msgpack follow a frame's first four.
 
     Raises:
-        ValueError: more than MAX_FRAME_BYTES; the stream is not ours.
+        ValueError: more than MAX_FRAME_BYTES, so the stream is not ours.
     """
     (length,) = LENGTH.unpack(header)
     if length > MAX_FRAME_BYTES:

@@ -1,4 +1,4 @@
-"""Where the tokens of a prompt stand in its text.
+"""The positions of a prompt's tokens in its text.
 
 The counterpart of `TextStream.offsets` for text that is known already. Knows nothing of requests.
 """
@@ -12,12 +12,12 @@ from radixserve.text.pieces import Pieces
 
 
 def text_offsets(pieces: Pieces, token_ids: Sequence[int], text: str) -> list[int]:
-    """For each token the number of characters of `text` that are complete before it.
+    """For each token, the number of characters of `text` that are complete before it.
 
-    `text` is what the ids were made of, or what they decode to with special tokens spelled out.
+    `text` is the text that was tokenised, or the ids decoded with special tokens spelled out.
     Tokens that share a character have the same offset. A special token that `text` does not spell
-    out, because the tokenizer added it, has no characters. Where the tokenizer changes the text
-    (lower case, for example) offsets are approximate, but never beyond its end. O(n).
+    out, because the tokenizer added it, has no characters. If the tokenizer changes the text (to
+    lower case, for example), offsets are approximate, but never beyond its end. O(n).
     """
     offsets: list[int] = []
     num_chars, partial, at_start = 0, b"", True

@@ -2,7 +2,7 @@
 
 Detokenising is then appending bytes, with no window of earlier tokens to decode again. Byte-level
 vocabularies spell bytes as printable characters, sentencepiece ones have `<0xE2>` tokens for single
-bytes; every other token is asked of the tokenizer's own decoder, once. Knows nothing of sequences
+bytes; for every other token the tokenizer's own decoder is called once. Knows nothing of sequences
 or stop strings (`stream.py`).
 """
 
@@ -22,7 +22,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Pieces:
-    """Token id -> bytes, computed on first use and kept; any thread may call it."""
+    """Maps token ids to bytes, computed on first use and kept. Any thread may call it."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
@@ -40,22 +40,20 @@ class Pieces:
         self._check_against_decoder()
 
     def exact(self, token_id: int) -> bytes:
-        """The bytes `token_id` adds in the middle of a text, special tokens spelled out; b""
-        without a token.
+        """The bytes that `token_id` adds in the middle of a text, special tokens spelled out; b""
+        for an id without a token.
         """
         piece = self._exact.get(token_id)
         if piece is None:
             token = self._token(token_id)
             if token is None:
-                return (
-                    b""  # not kept: a table keyed by whatever ids are asked for would have no bound
-                )
+                return b""  # not kept, because the number of such ids has no bound
             piece = self._exact[token_id] = self._spell(token_id, token)
         return piece
 
     def leading(self, token_id: int) -> bytes:
-        """The bytes of `token_id` as the first token of a text: sentencepiece drops one leading
-        space there.
+        """The bytes of `token_id` as the first token of a text, where sentencepiece drops one
+        leading space.
         """
         if self._byte_of_char is not None:
             return self.exact(token_id)
@@ -98,8 +96,8 @@ class Pieces:
         return bytes([int(match[1], 16)]) if match else None
 
     def _find_anchor(self) -> int:
-        """A token with visible text, to be put before another one so that the other is not the
-        first of its text.
+        """Find a token with visible text. It is put before another token, so that the other is not
+        the first of its text.
         """
         for token_id in range(self.vocab_size):
             token = self._token(token_id)
@@ -112,9 +110,9 @@ class Pieces:
     def _check_against_decoder(self) -> None:
         """Compare with the tokenizer's decoder on a fixed sample of tokens.
 
-        Byte tokens are left out: where they form no valid UTF-8 the decoder drops a whole run of
-        them, characters already complete included, which a stream could follow only by holding
-        every such character back.
+        Byte tokens are left out. If they form no valid UTF-8, the decoder drops a whole run of
+        them, complete characters included; a stream could do the same only by holding every such
+        character back.
         """
         sample = random.Random(0).sample(range(self.vocab_size), min(self.vocab_size, 512))
         plain = [
@@ -142,8 +140,8 @@ def _kinds(state: dict[str, Any]) -> list[str]:
 
 
 def _byte_of_char() -> dict[str, int]:
-    """The byte-level alphabet: printable bytes stand for themselves, the others for chr(256)
-    onwards in order.
+    """The byte-level alphabet: printable bytes are mapped to themselves, the others to chr(256) and
+    up, in order.
     """
     alphabet = frozenset(ByteLevel.alphabet())
     moved = [byte for byte in range(256) if chr(byte) not in alphabet]

@@ -1,8 +1,8 @@
-"""Finding stop strings in text that arrives in parts.
+"""Finds stop strings in text that arrives in parts.
 
-One automaton of Knuth, Morris and Pratt per stop string, so that each character costs O(1)
-amortised, however the text is cut into parts. The stop string that is complete first wins; of those
-complete at the same character, the longest. Knows characters only, no tokens.
+It runs one Knuth-Morris-Pratt automaton per stop string, so each character costs amortised O(1),
+however the text is cut into parts. The stop string that is complete first wins; of those that are
+complete at the same character, the longest. Knows characters, no tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class StopMatch(NamedTuple):
 
 
 class StopMatcher:
-    """Feeds on text part by part; says where a stop string ends and how much text could still
+    """Reads text part by part. It finds where a stop string ends, and how much text could still
     become one.
     """
 
@@ -32,12 +32,12 @@ class StopMatcher:
 
     @property
     def num_held(self) -> int:
-        """Length of the longest end of the text that begins a stop string."""
+        """Length of the longest suffix of the text that is the beginning of a stop string."""
         return max(self._states, default=0)
 
     def feed(self, part: str) -> StopMatch | None:
-        """Read `part` up to the first complete stop string; O(len(part) x stop strings), far less
-        where none begins.
+        """Read `part` up to the first complete stop string; O(len(part) x stop strings), and much
+        less if none begins in it.
         """
         if not self.num_held and not any(char in part for char in self._first_chars):
             return None
@@ -61,7 +61,9 @@ class StopMatcher:
 
 
 def _borders(stop: str) -> list[int]:
-    """For each prefix of `stop`, the length of its longest proper prefix that is also its end."""
+    """For each prefix of `stop`, the length of its longest proper prefix that is also its
+    suffix.
+    """
     borders = [0] * len(stop)
     length = 0
     for index in range(1, len(stop)):

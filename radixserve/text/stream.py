@@ -1,10 +1,10 @@
-"""Tokens in, text out: incremental detokenising and stop strings for one sequence.
+"""Incremental detokenising and stop strings for one sequence: tokens in, text out.
 
-A `TextStream` appends the bytes of each token, decodes what is complete, and holds back two things:
-the bytes of an unfinished UTF-8 character, and text that may still become a stop string. It never
-decodes earlier tokens again, so a client that makes the model repeat half a character costs no more
-than any other; the `DecodeStream` of the tokenizers library is faster on ordinary text and
-quadratic there (8,000 such tokens: 9 s against 18 ms).
+A `TextStream` appends the bytes of each token, decodes complete characters, and holds back two
+things: the bytes of an unfinished UTF-8 character, and text that may still become a stop string. It
+never decodes earlier tokens again, so a model that repeats half a character costs no more than
+another. The `DecodeStream` of the tokenizers library is faster on ordinary text, but quadratic in
+that case (8,000 such tokens: 9 s against 18 ms).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class TextStream:
     stop string.
 
     Attributes:
-        stopped: the stop string that ended the text, None while none did.
+        stopped: the stop string that ended the text, or None.
         num_tokens: tokens pushed, up to and including the one that completed the stop string.
         offsets: for each of these tokens, the number of characters that were complete before it.
         num_chars: characters of text that are complete now.
@@ -35,8 +35,7 @@ class TextStream:
         continues: bool = False,
         min_tokens: int = 0,
     ) -> None:
-        """`continues`: the text goes on after other text, so the first token keeps its leading
-        space.
+        """`continues`: the text continues other text, so the first token keeps its leading space.
 
         Stop strings that are complete within the first `min_tokens` tokens are ordinary text.
         """
@@ -48,11 +47,13 @@ class TextStream:
         self._matcher = StopMatcher(stops)
         self._min_tokens = min_tokens
         self._at_start = not continues
-        self._partial = b""  # of an unfinished character, at most 3 bytes
+        self._partial = b""  # bytes of an unfinished character, at most 3
         self._held = ""  # text that begins a stop string
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """The text that may be sent now; amortised O(1) per token, nothing after a stop string."""
+        """Add tokens and return the text that may be sent now, nothing after a stop string.
+        Amortised O(1) per token.
+        """
         parts = []
         for token_id in token_ids:
             if self.stopped is not None:
@@ -68,8 +69,8 @@ class TextStream:
         return "".join(parts)
 
     def finish(self) -> str:
-        """What was held back: the start of a stop string that never came, U+FFFD for an unfinished
-        character.
+        """Return the text that was held back: the beginning of an incomplete stop string, and
+        U+FFFD for an unfinished character.
         """
         if self.stopped is not None:
             return ""
@@ -89,7 +90,7 @@ class TextStream:
         return pieces.exact(token_id)
 
     def _release(self, text: str) -> str:
-        """Take `text` into account and return what no stop string can claim any more."""
+        """Add `text` and return the part that can no longer belong to a stop string."""
         self.num_chars += len(text)
         match = self._next_match(text)
         text, num_before = self._held + text, len(self._held)

@@ -1,10 +1,10 @@
-"""The model's tokenizer and chat template, as a tokenizer process uses them.
+"""The model's tokenizer and chat template, for use in a tokenizer process.
 
-Loads whatever transformers can load as a fast tokenizer, by folder or hub name, without importing
-torch: transformers' `PreTrainedTokenizerFast` reads tokenizer.json as it stands, while
-`AutoTokenizer` imports torch to look at the model's configuration first. A chat template is a
-program of the model's author and may do anything but end, so this runs in a process that can be
-killed (`worker.py`). Knows nothing of requests and HTTP.
+Loads every fast tokenizer that transformers can load, by folder or hub name, without importing
+torch: `PreTrainedTokenizerFast` of transformers reads tokenizer.json directly, while
+`AutoTokenizer` imports torch to read the model's configuration first. A chat template is a program
+written by the model's author and may never end, so this runs in a process that can be killed
+(`worker.py`). Knows nothing of requests and HTTP.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ENDINGS: dict[Ending, dict[str, bool]] = {
 }
 _REASONING = ("reasoning_effort", "enable_thinking", "<think>")  # in templates of such models
 _CODE = "invalid_value"  # of every refusal
-# A rendered conversation may be that many times as long as its messages, and some characters more.
+# A rendered conversation may be this many times as long as its messages, plus some characters.
 _MAX_GROWTH = 4
 _MAX_GROWTH_CHARS = 1 << 20
 _PROBES: tuple[Messages, ...] = (
@@ -51,7 +51,7 @@ _PROBES: tuple[Messages, ...] = (
 
 
 class Tokenizer(Detokenizer):
-    """Text and messages to token ids, and back."""
+    """Turns text and messages into token ids, and ids into text."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Tokenizer(Detokenizer):
         chat_template: str | None = None,
         allow_control_tokens: bool = False,
     ) -> None:
-        """`chat_template` is used in place of the model's own.
+        """`chat_template` replaces the model's own.
 
         Raises:
             ModelRefused: the chat template does not compile, or tokens cannot be turned into text
@@ -68,7 +68,7 @@ class Tokenizer(Detokenizer):
         """
         self._loaded = loaded
         self._backend: tokenizers.Tokenizer = loaded.backend_tokenizer
-        # Files saved after training may still ask for fixed lengths; a server never cuts or pads a
+        # Files saved after training may still set fixed lengths; a server never cuts or pads a
         # prompt.
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -90,25 +90,27 @@ class Tokenizer(Detokenizer):
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether `encode_chat` can work at all."""
+        """Whether there is a chat template; without one `encode_chat` always fails."""
         return self._template is not None
 
     @property
     def has_reasoning(self) -> bool:
-        """Whether the chat template speaks of reasoning, so that a wish for more or less would
-        mean something to this model.
+        """Whether the chat template mentions reasoning, so that fields such as `reasoning_effort`
+        would have an effect on this model.
         """
         return any(word in (self._template or "") for word in _REASONING)
 
     def to_json(self) -> str:
-        """What `tokenizers.Tokenizer.from_str` reads; a `Detokenizer` can be made of that."""
+        """The tokenizer as JSON for `tokenizers.Tokenizer.from_str`, from which a `Detokenizer` can
+        be made.
+        """
         text: str = self._backend.to_str()
         return text
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of `text`, some 0.7 us per character, with the GIL released meanwhile.
+        """Token ids of `text`; about 0.7 us per character, with the GIL released.
 
-        Control tokens spelled out in `text` become those tokens only where that is allowed.
+        Names of control tokens in `text` become tokens only if that is allowed.
 
         Raises:
             BadRequest: `text` is not valid Unicode (a lone surrogate), or the tokenizer fails.
@@ -121,8 +123,8 @@ class Tokenizer(Detokenizer):
     def encode_chat(self, messages: Messages, ending: Ending = "answer") -> list[int]:
         """Token ids of `messages` in the model's chat template, up to `ending`.
 
-        Control tokens spelled out in a message's content become those tokens only where that is
-        allowed; the template's own always do.
+        Names of control tokens in a message's content become tokens only if that is allowed; those
+        that the template writes always do.
 
         Raises:
             BadRequest: param "messages"; there is no template, it refuses these messages, or the
@@ -155,7 +157,7 @@ class Tokenizer(Detokenizer):
             text: str = self._loaded.apply_chat_template(
                 messages, chat_template=self._template, tokenize=False, **_ENDINGS[ending]
             )
-        except Exception as error:  # template code of the model's author can fail in any way
+        except Exception as error:  # template code can raise any exception
             raise BadRequest(_template_refusal(error, ending), param="messages") from error
         most = sum(len(m["content"]) for m in messages) * _MAX_GROWTH + _MAX_GROWTH_CHARS
         if len(text) > most:
@@ -167,7 +169,7 @@ class Tokenizer(Detokenizer):
         return text
 
     def _try_template(self) -> str:
-        """A short conversation as the template renders it, "" if it renders none."""
+        """A short conversation rendered by the template, "" if it cannot render one."""
         if self._template is None:
             return ""
         for messages in _PROBES:
@@ -178,12 +180,13 @@ class Tokenizer(Detokenizer):
                     raise ModelRefused(
                         f"the chat template does not compile: {first_line(cause)}"
                     ) from cause
-                # Not this conversation: each request's own messages are refused or not.
+                # The template refuses this conversation; a request's messages may still be
+                # accepted.
         return ""
 
 
 def load_files(folder_or_name: str) -> PreTrainedTokenizerFast:
-    """Load from a folder or by hub name; about a second, most of it importing transformers.
+    """Load from a folder or by hub name. Takes about a second, mostly to import transformers.
 
     Raises:
         ModelRefused: there is no usable fast tokenizer.
@@ -205,7 +208,7 @@ def load_files(folder_or_name: str) -> PreTrainedTokenizerFast:
 
 
 def _template_of(loaded: PreTrainedTokenizerFast) -> str | None:
-    """The model's own template; None where it has none."""
+    """The model's own template; None if it has none."""
     try:
         template: str = loaded.get_chat_template()
     except ValueError:
@@ -214,16 +217,16 @@ def _template_of(loaded: PreTrainedTokenizerFast) -> str | None:
 
 
 def _template_refusal(error: Exception, ending: Ending) -> str:
-    if type(error) is TemplateError:  # what a template says itself, through raise_exception()
+    if type(error) is TemplateError:  # raised by the template itself, through raise_exception()
         return f"the model's chat template refuses these messages: {first_line(error)}"
-    if ending == "open" and type(error) is ValueError:  # transformers did not find it again
+    if ending == "open" and type(error) is ValueError:  # its text was not found
         return "the model's chat template changes the last message, so it cannot be continued"
     return f"the model's chat template cannot render these messages ({type(error).__name__})"
 
 
 @contextmanager
 def _refusals(param: str | None) -> Generator[None]:
-    """Turn what the tokenizer raises into a refusal of this one request."""
+    """Turn exceptions of the tokenizer into a refusal of this one request."""
     try:
         yield
     except BadRequest as refusal:

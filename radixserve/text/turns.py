@@ -1,7 +1,7 @@
-"""Which token a chat template writes where the assistant's turn ends.
+"""Finds the token that a chat template writes at the end of the assistant's turn.
 
-A model that was trained with the template draws that token at the end of its answer. If it is no
-stop token, answers run on through turns that the model invents.
+A model that was trained with the template draws that token at the end of its answer. If it is not a
+stop token, answers continue with turns that the model invents.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ CONVERSATION = [
     {"role": "user", "content": "What is the capital of France?"},
     {"role": "assistant", "content": "Paris"},
 ]
-"""To be encoded twice: with the ending "open", and "closed"."""
+"""A conversation that is encoded twice, with the endings "open" and "closed"."""
 
 
 def turn_end(open_ids: Sequence[int], closed_ids: Sequence[int]) -> int | None:
-    """The first token behind the assistant's text, from both encodings of `CONVERSATION`; None
-    where the template writes nothing there, or nothing that is a token of its own.
+    """The first token after the assistant's text, from both encodings of `CONVERSATION`; None if
+    the template writes nothing there, or nothing that is a separate token.
     """
     start = len(open_ids)
     if list(closed_ids[:start]) != list(open_ids) or len(closed_ids) == start:

@@ -1,10 +1,10 @@
-"""A tokenizer process: load the tokenizer, then answer one question after the other until the front
-goes away.
+"""A tokenizer process: loads the tokenizer, then answers one question after another until the front
+closes the socket.
 
 Started by `worker_process` as `python -m radixserve.text.worker FD`, FD being its end of a Unix
-socket pair; the first message is `Start`. The front kills it when an answer takes too long. Should
-the front be gone, the kernel does so a little later (an alarm without a handler); and what one
-answer may take of memory is limited by the kernel, too.
+socket pair; the first message is `Start`. The front kills it if an answer takes too long. If the
+front is gone, the kernel does so a little later (an alarm without a handler). The kernel also
+limits the memory that one answer may take.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from radixserve.text.tokenizer import Tokenizer, load_files
 
 # Memory that answering one question may take; a text of 4 MiB takes half of it.
 ANSWER_BYTES = 1 << 30
-_ALARM_AFTER_SECONDS = 2.0  # after the deadline: the front kills first
+_ALARM_AFTER_SECONDS = 2.0  # after the deadline, so that the front kills first
 
 
 class Channel:
-    """The process's end of the socket pair."""
+    """This process's end of the socket pair."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -51,7 +51,7 @@ class Channel:
         self._decoder = msgspec.msgpack.Decoder(ToWorker)
 
     def receive(self) -> ToWorker:
-        """The next message; sleeps until it is here. Raises EOFError when the front has gone."""
+        """Wait for the next message. Raises EOFError if the front is gone."""
         header = self._stream.read(LENGTH.size)
         if len(header) < LENGTH.size:
             raise EOFError
@@ -59,13 +59,15 @@ class Channel:
         return message
 
     def send(self, message: ToFront) -> None:
-        """Blocks until the front has read most of it. Raises OSError when the front has gone."""
+        """Send a message; blocks until the front has read most of it. Raises OSError if the front
+        is gone.
+        """
         self._sock.sendall(encode(message))
 
 
 def main() -> int:
     """Entry point of the process; its exit code: 0 when the front left, 2 for a refused model."""
-    # A Ctrl-C reaches the whole group; the front decides when we end.
+    # Ctrl-C reaches the whole process group; the front decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))

@@ -1,4 +1,4 @@
-"""One life of a tokenizer process as the front sees it: spawn, questions and answers, end.
+"""One tokenizer process as the front sees it: start, questions and answers, end.
 
 Knows nothing of queues and restarts.
 """
@@ -30,8 +30,8 @@ from radixserve.text.messages import (
 )
 
 _COMMAND = (sys.executable, "-m", "radixserve.text.worker")
-# One question at a time: threads would only take memory and cores. What a text can cause is told in
-# one line and not with a backtrace.
+# The process answers one question at a time, so threads would only take memory and cores. A panic
+# that a text causes is logged in one line, without a backtrace.
 _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
@@ -41,11 +41,11 @@ _EXIT_SECONDS = 1.0  # for a process whose socket has closed; it is killed after
 
 
 class WorkerDied(Exception):
-    """The process ended, or said something that is no message."""
+    """The process ended, or sent something that is not a message."""
 
 
 class WorkerProcess:
-    """A tokenizer process; to be started once."""
+    """A tokenizer process; start it once."""
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
@@ -55,12 +55,12 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int | None:
-        """None before the start and after the end."""
+        """The process id; None before the start and after the end."""
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
     async def start(self, start: Start) -> Ready:
-        """Spawn the process and wait until it takes questions; some 1.5 s.
+        """Spawn the process and wait until it accepts questions; about 1.5 s.
 
         Raises:
             ModelRefused: the model cannot be served, or its template takes too long.
@@ -80,10 +80,10 @@ class WorkerProcess:
         return answer
 
     async def ask(self, question: bytes, seconds: float) -> Encoded | Failed:
-        """The answer to a question, which is given as its frame.
+        """Send a question, given as its frame, and return the answer.
 
         Raises:
-            TimeoutError: there was none after `seconds`; the process is of no use any more.
+            TimeoutError: no answer came within `seconds`; the process must be killed.
             WorkerDied: the process ended.
         """
         async with asyncio.timeout(seconds):
@@ -94,7 +94,7 @@ class WorkerProcess:
         return answer
 
     async def kill(self) -> None:
-        """End the process, whatever it does; returns when it is gone."""
+        """Kill the process, even if it is busy; returns when it is gone."""
         if self._writer is not None:
             self._writer.close()
         if self._process is not None:
@@ -144,7 +144,7 @@ class WorkerProcess:
         return message
 
     async def _ending(self) -> str:
-        """How the process ended, for a sentence that begins with it."""
+        """How the process ended, as the beginning of a sentence."""
         process = self._process
         assert process is not None, "the process was not started"
         with contextlib.suppress(TimeoutError):
