@@ -1,8 +1,8 @@
 """`radixserve chat`: a conversation in the terminal with a running server.
 
 A plain HTTP client of the public API: it reads the stream of server-sent events and shows the
-answer as it arrives, then what it cost. Knows nothing of the server's insides; any
-OpenAI-compatible server will do. Blocking I/O on purpose: Ctrl-C then interrupts the read itself,
+answer as it arrives, then a summary of tokens and times. Knows nothing of the server's internals;
+any OpenAI-compatible server works. Blocking I/O on purpose: Ctrl-C then interrupts the read itself,
 and closing the connection is what stops the answer on the server.
 """
 
@@ -24,21 +24,25 @@ from rich.console import Console
 from rich.text import Text
 
 _CONNECT_SECONDS = 10
-_KEY_VARIABLE = "RADIXSERVE_API_KEY"  # not OpenAI's, which may not be shown to any other server
-_READ_SECONDS = 600  # between two events; a long prompt on a slow machine is silent for a while
-# A model may write escape sequences; the terminal must not obey them. Newline and tab pass.
+_KEY_VARIABLE = (
+    "RADIXSERVE_API_KEY"  # not OpenAI's variable, whose key must not be sent to another server
+)
+_READ_SECONDS = (
+    600  # longest time between two events; a long prompt on a slow machine takes a while
+)
+# A model may write escape sequences, which the terminal must not execute. Newline and tab pass.
 _CONTROL_CHARS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 _HELP = "/reset forgets the conversation, /quit or Ctrl-D leaves, Ctrl-C stops an answer."
 
 
 class ChatError(Exception):
-    """The server is not there, or refuses; the message is for the person at the terminal."""
+    """The server cannot be reached, or refuses; the message is for the person at the terminal."""
 
 
 @dataclass
 class Answer:
-    """One answer as far as it came, with the client's own clock (seconds from sending
-    the request).
+    """The part of an answer that has arrived, with times by the client's clock (seconds since the
+    request was sent).
     """
 
     text: str = ""
@@ -48,7 +52,7 @@ class Answer:
     usage: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """What the answer cost, as far as it is known: after Ctrl-C the server has not sent its
+        """Tokens and times of the answer, as far as known: after Ctrl-C the server has not sent its
         counts.
         """
         parts = []
@@ -65,7 +69,7 @@ class Answer:
 
 
 class ChatServer:
-    """A server at `url`, such as http://127.0.0.1:8000; a trailing /v1 is understood."""
+    """A server at `url`, such as http://127.0.0.1:8000; a trailing /v1 is accepted."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -82,7 +86,7 @@ class ChatServer:
         """The name of the model it serves.
 
         Raises:
-            ChatError: nobody answers there, or not with a list of models.
+            ChatError: the server does not answer, or not with a list of models.
         """
         with self._request("GET", "/v1/models") as response:
             try:
@@ -94,7 +98,7 @@ class ChatServer:
         """Yield the text of a chat completion as it arrives, and fill `answer`.
 
         Raises:
-            ChatError: refused, failed half-way, or the connection broke.
+            ChatError: the request was refused or failed, or the connection broke.
         """
         started = time.monotonic()
         with self._request("POST", "/v1/chat/completions", body) as response:
@@ -172,7 +176,7 @@ def _error_message(body: Any) -> str:
 
 
 class Conversation:
-    """What was said so far, and the settings each request carries."""
+    """The conversation so far, and the settings of each request."""
 
     def __init__(self, system: str | None, settings: dict[str, Any]) -> None:
         self._system = system
@@ -184,7 +188,7 @@ class Conversation:
         self.messages = [{"role": "system", "content": self._system}] if self._system else []
 
     def body(self, question: str) -> dict[str, Any]:
-        """The request that asks `question` after everything said so far."""
+        """The request body that adds `question` to the conversation."""
         messages = [*self.messages, {"role": "user", "content": question}]
         return {
             "messages": messages,
@@ -201,8 +205,8 @@ class Conversation:
 
 
 def _ask(server: ChatServer, conversation: Conversation, question: str, console: Console) -> bool:
-    """Show one answer; False when the server refused or failed. What was said of it before Ctrl-C
-    is kept.
+    """Show one answer; False when the server refused or failed. The part that was shown before
+    Ctrl-C is kept.
     """
     answer, note = Answer(), ""
     try:
@@ -229,8 +233,8 @@ def _show(console: Console, message: str, style: str) -> None:
 
 
 def _read_line(console: Console) -> str | None:
-    """The next line, "" after Ctrl-C, None at the end of the input; a prompt is shown to people
-    only.
+    """The next line, "" after Ctrl-C, None at the end of the input; a prompt is shown only on a
+    terminal.
     """
     try:
         return input("> " if sys.stdin.isatty() else "")
@@ -249,10 +253,10 @@ def run_chat(
     temperature: float | None = None,
     api_key: str | None = None,
 ) -> int:
-    """Talk until /quit or the end of the input; the exit status is 1 where the server failed.
+    """Chat until /quit or the end of the input; the exit status is 1 if the server failed.
 
-    `model`: the first one the server lists, if None. Other settings left None are the server's
-    defaults.
+    `model`: None for the first one that the server lists. Other settings that are None are left to
+    the server.
     """
     console = Console(highlight=False)
     try:

@@ -1,7 +1,7 @@
 """The command `radixserve`: arguments in, exit status out.
 
-Owns the flags and their help; the settings' flags come from the table in `config`. Each command's
-work is imported when it runs, so that `--help` answers at once. Nothing here knows HTTP or a model.
+Owns the flags and their help; the settings' flags come from the table in `config`. The code of a
+command is imported when it runs, so that `--help` answers at once. Knows neither HTTP nor models.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _accept_any_encoding()
     parser = _parser()
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next; this ends the process
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions; this ends the process
         import argcomplete
 
         argcomplete.autocomplete(parser)
@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _accept_any_encoding() -> None:
-    """What a terminal cannot show, or did not send as text of its encoding, becomes a replacement
-    character instead of an exception.
+    """Replace characters that the terminal cannot show, or did not send in its encoding, instead of
+    raising an exception.
     """
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument(
         "arguments", nargs=argparse.REMAINDER
-    )  # with that prefix nothing is an option here
+    )  # with this prefix no argument is an option
     bench.set_defaults(run=_bench)
     _add_cache(
         commands.add_parser("cache", help="look into and mend a disk store", allow_abbrev=False)
@@ -117,7 +117,7 @@ def _completion(arguments: argparse.Namespace) -> int:
 
 
 def _add_cache(parser: argparse.ArgumentParser) -> None:
-    """`cache` and its commands; each names the function of `store.tools` that does it."""
+    """Add `cache` and its commands, each with its function of `store.tools`."""
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, function, words in (
         ("ls", "ls", "list the stored runs"),
@@ -146,7 +146,7 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
 
 
 def _path(text: str) -> Path:
-    """As a shell would read it: a shell leaves the ~ of `--flag=~/folder` alone."""
+    """The path with ~ expanded, because a shell does not expand it in `--flag=~/folder`."""
     return Path(text).expanduser()
 
 
@@ -176,7 +176,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_flag(group: argparse._ArgumentGroup, row: Setting) -> None:
-    """Values stay text here: `config` judges flag, variable and file alike."""
+    """Add a flag. Its value stays text here, because `config` parses flags, variables and files."""
     help_text = f"{row.explain()} [{row.show(row.default)}]".replace("%", "%%")
     if row.plain is bool:
         group.add_argument(

@@ -1,9 +1,9 @@
-"""The one table of settings: what an operator may choose, with section, unit and help.
+"""The table of all settings, with section, unit and help.
 
 From `Settings` come the TOML file's sections, the `--flags`, the `RADIXSERVE_*` variables and
 docs/settings.md; `config_sources` reads them. The frozen value is sent as it is to the engine
-process. Nothing here knows what a setting does; derived values (how many slots a budget holds, how
-many threads a machine has) belong to whoever uses them.
+process. Nothing here knows what a setting does; derived values (the slots of a budget, the threads
+of a machine) belong to the modules that use them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SECTIONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Doc:
-    """What a reader needs to know of one setting; `zero` names what 0 (or None) stands for.
+    """The documentation of one setting; `zero` says what 0 (or None) means.
 
     The value of a `path` may begin with ~, which stands for the user's home folder. The value of a
     `secret` is never shown.
@@ -349,7 +349,7 @@ class Setting:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The words allowed; empty where any value of the type is."""
+        """The allowed words; empty if every value of the type is allowed."""
         if self.plain is bool:
             return ("true", "false")
         return get_args(self.plain) if get_origin(self.plain) is Literal else ()
@@ -376,7 +376,7 @@ class Setting:
         return f"{self.doc.help}{unit}{words}{auto}"
 
     def parse_text(self, text: str, source: str) -> Any:
-        """The value that a flag or a variable spells: sizes, "auto" and yes/no included.
+        """Parse the value of a flag or a variable: sizes, "auto" and yes/no included.
 
         Raises:
             ConfigError: it is malformed or out of limits; names the setting and `source`.
@@ -440,7 +440,7 @@ def parse_size(text: str) -> int:
     """Bytes in `512MiB`, `2GiB`, `1.5 GiB`, `500MB` (powers of ten) or a plain number.
 
     Raises:
-        ValueError: `text` is no size, or no whole number of bytes.
+        ValueError: `text` is not a size, or not a whole number of bytes.
     """
     found = _SIZE.fullmatch(text.strip())
     if found is None:

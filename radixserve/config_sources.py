@@ -1,7 +1,7 @@
-"""Where settings come from: flags, environment, one TOML file; the first that names a setting wins.
+"""Reads settings from flags, environment and one TOML file, in this order of priority.
 
-Every refusal names the key and the place it was found. The table itself is in `config`; what the
-settings do is known to neither.
+Every refusal names the key and its source. The table itself is in `config`; neither module knows
+what the settings do.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ OTHER_VARIABLES: Final = {
     ENV_PREFIX + "CACHE_DIR": "folder for the converted model and compiled kernels "
     "(default: ~/.cache/radixserve)",
 }
-"""Variables with the prefix that are no settings, and what each is for."""
+"""Variables with our prefix that are not settings, and the purpose of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The settings in force, and where each that is no default came from."""
+    """The settings in force, and the source of each that is not a default."""
 
     settings: Settings
     sources: dict[str, str]
 
     def describe(self) -> str:
-        """One line with every setting, and the source of those that somebody chose."""
+        """One line with every setting, and the source of those that were chosen."""
         parts = []
         for row in TABLE:
             origin = f" ({self.sources[row.name]})" if row.name in self.sources else ""
@@ -47,8 +47,8 @@ def resolve(
     environ: Mapping[str, str],
     file: str | Path | None = None,
 ) -> Resolved:
-    """The settings in force: flag, else variable, else file (or the one RADIXSERVE_CONFIG names),
-    else default.
+    """Determine the settings: flag, otherwise variable, otherwise file (or the one that
+    RADIXSERVE_CONFIG names), otherwise default.
 
     Raises:
         ConfigError: a key is unknown, a value is malformed, or two settings contradict each other.
@@ -67,7 +67,7 @@ def resolve(
     return Resolved(settings, sources)
 
 
-_Found = tuple[str, Any, str]  # name, value, where it came from
+_Found = tuple[str, Any, str]  # name, value, source
 
 
 def _from_flags(flags: Mapping[str, str | bool | list[str]]) -> list[_Found]:

@@ -1,8 +1,8 @@
-"""What a request gets that names no value of its own: sampling parameters and the number of tokens.
+"""The default values of requests: sampling parameters and the number of tokens.
 
-They come from the model's generation_config.json, or another one that a setting names, and from
-settings that win over it; what none of them says is as in the OpenAI API. Owns the ranges of
-sampling parameters. Reads one JSON file; knows no requests, no torch and no transformers.
+They come from settings, otherwise from the model's generation_config.json (or another file that a
+setting names), otherwise from the OpenAI API. Owns the ranges of sampling parameters. Reads one
+JSON file; knows no requests, no torch and no transformers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _FROM_SETTING: Final = (*DECIMALS, "top_k")
 
 
 class Defaults(msgspec.Struct, frozen=True, kw_only=True):
-    """The values themselves, as /version shows them; without arguments those of the OpenAI API."""
+    """The default values, as /version shows them; without arguments, those of the OpenAI API."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -60,11 +60,11 @@ class Defaults(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: float = 1.0
     chat_max_tokens: int | None = None  # None: what is left of the context
     completion_max_tokens: int = 16
-    stop_token_ids: tuple[int, ...] = ()  # beside those that the engine names
-    source: str = "OpenAI"  # the file, or what stands for it
+    stop_token_ids: tuple[int, ...] = ()  # in addition to those that the engine names
+    source: str = "OpenAI"  # the file that the values come from, or a name for it
 
     def stopping_also(self, token_ids: tuple[int, ...]) -> Defaults:
-        """The same with more stop tokens, each once."""
+        """The same defaults with more stop tokens, each once."""
         ids = tuple(dict.fromkeys((*self.stop_token_ids, *token_ids)))
         return msgspec.structs.replace(self, stop_token_ids=ids)
 
@@ -77,12 +77,12 @@ def load_defaults(
 ) -> Defaults:
     """The defaults for the model in `folder`; logs where they come from.
 
-    `shipped` is a generation config that comes with the model in place of its file. What a model's
-    own file says wrongly is left out with a warning.
+    `shipped` is a generation config that replaces the model's file. Wrong values in the model's own
+    file are left out with a warning.
 
     Raises:
-        ConfigError: the file that a setting names cannot be used, or a setting names a parameter
-            or value that does not exist.
+        ConfigError: the file that a setting names cannot be used, or a setting names a parameter or
+            value that does not exist.
     """
     config, source = _generation_config(settings, folder, shipped)
     values = _sampling_of(config, source, strict=settings.generation_config is not None)
@@ -120,7 +120,7 @@ def _named(path: Path) -> tuple[Mapping[str, Any], str]:
 
 
 def _own(path: Path) -> tuple[Mapping[str, Any], str]:
-    """Of a model that may lack the file, or have a broken one."""
+    """The model's own generation config and its name; the file may be missing or broken."""
     try:
         config = _read(path)
     except FileNotFoundError:
@@ -137,15 +137,15 @@ def _own(path: Path) -> tuple[Mapping[str, Any], str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Raises OSError, or ValueError for what is no JSON object."""
+    """Read a JSON object. Raises OSError, or ValueError if the file is not a JSON object."""
     return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
 
 
 def _sampling_of(config: Mapping[str, Any], source: str, *, strict: bool) -> dict[str, Any]:
-    """What `config` says, in the names of `Defaults`.
+    """The values in `config`, under the names of `Defaults`.
 
-    `do_sample: false` means greedy, whatever temperature stands beside it, as in transformers;
-    where `do_sample` is absent the temperature counts.
+    `do_sample: false` means greedy, whatever temperature is given, as in transformers. If
+    `do_sample` is absent, the temperature counts.
     """
     values: dict[str, Any] = {}
     for name in _FROM_FILE:
@@ -165,13 +165,13 @@ def _sampling_of(config: Mapping[str, Any], source: str, *, strict: bool) -> dic
 
 
 def _ids(given: object) -> tuple[int, ...]:
-    """One id or a list of them; what else may stand there is no id."""
+    """The token ids in a value that is one id or a list; other values are left out."""
     ids = given if isinstance(given, list) else [given]
     return tuple(each for each in ids if isinstance(each, int) and not isinstance(each, bool))
 
 
 def _chosen(words: tuple[str, ...]) -> dict[str, Any]:
-    """What `--default-sampling temperature=0 top_k=40` says."""
+    """Parse the words of `--default-sampling temperature=0 top_k=40`."""
     values: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
@@ -189,7 +189,7 @@ def _chosen(words: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _checked(name: str, value: object) -> float | int:
-    """`value` if it is one that the parameter may have. Raises ValueError with a sentence."""
+    """`value`, if the parameter may have it. Raises ValueError with a sentence otherwise."""
     lowest, highest = DECIMALS[name] if name in DECIMALS else INTEGERS[name]
     kinds = (int, float) if name in DECIMALS else (int,)
     if not isinstance(value, kinds) or isinstance(value, bool):

@@ -14,7 +14,7 @@
        |- ServerError          500: this request failed inside the server
        `- Unavailable          503: overloaded, draining or no engine; may carry Retry-After
 
-`assert` is for our own bugs only; nothing a user or an operator can cause ends in an assert.
+`assert` is for our own bugs only; no input of a user or an operator may fail an assert.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CODES: Final = (
     *("generation_failed", "internal_error", "generation_aborted"),
     *("server_is_overloaded", "server_not_ready"),
 )
-"""Every code that an error envelope may carry; docs/api.md says what each means."""
+"""Every code that an error envelope may carry; docs/api.md explains each."""
 
 
 _MAX_REASON_CHARS = 300
@@ -46,8 +46,8 @@ class RadixserveError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library says of its error, cut to the length of a sentence; the kind
-    of error where it says nothing.
+    """The first line of a library's error message, cut to the length of a sentence; the type of the
+    error if it has no message.
     """
     lines = (line.strip() for line in str(error).splitlines())
     line = next((line for line in lines if line), type(error).__name__)
@@ -96,7 +96,7 @@ class Unauthorized(ApiError):
 
 
 class Forbidden(ApiError):
-    """Not for whoever asks in this way."""
+    """The server does not answer to this host name."""
 
     status = 403
     type = "invalid_request_error"
@@ -134,7 +134,9 @@ class ServerError(ApiError):
 
 
 class Unavailable(ApiError):
-    """Not now: the queue is full, the server drains, or the engine does not start."""
+    """The server cannot answer now: the queue is full, the server drains, or the engine does not
+    start.
+    """
 
     status = 503
     code = "server_is_overloaded"

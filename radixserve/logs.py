@@ -1,8 +1,8 @@
-"""How log lines look: one line each on stderr, with time, level, process and module.
+"""The format of log lines: one line each on stderr, with time, level, process and module.
 
-Both processes call `configure_logging` once, first thing. What is logged is each module's own
-affair; the rule is one line per request at info and none per step. Whatever is logged while a
-request is handled carries the id that its client sees in `x-request-id`.
+Front and engine call `configure_logging` once, at start. Each module decides what it logs; the rule
+is one line per request at level info and none per step. Lines that are logged while a request is
+handled carry the id that its client sees in `x-request-id`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FORMAT: Final = "%(asctime)s %(levelname)-7s %(processName)s %(name)s:%(request
 
 
 def configure_logging(level: str) -> None:
-    """Send everything from `level` ("debug" to "error") up to stderr; libraries speak from warning
+    """Send everything from `level` ("debug" to "error") up to stderr; libraries log from warning
     up.
     """
     handler = logging.StreamHandler()
@@ -42,7 +42,7 @@ def _add_request(record: logging.LogRecord) -> bool:
 
 
 class Seldom:
-    """Logs a warning at most once in `seconds`, with the number of those left out."""
+    """Logs a warning at most once in `seconds`, with the number of warnings left out."""
 
     def __init__(
         self,

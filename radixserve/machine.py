@@ -1,8 +1,8 @@
-"""What this process may use of the machine: cores and memory, with the limits of control groups.
+"""The cores and memory that this process may use, with the limits of control groups.
 
 Containers, Kubernetes and systemd limit a process by control groups, version 1 or 2, often nested:
 the group that `/proc/self/cgroup` names and every group above it count, and the tightest limit
-holds. Knows nothing of models and imports no torch: the front and the engine both ask here.
+applies. Knows nothing of models and imports no torch, because both the front and the engine use it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 NO_LIMIT = 1 << 62
-"""Bytes that stand for "no limit"; version 1 writes a number of this kind."""
+"""Stands for "no limit", in bytes; version 1 writes a number of this size."""
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")  # spaces and the like in /proc/self/mountinfo
 
@@ -24,7 +24,7 @@ class _Mount:
     """A mounted hierarchy of groups."""
 
     kind: str  # cgroup (version 1) or cgroup2
-    root: PurePosixPath  # the group that is seen at the mount point
+    root: PurePosixPath  # the group that is visible at the mount point
     point: Path
     controllers: frozenset[str]  # version 1 only
 
@@ -37,22 +37,22 @@ class Machine:
         self._root = root
 
     def cores(self) -> int:
-        """Threads that may compute at the same time: the cores that this process may run on, but no
-        more than its CPU quota pays for; at least 1.
+        """The number of threads that can compute at the same time: the cores that this process may
+        run on, limited by its CPU quota; at least 1.
         """
         quotas = (quota for group in self._groups("cpu") for quota in _quotas(group))
         return max(1, int(min(len(os.sched_getaffinity(0)), *quotas, NO_LIMIT)))
 
     def free_bytes(self) -> int:
-        """Memory that can be taken now. Cached file content counts as free, because the kernel
-        drops it when memory is asked for.
+        """The memory that can be allocated now, in bytes. Cached file content counts as free,
+        because the kernel drops it when memory is needed.
         """
         left = (max(0, limit - used) for limit, used in self._memory())
         return min(self._available_bytes(), *left, NO_LIMIT)
 
     def memory_limit(self) -> int:
-        """Bytes that this process and its group may hold altogether: the tightest limit, or the
-        whole memory of the machine.
+        """The memory that this process and its group may use in total, in bytes: the tightest
+        limit, or the whole memory of the machine.
         """
         total = self._meminfo("MemTotal") or os.sysconf("SC_PAGE_SIZE") * os.sysconf(
             "SC_PHYS_PAGES"
@@ -119,8 +119,8 @@ def _paths(file: Path) -> dict[str, PurePosixPath]:
 
 
 def _upwards(mount: _Mount, path: PurePosixPath) -> Iterator[Path]:
-    """From the group at `path` to the mount point. A path that is not seen from here (a namespace,
-    or a mount of the container's group alone) stands for the mount point.
+    """From the group at `path` to the mount point. A path that is not visible here (in a namespace,
+    or if only the container's group is mounted) stands for the mount point.
     """
     inside = path.relative_to(mount.root) if path.is_relative_to(mount.root) else PurePosixPath()
     folder = mount.point / inside
@@ -133,7 +133,7 @@ def _upwards(mount: _Mount, path: PurePosixPath) -> Iterator[Path]:
 
 
 def _quotas(group: Path) -> Iterator[float]:
-    """The cores that the CPU quota of a group pays for; nothing where it has none."""
+    """The cores that the CPU quota of a group allows; nothing if it has none."""
     fields = [each for line in _lines(group / "cpu.max") for each in line.split()]
     if len(fields) < 2:
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
@@ -143,13 +143,13 @@ def _quotas(group: Path) -> Iterator[float]:
 
 
 def _number(file: Path) -> int:
-    """The number in `file`; NO_LIMIT where there is none or it says "max"."""
+    """The number in `file`; NO_LIMIT if there is none or it says "max"."""
     text = "".join(_lines(file)).strip()
     return int(text) if text.isdigit() else NO_LIMIT
 
 
 def _cached_bytes(group: Path) -> int:
-    """Content of files in memory, that of the groups below included."""
+    """Bytes of cached file content, including that of the groups below."""
     fields = dict(line.split() for line in _lines(group / "memory.stat") if line.count(" ") == 1)
     names = ("inactive_file", "active_file")
     return sum(int(fields.get(f"total_{name}", fields.get(name, 0))) for name in names)
@@ -160,7 +160,7 @@ def _unescaped(text: str) -> str:
 
 
 def _lines(file: Path) -> list[str]:
-    """Empty where the file is missing or cannot be read."""
+    """The lines of a file; empty if it is missing or cannot be read."""
     try:
         return file.read_text().splitlines()
     except OSError:

@@ -1,9 +1,9 @@
-"""Counts what happened and renders it as a Prometheus page; the metrics are declared in
+"""Counts requests and steps and renders the Prometheus page; the metrics are declared in
 `metrics_table`.
 
 The front records each request when it ends, passes on each report of the engine, and renders the
-page. Only plain values come in: this module knows no HTTP, no engine process and no tensor. Used
-from the event loop's thread.
+page. It receives plain values only, and knows no HTTP, no engine process and no tensors. Used from
+the event loop's thread.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from radixserve.step import EngineInfo, EngineStats, TierStats
 
 @dataclass(slots=True)
 class RequestRecord:
-    """One request as it ended. Times that never came to be are None."""
+    """The outcome of one request. Times of events that did not happen are None."""
 
     endpoint: str
     outcome: str  # stop, length, abort, error or rejected
@@ -58,7 +58,7 @@ class HitWindow:
         self._computed = self._cached = 0
 
     def add(self, computed: int, cached: int) -> None:
-        """Count prompt tokens just now computed and read from the cache."""
+        """Count prompt tokens that have just been computed, or read from the cache."""
         now = int(self._clock())
         if not self._seconds or self._seconds[-1][0] != now:
             self._seconds.append([now, 0, 0])
@@ -69,7 +69,7 @@ class HitWindow:
         self._forget(now)
 
     def ratio(self) -> float:
-        """Cached of all; NaN where nothing was counted."""
+        """The share of cached tokens; NaN if none were counted."""
         self._forget(int(self._clock()))
         total = self._computed + self._cached
         return self._cached / total if total else math.nan
@@ -82,7 +82,7 @@ class HitWindow:
 
 
 class Metrics:
-    """Counts what happened and renders it as a Prometheus page."""
+    """The counters of a server, rendered as a Prometheus page."""
 
     content_type: Final = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -98,7 +98,7 @@ class Metrics:
             each.name: self._histogram(each) for each in METRICS if each.kind == "histogram"
         }
         for each in METRICS:
-            for labels in each.series():  # at 0, so that the first event is seen as a rise
+            for labels in each.series():  # at 0, so that the first event is a visible increase
                 self._counters[each.name].labels(*labels)
         self._gauges["radixserve_build_info"].labels(__version__).set(1)
         self._model = model
@@ -119,10 +119,9 @@ class Metrics:
         self._observe("radixserve_inter_token_seconds", *record.inter_token_seconds)
 
     def observe_steps(self, stats: EngineStats) -> None:
-        """Add what a new report tells of the steps since the last; call it once for each report.
+        """Add the steps since the last report; call it once for each report.
 
-        Totals enter as differences. One that fell means that the engine started anew and counts
-        from zero again.
+        Totals are added as differences. A total that fell means that a new engine counts from zero.
         """
         if stats.steps_total < self._seen.get(("radixserve_steps_total",), 0):
             self._seen = {}
@@ -141,28 +140,28 @@ class Metrics:
         self._observe("radixserve_step_sequences", *stats.step_sequences)
 
     def error_told(self, code: str | None) -> None:
-        """Count an error that a client was told, by the code of its envelope."""
+        """Count an error that was sent to a client, by the code of its envelope."""
         known = code if code in CODES else OTHER_CODE
         self._counters["radixserve_request_errors_total"].labels(known).inc()
 
     def engine_restarted(self, cause: str) -> None:
-        """The engine was started again, after a "crash" or a "hang": its totals begin at zero."""
+        """Count a restart of the engine after a "crash" or a "hang"; its totals begin at zero."""
         self._counters["radixserve_engine_restarts_total"].labels(cause).inc()
         self._seen = {}
 
     def tokenizer_restarted(self) -> None:
-        """A tokenizer process died or was killed, and is replaced."""
+        """Count a tokenizer process that died or was killed and is replaced."""
         self._counters["radixserve_tokenizer_restarts_total"].inc()
 
     def request_resumed(self) -> None:
-        """A new engine goes on with a request that a dead one left unfinished."""
+        """Count a request that a new engine continues after the death of another."""
         self._counters["radixserve_requests_resumed_total"].inc()
 
     def render(
         self, stats: EngineStats, info: EngineInfo | None, *, up: bool | None = None
     ) -> bytes:
-        """The page with the newest state of the engine; `up`: requests are taken (None: if `info`
-        is there).
+        """Render the page with the newest state of the engine. `up`: whether requests are accepted
+        (None: if there is an `info`).
         """
         self._set("radixserve_requests_running", stats.running)
         self._set("radixserve_requests_waiting", stats.waiting)

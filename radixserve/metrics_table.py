@@ -1,6 +1,6 @@
-"""Every metric, declared once; docs/metrics.md is made from this table, `metrics` fills it.
+"""The table of all metrics. docs/metrics.md is generated from it, and `metrics` counts.
 
-Only names, words and which total of the engine feeds which counter.
+Contains only names and texts, and which total of the engine feeds which counter.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _TOKENS: Final = (0.0, *(float(1 << n) for n in range(18)))
 _SEQUENCES: Final = tuple(float(1 << n) for n in range(11))
 
 WINDOW_SECONDS: Final = 300
-"""How far back the hit ratio looks."""
+"""The time window of the hit ratio."""
 
 ENDPOINTS: Final = ("chat", "completions")
 OUTCOMES: Final = ("stop", "length", "abort", "error", "rejected")
 SOURCES: Final = ("computed", "device", "host", "disk")
 RESTART_CAUSES: Final = ("crash", "hang")
 OTHER_CODE: Final = "other"
-"""Counts for every code that is not listed, so that the number of series is bounded."""
+"""The label for codes that are not listed, which bounds the number of series."""
 
 
 @dataclass(frozen=True, slots=True)

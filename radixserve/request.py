@@ -12,7 +12,7 @@ import msgspec
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How tokens are drawn. Two requests with equal prompts and equal `Sampling` get
+    """The parameters of drawing tokens. Two requests with equal prompts and equal `Sampling` get
     equal tokens.
     """
 

@@ -1,8 +1,8 @@
-"""Whether a model's rotary positions let K of a prefix be used again: they must not depend on how
-long the sequence has become.
+"""Checks that a model's rotary positions allow K of a prefix to be reused: they must not depend on
+the current length of the sequence.
 
-One check for the server and for `KVStore`. Knows configurations of transformers by their attributes
-only, and imports nothing of them.
+The server and `KVStore` use the same check. It reads attributes of transformers' configurations and
+imports nothing of transformers.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ _LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
 def rotary_refusal(decoder_config: object) -> str | None:
-    """Why K of a prefix depends on what follows it, to be continued from "the model"; None if it
-    does not.
+    """Why K of a prefix depends on the tokens after it, as the rest of a sentence that begins with
+    "the model"; None if it does not.
     """
     parameters = [
         getattr(decoder_config, name, None) for name in ("rope_parameters", "rope_scaling")

@@ -1,9 +1,9 @@
 """`radixserve serve`: wires settings, engine, text, metrics and HTTP together, and ends them in
 order.
 
-The only module that knows all layers. SIGTERM and SIGINT drain: readiness goes first, running
-requests may end within `drain_seconds`, then everything is closed; a second signal ends the process
-at once.
+The only module that knows all layers. SIGTERM and SIGINT drain the server: it is no longer ready,
+running requests have `drain_seconds` to finish, then everything is closed. A second signal ends the
+process at once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from radixserve.text.turns import CONVERSATION, turn_end
 
 log = logging.getLogger(__name__)
 
-_LOAD_SECONDS = 120.0  # for a tokenizer process to import its libraries and read a local model
+_LOAD_SECONDS = 120.0  # time for a tokenizer process to import its libraries and read a local model
 
 T = TypeVar("T")
 
@@ -50,14 +50,14 @@ def serve(settings: Settings) -> int:
     """Serve until a signal; the exit code.
 
     Raises:
-        StartupError: a setting, the model or the port makes serving impossible.
+        StartupError: the server cannot start because of a setting, the model or the port.
     """
     signal.signal(signal.SIGTERM, _leave)
     return asyncio.run(_serve(settings, find_model(settings)))
 
 
 def _leave(number: int, frame: object) -> None:
-    """End while there is nothing to drain yet; what was begun is cleared away on the way out."""
+    """End the process during start, when there is nothing to drain; cleanup runs on the way out."""
     raise SystemExit(128 + number)
 
 
@@ -70,7 +70,7 @@ async def _serve(settings: Settings, source: ModelSource) -> int:
     on_events = (metrics.observe_steps, metrics.engine_restarted, metrics.request_resumed)
     without_key = msgspec.structs.replace(settings, api_key=None)
     engine = ProcessEngine(without_key, model, *on_events)
-    # Both processes import for seconds before they begin: they do it at the same time.
+    # Both processes import libraries for seconds, so they start at the same time.
     loading = asyncio.create_task(engine.start())
     try:
         tokenizer = await _unless_stopped(stopping, processes.start())
@@ -92,14 +92,16 @@ async def _answer(
     loading: asyncio.Task[EngineInfo],
     stopping: asyncio.Event,
 ) -> None:
-    """Listen, load the model, and answer until a signal has come and what runs has ended."""
+    """Listen, wait for the model, and answer until a signal arrives and running requests have
+    ended.
+    """
     listener = Listener(app, settings)
     warn_if_open(settings)
     try:
         url = await listener.start()
-        # The port answers meanwhile: alive, not ready.
+        # Meanwhile the port answers that the server is alive but not ready.
         if await _unless_stopped(stopping, loading) is not None:
-            # The template may take its time; a signal does not wait for it.
+            # The template may be slow; a signal does not wait for it.
             await _unless_stopped(stopping, _check_turn_end(app[API]))
             _announce(url, app[API].model_names[0])
             await stopping.wait()
@@ -126,7 +128,7 @@ def _tokenizer_processes(
 
 
 def _read_template(file: Path) -> str:
-    """Raises StartupError where there is no text in `file`."""
+    """The chat template in `file`. Raises StartupError if the file cannot be read as text."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -138,7 +140,7 @@ def _read_template(file: Path) -> str:
 
 
 def _defaults(settings: Settings, source: ModelSource) -> Defaults:
-    """What requests get that name no value. Raises ConfigError for a setting that is wrong."""
+    """The default values of requests. Raises ConfigError for a wrong setting."""
     shipped = None
     if settings.model is None:
         shipped = {} if settings.fake_model else EMBEDDED_DEFAULTS
@@ -148,14 +150,16 @@ def _defaults(settings: Settings, source: ModelSource) -> Defaults:
 def _with_end_of_text(
     limits: ApiSettings, eos_token_id: int | None, settings: Settings
 ) -> ApiSettings:
-    """With the tokenizer's own end of text as a stop token; the model of no cost has none."""
+    """`limits` with the tokenizer's end-of-text token as a stop token; the fake model has none."""
     if eos_token_id is None or settings.fake_model:
         return limits
     return replace(limits, defaults=limits.defaults.stopping_also((eos_token_id,)))
 
 
 async def _check_turn_end(api: Api) -> None:
-    """Warn where answers to chats would run on, because what ends them is no stop token."""
+    """Warn if chat answers would not end, because the template's end of turn is not a stop
+    token.
+    """
     info, tokenizer = api.engine.info, api.tokenizer
     stops = stop_tokens(info, api.settings.defaults) if info is not None else ()
     if not stops or not tokenizer.has_chat_template:
@@ -175,12 +179,14 @@ async def _check_turn_end(api: Api) -> None:
 
 
 def _stop_on_signals() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; the second ends the process as it is."""
+    """An event that the first SIGTERM or SIGINT sets; the second signal ends the process at
+    once.
+    """
     stopping, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def on_signal() -> None:
         if stopping.is_set():
-            os._exit(130)  # the engine follows: its socket closes
+            os._exit(130)  # the engine ends, too, because its socket closes
         stopping.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -201,7 +207,7 @@ async def _unless_stopped(stopping: asyncio.Event, starting: Awaitable[T]) -> T 
 
 
 def _announce(url: str, name: str) -> None:
-    """Tell a person, and whoever waits for this line, where the server is and what to try."""
+    """Print the line that programs wait for, with the server's address, and a hint for people."""
     body = json.dumps(
         {"model": name, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
     )
@@ -216,7 +222,7 @@ def _announce(url: str, name: str) -> None:
 
 
 def _command() -> str:
-    """How a person calls this program in another terminal: its name where that is found, or else
+    """The command that runs this program in another terminal: its name if that is found, otherwise
     its path.
     """
     script = Path(sys.executable).parent / "radixserve"

@@ -154,7 +154,7 @@ class EngineStats(msgspec.Struct, kw_only=True):
     host_prompt_tokens_total: int = 0  # of those, copied from host memory for the request
     disk_prompt_tokens_total: int = 0  # of those, read from the disk for the request
     generated_tokens_total: int = 0
-    # steps that raised, and rows whose logits were not finite
+    # steps that raised and rows with logits that are not finite
     faults_total: dict[FaultKind, int] = {}
     tiers: TierStats = msgspec.field(default_factory=TierStats)
     step_seconds: list[float] = []  # of the steps since the last report
