@@ -24,12 +24,8 @@ from rich.console import Console
 from rich.text import Text
 
 _CONNECT_SECONDS = 10
-_KEY_VARIABLE = (
-    "RADIXSERVE_API_KEY"  # not OpenAI's variable, whose key must not be sent to another server
-)
-_READ_SECONDS = (
-    600  # longest time between two events; a long prompt on a slow machine takes a while
-)
+_KEY_VARIABLE = "RADIXSERVE_API_KEY"  # not OpenAI's: that key must not reach another server
+_READ_SECONDS = 600  # between two events; a long prompt on a slow machine takes a while
 # A model may write escape sequences, which the terminal must not execute. Newline and tab pass.
 _CONTROL_CHARS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 _HELP = "/reset forgets the conversation, /quit or Ctrl-D leaves, Ctrl-C stops an answer."

@@ -379,7 +379,7 @@ class Setting:
         """Parse the value of a flag or a variable: sizes, "auto" and yes/no included.
 
         Raises:
-            ConfigError: it is malformed or out of limits; names the setting and `source`.
+            ConfigError: it is malformed or out of limits; the error names setting and `source`.
         """
         word = text.strip()
         if self.several and word.lower() not in ("auto", "none"):
@@ -394,7 +394,7 @@ class Setting:
         """The value that TOML gives; text stands for a number only in sizes and as "auto".
 
         Raises:
-            ConfigError: it is malformed or out of limits; names the setting and `source`.
+            ConfigError: it is malformed or out of limits; the error names setting and `source`.
         """
         return self._convert(value, source, strict=True)
 

@@ -1,6 +1,6 @@
-"""What was measured: which server with which model, on which machine, when, and by which command.
+"""The circumstances of a measurement: server, model, machine, date and command.
 
-A number without this cannot be compared. What a server does not say is left out, not guessed.
+Without them numbers cannot be compared. Facts that a server does not report are left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LOOPBACK = re.compile(r"localhost|127\.[\d.]+|::1")
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What the report says beside its numbers. Empty: not known."""
+    """The circumstances that the report shows. Empty: not known."""
 
     url: str
     command: str
@@ -35,11 +35,11 @@ class About:
     machine: str  # the processor and cores of the machine that sent the requests
     model: str = ""
     server: str = ""  # name and version
-    engine: str = ""  # device, dtype and what else the server says of itself
-    phases: str = ""  # what distinguishes them
+    engine: str = ""  # device, dtype and other facts that the server reports
+    phases: str = ""  # what differs between them
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Label and text of each thing that is known."""
+        """Label and text of each known fact."""
         local = _LOOPBACK.fullmatch(urlsplit(self.url).hostname or "")
         rows = {
             "phases": self.phases,
@@ -56,7 +56,7 @@ class About:
 
 
 def about(target: Target, command: Sequence[str]) -> About:
-    """What is known before anything was asked of the server; `command` is what the person typed."""
+    """The facts known before the server is contacted; `command` is the command line."""
     return About(
         url=_without_password(target.url),
         command=shlex.join(map(_without_password, command)),
@@ -66,9 +66,9 @@ def about(target: Target, command: Sequence[str]) -> About:
 
 
 async def described(target: Target) -> dict[str, str]:
-    """The fields of `About` that the server tells at /version; none if it tells nothing.
+    """The fields of `About` that the server reports at /version; none if it does not.
 
-    Never raises: a load test does not depend on this.
+    Never raises, because a load test does not depend on them.
     """
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
     headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
@@ -85,11 +85,11 @@ async def described(target: Target) -> dict[str, str]:
 
 
 def read_version(told: Any) -> dict[str, str]:
-    """The same from the body of /version, whatever that is."""
+    """The same fields from the body of /version, which may be any JSON."""
     if not isinstance(told, dict) or not isinstance(told.get("version"), str):
         return {}
     engine = told.get("engine")
-    if not isinstance(engine, dict):  # vLLM tells its version only
+    if not isinstance(engine, dict):  # vLLM reports its version only
         return {"server": f"version {told['version']}"}
     parts = [str(engine[name]) for name in ("device", "dtype") if engine.get(name)]
     if attention := engine.get("attention"):
@@ -104,14 +104,14 @@ def _without_password(text: str) -> str:
 
 
 def _num_cores() -> int:
-    """Those that this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _processor() -> str:
-    """Its name as the system tells it, or else its architecture."""
+    """The processor's name as the system reports it, otherwise its architecture."""
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:

@@ -1,6 +1,6 @@
-"""A load test from the first phase to the last: what is kept of it, whatever happens.
+"""A load test from the first phase to the last; its results are kept even if it fails.
 
-Owns the order of things; knows no options and writes only the record file.
+Owns the order of the phases; knows no options and writes only the record file.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from radixserve.loadtest.workload import Workload
 
 @dataclass(slots=True)
 class Bench:
-    """A load test in progress: what is done and to whom, and what has come of it."""
+    """A load test in progress: its target, its options and its results so far."""
 
     target: Target
     file: RecordFile
     console: Console
     objective: Objective | None = None
     quiet: bool = False
-    command: Sequence[str] = ()  # what the person typed
+    command: Sequence[str] = ()  # the command line
     baseline: str | None = None  # the phase that others are compared with; None: the first
-    phases_are: str = ""  # what distinguishes them, for the report
+    phases_are: str = ""  # what differs between the phases, for the report
     about: About | None = None  # None before the first phase
     phases: list[Phase] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
-    lost: str = ""  # why it ended before its last phase
+    lost: str = ""  # why the test ended before its last phase
 
     async def run(self, workload: Workload, phase: str) -> None:
-        """Replay a workload as one phase. Raises CannotStart; whatever else happens, the phase is
+        """Replay a workload as one phase. Raises CannotStart; after any other failure the phase is
         kept.
         """
         run, samples = Run(workload, phase), list[Sample]()
@@ -66,8 +66,8 @@ class Bench:
                 self.phases.append(Phase(run, summarise(run, self.objective), samples))
 
     async def check(self) -> None:
-        """Send every greedy request again, alone. Raises CannotStart; what was found until then is
-        kept.
+        """Send every greedy request again, alone. Raises CannotStart; differences found until then
+        are kept.
         """
         runs = [phase.run for phase in self.phases]
         with Live(self.console, quiet=self.quiet) as live:
@@ -82,6 +82,6 @@ class Bench:
 
     @property
     def failed(self) -> bool:
-        """Whether anything is wrong that was measured."""
+        """Whether the measurements show any error."""
         wrong = any(phase.summary.errors or phase.run.server_lost for phase in self.phases)
         return bool(wrong or self.differences or self.file.error or self.lost or not self.phases)

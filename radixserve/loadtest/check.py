@@ -1,5 +1,5 @@
-"""Correctness under load: every greedy answer against the answer to the same request sent alone
-afterwards.
+"""Correctness under load: compares every greedy answer with the answer to the same request sent
+alone afterwards.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from radixserve.loadtest.target import CannotStart, Target, connect
 
 @dataclass(slots=True)
 class Difference:
-    """A request whose answer under load is not the one it gets alone."""
+    """A request whose answer under load differs from the one it gets alone."""
 
     sent: Sent
     reason: str
@@ -37,8 +37,8 @@ def comparable(runs: Iterable[Run]) -> list[Sent]:
 async def check(
     runs: Iterable[Run], target: Target, on_checked: Callable[[Sent, str | None], None]
 ) -> None:
-    """Send each comparable request again, one at a time; say of each how its answer differs, or
-    None.
+    """Send each comparable request again, one at a time; `on_checked` gets how its answer differs,
+    or None.
 
     Raises:
         CannotStart: the server is gone.

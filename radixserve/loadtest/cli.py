@@ -1,6 +1,4 @@
-"""The command line: options in, live progress, a table out, and an exit code that scripts can
-trust.
-"""
+"""The command line: options in, live progress, a table out, and an exit code for scripts."""
 
 from __future__ import annotations
 
@@ -66,7 +64,7 @@ def _run(chosen: argparse.Namespace, console: Console, command: Sequence[str]) -
 
 
 def _replay(bench: Bench, workload: Workload, chosen: argparse.Namespace) -> None:
-    """Every phase and the check, as far as the server is there."""
+    """Run every phase and the check, until the server is lost."""
     for phase in chosen.phases:
         asyncio.run(bench.run(workload, phase))
         if bench.phases[-1].run.server_lost:
@@ -76,7 +74,7 @@ def _replay(bench: Bench, workload: Workload, chosen: argparse.Namespace) -> Non
 
 
 def _allow_many_connections() -> None:
-    """An open loop may hold more connections than the usual limit of open files."""
+    """Raise the limit of open files, because an open loop may hold many connections."""
     with contextlib.suppress(ValueError, OSError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

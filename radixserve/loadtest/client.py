@@ -1,4 +1,4 @@
-"""One request over HTTP, streamed or not, and what came of it.
+"""One request over HTTP, streamed or not, and its answer.
 
 Knows the wire format of the OpenAI API and of errors; knows nothing of workloads, load or reports.
 """
@@ -16,11 +16,11 @@ import aiohttp
 
 from radixserve.loadtest.session import Json
 
-UNSEEN = ("reasoning_content", "reasoning", "tool_calls")  # tokens that are no part of the text
+UNSEEN = ("reasoning_content", "reasoning", "tool_calls")  # tokens that are not part of the text
 
 
 class Refused(Exception):
-    """The answer is not usable: `kind` can be counted, the message is what the server said."""
+    """The answer is not usable. `kind` can be counted; the message is the server's."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -29,15 +29,15 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Answer:
-    """What has arrived so far; filled while it arrives, so that it is there even if the rest never
-    comes.
+    """The part of an answer that has arrived. It is filled piece by piece, so it is kept if the
+    rest never arrives.
     """
 
     status: int | None = None
     texts: dict[int, str] = field(default_factory=dict)  # by choice
     finished: set[int] = field(default_factory=set)  # choices with a finish_reason
     usage: Json = field(default_factory=dict)
-    cached_tokens: int | None = None  # None: the server does not say
+    cached_tokens: int | None = None  # None: the server does not report it
     arrivals: dict[int, list[float]] = field(
         default_factory=dict
     )  # perf_counter() of each piece of a choice, its reasoning and tool calls included
@@ -88,7 +88,7 @@ async def ask(
             )
         if body.get("stream"):
             async for data in _events(response.content):
-                if data != b"[DONE]":  # not every server sends it; finish_reason says more
+                if data != b"[DONE]":  # not every server sends it, so finish_reason decides
                     _take(answer, data)
                 if pause_seconds:
                     await asyncio.sleep(pause_seconds)
@@ -134,8 +134,8 @@ GARBAGE = (
 
 
 async def send_garbage(session: aiohttp.ClientSession, rng: random.Random, answer: Answer) -> None:
-    """POST what is no request. Raises what `ask` raises, if the server does not refuse it as the
-    client's fault.
+    """POST something that is not a valid request. Raises the exceptions of `ask` if the server does
+    not refuse it with a client error.
     """
     data = rng.choice(GARBAGE)
     async with session.post(

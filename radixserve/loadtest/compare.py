@@ -1,9 +1,8 @@
-"""Two summaries against each other: ratios with the interval in which they lie, by resampling what
-was measured.
+"""Compares two summaries: ratios with confidence intervals, by resampling the measurements.
 
-Times are resampled by request, throughput by slices of the run. An interval that holds 1 shows no
-difference; it knows nothing of what differs from run to run of the same server, so compare runs
-that took turns.
+Times are resampled by request, throughput by slices of the run. An interval that contains 1 shows
+no difference. It does not include differences between runs of the same server, so compare runs that
+took turns.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ SLICES = 20  # of a run, for throughput
 LEVEL = (2.5, 97.5)
 
 Values = NDArray[np.float64]
-Statistic = Callable[[Values], Values]  # over the last axis
+Statistic = Callable[[Values], Values]  # a statistic over the last axis
 
 
 def main(arguments: Sequence[str], prog: str, console: Console) -> int:
-    """Print a table for each phase that both files have; a file may say which with FILE:PHASE."""
+    """Print a table for each phase that both files have; FILE:PHASE selects one."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("a", metavar="A.json", help="what --summary wrote, FILE or FILE:PHASE")
     parser.add_argument("b", metavar="B.json")
@@ -89,7 +88,7 @@ def table(name: str, a: Any, b: Any) -> Table:
 
 
 def sentence(name: str, a: Any, b: Any) -> str:
-    """The two ratios that matter most, or that these runs show no difference."""
+    """A sentence with the two most important ratios, or that these runs show no difference."""
     pairs = (
         (_rates(a, None), _rates(b, None), _mean, throughput, "throughput"),
         (_times(b, "ttft"), _times(a, "ttft"), _percentile(50), first_token, "the first token"),
@@ -105,7 +104,7 @@ def sentence(name: str, a: Any, b: Any) -> str:
 
 
 def rows(a: Any, b: Any) -> Iterator[tuple[str, ...]]:
-    """What can be resampled."""
+    """The rows of measures that can be resampled."""
     yield from _row("requests/s", _rates(a, None), _rates(b, None), _mean)
     yield from _row("tokens/s", _rates(a, 1), _rates(b, 1), _mean)
     for key, label in (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2e", "end to end")):
@@ -120,7 +119,7 @@ def _times(phase: Any, key: str) -> Values:
 
 
 def _row(label: str, one: Values, other: Values, statistic: Statistic) -> Iterator[tuple[str, ...]]:
-    """Nothing where there is nothing to divide."""
+    """A row of the table; nothing if a sample is empty."""
     if one.size and other.size and statistic(other) > 0:
         values = [float(statistic(sample)) for sample in (one, other)]
         low, high = interval(one, other, statistic)
@@ -134,11 +133,11 @@ def _row(label: str, one: Values, other: Values, statistic: Statistic) -> Iterat
 
 
 def interval(a: Values, b: Values, statistic: Statistic) -> tuple[float, float]:
-    """Where 95 % of the ratios lie when both samples are drawn anew; the same for the
-    same values.
+    """The interval that contains 95 % of the ratios when both samples are resampled;
+    deterministic.
     """
     rng = np.random.default_rng(0)
-    ratios = [  # in parts, for memory
+    ratios = [  # in parts, to save memory
         statistic(rng.choice(a, (PART, a.size)))
         / np.maximum(statistic(rng.choice(b, (PART, b.size))), 1e-12)
         for _ in range(RESAMPLES // PART)
@@ -156,8 +155,8 @@ def _percentile(share: int) -> Statistic:
 
 
 def _rates(phase: Any, key: int | None) -> Values:
-    """Answers per second in each slice of the run, by when they ended; or what is in column `key`,
-    as tokens.
+    """Answers per second in each slice of the run, by the time they ended; with `key`, the sum of
+    that column (such as tokens) per second.
     """
     wall = phase["summary"]["wall_seconds"]
     ends = np.asarray(phase["ends"], dtype=float).reshape(-1, 2)

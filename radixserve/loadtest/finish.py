@@ -1,5 +1,5 @@
-"""What follows the last phase, however it ended: the files, then the table and a line for each
-thing that is wrong.
+"""The end of a load test, even of a failed one: writes the files, then prints the table and a line
+for each problem.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INTERRUPTED = 130  # exit code
 
 
 def kept(bench: Bench, measure: Callable[[], None]) -> bool:
-    """Measure; true if a person stopped it. What was measured until then is in `bench`.
+    """Run `measure`; returns whether Ctrl-C stopped it. The measurements until then are in `bench`.
 
     Raises:
         CannotStart: nothing was measured.
@@ -37,7 +37,7 @@ def kept(bench: Bench, measure: Callable[[], None]) -> bool:
 
 
 def show(bench: Bench, title: str, console: Console) -> None:
-    """Print what was measured, and what is wrong with it."""
+    """Print the measurements and the problems."""
     summaries = {phase.run.phase: phase.summary for phase in bench.phases}
     if summaries:
         console.print(table_of(summaries, title, bench.objective))
@@ -57,8 +57,8 @@ def show(bench: Bench, title: str, console: Console) -> None:
 
 
 def write(bench: Bench, summary: Path | None, html: Path | None, console: Console) -> bool:
-    """The files asked for; false if one could not be written. The others are
-    written nevertheless.
+    """Write the requested files; false if one could not be written. The others are written
+    nevertheless.
     """
     complete = True
     for path, write_to in ((summary, results.write), (html, page.write)):

@@ -1,4 +1,4 @@
-"""The result of a load test in one or two sentences, for whoever reads nothing else."""
+"""The result of a load test in one or two sentences."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ SAME = 1.05  # ratios up to this one, and down to its inverse, are called the sa
 
 
 def headline(summaries: Mapping[str, Summary], baseline: str | None = None) -> Iterator[str]:
-    """A sentence for each phase against the one called `baseline`, or else the first, the largest
-    difference first; a run of one phase is told by its own numbers.
+    """A sentence that compares each phase with `baseline` (by default the first), the largest
+    difference first. A run of one phase is described by its own numbers.
     """
     whole = {name: each for name, each in summaries.items() if each.answered and each.unsent < 1}
     base = baseline if baseline is not None else next(iter(summaries), None)
@@ -50,7 +50,7 @@ def first_token(ratio: float) -> str:
 
 
 def is_same(ratio: float) -> bool:
-    """Whether `ratio` is too close to 1 to be told."""
+    """Whether `ratio` is too close to 1 to be reported."""
     return 1 / SAME <= ratio <= SAME
 
 
@@ -60,7 +60,7 @@ def times(ratio: float) -> str:
 
 
 def alone(summary: Summary) -> str:
-    """What one phase shows."""
+    """A sentence with the numbers of one phase."""
     parts = [
         f"{summary.answered} of {summary.requests} requests answered",
         f"{summary.requests_per_second:.3g} a second",

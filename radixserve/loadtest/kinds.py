@@ -1,4 +1,4 @@
-"""Prompts from data: the tables `[chat]`, `[[parts]]` and `[mixed]` turned into sessions. Pure and
+"""Builds sessions from the tables `[chat]`, `[[parts]]` and `[mixed]` of a workload. Pure and
 seeded.
 """
 
@@ -18,7 +18,7 @@ from radixserve.loadtest.table import Length, Table
 class _Chat:
     """Groups share an opening; each user of a group holds a session of its own."""
 
-    key: tuple[object, ...]  # what all its texts depend on
+    key: tuple[object, ...]  # determines all of its texts
     system_words: Length  # none: no system prompt
     shots: int  # worked examples, as messages of user and assistant
     shot_words: Length  # of each message of an example
@@ -26,11 +26,11 @@ class _Chat:
     body: Json
 
     def text(self, length: Length, *key: object) -> str:
-        """What belongs to `key`."""
+        """The text that belongs to `key`."""
         return prose(length.draw(*self.key, *key), *self.key, *key)
 
     def opening(self, group: int) -> tuple[Message, ...]:
-        """What the sessions of a group share."""
+        """The messages that the sessions of a group share."""
         messages = []
         if self.system_words.high:
             messages.append(
@@ -44,7 +44,7 @@ class _Chat:
         return tuple(messages)
 
     def turn(self, group: int, user: int, number: int, kind: str) -> Turn:
-        """The turn that a user sends as the `number`-th."""
+        """The `number`-th turn of a user."""
         return Turn(
             kind, "chat", self.text(self.user_words, "user", group, user, number), self.body
         )
@@ -80,7 +80,7 @@ def chat(table: Table, seed: int, part: str = "") -> list[Session]:
 
 
 def parts(tables: list[Table], seed: int) -> list[Session]:
-    """Several chats beside each other, with times of their own; `tenant` goes into the body's
+    """Several chats at the same time, each with its own start times; `tenant` becomes the body's
     `user`.
     """
     return [session for table in tables for session in _part(table, seed)]

@@ -33,18 +33,18 @@ NEEDS = {
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How sessions meet the server; their start times are in the sessions themselves."""
+    """The load shape and the clients' behaviour; start times are in the sessions."""
 
     shape: str
     clients: int  # sessions at a time, in a closed loop
     numbers: dict[str, float]  # of the shape
     pause_seconds: float = 0.0  # between the turns of a session
     leave: float = 0.0  # share of requests whose client disconnects at a random moment
-    slow: float = 0.0  # ... whose client reads slowly
-    garbage: float = 0.0  # ... in whose place something comes that is no request
+    slow: float = 0.0  # share of requests whose client reads slowly
+    garbage: float = 0.0  # share of requests that are replaced by garbage
 
     def behaviour(self, rng: random.Random) -> Behaviour:
-        """What the client of one request does."""
+        """Draw the behaviour of one request's client."""
         drawn = rng.random()
         for name, share in (("leave", self.leave), ("slow", self.slow), ("garbage", self.garbage)):
             if drawn < share:
@@ -64,7 +64,7 @@ def schedule(table: Table, sessions: list[Session], seed: int) -> tuple[Load, li
     """The load that a table describes, and the sessions with their start times.
 
     Raises:
-        WorkloadError: a wrong field, or one that the shape needs is missing.
+        WorkloadError: a field is wrong, or one that the shape needs is missing.
     """
     shape = table.take("shape", str, "closed")
     if shape not in NEEDS:
@@ -107,7 +107,7 @@ def _at(
 
 
 def arrivals(shape: str, numbers: dict[str, float], seed: int) -> Iterator[float | None]:
-    """Endless start times in seconds, in order; None means that a client must be free."""
+    """Start times in seconds, in order, without end; None means as soon as a client is free."""
     if shape == "closed":
         yield from itertools.repeat(None)
     if shape == "burst":

@@ -1,7 +1,7 @@
-"""Numbers from records. Pure: no terminal, no files, no clock.
+"""Computes statistics from records. Pure: no terminal, no files, no clock.
 
-Latencies are those of complete answers to clients that read at full speed; counts are of
-everything.
+Latencies include only complete answers to clients that read at full speed; counts include all
+requests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from radixserve.loadtest.replay import Run
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """In seconds."""
+    """Quantiles of a time, in seconds."""
 
     p50: float
     p90: float
@@ -26,15 +26,15 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What an answer must keep to count as good, in seconds; None: no limit."""
+    """The limits of a good answer, in seconds; None: no limit."""
 
     ttft: float | None = None
     tpot: float | None = None
     e2e: float | None = None
 
     def met_by(self, record: Record) -> bool:
-        """A time that does not exist, such as the TPOT of one token, keeps every limit; so do those
-        of slow readers.
+        """Whether the record keeps all limits. A time that does not exist, such as the TPOT of one
+        token, keeps every limit; so do times of slow readers.
         """
         pairs = ((record.ttft, self.ttft), (record.tpot, self.tpot), (record.e2e, self.e2e))
         kept = record.slow or all(
@@ -51,7 +51,7 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """How long answers took. None where nothing was measured, as without streaming."""
+    """Latencies of answers. None if not measured, as without streaming."""
 
     answers: int
     ttft: Quantiles | None
@@ -62,8 +62,8 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run in numbers. Throughput counts complete answers; `hit_share` is None if the server does
-    not report it.
+    """The statistics of a run. Throughput counts complete answers; `hit_share` is None if the
+    server does not report it.
     """
 
     requests: int  # sent
@@ -77,7 +77,7 @@ class Summary:
     requests_per_second: float
     tokens_per_second: float
     good_per_second: float | None  # answers that kept the objective; None without one
-    good_share: float | None  # of all requests that were to be answered
+    good_share: float | None  # share of all requests that should have been answered
     prompt_tokens: int  # of complete answers
     cached_tokens: int
     hit_share: float | None

@@ -1,4 +1,4 @@
-"""The options of a run. Knows what they are called, not what is done with them."""
+"""The command-line options of a run."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 
 def changes(options: argparse.Namespace) -> list[str]:
-    """All changes to the workload, those with an option of their own first."""
+    """All changes to the workload; those with an option of their own come first."""
     made = []
     if options.seed is not None:
         made.append(f"seed={options.seed}")
@@ -119,7 +119,7 @@ def changes(options: argparse.Namespace) -> list[str]:
 
 
 def objective(text: str) -> Objective:
-    """`ttft=0.5,tpot=0.05`. Raises what argparse turns into a message."""
+    """Parse `ttft=0.5,tpot=0.05`. Raises an exception that argparse reports."""
     limits: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = part.partition("=")

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent / "html"
 
 
 def write(path: Path, phases: Sequence[Phase], about: About, baseline: str | None = None) -> None:
-    """Raises OSError."""
+    """Write the page. Raises OSError."""
     path.write_text(render(phases, about, baseline), encoding="utf-8")
 
 
@@ -67,7 +67,7 @@ def _phase(phase: Phase) -> dict[str, Any]:
 
 
 def _request(record: Record) -> dict[str, Any]:
-    """What the plots need; texts are not kept."""
+    """The values that the plots need; texts are left out."""
     values = {"due": record.due, "ttft": record.ttft, "tpot": record.tpot, "e2e": record.e2e}
     return {
         **{name: None if value is None else round(value, 5) for name, value in values.items()},

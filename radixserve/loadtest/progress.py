@@ -1,6 +1,4 @@
-"""Live progress: a bar where there is a terminal, otherwise a plain line now and then; nothing if
-quiet.
-"""
+"""Live progress: a bar on a terminal, otherwise a plain line at intervals; nothing if quiet."""
 
 from __future__ import annotations
 
@@ -25,11 +23,11 @@ from radixserve.loadtest.replay import Run
 from radixserve.loadtest.report import seconds
 
 PLAIN_SECONDS = 5.0
-RECENT = 50  # answers that the TTFT shown is of
+RECENT = 50  # number of answers in the displayed TTFT
 
 
 class Live:
-    """What is shown while a run goes on. A context manager."""
+    """The progress display of a run. A context manager."""
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
         columns = (
@@ -63,18 +61,18 @@ class Live:
         self._progress.stop()
 
     def follow(self, run: Run) -> Follow:
-        """A task for a run."""
+        """Add a task for a run."""
         task = self._progress.add_task(run.phase, total=run.workload.num_requests, note="")
         return Follow(self, run, task)
 
     def checks(self, total: int) -> TaskID:
-        """A task for requests that are sent again."""
+        """Add a task for requests that are sent again."""
         return self._progress.add_task(
             "check", total=total, note="each greedy request again, alone"
         )
 
     def advance(self, task: TaskID, name: str, note: str | None = None) -> None:
-        """One more of a task."""
+        """Advance a task by one."""
         self._progress.advance(task)
         if note is not None:
             self._progress.update(task, note=note)
@@ -86,12 +84,12 @@ class Live:
             )
             with contextlib.suppress(
                 OSError
-            ):  # nobody reads on, or the disk is full: no reason to stop measuring
+            ):  # the output is closed or the disk full: go on measuring
                 self._console.print(f"{name}: {done:.0f}/{total:.0f} {note or ''}", markup=False)
 
 
 class Follow:
-    """Counts the records of one run as they come."""
+    """Counts the records of one run as they arrive."""
 
     def __init__(self, live: Live, run: Run, task: TaskID) -> None:
         self._live, self._run, self._task = live, run, task

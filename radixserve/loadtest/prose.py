@@ -1,4 +1,4 @@
-"""English-like text from a seed: the same words on every machine, another text for every key."""
+"""Generates English-like text from a seed: the same on every machine, different for every key."""
 
 from __future__ import annotations
 

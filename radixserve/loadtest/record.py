@@ -1,4 +1,4 @@
-"""What is written down of each request, and the file it is written to."""
+"""The record of each request, and the file with all records."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from types import TracebackType
 class Record:
     """One request. Times in seconds; `due` and `started` count from the start of the run.
 
-    `ttft` and `e2e` count from `due`: where the schedule has a request wait for nothing, a late
-    start is the server's doing or the load test's own, and hiding it would flatter a server that
-    stalls. An answer that is streamed ends with its last token: what a server sends after that (a
-    chunk with the usage, the end of the stream) is bookkeeping.
+    `ttft` and `e2e` count from `due`. A request that starts later than scheduled was delayed by the
+    server or by the load test, and leaving out this delay would favour a server that stalls. A
+    streamed answer ends with its last token, and not with the usage or the end of the stream after
+    it.
     """
 
     session: str
@@ -25,16 +25,16 @@ class Record:
     kind: str
     due: float  # when it should start: by the schedule, or when its client was free
     started: float = 0.0
-    phase: str = ""  # of a run that replays its workload several times
+    phase: str = ""  # name of the phase, if a run replays its workload several times
     status: int | None = None  # HTTP
     error: str | None = None  # a short kind that can be counted: "http 503", "timeout", ...
-    detail: str | None = None  # what the server or the library said of it
-    left: bool = False  # the client went away on purpose
+    detail: str | None = None  # the message of the server or the library
+    left: bool = False  # the client disconnected on purpose
     slow: bool = False  # the client read slowly on purpose
-    in_flight: int = 0  # requests of this run that were under way when it started, itself included
+    in_flight: int = 0  # requests of this run in progress when it started, itself included
     ttft: float | None = None  # to the first piece of text; streamed requests only
     inter_token: list[float] = field(default_factory=list)  # between pieces of text
-    e2e: float = 0.0  # to the last token, or to the end of what did not come as a whole stream
+    e2e: float = 0.0  # to the last token, or to the end if it did not come as a whole stream
     prompt_tokens: int = 0
     cached_tokens: int | None = None  # None: the server does not report it
     completion_tokens: int = 0  # of all choices
@@ -43,7 +43,7 @@ class Record:
 
     @property
     def answered(self) -> bool:
-        """A complete answer of status 200 came."""
+        """Whether a complete answer of status 200 arrived."""
         return self.status == 200 and self.error is None and not self.left
 
     @property
@@ -54,13 +54,13 @@ class Record:
 
 
 def digest_of(texts: list[str]) -> str:
-    """Equal for equal answers: SHA-256 of the choices' texts in order."""
+    """SHA-256 of the choices' texts in order, equal for equal answers."""
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 class RecordFile:
     """JSON lines, one per request, each written as soon as the request ends. A full disk ends the
-    file, not the run.
+    file, but not the run.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -80,7 +80,7 @@ class RecordFile:
         if self._file is not None:
             try:
                 self._file.close()
-            except OSError as problem:  # what was buffered does not fit either
+            except OSError as problem:  # buffered lines cannot be written either
                 self.error = self.error or problem
 
     def write(self, record: Record) -> None:

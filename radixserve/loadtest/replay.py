@@ -1,7 +1,8 @@
-"""A run: the sessions of a workload sent to a server, closed loop or on their schedule, and every
-request recorded.
+"""Runs a workload: sends its sessions to a server, in a closed loop or on a schedule, and records
+every request.
 
-Owns who sends what when, and who misbehaves. Knows nothing of files, terminals or tables.
+Owns the timing of requests and the misbehaviour of clients. Knows nothing of files, terminals or
+tables.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from radixserve.loadtest.session import Json, Message, Session, Turn
 from radixserve.loadtest.target import CannotStart, Target, connect, find_model
 from radixserve.loadtest.workload import Workload
 
-SLOW_READER_SECONDS = 0.2  # between two pieces of an answer
+SLOW_READER_SECONDS = 0.2  # pause between two pieces of an answer
 NOBODY_LISTENS = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOENT}
 
 
 @dataclass(slots=True)
 class Sent:
-    """A request as it went out, to be sent again for comparison. Garbage has no path."""
+    """A request as it was sent, kept to send it again for comparison. Garbage has no path."""
 
     path: str
     body: Json
@@ -40,16 +41,16 @@ class Sent:
 
 @dataclass(slots=True)
 class Run:
-    """A replay in progress or ended; what has been recorded stays whatever happens to the rest."""
+    """A replay in progress or ended; records are kept even if the rest fails."""
 
     workload: Workload
     phase: str = "cold"
     sent: list[Sent] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)  # fields that the dialect does not know
+    left_out: Counter[str] = field(default_factory=Counter)  # fields that the dialect removed
     in_flight: int = 0
-    model: str = ""  # the one that was asked for
+    model: str = ""  # the model that requests name
     wall_seconds: float = 0.0
-    server_lost: bool = False  # it stopped taking connections; nothing more was sent
+    server_lost: bool = False  # the server stopped accepting connections, and sending ended
 
     @property
     def records(self) -> list[Record]:
@@ -93,14 +94,14 @@ class _Loop:
         self._target = target
         self._on_record = on_record
         self._lost = asyncio.Event()
-        self._e2e_sum, self._e2e_count = 0.5, 1  # the mean says when "a random moment" can be
+        self._e2e_sum, self._e2e_count = 0.5, 1  # the mean is used to draw "a random moment"
 
     def now(self) -> float:
         """Seconds since the start of the run."""
         return time.perf_counter() - self._origin
 
     async def run(self) -> None:
-        """Every session, until the last one ends or the server is gone."""
+        """Run every session, until the last one ends or the server is gone."""
         workload = self._run.workload
         waiting = deque(workload.sessions)
         async with asyncio.TaskGroup() as tasks:
@@ -116,7 +117,7 @@ class _Loop:
             await self._converse(waiting.popleft(), self.now())
 
     async def _converse(self, session: Session, due: float) -> None:
-        """One session from its first turn, due at that time, to its last."""
+        """Run one session from its first turn, which is due at `due`, to its last."""
         messages = list(session.opening)
         for number, turn in enumerate(session.turns, start=1):
             if await self._lost_before(due):
@@ -134,7 +135,7 @@ class _Loop:
             due = self.now() + self._run.workload.load.pause_seconds
 
     async def _lost_before(self, due: float) -> bool:
-        """Wait until `due`; true if the server is gone by then, and at once when it goes."""
+        """Wait until `due`; returns True, at once, if the server is gone."""
         if (seconds := due - self.now()) > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._lost.wait(), seconds)
@@ -208,8 +209,8 @@ class _Loop:
         record.digest = digest_of(answer.ordered_texts()) if answer.finished else None
 
     def _time_pieces(self, record: Record, answer: Answer) -> None:
-        """The first piece of any choice, and the last of a whole answer; the gaps between those of
-        one choice.
+        """Record the times of the first piece of any choice and of the last piece of a whole
+        answer, and the gaps between pieces of one choice.
         """
         pieces = answer.arrivals.values()
         if pieces:
@@ -240,7 +241,7 @@ def request_of(turn: Turn, messages: list[Message], model: str) -> tuple[str, Js
 
 
 def _judge(record: Record, expected: int) -> None:
-    """An expected refusal is no error; an answer in its place is one."""
+    """Mark errors: an expected refusal is not an error, but an answer in its place is."""
     if record.status == expected and record.error == f"http {expected}":
         record.error = None
     elif record.status == 200 != expected and not record.left:

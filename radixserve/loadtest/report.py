@@ -1,6 +1,4 @@
-"""What a person reads in the terminal: the table at the end, and a line for each thing that is
-wrong.
-"""
+"""The report in the terminal: the table at the end, and a line for each problem."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from radixserve.loadtest.replay import Run
 def table_of(
     summaries: dict[str, Summary], title: str, objective: Objective | None = None
 ) -> Table:
-    """A column for each phase."""
+    """The table of results, with a column for each phase."""
     table = Table(title=title, title_justify="left", show_header=len(summaries) > 1)
     table.add_column(style="bold")
     for phase in summaries:
@@ -58,7 +56,7 @@ def _lines(s: Summary, objective: Objective | None) -> Iterator[tuple[str, str]]
 
 
 def _times(of: str, latency: Latency, *, brief: bool) -> Iterator[tuple[str, str]]:
-    """A line for each time that was measured; in brief only the first."""
+    """A line for each measured time; with `brief` only the first."""
     named = [
         ("TTFT", latency.ttft),
         ("TPOT", latency.tpot),
@@ -70,20 +68,20 @@ def _times(of: str, latency: Latency, *, brief: bool) -> Iterator[tuple[str, str
 
 
 def _quantiles(measured: Quantiles) -> str:
-    """In one unit."""
+    """The quantiles as text, in one unit."""
     values = (measured.p50, measured.p90, measured.p99)
     factor, unit = (1.0, "s") if measured.p99 >= 1 else (1e3, "ms")
     return " / ".join(f"{value * factor:.3g}" for value in values) + f" {unit}"
 
 
 def seconds(value: float) -> str:
-    """A time as a person would write it."""
+    """A time as text, in a readable unit."""
     return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s"
 
 
 def problems(run: Run, summary: Summary) -> Iterator[str]:
-    """What went wrong in a run, the first of each kind with what the server said; nothing is
-    repeated.
+    """The problems of a run, one line for each kind, with the server's message for the first of the
+    kind.
     """
     shown: set[str] = set()
     for record in run.records:
@@ -95,7 +93,7 @@ def problems(run: Run, summary: Summary) -> Iterator[str]:
 
 
 def notes(runs: Sequence[Run], differences: Sequence[Difference]) -> Iterator[str]:
-    """What a reader of the numbers must know beside them."""
+    """Remarks that a reader of the numbers needs."""
     left_out = sum((run.left_out for run in runs), start=type(runs[0].left_out)()) if runs else {}
     if left_out:
         names = ", ".join(f"{name} ({count} x)" for name, count in sorted(left_out.items()))

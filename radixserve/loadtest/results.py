@@ -1,5 +1,5 @@
-"""The JSON file of a load test: what was sent where, the numbers of each phase, and what `compare`
-resamples.
+"""The JSON file of a load test: circumstances, the statistics of each phase, and the samples for
+`compare`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ FORMAT = 1
 
 @dataclass(slots=True)
 class Phase:
-    """One run and what is known of it."""
+    """One run with its statistics."""
 
     run: Run
     summary: Summary
-    samples: list[Sample] = field(default_factory=list)  # of the server's own metrics
+    samples: list[Sample] = field(default_factory=list)  # readings of the server's own metrics
 
 
 def as_json(phases: Sequence[Phase], about: About, baseline: str | None = None) -> dict[str, Any]:
-    """All of it; the file is self-contained. `baseline` is the phase that others are
+    """The content of the file, which is self-contained. `baseline` is the phase that others are
     compared with.
     """
     workload = phases[0].run.workload
@@ -76,6 +76,6 @@ def _growth(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def write(path: Path, phases: Sequence[Phase], about: About, baseline: str | None = None) -> None:
-    """Raises OSError."""
+    """Write the file. Raises OSError."""
     text = json.dumps(as_json(phases, about, baseline), indent=1)
     path.write_text(text + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The server's own metrics, read beside the load: /metrics in the Prometheus text format, if there
+"""Reads the server's own metrics during the load: /metrics in the Prometheus text format, if there
 is one.
 """
 
@@ -19,7 +19,7 @@ from radixserve.loadtest.target import Target
 EVERY_SECONDS = 1.0
 TIMEOUT_SECONDS = 5.0
 
-# The same two gauges under the names that servers give them.
+# The names of the same two gauges in different servers.
 WAITING = re.compile(r"(requests?_waiting|queue_reqs|requests_deferred)$")
 RUNNING = re.compile(r"(requests?_running|running_reqs|requests_processing)$")
 
@@ -28,7 +28,7 @@ RUNNING = re.compile(r"(requests?_running|running_reqs|requests_processing)$")
 class Sample:
     """One reading."""
 
-    seconds: float  # since the first
+    seconds: float  # since the first reading
     waiting: float | None  # requests in the server's queue; None: it has no such gauge
     running: float | None
     counters: dict[str, float] = field(default_factory=dict)
@@ -36,8 +36,8 @@ class Sample:
 
 @contextlib.asynccontextmanager
 async def scraping(target: Target, samples: list[Sample]) -> AsyncIterator[None]:
-    """Append a sample every second until the block ends, and one at its end; a server without
-    metrics gives none.
+    """Append a sample every second until the block ends, and one at its end; none for a server
+    without metrics.
     """
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout) as session:
@@ -62,7 +62,7 @@ async def _keep_reading(
 
 
 async def _read(session: aiohttp.ClientSession, url: str, origin: float) -> Sample | None:
-    """None if the server has no such page, or is gone."""
+    """One reading; None if the server has no such page, or is gone."""
     try:
         async with session.get(url) as response:
             if response.status != 200:
@@ -73,7 +73,7 @@ async def _read(session: aiohttp.ClientSession, url: str, origin: float) -> Samp
 
 
 def parse(text: str, seconds: float) -> Sample:
-    """What is kept of a page. Raises ValueError if it is not in the format."""
+    """Parse a page. Raises ValueError if it is not in the format."""
     gauges: dict[str, float] = {}
     counters: dict[str, float] = {}
     for family in text_string_to_metric_families(text):

@@ -1,5 +1,5 @@
-"""A server of its own for a measurement: a process, known by the line it prints, stopped by its
-process id.
+"""Starts a separate server for a measurement. It is ready when it prints its line, and is stopped
+by its process id.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parents[2]  # where `-m radixserve` is found in 
 def server(
     options: Sequence[str], command: Sequence[str] = COMMAND, log: IO[bytes] | None = None
 ) -> Iterator[str]:
-    """The URL of a server on a port that the system chooses, until the block ends. Raises
+    """Run a server on a port that the system chooses until the block ends, and give its URL. Raises
     CannotStart.
 
-    What it logs goes to the file `log`; without one, to where our own stderr goes.
+    Its log goes to the file `log`; without one, to our own stderr.
     """
     process = subprocess.Popen(
         [*command, "--port", "0", *options],

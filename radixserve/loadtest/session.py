@@ -1,5 +1,5 @@
-"""Plain values: what is sent. A session is what one client does, first request to last; a turn is
-one request.
+"""The requests as plain values. A session is the sequence of requests of one client; a turn is one
+request.
 
 Knows no HTTP, no clock and no files.
 """
@@ -22,20 +22,20 @@ class WorkloadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One request: what is added to the session, and the rest of the body."""
+    """One request: the text that is added to the session, and the rest of the body."""
 
-    kind: str  # what it is counted under
+    kind: str  # the name under which it is counted
     endpoint: Endpoint
     text: str | list[int]  # token ids: completions only
     body: Json
     stream: bool = True
-    expect: int = 200  # the HTTP status that is right for it
+    expect: int = 200  # the expected HTTP status
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Turns that follow each other; in chat each one sends the messages and answers before
-    it back.
+    """Turns that follow each other; in chat each one also sends the messages and answers before
+    it.
     """
 
     name: str

@@ -1,5 +1,5 @@
-"""TOML tables read field by field, so that wrong, missing and unknown ones can be named, and
-changed by `key=value`.
+"""Reads TOML tables field by field, so that errors name wrong, missing and unknown fields; changes
+them by `key=value`.
 
 Knows nothing of what the fields mean.
 """
@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 from radixserve.loadtest.session import Json, WorkloadError
 
 T = TypeVar("T")
-OPTIONAL = {"load"}  # tables at the top that need not be there
+OPTIONAL = {"load"}  # top-level tables that may be absent
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """A number of words: fixed, or drawn evenly between two."""
+    """A number of words: fixed, or drawn uniformly between two limits."""
 
     low: int
     high: int
@@ -32,12 +32,12 @@ class Length:
 
 
 class Table:
-    """A table whose fields are taken one by one; `end` finds what nobody took. All raise
-    WorkloadError.
+    """A table whose fields are taken one by one; `end` refuses fields that were not taken. All
+    methods raise WorkloadError.
     """
 
     def __init__(self, values: Json, where: str, folder: Path = Path()) -> None:
-        """`where` starts every message; `folder` is what relative paths in the table start from."""
+        """`where` begins every message; relative paths in the table are relative to `folder`."""
         self.values = dict(values)
         self.where = where
         self.folder = folder
@@ -60,7 +60,7 @@ class Table:
         return value
 
     def number(self, key: str, default: float) -> float:
-        """Zero or more."""
+        """A number of at least 0."""
         value = self.values.pop(key, default)
         if type(value) not in (int, float) or not 0 <= value < float("inf"):
             raise WorkloadError(
@@ -69,14 +69,14 @@ class Table:
         return float(value)
 
     def share(self, key: str) -> float:
-        """Between 0 and 1; 0 if it is not there."""
+        """A number between 0 and 1; 0 if absent."""
         value = self.number(key, 0.0)
         if value > 1:
             raise WorkloadError(f"{self.where}: {key} must lie between 0 and 1, not {value}")
         return value
 
     def length(self, key: str, default: int | None = None) -> Length:
-        """A number, or `[low, high]`."""
+        """A length, given as a number or `[low, high]`."""
         value = self.values.pop(key, default)
         low, high = value if isinstance(value, list) and len(value) == 2 else (value, value)
         if type(low) is not int or type(high) is not int or not 0 <= low <= high:
@@ -86,7 +86,7 @@ class Table:
         return Length(low, high)
 
     def table(self, key: str) -> Table:
-        """The table inside this one; empty if it is not there."""
+        """The table inside this one; empty if absent."""
         return Table(self.take(key, dict, {}), f"{self.where} [{key}]", self.folder)
 
     def tables(self, key: str) -> list[Table]:
@@ -99,7 +99,7 @@ class Table:
         ]
 
     def end(self) -> None:
-        """Refuse what is left."""
+        """Refuse fields that were not taken."""
         if self.values:
             raise WorkloadError(f"{self.where}: unknown field {next(iter(self.values))}")
 
@@ -108,7 +108,8 @@ def change(values: Json, changes: Sequence[str], inner: Sequence[str]) -> None:
     """Apply `key=value` changes in place: the key is a path with dots, the value TOML, or else
     text.
 
-    A key whose first part is not at the top is one of the tables among `inner` that is there.
+    If the first part of a key is not a top-level key, the key belongs to the table of `inner` that
+    is present.
     """
     for text in changes:
         key, found, value = text.partition("=")

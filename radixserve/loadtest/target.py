@@ -1,4 +1,4 @@
-"""The server under test: where it is, how to connect, and which model to ask for."""
+"""The server under test: its address, connections to it, and the model to request."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class Target:
 
 
 def base_url(url: str) -> str:
-    """The URL that ends in /v1, whether the person gave that or only the host."""
+    """The URL that ends in /v1, from a URL with or without it."""
     url = url.rstrip("/")
     return url if url.endswith("/v1") else f"{url}/v1"
 
 
 @asynccontextmanager
 async def connect(target: Target) -> AsyncIterator[aiohttp.ClientSession]:
-    """A session whose paths are relative to the target. A connection per request: some servers
-    close idle ones.
+    """A session whose paths are relative to the target. It uses one connection per request, because
+    some servers close idle ones.
     """
     headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
@@ -57,7 +57,8 @@ async def connect(target: Target) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def find_model(session: aiohttp.ClientSession, target: Target) -> str:
-    """The model to ask for. A server whose list says nothing is asked only whether it is there.
+    """The model to request. If the server's list is not usable, this only checks that the server
+    answers.
 
     Raises:
         CannotStart: the server does not answer, or does not serve the model named.
@@ -71,7 +72,7 @@ async def find_model(session: aiohttp.ClientSession, target: Target) -> str:
         raise CannotStart(
             "a server of this dialect does not list its models; name one with --model"
         )
-    await _get(session, "", target)  # whatever it answers
+    await _get(session, "", target)  # any answer is enough
     return target.model
 
 
@@ -87,7 +88,7 @@ async def _get(session: aiohttp.ClientSession, path: str, target: Target) -> tup
 
 
 def _chosen(target: Target, listed: str) -> str:
-    """The model asked for, or else the first of the list."""
+    """The chosen model, otherwise the first of the list."""
     try:
         served = [str(model["id"]) for model in json.loads(listed)["data"]]
     except (ValueError, LookupError, TypeError) as error:

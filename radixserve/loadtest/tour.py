@@ -1,5 +1,5 @@
-"""Two minutes with the server: the shared-system-prompt workload cold, warm and without the cache,
-and a report.
+"""A benchmark of two minutes: the shared-system-prompt workload cold, warm and without the cache,
+with a report.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ SMALL = (
     "users=4",
     "turns=2",
     "system_words=800",
-)  # what 2 cores do in two minutes, without a cache, too
+)  # takes two minutes on 2 cores, including the phase without a cache
 
 
 def main(arguments: Sequence[str], prog: str, console: Console) -> int:
-    """Start servers, replay, write the report and say where it is; 0 if every request
+    """Start servers, replay the workload, write the report and print its path; 0 if every request
     was answered.
     """
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
@@ -64,12 +64,12 @@ def main(arguments: Sequence[str], prog: str, console: Console) -> int:
 
 
 def workload(changes: Sequence[str]) -> Workload:
-    """What every phase replays. Raises WorkloadError."""
+    """The workload of every phase. Raises WorkloadError."""
     return load_workload("shared_system", [*SMALL, *changes])
 
 
 def expectation(replayed: Workload) -> str:
-    """How long it will take, and why."""
+    """A sentence that says how long the benchmark takes, and why."""
     return (
         "This takes about two minutes on 2 cores, with fewer or slower ones longer, and up to two "
         "minutes more the first time, when kernels are compiled. "
@@ -81,7 +81,7 @@ def expectation(replayed: Workload) -> str:
 
 
 def rest_of_it(cold: Summary) -> str:
-    """How long the phase without a cache will take at most, from what the cold one took."""
+    """An upper bound for the time of the phase without a cache, from the time of the cold phase."""
     computed = cold.prompt_tokens - cold.cached_tokens
     if not cold.cached_tokens or not computed:
         return ""

@@ -1,9 +1,9 @@
-"""Replays of recorded traffic: JSON lines in the Mooncake format turned into sessions of one
-request each.
+"""Replays recorded traffic: turns JSON lines in the Mooncake format into sessions of one request
+each.
 
 A line has `timestamp` (milliseconds), `input_length` and `output_length` (tokens) and `hash_ids`:
-one for each block of 512 prompt tokens. Equal ids are equal blocks; every id becomes text, or token
-ids, that depend on it and the seed only.
+one for each block of 512 prompt tokens. Equal ids mean equal blocks; every id becomes text, or
+token ids, that depend only on the id and the seed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """How a trace becomes smaller, and its blocks prompts."""
+    """How a trace is scaled down, and how its blocks become prompts."""
 
     seed: int
     length: float
@@ -91,8 +91,8 @@ def replay(table: Table, seed: int) -> list[Session]:
     """The sessions of a slice of a trace, at its own times.
 
     Raises:
-        WorkloadError: a wrong field, no such file, or a line that is not of the format, by its
-            number.
+        WorkloadError: a field is wrong, the file does not exist, or a line has another format; the
+            message gives its number.
     """
     path = table.folder / table.take("file", str)
     skip, limit, speed = (

@@ -1,7 +1,7 @@
 """Workloads: TOML files turned into a schedule of sessions. Knows no HTTP and no clock.
 
-Everything is determined by the file, its changes and the seed; another seed gives prompts that no
-server has seen.
+The file, its changes and the seed determine everything; another seed gives prompts that no server
+has seen.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BUILDERS: dict[str, Callable[[Table, int], list[Session]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is sent and when."""
+    """The requests of a workload and their times."""
 
     name: str
     seed: int
@@ -45,8 +45,8 @@ def load_workload(name_or_path: str, changes: Sequence[str] = ()) -> Workload:
     changes.
 
     Raises:
-        WorkloadError: no such file, not TOML, or a field that is missing, unknown or of the wrong
-            kind.
+        WorkloadError: the file does not exist or is not TOML, or a field is missing, unknown or of
+            the wrong kind.
     """
     path = Path(name_or_path)
     if not path.suffix:
