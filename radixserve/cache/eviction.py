@@ -1,8 +1,8 @@
-"""Which nodes of the tree may go, and in which order.
+"""Decides which nodes of the tree may be evicted, and in which order.
 
 Owns the pins (what leases protect), the logical clock, and the evictable leaves in the order of a
-policy. Does not know leases, only the node each ends in; nor free slots: what is evicted is handed
-to the caller as runs.
+policy. Does not know leases, only the node in which each ends; nor free slots: evicted slots are
+returned to the caller as runs.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ class Evictor:
         self.policy = policy
         self._tree = tree
         self._clock = 0
-        self._leaves: SortedList = SortedList()  # of Node.rank: (policy's rank, serial, node)
+        self._leaves: SortedList = SortedList()  # of Node.rank: (rank by policy, serial, node)
 
     @property
     def evictable_tokens(self) -> int:
         return self._tree.num_tokens - self.pinned_tokens
 
     def pin(self, node: Node) -> None:
-        """Protect `node` and what lies above it; O(ancestors not pinned yet)."""
+        """Protect `node` and its ancestors; O(ancestors not pinned yet)."""
         above: Node | None = node
         while above is not None:
             above.pins += 1
@@ -124,11 +124,11 @@ class Evictor:
             self._leaves.add(node.rank)
 
     def evict(self, num_tokens: int, before: Callable[[Node], None] | None = None) -> list[Run]:
-        """Drop exactly `num_tokens` unpinned tokens (all of them, if there are fewer) and give
+        """Drop exactly `num_tokens` unpinned tokens (all of them, if there are fewer) and return
         their slots.
 
-        Leaves go whole in the policy's order; the last one only loses its tail. `before` is told of
-        each leaf while it still has all its tokens. O(log leaves) for each leaf.
+        Leaves go whole in the policy's order; the last one only loses its tail. `before` is called
+        with each leaf while it still has all its tokens. O(log leaves) for each leaf.
         """
         runs: list[Run] = []
         leaves, tree = self._leaves, self._tree

@@ -21,8 +21,8 @@ from radixserve.cache.slots import Run, SlotAllocator, append_runs, split_runs, 
 from radixserve.step import Slots
 
 OnEvict = Callable[[str, bytes, Slots], None]
-"""Told of K/V that is about to go: namespace, tokens from position 0 to the last of the leaf, and
-their slots.
+"""Called before K/V is evicted, with the namespace, the tokens from position 0 to the last of the
+leaf, and their slots.
 """
 
 
@@ -71,13 +71,13 @@ class KVCache:
     def lease(
         self, namespace: str, tokens: bytes, num_slots: int, *, read: bool = True
     ) -> Lease | None:
-        """The longest cached prefix of `tokens` short of the last one, and own slots up to position
+        """The longest cached prefix of `tokens` without the last one, and own slots up to position
         `num_slots` - 1.
 
         At least one token is left to compute, because the next token is drawn from the last one's
-        logits: this is the only place that says so. With `read` false nothing cached is taken. Cold
-        tokens of others are evicted where room is short. None when that is not enough: then nothing
-        was evicted, pinned or split.
+        logits: this rule is enforced here only. With `read` false nothing is taken from the cache.
+        If there are too few free slots, unleased tokens are evicted. None if even that is not
+        enough: then nothing was evicted, pinned or split.
         """
         root = self.tree.root(namespace)
         point = self.tree.walk(root, 0, tokens[:-TOKEN_BYTES] if read else b"")
@@ -100,7 +100,7 @@ class KVCache:
         return self.allocator.num_free + self.evictor.evictable_tokens - newly_pinned
 
     def _take(self, num_slots: int) -> list[Run]:
-        """Slots that are known to be free or evictable."""
+        """Allocate slots of which it is known that so many are free or evictable."""
         if num_slots > self.allocator.num_free:
             self.evict(num_slots - self.allocator.num_free)
         runs = self.allocator.allocate(num_slots)
@@ -108,19 +108,17 @@ class KVCache:
         return runs
 
     def evict(self, num_tokens: int) -> int:
-        """Drop `num_tokens` tokens that nobody leases, in the policy's order; gives how many there
+        """Drop `num_tokens` tokens without a lease, in the policy's order; returns how many there
         were to drop.
 
-        `on_evict` is told of each leaf before it goes, or loses its tail.
+        `on_evict` is called for each leaf before it is dropped or loses its tail.
         """
         dropped = self._drop(num_tokens, self._tell if self.on_evict else None)
         self._evicted_tokens_total += dropped
         return dropped
 
     def clear(self) -> int:
-        """Drop every token that nobody leases, and give how many; they are not counted
-        as evicted.
-        """
+        """Drop every token without a lease and return how many. They are not counted as evicted."""
         return self._drop(self.evictor.evictable_tokens)
 
     def _drop(self, num_tokens: int, before: Callable[[Node], None] | None = None) -> int:
@@ -178,8 +176,8 @@ class Lease:
     """A sequence's hold on slots: a pinned path in the tree, and own slots behind it. A context
     manager.
 
-    `slots[p]` is the slot of position p. Say 6 of a prompt's 10 tokens were cached, room for 12 was
-    asked for, and the first chunk, up to position 8, is computed and published:
+    `slots[p]` is the slot of position p. Say 6 of a prompt's 10 tokens were cached, slots for 12
+    were requested, and the first chunk, up to position 8, is computed and published:
 
         position     0   1   2   3   4   5 | 6   7 | 8   9  10  11
         slots       40  41  42  43   7   8 |20  21 |22  23  24  25
@@ -188,7 +186,7 @@ class Lease:
 
         shared    owned by tree nodes that were there before us; pinned by us, read by anyone
         ours      owned by the tree since we published them; pinned by us, read by anyone
-        private   owned by this lease (the runs in `_own`, by position); nobody else can see them
+        private   owned by this lease (the runs in `_own`, by position); invisible to others
 
     `_node` is the node that ends at num_published; pinning it protects the first two intervals.
     publish() moves the second border to the right: the tree takes our slots over. Where another
@@ -219,10 +217,10 @@ class Lease:
         return self._table[: self._num_slots]
 
     def grow(self, num_slots: int) -> bool:
-        """Own slots up to position `num_slots` - 1, evicting others' cold tokens where room is
-        short.
+        """Allocate own slots up to position `num_slots` - 1, evicting unleased tokens if there are
+        too few free slots.
 
-        False when that is not enough: then nothing changed.
+        False if that is not enough: then nothing changed.
         """
         self._assert_live()
         cache = self._cache
@@ -264,8 +262,8 @@ class Lease:
             self._contribute(tokens[self.num_published * TOKEN_BYTES :])
 
     def _adopt(self, point: Point) -> None:
-        """Move down to `point`, which others published meanwhile: their slots for
-        our duplicates.
+        """Move down to `point`, up to which other sequences have published meanwhile: use their
+        slots and free our duplicates.
         """
         depth = self.num_published
         if point.depth == depth:
@@ -292,15 +290,15 @@ class Lease:
             self._move(self._cache.tree.insert(node, edge, runs), self.num_published + num_tokens)
 
     def _move(self, node: Node, depth: int) -> None:
-        """Pin `node` instead of the present one, which is above it (and is protected by it before
-        it is let go).
+        """Pin `node` instead of the present node, which is above it. `node` is pinned first, so
+        that the path is protected at any time.
         """
         self._cache.evictor.pin(node)
         self._cache.evictor.unpin(self._node)
         self._node, self.num_published = node, depth
 
     def release(self) -> None:
-        """Free the private slots, and let go of the published ones. A second call does nothing."""
+        """Free the private slots and unpin the published ones. A second call does nothing."""
         cache = self._cache
         if self not in cache._leases:
             return

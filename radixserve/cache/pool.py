@@ -1,8 +1,8 @@
-"""The K and V tensors that slots index: device memory for K/V, taken once at start.
+"""The K and V tensors that slots index: the device memory for K/V, allocated once at start.
 
 One slot is one token at all layers. Knows nothing of who owns a slot; a freed slot keeps its old
-content until it is written again. Zeroed at start, because whatever an unwritten slot holds must be
-finite.
+content until it is written again. The memory is zeroed at start, because the content of slots that
+were never written must be finite.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What one token's K/V looks like."""
+    """The shape of one token's K/V."""
 
     layers: int
     kv_heads: int

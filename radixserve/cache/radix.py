@@ -1,9 +1,9 @@
 """The radix tree: token sequences with computed K/V, and the slots that hold it.
 
-One tree per namespace, over single token ids. It owns the shape (nodes, edges, slot runs) and the
-questions about it: match, split, insert, truncate. It does not know who leases a node or which node
-goes first (eviction.py), nor which slots are free (slots.py); it carries `pins` and `last_use` for
-them.
+One tree per namespace, over single token ids. It owns the shape (nodes, edges, slot runs) and its
+operations: match, split, insert, truncate. It does not know who leases a node or which node is
+evicted first (eviction.py), nor which slots are free (slots.py); it carries `pins` and `last_use`
+for them.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class RadixTree:
         return root
 
     def walk(self, node: Node, depth: int, tokens: bytes) -> Point:
-        """How far the tree below `node`, which ends `depth` tokens from its root, agrees with
-        `tokens`.
+        """How far `tokens` agrees with the tree below `node`, which ends `depth` tokens from its
+        root.
 
         Changes nothing. Costs one dict lookup and one memcmp per edge.
         """
@@ -146,8 +146,8 @@ class RadixTree:
         return leaf
 
     def extend(self, leaf: Node, edge: bytes, runs: list[Run]) -> None:
-        """Tokens and slots behind those of a leaf, so that a growing sequence stays one node;
-        O(len(leaf.edge)).
+        """Add tokens and their slots at the end of a leaf, so that a growing sequence stays one
+        node; O(len(leaf.edge)).
         """
         assert leaf.edge, "a root cannot be extended"
         assert not leaf.children, "only a leaf can be extended"
@@ -239,8 +239,8 @@ def _first_token(edge: bytes) -> int:
 
 
 def _shared_tokens(edge: bytes, tokens: bytes, depth: int) -> int:
-    """How many tokens of `edge` agree with those of `tokens` from `depth` on, where the first is
-    known to.
+    """How many tokens of `edge` agree with those of `tokens` from `depth` on. The first one must be
+    known to agree.
 
     Bisection over slices: each step compares with memcmp what the steps before left open, so the
     bytes compared add up to about the edge's length, in log2(tokens of the edge) steps.
