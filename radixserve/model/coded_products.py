@@ -32,7 +32,7 @@ from radixserve.model.products import (
 GROUP = 32
 """Inputs of a panel that share scales and offsets."""
 
-SOON_BYTES = 256
+PREFETCH_BYTES = 256
 """Bytes of the next K/V to prefetch per input of the weight."""
 
 _WORD = 32  # bits
@@ -64,7 +64,8 @@ def _coded_panel(rows: int) -> Intrinsic:
     also overwrites `block` with the next block, decoded from `later`.
 
     `later` is `Records`; `depth` is a multiple of GROUP. The other arguments are those of
-    `products.panel_1`. For each input SOON_BYTES are prefetched from the address `soon` on.
+    `products.panel_1`. For each input, PREFETCH_BYTES of the next K/V are prefetched, from the
+    address `upcoming` on.
     """
 
     @intrinsic
@@ -78,7 +79,7 @@ def _coded_panel(rows: int) -> Intrinsic:
         to: Any,
         depth: Any,
         later: Any,
-        soon: Any,
+        upcoming: Any,
     ) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             kinds, index = signature.args, args[6].type
@@ -103,7 +104,7 @@ def _coded_panel(rows: int) -> Intrinsic:
                         add_product(builder, builder.gep(x_data, [element]), columns, chains[r])
                     # This row has been read: the decoded row of the next block takes its place.
                     store_row(builder, decoder.row(record, loop.index), row)
-                    _ask_soon(builder, args[8], place)
+                    _prefetch_upcoming(builder, args[8], place)
             for pointer, chain in zip(outs, chains, strict=True):
                 store_all(builder, chain, pointer)
             return context.get_dummy_value()
@@ -114,12 +115,12 @@ def _coded_panel(rows: int) -> Intrinsic:
     return multiply  # type: ignore[no-any-return]
 
 
-def _ask_soon(builder: ir.IRBuilder, address: Any, i: Any) -> None:
-    """Prefetch the i-th SOON_BYTES from an address on. Every second cache line is enough, because
-    processors load its neighbour with it.
+def _prefetch_upcoming(builder: ir.IRBuilder, address: Any, i: Any) -> None:
+    """Prefetch the i-th PREFETCH_BYTES from an address on. Every second cache line is enough,
+    because processors load its neighbour with it.
     """
-    place = builder.add(address, builder.mul(i, ir.Constant(i.type, SOON_BYTES)))
-    for offset in range(0, SOON_BYTES, 2 * LINE * 4):
+    place = builder.add(address, builder.mul(i, ir.Constant(i.type, PREFETCH_BYTES)))
+    for offset in range(0, PREFETCH_BYTES, 2 * LINE * 4):
         line = builder.add(place, ir.Constant(i.type, offset))
         prefetch_line(builder, builder.inttoptr(line, ir.IntType(8).as_pointer()))
 
@@ -166,7 +167,7 @@ class _Decoder:
         `ahead`.
         """
         builder = self._builder
-        self._ask(record.begin, i)
+        self._prefetch_part(record.begin, i)
         bit = builder.mul(i, self._bits)
         word = builder.add(builder.udiv(bit, self._number(_WORD)), self._number(2))
         words = vectors_at(
@@ -182,7 +183,7 @@ class _Decoder:
             for each in zip(record.scales, codes, record.offsets, strict=True)
         ]
 
-    def _ask(self, record: Any, i: Any) -> None:
+    def _prefetch_part(self, record: Any, i: Any) -> None:
         """Prefetch the i-th of GROUP equal parts of the record `ahead` floats further on: 12 floats
         of 4-bit codes, 20 of 8-bit codes. Two cache lines cover such a part wherever it begins.
         """

@@ -25,7 +25,7 @@ from numba import types
 from radixserve.model import native, team
 from radixserve.model.coded_products import (
     GROUP,
-    SOON_BYTES,
+    PREFETCH_BYTES,
     Records,
     coded_0,
     coded_1,
@@ -49,17 +49,17 @@ _SIX = 6  # rows of x that one pass over a block serves, as many as fit into reg
 _TESTED = (*range(1, 2 * _SIX + 1), FEW)  # every number of rows in a first and in a last group
 _LAST = 4  # rows whose multiplication is interleaved with decoding the next block
 _INPUTS = 64  # of a block: 64 inputs x 64 outputs x 4 bytes are half of the first-level cache
-SEGMENT = _INPUTS * SOON_BYTES
+SEGMENT = _INPUTS * PREFETCH_BYTES
 """Bytes of the next K/V that are prefetched while one block is multiplied."""
 
 _room_for_total, _room_for_sums = (on_stack(types.float32, FEW * WIDTH) for _ in range(2))
 _room_for_block = on_stack(types.float32, _INPUTS * WIDTH)
 _ZERO = np.float32(0)
 _X, _WEIGHT, _BIAS, _OUT, _COUNTER, _ROWS, _IN, _OUTPUTS, _CHAIN, _HAS_BIAS = range(10)
-_BITS, _STRIDE, _DEPTH, _SOON, _LENGTH = range(10, 15)
+_BITS, _STRIDE, _DEPTH, _QUEUE, _LENGTH = range(10, 15)
 
 _TAKEN, _COUNT, _OFFSETS, _BASES = range(4)
-SOON_LENGTH = 5
+QUEUE_LENGTH = 5
 """The prefetch queue, as int64: index of the next segment, number of segments, address of their
 byte offsets (int64), base address of K, base address of V.
 """
@@ -97,13 +97,11 @@ class FewRows:
         self._block[_COUNTER] = self._counter.ctypes.data
         self._block[[_OUTPUTS, _IN]] = shape
         self._block[_CHAIN] = chain
-        self._block[_STRIDE] = (
-            GROUP * WIDTH if codes is None else record_size(codes.bits)
-        )  # floats of memory that GROUP inputs of a panel take
+        # Floats of memory that GROUP inputs of a panel take.
+        self._block[_STRIDE] = GROUP * WIDTH if codes is None else record_size(codes.bits)
         self._block[_BITS] = 0 if codes is None else codes.bits
-        self._block[_DEPTH] = (
-            _INPUTS if codes is None or shape[1] % _INPUTS == 0 else GROUP
-        )  # inputs per block; every block of a coded weight has the same number
+        # Inputs per block; every block of a coded weight has the same number.
+        self._block[_DEPTH] = _INPUTS if codes is None or shape[1] % _INPUTS == 0 else GROUP
         if bias is not None:
             self._block[[_BIAS, _HAS_BIAS]] = bias.data_ptr(), 1
         self._address = self._block.ctypes.data
@@ -138,12 +136,12 @@ class FewRows:
         team.run(native.address(multiply), self._address, True)
         return out
 
-    def block(self, x: torch.Tensor, out: torch.Tensor, counter: Longs, soon: Longs) -> Longs:
+    def block(self, x: torch.Tensor, out: torch.Tensor, counter: Longs, queue: Longs) -> Longs:
         """The argument block with which `multiply` computes `out` from `x`. `counter` [1] must be
-        zero before each call; `soon` is the prefetch queue, laid out as SOON_LENGTH says.
+        zero before each call; `queue` is the prefetch queue, laid out as QUEUE_LENGTH says.
         """
         block = self._block.copy()
-        block[_SOON] = soon.ctypes.data
+        block[_QUEUE] = queue.ctypes.data
         self._point(block, x, out)
         block[_COUNTER] = counter.ctypes.data
         return block
@@ -199,12 +197,12 @@ def _next_segment(b: Any) -> Any:
     """The address of the next segment of K or V to prefetch. Without one it is that of x, which is
     in the cache already.
     """
-    if b[_SOON] != 0:
-        soon = longs_at(b[_SOON], SOON_LENGTH)
-        taken, count = add_atomically(soon, _TAKEN, 1), soon[_COUNT]
+    if b[_QUEUE] != 0:
+        queue = longs_at(b[_QUEUE], QUEUE_LENGTH)
+        taken, count = add_atomically(queue, _TAKEN, 1), queue[_COUNT]
         if taken < 2 * count:  # segments of K and of V take turns: even numbers K, odd numbers V
-            offsets = longs_at(soon[_OFFSETS], count)
-            return soon[_BASES + taken % 2] + offsets[taken // 2]
+            offsets = longs_at(queue[_OFFSETS], count)
+            return queue[_BASES + taken % 2] + offsets[taken // 2]
     return b[_X]
 
 
@@ -213,20 +211,20 @@ def _coded_block(b: Any, x: Any, at: int, rows: int, block: Any, sums: Any, late
     """Continue the chains of the first `rows` rows over the inputs of `block`, then leave in
     `block` the next one, decoded from `later`. With 0 rows it decodes only.
     """
-    inputs, depth, last, soon = b[_IN], b[_DEPTH], min(rows, _LAST), _next_segment(b)
+    inputs, depth, last, upcoming = b[_IN], b[_DEPTH], min(rows, _LAST), _next_segment(b)
     first = rows - last
     _block(b, x, at, first, block, 0, sums, depth, 0)
     here, to = at + first * inputs, first * WIDTH
     if last == 4:
-        coded_4(x, here, inputs, block, sums, to, depth, later, soon)
+        coded_4(x, here, inputs, block, sums, to, depth, later, upcoming)
     elif last == 3:
-        coded_3(x, here, inputs, block, sums, to, depth, later, soon)
+        coded_3(x, here, inputs, block, sums, to, depth, later, upcoming)
     elif last == 2:
-        coded_2(x, here, inputs, block, sums, to, depth, later, soon)
+        coded_2(x, here, inputs, block, sums, to, depth, later, upcoming)
     elif last == 1:
-        coded_1(x, here, inputs, block, sums, to, depth, later, soon)
+        coded_1(x, here, inputs, block, sums, to, depth, later, upcoming)
     else:
-        coded_0(x, here, inputs, block, sums, to, depth, later, soon)
+        coded_0(x, here, inputs, block, sums, to, depth, later, upcoming)
 
 
 @compiled

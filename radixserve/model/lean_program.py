@@ -17,7 +17,7 @@ import torch
 
 from radixserve.cache.pool import KVPool
 from radixserve.model import few_rows, native, row_kernels, tile_kernel
-from radixserve.model.few_rows import SEGMENT, SOON_LENGTH
+from radixserve.model.few_rows import QUEUE_LENGTH, SEGMENT
 from radixserve.model.layer_block import LayerBlock
 from radixserve.model.linear import PackedWeight
 from radixserve.model.plan import AttentionPlan
@@ -90,9 +90,9 @@ class LeanProgram:
         self._counters = np.zeros((len(layers), _LAUNCHES, 4), np.int64)
         # One prefetch queue per layer. While linears read their weights they prefetch the K/V of
         # the attention that comes next: qkv that of its own layer, the others that of the next.
-        self._soon = np.zeros((len(layers), SOON_LENGTH), np.int64)
+        self._queues = np.zeros((len(layers), QUEUE_LENGTH), np.int64)
         for index in range(len(layers)):
-            self._soon[index, 3:] = pool.k[index].data_ptr(), pool.v[index].data_ptr()
+            self._queues[index, 3:] = pool.k[index].data_ptr(), pool.v[index].data_ptr()
         self._blocks: list[Any] = []  # kept: the program holds bare addresses
         self._calls: list[tuple[int, int]] = []
         for index, layer in enumerate(layers):
@@ -120,7 +120,7 @@ class LeanProgram:
         tensors = (room.q, plan.pool.k, plan.pool.v, room.attended)
         step.fill(self._attention, tensors, self._scalings, self._counters[:, 3])
         segments = segments_of(plan)
-        self._soon[:, :3] = 0, len(segments), segments.ctypes.data
+        self._queues[:, :3] = 0, len(segments), segments.ctypes.data
         self._counters[:] = 0
         self._program.run()
         plan.prepared = step
@@ -170,11 +170,13 @@ class LeanProgram:
         weight: PackedWeight,
         x: torch.Tensor,
         out: torch.Tensor,
-        soon: int,
+        attended: int,
     ) -> None:
-        """Add a linear. It prefetches K and V of layer `soon`, whose attention comes next."""
+        """Add a linear. It prefetches K and V of layer `attended`, whose attention comes next."""
         assert weight.few is not None, "see LeanForward"
-        block: Longs = weight.few.block(x, out, self._counters[index, number], self._soon[soon])
+        block: Longs = weight.few.block(
+            x, out, self._counters[index, number], self._queues[attended]
+        )
         self._blocks.append(block)
         self._calls.append((native.address(few_rows.multiply), block.ctypes.data))
 

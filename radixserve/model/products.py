@@ -98,7 +98,7 @@ def _multiply_rows(rows: int) -> Intrinsic:
             sums = [[_zero(builder) for _ in range(VECTORS)] for _ in range(rows)]
             with cgutils.for_range(builder, depth) as loop:
                 with builder.if_then(builder.icmp_signed("<", loop.index, num_later)):
-                    _ask_for(builder, row_of_later(loop.index), width)
+                    _prefetch_row(builder, row_of_later(loop.index), width)
                 row = builder.gep(row_of_b(loop.index), [column])
                 columns = vectors_at(builder, row, VECTORS)
                 for r in range(rows):
@@ -134,7 +134,7 @@ def _rows(context: Any, builder: ir.IRBuilder, kind: Any, rows: Any) -> Any:
     return row, fields["count"]
 
 
-def _ask_for(builder: ir.IRBuilder, row: Any, width: Any) -> None:
+def _prefetch_row(builder: ir.IRBuilder, row: Any, width: Any) -> None:
     """Prefetch `width` floats from a pointer on."""
     nothing, line = ir.Constant(width.type, 0), ir.Constant(width.type, LINE)
     with cgutils.for_range_slice(builder, nothing, width, line) as (offset, _):

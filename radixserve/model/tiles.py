@@ -23,9 +23,8 @@ of it.
 """
 
 _SHORT = 16  # rows up to which a chunk is short: its tiles are shared with other sequences
-_FACTORS = np.random.default_rng(0).integers(
-    1, 2**62, TILE, np.int64
-)  # weights of the digest that finds equal tiles
+# Weights of the digest that finds equal tiles.
+_FACTORS = np.random.default_rng(0).integers(1, 2**62, TILE, np.int64)
 _BLOCK = 96  # query rows, times heads per key head, that share one load of a long chunk's tile
 
 Ints = npt.NDArray[np.int32]
