@@ -8,9 +8,14 @@ lie at absolute places too, then group after group. So no chunking, no other seq
 no slot, no thread and no sharing of loaded tiles can change a bit; `tiles` decides only which
 thread computes what.
 
-Two contributions (p, w, v) and (p', w', v') with p' > p combine to peak p', weight w * e**(p - p')
-+ w', and sum of V v * e**(p - p') + v': both are brought to the larger peak, which keeps every
-exponent <= 0. The result is v / w of the last sum. This is the online softmax of Milakov &
+Two contributions, with largest scores p <= p', sums of weights w and w', sums of V v and v',
+combine like this, where e is never raised to a power above 0:
+
+    largest score     p'
+    sum of weights    w * e**(p - p') + w'
+    sum of V          v * e**(p - p') + v'
+
+The result is the sum of V over the sum of weights. This is the online softmax of Milakov &
 Gimelshein 2018 (arXiv:1805.02867).
 
 For one item a thread walks its tiles like this:
@@ -18,7 +23,7 @@ For one item a thread walks its tiles like this:
     load_queries
     for each tile:  load_tile -> scores = q @ K, softmax, sums = sums * old + scores @ V * new
                     last tile of a group: add the sums to the total, or store them
-    write v / w, if nothing was stored; else `_finish` combines the stored sums of all items
+    write the result, if nothing was stored; else `_finish` combines the stored sums of all items
 """
 
 # mypy: disable-error-code="untyped-decorator"
