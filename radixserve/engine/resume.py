@@ -14,7 +14,7 @@ at two deaths, without a token in between, does not enter again.
 As in the picture, a request may take part in one more death together with others before: a request
 that kills at its first token does so three times at most. One case is misjudged: a request is taken
 for the cause if two deaths in a row that it did not cause (from outside, or by a request that
-already has tokens) both happen between its entry, alone, and its first token.
+already has tokens) both hit it after it entered alone and before its first token.
 
 Knows ids only: no process, no messages.
 """
