@@ -95,11 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     )  # with this prefix no argument is an option
     bench.set_defaults(run=_bench)
     _add_cache(
-        commands.add_parser("cache", help="look into and mend a disk store", allow_abbrev=False)
+        commands.add_parser("cache", help="inspect and repair a disk store", allow_abbrev=False)
     )
     completion = commands.add_parser(
         "completion",
-        help="print what makes a shell complete commands and flags",
+        help="print code with which a shell completes commands and flags",
         description="Print what makes a shell complete commands and flags; for bash: "
         'eval "$(radixserve completion bash)"',
     )
@@ -121,7 +121,7 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, function, words in (
         ("ls", "ls", "list the stored runs"),
-        ("check", "check", "verify every stored run; --fix removes what is wrong"),
+        ("check", "check", "verify every stored run; --fix removes damaged ones"),
         ("clear", "clear", "remove every stored run"),
         ("export", "export_prefix", "write the prefix that ends with a run to one file"),
         ("import", "import_prefix", "store the prefix in an exported file"),
@@ -131,10 +131,10 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--trust-others",
             action="store_true",
-            help="use it though another user owns it, or its group or others can write to it",
+            help="use it even if another user owns it, or its group or others can write to it",
         )
         if name == "check":
-            command.add_argument("--fix", action="store_true", help="remove what is wrong")
+            command.add_argument("--fix", action="store_true", help="remove damaged runs")
         if name == "export":
             command.add_argument(
                 "name", metavar="RUN", help="first characters of a run's name, as ls shows it"

@@ -62,7 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _Name | None,
         Doc(
             "server",
-            "socket file to listen on in the place of host and port",
+            "socket file to listen on instead of host and port",
             zero="host and port",
             path=True,
         ),
@@ -73,18 +73,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
     ssl_keyfile: Annotated[
         _Name | None,
-        Doc("server", "private key of it (PEM)", zero="in ssl_certfile", path=True),
+        Doc("server", "private key of the certificate (PEM)", zero="in ssl_certfile", path=True),
     ] = None
     root_path: Annotated[
         str,
-        Doc("server", "path before all endpoints, which stay where they are as well", zero="none"),
+        Doc("server", "path below which all endpoints are found, too", zero="none"),
     ] = ""
     api_key: Annotated[
         _Key | None,
         Doc(
             "server",
-            "key that all but /health asks for; a flag is seen by others on this machine, the "
-            "variable is not",
+            "API key, required by every path but /health; other users of the machine can see a "
+            "flag but not the variable",
             zero="none",
             secret=True,
         ),
@@ -93,20 +93,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[_Name, ...],
         Doc(
             "server",
-            "names that requests may call this server by (*.example.com, *); addresses always may",
-            zero="local names on loopback without a key, else any",
+            "host names that requests may use (*.example.com, *); addresses are always allowed",
+            zero="local names on loopback without a key, otherwise any",
         ),
     ] = ()
     allow_origin: Annotated[
         tuple[_Name, ...],
-        Doc("server", "origins of pages that may use this server from a browser (*: any)"),
+        Doc("server", "origins of web pages that may use this server (*: any)"),
     ] = ()
     max_connections: Annotated[
         int,
         Meta(ge=0),
         Doc(
             "server",
-            "connections at once; the longest idle one is closed for a new one",
+            "most connections at a time; at the limit the longest idle one is closed for a new one",
             zero="4096, or what the limit of open files leaves",
         ),
     ] = 0
@@ -125,8 +125,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(ge=0.1, le=86400),
         Doc(
             "server",
-            "an engine that has work and ends no step for so long is killed and started again; "
-            "steps that always take long get ten times as long as the slowest",
+            "time after which an engine that has work and ends no step is killed and started "
+            "again (ten times the slowest step, if that is longer)",
             "seconds",
         ),
     ] = 60.0
@@ -135,12 +135,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(ge=0, le=3600),
         Doc(
             "server",
-            "a stream that is silent for that long gets a comment line; 0: never",
+            "time without an event after which a stream gets a comment line (0: never)",
             "seconds",
         ),
     ] = 5.0
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Doc("server", "least level that is logged")
+        Literal["debug", "info", "warning", "error"], Doc("server", "lowest level that is logged")
     ] = "info"
 
     model: Annotated[
@@ -172,13 +172,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         bool,
         Doc(
             "model",
-            "control tokens that messages or prompts spell are tokens and not plain text",
+            "names of control tokens in messages and prompts become tokens, not plain text",
         ),
     ] = False
     max_model_len: Annotated[
         int,
         Meta(ge=0),
-        Doc("model", "prompt and answer together at most, in tokens", zero="the model's context"),
+        Doc("model", "most tokens of prompt and answer together", zero="the model's context"),
     ] = 0
     generation_config: Annotated[
         _Name | None,
@@ -203,7 +203,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(ge=0),
         Doc(
             "model",
-            "tokens generated for a request that names no number",
+            "tokens generated for a request that gives no limit",
             zero="max_new_tokens of the generation config or what is left of the context for "
             "chat, 16 for completions",
         ),
@@ -228,7 +228,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = 0
     fake_model: Annotated[
-        bool, Doc("model", "serve a model of no cost, to measure everything around the model")
+        bool,
+        Doc("model", "serve a fake model without cost, to measure everything around the model"),
     ] = False
 
     kv_budget: Annotated[
@@ -249,25 +250,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     host_budget: Annotated[
         int,
         Meta(ge=0),
-        Doc("cache", "host memory for what the device evicts", "bytes", zero="none"),
+        Doc(
+            "cache", "host memory for keys and values that the device evicts", "bytes", zero="none"
+        ),
     ] = 0
     disk_path: Annotated[
         _Name | None,
         Doc(
             "cache",
-            "folder in which keys and values outlive the server",
+            "folder that keeps keys and values when the server ends",
             zero="nothing is stored",
             path=True,
         ),
     ] = None
     disk_budget: Annotated[
-        int, Meta(ge=1 << 20), Doc("cache", "size of that folder at most", "bytes")
+        int, Meta(ge=1 << 20), Doc("cache", "largest size of the disk folder", "bytes")
     ] = 10 << 30
     disk_trust_others: Annotated[
         bool,
         Doc(
             "cache",
-            "use that folder though another user owns it, or its group or others can write to it",
+            "use the disk folder even if another user owns it, or its group or others can "
+            "write to it",
         ),
     ] = False
     tier_dtype: Annotated[
@@ -279,35 +283,39 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = "same"
 
-    max_running: Annotated[int, Meta(ge=1, le=4096), Doc("scheduler", "sequences in one step")] = 16
+    max_running: Annotated[
+        int, Meta(ge=1, le=4096), Doc("scheduler", "most sequences in one step")
+    ] = 16
     max_step_tokens: Annotated[
         int,
         Meta(ge=0),
-        Doc("scheduler", "tokens computed in one step", zero="256 on the CPU, 2048 on CUDA"),
+        Doc("scheduler", "most tokens computed in one step", zero="256 on the CPU, 2048 on CUDA"),
     ] = 0
     max_queue: Annotated[
         int,
         Meta(ge=1),
-        Doc("scheduler", "requests that may wait; further ones are refused with 503"),
+        Doc("scheduler", "most waiting requests; further ones are refused with 503"),
     ] = 256
 
     max_body_bytes: Annotated[
-        int, Meta(ge=1024), Doc("limits", "size of a request's body", "bytes")
+        int, Meta(ge=1024), Doc("limits", "largest size of a request's body", "bytes")
     ] = 4 << 20
     render_seconds: Annotated[
         float,
         Meta(gt=0, le=3600),
         Doc(
             "limits",
-            "how long rendering the chat template and tokenising may take for one request",
+            "longest time for rendering the chat template and tokenising, for one request",
             "seconds",
         ),
     ] = 10.0
     tokenizer_processes: Annotated[
         int, Meta(ge=1, le=1024), Doc("limits", "processes that render and tokenise")
     ] = 2
-    max_choices: Annotated[int, Meta(ge=1), Doc("limits", "`n` of one request at most")] = 16
-    max_prompts: Annotated[int, Meta(ge=1), Doc("limits", "prompts in one completion request")] = 16
+    max_choices: Annotated[int, Meta(ge=1), Doc("limits", "largest `n` of one request")] = 16
+    max_prompts: Annotated[
+        int, Meta(ge=1), Doc("limits", "most prompts in one completion request")
+    ] = 16
 
 
 @dataclass(frozen=True, slots=True)

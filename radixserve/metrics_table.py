@@ -64,7 +64,7 @@ METRICS: Final = (
         "counter",
         "radixserve_request_errors_total",
         "errors",
-        "Errors told to clients of any endpoint, by the code in the error envelope",
+        "Errors sent to clients of any endpoint, by the code in the error envelope",
         ("code",),
         values=((*CODES, OTHER_CODE),),
     ),
@@ -95,7 +95,7 @@ METRICS: Final = (
         "histogram",
         "radixserve_request_cached_tokens",
         "tokens",
-        "Tokens of each prompt that the cache answered",
+        "Tokens of each prompt found in the cache",
         buckets=_TOKENS,
     ),
     Declared(
@@ -132,7 +132,7 @@ METRICS: Final = (
         "gauge",
         "radixserve_hit_ratio",
         "ratio",
-        f"Share of prompt tokens answered by the cache in the last {WINDOW_SECONDS} "
+        f"Share of prompt tokens found in the cache in the last {WINDOW_SECONDS} "
         "seconds; NaN without any",
     ),
     Declared(
@@ -147,7 +147,7 @@ METRICS: Final = (
         "counter",
         "radixserve_evicted_tokens_total",
         "tokens",
-        "Tokens dropped from the prefix tree for others",
+        "Tokens evicted from the prefix tree",
     ),
     Declared(
         "gauge",
@@ -169,19 +169,19 @@ METRICS: Final = (
         "gauge",
         "radixserve_store_writing",
         "0 or 1",
-        "1 while the disk is written to; 0 without one, and after errors",
+        "1 while the disk is written to; 0 without a disk, and while the circuit breaker is open",
     ),
     Declared(
         "counter",
         "radixserve_store_evicted_runs_total",
         "runs",
-        "Runs removed from the disk for others",
+        "Runs evicted from the disk",
     ),
     Declared(
         "counter",
         "radixserve_store_verify_failures_total",
         "files",
-        "Stored files that were not what they should be, and were removed instead of used",
+        "Stored files that failed verification and were removed",
     ),
     Declared(
         "counter",
@@ -195,7 +195,7 @@ METRICS: Final = (
         "counter",
         "radixserve_store_skipped_total",
         "writes",
-        "Writes left out: no room, too many waiting, slots that a request needed, or errors before",
+        "Writes skipped: no room, too many waiting, slots needed by a request, or errors before",
     ),
     Declared("gauge", "radixserve_tree_nodes", "nodes", "Nodes of the prefix tree"),
     # What a step holds.
@@ -204,8 +204,8 @@ METRICS: Final = (
         "counter",
         "radixserve_step_faults_total",
         "faults",
-        "Steps that came to nothing, by kind (exception, out_of_memory), and rows whose "
-        "logits were not_finite",
+        "Steps that failed, by kind (exception, out_of_memory), and rows whose "
+        "logits were not finite (not_finite)",
         ("kind",),
         values=(get_args(FaultKind),),
     ),
@@ -228,7 +228,7 @@ METRICS: Final = (
         "counter",
         "radixserve_preemptions_total",
         "preemptions",
-        "Times a running sequence gave its memory back",
+        "Times a running sequence was preempted",
     ),
     # What is running.
     Declared(
@@ -242,7 +242,7 @@ METRICS: Final = (
         "radixserve_engine_restarts_total",
         "restarts",
         "Times the engine was started again, by cause: crash (the process ended) or hang "
-        "(it did nothing any more and was killed)",
+        "(it made no progress and was killed)",
         ("cause",),
         values=(RESTART_CAUSES,),
     ),
@@ -256,7 +256,7 @@ METRICS: Final = (
         "counter",
         "radixserve_requests_resumed_total",
         "resumptions",
-        "Times a new engine went on with a request",
+        "Times a new engine continued a request",
     ),
     Declared(
         "gauge",
@@ -269,7 +269,7 @@ METRICS: Final = (
         "gauge",
         "radixserve_engine_fallback",
         "0 or 1",
-        "1 while something slower serves in the place of the device's own path; /version "
+        "1 while a slower implementation replaces the device's fast path; /version "
         "says why (fallback_reason)",
     ),
     Declared(

@@ -40,7 +40,10 @@ def _add_target(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--model", default="", help="[the first that the server lists]")
     group.add_argument(
-        "--dialect", choices=DIALECTS, default="openai", help="leave out what this server refuses"
+        "--dialect",
+        choices=DIALECTS,
+        default="openai",
+        help="leave out fields that this server refuses",
     )
     group.add_argument(
         "--timeout",
@@ -64,9 +67,9 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--seed", type=int, help="other prompts of the same kind: cold on any server"
     )
-    group.add_argument("--clients", type=_positive, help="closed loop of so many clients")
+    group.add_argument("--clients", type=_positive, help="closed loop with this many clients")
     group.add_argument(
-        "--rate", type=float, help="open loop of so many sessions a second, at random times"
+        "--rate", type=float, help="open loop with this many sessions a second, at random times"
     )
     for name, words in (
         ("leave", "disconnects at a random moment"),
@@ -90,10 +93,12 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--slo",
         type=objective,
         metavar="ttft=S,tpot=S,e2e=S",
-        help="count the answers that keep this",
+        help="count the answers that keep these limits",
     )
     group.add_argument(
-        "--check", action="store_true", help="compare every greedy answer with the one given alone"
+        "--check",
+        action="store_true",
+        help="compare every greedy answer with one to the same request alone",
     )
     group.add_argument("--out", type=Path, metavar="FILE", help="JSON lines, one per request")
     group.add_argument(
