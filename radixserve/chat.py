@@ -127,7 +127,8 @@ class ChatServer:
                 yield response
         except ConnectionRefusedError as error:
             raise ChatError(
-                f"no server answers at {self._url}; start one with: radixserve serve"
+                f"no server answers at {self._url}; start one with: radixserve serve, "
+                "or name the address of another with --url"
             ) from error
         except (OSError, HTTPException) as error:
             raise ChatError(

@@ -238,7 +238,10 @@ async def test_no_server_there_is_said_plainly(unused_tcp_port: int) -> None:
     url = f"http://127.0.0.1:{unused_tcp_port}"
     status, out = await talk("hello\n", "--url", url)
     assert status == 1
-    assert out == f"no server answers at {url}; start one with: radixserve serve\n"
+    assert out == (
+        f"no server answers at {url}; start one with: radixserve serve, "
+        "or name the address of another with --url\n"
+    )
 
 
 async def test_something_that_is_not_a_model_server_is_said_plainly() -> None:

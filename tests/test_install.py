@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import re
 import runpy
 import subprocess
 import sys
@@ -41,3 +44,21 @@ def test_a_failure_shows_the_last_words_and_keeps_the_status() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "radixserve-no-such-thing" in done.stderr
+
+
+def test_on_a_terminal_the_seconds_go_on_while_pip_says_nothing() -> None:
+    code = (
+        "import runpy, sys, time\n"
+        "def events():\n"
+        "    yield 'installing 78 packages', True\n"
+        "    time.sleep(3.5)\n"
+        "runpy.run_path(sys.argv[1])['show'](events())\n"
+    )
+    terminal, end = pty.openpty()
+    with os.fdopen(terminal, "rb", buffering=0) as shown:
+        done = subprocess.run([sys.executable, "-c", code, str(SCRIPT)], stdout=end, timeout=60)
+        said = shown.read(10000).decode()
+        os.close(end)
+    assert done.returncode == 0
+    assert len(set(re.findall(r"(\d+) s  installing 78 packages", said))) >= 2
+    assert said.endswith("\r\033[K")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -47,19 +48,40 @@ def news(lines: Iterable[str], said: deque[str]) -> Iterator[tuple[str, bool]]:
         elif line.startswith("Collecting "):
             yield f"looking at {line.split()[1]}", False
         elif line.startswith("Installing collected packages:"):
-            yield f"installing {line.count(',') + 1} packages", True
+            number = line.count(",") + 1
+            yield f"installing {number} package{'s' if number > 1 else ''}", True
 
 
 def show(events: Iterable[tuple[str, bool]]) -> None:
     """One line that changes on a terminal, lines for what takes long elsewhere."""
-    started, terminal = time.monotonic(), sys.stdout.isatty()
+    if sys.stdout.isatty():
+        show_changing(events)
+        return
+    started = time.monotonic()
     for text, takes_long in events:
-        seconds = f"{time.monotonic() - started:4.0f} s"
-        if terminal:
-            print(f"\r\033[K  {seconds}  {text[:60]}", end="", flush=True)
-        elif takes_long:
-            print(f"  {seconds}  {text}", flush=True)
-    if terminal:
+        if takes_long:
+            print(f"  {time.monotonic() - started:4.0f} s  {text}", flush=True)
+
+
+def show_changing(events: Iterable[tuple[str, bool]]) -> None:
+    """The newest event and the seconds so far in one line, drawn again every second, because pip
+    says nothing while it installs packages.
+    """
+    started, over, newest = time.monotonic(), threading.Event(), "starting pip"
+
+    def draw() -> None:
+        while not over.wait(1):
+            seconds = f"{time.monotonic() - started:4.0f} s"
+            print(f"\r\033[K  {seconds}  {newest[:60]}", end="", flush=True)
+
+    drawing = threading.Thread(target=draw, daemon=True)
+    drawing.start()
+    try:
+        for newest, _ in events:  # noqa: B007 - the thread reads it
+            pass
+    finally:
+        over.set()
+        drawing.join()
         print("\r\033[K", end="", flush=True)
 
 

@@ -251,10 +251,19 @@ async def _tcp_sockets(host: str, port: int) -> list[socket.socket]:
     except OSError as error:
         for each in found:
             each.close()
-        raise StartupError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        raise StartupError(f"cannot listen on {host}:{port}: {_cause(error)}") from error
     if not found:
         raise StartupError(f"cannot listen on {host}:{port}: no address of it is on this machine")
     return found
+
+
+def _cause(error: OSError) -> str:
+    """What the system says, without the address that `socket.create_server` adds, and what helps
+    where another process has the port.
+    """
+    said = (error.strerror or str(error)).partition(" (while attempting")[0]
+    in_use = error.errno == errno.EADDRINUSE
+    return f"{said}; --port names another, and 0 lets the system choose" if in_use else said
 
 
 def _unix_socket(path: str) -> socket.socket:

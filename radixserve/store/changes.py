@@ -112,7 +112,8 @@ def exported_header(source: Path) -> RunHeader:
     try:
         header = read_header(Disk(), source)
     except (BadFile, OSError) as error:
-        raise StartupError(f"cannot import {source}: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise StartupError(f"cannot import {source}: {why}") from error
     if header.start:
         raise StartupError(
             f"cannot import {source}: it begins at position {header.start}; export writes "

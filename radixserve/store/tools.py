@@ -34,7 +34,8 @@ def ls(folder: Path, trust_others: bool = False) -> int:
     if rows:
         console.print(table)
     tokens = sum(row.length for row in rows)
-    console.print(f"{len(rows)} runs, {tokens} tokens, {_size(sum(row.num_bytes for row in rows))}")
+    size = _size(sum(row.num_bytes for row in rows))
+    console.print(f"{_count(len(rows), 'run')}, {_count(tokens, 'token')}, {size}")
     return 0
 
 
@@ -44,13 +45,14 @@ def check(folder: Path, fix: bool, trust_others: bool = False) -> int:
     for problem in found.problems:
         print(problem)
     state = "removed" if fix else "found"
-    print(f"{found.num_runs} runs verified, {len(found.problems)} problems {state}")
+    problems = _count(len(found.problems), "problem")
+    print(f"{_count(found.num_runs, 'run')} verified, {problems} {state}")
     return 1 if found.problems else 0
 
 
 def clear(folder: Path, trust_others: bool = False) -> int:
     """Remove everything that is stored."""
-    print(f"{transfer.clear(folder, trust_others)} runs removed")
+    print(f"{_count(transfer.clear(folder, trust_others), 'run')} removed")
     return 0
 
 
@@ -81,6 +83,10 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.fingerprint[:NAME],
     )
     return row.name[:NAME], positions, *shown
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _size(num_bytes: int) -> str:

@@ -131,7 +131,8 @@ def export_prefix(folder: Path, name: str, target: Path, trust_others: bool = Fa
             header, parts = _joined(index.disk, folder / RUNS, path)
             index.disk.publish(target, parts, unfinished)
         except (BadFile, OSError) as error:
-            raise StartupError(f"cannot export {name}: {error}") from error
+            why = getattr(error, "strerror", None) or error
+            raise StartupError(f"cannot export {name} to {target}: {why}") from error
     return header
 
 

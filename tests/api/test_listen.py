@@ -314,6 +314,16 @@ async def test_a_file_that_is_no_socket_stays(tokenizer: LocalTokenizer, tmp_pat
         await served(tokenizer, Settings(uds=str(tmp_path / ("x" * 200))))
 
 
+async def test_a_port_in_use_is_refused_with_what_helps(tokenizer: LocalTokenizer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartupError) as refused:
+            await served(tokenizer, Settings(host="127.0.0.1", port=port))
+    said = str(refused.value)
+    assert said.startswith(f"cannot listen on 127.0.0.1:{port}: Address already in use; --port ")
+    assert "attempting" not in said
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     if shutil.which("openssl") is None:

@@ -107,6 +107,29 @@ def test_a_file_is_found_from_wherever_the_command_runs(
         assert transfer.import_prefix(Path("s"), Path("ours")).num_new == 5
 
 
+def test_an_error_of_the_system_is_one_sentence_with_the_users_own_path(tmp_path: Path) -> None:
+    missing, folder = tmp_path / "missing", tmp_path / "t"
+    with pytest.raises(StartupError) as refused:
+        transfer.import_prefix(tmp_path / "s", missing)
+    assert str(refused.value) == f"cannot import {missing}: No such file or directory"
+    with pytest.raises(StartupError, match="No such file or directory") as refused:
+        exported(folder, PROMPT, missing / "file")
+    assert f"to {missing / 'file'}: No such file or directory" in str(refused.value)
+    assert "Errno" not in str(refused.value)
+
+
+def test_one_of_a_thing_is_told_in_the_singular(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported(tmp_path / "t", PROMPT[:1], tmp_path / "file")
+    tools.ls(tmp_path / "t")
+    assert "1 run, 1 token, " in capsys.readouterr().out
+    tools.check(tmp_path / "t", fix=False)
+    assert capsys.readouterr().out == "1 run verified, 0 problems found\n"
+    tools.clear(tmp_path / "t")
+    assert capsys.readouterr().out == "1 run removed\n"
+
+
 @pytest.mark.parametrize("kind", ["damaged", "missing", "a folder", "no export"])
 def test_what_cannot_be_imported_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     store, source = opened(tmp_path / "s"), tmp_path / "file"
