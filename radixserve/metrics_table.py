@@ -51,7 +51,7 @@ class Declared:
 
 
 METRICS: Final = (
-    # What was asked and what came of it.
+    # Requests.
     Declared(
         "counter",
         "radixserve_requests_total",
@@ -105,7 +105,7 @@ METRICS: Final = (
         "Length of each answer",
         buckets=_TOKENS,
     ),
-    # How long it took.
+    # Times.
     Declared(
         "histogram",
         "radixserve_queue_seconds",
@@ -127,7 +127,7 @@ METRICS: Final = (
     Declared(
         "histogram", "radixserve_e2e_seconds", "seconds", "From acceptance to the end of a request"
     ),
-    # What the cache does.
+    # The cache.
     Declared(
         "gauge",
         "radixserve_hit_ratio",
@@ -198,7 +198,7 @@ METRICS: Final = (
         "Writes skipped: no room, too many waiting, slots needed by a request, or errors before",
     ),
     Declared("gauge", "radixserve_tree_nodes", "nodes", "Nodes of the prefix tree"),
-    # What a step holds.
+    # Steps.
     Declared("counter", "radixserve_steps_total", "steps", "Steps of the engine"),
     Declared(
         "counter",
@@ -230,7 +230,7 @@ METRICS: Final = (
         "preemptions",
         "Times a running sequence was preempted",
     ),
-    # What is running.
+    # The processes and the model.
     Declared(
         "gauge",
         "radixserve_engine_up",

@@ -145,7 +145,7 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
-    """What chat and text completions have in common."""
+    """The fields that chat and text completions have in common."""
 
     model: str | None = None  # the model served
     max_tokens: int | None = None

@@ -1,11 +1,16 @@
 """Load shapes: when sessions start and how their clients behave. Pure and seeded; knows no HTTP and
 no clock.
 
-| shape | a session starts | needs | |---|---|---| | closed | when one of `clients` clients is free
-| | | poisson | at random, `rate` a second on average | rate | | ramp | at random; the rate goes
-from `rate` to `to_rate` within `ramp_seconds` and stays there | all three | | burst | with `burst`
-others, every `period_seconds` | both | | schedule | when the workload says, as in a trace | times
-in the workload |
+    shape      a session starts                          needs
+    closed     when one of `clients` clients is free
+    poisson    at random times, `rate` per second on     rate
+               average
+    ramp       at random times; the rate grows from      rate, to_rate, ramp_seconds
+               `rate` to `to_rate` within
+               `ramp_seconds` and stays there
+    burst      in groups of `burst`, one group every     burst, period_seconds
+               `period_seconds`
+    schedule   when the workload says, as in a trace     times in the workload
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Clear(msgspec.Struct, tag="clear", frozen=True):
 
 
 class Mend(msgspec.Struct, tag="mend", frozen=True):
-    """Verify every run and remove what is wrong."""
+    """Verify every run and remove damaged ones."""
 
 
 class Bring(msgspec.Struct, tag="bring", frozen=True):
