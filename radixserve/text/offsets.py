@@ -26,7 +26,8 @@ def text_offsets(pieces: Pieces, token_ids: Sequence[int], text: str) -> list[in
         piece = pieces.leading(token_id) if at_start else pieces.exact(token_id)
         if pieces.is_skipped(token_id):
             piece = pieces.exact(token_id)
-            if not text.startswith(piece.decode(errors="replace"), num_chars + bool(partial)):
+            spelled_at = num_chars + len(partial.decode(errors="replace"))
+            if not text.startswith(piece.decode(errors="replace"), spelled_at):
                 continue
         at_start = False
         complete, num_read = utf_8_decode(data := partial + piece, "replace", False)
