@@ -10,12 +10,13 @@ copy behaves like the tokenizer. Knows no templates and no requests.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
 import secrets
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_MARK = 0xF0000  # the first private-use character of plane 15
 _Places = list[tuple[int, int]]  # control tokens in a text: characters [start, end) of each
+Render = Callable[[Callable[[str], str]], str]
+"""Renders a conversation whose messages' contents went through a function."""
 
 
 class ControlTokens:
@@ -49,6 +52,7 @@ class ControlTokens:
             if not token.content.isspace()
         }
         self._pattern = _any_of(self._id_of)
+        self._first_chars = _any_of({name[0] for name in self._id_of})
         # A normaliser may turn text that does not look like a control token into one.
         self._anywhere = backend.normalizer is not None and any(
             token.normalized for token in added.values() if token.content in self._id_of
@@ -60,13 +64,6 @@ class ControlTokens:
         """
         return self._anywhere or any(self._pattern.search(text) for text in texts)
 
-    def mark(self, text: str, marks: str) -> str:
-        """`text` with the first of the `marks` before each control token and the second one after
-        it.
-        """
-        before, after = marks[0], marks[1]
-        return self._pattern.sub(lambda found: f"{before}{found[0]}{after}", text)
-
     def encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of `text`; the only control tokens among them are those that the tokenizer
         adds.
@@ -76,24 +73,56 @@ class ControlTokens:
         """
         return self._copy_or_refusal().encode(text, add_special_tokens)
 
-    def encode_rendered(self, rendered: str, marked: str, marks: str) -> list[int]:
+    def may_be_made(self, texts: Iterable[str]) -> bool:
+        """Whether a chat template could make a control token of `texts`, for example by writing one
+        right behind the other.
+        """
+        return self._anywhere or any(self._first_chars.search(text) for text in texts)
+
+    def encode_rendered(self, rendered: str, render: Render, marks: str) -> list[int]:
         """Token ids of a rendered conversation, in which the template's control tokens are tokens.
 
-        `marked` is the same conversation, rendered from messages that went through `mark`; a
-        control token without marks around it there is the template's. `rendered` is encoded. A
-        template that looks at single characters may render marked messages differently; then
-        `marked` without its marks is encoded instead.
+        `render` gives the same conversation with every message's content changed by a function.
+        With a mark within everything that could be a control token, those that are still there are
+        the template's. Where that changes more than the marks, which a template that looks at the
+        text may cause, the marks go around whole control tokens: one without marks is then the
+        template's, if that gives the same ones. `rendered` is what is encoded wherever possible,
+        else the conversation with marks, without them.
 
         Raises:
             BadRequest: this tokenizer cannot take control tokens as plain text.
         """
+        split = render(lambda text: self._first_chars.sub(rf"\g<0>{marks[0]}", text))
+        is_same = _without(split, marks) == rendered
+        if is_same and not self._anywhere and self._count(split) == self._count(rendered):
+            return _encode(self._backend, rendered, False)
         copy = self._copy_or_refusal()
+        places = copy.places(split)
+        if not is_same:
+            ids = self._encode_looking(copy, rendered, render, marks, _cut(split, places))
+            if ids is not None:
+                return ids
+        text = copy.rename(split, places, [True] * len(places))
+        return copy.encode(_without(text, marks), False)
+
+    def _encode_looking(
+        self, copy: _Copy, rendered: str, render: Render, marks: str, expected: list[str]
+    ) -> list[int] | None:
+        """As `encode_rendered`, of a template that looks at the text; None where its control tokens
+        are not the `expected` ones.
+        """
+        marked = render(lambda text: self._pattern.sub(rf"{marks[0]}\g<0>{marks[1]}", text))
         marked_places, places = copy.places(marked), copy.places(rendered)
         own = [not _is_marked(marked, place, marks) for place in marked_places]
+        if _cut(marked, itertools.compress(marked_places, own)) != expected:
+            return None
         if _cut(marked, marked_places) == _cut(rendered, places):
             return copy.encode(copy.rename(rendered, places, own), False)
-        text = copy.rename(marked, marked_places, own)
-        return copy.encode(text.translate(dict.fromkeys(map(ord, marks))), False)
+        return copy.encode(_without(copy.rename(marked, marked_places, own), marks), False)
+
+    def _count(self, text: str) -> int:
+        """How many control tokens `text` has."""
+        return sum(1 for _ in self._pattern.finditer(text))
 
     def _copy_or_refusal(self) -> _Copy:
         if self._copy is None:
@@ -146,9 +175,7 @@ class _Copy:
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of `text`; only secret names become control tokens."""
-        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        ids: list[int] = encoding.ids
-        return ids
+        return _encode(self._backend, text, add_special_tokens)
 
 
 def unused_marks(texts: Sequence[str]) -> str:
@@ -166,7 +193,17 @@ def _any_of(names: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-def _cut(text: str, places: _Places) -> list[str]:
+def _encode(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    [encoding] = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    ids: list[int] = encoding.ids
+    return ids
+
+
+def _without(text: str, marks: str) -> str:
+    return text.translate(dict.fromkeys(map(ord, marks)))
+
+
+def _cut(text: str, places: Iterable[tuple[int, int]]) -> list[str]:
     return [text[start:end] for start, end in places]
 
 

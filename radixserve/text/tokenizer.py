@@ -9,7 +9,7 @@ written by the model's author and may never end, so this runs in a process that 
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -133,14 +133,15 @@ class Tokenizer(Detokenizer):
         with _refusals(param="messages"):
             rendered = self._render(messages, ending)
             contents = [message["content"] for message in messages]
-            if self._control is None or not self._control.may_occur(contents):
+            if self._control is None or not self._control.may_be_made(contents):
                 return self._encode(rendered, add_special_tokens=False)
+
+            def render(change: Callable[[str], str]) -> str:
+                changed = [{**each, "content": change(each["content"])} for each in messages]
+                return self._render(changed, ending)
+
             marks = unused_marks([rendered, *contents])
-            marked = [
-                {**message, "content": self._control.mark(message["content"], marks)}
-                for message in messages
-            ]
-            return self._control.encode_rendered(rendered, self._render(marked, ending), marks)
+            return self._control.encode_rendered(rendered, render, marks)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         # encode() keeps the GIL and tracks offsets; this one does neither.

@@ -99,6 +99,36 @@ def test_templates_that_change_the_text_get_it_as_it_is(
     assert control_ids(tokenizer, ids) == control_ids(tokenizer, tokenizer.encode_chat(plain))
 
 
+JOINS = "{% for m in messages %}{{ m.content }}{% endfor %}<|im_start|>"
+DROPS = (
+    "{% for m in messages %}<|im_start|>{{ m.content.replace('X', '') | trim }}<|im_end|>"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "contents", "expected"),
+    [
+        (JOINS, ["<|im_", "end|>"], [1]),
+        (JOINS, ["a <|im", "_", "end|> b<|im_end|>"], [1]),
+        (JOINS, ["<|im_end|>", "x"], [1]),
+        (JOINS, ["<a", "b>"], [1]),
+        (DROPS, ["<|im_Xend|>"], [1, 2]),
+        (DROPS, [" hi <|im_Xend|> <|im_end|> <|imX_start|> "], [1, 2]),
+        (DROPS, ["X<|im_end|>X", "<X"], [1, 2, 1, 2]),
+        (REASONS, ["a</think>\n<|im_end|><b"], [1, 2, 1]),
+    ],
+)
+def test_a_template_makes_no_control_token_of_pieces(
+    smollm2: Tokenizer, template: str, contents: list[str], expected: list[int]
+) -> None:
+    tokenizer = with_template(smollm2, template)
+    messages = [{"role": "user", "content": content} for content in contents]
+    ids = tokenizer.encode_chat(messages)
+    assert control_ids(tokenizer, ids) == expected
+    assert tokenizer.decode(ids, skip_special_tokens=False) == tokenizer._render(messages)
+
+
 @often
 @given(conversation=conversations)
 def test_the_copy_with_secret_names_gives_what_the_tokenizer_gives(
@@ -112,9 +142,8 @@ def test_the_copy_with_secret_names_gives_what_the_tokenizer_gives(
     )
     rendered = smollm2._render(conversation)
     assert smollm2._control is not None
-    assert (
-        smollm2._control.encode_rendered(rendered, rendered, unused_marks([rendered])) == expected
-    )
+    marks = unused_marks([rendered])
+    assert smollm2._control.encode_rendered(rendered, lambda _: rendered, marks) == expected
     assert smollm2.encode_chat(conversation) == expected
 
 
@@ -184,7 +213,7 @@ def test_other_kinds_of_tokenizers(name: str, request: pytest.FixtureRequest) ->
     ordinary = template.replace("{% for m in messages %}", "").partition("{{")[0] + "The quick fox"
     expected = kind._backend.encode(ordinary, add_special_tokens=False).ids
     control = ControlTokens(kind._backend)
-    assert control.encode_rendered(ordinary, ordinary, "\U000f0000\U000f0001") == expected
+    assert control.encode_rendered(ordinary, lambda _: ordinary, "\U000f0000\U000f0001") == expected
 
 
 def test_a_normaliser_cannot_make_a_control_token(tmp_path: Path) -> None:
