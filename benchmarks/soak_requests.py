@@ -45,10 +45,10 @@ EXTRAS: Mapping[Endpoint, tuple[Json, ...]] = {
 }
 BAD = (
     Turn("bad temperature", "chat", "Hello", {"temperature": -1}, False, 400),
-    Turn("bad max_tokens", "completions", "Hello", {"max_tokens": 0}, True, 400),
+    Turn("bad max_tokens", "completions", "Hello", {"max_tokens": -1}, True, 400),
     Turn("logprobs of nothing", "chat", "Hello", {"top_logprobs": 2}, True, 400),
     Turn("unknown field", "completions", "Hello", {"max_token": 4}, False, 400),
-    Turn("larger than the budget", "completions", "Hello", {"max_tokens": 8000}, False, 400),
+    Turn("larger than the budget", "completions", "Hello " * 1000, {}, False, 400),
     Turn("unknown model", "chat", "Hello", {"model": "no-such-model"}, False, 404),
 )
 

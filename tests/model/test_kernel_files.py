@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -182,17 +183,20 @@ def test_a_disk_that_fills_up_leaves_what_was_there(
     assert "No space left on device" in caplog.text
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 100 bytes."""
+    """No file of this process may grow beyond 100 bytes, the one that pytest prints to included."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_file_that_cannot_be_written_whole_is_removed(small_files: None, folder: Path) -> None:
-    kernel_files.keep(NAME, CODE)
+def test_a_file_that_cannot_be_written_whole_is_removed(folder: Path) -> None:
+    with small_files():
+        kernel_files.keep(NAME, CODE)
     assert list(folder.iterdir()) == []
 
 
