@@ -52,16 +52,21 @@ def connection_limit(chosen: int) -> int:
     """The limit on connections; `chosen` is the setting, 0 for automatic.
 
     Raises:
-        StartupError: the limit of open files is too low for the chosen number.
+        StartupError: the limit of open files is too low for the chosen number, or for any.
     """
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     room = _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else files - KEPT_FILES
+    if room < 1:
+        raise StartupError(
+            f"the limit of {files} open files (ulimit -n) leaves none for connections: "
+            f"{KEPT_FILES} are kept for other things"
+        )
     if files != resource.RLIM_INFINITY and chosen > room:
         raise StartupError(
             f"max_connections={chosen} does not fit the limit of {files} open files (ulimit -n), "
             f"of which {KEPT_FILES} are kept for other things"
         )
-    return chosen or max(1, min(_MOST_CONNECTIONS, room))
+    return chosen or min(_MOST_CONNECTIONS, room)
 
 
 class Listener:

@@ -251,6 +251,9 @@ def test_the_limit_of_connections_leaves_files_for_the_rest() -> None:
         assert connection_limit(100) == 100
         with pytest.raises(StartupError, match="max_connections=500 does not fit the limit of 512"):
             connection_limit(500)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        with pytest.raises(StartupError, match="leaves none for connections"):
+            connection_limit(0)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 
