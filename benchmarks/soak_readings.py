@@ -184,7 +184,7 @@ def _index_bytes(folder: Path) -> int:
 
 def _is_error(entry: str) -> bool:
     """Told as an error, or a traceback, and not of a kill."""
-    return (" ERROR " in entry and "exit code -9" not in entry) or "Traceback" in entry
+    return (" ERROR " in entry and "ended by SIGKILL" not in entry) or "Traceback" in entry
 
 
 def _checked(folder: Path) -> str:

@@ -16,17 +16,17 @@ from typing import Final
 REQUEST_ID: Final[ContextVar[str]] = ContextVar("request_id", default="")
 """The id of the request that the current task handles; empty outside of requests."""
 
-_FORMAT: Final = "%(asctime)s %(levelname)-7s %(processName)s %(name)s:%(request)s %(message)s"
+_FORMAT: Final = "%%(asctime)s %%(levelname)-7s %s %%(name)s:%%(request)s %%(message)s"
 
 
-def configure_logging(level: str) -> None:
-    """Send everything from `level` ("debug" to "error") up to stderr; libraries log from warning
-    up.
+def configure_logging(level: str, role: str = "front") -> None:
+    """Send everything from `level` ("debug" to "error") up to stderr, with the process named by its
+    `role`; libraries log from warning up.
     """
     handler = logging.StreamHandler()
     handler.addFilter(_add_request)
     levels = max(logging.WARNING, _number(level))
-    logging.basicConfig(format=_FORMAT, level=levels, handlers=[handler], force=True)
+    logging.basicConfig(format=_FORMAT % role, level=levels, handlers=[handler], force=True)
     logging.getLogger("radixserve").setLevel(_number(level))
     logging.captureWarnings(True)
 

@@ -317,6 +317,6 @@ def test_log_lines_name_level_and_module_and_keep_libraries_quiet() -> None:
     )
     lines = run("-c", code).stderr.splitlines()
     assert [line.split(" ", 2)[2].split() for line in lines] == [
-        ["INFO", "MainProcess", "radixserve.x:", "hello"],
-        ["WARNING", "MainProcess", "other:", "beware"],
+        ["INFO", "front", "radixserve.x:", "hello"],
+        ["WARNING", "front", "other:", "beware"],
     ]

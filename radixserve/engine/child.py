@@ -139,8 +139,8 @@ class Child:
                 self._kill()
                 await _ended(process, KILL_SECONDS)
         if process.returncode is None:
-            log.error(
-                "the engine process %d is killed, but the system has not ended it", process.pid
+            log.warning(
+                "the engine process %d is killed; the system has not ended it yet", process.pid
             )
         return process.returncode
 

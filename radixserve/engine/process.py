@@ -178,7 +178,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
 def _serve(channel: Channel) -> int:
     start = next(channel.receive(None))
     assert isinstance(start, Start), f"the first message must be Start, not {type(start).__name__}"
-    configure_logging(start.settings.log_level)
+    configure_logging(start.settings.log_level, "engine")
     channel.send(Loading("loading the model"))
     try:
         core, info = build_engine(start.settings, start.model)

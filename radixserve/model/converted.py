@@ -24,8 +24,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
 from radixserve.errors import ModelRefused
 from radixserve.model.cache_folder import (
     ADVICE,
@@ -182,18 +180,19 @@ def _sweep(place: Path, pattern: str) -> None:
 def _run_conversion(source: Path, target: Path, label: str | None) -> None:
     """Raises OSError if `target` has no room, ModelRefused if `source` cannot be read."""
     command = [sys.executable, "-m", "radixserve.model.convert", str(source), str(target)]
-    console = Console(stderr=True, quiet=label is None)
+    told = log.info if label is not None else log.debug
+    told("converting the model %s, once for later starts, too", label)
     child = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
     )
     words: list[str] = []
     try:
         assert child.stderr is not None, "asked for a pipe"
-        with console.status(f"Converting the model {label} (once)"), child.stderr:
+        with child.stderr:
             for line in child.stderr:
                 words = [*words[-9:], line.rstrip()]
                 if line.startswith("convert: "):
-                    console.log(line.removeprefix("convert: ").rstrip())
+                    told("%s", line.removeprefix("convert: ").rstrip())
         status = child.wait()
     finally:
         child.kill()  # Ctrl-C, SIGTERM

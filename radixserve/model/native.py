@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import logging
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -23,13 +22,11 @@ from numba.core.registry import cpu_target
 
 from radixserve.model import compiled, kernel_files
 from radixserve.model.kernel_files import Code
-
-log = logging.getLogger(__name__)
+from radixserve.model.progress import long_stage
 
 _FOLDER = Path(__file__).parent
 _PACKAGE = __name__.rpartition(".")[0]
 _engines: list[Any] = []  # the code lives as long as these
-_compiling = False
 
 
 @cache
@@ -47,12 +44,10 @@ def address(kernel: Callable[[Any], None]) -> int:
 
 
 def _compile(kernel: Callable[[Any], None]) -> Code:
-    global _compiling
-    if not _compiling:
-        _compiling = True
-        log.info("compiling kernels (once)")
-    function: Any = compiled.kernel()(kernel)
-    return Code(function.native_name, function._library._get_compiled_object())
+    what = kernel.__module__.rpartition(".")[2].replace("_", " ")
+    with long_stage(f"compiling the kernel of {what}, once for later starts, too"):
+        function: Any = compiled.kernel()(kernel)
+        return Code(function.native_name, function._library._get_compiled_object())
 
 
 def _link(code: Code) -> int:
