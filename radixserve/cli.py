@@ -7,6 +7,7 @@ command is imported when it runs, so that `--help` answers at once. Knows neithe
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import logging
 import os
@@ -43,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         import argcomplete
 
         argcomplete.autocomplete(parser)
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        arguments.parser.error(_unknown(arguments.parser, unknown))
     try:
         return int(arguments.run(arguments))
     except StartupError as error:
@@ -51,6 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_STARTUP
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> str:
+    """The sentence about arguments that a command does not have, with the flag that is meant."""
+    flags = [flag.partition("=")[0] for flag in words if flag.startswith("-")]
+    near = difflib.get_close_matches((flags or words)[0], parser._option_string_actions, n=1)
+    return f"unrecognized arguments: {' '.join(words)}" + (f"; is {near[0]} meant?" if near else "")
 
 
 def _accept_any_encoding() -> None:
@@ -81,19 +91,19 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_settings(serve)
-    serve.set_defaults(run=_serve)
+    serve.set_defaults(run=_serve, parser=serve)
     talk = commands.add_parser(
         "chat", help="talk to a running server in the terminal", allow_abbrev=False
     )
     chat.add_arguments(talk)
-    talk.set_defaults(run=chat.main)
+    talk.set_defaults(run=chat.main, parser=talk)
     bench = commands.add_parser(
         "bench", help="replay a workload against any server", add_help=False, prefix_chars="\0"
     )
     bench.add_argument(
         "arguments", nargs=argparse.REMAINDER
     )  # with this prefix no argument is an option
-    bench.set_defaults(run=_bench)
+    bench.set_defaults(run=_bench, parser=bench)
     _add_cache(
         commands.add_parser("cache", help="inspect and repair a disk store", allow_abbrev=False)
     )
@@ -104,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         'eval "$(radixserve completion bash)"',
     )
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
-    completion.set_defaults(run=_completion)
+    completion.set_defaults(run=_completion, parser=completion)
     return parser
 
 
@@ -142,7 +152,7 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
             command.add_argument("target", type=_path, metavar="FILE", help="the file to write")
         if name == "import":
             command.add_argument("source", type=_path, metavar="FILE", help="the file to read")
-        command.set_defaults(run=_cache, tool=function)
+        command.set_defaults(run=_cache, tool=function, parser=command)
 
 
 def _path(text: str) -> Path:
@@ -153,7 +163,11 @@ def _path(text: str) -> Path:
 def _cache(arguments: argparse.Namespace) -> int:
     from radixserve.store import tools
 
-    given = {name: value for name, value in vars(arguments).items() if name not in ("run", "tool")}
+    given = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name not in ("run", "tool", "parser")
+    }
     return int(getattr(tools, arguments.tool)(**given))
 
 
@@ -208,7 +222,8 @@ def _resolved(arguments: argparse.Namespace) -> Resolved:
 def _serve(arguments: argparse.Namespace) -> int:
     resolved = _resolved(arguments)
     configure_logging(resolved.settings.log_level)
-    log.info("radixserve %s with %s", __version__, resolved.describe())
+    log.info("radixserve %s with %s", __version__, resolved.describe_chosen())
+    log.debug("all settings: %s", resolved.describe())
     from radixserve.serve import serve
 
     return serve(resolved.settings)

@@ -35,11 +35,16 @@ class Resolved:
 
     def describe(self) -> str:
         """One line with every setting, and the source of those that were chosen."""
-        parts = []
-        for row in TABLE:
-            origin = f" ({self.sources[row.name]})" if row.name in self.sources else ""
-            parts.append(f"{row.name}={row.show(getattr(self.settings, row.name))}{origin}")
-        return ", ".join(parts)
+        return ", ".join(self._told(row) for row in TABLE)
+
+    def describe_chosen(self) -> str:
+        """One line with the settings that were chosen and their sources."""
+        chosen = [self._told(row) for row in TABLE if row.name in self.sources]
+        return ", ".join(chosen) or "default settings"
+
+    def _told(self, row: Setting) -> str:
+        origin = f" ({self.sources[row.name]})" if row.name in self.sources else ""
+        return f"{row.name}={row.show(getattr(self.settings, row.name))}{origin}"
 
 
 def resolve(

@@ -195,6 +195,17 @@ def test_a_shortened_flag_is_not_guessed(
     assert "unrecognized arguments: --kv\n" in capsys.readouterr().err
 
 
+def test_a_mistyped_flag_is_answered_with_the_one_that_is_meant(
+    served: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["serve", "--modle", "x"])
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert told.startswith("usage: radixserve serve")
+    assert told.endswith("unrecognized arguments: --modle; is --model meant?\n")
+
+
 def test_the_settings_are_logged_once(
     served: list[Settings], caplog: pytest.LogCaptureFixture
 ) -> None:

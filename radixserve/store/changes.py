@@ -128,7 +128,8 @@ def _exported(source: Path) -> tuple[RunHeader, bytes, KV]:
         tokens = read_tokens(disk, source, header)
         return header, tokens, read_run(disk, source, header, tokens)
     except (BadFile, OSError) as error:
-        raise StartupError(f"cannot import {source}: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise StartupError(f"cannot import {source}: {why}") from error
 
 
 def problem_of(disk: Disk, runs: Path, path: list[Row]) -> str | None:

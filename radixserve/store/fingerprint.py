@@ -47,7 +47,9 @@ def folder_fingerprint(model: Path, store: StoreFolder, computed_by: str) -> str
         content = [part for path in files for part in (path.name, digests.of(path))]
         digests.save()
     except OSError as error:
-        raise StartupError(f"cannot read the model in {model}: {error}") from error
+        raise StartupError(
+            f"cannot read the model in {model}: {error.strerror or error}"
+        ) from error
     return digest_fields("model", FORMAT, computed_by, *content)
 
 

@@ -17,6 +17,7 @@ from radixserve.errors import ModelRefused
 from radixserve.model import converted as module
 from radixserve.model.cache_folder import cache_dir
 from radixserve.model.converted import converted
+from tests.signals import usual_signals
 
 NAME = "tiny-v1"
 WEIGHTS = "model.safetensors"
@@ -253,7 +254,10 @@ def test_a_signal_ends_the_conversion_and_its_process(tmp_path: Path, models: Pa
         "from pathlib import Path; from radixserve.model.converted import converted\n"
         f"converted(lambda: Path({str(tmp_path / 'stuck.gguf')!r}), 'stuck-v1')"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as parent:
+    with (
+        usual_signals(),
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as parent,
+    ):
         deadline = time.monotonic() + 60
         while not list(models.glob("*.partial-*")):
             assert time.monotonic() < deadline

@@ -18,6 +18,7 @@ from radixserve.errors import ModelRefused
 from radixserve.model import source
 from radixserve.model.source import find_model
 from tests.model.hub import COMMIT, NAME, running_hub
+from tests.signals import usual_signals
 
 OTHER = "f" * 40
 
@@ -218,7 +219,10 @@ def test_a_signal_ends_the_wait_for_a_hub(
 ) -> None:
     command = [sys.executable, "-m", "radixserve", "serve", NAME, "--port", "0"]
     environment = os.environ | {"PYTHONPATH": str(Path(source.__file__).parents[2])}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
+    with (
+        usual_signals(),
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server,
+    ):
         assert server.stderr is not None
         while "looking for org/tiny" not in server.stderr.readline():
             assert server.poll() is None
