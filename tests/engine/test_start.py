@@ -27,7 +27,7 @@ def said_at_start(
         raise error
 
     monkeypatch.setattr(process, "build_engine", fail)
-    monkeypatch.setattr(process, "configure_logging", lambda level: None)
+    monkeypatch.setattr(process, "configure_logging", lambda level, role: None)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.sendall(encode(Start(SETTINGS, "/models/m")))
