@@ -9,6 +9,7 @@ import builtins
 import keyword
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def test_generated_tables_are_up_to_date(name: str, table: Callable[[], str]) ->
 # Names in back-ticks.
 
 
+@cache
 def definitions() -> dict[str, set[str]]:
     """Every module, class and package with the names that it defines: `engine.core` to {EngineCore,
     ...}.

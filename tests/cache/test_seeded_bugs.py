@@ -270,6 +270,7 @@ def test_without_a_bug_the_reloaded_modules_pass(monkeypatch: pytest.MonkeyPatch
     run_state_machine_as_test(machine, settings=settings(HUNT, max_examples=30))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", BUGS)
 def test_the_machine_catches(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = machine_over(*BUGS[bug], monkeypatch)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -31,6 +32,7 @@ print(json.dumps({name: after[name] - before[name] for name in before}))
 """
 
 
+@pytest.mark.slow
 def test_the_peak_is_at_most_a_third_above_the_weights(tmp_path: Path) -> None:
     """A checkpoint in bfloat16, loaded as float32."""
     config = LlamaConfig(
