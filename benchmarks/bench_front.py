@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from radixserve.api.app import ApiSettings, make_app
 from radixserve.config import Settings
-from radixserve.engine.client import ProcessEngine
-from radixserve.engine.protocol import EngineClient
+from radixserve.front.client import ProcessEngine
+from radixserve.front.protocol import EngineClient
 from radixserve.metrics import Metrics
 from tests.fakes import INFO, FakeEngine, byte_tokenizer
 

@@ -29,8 +29,8 @@ from radixserve.api.listen import Listener, warn_if_open
 from radixserve.api.validate import stop_tokens
 from radixserve.config import Settings
 from radixserve.defaults import Defaults, load_defaults
-from radixserve.engine.client import ProcessEngine
 from radixserve.errors import ApiError, StartupError
+from radixserve.front.client import ProcessEngine
 from radixserve.metrics import Metrics
 from radixserve.model.embedded import EMBEDDED_DEFAULTS
 from radixserve.model.source import ModelSource, find_model

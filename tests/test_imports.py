@@ -26,12 +26,14 @@ LAYERS = (
     ("text",),
     ("metrics",),
     ("metrics_table",),
+    ("front",),
     ("engine",),
     ("sampling",),
     ("tiers",),
     ("model",),
     ("store",),
     ("cache",),
+    ("messages",),
     ("config_sources", "defaults"),
     ("config",),
     ("request", "step", "errors", "logs", "machine", "rotary", "__init__"),
@@ -49,15 +51,14 @@ WITHOUT_TORCH = (
     "text",
     "metrics",
     "metrics_table",
+    "front",
+    "messages",
     "config",
     "config_sources",
     "defaults",
     "logs",
 )
 WITHOUT_TORCH_MODULES = (
-    "engine.client",
-    "engine.protocol",
-    "engine.messages",
     "store",
     "store.index",
     "store.disk",
@@ -90,7 +91,7 @@ class Import:
 
 def modules() -> dict[str, ast.Module]:
     """Every module of the package under its dotted name without the package's own, such as
-    engine.client.
+    front.client.
     """
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):

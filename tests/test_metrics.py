@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from radixserve.engine.supervisor import Cause
+from radixserve.front.supervisor import Cause
 from radixserve.metrics import Metrics, RequestRecord
 from radixserve.metrics_table import METRICS, TOTALS, WINDOW_SECONDS, Declared
 from radixserve.step import EngineInfo, EngineStats, FaultKind

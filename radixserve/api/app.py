@@ -20,8 +20,8 @@ from radixserve.api.cors import add_cors_headers, answer_options
 from radixserve.api.envelope import as_api_error, error_response, note_error, title
 from radixserve.api.request_id import identify, request_id_of
 from radixserve.api.settings import ApiSettings
-from radixserve.engine.protocol import EngineClient
 from radixserve.errors import Unavailable
+from radixserve.front.protocol import EngineClient
 
 if TYPE_CHECKING:
     from radixserve.metrics import Metrics

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 from aiohttp import web
 
 from radixserve.api.settings import ApiSettings
-from radixserve.engine.protocol import EngineClient
 from radixserve.errors import Unavailable
+from radixserve.front.protocol import EngineClient
 from radixserve.step import EngineInfo
 
 if TYPE_CHECKING:

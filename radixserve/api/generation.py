@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from radixserve.api.answers import CachedTokensDetails, PromptTokensDetails, Usage
-from radixserve.engine.protocol import EngineClient, EventStream
 from radixserve.errors import ServerError, Unavailable
+from radixserve.front.protocol import EngineClient, EventStream
 from radixserve.request import Request
 from radixserve.step import TokenEvent, TokenLogprob
 

@@ -1,3 +1,1 @@
-"""The engine: scheduler, sequences and the process in which they live, and the client through which
-the front talks to it.
-"""
+"""The engine process: its loop, the step, the scheduler and its sequences, waiting for tiers."""

@@ -1,6 +1,6 @@
 """The engine process: loads the model, then takes messages and runs steps until the front is gone.
 
-Started by `engine.child` as `python -m radixserve.engine.process FD`, FD being its end of a Unix
+Started by `front.child` as `python -m radixserve.engine.process FD`, FD being its end of a Unix
 socket pair; the first message is `Start`. It has one thread: between two steps it reads its
 messages, and while there is nothing to compute it sleeps in `select`. The end of the stream means
 that the front is gone, so the engine exits and nothing outlives the front.
@@ -24,7 +24,9 @@ import msgspec
 from radixserve.config import Settings
 from radixserve.engine.core import EngineCore
 from radixserve.engine.faults import DeviceLost
-from radixserve.engine.messages import (
+from radixserve.errors import StartupError, first_line
+from radixserve.logs import configure_logging
+from radixserve.messages import (
     Abort,
     FrameReader,
     Loading,
@@ -37,8 +39,6 @@ from radixserve.engine.messages import (
     ToFront,
     encode,
 )
-from radixserve.errors import StartupError, first_line
-from radixserve.logs import configure_logging
 from radixserve.step import EngineInfo, TokenEvent
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from radixserve.engine import child
-from radixserve.engine.protocol import EventStream
+from radixserve.front import child
+from radixserve.front.protocol import EventStream
 from radixserve.request import Request, Sampling
 from tests.engine.content_model import expected
-from tests.engine.test_client import engine_of, until
+from tests.front.test_client import engine_of, until
 
 pytestmark = pytest.mark.slow
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from radixserve.engine.child import Child, Hung
-from radixserve.engine.messages import Loading, Ready, Refused, Report, Start, ToEngine, ToFront
-from radixserve.engine.watchdog import Watchdog
 from radixserve.errors import StartupError
+from radixserve.front.child import Child, Hung
+from radixserve.front.watchdog import Watchdog
+from radixserve.messages import Loading, Ready, Refused, Report, Start, ToEngine, ToFront
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from radixserve.config import Settings
-from radixserve.engine.messages import (
+from radixserve.messages import (
     MAX_FRAME_BYTES,
     Abort,
     FrameReader,

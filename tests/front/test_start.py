@@ -9,13 +9,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from radixserve.engine import process, supervisor
-from radixserve.engine.child import Child
-from radixserve.engine.client import ProcessEngine
-from radixserve.engine.messages import FrameReader, Loading, Refused, Start, ToFront, encode
+from radixserve.engine import process
 from radixserve.engine.process import EXIT_REFUSED, Channel
 from radixserve.errors import ModelRefused, StartupError
-from tests.engine.test_client import SETTINGS
+from radixserve.front import supervisor
+from radixserve.front.child import Child
+from radixserve.front.client import ProcessEngine
+from radixserve.messages import FrameReader, Loading, Refused, Start, ToFront, encode
+from tests.front.test_client import SETTINGS
 
 
 def said_at_start(

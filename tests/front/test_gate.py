@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from radixserve.engine.resume import Gate
+from radixserve.front.gate import Gate
 
 
 def gate_with(*request_ids: str) -> Gate:

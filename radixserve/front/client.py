@@ -16,12 +16,12 @@ from collections.abc import Callable
 import msgspec
 
 from radixserve.config import Settings
-from radixserve.engine.live import Live, LiveRequests, LiveStream
-from radixserve.engine.messages import Abort, Ready, Report, Start, Submit
-from radixserve.engine.protocol import EventStream
-from radixserve.engine.resume import Gate
-from radixserve.engine.supervisor import Cause, Supervisor
 from radixserve.errors import StartupError, Unavailable
+from radixserve.front.gate import Gate
+from radixserve.front.live import Live, LiveRequests, LiveStream
+from radixserve.front.protocol import EventStream
+from radixserve.front.supervisor import Cause, Supervisor
+from radixserve.messages import Abort, Ready, Report, Start, Submit
 from radixserve.request import Request
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent
 

@@ -17,11 +17,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from radixserve import messages
 from radixserve.config import Settings
-from radixserve.engine import child, messages
-from radixserve.engine.client import ProcessEngine
-from radixserve.engine.watchdog import Watchdog
 from radixserve.errors import StartupError, Unavailable
+from radixserve.front import child
+from radixserve.front.client import ProcessEngine
+from radixserve.front.watchdog import Watchdog
 from radixserve.request import Request, Sampling
 from radixserve.step import TokenEvent
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from radixserve.engine.messages import Loading, Report
-from radixserve.engine.watchdog import TICK_SECONDS, Watchdog, processor_seconds
+from radixserve.front.watchdog import TICK_SECONDS, Watchdog, processor_seconds
+from radixserve.messages import Loading, Report
 from radixserve.step import EngineStats
 
 

@@ -1,6 +1,6 @@
 """The interface between the front and an engine that generates tokens.
 
-Handlers and tests depend on `EngineClient` only; `engine.client.ProcessEngine` is the real one,
+Handlers and tests depend on `EngineClient` only; `front.client.ProcessEngine` is the real one,
 tests use a fake.
 """
 

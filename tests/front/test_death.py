@@ -1,5 +1,5 @@
 """The engine process dies or hangs, and no stream notices: a real child process with traps
-(`tests.engine.trapped`).
+(`tests.front.trapped`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from radixserve.engine import child, supervisor, watchdog
-from radixserve.engine.client import ProcessEngine
 from radixserve.engine.process import EXIT_DEVICE_LOST
-from radixserve.engine.protocol import EventStream
 from radixserve.errors import StartupError, Unavailable
+from radixserve.front import child, supervisor, watchdog
+from radixserve.front.client import ProcessEngine
+from radixserve.front.protocol import EventStream
 from radixserve.request import Request, Sampling
 from radixserve.step import EngineStats, TokenEvent
-from tests.engine.test_client import SETTINGS, tokens, until
-from tests.engine.trapped import Trap, count
+from tests.front.test_client import SETTINGS, tokens, until
+from tests.front.trapped import Trap, count
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from radixserve.engine.messages import Report, ToFront
+from radixserve.messages import Report, ToFront
 
 TICK_SECONDS = 1.0  # how often a silent engine is checked
 _SLOW_STEPS = 10  # how many times as long as the slowest step before it a step may take

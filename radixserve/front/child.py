@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from radixserve.engine.messages import FrameReader, Ready, Start, ToEngine, ToFront, encode
-from radixserve.engine.watchdog import TICK_SECONDS, Watchdog, processor_seconds
+from radixserve.front.watchdog import TICK_SECONDS, Watchdog, processor_seconds
 from radixserve.machine import THIS
+from radixserve.messages import FrameReader, Ready, Start, ToEngine, ToFront, encode
 
 log = logging.getLogger(__name__)
 
