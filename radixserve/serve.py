@@ -26,7 +26,7 @@ from aiohttp import web
 from radixserve.api.app import ApiSettings, make_app
 from radixserve.api.context import API, Api
 from radixserve.api.listen import Listener, warn_if_open
-from radixserve.api.validate import stop_tokens
+from radixserve.api.openai.validate import stop_tokens
 from radixserve.config import Settings
 from radixserve.defaults import Defaults, load_defaults
 from radixserve.errors import ApiError, StartupError

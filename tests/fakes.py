@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from radixserve.errors import Unavailable
+from radixserve.front.stream import Stream
 from radixserve.request import Request
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent, TokenLogprob
 from radixserve.text.detokenizer import Detokenizer
@@ -119,55 +120,51 @@ class FakeEngine:
         self.seen: list[Request] = []
         self.live: dict[str, Request] = {}
         self.aborted: list[str] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def refusal_reason(self) -> str | None:
         return None if self.unready_reason == "restarting" else self.unready_reason
 
-    def submit(self, request: Request) -> FakeStream:
+    def submit(self, stream: Stream) -> None:
         if self.refusal_reason is not None:
             raise Unavailable(self.refusal_reason, code="server_not_ready")
         if self.refuse_after is not None and len(self.seen) >= self.refuse_after:
             raise Unavailable("the queue is full", retry_after=7)
+        request = stream.request
         self.seen.append(request)
         self.live[request.id] = request
-        return FakeStream(self, request)
+        stream.accept(lambda left: self.abort(left.request.id))
+        self._tasks.add(task := asyncio.create_task(FakeAnswer(self, stream).run()))
+        task.add_done_callback(self._tasks.discard)
 
     def abort(self, request_id: str) -> None:
         if self.live.pop(request_id, None) is not None:
             self.aborted.append(request_id)
 
 
-class FakeStream:
-    """The events of one request of `FakeEngine`."""
+class FakeAnswer:
+    """Pushes the events of one request of `FakeEngine`, each when the one before was fetched."""
 
-    def __init__(self, engine: FakeEngine, request: Request) -> None:
+    def __init__(self, engine: FakeEngine, stream: Stream) -> None:
         self._engine = engine
-        self._request = request
-        self._tokens = list(engine.answer(request))
+        self._stream = stream
+        self._request = stream.request
+        self._tokens = list(engine.answer(stream.request))
         self._num_sent = 0
-        self._ended = False
 
-    def __aiter__(self) -> FakeStream:
-        return self
-
-    async def __anext__(self) -> TokenEvent:
-        if self._ended:
-            raise StopAsyncIteration
-        engine = self._engine
-        if engine.hold_at == self._num_sent:
-            engine.held.set()
-            await engine.go_on.wait()
-        await asyncio.sleep(0)
-        event = self._next_event()
-        if event.finish is not None:
-            self._ended = True
-            engine.live.pop(self._request.id, None)
-        return event
-
-    async def aclose(self) -> None:
-        self._ended = True
-        self._engine.abort(self._request.id)
+    async def run(self) -> None:
+        engine, request_id = self._engine, self._request.id
+        while request_id in engine.live:
+            if engine.hold_at == self._num_sent:
+                engine.held.set()
+                await engine.go_on.wait()
+            await asyncio.sleep(0)
+            if request_id in engine.live and self._stream.is_waiting:
+                event = self._next_event()
+                if event.finish is not None:
+                    del engine.live[request_id]
+                self._stream.push(event)
 
     def _next_event(self) -> TokenEvent:
         engine, sampling = self._engine, self._request.sampling

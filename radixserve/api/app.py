@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
 
-from radixserve.api import handlers, ops
+from radixserve.api import ops
 from radixserve.api.access import check_content_type, check_host, check_key
 from radixserve.api.context import API, Api, TokenizerThreads
 from radixserve.api.cors import add_cors_headers, answer_options
 from radixserve.api.envelope import as_api_error, error_response, note_error, title
+from radixserve.api.handlers import handler_of
+from radixserve.api.openai.endpoints import CHAT, COMPLETIONS
 from radixserve.api.request_id import identify, request_id_of
 from radixserve.api.settings import ApiSettings
 from radixserve.errors import Unavailable
@@ -56,8 +58,8 @@ def make_app(
 def _routes(prefix: str) -> list[web.RouteDef]:
     return [
         web.get(f"{prefix}/", ops.about),
-        web.post(f"{prefix}/v1/chat/completions", handlers.chat_completions),
-        web.post(f"{prefix}/v1/completions", handlers.completions),
+        web.post(f"{prefix}/v1/chat/completions", handler_of(CHAT)),
+        web.post(f"{prefix}/v1/completions", handler_of(COMPLETIONS)),
         web.get(f"{prefix}/v1/models", ops.list_models),
         web.get(f"{prefix}/v1/models/{{model:.+}}", ops.get_model),
         web.get(f"{prefix}/health", ops.ready),

@@ -10,11 +10,10 @@ import errno
 import logging
 from typing import TYPE_CHECKING
 
-import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from radixserve.api.answers import ErrorDetail, ErrorEnvelope
+from radixserve.api.openai.errors import encode_error
 from radixserve.api.refusals import shown
 from radixserve.errors import (
     ApiError,
@@ -33,16 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("radixserve.api")
 
 _EXHAUSTED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS)
-_MAX_MESSAGE_CHARS = 1000
 # Such a body may not have been read completely, so the connection cannot be used again.
 _BODY_LEFT_UNREAD = ("invalid_body", "request_timeout", "request_too_large")
-
-
-def encode_error(error: ApiError) -> bytes:
-    """The envelope's bytes, with message and param cut to a bounded length."""
-    param = None if error.param is None else shown(error.param)
-    detail = ErrorDetail(error.message[:_MAX_MESSAGE_CHARS], error.type, param, error.code)
-    return msgspec.json.encode(ErrorEnvelope(detail))
 
 
 def error_response(error: ApiError, retry_after: int) -> web.Response:

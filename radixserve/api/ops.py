@@ -11,10 +11,10 @@ from aiohttp import web
 import radixserve
 from radixserve.api.body import read_body
 from radixserve.api.context import API, Api
-from radixserve.api.prompts import chat_prompt, text_prompt
+from radixserve.api.openai.prompts import chat_prompt, text_prompt
+from radixserve.api.openai.validate import check_model, check_token_ids
+from radixserve.api.openai.wire import DetokenizeBody, TokenizeBody
 from radixserve.api.refusals import unsupported
-from radixserve.api.validate import check_model, check_token_ids
-from radixserve.api.wire import DetokenizeBody, TokenizeBody
 from radixserve.errors import BadRequest
 
 
@@ -95,16 +95,14 @@ async def tokenize(request: web.Request) -> web.Response:
     if body.messages is not None:
         if body.add_special_tokens is not None:
             raise unsupported("add_special_tokens", "'add_special_tokens' with 'messages'")
-        prompt = await chat_prompt(api, body, info)
+        ids = await chat_prompt(api, body, info)
     else:
         for name in ("add_generation_prompt", "continue_final_message"):
             if getattr(body, name) is not None:
                 raise unsupported(name, f"'{name}' with 'prompt'")
         add = body.add_special_tokens is not False
-        prompt = await text_prompt(api, body.prompt or "", info, add_special_tokens=add)
-    return _json(
-        {"tokens": prompt.ids, "count": len(prompt.ids), "max_model_len": info.max_request_tokens}
-    )
+        ids, _ = await text_prompt(api, body.prompt or "", info, add_special_tokens=add)
+    return _json({"tokens": ids, "count": len(ids), "max_model_len": info.max_request_tokens})
 
 
 async def detokenize(request: web.Request) -> web.Response:

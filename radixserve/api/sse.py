@@ -1,5 +1,5 @@
-"""Server-sent events: encodes one struct to one `data:` event, and sends events that arrive
-together in one write.
+"""Server-sent events: encodes one struct to one event, and sends events that arrive together in one
+write.
 
 Decides when the response starts: at the first event, so that a failure before it keeps its HTTP
 status, or after some seconds without one, so that clients and proxies do not give up. Also handles
@@ -15,15 +15,20 @@ from collections.abc import AsyncIterator, Awaitable
 import msgspec
 from aiohttp import web
 
-from radixserve.api.envelope import encode_error
-from radixserve.errors import ApiError
-
 _COMMENT = b": the answer is being computed\n\n"  # clients skip lines that begin with a colon
+_encode = msgspec.json.Encoder().encode
 _HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
 }
+
+
+def event(data: msgspec.Struct, name: str | None = None) -> bytes:
+    """The bytes of one event."""
+    if name is None:
+        return b"data: %b\n\n" % _encode(data)
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), _encode(data))
 
 
 class EventStream:
@@ -34,7 +39,6 @@ class EventStream:
     def __init__(self, request: web.Request, write_seconds: float) -> None:
         self._request = request
         self._write_seconds = write_seconds
-        self._encode = msgspec.json.Encoder().encode
         self._written_at = asyncio.get_running_loop().time()
         self.response = web.StreamResponse(headers=_HEADERS)
 
@@ -66,24 +70,24 @@ class EventStream:
                 else:
                     await self._write(_COMMENT)
 
-    async def send(self, *events: msgspec.Struct) -> None:
+    async def send(self, events: bytes) -> None:
         """Write `events` at once."""
-        encode = self._encode
-        await self._write(b"".join([b"data: %b\n\n" % encode(event) for event in events]))
+        await self._write(events)
 
-    async def done(self) -> None:
-        """End a complete stream."""
-        await self._write(b"data: [DONE]\n\n")
+    async def end(self, events: bytes) -> None:
+        """Write the last events of a complete stream, and end it."""
+        if events:
+            await self._write(events)
         await self._in_time(self.response.write_eof())
 
-    async def fail(self, error: ApiError) -> None:
-        """End a stream that failed: an error event and no `[DONE]`.
+    async def fail(self, event: bytes) -> None:
+        """End a stream that failed, with an event that says so.
 
         The connection stays usable, because the client may already have sent its next request on
         it.
         """
         with contextlib.suppress(ConnectionError):
-            await self._write(b"data: %b\n\n" % encode_error(error))
+            await self._write(event)
             await self._in_time(self.response.write_eof())
 
     async def _write(self, data: bytes) -> None:

@@ -18,11 +18,10 @@ import msgspec
 from radixserve.config import Settings
 from radixserve.errors import StartupError, Unavailable
 from radixserve.front.gate import Gate
-from radixserve.front.live import Live, LiveRequests, LiveStream
-from radixserve.front.protocol import EventStream
+from radixserve.front.stream import Stream
+from radixserve.front.streams import Streams
 from radixserve.front.supervisor import Cause, Supervisor
 from radixserve.messages import Abort, Ready, Report, Start, Submit
-from radixserve.request import Request
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent
 
 _KILLED_TWICE = (
@@ -60,7 +59,7 @@ class ProcessEngine:
         self._on_restart = on_restart
         self._on_resume = on_resume
         self._stats = EngineStats()
-        self._live = LiveRequests()
+        self._streams = Streams()
         self._gate = Gate()
         self._closing: str | None = None  # draining or stopped
         self._supervisor = Supervisor(
@@ -129,7 +128,7 @@ class ProcessEngine:
         """
         self._closing = "draining"
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._live.idle.wait(), seconds)
+            await asyncio.wait_for(self._streams.idle.wait(), seconds)
         self._end_all(_SHUTTING_DOWN)
 
     async def stop(self) -> None:
@@ -166,11 +165,11 @@ class ProcessEngine:
             self._gate.progress(event.request_id)
         if event.finish is not None:
             self._gate.end(event.request_id)
-        live = self._live.get(event.request_id)
-        if live is not None:
-            live.push(event)
+        stream = self._streams.get(event.request_id)
+        if stream is not None:
+            stream.push(event)
             if event.finish is not None:
-                self._live.remove(live)
+                self._streams.remove(stream)
 
     def _take_death(self, cause: Cause) -> None:
         """The engine has died. Its requests wait for the next one, except the one that killed it
@@ -178,7 +177,7 @@ class ProcessEngine:
         """
         self._on_restart(cause)
         self._stats = EngineStats()
-        killer = self._live.get(self._gate.died() or "")
+        killer = self._streams.get(self._gate.died() or "")
         if killer is not None:
             self._end(killer, "error", _KILLED_TWICE)
         if self._supervisor.is_failing:
@@ -186,50 +185,50 @@ class ProcessEngine:
 
     # requests
 
-    def submit(self, request: Request) -> EventStream:
+    def submit(self, stream: Stream) -> None:
         """See `EngineClient.submit`."""
         self._refuse_if_unavailable()
-        live = self._live.add(request)
-        self._gate.arrive(request.id)
+        self._streams.add(stream)
+        stream.accept(self._leave)
+        self._gate.arrive(stream.request.id)
         self._admit()
-        return LiveStream(live, self._leave)
 
     def abort(self, request_id: str) -> None:
         """End a request with finish "abort"; unknown ids are ignored."""
-        live = self._live.get(request_id)
-        if live is not None:
-            self._end(live, "abort")
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            self._end(stream, "abort")
             self._admit()
 
-    def _leave(self, live: Live) -> None:
-        """The reader of `live` is gone; abort the request if it still runs."""
-        if live in self._live:
-            self._withdraw(live)
+    def _leave(self, stream: Stream) -> None:
+        """The reader of `stream` is gone; abort the request if it still runs."""
+        if stream in self._streams:
+            self._withdraw(stream)
             self._admit()
 
     def _admit(self) -> None:
         """Send the engine the requests that may enter now. Without an engine all of them wait."""
         for request_id in self._gate.admit() if self._supervisor.is_up else ():
-            live = self._live.get(request_id)
-            assert live is not None, "whoever waits outside is live"
-            if live.submitted:
+            stream = self._streams.get(request_id)
+            assert stream is not None, "a request that waits outside has not ended"
+            if stream.submitted:
                 self._on_resume()
-            live.submitted = True
-            self._supervisor.send(Submit(live.request, live.output_ids))
+            stream.submitted = True
+            self._supervisor.send(Submit(stream.request, stream.output_ids))
 
     def _end_all(self, reason: str) -> None:
-        for live in self._live:
-            self._end(live, "abort", reason)
+        for stream in self._streams:
+            self._end(stream, "abort", reason)
 
-    def _end(self, live: Live, finish: FinishReason, error: str | None = None) -> None:
-        """End `live` now, without waiting for the engine."""
-        self._withdraw(live)
-        live.push(TokenEvent(request_id=live.request.id, finish=finish, error=error))
+    def _end(self, stream: Stream, finish: FinishReason, error: str | None = None) -> None:
+        """End `stream` now, without waiting for the engine."""
+        self._withdraw(stream)
+        stream.push(TokenEvent(request_id=stream.request.id, finish=finish, error=error))
 
-    def _withdraw(self, live: Live) -> None:
-        self._live.remove(live)
-        if self._gate.withdraw(live.request.id):
-            self._supervisor.send(Abort(live.request.id))
+    def _withdraw(self, stream: Stream) -> None:
+        self._streams.remove(stream)
+        if self._gate.withdraw(stream.request.id):
+            self._supervisor.send(Abort(stream.request.id))
 
     # refusal
 
@@ -241,7 +240,7 @@ class ProcessEngine:
                 code="server_not_ready",
                 retry_after=self._retry_after(),
             )
-        waiting = self._live.num_waiting
+        waiting = self._streams.num_waiting
         if waiting >= self._settings.max_queue:
             raise Unavailable(
                 f"{waiting} requests wait already; try again later", retry_after=self._retry_after()
@@ -251,4 +250,6 @@ class ProcessEngine:
         """Seconds after which a client should try again: about as long as serving the queue takes,
         1 to 60.
         """
-        return min(60, max(1, math.ceil(self._live.seconds_to_serve(self._settings.max_running))))
+        return min(
+            60, max(1, math.ceil(self._streams.seconds_to_serve(self._settings.max_running)))
+        )

@@ -8,27 +8,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from radixserve.request import Request
-from radixserve.step import EngineInfo, EngineStats, TokenEvent
-
-
-class EventStream(Protocol):
-    """The events of one request, in order. It ends after the event whose `finish` is set."""
-
-    def __aiter__(self) -> EventStream:
-        """The stream itself."""
-
-    async def __anext__(self) -> TokenEvent:
-        """The next event. A reader that is behind gets several events merged into one."""
-
-    async def aclose(self) -> None:
-        """Abort the request in the engine if it still runs. The reader has to call this in every
-        case, also if it has read nothing.
-        """
+from radixserve.front.stream import Stream
+from radixserve.step import EngineInfo, EngineStats
 
 
 class EngineClient(Protocol):
-    """Takes requests and returns streams of their events."""
+    """Takes requests and pushes their events into their streams."""
 
     @property
     def info(self) -> EngineInfo | None:
@@ -50,9 +35,9 @@ class EngineClient(Protocol):
         the reason.
         """
 
-    def submit(self, request: Request) -> EventStream:
-        """Submit `request`; returns the stream of its events, which ends with the one whose
-        `finish` is set.
+    def submit(self, stream: Stream) -> None:
+        """Submit the request of `stream`, into which its events are pushed from now on; the last
+        one is that whose `finish` is set.
 
         The request is accepted or refused by this call, before the first event is awaited. The
         caller closes the stream (`contextlib.aclosing`); closing it early aborts the request in the

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from radixserve.api.wire import AS_IF_ABSENT, ChatBody, CompletionBody
+from radixserve.api.openai.wire import AS_IF_ABSENT, ChatBody, CompletionBody
 from tests.api.conftest import CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
 from tests.fakes import LocalTokenizer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from radixserve import errors
-from radixserve.api import wire
+from radixserve.api.openai import wire
 from radixserve.errors import CODES
 
 DOCS = (Path(__file__).parent.parent.parent / "docs" / "api.md").read_text()
@@ -42,8 +42,9 @@ def _told_codes() -> set[str]:
     """Every code that a line of the HTTP layer gives to an error: what is passed or assigned as
     `code`.
     """
-    package = Path(wire.__file__).parent
-    trees = [ast.parse(path.read_text()) for path in (*package.rglob("*.py"), ERRORS)]
+    package = ERRORS.parent
+    files = [*(package / "api").rglob("*.py"), *(package / "front").rglob("*.py"), ERRORS]
+    trees = [ast.parse(path.read_text()) for path in files]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     values = [node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == "code"]
     for node in nodes:

@@ -263,23 +263,6 @@ async def test_what_nobody_expected_is_a_500_that_tells_nothing(
     server.engine.live.clear()
 
 
-@pytest.mark.parametrize("path", BOTH)
-async def test_an_engine_that_ends_without_a_result_is_a_failure(server: Server, path: str) -> None:
-    class Ending:
-        def __aiter__(self) -> Ending:
-            return self
-
-        async def __anext__(self) -> object:
-            raise StopAsyncIteration
-
-        async def aclose(self) -> None:
-            pass
-
-    server.engine.submit = lambda request: Ending()  # type: ignore[assignment,method-assign,return-value]
-    status, answer = await server.post(path, body_for(path))
-    assert (status, answer["error"]["code"]) == (500, "generation_failed")
-
-
 async def test_a_sane_request_id_comes_back_and_another_is_replaced(server: Server) -> None:
     async with server.session.get(
         server.url + "/health", headers={"x-request-id": "my-id.1"}

@@ -18,7 +18,7 @@ from yarl import URL
 
 from radixserve.api.app import ApiSettings, make_app
 from radixserve.api.listen import Listener
-from radixserve.api.wire import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from radixserve.api.openai.wire import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from radixserve.config import Settings
 from radixserve.metrics import Metrics
 from tests.api.conftest import CHAT, COMPLETIONS, MODEL, body_for, reference, text_of

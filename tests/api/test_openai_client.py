@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from radixserve.errors import Unavailable
+from radixserve.front.stream import Stream
 from tests.api.conftest import ALIAS, CHAT, COMPLETIONS, MODEL, Server, reference
 
 MESSAGES: Any = [{"role": "user", "content": "abc"}]
@@ -142,10 +143,10 @@ async def test_a_refused_client_comes_back_by_itself(
 ) -> None:
     submit, refusals = server.engine.submit, iter([True])
 
-    def refuse_once(request: Any) -> Any:
+    def refuse_once(stream: Stream) -> None:
         if next(refusals, False):
             raise Unavailable("full", retry_after=1)
-        return submit(request)
+        submit(stream)
 
     server.engine.submit = refuse_once  # type: ignore[method-assign]
     answer = await client.with_options(max_retries=1).completions.create(

@@ -22,6 +22,8 @@ from radixserve.config import Settings
 from radixserve.errors import StartupError, Unavailable
 from radixserve.front import child
 from radixserve.front.client import ProcessEngine
+from radixserve.front.protocol import EngineClient
+from radixserve.front.stream import Stream
 from radixserve.front.watchdog import Watchdog
 from radixserve.request import Request, Sampling
 from radixserve.step import TokenEvent
@@ -68,8 +70,15 @@ async def start(folder: str) -> AsyncIterator[Start]:
         assert engine.pid is None
 
 
+def submit(engine: EngineClient, asked: Request) -> Stream:
+    """The stream of `asked`, which `engine` has accepted."""
+    stream = Stream(asked)
+    engine.submit(stream)
+    return stream
+
+
 async def collect(engine: ProcessEngine, asked: Request) -> list[TokenEvent]:
-    async with contextlib.aclosing(engine.submit(asked)) as events:
+    async with contextlib.aclosing(submit(engine, asked)) as events:
         return [event async for event in events]
 
 
@@ -95,10 +104,10 @@ async def test_requests_get_their_tokens_and_the_cache_is_seen(start: Start) -> 
 
 async def test_a_stream_left_early_stops_the_request_in_the_engine(start: Start) -> None:
     engine = await start()
-    async with contextlib.aclosing(engine.submit(request("left", max_tokens=1900))) as events:
+    async with contextlib.aclosing(submit(engine, request("left", max_tokens=1900))) as events:
         async for _ in events:
             break
-    never_read = engine.submit(request("never read", max_tokens=1900))
+    never_read = submit(engine, request("never read", max_tokens=1900))
     await never_read.aclose()
     await until(lambda: engine.stats.running == 0 and engine.stats.slots_leased == 0)
     assert engine.stats.slots_free + engine.stats.slots_cached == engine.info.num_slots  # type: ignore[union-attr]
@@ -107,7 +116,7 @@ async def test_a_stream_left_early_stops_the_request_in_the_engine(start: Start)
 
 async def test_a_reader_that_is_behind_gets_one_event_with_all_tokens(start: Start) -> None:
     engine = await start()
-    async with contextlib.aclosing(engine.submit(request("slow", max_tokens=30))) as events:
+    async with contextlib.aclosing(submit(engine, request("slow", max_tokens=30))) as events:
         await until(lambda: engine.stats.generated_tokens_total == 30)
         await until(lambda: engine.stats.running == 0)
         (event,) = [event async for event in events]
@@ -118,9 +127,9 @@ async def test_a_reader_that_is_behind_gets_one_event_with_all_tokens(start: Sta
 
 async def test_the_queue_is_bounded_and_says_when_to_come_back(start: Start) -> None:
     engine = await start(max_queue=2)
-    streams = [engine.submit(request(f"r{i}")) for i in range(2)]
+    streams = [submit(engine, request(f"r{i}")) for i in range(2)]
     with pytest.raises(Unavailable) as refusal:
-        engine.submit(request("one too many"))
+        submit(engine, request("one too many"))
     assert refusal.value.code == "server_is_overloaded"
     assert refusal.value.retry_after is not None
     assert 1 <= refusal.value.retry_after <= 60
@@ -137,14 +146,14 @@ async def test_drain_lets_running_requests_end_and_takes_no_new_ones(start: Star
     draining = asyncio.create_task(engine.drain(60.0))
     await asyncio.sleep(0)
     with pytest.raises(Unavailable, match="draining"):
-        engine.submit(request("late"))
+        submit(engine, request("late"))
     await draining
     assert len(tokens(await running)) == 500
 
 
 async def test_drain_aborts_what_is_left_when_its_time_is_over(start: Start) -> None:
     engine = await start()
-    streams = [engine.submit(request(f"r{i}", max_tokens=1900)) for i in range(4)]
+    streams = [submit(engine, request(f"r{i}", max_tokens=1900)) for i in range(4)]
     await engine.drain(0.0)
     for stream in streams:
         assert [event async for event in stream][-1].finish == "abort"

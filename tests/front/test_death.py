@@ -21,10 +21,10 @@ from radixserve.engine.process import EXIT_DEVICE_LOST
 from radixserve.errors import StartupError, Unavailable
 from radixserve.front import child, supervisor, watchdog
 from radixserve.front.client import ProcessEngine
-from radixserve.front.protocol import EventStream
+from radixserve.front.stream import Stream
 from radixserve.request import Request, Sampling
 from radixserve.step import EngineStats, TokenEvent
-from tests.front.test_client import SETTINGS, tokens, until
+from tests.front.test_client import SETTINGS, submit, tokens, until
 from tests.front.trapped import Trap, count
 
 pytestmark = pytest.mark.slow
@@ -119,18 +119,18 @@ def let_go(engine: Trapped) -> None:
     (engine.folder / "hold").unlink()
 
 
-async def rest(stream: EventStream) -> list[TokenEvent]:
+async def rest(stream: Stream) -> list[TokenEvent]:
     async with contextlib.aclosing(stream):
         return [event async for event in stream]
 
 
 async def whole(engine: Trapped, asked: Request) -> list[TokenEvent]:
-    return await rest(engine.submit(asked))
+    return await rest(submit(engine, asked))
 
 
 async def test_streams_go_on_at_the_next_token_however_often_the_engine_dies(start: Start) -> None:
     engine = await start()
-    streams = [engine.submit(request(f"r{i}", logprobs=2)) for i in range(3)]
+    streams = [submit(engine, request(f"r{i}", logprobs=2)) for i in range(3)]
     events = [[await anext(stream)] for stream in streams]
     pids = {engine.pid}
     for _ in range(3):
@@ -152,7 +152,7 @@ async def test_streams_go_on_at_the_next_token_however_often_the_engine_dies(sta
 
 async def test_tokens_that_the_reader_has_not_fetched_survive_a_death(start: Start) -> None:
     engine = await start()
-    stream = engine.submit(request("slow reader"))
+    stream = submit(engine, request("slow reader"))
     await until(lambda: engine.stats.generated_tokens_total > 20)
     await engine.kill_and_see()
     await until(lambda: engine.stats.generated_tokens_total > 20)
@@ -167,7 +167,7 @@ async def test_tokens_before_a_death_count_for_the_limits_of_a_request(start: St
     limits: Any = {"max_tokens": 2 * LONG, "stop_token_ids": (answer(20)[-1],), "min_tokens": LONG}
     undisturbed = await whole(engine, request("undisturbed", **limits))
     assert LONG < len(tokens(undisturbed)) < LONG + 64
-    stream = engine.submit(request("disturbed", **limits))
+    stream = submit(engine, request("disturbed", **limits))
     events = [await anext(stream)]
     await engine.kill_and_see()
     events += await rest(stream)
@@ -177,7 +177,7 @@ async def test_tokens_before_a_death_count_for_the_limits_of_a_request(start: St
 
 async def test_a_request_that_dies_before_its_first_token_is_like_a_fresh_one(start: Start) -> None:
     engine = await start()
-    stream = engine.submit(request("held", 5, trap=Trap.HOLD, prompt_logprobs=1))
+    stream = submit(engine, request("held", 5, trap=Trap.HOLD, prompt_logprobs=1))
     await engine.until_held()
     await engine.kill_and_see()
     let_go(engine)
@@ -190,7 +190,7 @@ async def test_a_request_that_dies_before_its_first_token_is_like_a_fresh_one(st
 
 async def test_prompt_logprobs_that_were_told_are_not_computed_again(start: Start) -> None:
     engine = await start()
-    stream = engine.submit(request("echo", prompt_logprobs=1))
+    stream = submit(engine, request("echo", prompt_logprobs=1))
     events = [await anext(stream)]
     await engine.kill_and_see()
     events += await rest(stream)
@@ -203,8 +203,8 @@ async def test_prompt_logprobs_that_were_told_are_not_computed_again(start: Star
 async def test_requests_in_the_queue_of_a_dead_engine_are_served_by_the_next(start: Start) -> None:
     engine = await start(max_running=1)
     streams = [
-        engine.submit(request("held", 5, trap=Trap.HOLD)),
-        *(engine.submit(request(f"q{i}", 5)) for i in range(3)),
+        submit(engine, request("held", 5, trap=Trap.HOLD)),
+        *(submit(engine, request(f"q{i}", 5)) for i in range(3)),
     ]
     await engine.until_held()
     await engine.kill_and_see()
@@ -218,10 +218,10 @@ async def test_a_poisonous_request_ends_after_killing_twice_alone_and_nobody_els
     start: Start,
 ) -> None:
     engine = await start()
-    going = engine.submit(request("going"))
+    going = submit(engine, request("going"))
     first = await anext(going)
-    poison = engine.submit(request("poison", trap=Trap.KILL))
-    beside = [engine.submit(request(f"beside{i}", 20)) for i in range(3)]
+    poison = submit(engine, request("poison", trap=Trap.KILL))
+    beside = [submit(engine, request(f"beside{i}", 20)) for i in range(3)]
     last = (await rest(poison))[-1]
     assert last.finish == "error"
     assert "twice" in str(last.error)
@@ -240,7 +240,7 @@ async def test_three_poisonous_requests_at_once_end_and_the_innocent_one_among_t
     engine = await start()
     names = ["p0", "p1", "innocent", "p2"]
     streams = [
-        engine.submit(request(name, 5, trap=Trap.KILL if name[0] == "p" else None))
+        submit(engine, request(name, 5, trap=Trap.KILL if name[0] == "p" else None))
         for name in names
     ]
     ends = [(await rest(stream))[-1].finish for stream in streams]
@@ -252,7 +252,7 @@ async def test_an_engine_that_lost_its_device_ends_and_the_next_goes_on_with_eve
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = await start()
-    going = engine.submit(request("going"))
+    going = submit(engine, request("going"))
     first = await anext(going)
     assert tokens(await whole(engine, request("asserts once", 5, trap=Trap.LOSE))) == answer(5)
     assert tokens([first, *await rest(going)]) == answer(LONG)
@@ -265,7 +265,7 @@ async def test_two_kills_from_outside_do_not_end_a_request_that_was_not_alone_at
     start: Start,
 ) -> None:
     engine = await start()
-    streams = [engine.submit(request(name, 5, trap=Trap.HOLD)) for name in ("hit", "hit too")]
+    streams = [submit(engine, request(name, 5, trap=Trap.HOLD)) for name in ("hit", "hit too")]
     await engine.until_held()
     await engine.kill_and_see()
     await engine.until_held(2)
@@ -280,10 +280,10 @@ async def test_requests_are_taken_while_there_is_no_engine_and_wait(start: Start
     await engine.kill_and_see()
     assert engine.unready_reason == "restarting"
     assert engine.refusal_reason is None
-    waiting = [engine.submit(request(f"w{i}", 5)) for i in range(2)]
+    waiting = [submit(engine, request(f"w{i}", 5)) for i in range(2)]
     assert engine.stats == EngineStats(waiting=2)
     with pytest.raises(Unavailable) as refusal:
-        engine.submit(request("one too many"))
+        submit(engine, request("one too many"))
     assert refusal.value.code == "server_is_overloaded"
     for stream in waiting:
         assert tokens(await rest(stream)) == answer(5)
@@ -293,7 +293,7 @@ async def test_requests_are_taken_while_there_is_no_engine_and_wait(start: Start
 
 async def test_a_death_before_the_engine_is_ready_costs_nobody_anything(start: Start) -> None:
     engine = await start()
-    stream = engine.submit(request("held", 5, trap=Trap.HOLD))
+    stream = submit(engine, request("held", 5, trap=Trap.HOLD))
     await engine.until_held()
     await engine.kill_and_see()
     for _ in range(2):
@@ -309,12 +309,12 @@ async def test_an_engine_that_is_stopped_is_killed_and_streams_go_on(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = await start(hang_seconds=1.0)
-    streams = [engine.submit(request(f"r{i}")) for i in range(3)]
+    streams = [submit(engine, request(f"r{i}")) for i in range(3)]
     firsts = [await anext(stream) for stream in streams]
     engine.stop_process()
     await until(lambda: engine.unready_reason == "stalled")
     assert engine.refusal_reason is None
-    streams.append(engine.submit(request("comes meanwhile")))
+    streams.append(submit(engine, request("comes meanwhile")))
     for stream, so_far in zip(streams, [*([each] for each in firsts), []], strict=True):
         assert tokens([*so_far, *await rest(stream)]) == answer(LONG)
     assert engine.causes == ["hang"]
@@ -324,9 +324,9 @@ async def test_an_engine_that_is_stopped_is_killed_and_streams_go_on(
 
 async def test_a_step_that_never_ends_is_ended_where_steps_are_short(start: Start) -> None:
     engine = await start(hang_seconds=1.0)
-    going = engine.submit(request("going"))
+    going = submit(engine, request("going"))
     first = await anext(going)
-    hangs = engine.submit(request("hangs", 5, trap=Trap.HANG))
+    hangs = submit(engine, request("hangs", 5, trap=Trap.HANG))
     last = (await rest(hangs))[-1]
     assert (last.finish, "hung twice" in str(last.error)) == ("error", True)
     assert tokens([first, *await rest(going)]) == answer(LONG)
@@ -336,7 +336,7 @@ async def test_a_step_that_never_ends_is_ended_where_steps_are_short(start: Star
 
 async def test_an_engine_that_is_stopped_while_it_loads_again_is_replaced(start: Start) -> None:
     engine = await start(hang_seconds=1.0)
-    stream = engine.submit(request("waits"))
+    stream = submit(engine, request("waits"))
     first = await anext(stream)
     await engine.kill_and_see()
     await until(lambda: engine.pid is not None)
@@ -367,7 +367,7 @@ async def test_the_end_of_the_server_waits_for_a_stopped_engine_no_longer_than_f
     start: Start, drain: bool
 ) -> None:
     engine = await start()
-    stream = engine.submit(request("running"))
+    stream = submit(engine, request("running"))
     await anext(stream)
     engine.stop_process()
     began = time.monotonic()
@@ -382,12 +382,12 @@ async def test_when_three_starts_in_a_row_fail_all_end_and_none_is_taken_until_o
     start: Start,
 ) -> None:
     engine = await start()
-    started, idle = engine.submit(request("started")), engine.submit(request("never read"))
+    started, idle = submit(engine, request("started")), submit(engine, request("never read"))
     first = await anext(started)
     config = engine.folder / "config.json"
     config.rename(config.with_suffix(".away"))
     await engine.kill_and_see()
-    waiting = engine.submit(request("waiting"))
+    waiting = submit(engine, request("waiting"))
     assert engine.restarts == 1
     for stream in (started, idle, waiting):
         last = (await rest(stream))[-1]
@@ -396,7 +396,7 @@ async def test_when_three_starts_in_a_row_fail_all_end_and_none_is_taken_until_o
     assert engine.restarts == 4
     assert engine.unready_reason == engine.refusal_reason == "failing"
     with pytest.raises(Unavailable, match="failing"):
-        engine.submit(request("too early"))
+        submit(engine, request("too early"))
     config.with_suffix(".away").rename(config)
     await until(lambda: engine.unready_reason is None)
     assert tokens(await whole(engine, request("after", 5))) == answer(5)
@@ -404,7 +404,7 @@ async def test_when_three_starts_in_a_row_fail_all_end_and_none_is_taken_until_o
 
 async def test_whoever_leaves_or_is_aborted_while_there_is_no_engine_vanishes(start: Start) -> None:
     engine = await start()
-    streams = [engine.submit(request(name)) for name in ("leaves", "aborted", "stays")]
+    streams = [submit(engine, request(name)) for name in ("leaves", "aborted", "stays")]
     firsts = [await anext(stream) for stream in streams]
     await engine.kill_and_see()
     await streams[0].aclose()
@@ -422,7 +422,10 @@ async def test_an_abort_that_a_dying_engine_did_not_carry_out_is_not_forgotten(
     start: Start,
 ) -> None:
     engine = await start()
-    held, other = engine.submit(request("held", trap=Trap.HOLD)), engine.submit(request("other", 5))
+    held, other = (
+        submit(engine, request("held", trap=Trap.HOLD)),
+        submit(engine, request("other", 5)),
+    )
     await engine.until_held()
     engine.abort("held")
     assert [event.finish for event in await rest(held)] == ["abort"]
@@ -453,7 +456,7 @@ async def test_what_is_live_while_there_is_no_engine_ends_with_the_server(
     start: Start, end: Callable[[ProcessEngine], Awaitable[None]]
 ) -> None:
     engine = await start()
-    streams = [engine.submit(request(f"r{i}")) for i in range(2)]
+    streams = [submit(engine, request(f"r{i}")) for i in range(2)]
     await anext(streams[0])
     await engine.kill_and_see()
     await end(engine)

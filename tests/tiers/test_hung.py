@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from radixserve.front import child
-from radixserve.front.protocol import EventStream
+from radixserve.front.stream import Stream
 from radixserve.request import Request, Sampling
 from tests.engine.content_model import expected
-from tests.front.test_client import engine_of, until
+from tests.front.test_client import engine_of, submit, until
 
 pytestmark = pytest.mark.slow
 
@@ -33,13 +33,13 @@ async def test_the_engine_ends_though_its_disk_hangs(
     engine = engine_of(str(tmp_path))
     await engine.start()
     try:
-        await answered(engine.submit(request("before", 3)), 3)
+        await answered(submit(engine, request("before", 3)), 3)
         await until(lambda: any((tmp_path / "store" / "runs").iterdir()))
         (tmp_path / "hang").touch()
-        await answered(engine.submit(request("hung", 4)), 4)
+        await answered(submit(engine, request("hung", 4)), 4)
         if where in ("write", "sql"):
             await until((tmp_path / "hangs").exists)
-        await answered(engine.submit(request("after", 5)), 5)
+        await answered(submit(engine, request("after", 5)), 5)
     finally:
         began = time.monotonic()
         await engine.stop()
@@ -52,7 +52,7 @@ def request(name: str, first: int) -> Request:
     return Request(id=name, prompt_ids=[first] * 30, sampling=sampling)
 
 
-async def answered(stream: EventStream, first: int) -> None:
+async def answered(stream: Stream, first: int) -> None:
     """All tokens came, in good time, and are right."""
     async with asyncio.timeout(20), contextlib.aclosing(stream):
         events = [event async for event in stream]

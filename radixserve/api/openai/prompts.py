@@ -6,15 +6,14 @@ Owns the accepted shapes of `prompt`. Knows no engine beyond the sizes in `Engin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from radixserve.api.context import Api
-from radixserve.api.messages import render_messages
+from radixserve.api.openai.messages import render_messages
+from radixserve.api.openai.validate import check_prompt_chars, check_token_ids
+from radixserve.api.openai.wire import ChatBody, CompletionBody, TokenizeBody
 from radixserve.api.refusals import too_many
-from radixserve.api.validate import check_prompt_chars, check_token_ids
-from radixserve.api.wire import ChatBody, CompletionBody, TokenizeBody
 from radixserve.errors import BadRequest
 from radixserve.step import EngineInfo
 
@@ -22,18 +21,13 @@ if TYPE_CHECKING:
     from radixserve.text.messages import Ending
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    ids: list[int]
-    text: str = ""  # the text that `echo` repeats
-    continues: bool = True  # the answer goes on after the prompt's text
+async def chat_prompt(api: Api, body: ChatBody | TokenizeBody, info: EngineInfo) -> list[int]:
+    """The token ids of the conversation.
 
-
-async def chat_prompt(api: Api, body: ChatBody | TokenizeBody, info: EngineInfo) -> Prompt:
-    """Raises BadRequest for bad messages, a model without chat template, or a text that
+    Raises BadRequest for bad messages, a model without chat template, or a text that
     cannot fit.
     """
-    messages, ending = body.messages or [], _ending(body)
+    messages, ending = body.messages or [], ending_of(body)
     if not api.tokenizer.has_chat_template:
         text = "This model has no chat template; use /v1/completions."
         raise BadRequest(text, param="messages", code="unsupported_parameter")
@@ -45,10 +39,10 @@ async def chat_prompt(api: Api, body: ChatBody | TokenizeBody, info: EngineInfo)
     check_prompt_chars(num_chars, info, api.settings, "messages")
     ids = await api.tokenizer.encode_chat(rendered, ending)
     _check_encoded(ids, info, "messages")
-    return Prompt(ids, continues=ending == "open")
+    return ids
 
 
-def _ending(body: ChatBody | TokenizeBody) -> Ending:
+def ending_of(body: ChatBody | TokenizeBody) -> Ending:
     """Where the prompt ends. Raises BadRequest if the two fields contradict each other."""
     if not body.continue_final_message:
         return "closed" if body.add_generation_prompt is False else "answer"
@@ -58,8 +52,12 @@ def _ending(body: ChatBody | TokenizeBody) -> Ending:
     return "open"
 
 
+Prompt = tuple[list[int], str]
+"""Token ids, and the text that `echo` repeats."""
+
+
 async def completion_prompts(api: Api, body: CompletionBody, info: EngineInfo) -> list[Prompt]:
-    """One `Prompt` per prompt of the body, in order."""
+    """The prompts of the body, in order."""
     given = body.prompt
     if isinstance(given, str):
         return [await text_prompt(api, given, info)]
@@ -95,7 +93,7 @@ async def text_prompt(
         refusal.param = param
         raise
     _check_encoded(ids, info, param)
-    return Prompt(ids, text)
+    return ids, text
 
 
 def _check_encoded(ids: list[int], info: EngineInfo, param: str) -> None:
@@ -117,7 +115,6 @@ async def _id_prompt(api: Api, ids: list[int], info: EngineInfo, param: str, ech
         raise BadRequest("The prompt must not be empty.", param=param, code="empty_array")
     check_token_ids(ids, info.vocab_size, param)
     if not echo or len(ids) > info.context_length:
-        return Prompt(ids)
-    return Prompt(
-        ids, await api.threads.run(partial(api.tokenizer.decode, ids, skip_special_tokens=False))
-    )
+        return ids, ""
+    decode = partial(api.tokenizer.decode, ids, skip_special_tokens=False)
+    return ids, await api.threads.run(decode)

@@ -1,7 +1,8 @@
-"""Turns a decoded body into engine requests. All limits, defaults and rules across fields are here.
+"""Turns a decoded body into engine requests. All limits, defaults and rules across
+fields are here.
 
-Takes wire structs and tokenised prompts and returns a `Generation`. Checks apply to resolved
-values, after defaults are filled in. Knows token ids, not text; no HTTP.
+Takes wire structs and tokenised prompts and returns a `Generation` of streams. Checks apply to
+resolved values, after defaults are filled in. Knows token ids, not text; no HTTP.
 """
 
 from __future__ import annotations
@@ -9,13 +10,11 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
-from radixserve.api.refusals import check_range, shown, too_many, unsupported
-from radixserve.api.settings import ApiSettings
-from radixserve.api.wire import (
+from radixserve.api.context import Api
+from radixserve.api.openai.wire import (
     AS_IF_ABSENT,
     IF_NO_REASONING,
     ChatBody,
@@ -24,8 +23,12 @@ from radixserve.api.wire import (
     KnownElsewhere,
     StreamOptions,
 )
+from radixserve.api.refusals import check_range, shown, too_many, unsupported
+from radixserve.api.settings import ApiSettings
 from radixserve.defaults import DECIMALS, INTEGERS, Defaults
 from radixserve.errors import BadRequest, NotFound
+from radixserve.front.generation import Generation
+from radixserve.front.stream import Stream
 from radixserve.request import Request, Sampling
 from radixserve.step import EngineInfo
 
@@ -52,36 +55,6 @@ _TOLD: dict[str, float | None] = {
     "repetition_penalty": 1.0,
     "min_tokens": 0,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """The fields that differ between chat and text completions, under common names."""
-
-    max_tokens: int | None  # None: `default_max_tokens`
-    default_max_tokens: int | None  # None: what is left of the context
-    logprobs: int | None = None
-    echo: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A validated body: the sequences to generate, and how to render the answer.
-
-    Sequence i is choice `i % num_choices` of prompt `i // num_choices`.
-    """
-
-    id: str
-    requests: list[Request]
-    num_choices: int
-    stops: tuple[str, ...]
-    stream: bool
-    include_usage: bool
-    continuous_usage: bool  # every chunk carries the usage so far
-    logprobs: int | None
-    echo: bool
-    prompt_only: bool  # max_tokens is 0; the engine draws one token nevertheless
-    told: str  # for the log: the sampling parameters, and which of them are defaults
 
 
 def check_model(asked: str | None, served: tuple[str, ...]) -> None:
@@ -114,7 +87,7 @@ def check_fields(body: GenerationBody, settings: ApiSettings, *, has_reasoning: 
         raise too_many("stop_token_ids", settings.max_stop_token_ids)
 
 
-def chat_wanted(body: ChatBody, settings: ApiSettings) -> Wanted:
+def check_chat(body: ChatBody, settings: ApiSettings) -> None:
     """Raises BadRequest when top_logprobs or the two names of the token limit contradict."""
     if body.echo:
         raise unsupported("echo")
@@ -125,28 +98,14 @@ def chat_wanted(body: ChatBody, settings: ApiSettings) -> Wanted:
         raise BadRequest(
             "'top_logprobs' needs 'logprobs': true.", param="top_logprobs", code="invalid_value"
         )
-    limit = (
-        body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    )
-    if body.max_tokens is not None and limit != body.max_tokens:
+    if body.max_tokens is not None and body.token_limit != body.max_tokens:
         message = "'max_tokens' and 'max_completion_tokens' differ; give one of them."
         raise BadRequest(message, param="max_completion_tokens", code="invalid_value")
-    return Wanted(
-        max_tokens=limit,
-        default_max_tokens=settings.defaults.chat_max_tokens,
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-    )
 
 
-def completion_wanted(body: CompletionBody, settings: ApiSettings) -> Wanted:
+def check_completion(body: CompletionBody, settings: ApiSettings) -> None:
     """Raises BadRequest for logprobs outside 0 .. max_completion_logprobs."""
     check_range("logprobs", body.logprobs, 0, settings.max_completion_logprobs, "integer")
-    return Wanted(
-        max_tokens=body.max_tokens,
-        default_max_tokens=settings.defaults.completion_max_tokens,
-        logprobs=body.logprobs,
-        echo=bool(body.echo),
-    )
 
 
 def stop_tokens(info: EngineInfo, default: Defaults) -> tuple[int, ...]:
@@ -192,65 +151,74 @@ def check_prompt_chars(num_chars: int, info: EngineInfo, settings: ApiSettings, 
 
 
 def resolve(
+    api: Api,
+    endpoint: str,
     body: GenerationBody,
-    wanted: Wanted,
-    prompts: list[list[int]],
-    info: EngineInfo,
-    settings: ApiSettings,
+    prompts: Sequence[tuple[list[int], str]],
+    *,
+    continues: bool,
 ) -> Generation:
     """The sequences to generate, prompt by prompt; `body` has passed `check_fields`.
 
-    Choice i of a prompt is drawn with seed + i (mod 2**63), so that choices differ and can be
-    reproduced.
+    `prompts` are token ids with the text that `echo` repeats; `continues` says that the answer goes
+    on after the prompt's text. Choice i of a prompt is drawn with seed + i (mod 2**63), so that
+    choices differ and can be reproduced.
     """
     num_choices = 1 if body.n is None else body.n
-    if len(prompts) * num_choices > settings.max_sequences:
-        raise too_many("n", settings.max_sequences, "n times the number of prompts")
-    generation_id = secrets.token_hex(12)
+    if len(prompts) * num_choices > api.settings.max_sequences:
+        raise too_many("n", api.settings.max_sequences, "n times the number of prompts")
+    generation_id, arrived = secrets.token_hex(12), time.monotonic()
     seed = secrets.randbits(63) if body.seed is None else body.seed % _INT64
-    arrived = time.monotonic()
-    requests: list[Request] = []
-    for prompt_ids in prompts:
-        max_tokens = _max_tokens(body, wanted, len(prompt_ids), info)
-        sampling = _sampling(body, wanted, max_tokens, info, settings)
+    stops = stop_strings(body, api.settings)
+    streams: list[Stream] = []
+    for ids, text in prompts:
+        sampling = _sampling(body, len(ids), api.info(), api.settings)
         for choice in range(num_choices):
-            drawn = msgspec.structs.replace(
-                sampling, seed=(seed + choice) % _INT64, max_tokens=max(1, max_tokens)
+            request = Request(
+                id=f"{generation_id}-{len(streams)}",
+                prompt_ids=ids,
+                sampling=msgspec.structs.replace(sampling, seed=(seed + choice) % _INT64),
+                arrived=arrived,
             )
-            request_id = f"{generation_id}-{len(requests)}"
-            requests.append(
-                Request(id=request_id, prompt_ids=prompt_ids, sampling=drawn, arrived=arrived)
+            text_stream = api.tokenizer.stream(
+                stops, continues=continues, min_tokens=sampling.min_tokens
+            )
+            streams.append(
+                Stream(
+                    request,
+                    text_stream,
+                    index=len(streams),
+                    echo=text if body.wants_echo else "",
+                    prompt_only=body.token_limit == 0,
+                )
             )
     options = body.stream_options or StreamOptions()
     return Generation(
-        id=generation_id,
-        requests=requests,
-        num_choices=num_choices,
-        stops=stop_strings(body, settings),
-        stream=bool(body.stream),
+        endpoint,
+        generation_id,
+        streams,
+        num_choices,
+        streamed=bool(body.stream),
         include_usage=bool(options.include_usage),
         continuous_usage=bool(options.continuous_usage_stats),
-        logprobs=wanted.logprobs,
-        echo=wanted.echo,
-        prompt_only=wanted.max_tokens == 0,
-        told=_told(body, wanted, requests[0].sampling),
+        logprobs=body.num_logprobs,
+        told=_told(body, streams[0].request.sampling),
     )
 
 
-def _max_tokens(body: GenerationBody, wanted: Wanted, num_prompt: int, info: EngineInfo) -> int:
+def _max_tokens(body: GenerationBody, num_prompt: int, info: EngineInfo, defaults: Defaults) -> int:
     """The resolved token limit: the requested or default value, cut to the available room.
 
     A default gives way to `min_tokens`. Raises BadRequest for a prompt that leaves no room for a
     token, or, if no token is requested, is too long by itself.
     """
-    left = info.max_request_tokens - num_prompt
-    if left < 1 and not (wanted.max_tokens == 0 and _fits_alone(num_prompt, info)):
+    left, limit = info.max_request_tokens - num_prompt, body.token_limit
+    if left < 1 and not (limit == 0 and _fits_alone(num_prompt, info)):
         raise _too_long(num_prompt, info)
-    if wanted.max_tokens is not None:
-        return min(wanted.max_tokens, left)
-    if wanted.default_max_tokens is None:
-        return left
-    return min(max(wanted.default_max_tokens, body.min_tokens or 0), left)
+    if limit is not None:
+        return min(limit, left)
+    default = body.default_limit(defaults)
+    return left if default is None else min(max(default, body.min_tokens or 0), left)
 
 
 def _fits_alone(num_prompt: int, info: EngineInfo) -> bool:
@@ -267,43 +235,45 @@ def _too_long(num_prompt: int, info: EngineInfo) -> BadRequest:
 
 
 def _sampling(
-    body: GenerationBody, wanted: Wanted, max_tokens: int, info: EngineInfo, settings: ApiSettings
+    body: GenerationBody, num_prompt: int, info: EngineInfo, settings: ApiSettings
 ) -> Sampling:
-    """Fill in defaults and check every range; the caller sets the seed."""
+    """Fill in defaults and check every range; the caller sets the seed. The engine draws at least
+    one token.
+    """
     default = settings.defaults
+    max_tokens = _max_tokens(body, num_prompt, info, default)
     temperature = _or(body.temperature, default.temperature)
     top_k = default.top_k if body.top_k is None else body.top_k
     return Sampling(
-        max_tokens=max_tokens,
+        max_tokens=max(1, max_tokens),
         seed=0,
         temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
         top_p=_or(body.top_p, default.top_p),
         top_k=_top_k(top_k, info.vocab_size),
         min_p=_or(body.min_p, default.min_p),
-        min_tokens=min(_min_tokens(body, wanted), max_tokens),
+        min_tokens=min(_min_tokens(body), max_tokens),
         stop_token_ids=_stop_token_ids(body, info, default),
         presence_penalty=_or(body.presence_penalty, default.presence_penalty),
         frequency_penalty=_or(body.frequency_penalty, default.frequency_penalty),
         repetition_penalty=_or(body.repetition_penalty, default.repetition_penalty),
         logit_bias=_logit_bias(body.logit_bias, info.vocab_size, settings.max_logit_bias),
-        logprobs=wanted.logprobs,
-        prompt_logprobs=wanted.logprobs if wanted.echo else None,
+        logprobs=body.num_logprobs,
+        prompt_logprobs=body.num_logprobs if body.wants_echo else None,
     )
 
 
-def _min_tokens(body: GenerationBody, wanted: Wanted) -> int:
+def _min_tokens(body: GenerationBody) -> int:
     """The resolved value. Raises BadRequest if it exceeds the request's own token limit."""
-    fewest = body.min_tokens or 0
-    if wanted.max_tokens is not None and fewest > wanted.max_tokens:
+    fewest, limit = body.min_tokens or 0, body.token_limit
+    if limit is not None and fewest > limit:
         message = (
-            f"'min_tokens' is {shown(fewest)}, but at most {shown(wanted.max_tokens)} tokens are "
-            "generated."
+            f"'min_tokens' is {shown(fewest)}, but at most {shown(limit)} tokens are generated."
         )
         raise BadRequest(message, param="min_tokens", code="integer_above_max_value")
     return fewest
 
 
-def _told(body: GenerationBody, wanted: Wanted, sampling: Sampling) -> str:
+def _told(body: GenerationBody, sampling: Sampling) -> str:
     """The parameters for the log, such as "temperature=0 top_p=1(default) max_tokens=16(default)";
     parameters without effect are left out.
     """
@@ -314,8 +284,9 @@ def _told(body: GenerationBody, wanted: Wanted, sampling: Sampling) -> str:
             default = "(default)" if getattr(body, name) is None else ""
             shown_value = f"{value:g}" if isinstance(value, float) else value
             words.append(f"{name}={shown_value}{default}")
-    note = "(default)" if wanted.max_tokens is None else ""
-    if wanted.max_tokens is not None and wanted.max_tokens > sampling.max_tokens:
+    limit = body.token_limit
+    note = "(default)" if limit is None else ""
+    if limit is not None and limit > sampling.max_tokens:
         note = "(clamped)"
     return " ".join([*words, f"max_tokens={sampling.max_tokens}{note}"])
 

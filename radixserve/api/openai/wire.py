@@ -1,19 +1,16 @@
-"""The request bodies exactly as a client may write them, and their strict decoding.
+"""The request bodies of the OpenAI dialect exactly as a client may write them.
 
-Owns names, types and nullability; `validate` owns ranges and rules across fields. Decoding refuses
-NaN and Infinity, a boolean or 10.0 in place of an integer, lone surrogates and unknown fields. A
-key written twice in one object is not an error: the last one counts, as in most JSON readers. Knows
-nothing of the engine or tokenizer.
+Owns names, types and nullability; `validate` owns ranges and rules across fields. Knows nothing of
+the engine or tokenizer.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
-from radixserve.errors import BadRequest
+from radixserve.defaults import Defaults
 
 
 class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -178,6 +175,25 @@ class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
     user: str | None = None
     verbosity: str | None = None
 
+    @property
+    def token_limit(self) -> int | None:
+        """The most tokens to generate; None: the default."""
+        return self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives each token is reported with; None: no logprobs are wanted."""
+        return None
+
+    @property
+    def wants_echo(self) -> bool:
+        """Whether the answer begins with the prompt."""
+        return False
+
+    def default_limit(self, defaults: Defaults) -> int | None:
+        """The default of `token_limit`; None: what is left of the context."""
+        return defaults.completion_max_tokens
+
 
 class ContentPart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One part of a message's content. Only text is supported; the other members are declared so
@@ -220,11 +236,35 @@ class ChatBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
     top_logprobs: int | None = None
     echo: bool | None = None
 
+    @property
+    def token_limit(self) -> int | None:
+        """See `GenerationBody.token_limit`; the newer name has precedence."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """See `GenerationBody.num_logprobs`."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def default_limit(self, defaults: Defaults) -> int | None:
+        """See `GenerationBody.default_limit`."""
+        return defaults.chat_max_tokens
+
 
 class CompletionBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
     prompt: str | list[int | str | list[int]]
     logprobs: int | None = None
     echo: bool | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """See `GenerationBody.num_logprobs`."""
+        return self.logprobs
+
+    @property
+    def wants_echo(self) -> bool:
+        """See `GenerationBody.wants_echo`."""
+        return bool(self.echo)
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -241,48 +281,3 @@ class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class DetokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     model: str | None = None
     tokens: list[int]
-
-
-Body = TypeVar("Body", ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
-
-_MISSING = re.compile(r"Object missing required field `([^`]*)`")
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `|$)", re.DOTALL)
-_PATH = re.compile(r" - at `(?:key in )?\$?\.?([^`]*)`$")
-
-
-def decode_body(raw: bytes, body_type: type[Body]) -> Body:
-    """Decode the typed body. Raises BadRequest, which names the field if one is wrong."""
-    try:
-        return msgspec.json.decode(raw, type=body_type, strict=True)
-    except msgspec.ValidationError as error:
-        raise _bad_field(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadRequest(
-            "The body is not valid JSON, or is nested too deeply.", code="invalid_json"
-        ) from None
-
-
-def _bad_field(reason: str) -> BadRequest:
-    """Turn msgspec's message into a refusal with a path such as `messages[0].role` and a code like
-    OpenAI's.
-    """
-    path_match = _PATH.search(reason)
-    path = path_match[1][:64] if path_match else None
-    if missing := _MISSING.match(reason):
-        param = _join(path, missing[1])
-        return BadRequest(
-            f"Missing required field '{param}'.", param=param, code="missing_required_parameter"
-        )
-    if unknown := _UNKNOWN.match(reason):
-        param = _join(path, unknown[1][:64])
-        return BadRequest(f"Unknown field '{param}'.", param=param, code="unknown_parameter")
-    what = reason[: path_match.start()] if path_match else reason
-    if path is None and what.startswith("Expected `object`"):
-        return BadRequest("The body must be a JSON object.", code="invalid_json")
-    code = "invalid_value" if "enum value" in what or "out of range" in what else "invalid_type"
-    where = f"'{path}'" if path else "the body"
-    return BadRequest(f"Invalid value for {where}: {what[:200]}.", param=path, code=code)
-
-
-def _join(path: str | None, name: str) -> str:
-    return f"{path}.{name}" if path else name

@@ -5,8 +5,8 @@ Other roles and content parts are refused by name. Knows no template.
 
 from __future__ import annotations
 
+from radixserve.api.openai.wire import Message
 from radixserve.api.refusals import shown, unsupported
-from radixserve.api.wire import Message
 from radixserve.errors import BadRequest
 
 _UNSERVED = tuple(

@@ -6,64 +6,76 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import UNSET
 
-from radixserve.api.answers import TextChoice, TextCompletion, TextLogprobs, Usage
-from radixserve.api.chat import LOWEST_LOGPROB
-from radixserve.api.generation import Choice, Delta
-from radixserve.api.validate import Generation
+from radixserve.api.context import Api
+from radixserve.api.openai.answers import TextChoice, TextCompletion, TextLogprobs, usage_of
+from radixserve.api.openai.chat import LOWEST_LOGPROB
+from radixserve.api.openai.events import DONE, failed
+from radixserve.api.openai.wire import CompletionBody
+from radixserve.api.sse import event
+from radixserve.errors import ApiError
+from radixserve.front.generation import Generation
+from radixserve.front.stream import Delta, Stream
 from radixserve.step import TokenLogprob
-
-if TYPE_CHECKING:
-    from radixserve.text.client import TokenizerClient
 
 
 class CompletionRenderer:
-    """Builds the bodies of one answer. Each stream reuses one chunk struct, which must be encoded
-    before the next one is made.
-    """
+    """Builds the bodies of one answer. All chunks reuse one struct."""
 
-    def __init__(self, generation: Generation, model: str, tokenizer: TokenizerClient) -> None:
+    def __init__(self, api: Api, generation: Generation, body: CompletionBody) -> None:
         self._generation = generation
-        self._tokenizer = tokenizer
+        self._tokenizer = api.tokenizer
         self._id = f"cmpl-{generation.id}"
         self._created = int(time.time())
-        self._model = model
+        self._model = api.model_name
         self._choice = TextChoice(0, "")
         usage = None if generation.include_usage else UNSET
-        self._chunk = TextCompletion(self._id, self._created, model, [self._choice], usage=usage)
+        self._chunk = TextCompletion(
+            self._id, self._created, self._model, [self._choice], usage=usage
+        )
 
-    def opening(self, choice: Choice, usage: Usage | None) -> None:
-        """A text completion has no opening chunk."""
+    def opening(self) -> bytes:
+        """See `Renderer`. A text completion has no opening chunk."""
+        return b""
 
-    def chunk(self, choice: Choice, delta: Delta, usage: Usage | None) -> TextCompletion:
-        """The chunk for `delta`; valid until the next call."""
-        self._chunk.usage = usage or self._chunk.usage
-        self._choice.index = choice.index
+    def delta(self, stream: Stream, delta: Delta) -> bytes:
+        """See `Renderer`."""
+        if self._generation.continuous_usage:
+            self._chunk.usage = usage_of(self._generation.counts())
+        self._choice.index = stream.index
         self._choice.text = delta.text
-        self._choice.finish_reason = choice.finish_reason
-        self._choice.logprobs = self._logprobs(choice, delta)
-        return self._chunk
+        self._choice.finish_reason = stream.finish_reason
+        self._choice.logprobs = self._logprobs(stream, delta)
+        return event(self._chunk)
 
-    def usage_chunk(self, usage: Usage) -> TextCompletion:
-        return TextCompletion(self._id, self._created, self._model, [], usage=usage)
+    def closing(self) -> bytes:
+        """See `Renderer`."""
+        if not self._generation.include_usage:
+            return DONE
+        usage = usage_of(self._generation.counts())
+        return event(TextCompletion(self._id, self._created, self._model, [], usage=usage)) + DONE
 
-    def whole(self, choices: list[Choice], usage: Usage) -> TextCompletion:
-        """The body of an answer that is not streamed; every choice has finished."""
-        rendered = [
+    def failure(self, error: ApiError) -> bytes:
+        """See `Renderer`."""
+        return failed(error)
+
+    def whole(self, answers: list[Delta]) -> bytes:
+        """See `Renderer`."""
+        choices = [
             TextChoice(
-                choice.index,
-                choice.whole.text,
-                self._logprobs(choice, choice.whole),
-                choice.finish_reason,
+                stream.index, answer.text, self._logprobs(stream, answer), stream.finish_reason
             )
-            for choice in choices
+            for stream, answer in zip(self._generation.streams, answers, strict=True)
         ]
-        return TextCompletion(self._id, self._created, self._model, rendered, usage=usage)
+        usage = usage_of(self._generation.counts())
+        return msgspec.json.encode(
+            TextCompletion(self._id, self._created, self._model, choices, usage=usage)
+        )
 
-    def _logprobs(self, choice: Choice, delta: Delta) -> TextLogprobs | None:
+    def _logprobs(self, stream: Stream, delta: Delta) -> TextLogprobs | None:
         """Parallel lists over the tokens of `delta`, the prompt's tokens first if they are
         echoed.
         """
@@ -71,17 +83,17 @@ class CompletionRenderer:
             return None
         lists = TextLogprobs([], [], [], [])
         if delta.prompt_logprobs is not None:
-            self._append_prompt(lists, choice, delta.prompt_logprobs)
+            self._append_prompt(lists, stream, delta.prompt_logprobs)
         for entry, offset in zip(delta.logprobs, delta.offsets, strict=True):
-            self._append(lists, entry.token_id, entry, len(choice.echo_text) + offset)
+            self._append(lists, entry.token_id, entry, len(stream.echo) + offset)
         return lists
 
     def _append_prompt(
-        self, lists: TextLogprobs, choice: Choice, entries: list[TokenLogprob]
+        self, lists: TextLogprobs, stream: Stream, entries: list[TokenLogprob]
     ) -> None:
         """Append the prompt's tokens; the first has no probability."""
-        ids = choice.request.prompt_ids
-        offsets = self._tokenizer.offsets(ids, choice.echo_text)
+        ids = stream.request.prompt_ids
+        offsets = self._tokenizer.offsets(ids, stream.echo)
         for token_id, entry, offset in zip(ids, [None, *entries], offsets, strict=True):
             self._append(lists, token_id, entry, offset)
 

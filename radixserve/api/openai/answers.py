@@ -1,4 +1,4 @@
-"""The response bodies of chat and text completions, as structs that msgspec encodes straight to
+"""The answers of chat and text completions, as structs that msgspec encodes straight to
 bytes.
 
 Owns the field names and decides which may be absent. Knows neither aiohttp nor the engine.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 from msgspec import UNSET, UnsetType
+
+from radixserve.front.generation import Counts
 
 
 class CachedTokensDetails(msgspec.Struct):
@@ -120,12 +122,11 @@ class TextCompletion(msgspec.Struct):
     usage: Usage | UnsetType | None = UNSET
 
 
-class ErrorDetail(msgspec.Struct):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorEnvelope(msgspec.Struct):
-    error: ErrorDetail
+def usage_of(counts: Counts) -> Usage:
+    """`counts` in the shape of the dialect."""
+    device = counts.cached - counts.host - counts.disk
+    details = CachedTokensDetails(device, counts.host, counts.disk)
+    total = counts.prompt + counts.generated
+    return Usage(
+        counts.prompt, counts.generated, total, PromptTokensDetails(counts.cached, details)
+    )

@@ -1,0 +1,1 @@
+"""The OpenAI dialect: its bodies, its answers and its stream events."""

@@ -1,0 +1,162 @@
+"""Runs one validated body: all of its streams at the same time, to the end.
+
+The same code serves every endpoint and every dialect, streamed or not; only the sink differs.
+However a generation ends, none of its requests keeps running in the engine, and there is exactly
+one record of it for the metrics and one line in the log. Knows no HTTP and no JSON.
+
+Outcomes: stop, length and tool_calls (of the first choice); rejected: refused before the engine
+accepted it; abort: the client disconnected; error: the server could not finish an accepted request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from radixserve.errors import ApiError
+from radixserve.front.protocol import EngineClient
+from radixserve.front.stream import Delta, Stream
+from radixserve.metrics import RequestRecord
+
+log = logging.getLogger("radixserve.api")
+
+Sink = Callable[[Stream, Delta], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Tokens of a generation. Each prompt counts once, with the cached tokens of its first choice;
+    generated tokens are those of all choices.
+    """
+
+    prompt: int
+    cached: int
+    host: int  # of the cached ones
+    disk: int  # of the cached ones
+    generated: int
+
+
+@dataclass(slots=True)
+class Generation:
+    """A validated body: its streams, and how its answer is to be rendered.
+
+    Stream i is choice `i % num_choices` of prompt `i // num_choices`.
+    """
+
+    endpoint: str
+    id: str
+    streams: list[Stream]
+    num_choices: int = 1
+    streamed: bool = False
+    include_usage: bool = False
+    continuous_usage: bool = False  # every chunk carries the usage so far
+    logprobs: int | None = None
+    told: str = ""  # for the log: the sampling parameters, and which of them are defaults
+    arrived: float = 0.0  # time.monotonic() seconds
+    failure: str | None = None
+
+    def counts(self) -> Counts:
+        """The tokens so far."""
+        firsts = self.streams[:: self.num_choices]
+        return Counts(
+            prompt=sum(len(stream.request.prompt_ids) for stream in firsts),
+            cached=sum(stream.num_cached for stream in firsts),
+            host=sum(stream.num_host for stream in firsts),
+            disk=sum(stream.num_disk for stream in firsts),
+            generated=sum(stream.num_generated for stream in self.streams),
+        )
+
+    async def run(self, engine: EngineClient, sink: Sink) -> None:
+        """Generate all streams concurrently and give each delta to `sink`; returns when all have a
+        finish reason.
+
+        Raises Unavailable if the engine refuses one of them, ServerError or Unavailable if one
+        fails, and any exception of the sink. In every case, cancellation included, the engine does
+        not work on any of them afterwards.
+        """
+        try:
+            for stream in self.streams:
+                engine.submit(stream)
+            if len(self.streams) == 1:
+                await _consume(self.streams[0], sink)
+            else:
+                await _consume_all(self.streams, sink)
+        finally:
+            for stream in self.streams:
+                await stream.aclose()
+
+    def fail(self, error: BaseException) -> None:
+        """Record the failure that ended the generation; the first one counts."""
+        if self.failure is None:
+            self.failure = outcome_of(error, self.streams)
+
+    def close(self) -> RequestRecord:
+        """Log the generation's line and return its record for the metrics. A refused one is not
+        logged here, because its error has been.
+        """
+        record = self._record()
+        if record.outcome != "rejected":
+            log.info(
+                "%s %s %s prompt=%d cached=%d generated=%d ttft=%s e2e=%.3fs %s",
+                record.endpoint,
+                self.id,
+                record.outcome,
+                record.prompt_tokens,
+                record.cached_tokens,
+                record.generated_tokens,
+                "-" if record.ttft_seconds is None else f"{record.ttft_seconds:.3f}s",
+                time.monotonic() - self.arrived,
+                self.told,
+            )
+        return record
+
+    def _record(self) -> RequestRecord:
+        accepted = [stream for stream in self.streams if stream.accepted]
+        outcome = self.failure or self.streams[0].finish_reason or "error"
+        if not accepted:
+            return RequestRecord(self.endpoint, outcome)
+        counts = self.counts()
+        firsts = [stream.first_token_at for stream in accepted if stream.first_token_at is not None]
+        return RequestRecord(
+            self.endpoint,
+            outcome,
+            prompt_tokens=counts.prompt,
+            cached_tokens=counts.cached,
+            generated_tokens=counts.generated,
+            queue_seconds=accepted[0].queue_seconds,
+            ttft_seconds=min(firsts) - self.arrived if firsts else None,
+            e2e_seconds=time.monotonic() - self.arrived,
+            inter_token_seconds=[gap for stream in accepted for gap in stream.inter_token_seconds],
+        )
+
+
+def outcome_of(error: BaseException, streams: Iterable[Stream] = ()) -> str:
+    """The outcome of a body whose handling ended with `error`."""
+    if isinstance(error, (asyncio.CancelledError, ConnectionError)):
+        return "abort"
+    if isinstance(error, ApiError) and not any(stream.accepted for stream in streams):
+        return "rejected"
+    return "error"
+
+
+async def _consume(stream: Stream, sink: Sink) -> None:
+    """Read `stream` to its finish reason, which its last event always has."""
+    async for event in stream:
+        delta = stream.take(event)
+        if delta is not None:
+            await sink(stream, delta)
+        if stream.finish_reason is not None:
+            await stream.aclose()  # at once, because other choices may run for long
+            return
+
+
+async def _consume_all(streams: list[Stream], sink: Sink) -> None:
+    try:
+        async with asyncio.TaskGroup() as group:
+            for stream in streams:
+                group.create_task(_consume(stream, sink))
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None

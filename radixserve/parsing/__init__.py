@@ -1,0 +1,1 @@
+"""Turns generated text into typed parts: text, reasoning, tool calls."""
