@@ -150,6 +150,7 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
                 "name", metavar="RUN", help="first characters of a run's name, as ls shows it"
             )
             command.add_argument("target", type=_path, metavar="FILE", help="the file to write")
+            command.add_argument("--force", action="store_true", help="replace a file that exists")
         if name == "import":
             command.add_argument("source", type=_path, metavar="FILE", help="the file to read")
         command.set_defaults(run=_cache, tool=function, parser=command)

@@ -29,6 +29,7 @@ class FakeOpenAI:
     running: int = 0
     most_running: int = 0
     gone: int = 0  # clients that left
+    keys: set[str | None] = field(default_factory=set)  # what clients sent as Authorization
     lists: int = 0  # times that the models were asked for
     word_seconds: float = 0.0
     usage_seconds: float = 0.0  # between the last token of a stream and its usage
@@ -53,6 +54,7 @@ class FakeOpenAI:
 
     async def _models(self, request: web.Request) -> web.Response:
         self.lists += 1
+        self.keys.add(request.headers.get("Authorization"))
         return web.json_response({"object": "list", "data": [{"id": "fake", "object": "model"}]})
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -66,6 +68,7 @@ class FakeOpenAI:
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         try:
+            self.keys.add(request.headers.get("Authorization"))
             body = await request.json()
             self.bodies.append(body)
             refused = self._refusal(body)

@@ -31,6 +31,7 @@ CAMEL = re.compile(
 OTHER_FLAGS = {
     "--config",
     "--fix",
+    "--force",
     "--help",
     "--version",
     "--build-arg",

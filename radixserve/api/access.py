@@ -47,16 +47,18 @@ def allowed_hosts(settings: Settings) -> tuple[str, ...]:
 
 
 def check_host(request: web.Request, allowed: tuple[str, ...]) -> None:
-    """Raises Forbidden for a name that is not allowed. Addresses are always allowed, because no
+    """Raises Forbidden for a name that is not allowed: in the `Host` header, and in the target of a
+    request in absolute form (`GET http://name/ HTTP/1.1`). Addresses are always allowed, because no
     name service can redirect them.
     """
     given = request.headers.get("Host")
-    if not allowed or given is None:
-        return
-    name = _name_of(given)
-    if not _is_address(name) and not any(_matches(name, each.lower()) for each in allowed):
-        message = f"This server does not answer to the host {shown(given)!r}; see allowed_hosts."
-        raise Forbidden(message, code="host_not_allowed")
+    named = [] if given is None else [_name_of(given)]
+    if not request.raw_path.startswith("/"):
+        named.append((request.host or "").lower().rstrip("."))
+    for name in named if allowed else ():
+        if not _is_address(name) and not any(_matches(name, each.lower()) for each in allowed):
+            what = f"This server does not answer to the host {shown(name)!r}; see allowed_hosts."
+            raise Forbidden(what, code="host_not_allowed")
 
 
 def check_content_type(request: web.Request) -> None:

@@ -6,6 +6,8 @@ send such a page's request, or does not show it the answer.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from aiohttp import web
 from multidict import CIMultiDict
 
@@ -34,11 +36,7 @@ def answer_options(request: web.Request, allowed: tuple[str, ...]) -> web.Respon
 
     Raises the router's error if the path does not exist.
     """
-    found = request.match_info.http_exception
-    if not isinstance(found, web.HTTPMethodNotAllowed):  # no endpoint takes OPTIONS itself
-        raise found or web.HTTPNotFound
-    methods = found.allowed_methods
-    allow = ", ".join(sorted({*methods, "OPTIONS"}))
+    allow = ", ".join(sorted({*_methods(request), "OPTIONS"}))
     response = web.Response(status=204, headers={"Allow": allow})
     origin = request.headers.get("Origin")
     if origin is not None and _is_allowed(origin, allowed):
@@ -50,6 +48,16 @@ def answer_options(request: web.Request, allowed: tuple[str, ...]) -> web.Respon
             response.headers["Access-Control-Allow-Private-Network"] = "true"
         response.headers["Access-Control-Max-Age"] = str(_MAX_AGE_SECONDS)
     return response
+
+
+def _methods(request: web.Request) -> Collection[str]:
+    """The methods of the path; for `*`, which stands for the server as a whole, those of any."""
+    if request.raw_path == "*":
+        return ("GET", "HEAD", "POST")
+    found = request.match_info.http_exception
+    if not isinstance(found, web.HTTPMethodNotAllowed):  # no endpoint takes OPTIONS itself
+        raise found or web.HTTPNotFound
+    return found.allowed_methods
 
 
 def _is_allowed(origin: str, allowed: tuple[str, ...]) -> bool:

@@ -59,7 +59,7 @@ def about(target: Target, command: Sequence[str]) -> About:
     """The facts known before the server is contacted; `command` is the command line."""
     return About(
         url=_without_password(target.url),
-        command=shlex.join(map(_without_password, command)),
+        command=shlex.join(map(_without_password, _without_key(command))),
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
         machine=f"{_processor()}, {_num_cores()} cores, {platform.system()}",
     )
@@ -101,6 +101,17 @@ def read_version(told: Any) -> dict[str, str]:
 
 def _without_password(text: str) -> str:
     return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+
+
+def _without_key(words: Sequence[str]) -> Iterator[str]:
+    """The words of a command line with API keys replaced by a word."""
+    before = ""
+    for word in words:
+        if before == "--api-key":
+            yield "(secret)"
+        else:
+            yield "--api-key=(secret)" if word.startswith("--api-key=") else word
+        before = word
 
 
 def _num_cores() -> int:

@@ -48,7 +48,7 @@ def main(
 
 def _run(chosen: argparse.Namespace, console: Console, command: Sequence[str]) -> int:
     workload = load_workload(chosen.workload, options.changes(chosen))
-    key = os.environ.get("OPENAI_API_KEY")
+    key = chosen.api_key or options.key_from(os.environ)
     target = Target(
         base_url(chosen.url), chosen.model, key, chosen.timeout, DIALECTS[chosen.dialect]
     )

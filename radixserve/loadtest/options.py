@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from radixserve.loadtest.dialect import DIALECTS
 from radixserve.loadtest.measures import Objective
+
+KEY_VARIABLES = ("RADIXSERVE_API_KEY", "OPENAI_API_KEY")
+"""Variables with the key of the server under test; the first that is set counts."""
 
 EPILOG = """\
 Other commands:
@@ -39,6 +43,12 @@ def _add_target(group: argparse._ArgumentGroup) -> None:
         "--url", default="http://127.0.0.1:8000", help="any OpenAI-compatible server [%(default)s]"
     )
     group.add_argument("--model", default="", help="[the first that the server lists]")
+    group.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help=f"[the variable {' or '.join(KEY_VARIABLES)}; other users of this machine can see a "
+        "flag but not a variable]",
+    )
     group.add_argument(
         "--dialect",
         choices=DIALECTS,
@@ -106,6 +116,11 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--html", type=Path, metavar="FILE", help="a page with plots")
     group.add_argument("--quiet", action="store_true", help="no live progress")
+
+
+def key_from(variables: Mapping[str, str]) -> str | None:
+    """The API key in the environment `variables`; None if there is none."""
+    return next((variables[name] for name in KEY_VARIABLES if variables.get(name)), None)
 
 
 def changes(options: argparse.Namespace) -> list[str]:

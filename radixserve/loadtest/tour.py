@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def expectation(replayed: Workload) -> str:
     )
 
 
+def key_of_server(options: Sequence[str]) -> str | None:
+    """The API key of a server that is started with these options and our environment."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--api-key", default=os.environ.get("RADIXSERVE_API_KEY"))
+    key: str | None = parser.parse_known_args(list(options))[0].api_key
+    return key
+
+
 def rest_of_it(cold: Summary) -> str:
     """An upper bound for the time of the phase without a cache, from the time of the cold phase."""
     computed = cold.prompt_tokens - cold.cached_tokens
@@ -98,6 +107,6 @@ def _measure(bench: Bench, chosen: argparse.Namespace) -> None:
         if extra and bench.phases and (told := rest_of_it(bench.phases[0].summary)):
             bench.console.print(told)
         with server(["--log-level", "error", *extra, *chosen.options], chosen.command) as url:
-            bench.target = Target(base_url(url))
+            bench.target = Target(base_url(url), api_key=key_of_server(chosen.options))
             for phase in phases:
                 asyncio.run(bench.run(workload(chosen.set), phase))

@@ -56,9 +56,11 @@ def clear(folder: Path, trust_others: bool = False) -> int:
     return 0
 
 
-def export_prefix(folder: Path, name: str, target: Path, trust_others: bool = False) -> int:
-    """Write one prefix to one file."""
-    header = transfer.export_prefix(folder, name, target, trust_others)
+def export_prefix(
+    folder: Path, name: str, target: Path, trust_others: bool = False, force: bool = False
+) -> int:
+    """Write one prefix to one file; a file that exists is replaced only with `force`."""
+    header = transfer.export_prefix(folder, name, target, trust_others, force)
     print(f"{header.stop} tokens of model {header.fingerprint[:NAME]} written to {target}")
     return 0
 

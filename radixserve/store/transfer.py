@@ -9,6 +9,7 @@ store, and one that other users can write to, unless `trust_others` is given.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import sys
 import uuid
@@ -111,14 +112,17 @@ def clear(folder: Path, trust_others: bool = False) -> int:
         return opened.clear()
 
 
-def export_prefix(folder: Path, name: str, target: Path, trust_others: bool = False) -> RunHeader:
+def export_prefix(
+    folder: Path, name: str, target: Path, trust_others: bool = False, force: bool = False
+) -> RunHeader:
     """Write the whole prefix that ends with a run to one file; `name` is the run's name or its
-    beginning.
+    beginning. A plain file that exists is replaced only with `force`.
 
     Raises:
-        StartupError: no run, or more than one, has this name; or one of its files is damaged or
-            missing.
+        StartupError: the file exists; no run, or more than one, has this name; or one of its files
+            is damaged or missing.
     """
+    _check_target(target, force)
     with reading(folder, trust_others) as index:
         rows = index.named(name)
         if len(rows) != 1:
@@ -134,6 +138,16 @@ def export_prefix(folder: Path, name: str, target: Path, trust_others: bool = Fa
             why = getattr(error, "strerror", None) or error
             raise StartupError(f"cannot export {name} to {target}: {why}") from error
     return header
+
+
+def _check_target(target: Path, force: bool) -> None:
+    """Raises StartupError if something exists there that may not be replaced."""
+    if not os.path.lexists(target):
+        return
+    if target.is_symlink() or not target.is_file():
+        raise StartupError(f"{target} exists already and is no plain file")
+    if not force:
+        raise StartupError(f"{target} exists already; --force replaces it")
 
 
 def import_prefix(folder: Path, source: Path, trust_others: bool = False) -> Brought:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 
@@ -120,6 +121,38 @@ class TestHost:
     )  # fmt: skip
     async def test_local_names_and_addresses_are_served(self, server: Server, host: str) -> None:
         assert await every_endpoint(server, {"Host": host}) == {(200, None)}
+
+    @pytest.mark.parametrize(
+        ("target", "expected"),
+        [
+            ("GET http://evil.example/version", 403),
+            ("GET http://EVIL.example:80/version", 403),
+            ("GET http://localhost.evil.example/version", 403),
+            ("CONNECT evil.example:80", 403),
+            ("GET http://LocalHost:99/version", 200),
+            ("GET http://127.0.0.1/version", 200),
+            ("GET http://[::1]:99/version", 200),
+            ("GET http://evil.example/health", 200),
+            ("CONNECT localhost:80", 404),
+            ("OPTIONS *", 204),
+        ],
+    )
+    async def test_a_name_in_the_target_is_checked_as_that_in_the_header(
+        self, server: Server, target: str, expected: int
+    ) -> None:
+        assert await raw_status(server, target, "localhost") == expected
+        if "health" not in target:
+            assert await raw_status(server, target, "evil.example") == 403
+
+
+async def raw_status(server: Server, target: str, host: str) -> int:
+    """The status of a request whose target no client library would send."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        writer.write(f"{target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        return int((await reader.readline()).split()[1])
+    finally:
+        writer.close()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -15,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from radixserve.cli import main as radixserve
-from radixserve.loadtest import cli
+from radixserve.loadtest import cli, tour
 from radixserve.loadtest.dialect import DIALECTS
 from radixserve.loadtest.load import NEEDS
-from radixserve.loadtest.options import parser
+from radixserve.loadtest.options import KEY_VARIABLES, parser
 from radixserve.loadtest.workload import names
+from tests.fake_openai import FakeOpenAI
 from tests.signals import usual_signals
 
 ROOT = Path(__file__).parent.parent.parent
@@ -77,6 +79,43 @@ def test_without_a_terminal_progress_is_plain_lines(
     with fake_process() as url:
         assert cli.main(["shared_system", "--set", "users=1", "--url", url]) == 0
     assert "cold: 8/8 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("variables", "flags", "sent"),
+    [
+        ({}, [], None),
+        ({"OPENAI_API_KEY": "theirs"}, [], "Bearer theirs"),
+        ({"OPENAI_API_KEY": "theirs", "RADIXSERVE_API_KEY": "ours"}, [], "Bearer ours"),
+        ({"OPENAI_API_KEY": "theirs", "RADIXSERVE_API_KEY": ""}, [], "Bearer theirs"),
+        ({"RADIXSERVE_API_KEY": "ours"}, ["--api-key", "sk-mine"], "Bearer sk-mine"),
+    ],
+)
+async def test_the_key_is_the_flag_or_a_variable_and_no_file_shows_it(
+    variables: dict[str, str],
+    flags: list[str],
+    sent: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in KEY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    fake, numbers = FakeOpenAI(), tmp_path / "s.json"
+    async with fake.serve() as url:
+        options = ["--url", url, "--quiet", "--set", "users=1", "--summary", str(numbers), *flags]
+        assert await asyncio.to_thread(cli.main, options) == 0
+    assert fake.keys == {sent}
+    assert "sk-mine" not in json.loads(numbers.read_text())["about"]["command"]
+
+
+def test_the_tour_knows_the_key_of_its_own_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RADIXSERVE_API_KEY", raising=False)
+    assert tour.key_of_server(["--kv-budget", "1GiB"]) is None
+    monkeypatch.setenv("RADIXSERVE_API_KEY", "variable")
+    assert tour.key_of_server([]) == "variable"
+    assert tour.key_of_server(["--threads", "2", "--api-key", "flag"]) == "flag"
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])

@@ -293,9 +293,13 @@ async def test_the_server_tells_its_version_and_what_its_engine_is() -> None:
 
 def test_what_was_measured_names_the_machine_the_time_and_the_command_without_a_password() -> None:
     url = "http://me:secret@127.0.0.1:80/v1"
-    made = about(Target(url), ["radixserve", "bench", "a b", "--url", url])
+    keys = ["--api-key", "sk-1", "--api-key=sk-2"]
+    made = about(Target(url), ["radixserve", "bench", "a b", "--url", url, *keys])
     rows = dict(made.rows())
-    assert rows["command"] == "radixserve bench 'a b' --url http://127.0.0.1:80/v1"
+    assert rows["command"] == (
+        "radixserve bench 'a b' --url http://127.0.0.1:80/v1"
+        " --api-key '(secret)' '--api-key=(secret)'"
+    )
     assert rows["address"] == "http://127.0.0.1:80/v1"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d [+-]\d{4}", rows["date"])
     assert re.search(r"\d+ cores", rows["machine"])

@@ -398,6 +398,36 @@ def test_an_export_leaves_the_files_beside_its_target_alone(tmp_path: Path) -> N
     assert {path.name for path in tmp_path.iterdir()} == {"t", "file", "file.tmp"}
 
 
+def test_an_export_replaces_a_file_only_when_told_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported(tmp_path / "t", PROMPT, tmp_path / "file")
+    target = tmp_path / "mine"
+    target.write_text("precious")
+    export = ["cache", "export", str(tmp_path / "t"), files(tmp_path / "t")[0].name, str(target)]
+    assert main(export) == 2
+    assert capsys.readouterr().err == f"radixserve: {target} exists already; --force replaces it\n"
+    assert target.read_text() == "precious"
+    assert main([*export, "--force"]) == 0
+    assert target.read_bytes() == (tmp_path / "file").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
+def test_an_export_never_replaces_what_is_no_plain_file(tmp_path: Path, kind: str) -> None:
+    exported(tmp_path / "t", PROMPT, tmp_path / "file")
+    target, name = tmp_path / "mine", files(tmp_path / "t")[0].name
+    if kind == "folder":
+        target.mkdir()
+    elif kind == "link":
+        target.symlink_to("file")
+    else:
+        os.mkfifo(target)
+    for force in (False, True):
+        with pytest.raises(StartupError, match="exists already and is no plain file"):
+            transfer.export_prefix(tmp_path / "t", name, target, force=force)
+    assert not target.is_file() or target.is_symlink()
+
+
 # Who may write there, and who may read.
 
 
