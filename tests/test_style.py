@@ -92,8 +92,8 @@ def test_only_what_a_person_reads_comes_from_the_wall_clock() -> None:
     readers = {name for name, tree in sources() if "time.time()" in ast.unparse(tree)}
     assert readers == {
         "radixserve/api/app.py",  # `created` of models
-        "radixserve/api/chat.py",  # `created` of answers
-        "radixserve/api/completions.py",
+        "radixserve/api/openai/chat.py",  # `created` of answers
+        "radixserve/api/openai/completions.py",
         "radixserve/model/converted.py",  # how old a file is, which the system tells by that clock
         "radixserve/store/index.py",  # when a run was used, for `cache ls`
         "radixserve/store/tools.py",
