@@ -228,6 +228,8 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ChatBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
+    """A conversation to be continued."""
+
     messages: list[Message]
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -252,6 +254,8 @@ class ChatBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
 
 
 class CompletionBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
+    """Texts, or token ids, to be continued."""
+
     prompt: str | list[int | str | list[int]]
     logprobs: int | None = None
     echo: bool | None = None
