@@ -1,0 +1,97 @@
+"""Every tool format, and which one a model with a given chat template writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from radixserve.parsing.answer import Calls, NoCalls, read_answer
+from radixserve.parsing.json_calls import DeepSeekCalls, HermesCalls, LlamaCalls, MistralCalls
+from radixserve.parsing.output import Output, call_id, short_call_id
+from radixserve.parsing.parser import MarkupParser, Parser, PlainParser
+from radixserve.parsing.reader import Reader
+from radixserve.parsing.reasoning import ReasoningFormat
+from radixserve.parsing.tool import Tool
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a family of models writes tool calls.
+
+    Attributes:
+        markers: strings that may be special tokens of the tokenizer and must be spelled out in the
+            text that the parser gets, if tools are offered.
+        ends: strings or tokens that end a turn in addition to the usual ones.
+    """
+
+    name: str
+    calls: Calls
+    markers: frozenset[str]
+    ends: tuple[str, ...] = ()
+    new_id: Callable[[], str] = call_id
+
+    def parser(
+        self,
+        tools: Sequence[Tool],
+        *,
+        reasoning: ReasoningFormat | None = None,
+        starts_in_reasoning: bool = False,
+    ) -> Parser:
+        """A parser for one answer; see `parser`."""
+        return parser(self, tools, reasoning=reasoning, starts_in_reasoning=starts_in_reasoning)
+
+
+def parser(
+    tool_format: Format | None,
+    tools: Sequence[Tool] = (),
+    *,
+    reasoning: ReasoningFormat | None = None,
+    starts_in_reasoning: bool = False,
+) -> Parser:
+    """A parser for one answer.
+
+    Without `tools` the markup of calls is text. `starts_in_reasoning`: the prompt ends with the
+    marker that begins reasoning (`ReasoningFormat.opened_by`); it has no effect without
+    `reasoning`.
+    """
+    if not tools:
+        tool_format = None
+    if tool_format is None and reasoning is None:
+        return PlainParser()
+    calls = NoCalls() if tool_format is None else tool_format.calls
+    reader = Reader()
+    output = Output(tools, call_id if tool_format is None else tool_format.new_id)
+    reading = read_answer(reader, output, calls, reasoning, starts_in_reasoning)
+    return MarkupParser(reader, output, reading)
+
+
+FORMATS = {
+    each.name: each
+    for each in (
+        Format("hermes", HermesCalls(), HermesCalls.markers),
+        Format("llama3_json", LlamaCalls(), LlamaCalls.markers, ("<|eom_id|>",)),
+        Format("mistral", MistralCalls(), MistralCalls.markers, new_id=short_call_id),
+        Format("deepseek", DeepSeekCalls(), DeepSeekCalls.markers),
+        Format("generic", HermesCalls(), HermesCalls.markers),
+    )
+}
+"""Every tool format by the name that `--tool-parser` takes."""
+
+_SIGNS = (
+    ("deepseek", ("<｜tool▁calls▁begin｜>",)),
+    ("mistral", ("[TOOL_CALLS]",)),
+    ("hermes", ("<tool_call>",)),
+    ("llama3_json", ("<|python_tag|>",)),
+    ("llama3_json", ('"parameters": dictionary',)),
+)
+"""Formats and what their templates contain; the first whose strings all occur is taken."""
+
+
+def detect_tool_format(chat_template: str) -> str | None:
+    """The name of the format that a model with this chat template writes tool calls in; None if
+    the template has no place for tools, or an unknown one.
+    """
+    for name, signs in _SIGNS:
+        if all(sign in chat_template for sign in signs):
+            return name
+    return None

@@ -1,0 +1,367 @@
+"""Written transcripts of every format and their parts; `test_cuts` cuts each of them anywhere."""
+
+from __future__ import annotations
+
+from radixserve.parsing.parts import Part, Reasoning, Text
+from tests.parsing.transcripts import Setup, call
+
+HERMES = Setup("hermes")
+LLAMA = Setup("llama3_json")
+MISTRAL = Setup("mistral")
+DEEPSEEK = Setup("deepseek")
+THINK = Setup(None, "think")
+BOTH = Setup("hermes", "think")
+
+Case = tuple[Setup, str, list[Part]]
+
+PARIS = '{"city": "Paris"}'
+BRACES = r'{"city": "} ] \" </tool_call> <tool_call> {[", "days": 2}'
+WEATHER = '{"name": "get_weather", "arguments": ' + PARIS + "}"
+
+HERMES_CASES: dict[str, Case] = {
+    "hermes: one call": (
+        HERMES,
+        f"<tool_call>\n{WEATHER}\n</tool_call>",
+        call(0, "get_weather", PARIS),
+    ),
+    "hermes: text, two calls, text": (
+        HERMES,
+        f"Let me look.\n\n<tool_call>\n{WEATHER}\n</tool_call>\n"
+        '<tool_call>\n{"arguments": {}, "name": "now"}\n</tool_call>\n Done. \n',
+        [
+            Text("Let me look."),
+            *call(0, "get_weather", PARIS),
+            *call(1, "now", "{}"),
+            Text("Done. \n"),
+        ],
+    ),
+    "hermes: brackets, quotes and tags in strings": (
+        HERMES,
+        f'<tool_call>{{"name": "get_weather", "arguments": {BRACES}}}</tool_call>',
+        call(0, "get_weather", BRACES),
+    ),
+    "hermes: spacing of the arguments is the model's": (
+        HERMES,
+        '<tool_call>{"name":"get_weather","arguments":{ "city" :\n"Paris" } }</tool_call>',
+        call(0, "get_weather", '{ "city" :\n"Paris" }'),
+    ),
+    "hermes: arguments before the name": (
+        HERMES,
+        f'<tool_call>{{"arguments": {BRACES}, "name": "get_weather"}}</tool_call>',
+        call(0, "get_weather", BRACES),
+    ),
+    "hermes: arguments as a string": (
+        HERMES,
+        r'<tool_call>{"name": "get_weather", "arguments": "{\"city\": \"Zürich\"}"}</tool_call>',
+        call(0, "get_weather", '{"city": "Zürich"}'),
+    ),
+    "hermes: no arguments": (
+        HERMES,
+        '<tool_call>{"name": "now"}</tool_call><tool_call>{"name": "now", "arguments": null}'
+        '</tool_call><tool_call>{"name": "now", "arguments": ""}</tool_call>',
+        [*call(0, "now", "{}"), *call(1, "now", "{}"), *call(2, "now", "{}")],
+    ),
+    "hermes: further members": (
+        HERMES,
+        '<tool_call>{"type": "function", "id": 3, "name": "now", "arguments": {}, "x": [1, "]"]}'
+        "</tool_call>",
+        call(0, "now", "{}"),
+    ),
+    "hermes: without the closing tag": (
+        HERMES,
+        f"<tool_call>{WEATHER}<tool_call>{WEATHER}",
+        [*call(0, "get_weather", PARIS), *call(1, "get_weather", PARIS)],
+    ),
+    "hermes: without the last bracket": (
+        HERMES,
+        f"<tool_call>{WEATHER[:-1]}</tool_call>",
+        call(0, "get_weather", PARIS),
+    ),
+    "hermes: cut in the tag": (HERMES, "Yes.\n<tool_c", [Text("Yes.\n<tool_c")]),
+    "hermes: cut before the name": (
+        HERMES,
+        '<tool_call>\n{"name": "get_wea',
+        [Text('<tool_call>\n{"name": "get_wea')],
+    ),
+    "hermes: cut in the arguments": (
+        HERMES,
+        '<tool_call>{"name": "get_weather", "arguments": {"city": "Pa',
+        call(0, "get_weather", '{"city": "Pa', ended=False),
+    ),
+    "hermes: the tag closes open brackets": (
+        HERMES,
+        '<tool_call>{"name": "get_weather", "arguments": {"days": [1, 2</tool_call> Well.',
+        [*call(0, "get_weather", '{"days": [1, 2'), Text("Well.")],
+    ),
+    "hermes: values that are no JSON stay the model's": (
+        HERMES,
+        '<tool_call>{"name": "get_weather", "arguments": {"metric": True,, x}}</tool_call>',
+        call(0, "get_weather", '{"metric": True,, x}'),
+    ),
+    "hermes: an unknown function": (
+        HERMES,
+        '<tool_call>\n{"name": "rm", "arguments": {}}\n</tool_call>',
+        [Text('<tool_call>\n{"name": "rm", "arguments": {}}\n</tool_call>')],
+    ),
+    "hermes: unknown, then known": (
+        HERMES,
+        f'<tool_call>{{"name": "rm"}}</tool_call>\n<tool_call>{WEATHER}</tool_call>',
+        [Text('<tool_call>{"name": "rm"}</tool_call>'), *call(0, "get_weather", PARIS)],
+    ),
+    "hermes: a broken call before a good one": (
+        HERMES,
+        f"<tool_call> oops <tool_call>{WEATHER}</tool_call>",
+        [Text("<tool_call> oops"), *call(0, "get_weather", PARIS)],
+    ),
+    "hermes: not an object": (
+        HERMES,
+        "<tool_call>[1]</tool_call>",
+        [Text("<tool_call>[1]</tool_call>")],
+    ),
+    "hermes: arguments that are a list": (
+        HERMES,
+        '<tool_call>{"name": "now", "arguments": [1]}</tool_call>',
+        [Text('<tool_call>{"name": "now", "arguments": [1]}</tool_call>')],
+    ),
+    "hermes: an unknown member": (
+        HERMES,
+        '<tool_call>{"title": 1, "name": "now"}</tool_call>',
+        [Text('<tool_call>{"title": 1, "name": "now"}</tool_call>')],
+    ),
+    "hermes: no name": (
+        HERMES,
+        '<tool_call>{"arguments": {}}</tool_call>',
+        [Text('<tool_call>{"arguments": {}}</tool_call>')],
+    ),
+    "hermes: a key without a value": (
+        HERMES,
+        '<tool_call>{"name": "now", "arguments": {}, "x"}</tool_call>',
+        [*call(0, "now", "{}"), Text(', "x"}</tool_call>')],
+    ),
+    "hermes: a bad escape in the name": (
+        HERMES,
+        r'<tool_call>{"name": "n\ow"}</tool_call>',
+        [Text(r'<tool_call>{"name": "n\ow"}</tool_call>')],
+    ),
+    "hermes: a lone closing tag": (HERMES, "a </tool_call> b", [Text("a </tool_call> b")]),
+    "hermes: no tools are offered": (
+        Setup("hermes", tools=()),
+        f"<tool_call>{WEATHER}</tool_call>",
+        [Text(f"<tool_call>{WEATHER}</tool_call>")],
+    ),
+    "generic: one call": (
+        Setup("generic"),
+        f"<tool_call>\n{WEATHER}\n</tool_call>",
+        call(0, "get_weather", PARIS),
+    ),
+}
+
+LLAMA_CALL = WEATHER.replace("arguments", "parameters")
+
+LLAMA_CASES: dict[str, Case] = {
+    "llama: one call": (LLAMA, f"\n{LLAMA_CALL}", call(0, "get_weather", PARIS)),
+    "llama: behind the tag": (
+        LLAMA,
+        f"<|python_tag|>{LLAMA_CALL}",
+        call(0, "get_weather", PARIS),
+    ),
+    "llama: several": (
+        LLAMA,
+        f'{LLAMA_CALL}; {LLAMA_CALL}\n{{"type": "function", "function": "now"}}',
+        [
+            *call(0, "get_weather", PARIS),
+            *call(1, "get_weather", PARIS),
+            *call(2, "now", "{}"),
+        ],
+    ),
+    "llama: text after a call": (
+        LLAMA,
+        f"{LLAMA_CALL}; and so on",
+        [*call(0, "get_weather", PARIS), Text("; and so on")],
+    ),
+    "llama: an answer in JSON": (
+        LLAMA,
+        ' {"city": "Paris", "name": "now"}',
+        [Text(' {"city": "Paris", "name": "now"}')],
+    ),
+    "llama: an object within text": (LLAMA, f"So: {LLAMA_CALL}", [Text(f"So: {LLAMA_CALL}")]),
+    "llama: code behind the tag": (
+        LLAMA,
+        "<|python_tag|>print(1)",
+        [Text("<|python_tag|>print(1)")],
+    ),
+    "llama: cut": (
+        LLAMA,
+        '{"name": "get_weather", "parameters": {"city',
+        call(0, "get_weather", '{"city', ended=False),
+    ),
+    "llama: after reasoning": (
+        Setup("llama3_json", "think"),
+        f"<think>\nHm.\n</think>\n\n{LLAMA_CALL}",
+        [Reasoning("Hm."), *call(0, "get_weather", PARIS)],
+    ),
+}
+
+MISTRAL_CASES: dict[str, Case] = {
+    "mistral: a list": (
+        MISTRAL,
+        f'[TOOL_CALLS] [{WEATHER}, {{"name": "now", "arguments": {{}}}}]',
+        [*call(0, "get_weather", PARIS), *call(1, "now", "{}")],
+    ),
+    "mistral: names and arguments": (
+        MISTRAL,
+        f"Well, [TOOL_CALLS]get_weather[ARGS]{PARIS}[TOOL_CALLS]now[ARGS]{{}}",
+        [Text("Well,"), *call(0, "get_weather", PARIS), *call(1, "now", "{}")],
+    ),
+    "mistral: with an id": (
+        MISTRAL,
+        f"[TOOL_CALLS]get_weather[CALL_ID]123456789[ARGS]{PARIS}",
+        call(0, "get_weather", PARIS),
+    ),
+    "mistral: without a marker before the arguments": (
+        MISTRAL,
+        f"[TOOL_CALLS]get_weather{PARIS}",
+        call(0, "get_weather", PARIS),
+    ),
+    "mistral: one object": (MISTRAL, f"[TOOL_CALLS]{WEATHER}", call(0, "get_weather", PARIS)),
+    "mistral: an open list": (
+        MISTRAL,
+        f"[TOOL_CALLS][{WEATHER}, ",
+        [*call(0, "get_weather", PARIS), Text(", ")],
+    ),
+    "mistral: an empty list": (MISTRAL, "[TOOL_CALLS][]", [Text("[TOOL_CALLS][]")]),
+    "mistral: an unknown function": (
+        MISTRAL,
+        "[TOOL_CALLS]rm[ARGS]{}",
+        [Text("[TOOL_CALLS]rm[ARGS]{}")],
+    ),
+    "mistral: no arguments": (
+        MISTRAL,
+        "[TOOL_CALLS]now[ARGS] what",
+        [Text("[TOOL_CALLS]now[ARGS] what")],
+    ),
+    "mistral: cut": (
+        MISTRAL,
+        '[TOOL_CALLS]get_weather[ARGS]{"city": "a [TOOL_CALLS]',
+        call(0, "get_weather", '{"city": "a [TOOL_CALLS]', ended=False),
+    ),
+    "mistral: after reasoning": (
+        Setup("mistral", "mistral"),
+        f"[THINK]Hm.[/THINK]So.[TOOL_CALLS]get_weather[ARGS]{PARIS}",
+        [Reasoning("Hm."), Text("So."), *call(0, "get_weather", PARIS)],
+    ),
+}
+
+_V3 = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>{}\n```json\n{}\n```<｜tool▁call▁end｜>"
+_V31 = "<｜tool▁call▁begin｜>{}<｜tool▁sep｜>{}<｜tool▁call▁end｜>"
+_ALL = "<｜tool▁calls▁begin｜>{}<｜tool▁calls▁end｜>"
+
+DEEPSEEK_CASES: dict[str, Case] = {
+    "deepseek: v3": (
+        DEEPSEEK,
+        "Let me see.\n"
+        + _ALL.format(f"{_V3.format('get_weather', BRACES)}\n{_V3.format('now', '{}')}"),
+        [Text("Let me see."), *call(0, "get_weather", BRACES), *call(1, "now", "{}")],
+    ),
+    "deepseek: v3.1": (
+        DEEPSEEK,
+        _ALL.format(f"{_V31.format('get_weather', BRACES)}{_V31.format('now', '{}')}"),
+        [*call(0, "get_weather", BRACES), *call(1, "now", "{}")],
+    ),
+    "deepseek: without the outer tags": (
+        DEEPSEEK,
+        _V31.format("get_weather", PARIS),
+        call(0, "get_weather", PARIS),
+    ),
+    "deepseek: the tag closes open brackets": (
+        DEEPSEEK,
+        _ALL.format(_V31.format("get_weather", '{"days": [')),
+        call(0, "get_weather", '{"days": ['),
+    ),
+    "deepseek: unknown functions": (
+        DEEPSEEK,
+        _ALL.format(_V31.format("rm", PARIS) + _V3.format("rm", PARIS)),
+        [Text(_ALL.format(_V31.format("rm", PARIS) + _V3.format("rm", PARIS)))],
+    ),
+    "deepseek: an outer tag alone": (
+        DEEPSEEK,
+        "<｜tool▁calls▁begin｜>\nWell",
+        [Text("<｜tool▁calls▁begin｜>\nWell")],
+    ),
+    "deepseek: after reasoning that the template opened": (
+        Setup("deepseek", "think", inside=True),
+        "Hm.</think>" + _ALL.format(_V31.format("get_weather", PARIS)),
+        [Reasoning("Hm."), *call(0, "get_weather", PARIS)],
+    ),
+}
+
+REASONING_CASES: dict[str, Case] = {
+    "think: apart": (
+        THINK,
+        "\n<think>\n\nOne.\n\nTwo. \n</think>\n\nThree.\n",
+        [Reasoning("One.\n\nTwo."), Text("Three.\n")],
+    ),
+    "think: the template opened it": (
+        Setup(None, "think", inside=True),
+        "\nOne.\n</think>\n\nTwo.",
+        [Reasoning("One."), Text("Two.")],
+    ),
+    "think: opened twice": (
+        Setup(None, "think", inside=True),
+        "\n<think>One.</think>Two.",
+        [Reasoning("One."), Text("Two.")],
+    ),
+    "think: never closed": (THINK, "<think>One. ", [Reasoning("One. ")]),
+    "think: the closing tag is cut": (THINK, "<think>One.</thi", [Reasoning("One.</thi")]),
+    "think: empty": (THINK, "<think>\n\n</think>\n\nTwo.", [Text("Two.")]),
+    "think: two blocks": (
+        THINK,
+        "<think>One.</think>\n<think>Two.</think>Three.",
+        [Reasoning("One.Two."), Text("Three.")],
+    ),
+    "think: none": (THINK, " Say <think> or </think>.\n", [Text(" Say <think> or </think>.\n")]),
+    "think: only the beginning of the tag": (THINK, "\n<thi", [Text("\n<thi")]),
+    "think: tags within the answer": (
+        THINK,
+        "<think>One.</think>Use <think> and </think>.",
+        [Reasoning("One."), Text("Use <think> and </think>.")],
+    ),
+    "think: calls within reasoning are reasoning": (
+        BOTH,
+        f"<think>I could <tool_call>{WEATHER}</tool_call></think>\n<tool_call>{WEATHER}"
+        "</tool_call>",
+        [
+            Reasoning(f"I could <tool_call>{WEATHER}</tool_call>"),
+            *call(0, "get_weather", PARIS),
+        ],
+    ),
+    "cohere: the answer has markers too": (
+        Setup(None, "cohere"),
+        "<|START_THINKING|>One.<|END_THINKING|>\n<|START_RESPONSE|>Two.<|END_RESPONSE|>",
+        [Reasoning("One."), Text("Two.")],
+    ),
+    "cohere: no reasoning": (
+        Setup(None, "cohere"),
+        "<|START_RESPONSE|>Two.<|END_RESPONSE|>",
+        [Text("Two.")],
+    ),
+    "seed": (
+        Setup(None, "seed"),
+        "<seed:think>One.</seed:think>Two.",
+        [Reasoning("One."), Text("Two.")],
+    ),
+    "thinking": (
+        Setup(None, "thinking"),
+        "<thinking>One.</thinking>Two.",
+        [Reasoning("One."), Text("Two.")],
+    ),
+    "plain": (Setup(), " <think>x</think> <tool_call> ", [Text(" <think>x</think> <tool_call> ")]),
+}
+
+CASES: dict[str, Case] = {
+    **HERMES_CASES,
+    **LLAMA_CASES,
+    **MISTRAL_CASES,
+    **DEEPSEEK_CASES,
+    **REASONING_CASES,
+}
