@@ -37,7 +37,7 @@ from radixserve.model.source import ModelSource, find_model
 from radixserve.step import EngineInfo
 from radixserve.text.client import TokenizerProcesses
 from radixserve.text.messages import Start
-from radixserve.text.turns import CONVERSATION, turn_end
+from radixserve.text.turns import CLOSED, OPEN, turn_end
 
 log = logging.getLogger(__name__)
 
@@ -165,8 +165,8 @@ async def _check_turn_end(api: Api) -> None:
     if not stops or not tokenizer.has_chat_template:
         return
     try:
-        up_to_text = await tokenizer.encode_chat(CONVERSATION, "open")
-        end = turn_end(up_to_text, await tokenizer.encode_chat(CONVERSATION, "closed"))
+        up_to_text = await tokenizer.encode_chat(OPEN)
+        end = turn_end(up_to_text.ids, (await tokenizer.encode_chat(CLOSED)).ids)
     except ApiError:  # the template does not render this conversation
         return
     if end is not None and end not in stops:

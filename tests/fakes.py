@@ -19,8 +19,9 @@ from radixserve.errors import Unavailable
 from radixserve.front.stream import Stream
 from radixserve.request import Request
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent, TokenLogprob
+from radixserve.text.conversation import Conversation
 from radixserve.text.detokenizer import Detokenizer
-from radixserve.text.messages import Ending
+from radixserve.text.messages import Encoded
 from radixserve.text.tokenizer import Tokenizer
 
 EOS = 256
@@ -46,22 +47,17 @@ class LocalTokenizer(Detokenizer):
     def __init__(self, loaded: PreTrainedTokenizerFast, **options: Any) -> None:
         super().__init__(loaded.backend_tokenizer)
         self.tokenizer = Tokenizer(loaded, **options)
-
-    @property
-    def has_chat_template(self) -> bool:
-        return self.tokenizer.has_chat_template
+        self.chat_template = self.tokenizer.template.text
+        self.has_chat_template = self.chat_template is not None
+        self.has_tools = self.tokenizer.facts.has_tools
+        self.has_reasoning = self.tokenizer.template.has_reasoning
+        self.drops_reasoning = self.tokenizer.facts.drops_reasoning
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
-    @property
-    def has_reasoning(self) -> bool:
-        return self.tokenizer.has_reasoning
-
-    async def encode_chat(
-        self, messages: list[dict[str, str]], ending: Ending = "answer"
-    ) -> list[int]:
-        return self.tokenizer.encode_chat(messages, ending)
+    async def encode_chat(self, conversation: Conversation) -> Encoded:
+        return self.tokenizer.encode_chat(conversation)
 
 
 def byte_tokenizer(**options: Any) -> LocalTokenizer:

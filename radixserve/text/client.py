@@ -16,12 +16,14 @@ from typing import Protocol
 import tokenizers
 
 from radixserve.errors import BadRequest, ModelRefused, StartupError, Unavailable
+from radixserve.text.conversation import Conversation
 from radixserve.text.detokenizer import Detokenizer
 from radixserve.text.messages import (
     NOT_UNICODE,
+    TOO_DEEP,
     Encode,
     EncodeChat,
-    Ending,
+    Encoded,
     Failed,
     Question,
     Ready,
@@ -51,18 +53,26 @@ class TokenizerClient(Protocol):
         """Whether the model has a chat template; without one `encode_chat` always fails."""
 
     @property
+    def chat_template(self) -> str | None:
+        """See `ChatTemplate.text`."""
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether the template has a place for tools; if not, they are written into a message."""
+
+    @property
     def has_reasoning(self) -> bool:
-        """See `Tokenizer.has_reasoning`."""
+        """See `ChatTemplate.has_reasoning`."""
+
+    @property
+    def drops_reasoning(self) -> bool:
+        """See `TemplateFacts.drops_reasoning`."""
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of `text`. Raises BadRequest or Unavailable."""
 
-    async def encode_chat(
-        self, messages: list[dict[str, str]], ending: Ending = "answer"
-    ) -> list[int]:
-        """Token ids of `messages` in the chat template, up to `ending`. Raises BadRequest or
-        Unavailable.
-        """
+    async def encode_chat(self, conversation: Conversation) -> Encoded:
+        """See `Tokenizer.encode_chat`. Raises BadRequest or Unavailable."""
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """See `Detokenizer.decode`."""
@@ -87,29 +97,32 @@ class ProcessTokenizer(Detokenizer):
 
     def __init__(self, ready: Ready, processes: TokenizerProcesses) -> None:
         super().__init__(tokenizers.Tokenizer.from_str(ready.tokenizer))
-        self.has_chat_template = ready.has_chat_template
+        self.has_chat_template = ready.chat_template is not None
+        self.chat_template = ready.chat_template
+        self.has_tools = ready.has_tools
         self.has_reasoning = ready.has_reasoning
+        self.drops_reasoning = ready.drops_reasoning
         self.eos_token_id = ready.eos_token_id
         self._processes = processes
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """See `TokenizerClient.encode`."""
-        return await self._processes.ask(Encode(text, add_special_tokens))
+        return (await self._processes.ask(Encode(text, add_special_tokens))).ids
 
-    async def encode_chat(
-        self, messages: list[dict[str, str]], ending: Ending = "answer"
-    ) -> list[int]:
+    async def encode_chat(self, conversation: Conversation) -> Encoded:
         """See `TokenizerClient.encode_chat`."""
-        return await self._processes.ask(EncodeChat(messages, ending))
+        return await self._processes.ask(EncodeChat(conversation))
 
 
 class _Job:
-    """A question that waits for a free process. Raises UnicodeEncodeError."""
+    """A question that waits for a free process. Raises UnicodeEncodeError, OverflowError or
+    RecursionError for what cannot be sent.
+    """
 
     def __init__(self, question: Question) -> None:
         self.question = question
         self.frame = encode(question)
-        self.answer: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
         self.tries = 0
 
     def fail(self, error: Exception) -> None:
@@ -162,8 +175,8 @@ class TokenizerProcesses:
         while not self._jobs.empty():
             self._jobs.get_nowait().fail(Unavailable(_SHUTTING_DOWN))
 
-    async def ask(self, question: Question) -> list[int]:
-        """The token ids that answer `question`.
+    async def ask(self, question: Question) -> Encoded:
+        """The answer to `question`.
 
         Raises:
             BadRequest: the question is refused, took too long, or ended two processes.
@@ -239,7 +252,7 @@ class TokenizerProcesses:
         if isinstance(answer, Failed):
             job.fail(BadRequest(answer.message, param=answer.param, code=answer.code))
         elif not job.answer.done():
-            job.answer.set_result(answer.ids)
+            job.answer.set_result(answer)
         return True
 
 
@@ -248,6 +261,11 @@ def _job(question: Question) -> _Job:
         return _Job(question)
     except UnicodeEncodeError as error:
         raise BadRequest(NOT_UNICODE, param=_param(question), code="invalid_value") from error
+    except OverflowError as error:
+        text = "A number in these messages or tools has more than 64 bits."
+        raise BadRequest(text, param=_param(question), code="invalid_value") from error
+    except RecursionError as error:
+        raise BadRequest(TOO_DEEP, param=_param(question), code="invalid_value") from error
 
 
 def _param(question: Question) -> str | None:

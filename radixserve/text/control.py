@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _FIRST_MARK = 0xF0000  # the first private-use character of plane 15
 _Places = list[tuple[int, int]]  # control tokens in a text: characters [start, end) of each
 Render = Callable[[Callable[[str], str]], str]
-"""Renders a conversation whose messages' contents went through a function."""
+"""Renders a conversation after everything in it that a client wrote went through a function."""
 
 
 class ControlTokens:
@@ -79,37 +79,47 @@ class ControlTokens:
         """
         return self._anywhere or any(self._first_chars.search(text) for text in texts)
 
-    def encode_rendered(self, rendered: str, render: Render, marks: str) -> list[int]:
+    def encode_rendered(
+        self, rendered: str, render: Render, marks: str, *, add_special_tokens: bool = False
+    ) -> list[int]:
         """Token ids of a rendered conversation, in which the template's control tokens are tokens.
 
-        `render` gives the same conversation with every message's content changed by a function.
-        With a mark within everything that could be a control token, those that are still there are
-        the template's. Where that changes more than the marks, which a template that looks at the
-        text may cause, the marks go around whole control tokens: one without marks is then the
-        template's, if that gives the same ones. `rendered` is what is encoded wherever possible,
-        else the conversation with marks, without them.
+        `render` gives the same conversation with everything that a client wrote changed by a
+        function. With a mark within everything that could be a control token, those that are still
+        there are the template's. Where that changes more than the marks, which a template that
+        looks at the text may cause, the marks go around whole control tokens: one without marks is
+        then the template's, if that gives the same ones. `rendered` is what is encoded wherever
+        possible, else the conversation with marks, without them.
 
         Raises:
             BadRequest: this tokenizer cannot take control tokens as plain text.
         """
+        text = self._with_secret_names(rendered, render, marks)
+        if text is None:
+            return _encode(self._backend, rendered, add_special_tokens)
+        return self._copy_or_refusal().encode(text, add_special_tokens)
+
+    def _with_secret_names(self, rendered: str, render: Render, marks: str) -> str | None:
+        """The text that the copy encodes; None if all control tokens of `rendered` are the
+        template's.
+        """
         split = render(lambda text: self._first_chars.sub(rf"\g<0>{marks[0]}", text))
         is_same = _without(split, marks) == rendered
         if is_same and not self._anywhere and self._count(split) == self._count(rendered):
-            return _encode(self._backend, rendered, False)
+            return None
         copy = self._copy_or_refusal()
         places = copy.places(split)
         if not is_same:
-            ids = self._encode_looking(copy, rendered, render, marks, _cut(split, places))
-            if ids is not None:
-                return ids
-        text = copy.rename(split, places, [True] * len(places))
-        return copy.encode(_without(text, marks), False)
+            text = self._looked_at(copy, rendered, render, marks, _cut(split, places))
+            if text is not None:
+                return text
+        return _without(copy.rename(split, places, [True] * len(places)), marks)
 
-    def _encode_looking(
+    def _looked_at(
         self, copy: _Copy, rendered: str, render: Render, marks: str, expected: list[str]
-    ) -> list[int] | None:
-        """As `encode_rendered`, of a template that looks at the text; None where its control tokens
-        are not the `expected` ones.
+    ) -> str | None:
+        """As `_with_secret_names`, of a template that looks at the text; None where its control
+        tokens are not the `expected` ones.
         """
         marked = render(lambda text: self._pattern.sub(rf"{marks[0]}\g<0>{marks[1]}", text))
         marked_places, places = copy.places(marked), copy.places(rendered)
@@ -117,8 +127,8 @@ class ControlTokens:
         if _cut(marked, itertools.compress(marked_places, own)) != expected:
             return None
         if _cut(marked, marked_places) == _cut(rendered, places):
-            return copy.encode(copy.rename(rendered, places, own), False)
-        return copy.encode(_without(copy.rename(marked, marked_places, own), marks), False)
+            return copy.rename(rendered, places, own)
+        return _without(copy.rename(marked, marked_places, own), marks)
 
     def _count(self, text: str) -> int:
         """How many control tokens `text` has."""

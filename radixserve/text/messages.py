@@ -8,21 +8,18 @@ one answer. Knows no sockets.
 from __future__ import annotations
 
 import struct
-from typing import Literal
 
 import msgspec
+
+from radixserve.text.conversation import Conversation
 
 # Extra time, beyond that of one request, for trying the tokenizer and its chat template at start.
 TRY_SECONDS = 20.0
 MAX_FRAME_BYTES = 256 * 1024 * 1024
+TAIL_CHARS = 64
 LENGTH = struct.Struct(">I")
 NOT_UNICODE = "the text is not valid Unicode (a lone surrogate?)"  # for the client
-
-
-Ending = Literal["answer", "closed", "open"]
-"""Where a rendered conversation ends: where the assistant's answer begins, after the last message,
-or within the last message, right after its text.
-"""
+TOO_DEEP = "values in these messages or tools are nested too deeply"
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):
@@ -43,10 +40,9 @@ class Encode(msgspec.Struct, tag="encode", frozen=True):
 
 
 class EncodeChat(msgspec.Struct, tag="encode_chat", frozen=True):
-    """Render messages with the chat template and tokenise the result."""
+    """Render a conversation with the chat template and tokenise the result."""
 
-    messages: list[dict[str, str]]
-    ending: Ending = "answer"
+    conversation: Conversation
 
 
 class Loaded(msgspec.Struct, tag="loaded", frozen=True):
@@ -57,8 +53,10 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
     """The process accepts questions from now on."""
 
     tokenizer: str  # JSON that `tokenizers.Tokenizer.from_str` reads
-    has_chat_template: bool
+    chat_template: str | None  # that of conversations with tools, if the model has several
+    has_tools: bool
     has_reasoning: bool
+    drops_reasoning: bool
     eos_token_id: int | None  # ends a text, as the tokenizer's own configuration names it
 
 
@@ -69,9 +67,13 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
 
 
 class Encoded(msgspec.Struct, tag="encoded", frozen=True):
-    """The token ids."""
+    """The token ids of a text or of a conversation."""
 
     ids: list[int]
+    rendered_tail: str = ""
+    """The last characters of the rendered conversation, at most `TAIL_CHARS`; "" for a text. They
+    show what the prompt leaves open, such as a `<think>` in which the answer begins.
+    """
 
 
 class Failed(msgspec.Struct, tag="failed", frozen=True):

@@ -14,44 +14,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import tokenizers
-from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerFast
 
 from radixserve.errors import BadRequest, ModelRefused, first_line
 from radixserve.text.control import ControlTokens, unused_marks
+from radixserve.text.conversation import Conversation, changed, client_strings
 from radixserve.text.detokenizer import Detokenizer
-from radixserve.text.messages import NOT_UNICODE, Ending
+from radixserve.text.messages import NOT_UNICODE, TAIL_CHARS, TOO_DEEP, Encoded
+from radixserve.text.probes import try_template
+from radixserve.text.templates import ChatTemplate
 
-Messages = list[dict[str, str]]
-
-_ENDINGS: dict[Ending, dict[str, bool]] = {
-    "answer": {"add_generation_prompt": True},
-    "closed": {"add_generation_prompt": False},
-    "open": {"add_generation_prompt": False, "continue_final_message": True},
-}
-_REASONING = ("reasoning_effort", "enable_thinking", "<think>")  # in templates of such models
 _CODE = "invalid_value"  # of every refusal
-# A rendered conversation may be this many times as long as its messages, plus some characters.
-_MAX_GROWTH = 4
-_MAX_GROWTH_CHARS = 1 << 20
-_PROBES: tuple[Messages, ...] = (
-    [
-        {"role": "system", "content": "a"},
-        {"role": "user", "content": "b"},
-        {"role": "assistant", "content": "c"},
-        {"role": "user", "content": "d"},
-    ],
-    [
-        {"role": "user", "content": "b"},
-        {"role": "assistant", "content": "c"},
-        {"role": "user", "content": "d"},
-    ],
-    [{"role": "user", "content": "b"}],
-)
 
 
 class Tokenizer(Detokenizer):
-    """Turns text and messages into token ids, and ids into text."""
+    """Turns text and conversations into token ids, and ids into text.
+
+    Attributes:
+        template: the model's chat template; without one `encode_chat` always fails.
+        facts: what the template can do.
+    """
 
     def __init__(
         self,
@@ -73,9 +55,11 @@ class Tokenizer(Detokenizer):
         self._backend.no_truncation()
         self._backend.no_padding()
         super().__init__(self._backend)
-        self._template = chat_template or _template_of(loaded)
-        written = self._try_template()
-        self._control = None if allow_control_tokens else ControlTokens(self._backend, written)
+        self.template = ChatTemplate(loaded, chat_template)
+        self.facts = try_template(self.template)
+        self._control = (
+            None if allow_control_tokens else ControlTokens(self._backend, self.facts.written)
+        )
 
     @classmethod
     def load(cls, folder_or_name: str) -> Tokenizer:
@@ -87,18 +71,6 @@ class Tokenizer(Detokenizer):
         """The token that ends a text, as the tokenizer's own configuration names it."""
         found: int | None = self._loaded.eos_token_id
         return found
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether there is a chat template; without one `encode_chat` always fails."""
-        return self._template is not None
-
-    @property
-    def has_reasoning(self) -> bool:
-        """Whether the chat template mentions reasoning, so that fields such as `reasoning_effort`
-        would have an effect on this model.
-        """
-        return any(word in (self._template or "") for word in _REASONING)
 
     def to_json(self) -> str:
         """The tokenizer as JSON for `tokenizers.Tokenizer.from_str`, from which a `Detokenizer` can
@@ -120,28 +92,32 @@ class Tokenizer(Detokenizer):
                 return self._control.encode_text(text, add_special_tokens=add_special_tokens)
             return self._encode(text, add_special_tokens)
 
-    def encode_chat(self, messages: Messages, ending: Ending = "answer") -> list[int]:
-        """Token ids of `messages` in the model's chat template, up to `ending`.
+    def encode_chat(self, conversation: Conversation) -> Encoded:
+        """Token ids of `conversation` in the model's chat template, and the end of its text.
 
-        Names of control tokens in a message's content become tokens only if that is allowed; those
-        that the template writes always do.
+        Names of control tokens in what the client wrote become tokens only if that is allowed;
+        those that the template writes always do.
 
         Raises:
-            BadRequest: param "messages"; there is no template, it refuses these messages, or the
-                tokenizer fails.
+            BadRequest: param "messages" or that of an option; there is no template, it refuses
+                this conversation, or the tokenizer fails.
         """
         with _refusals(param="messages"):
-            rendered = self._render(messages, ending)
-            contents = [message["content"] for message in messages]
-            if self._control is None or not self._control.may_be_made(contents):
-                return self._encode(rendered, add_special_tokens=False)
+            rendered = self._render(conversation)
+            ids = self._encode_rendered(conversation, rendered)
+        return Encoded(ids, rendered[-TAIL_CHARS:])
 
-            def render(change: Callable[[str], str]) -> str:
-                changed = [{**each, "content": change(each["content"])} for each in messages]
-                return self._render(changed, ending)
+    def _encode_rendered(self, conversation: Conversation, rendered: str) -> list[int]:
+        add = conversation.add_special_tokens
+        texts = client_strings(conversation)
+        if self._control is None or not self._control.may_be_made(texts):
+            return self._encode(rendered, add)
 
-            marks = unused_marks([rendered, *contents])
-            return self._control.encode_rendered(rendered, render, marks)
+        def render(change: Callable[[str], str]) -> str:
+            return self._render(changed(conversation, change))
+
+        marks = unused_marks([rendered, *texts])
+        return self._control.encode_rendered(rendered, render, marks, add_special_tokens=add)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         # encode() keeps the GIL and tracks offsets; this one does neither.
@@ -149,41 +125,8 @@ class Tokenizer(Detokenizer):
         ids: list[int] = encoding.ids
         return ids
 
-    def _render(self, messages: Messages, ending: Ending = "answer") -> str:
-        if self._template is None:
-            raise BadRequest(
-                "this model has no chat template: use /v1/completions", param="messages"
-            )
-        try:
-            text: str = self._loaded.apply_chat_template(
-                messages, chat_template=self._template, tokenize=False, **_ENDINGS[ending]
-            )
-        except Exception as error:  # template code can raise any exception
-            raise BadRequest(_template_refusal(error, ending), param="messages") from error
-        most = sum(len(m["content"]) for m in messages) * _MAX_GROWTH + _MAX_GROWTH_CHARS
-        if len(text) > most:
-            raise BadRequest(
-                f"the model's chat template makes {len(text)} characters of these messages, more "
-                f"than the limit of {most}",
-                param="messages",
-            )
-        return text
-
-    def _try_template(self) -> str:
-        """A short conversation rendered by the template, "" if it cannot render one."""
-        if self._template is None:
-            return ""
-        for messages in _PROBES:
-            try:
-                return self._render(messages, "closed")
-            except BadRequest as refusal:
-                if isinstance(cause := refusal.__cause__, TemplateSyntaxError):
-                    raise ModelRefused(
-                        f"the chat template does not compile: {first_line(cause)}"
-                    ) from cause
-                # The template refuses this conversation; a request's messages may still be
-                # accepted.
-        return ""
+    def _render(self, conversation: Conversation) -> str:
+        return self.template.render(conversation)
 
 
 def load_files(folder_or_name: str) -> PreTrainedTokenizerFast:
@@ -208,31 +151,16 @@ def load_files(folder_or_name: str) -> PreTrainedTokenizerFast:
         ) from error
 
 
-def _template_of(loaded: PreTrainedTokenizerFast) -> str | None:
-    """The model's own template; None if it has none."""
-    try:
-        template: str = loaded.get_chat_template()
-    except ValueError:
-        return None
-    return template
-
-
-def _template_refusal(error: Exception, ending: Ending) -> str:
-    if type(error) is TemplateError:  # raised by the template itself, through raise_exception()
-        return f"the model's chat template refuses these messages: {first_line(error)}"
-    if ending == "open" and type(error) is ValueError:  # its text was not found
-        return "the model's chat template changes the last message, so it cannot be continued"
-    return f"the model's chat template cannot render these messages ({type(error).__name__})"
-
-
 @contextmanager
 def _refusals(param: str | None) -> Generator[None]:
     """Turn exceptions of the tokenizer into a refusal of this one request."""
     try:
         yield
     except BadRequest as refusal:
-        refusal.param, refusal.code = param, _CODE
+        refusal.param, refusal.code = refusal.param or param, _CODE
         raise
+    except RecursionError as error:
+        raise BadRequest(TOO_DEEP, param=param, code=_CODE) from error
     except (TypeError, UnicodeEncodeError) as error:
         raise BadRequest(NOT_UNICODE, param=param, code=_CODE) from error
     except BaseException as error:

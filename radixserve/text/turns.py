@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-CONVERSATION = [
+from radixserve.text.conversation import Conversation
+
+_MESSAGES = [
     {"role": "user", "content": "What is the capital of France?"},
     {"role": "assistant", "content": "Paris"},
 ]
-"""A conversation that is encoded twice, with the endings "open" and "closed"."""
+OPEN = Conversation(_MESSAGES, ending="open")
+CLOSED = Conversation(_MESSAGES, ending="closed")
 
 
 def turn_end(open_ids: Sequence[int], closed_ids: Sequence[int]) -> int | None:
-    """The first token after the assistant's text, from both encodings of `CONVERSATION`; None if
-    the template writes nothing there, or nothing that is a separate token.
+    """The first token after the assistant's text, from the encodings of `OPEN` and `CLOSED`; None
+    if the template writes nothing there, or nothing that is a separate token.
     """
     start = len(open_ids)
     if list(closed_ids[:start]) != list(open_ids) or len(closed_ids) == start:

@@ -93,8 +93,7 @@ def _serve(channel: Channel) -> int:
     except ModelRefused as refusal:
         channel.send(Refused(str(refusal)))
         return 2
-    facts = (tokenizer.has_chat_template, tokenizer.has_reasoning, tokenizer.eos_token_id)
-    channel.send(Ready(tokenizer.to_json(), *facts))
+    channel.send(_ready(tokenizer))
     while True:
         signal.setitimer(signal.ITIMER_REAL, 0)
         question = channel.receive()
@@ -103,12 +102,23 @@ def _serve(channel: Channel) -> int:
         channel.send(_answer(tokenizer, question))
 
 
+def _ready(tokenizer: Tokenizer) -> Ready:
+    return Ready(
+        tokenizer.to_json(),
+        chat_template=tokenizer.template.text,
+        has_tools=tokenizer.facts.has_tools,
+        has_reasoning=tokenizer.template.has_reasoning,
+        drops_reasoning=tokenizer.facts.drops_reasoning,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
 def _answer(tokenizer: Tokenizer, question: Question) -> Encoded | Failed:
     try:
         if isinstance(question, Encode):
             add = question.add_special_tokens
             return Encoded(tokenizer.encode(question.text, add_special_tokens=add))
-        return Encoded(tokenizer.encode_chat(question.messages, question.ending))
+        return tokenizer.encode_chat(question.conversation)
     except BadRequest as refusal:
         return Failed(refusal.message, refusal.param, refusal.code)
 

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from radixserve.api.openai.wire import AS_IF_ABSENT, ChatBody, CompletionBody
+from radixserve.text.templates import ChatTemplate
 from tests.api.conftest import CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
 from tests.fakes import LocalTokenizer
 
@@ -436,7 +437,8 @@ async def test_a_body_beyond_the_limit_is_refused_plain_or_inflated(
 async def test_messages_that_render_to_no_token_are_refused(
     server: Server, path: str, monkeypatch: pytest.MonkeyPatch, tokenizer: LocalTokenizer
 ) -> None:
-    monkeypatch.setattr(tokenizer.tokenizer, "_template", "{{ messages[0].content }}")
+    template = ChatTemplate(tokenizer.tokenizer._loaded, "{{ messages[0].content }}")
+    monkeypatch.setattr(tokenizer.tokenizer, "template", template)
     messages = {"model": MODEL, "messages": [{"role": "user", "content": ""}]}
     status, answer = await server.post(path, messages)
     assert (status, answer["error"]["param"], answer["error"]["code"]) == (
@@ -555,7 +557,7 @@ async def test_a_model_left_out_is_the_one_served(server: Server, path: str) -> 
 async def test_a_wish_for_reasoning_is_refused_where_the_model_would_understand_it(
     server: Server, path: str, name: str, monkeypatch: pytest.MonkeyPatch, tokenizer: LocalTokenizer
 ) -> None:
-    monkeypatch.setattr(type(tokenizer), "has_reasoning", True)
+    monkeypatch.setattr(tokenizer, "has_reasoning", True)
     body = body_for(path) | {name: WITHOUT_EFFECT[name]}
     await assert_refused(server, path, body, "unsupported_parameter", name)
 

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from radixserve.model.embedded import embedded_model
+from radixserve.text.conversation import Conversation, Ending
 from radixserve.text.tokenizer import Tokenizer
 
 CORPUS = [
@@ -101,6 +102,13 @@ def with_special(backend: tokenizers.Tokenizer, names: list[str]) -> tokenizers.
 def any_tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     loaded: Tokenizer = request.getfixturevalue(request.param)
     return loaded
+
+
+def chat_ids(
+    tokenizer: Tokenizer, messages: list[dict[str, Any]], ending: Ending = "answer"
+) -> list[int]:
+    """The prompt of plain messages."""
+    return tokenizer.encode_chat(Conversation(messages, ending=ending)).ids
 
 
 def load_saved(backend: tokenizers.Tokenizer, folder: Path, **config: Any) -> Tokenizer:

@@ -21,6 +21,7 @@ from tokenizers import pre_tokenizers
 from radixserve.errors import BadRequest, ModelRefused, StartupError, Unavailable
 from radixserve.text import client, worker_process
 from radixserve.text.client import ProcessTokenizer, TokenizerProcesses
+from radixserve.text.conversation import Conversation
 from radixserve.text.messages import EncodeChat, Encoded, Failed, Start, encode, frame_length
 from radixserve.text.worker_process import WorkerProcess
 from tests.fakes import byte_tokenizer
@@ -47,6 +48,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def said(text: str) -> Conversation:
+    return Conversation([{"role": "user", "content": text}])
+
+
 class Pool:
     """Running processes, and how often one was replaced."""
 
@@ -59,7 +64,7 @@ class Pool:
         self.restarts += 1
 
     async def chat(self, text: str) -> list[int]:
-        return await self.tokenizer.encode_chat([{"role": "user", "content": text}])
+        return (await self.tokenizer.encode_chat(said(text))).ids
 
 
 @asynccontextmanager
@@ -321,7 +326,7 @@ def test_a_process_does_not_outlive_the_front(folder: Path, asked: str | None) -
         for _ in ("loaded", "ready"):
             stream.read(frame_length(stream.read(4)))
         if asked is not None:
-            ours.sendall(encode(EncodeChat([{"role": "user", "content": asked}])))
+            ours.sendall(encode(EncodeChat(said(asked))))
         stream.close()
     assert process.wait(10) == (0 if asked is None else -signal.SIGALRM)
 
@@ -329,4 +334,5 @@ def test_a_process_does_not_outlive_the_front(folder: Path, asked: str | None) -
 def test_frames_that_are_not_ours_are_refused() -> None:
     with pytest.raises(ValueError, match="exceeds the limit"):
         frame_length(b"HTTP")
-    assert frame_length(encode(EncodeChat([]))[:4]) == len(encode(EncodeChat([]))) - 4
+    frame = encode(EncodeChat(said("hi")))
+    assert frame_length(frame[:4]) == len(frame) - 4

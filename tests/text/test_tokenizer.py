@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from radixserve.errors import BadRequest, ModelRefused
 from radixserve.text.tokenizer import Tokenizer
-from tests.text.conftest import load_saved
+from tests.text.conftest import chat_ids, load_saved
 
 CONVERSATION = [
     {"role": "system", "content": "You answer in one word."},
@@ -29,9 +29,10 @@ def test_loading_and_using_the_tokenizer_imports_no_torch(smollm2_folder: Path) 
     """In a process of its own: the front must not carry torch."""
     code = """
 import sys
+from radixserve.text.conversation import Conversation
 from radixserve.text.tokenizer import Tokenizer
 tokenizer = Tokenizer.load(sys.argv[1])
-ids = tokenizer.encode_chat([{"role": "user", "content": "hello"}])
+ids = tokenizer.encode_chat(Conversation([{"role": "user", "content": "hello"}])).ids
 assert "hello" in tokenizer.decode(ids)
 assert "torch" not in sys.modules, sorted(name for name in sys.modules if name.startswith("torch"))
 """
@@ -50,23 +51,23 @@ def test_chat_ids_equal_those_of_transformers(smollm2: Tokenizer, smollm2_folder
         expected = reference.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=False
         )
-        assert smollm2.encode_chat(messages) == expected
+        assert chat_ids(smollm2, messages) == expected
 
 
 def test_the_chat_prompt_ends_where_the_answer_begins(smollm2: Tokenizer) -> None:
-    text = smollm2.decode(smollm2.encode_chat(CONVERSATION), skip_special_tokens=False)
+    text = smollm2.decode(chat_ids(smollm2, CONVERSATION), skip_special_tokens=False)
     assert text.endswith("日本?<|im_end|>\n<|im_start|>assistant\n")
-    assert smollm2.has_chat_template
+    assert smollm2.template.text
 
 
 def test_a_conversation_may_end_after_or_within_its_last_message(smollm2: Tokenizer) -> None:
     begun = [*CONVERSATION, {"role": "assistant", "content": "It is "}]
-    closed = smollm2.decode(smollm2.encode_chat(begun, "closed"), skip_special_tokens=False)
+    closed = smollm2.decode(chat_ids(smollm2, begun, "closed"), skip_special_tokens=False)
     assert closed.endswith("<|im_start|>assistant\nIt is <|im_end|>\n")
-    opened = smollm2.decode(smollm2.encode_chat(begun, "open"), skip_special_tokens=False)
+    opened = smollm2.decode(chat_ids(smollm2, begun, "open"), skip_special_tokens=False)
     assert opened == closed.removesuffix("<|im_end|>\n")
     begun[-1]["content"] = ""
-    assert smollm2.encode_chat(begun, "open") == smollm2.encode_chat(CONVERSATION, "answer")
+    assert chat_ids(smollm2, begun, "open") == chat_ids(smollm2, CONVERSATION, "answer")
 
 
 def test_what_a_template_does_not_keep_as_it_is_cannot_be_continued(
@@ -76,7 +77,7 @@ def test_what_a_template_does_not_keep_as_it_is_cannot_be_continued(
         smollm2._backend, tmp_path, chat_template="{{ messages[-1].content | upper }}"
     )
     with pytest.raises(BadRequest, match="changes the last message") as refusal:
-        tokenizer.encode_chat(CONVERSATION, "open")
+        chat_ids(tokenizer, CONVERSATION, "open")
     assert refusal.value.param == "messages"
 
 
@@ -92,7 +93,8 @@ def test_what_a_template_does_not_keep_as_it_is_cannot_be_continued(
 def test_a_template_tells_whether_its_model_reasons(
     smollm2: Tokenizer, tmp_path: Path, template: str, reasons: bool
 ) -> None:
-    assert load_saved(smollm2._backend, tmp_path, chat_template=template).has_reasoning == reasons
+    tokenizer = load_saved(smollm2._backend, tmp_path, chat_template=template)
+    assert tokenizer.template.has_reasoning == reasons
 
 
 def test_plain_text_ids_equal_those_of_transformers(
@@ -111,7 +113,7 @@ def test_special_tokens_are_added_only_when_asked(byte_fallback: Tokenizer, tmp_
     tokenizer = load_saved(backend, tmp_path, chat_template="<s>{{ messages[0].content }}")
     bare = tokenizer.encode("quick", add_special_tokens=False)
     assert tokenizer.encode("quick", add_special_tokens=True) == [1, *bare]
-    chat = tokenizer.encode_chat([{"role": "user", "content": "quick"}])
+    chat = chat_ids(tokenizer, [{"role": "user", "content": "quick"}])
     assert chat.count(1) == 1
     assert chat[0] == 1
 
@@ -171,7 +173,7 @@ def test_lone_surrogates_are_refused(smollm2: Tokenizer, text: str) -> None:
         smollm2.encode(text, add_special_tokens=False)
     assert plain.value.param is None
     with pytest.raises(BadRequest, match="not valid Unicode") as chat:
-        smollm2.encode_chat([{"role": "user", "content": text}])
+        chat_ids(smollm2, [{"role": "user", "content": text}])
     assert chat.value.param == "messages"
 
 
@@ -181,11 +183,11 @@ def test_what_a_template_refuses_is_told_to_the_client(smollm2: Tokenizer, tmp_p
         "messages[0].content }}"
     )
     tokenizer = load_saved(smollm2._backend, tmp_path, chat_template=template)
-    assert tokenizer.decode(tokenizer.encode_chat(CONVERSATION[1:2])) == "The capital of France?"
+    assert tokenizer.decode(chat_ids(tokenizer, CONVERSATION[1:2])) == "The capital of France?"
     with pytest.raises(
         BadRequest, match=r"refuses these messages: roles must alternate$"
     ) as refusal:
-        tokenizer.encode_chat(CONVERSATION)
+        chat_ids(tokenizer, CONVERSATION)
     assert refusal.value.param == "messages"
 
 
@@ -203,7 +205,7 @@ def test_a_template_that_fails_is_a_bad_request(
 ) -> None:
     tokenizer = load_saved(smollm2._backend, tmp_path, chat_template=template)
     with pytest.raises(BadRequest) as refusal:
-        tokenizer.encode_chat(CONVERSATION)
+        chat_ids(tokenizer, CONVERSATION)
     assert (
         refusal.value.message == f"the model's chat template cannot render these messages ({kind})"
     )
@@ -211,9 +213,9 @@ def test_a_template_that_fails_is_a_bad_request(
 
 
 def test_without_a_template_chat_is_refused_and_completions_work(metaspace: Tokenizer) -> None:
-    assert not metaspace.has_chat_template
+    assert metaspace.template.text is None
     with pytest.raises(BadRequest, match="no chat template") as refusal:
-        metaspace.encode_chat(CONVERSATION)
+        chat_ids(metaspace, CONVERSATION)
     assert refusal.value.param == "messages"
 
 
@@ -259,9 +261,9 @@ def test_many_threads_encode_at_once(smollm2: Tokenizer) -> None:
             == expected
         )
         chats = list(
-            pool.map(lambda text: smollm2.encode_chat([{"role": "user", "content": text}]), texts)
+            pool.map(lambda text: chat_ids(smollm2, [{"role": "user", "content": text}]), texts)
         )
-    assert chats == [smollm2.encode_chat([{"role": "user", "content": text}]) for text in texts]
+    assert chats == [chat_ids(smollm2, [{"role": "user", "content": text}]) for text in texts]
 
 
 def test_other_threads_run_while_a_long_text_is_encoded(smollm2: Tokenizer) -> None:

@@ -8,16 +8,14 @@ import pytest
 import tokenizers
 
 from radixserve.text.tokenizer import Tokenizer
-from radixserve.text.turns import CONVERSATION, turn_end
+from radixserve.text.turns import CLOSED, OPEN, turn_end
 from tests.text.conftest import load_saved
 
 _TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}TAIL{% endfor %}"
 
 
 def end_of(tokenizer: Tokenizer) -> int | None:
-    return turn_end(
-        tokenizer.encode_chat(CONVERSATION, "open"), tokenizer.encode_chat(CONVERSATION, "closed")
-    )
+    return turn_end(tokenizer.encode_chat(OPEN).ids, tokenizer.encode_chat(CLOSED).ids)
 
 
 def test_the_embedded_models_turns_end_with_its_end_of_text(smollm2: Tokenizer) -> None:

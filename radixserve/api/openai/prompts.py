@@ -7,7 +7,6 @@ Owns the accepted shapes of `prompt`. Knows no engine beyond the sizes in `Engin
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 from radixserve.api.context import Api
 from radixserve.api.openai.messages import render_messages
@@ -16,9 +15,7 @@ from radixserve.api.openai.wire import ChatBody, CompletionBody, TokenizeBody
 from radixserve.api.refusals import too_many
 from radixserve.errors import BadRequest
 from radixserve.step import EngineInfo
-
-if TYPE_CHECKING:
-    from radixserve.text.messages import Ending
+from radixserve.text.conversation import Conversation, Ending
 
 
 async def chat_prompt(api: Api, body: ChatBody | TokenizeBody, info: EngineInfo) -> list[int]:
@@ -37,7 +34,8 @@ async def chat_prompt(api: Api, body: ChatBody | TokenizeBody, info: EngineInfo)
         raise BadRequest(text, param="messages", code="context_length_exceeded")
     num_chars = sum(len(message["content"]) for message in rendered)
     check_prompt_chars(num_chars, info, api.settings, "messages")
-    ids = await api.tokenizer.encode_chat(rendered, ending)
+    conversation = Conversation(messages=rendered, ending=ending)
+    ids = (await api.tokenizer.encode_chat(conversation)).ids
     _check_encoded(ids, info, "messages")
     return ids
 
