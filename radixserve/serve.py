@@ -23,6 +23,7 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
+from radixserve.api.address import Address, take_address
 from radixserve.api.app import ApiSettings, make_app
 from radixserve.api.context import API, Api
 from radixserve.api.listen import Listener, warn_if_open
@@ -35,6 +36,7 @@ from radixserve.metrics import Metrics
 from radixserve.model.embedded import EMBEDDED_DEFAULTS
 from radixserve.model.source import ModelSource, find_model
 from radixserve.step import EngineInfo
+from radixserve.store.claim import prepare
 from radixserve.text.client import TokenizerProcesses
 from radixserve.text.messages import Start
 from radixserve.text.turns import CLOSED, OPEN, turn_end
@@ -42,6 +44,7 @@ from radixserve.text.turns import CLOSED, OPEN, turn_end
 log = logging.getLogger(__name__)
 
 _LOAD_SECONDS = 120.0  # time for a tokenizer process to import its libraries and read a local model
+_TURN_END_SECONDS = 2.0  # time for a check of the chat template before the server is announced
 
 T = TypeVar("T")
 
@@ -53,7 +56,14 @@ def serve(settings: Settings) -> int:
         StartupError: the server cannot start because of a setting, the model or the port.
     """
     signal.signal(signal.SIGTERM, _leave)
-    return asyncio.run(_serve(settings, find_model(settings)))
+    # What makes the start impossible is looked for before anything that takes long.
+    address = take_address(settings)
+    try:
+        if settings.disk_path is not None:
+            prepare(Path(settings.disk_path), trust_others=settings.disk_trust_others)
+        return asyncio.run(_serve(settings, find_model(settings), address))
+    finally:
+        address.close()
 
 
 def _leave(number: int, frame: object) -> None:
@@ -61,7 +71,7 @@ def _leave(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-async def _serve(settings: Settings, source: ModelSource) -> int:
+async def _serve(settings: Settings, source: ModelSource, address: Address) -> int:
     model, name = str(source.folder), source.names[0]
     stopping = _stop_on_signals()
     metrics = Metrics(name)
@@ -77,7 +87,7 @@ async def _serve(settings: Settings, source: ModelSource) -> int:
         if tokenizer is not None:
             limits = _with_end_of_text(limits, tokenizer.eos_token_id, settings)
             app = make_app(engine, tokenizer, metrics, limits, source.names)
-            await _answer(settings, app, engine, loading, stopping)
+            await _answer(app, address, settings, engine, loading, stopping)
     finally:
         loading.cancel()
         await asyncio.gather(loading, engine.stop(), return_exceptions=True)
@@ -86,8 +96,9 @@ async def _serve(settings: Settings, source: ModelSource) -> int:
 
 
 async def _answer(
-    settings: Settings,
     app: web.Application,
+    address: Address,
+    settings: Settings,
     engine: ProcessEngine,
     loading: asyncio.Task[EngineInfo],
     stopping: asyncio.Event,
@@ -95,15 +106,14 @@ async def _answer(
     """Listen, wait for the model, and answer until a signal arrives and running requests have
     ended.
     """
-    listener = Listener(app, settings)
+    listener = Listener(app, address)
     warn_if_open(settings)
     try:
-        url = await listener.start()
+        await listener.start()
         # Meanwhile the port answers that the server is alive but not ready.
         if await _unless_stopped(stopping, loading) is not None:
-            # The template may be slow; a signal does not wait for it.
             await _unless_stopped(stopping, _check_turn_end(app[API]))
-            _announce(url, app[API].model_names[0])
+            _announce(address.url, app[API].model_names[0])
             await stopping.wait()
             log.info("draining")
             await engine.drain(settings.drain_seconds)
@@ -158,16 +168,17 @@ def _with_end_of_text(
 
 async def _check_turn_end(api: Api) -> None:
     """Warn if chat answers would not end, because the template's end of turn is not a stop
-    token.
+    token. Takes at most `_TURN_END_SECONDS`; nothing is said if the template is slower than that.
     """
     info, tokenizer = api.engine.info, api.tokenizer
     stops = stop_tokens(info, api.settings.defaults) if info is not None else ()
     if not stops or not tokenizer.has_chat_template:
         return
     try:
-        up_to_text = await tokenizer.encode_chat(OPEN)
-        end = turn_end(up_to_text.ids, (await tokenizer.encode_chat(CLOSED)).ids)
-    except ApiError:  # the template does not render this conversation
+        async with asyncio.timeout(_TURN_END_SECONDS):
+            up_to_text = await tokenizer.encode_chat(OPEN)
+            end = turn_end(up_to_text.ids, (await tokenizer.encode_chat(CLOSED)).ids)
+    except (ApiError, TimeoutError):  # the template does not render this conversation, or slowly
         return
     if end is not None and end not in stops:
         log.warning(

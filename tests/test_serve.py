@@ -1,14 +1,21 @@
-"""What a started server tells a person to try."""
+"""What is refused before anything starts, and what a started server tells a person to try."""
 
 from __future__ import annotations
 
 import shutil
+import signal
+import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from radixserve import serve
+from radixserve.api.address import take_address
+from radixserve.config import Settings
+from radixserve.errors import StartupError
+from tests.store.parts import opened
 
 
 @pytest.mark.parametrize(
@@ -39,3 +46,56 @@ def test_the_command_for_another_terminal_can_be_typed_there(
     assert first == "radixserve: tiny listening on http://127.0.0.1:8001"
     assert curl.startswith("try: curl -s http://127.0.0.1:8001/v1/chat/completions ")
     assert chat == f"or, in another terminal: {told} chat --url http://127.0.0.1:8001"
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Any look at the model fails the test; the handler of SIGTERM is put back."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(serve, "find_model", lambda settings: pytest.fail("looked for a model"))
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("nothing_starts")
+def test_a_busy_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartupError, match=f"127.0.0.1:{port}: Address already in use"):
+            serve.serve(Settings(port=port, disk_path=str(tmp_path / "s")))
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.usefixtures("nothing_starts")
+@pytest.mark.parametrize("fault", ["not empty", "a file", "in use", "for all", "below a file"])
+def test_an_unusable_folder_is_refused_before_anything_starts(fault: str, tmp_path: Path) -> None:
+    folder, held = tmp_path / "s", None
+    if fault == "not empty":
+        folder.mkdir()
+        (folder / "precious").touch()
+    elif fault == "a file":
+        folder.touch()
+    elif fault == "in use":
+        held = opened(folder)
+    elif fault == "for all":
+        folder.mkdir()
+        folder.chmod(0o777)
+    else:
+        (tmp_path / "t").touch()
+        folder = tmp_path / "t" / "s"
+    with pytest.raises(StartupError, match=str(folder)) as refused:
+        serve.serve(Settings(port=0, disk_path=str(folder)))
+    assert "\n" not in str(refused.value)
+    assert fault != "not empty" or [path.name for path in folder.iterdir()] == ["precious"]
+    if held is not None:
+        assert "in use by another process" in str(refused.value)
+        held.close()
+
+
+@pytest.mark.usefixtures("nothing_starts")
+def test_a_refused_start_gives_the_socket_file_back(tmp_path: Path) -> None:
+    (tmp_path / "s").touch()
+    settings = Settings(uds=str(tmp_path / "socket"), disk_path=str(tmp_path / "s"))
+    with pytest.raises(StartupError, match="s: "):
+        serve.serve(settings)
+    take_address(settings).close()

@@ -1,5 +1,4 @@
-"""Listens for clients: sockets, TLS, the limit on connections, and which ones are closed at the
-limit.
+"""Accepts clients' connections up to the limit, and decides which ones are closed there.
 
 Connections are accepted here and not by asyncio, because the number of open files is limited, and
 some are reserved for the other processes and for health. A new connection beyond the limit takes
@@ -10,116 +9,69 @@ answered. Further connections wait in the kernel's queue.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
-import os
-import resource
 import socket
-import ssl
-import stat
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Final
 
 from aiohttp import web
 
 from radixserve.api.access import is_loopback
+from radixserve.api.address import Address
 from radixserve.api.connection import Connection
 from radixserve.api.context import API
 from radixserve.config import Settings
-from radixserve.errors import StartupError
 from radixserve.logs import Seldom
 
 log = logging.getLogger(__name__)
 
-KEPT_FILES: Final = 128
-"""Open files reserved for other purposes: the engine, tokenizers, files, and
-`EXTRA_CONNECTIONS`.
-"""
 EXTRA_CONNECTIONS: Final = 16
 """Connections beyond the limit, on which only health is answered."""
 
-_MOST_CONNECTIONS: Final = 4096
-_BACKLOG: Final = 512  # connections that the kernel keeps until they are accepted
 _AT_ONCE: Final = 64  # accepted before other tasks of the loop run
 _TICK_SECONDS: Final = 0.5
 _HANDSHAKE_SECONDS: Final = 10.0
 _NO_RESOURCES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-
-
-def connection_limit(chosen: int) -> int:
-    """The limit on connections; `chosen` is the setting, 0 for automatic.
-
-    Raises:
-        StartupError: the limit of open files is too low for the chosen number, or for any.
-    """
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    room = _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else files - KEPT_FILES
-    if room < 1:
-        raise StartupError(
-            f"the limit of {files} open files (ulimit -n) leaves none for connections: "
-            f"{KEPT_FILES} are kept for other things"
-        )
-    if files != resource.RLIM_INFINITY and chosen > room:
-        raise StartupError(
-            f"max_connections={chosen} does not fit the limit of {files} open files (ulimit -n), "
-            f"of which {KEPT_FILES} are kept for other things"
-        )
-    return chosen or min(_MOST_CONNECTIONS, room)
 
 
 class Listener:
-    """Accepts connections for `app` at the address in `settings`."""
+    """Accepts connections for `app` at `address`, which it closes in the end."""
 
-    def __init__(self, app: web.Application, settings: Settings) -> None:
+    def __init__(self, app: web.Application, address: Address) -> None:
         self._app = app
-        self._settings = settings
+        self._address = address
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0
         )
-        self._tls = _tls(settings)
-        self._limit = connection_limit(settings.max_connections)
-        self._sockets: list[socket.socket] = []
+        self._limit = address.max_connections
+        self._sockets: Sequence[socket.socket] = ()  # between start and close
         self._connections: set[Connection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._accepts = False
         self._seldom = Seldom(log)
         self._ticking: asyncio.Task[None] | None = None
 
-    async def start(self) -> str:
-        """Start to listen. Returns the address as a URL, with the port that the system chose if the
-        setting is 0.
+    async def start(self) -> None:
+        """Start to listen.
 
         Raises:
-            StartupError: the address or the socket file cannot be used.
+            StartupError: another process has begun to listen on the port.
         """
         await self._runner.setup()
-        if self._settings.uds:
-            self._sockets = [_unix_socket(self._settings.uds)]
-        else:
-            self._sockets = await _tcp_sockets(self._settings.host, self._settings.port)
+        self._address.listen()
+        self._sockets = self._address.sockets
         self._resume()
         self._ticking = asyncio.create_task(self._tick())
-        return self._url()
 
     async def close(self) -> None:
         """Stop accepting and close every connection."""
         if self._ticking is not None:
             self._ticking.cancel()
         self._pause()
-        for each in self._sockets:
-            each.close()
-        if self._settings.uds and self._sockets:
-            with contextlib.suppress(OSError):
-                os.unlink(self._settings.uds)
-        self._sockets = []
+        self._sockets = ()
+        self._address.close()
         await self._runner.cleanup()
-
-    @property
-    def port(self) -> int:
-        """The port listened on."""
-        return int(self._sockets[0].getsockname()[1])
 
     @property
     def num_connections(self) -> int:
@@ -130,13 +82,6 @@ class Listener:
         """Called by a connection when it ends."""
         self._connections.discard(connection)
         self._resume()
-
-    def _url(self) -> str:
-        if self._settings.uds:
-            return f"unix:{self._settings.uds}"
-        scheme = "http" if self._tls is None else "https"
-        host, port = self._sockets[0].getsockname()[:2]
-        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def _resume(self) -> None:
         if not self._accepts:
@@ -192,8 +137,8 @@ class Listener:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection,
                 accepted,
-                ssl=self._tls,
-                ssl_handshake_timeout=_HANDSHAKE_SECONDS if self._tls else None,
+                ssl=self._address.tls,
+                ssl_handshake_timeout=_HANDSHAKE_SECONDS if self._address.tls else None,
             )
         except OSError:  # the client left, or its TLS is missing or not accepted
             accepted.close()
@@ -233,92 +178,3 @@ def warn_if_open(settings: Settings) -> None:
             "(RADIXSERVE_API_KEY sets a key)",
             settings.host,
         )
-
-
-async def _tcp_sockets(host: str, port: int) -> list[socket.socket]:
-    """One listening socket for each address of `host`, all with the same port."""
-    loop = asyncio.get_running_loop()
-    found: list[socket.socket] = []
-    try:
-        infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, _, _, _, address in dict.fromkeys(infos):
-            port = port or (int(found[0].getsockname()[1]) if found else 0)
-            try:
-                bound = socket.create_server(
-                    (str(address[0]), port), family=family, backlog=_BACKLOG
-                )
-            except OSError as error:
-                if error.errno in _NOT_HERE and len(infos) > 1:
-                    continue
-                raise
-            bound.setblocking(False)
-            found.append(bound)
-    except OSError as error:
-        for each in found:
-            each.close()
-        raise StartupError(f"cannot listen on {host}:{port}: {_cause(error)}") from error
-    if not found:
-        raise StartupError(f"cannot listen on {host}:{port}: no address of it is on this machine")
-    return found
-
-
-def _cause(error: OSError) -> str:
-    """What the system says, without the address that `socket.create_server` adds, and what helps
-    where another process has the port.
-    """
-    said = (error.strerror or str(error)).partition(" (while attempting")[0]
-    in_use = error.errno == errno.EADDRINUSE
-    return f"{said}; --port names another, and 0 lets the system choose" if in_use else said
-
-
-def _unix_socket(path: str) -> socket.socket:
-    """A listening socket at `path`; replaces a socket file that a dead server left."""
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _remove_stale(path)
-        listening.bind(path)
-        listening.listen(_BACKLOG)
-    except OSError as error:
-        listening.close()
-        raise StartupError(f"cannot listen on {path}: {error.strerror or error}") from error
-    listening.setblocking(False)
-    return listening
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a socket file if no process listens on it. Raises OSError if one does, or if the file
-    is not a socket.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(Path(path).lstat().st_mode):
-            raise OSError(errno.EEXIST, "the file exists and is no socket")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            if probe.connect_ex(path) == 0:
-                raise OSError(errno.EADDRINUSE, "a server listens there already")
-        os.unlink(path)
-
-
-def _tls(settings: Settings) -> ssl.SSLContext | None:
-    """The certificate and its key, None for plain HTTP. Raises StartupError if they cannot be
-    used.
-    """
-    if settings.ssl_certfile is None:
-        if settings.ssl_keyfile is not None:
-            raise StartupError("ssl_keyfile is of no use without ssl_certfile")
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(
-            settings.ssl_certfile, settings.ssl_keyfile, password=_refuse_password
-        )
-    except (OSError, ValueError) as error:
-        key = f" and {settings.ssl_keyfile}" if settings.ssl_keyfile else ""
-        raise StartupError(
-            f"cannot use the certificate in {settings.ssl_certfile}{key}: "
-            f"{getattr(error, 'strerror', None) or error}"
-        ) from error
-    return context
-
-
-def _refuse_password() -> str:
-    raise ValueError("the private key has a password, which the server cannot ask for")

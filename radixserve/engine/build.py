@@ -10,7 +10,7 @@ import torch
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.pool import KVPool
 from radixserve.config import Settings
-from radixserve.engine.build_tiers import LOSSY, make_tiers, prepare_tiers
+from radixserve.engine.build_tiers import LOSSY, make_tiers
 from radixserve.engine.core import EngineCore
 from radixserve.engine.lengths import context_length_of, max_request_tokens
 from radixserve.engine.scheduler import Limits
@@ -35,7 +35,6 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     device = _device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    prepare_tiers(settings)
     dtype = _dtype(settings.dtype, device)
     opened = open_model(model)
     context_length = context_length_of(settings, opened.context_length)

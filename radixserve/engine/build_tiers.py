@@ -26,7 +26,7 @@ from radixserve.model.budget import MIN_SLOTS, free_bytes
 from radixserve.model.loaded import LoadedModel
 from radixserve.store.disk_store import DiskStore
 from radixserve.store.fingerprint import folder_fingerprint, tree_digest
-from radixserve.store.folder import StoreFolder, prepare
+from radixserve.store.folder import StoreFolder
 from radixserve.tiers.copies import Copies
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.host import HostTier
@@ -61,16 +61,6 @@ def make_tiers(
         store = _open(settings, model, loaded, shape)
         disk = DiskTier(store, cache, pool, Pace())
     return Tiers(cache, pool, host, disk)
-
-
-def prepare_tiers(settings: Settings) -> None:
-    """Check whether the disk's folder can be used, before a model is loaded.
-
-    Raises:
-        StartupError: it is no store, cannot be used, or other users can write to it.
-    """
-    if settings.disk_path is not None:
-        prepare(Path(settings.disk_path), trust_others=settings.disk_trust_others)
 
 
 def _host(budget: int, shape: KVShape, pool: KVPool) -> HostTier:

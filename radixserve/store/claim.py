@@ -23,6 +23,7 @@ from radixserve.store.layout import (
     is_file_of_store,
     is_run,
 )
+from radixserve.store.lock import take
 
 APPLICATION = 0x72647876  # application id in the index's header; other SQLite files have another
 
@@ -31,6 +32,24 @@ _MARKER_TEXT = _FIRST_LINE + b"radixserve writes files in this folder and remove
 _NOT_COUNTED = "lost+found"  # in an empty file system
 _SQLITE, _APPLICATION_AT = b"SQLite format 3\0", 68
 _LOCK_TEXTS = (b"", b"attended\n")
+
+
+def prepare(path: Path, *, trust_others: bool) -> None:
+    """Make a store in `path`, or check that one exists which can be used now, without holding it.
+    So an unusable folder is refused before a model is loaded.
+
+    Raises:
+        StartupError: the folder is no store, cannot be used, is in use by another process, or other
+            users can write to it and are not trusted.
+    """
+    disk = Disk()
+    try:
+        claim(disk, path, trust_others=trust_others)
+        os.close(take(disk, path))
+    except OSError as error:
+        raise StartupError(f"cannot use the store in {path}: {error.strerror or error}") from error
+    finally:
+        disk.release()
 
 
 def claim(disk: Disk, path: Path, *, trust_others: bool) -> None:

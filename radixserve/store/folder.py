@@ -267,21 +267,6 @@ class StoreFolder:
             self._unlink(path, size)
 
 
-def prepare(path: Path, *, trust_others: bool) -> None:
-    """Make a store in `path`, or check that one exists, without holding it. So an unusable folder
-    is refused before the model is loaded.
-
-    Raises:
-        StartupError: as `StoreFolder` does, but for a folder that another process holds.
-    """
-    disk = Disk()
-    try:
-        with _refusing(path):
-            claim(disk, path, trust_others=trust_others)
-    finally:
-        disk.release()
-
-
 @contextlib.contextmanager
 def _refusing(path: Path) -> Iterator[None]:
     """Turn errors inside the block into a StartupError about the store in `path`."""

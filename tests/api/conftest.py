@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from radixserve.api.address import take_address
 from radixserve.api.app import ApiSettings, make_app
 from radixserve.api.listen import Listener
 from radixserve.config import Settings
@@ -86,10 +87,11 @@ def settings() -> ApiSettings:
 async def server(tokenizer: LocalTokenizer, settings: ApiSettings) -> AsyncIterator[Server]:
     engine, metrics = FakeEngine(), KeepingMetrics()
     app = make_app(engine, tokenizer, metrics, settings, (MODEL, ALIAS))
-    listener = Listener(app, Settings(port=0))
-    url = await listener.start()
+    address = take_address(Settings(port=0))
+    listener = Listener(app, address)
+    await listener.start()
     async with aiohttp.ClientSession() as session:
-        yield Server(engine, metrics, session, url, listener.port)
+        yield Server(engine, metrics, session, address.url, address.port)
     engine.go_on.set()
     await listener.close()
     assert engine.live == {}, "a request was left running in the engine"

@@ -16,6 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from yarl import URL
 
+from radixserve.api.address import take_address
 from radixserve.api.app import ApiSettings, make_app
 from radixserve.api.listen import Listener
 from radixserve.api.openai.wire import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
@@ -119,15 +120,17 @@ def front(tokenizer: LocalTokenizer) -> Any:
     engine = FakeEngine()
     settings = ApiSettings(max_body_bytes=1 << 16, lingering_seconds=0.1)
     app = make_app(engine, tokenizer, Metrics(), settings, (MODEL,))
-    listener = Listener(app, Settings(port=0))
+    address = take_address(Settings(port=0))
+    listener = Listener(app, address)
 
-    async def start() -> tuple[aiohttp.ClientSession, str]:
-        return aiohttp.ClientSession(), await listener.start()
+    async def start() -> aiohttp.ClientSession:
+        await listener.start()
+        return aiohttp.ClientSession()
 
     async def ask(path: str, raw: bytes, method: str) -> tuple[int, str, str]:
         async with (
             asyncio.timeout(20),
-            session.request(method, URL(address + path, encoded=True), data=raw) as response,
+            session.request(method, URL(address.url + path, encoded=True), data=raw) as response,
         ):
             return response.status, response.content_type, await response.text()
 
@@ -135,7 +138,7 @@ def front(tokenizer: LocalTokenizer) -> Any:
         await session.close()
         await listener.close()
 
-    session, address = loop.run_until_complete(start())
+    session = loop.run_until_complete(start())
 
     def run(path: str, raw: bytes = b"", method: str = "POST") -> tuple[int, str, str, FakeEngine]:
         return (*loop.run_until_complete(ask(path, raw, method)), engine)

@@ -23,8 +23,9 @@ import aiohttp
 import pytest
 
 from radixserve.api import listen
+from radixserve.api.address import KEPT_FILES, Address, connection_limit, take_address
 from radixserve.api.app import ApiSettings, make_app
-from radixserve.api.listen import EXTRA_CONNECTIONS, KEPT_FILES, Listener, connection_limit
+from radixserve.api.listen import EXTRA_CONNECTIONS, Listener
 from radixserve.config import Settings
 from radixserve.defaults import OPENAI
 from radixserve.errors import StartupError
@@ -149,10 +150,11 @@ class TestMany:
         engine, metrics = FakeEngine(), Metrics()
         settings = ApiSettings(lingering_seconds=0.1)
         app = make_app(engine, tokenizer, metrics, settings, (MODEL,))
-        listener = Listener(app, Settings(port=0, max_connections=4))
-        url = await listener.start()
+        address = take_address(Settings(port=0, max_connections=4))
+        listener = Listener(app, address)
+        await listener.start()
         async with aiohttp.ClientSession() as session:
-            yield Server(engine, metrics, session, url, listener.port)  # type: ignore[arg-type]
+            yield Server(engine, metrics, session, address.url, address.port)  # type: ignore[arg-type]
         engine.go_on.set()
         await listener.close()
 
@@ -219,7 +221,7 @@ async def test_without_files_idle_connections_make_room_and_the_log_stays_small(
 ) -> None:
     """As the kernel refuses: nothing is accepted while more than five connections are open."""
     accept, open_now = socket.socket.accept, [0]
-    listener: Any = next(each for each in _listeners(server) if each.port == server.port)
+    listener: Any = next(each for each in _listeners() if each._address.port == server.port)
 
     def refusing(listening: socket.socket) -> Any:
         if listener.num_connections >= 5:
@@ -239,7 +241,7 @@ async def test_without_files_idle_connections_make_room_and_the_log_stays_small(
         writer.close()
 
 
-def _listeners(server: Server) -> Iterator[Listener]:
+def _listeners() -> Iterator[Listener]:
     return (each for each in gc.get_objects() if isinstance(each, Listener) and each._sockets)
 
 
@@ -282,10 +284,12 @@ async def test_what_the_system_refuses_is_a_503_to_come_back_from(
     await assert_serves(server)
 
 
-async def served(tokenizer: LocalTokenizer, settings: Settings) -> tuple[Listener, str]:
+async def served(tokenizer: LocalTokenizer, settings: Settings) -> tuple[Listener, Address]:
     app = make_app(FakeEngine(), tokenizer, Metrics(), ApiSettings.of(settings, OPENAI), (MODEL,))
-    listener = Listener(app, settings)
-    return listener, await listener.start()
+    address = take_address(settings)
+    listener = Listener(app, address)
+    await listener.start()
+    return listener, address
 
 
 async def test_a_socket_file_is_listened_on_and_gone_afterwards(
@@ -295,36 +299,53 @@ async def test_a_socket_file_is_listened_on_and_gone_afterwards(
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(str(path))
     stale.close()
-    listener, url = await served(tokenizer, Settings(uds=str(path)))
-    assert url == f"unix:{path}"
+    listener, address = await served(tokenizer, Settings(uds=str(path)))
+    assert address.url == f"unix:{path}"
     connector = aiohttp.UnixConnector(str(path))
     async with aiohttp.ClientSession(connector=connector) as session:
         async with session.post("http://any/v1/completions", json=body_for(COMPLETIONS)) as answer:
             assert text_of(COMPLETIONS, await answer.json()) == reference(COMPLETIONS)
         with pytest.raises(StartupError, match="a server listens there already"):
-            await served(tokenizer, Settings(uds=str(path)))
+            take_address(Settings(uds=str(path)))
     await listener.close()
     assert not path.exists()
 
 
-async def test_a_file_that_is_no_socket_stays(tokenizer: LocalTokenizer, tmp_path: Path) -> None:
+def test_a_file_that_is_no_socket_stays(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
     with pytest.raises(StartupError, match="is no socket"):
-        await served(tokenizer, Settings(uds=str(path)))
+        take_address(Settings(uds=str(path)))
     assert path.read_text() == "data"
     with pytest.raises(StartupError, match="cannot listen on"):
-        await served(tokenizer, Settings(uds=str(tmp_path / ("x" * 200))))
+        take_address(Settings(uds=str(tmp_path / ("x" * 200))))
 
 
-async def test_a_port_in_use_is_refused_with_what_helps(tokenizer: LocalTokenizer) -> None:
+def test_a_port_in_use_is_refused_with_what_helps() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(StartupError) as refused:
-            await served(tokenizer, Settings(host="127.0.0.1", port=port))
+            take_address(Settings(host="127.0.0.1", port=port))
     said = str(refused.value)
     assert said.startswith(f"cannot listen on 127.0.0.1:{port}: Address already in use; --port ")
     assert "attempting" not in said
+
+
+def test_a_port_is_held_before_clients_can_connect_and_given_back() -> None:
+    first = take_address(Settings(port=0))
+    port = first.port
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    second = take_address(Settings(port=port))  # nobody listens yet
+    first.listen()
+    socket.create_connection(("127.0.0.1", port)).close()
+    with pytest.raises(StartupError, match=r"cannot listen on port \d+: Address already in use"):
+        second.listen()
+    second.close()
+    first.close()
+    first.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
 
 
 @pytest.fixture(scope="module")
@@ -344,9 +365,11 @@ async def test_https_is_served_and_plain_http_on_it_harms_nobody(
     tokenizer: LocalTokenizer, certificate: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     cert, key = map(str, certificate)
-    listener, url = await served(tokenizer, Settings(port=0, ssl_certfile=cert, ssl_keyfile=key))
-    assert url == f"https://127.0.0.1:{listener.port}"
-    reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+    settings = Settings(port=0, ssl_certfile=cert, ssl_keyfile=key)
+    listener, address = await served(tokenizer, settings)
+    url = address.url
+    assert url == f"https://127.0.0.1:{address.port}"
+    reader, writer = await asyncio.open_connection("127.0.0.1", address.port)
     writer.write(HEALTH)
     assert b"HTTP/" not in await asyncio.wait_for(reader.read(), 5)
     writer.close()
@@ -365,13 +388,13 @@ def test_an_unusable_certificate_is_one_sentence(tmp_path: Path, content: str | 
     if content is not None:
         path.write_text(content)
     with pytest.raises(StartupError, match=r"cannot use the certificate in .*cert.pem: ") as caught:
-        listen._tls(Settings(ssl_certfile=str(path)))
+        take_address(Settings(port=0, ssl_certfile=str(path)))
     assert "\n" not in str(caught.value)
 
 
 def test_a_key_without_a_certificate_is_refused() -> None:
     with pytest.raises(StartupError, match="without ssl_certfile"):
-        listen._tls(Settings(ssl_keyfile="key.pem"))
+        take_address(Settings(port=0, ssl_keyfile="key.pem"))
 
 
 def test_listening_beyond_this_machine_without_a_key_is_warned_of(

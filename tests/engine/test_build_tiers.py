@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 import radixserve
-from radixserve.config import Settings
-from radixserve.engine import build, build_tiers
+from radixserve.engine import build_tiers
 from radixserve.engine.build_tiers import COMPUTES, code
-from radixserve.errors import StartupError
 from radixserve.store.fingerprint import tree_digest
 
 PACKAGE = Path(radixserve.__file__).parent
@@ -81,24 +79,3 @@ def test_the_version_of_each_package_it_is_built_with_is_part_of_it(
         build_tiers, "version", lambda each: "99.0" if each == name else version(each)
     )
     assert code() != before
-
-
-def test_a_folder_that_is_no_store_is_refused_before_the_model_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def load(*_: object) -> None:
-        raise AssertionError("it was loaded")
-
-    monkeypatch.setattr(build, "open_model", load)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "events.out").write_text("precious")
-    with pytest.raises(StartupError, match=f"{tmp_path} is not empty and no store"):
-        build.build_engine(Settings(disk_path=str(tmp_path)), "model")
-    assert (tmp_path / "runs" / "events.out").read_text() == "precious"
-    (tmp_path / "s").mkdir()
-    (tmp_path / "s").chmod(0o777)
-    with pytest.raises(StartupError, match="can be written by everybody"):
-        build.build_engine(Settings(disk_path=str(tmp_path / "s")), "model")
-    trusting = Settings(disk_path=str(tmp_path / "s"), disk_trust_others=True)
-    with pytest.raises(AssertionError, match="it was loaded"):
-        build.build_engine(trusting, "model")
