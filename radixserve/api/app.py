@@ -20,6 +20,7 @@ from radixserve.api.cors import add_cors_headers, answer_options
 from radixserve.api.envelope import as_api_error, error_response, note_error, title
 from radixserve.api.handlers import handler_of
 from radixserve.api.openai.endpoints import CHAT, COMPLETIONS
+from radixserve.api.openai.responses.endpoint import RESPONSES, not_stored
 from radixserve.api.request_id import identify, request_id_of
 from radixserve.api.settings import ApiSettings
 from radixserve.errors import Unavailable
@@ -60,6 +61,10 @@ def _routes(prefix: str) -> list[web.RouteDef]:
         web.get(f"{prefix}/", ops.about),
         web.post(f"{prefix}/v1/chat/completions", handler_of(CHAT)),
         web.post(f"{prefix}/v1/completions", handler_of(COMPLETIONS)),
+        web.post(f"{prefix}/v1/responses", handler_of(RESPONSES)),
+        web.get(f"{prefix}/v1/responses/{{path:.+}}", not_stored),
+        web.delete(f"{prefix}/v1/responses/{{path:.+}}", not_stored),
+        web.post(f"{prefix}/v1/responses/{{path:.+}}", not_stored),
         web.get(f"{prefix}/v1/models", ops.list_models),
         web.get(f"{prefix}/v1/models/{{model:.+}}", ops.get_model),
         web.get(f"{prefix}/health", ops.ready),

@@ -11,6 +11,7 @@ import msgspec
 
 from radixserve import errors
 from radixserve.api.openai import wire
+from radixserve.api.openai.responses import wire as responses
 from radixserve.errors import CODES
 
 DOCS = (Path(__file__).parent.parent.parent / "docs" / "api.md").read_text()
@@ -25,6 +26,10 @@ def test_every_field_is_documented() -> None:
         wire.StreamOptions,
         wire.TokenizeBody,
         wire.DetokenizeBody,
+        responses.ResponsesBody,
+        responses.TextConfig,
+        responses.ReasoningConfig,
+        responses.ResponsesStreamOptions,
     ]
     fields = {name for body in bodies for name in body.__struct_fields__} | set(
         wire.Message.__struct_fields__[2:]
