@@ -21,6 +21,7 @@ ALIAS = "model"
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 RESPONSES = "/v1/responses"
+MESSAGES = "/v1/messages"
 
 
 class KeepingMetrics(Metrics):
@@ -60,10 +61,12 @@ class Server:
 def body_for(path: str, text: str = "abc", **more: Any) -> dict[str, Any]:
     """A small good body for an endpoint that generates."""
     limit = "max_output_tokens" if path == RESPONSES else "max_tokens"
+    messages = {"messages": [{"role": "user", "content": text}]}
     prompts: dict[str, dict[str, Any]] = {
-        CHAT: {"messages": [{"role": "user", "content": text}]},
+        CHAT: messages,
         COMPLETIONS: {"prompt": text},
         RESPONSES: {"input": text},
+        MESSAGES: messages,
     }
     return {"model": MODEL, limit: 4, **prompts[path], **more}
 
@@ -73,6 +76,8 @@ def text_of(path: str, answer: Any, choice: int = 0) -> str:
     if path == RESPONSES:
         parts = [part for item in answer["output"] for part in item.get("content", ())]
         return "".join(part["text"] for part in parts if part["type"] == "output_text")
+    if path == MESSAGES:
+        return "".join(block["text"] for block in answer["content"])
     chosen = answer["choices"][choice]
     text: str = chosen["message"]["content"] if path == CHAT else chosen["text"]
     return text
