@@ -30,6 +30,7 @@ CODES: Final = (
     *("context_length_exceeded", "kv_budget_exceeded"),
     *("not_found", "model_not_found", "method_not_allowed"),
     *("request_timeout", "request_too_large", "render_timeout", "render_failed"),
+    "grammar_too_complex",
     *("invalid_api_key", "host_not_allowed", "unsupported_content_type"),
     *("malformed_request", "header_too_large"),
     *("generation_failed", "internal_error", "generation_aborted"),

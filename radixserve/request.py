@@ -8,7 +8,23 @@ checked every limit.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark", "gbnf"]
+
+
+class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the whole output must match; `radixserve.grammar` says what each kind of source is.
+
+    It stays text here, so that it can be sent, compared and kept.
+    """
+
+    kind: GrammarKind
+    source: str = ""  # empty for json_object
+    # Between the parts of JSON. A regular expression; "": none; None: as people write it.
+    whitespace: str | None = None
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -31,6 +47,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     logprobs: int | None = None  # None: not wanted; k: the drawn token and the k most likely
     # the same for the prompt's own tokens; such a request reads no cached K/V
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from radixserve.errors import Unavailable
 from radixserve.front.stream import Stream
-from radixserve.request import Request
+from radixserve.grammar import Vocabulary, check
+from radixserve.request import Grammar, Request
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent, TokenLogprob
 from radixserve.text.conversation import Conversation
 from radixserve.text.detokenizer import Detokenizer
@@ -58,6 +59,9 @@ class LocalTokenizer(Detokenizer):
 
     async def encode_chat(self, conversation: Conversation) -> Encoded:
         return self.tokenizer.encode_chat(conversation)
+
+    async def check_grammar(self, grammar: Grammar) -> None:
+        check(grammar, Vocabulary(self.tokenizer.to_json()))
 
 
 def byte_tokenizer(**options: Any) -> LocalTokenizer:

@@ -30,6 +30,7 @@ LAYERS = (
     ("metrics_table",),
     ("engine",),
     ("sampling",),
+    ("grammar",),
     ("tiers",),
     ("model",),
     ("store",),
@@ -37,7 +38,7 @@ LAYERS = (
     ("messages",),
     ("config_sources", "defaults"),
     ("config",),
-    ("request", "step", "errors", "logs", "machine", "rotary", "__init__"),
+    ("request", "step", "errors", "logs", "machine", "rotary", "token_names", "__init__"),
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
@@ -51,6 +52,7 @@ WITHOUT_TORCH = (
     "api",
     "text",
     "parsing",
+    "grammar",
     "metrics",
     "metrics_table",
     "front",

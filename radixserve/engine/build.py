@@ -12,6 +12,7 @@ from radixserve.cache.pool import KVPool
 from radixserve.config import Settings
 from radixserve.engine.build_tiers import LOSSY, make_tiers
 from radixserve.engine.core import EngineCore
+from radixserve.engine.grammars import grammars_of
 from radixserve.engine.lengths import context_length_of, max_request_tokens
 from radixserve.engine.scheduler import Limits
 from radixserve.errors import ConfigError
@@ -68,7 +69,8 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     )
     limits = Limits(settings.max_running, settings.max_step_tokens or _STEP_TOKENS[info.device])
     runner = Runner(loaded, pool, graphs)
-    return EngineCore(runner, cache, limits, tiers=tiers, ahead=info.device == "cuda"), info
+    grammars, ahead = grammars_of(model), info.device == "cuda"
+    return EngineCore(runner, cache, limits, tiers=tiers, grammars=grammars, ahead=ahead), info
 
 
 def _device(wanted: str) -> torch.device:

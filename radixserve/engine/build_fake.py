@@ -11,6 +11,7 @@ from pathlib import Path
 from radixserve.cache.kvcache import KVCache
 from radixserve.config import Settings
 from radixserve.engine.core import EngineCore
+from radixserve.engine.grammars import grammars_of
 from radixserve.engine.lengths import context_length_of, max_request_tokens
 from radixserve.engine.scheduler import Limits
 from radixserve.errors import ModelRefused
@@ -50,4 +51,4 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     )
     cache = KVCache(info.num_slots, enabled=settings.cache)
     limits = Limits(settings.max_running, settings.max_step_tokens or _STEP_TOKENS)
-    return EngineCore(FakeModel(info.vocab_size), cache, limits), info
+    return EngineCore(FakeModel(info.vocab_size), cache, limits, grammars=grammars_of(model)), info

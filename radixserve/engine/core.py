@@ -19,10 +19,13 @@ import time
 from radixserve.cache.kvcache import KVCache
 from radixserve.engine.faults import OUT_OF_MEMORY, Fault, free_memory
 from radixserve.engine.flight import Flight, StepModel
+from radixserve.engine.grammars import Grammars
 from radixserve.engine.scheduler import Limits, Scheduler
 from radixserve.engine.tiers import Tiers
 from radixserve.request import Request
 from radixserve.step import EngineStats, TokenEvent
+
+GRAMMAR_SECONDS = 0.001  # how often a grammar being compiled is polled while nothing else is to do
 
 
 class EngineCore:
@@ -35,15 +38,16 @@ class EngineCore:
         limits: Limits,
         *,
         tiers: Tiers | None = None,
+        grammars: Grammars | None = None,
         ahead: bool = False,
     ) -> None:
-        """With `ahead` one step stays in flight, which helps if the host and the device work at the
-        same time.
+        """Without `grammars` requests with a grammar end with an error. With `ahead` one step stays
+        in flight, which helps if the host and the device work at the same time.
         """
         self.model = model
         self.cache = cache
         self.tiers = tiers or Tiers(cache)
-        self.scheduler = Scheduler(cache, limits, self.tiers)
+        self.scheduler = Scheduler(cache, limits, self.tiers, grammars)
         self._ahead = ahead
         self._in_flight: Flight | None = None
         self._idle = False  # the last step found nothing to compute
@@ -66,7 +70,14 @@ class EngineCore:
         """
         if not self.has_work:
             return self.tiers.patience or None
-        return self.tiers.patience if self._idle else 0.0
+        if not self._idle:
+            return 0.0
+        patience = self.tiers.patience
+        return (
+            min(patience or GRAMMAR_SECONDS, GRAMMAR_SECONDS)
+            if self.scheduler.awaits_grammar
+            else patience
+        )
 
     def submit(self, request: Request, output_ids: list[int]) -> list[TokenEvent]:
         """Queue a request. Returns an event only if the request can never run."""
@@ -87,12 +98,13 @@ class EngineCore:
         of its draws depends on the tokens drawn before (penalties).
         """
         self.tiers.settle()
+        refused = self.scheduler.settle_grammars()
         before, newest = self._in_flight, self._launch()
         self._idle = before is None and newest is None
         stays = self._ahead and newest is not None and newest.may_stay
         self._in_flight = newest if stays else None
         landing = (before,) if stays else (before, newest)
-        return [event for flight in landing if flight for event in self._land(flight)]
+        return refused + [event for flight in landing if flight for event in self._land(flight)]
 
     def _launch(self) -> Flight | None:
         """Launch the next step, behind the one in flight. None if there is nothing to compute

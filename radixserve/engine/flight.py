@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +22,7 @@ from radixserve.engine.planning import Work
 from radixserve.model.host import upload
 from radixserve.request import Sampling
 from radixserve.sampling import PromptLogprobs, Row, Sampled, Samples, reads_output, sample
-from radixserve.step import Chunk, Logits
+from radixserve.step import Chunk, Logits, TokenLogprob
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class Flight:
         self.started = time.perf_counter()
         self._rows = [_row(work) for work in works]
         self._samples: Samples | None = None
-        self._prompt_logprobs: list[tuple[Work, PromptLogprobs]] = []
+        self._known_logprobs: list[_Known] = []
         self._fault: Fault | None = None
 
     @property
@@ -77,17 +79,18 @@ class Flight:
                 [work.chunk for work in self.works], before.drawn if before else None
             )
             last_rows = np.cumsum([work.chunk.num_logits for work in self.works]) - 1
-            self._ask_prompt_logprobs(logits, last_rows.tolist())
+            self._ask_known_logprobs(logits, last_rows.tolist())
             whole = all(work.chunk.logits is Logits.LAST for work in self.works)
             last = logits if whole else logits[upload(last_rows, logits.device)]
+            self._constrain()
             self._samples = sample(last, self._rows, ahead=ahead)
         except Exception as error:
             self._fault = self._fault_of(error)
 
     def land(self) -> list[Sampled | None] | Fault:
         """The token drawn from the last row of each chunk, which is meaningless if the chunk ends
-        before its sequence; None for a chunk whose logits are not finite. Prompt logprobs are
-        written to their sequences. A fault if the launch or the device raised something.
+        before its sequence; None for a chunk whose logits are not finite. Logprobs of known tokens
+        are written to their sequences. A fault if the launch or the device raised something.
 
         Waits for the device.
         """
@@ -101,25 +104,52 @@ class Flight:
     def _wait(self) -> list[Sampled | None]:
         assert self._samples is not None, "a step lands after its launch"
         drawn = self._samples.wait()
-        for work, logprobs in self._prompt_logprobs:
-            work.sequence.prompt_logprobs[work.chunk.start :] = logprobs.wait()
+        for known in self._known_logprobs:
+            known.target[known.at :] = known.logprobs.wait()
         return drawn
 
     def _fault_of(self, error: Exception) -> Fault:
         log.error("a step of %d sequences failed", len(self.works), exc_info=error)
         return fault_of(error)
 
-    def _ask_prompt_logprobs(self, logits: torch.Tensor, last_rows: list[int]) -> None:
-        """Start computing the prompt logprobs of chunks that want them. Position p of a chunk
-        predicts prompt token p + 1; the prompt's last position predicts the first output.
+    def _constrain(self) -> None:
+        """Compute the masks of rows with a grammar, on the host, while the device computes."""
+        for work, row in zip(self.works, self._rows, strict=True):
+            if row.sampling.grammar is not None and work.sequence.constraint is not None:
+                row.allowed = work.sequence.constraint.allowed(len(row.output_ids))
+
+    def _ask_known_logprobs(self, logits: torch.Tensor, last_rows: list[int]) -> None:
+        """Start computing the logprobs of known tokens that are wanted: of the prompt, and of
+        tokens that a grammar forced. Position p predicts token p + 1.
         """
         for work, last in zip(self.works, last_rows, strict=True):
             if work.chunk.logits is Logits.ALL:
-                sequence, chunk = work.sequence, work.chunk
-                next_ids = sequence.prompt_ids[chunk.start + 1 : chunk.stop + 1]
-                rows = logits[last + 1 - chunk.num_logits :][: len(next_ids)]
-                count = sequence.request.sampling.prompt_logprobs or 0
-                self._prompt_logprobs.append((work, PromptLogprobs(rows, next_ids, count)))
+                rows = logits[last + 1 - work.chunk.num_logits : last + 1]
+                self._known_logprobs += _known(work, rows)
+
+
+@dataclass(slots=True)
+class _Known:
+    """Logprobs of known tokens on their way to the list of their sequence, from index `at` on."""
+
+    target: list[TokenLogprob]
+    at: int
+    logprobs: PromptLogprobs
+
+
+def _known(work: Work, rows: torch.Tensor) -> Iterator[_Known]:
+    """The logprobs of the tokens that the chunk's `rows` predict, one row for each position."""
+    sequence, chunk, sampling = work.sequence, work.chunk, work.sequence.request.sampling
+    of_prompt = None if sequence.reads_cache else sampling.prompt_logprobs
+    for target, begin, end, count in (
+        (sequence.prompt_logprobs, 1, sequence.num_prompt, of_prompt),
+        (sequence.forced_logprobs, sequence.num_reported, sequence.num_tokens, sampling.logprobs),
+    ):
+        first, stop = max(begin, chunk.start + 1), min(end, chunk.stop + 1)
+        if count is not None and first < stop:
+            some = rows[first - 1 - chunk.start : stop - 1 - chunk.start]
+            logprobs = PromptLogprobs(some, sequence.ids[first:stop], count)
+            yield _Known(target, first - begin, logprobs)
 
 
 def _row(work: Work) -> Row:

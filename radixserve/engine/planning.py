@@ -87,7 +87,7 @@ def slots_wanted(sequence: Sequence) -> int:
 def _work(sequence: Sequence, room: int) -> Work:
     assert sequence.lease is not None, f"{sequence.request.id} holds no lease"
     start, stop = sequence.num_planned, min(sequence.num_expected, sequence.num_planned + room)
-    logits = Logits.LAST if sequence.reads_cache or start >= sequence.num_prompt else Logits.ALL
+    logits = Logits.ALL if sequence.wants_logits(start, stop) else Logits.LAST
     drawn_row = sequence.row if stop > sequence.num_tokens else None
     chunk = Chunk(sequence.ids[start:stop], start, sequence.lease.slots[:stop], logits, drawn_row)
     return Work(sequence, chunk, sequence.lease)

@@ -16,10 +16,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from radixserve.cache.kvcache import KVCache, Lease
+from radixserve.engine.constraint import Constraint
 from radixserve.engine.faults import NOT_FINITE, Fault
+from radixserve.engine.grammars import Grammars
 from radixserve.engine.planning import Plan, Work, last_slot, second_try, slots_wanted
 from radixserve.engine.sequence import Sequence
 from radixserve.engine.tiers import Tiers
+from radixserve.errors import BadRequest
 from radixserve.request import Request
 from radixserve.sampling import Sampled
 from radixserve.step import FaultKind, FinishReason, TokenEvent
@@ -51,9 +54,17 @@ class Totals:
 class Scheduler:
     """Plans steps and commits their results; the only owner of sequences."""
 
-    def __init__(self, cache: KVCache, limits: Limits, tiers: Tiers | None = None) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        limits: Limits,
+        tiers: Tiers | None = None,
+        grammars: Grammars | None = None,
+    ) -> None:
         self.cache = cache
         self.tiers = tiers or Tiers(cache)
+        self._grammars = grammars
+        self._awaiting: list[Sequence] = []  # of those waiting: their grammar is being compiled
         self.limits = limits
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # oldest first
@@ -79,8 +90,44 @@ class Scheduler:
             )
         if sequence.num_output >= request.sampling.max_tokens:
             return _ended(sequence, "length")
+        if sequence.awaits_grammar:
+            if self._grammars is None:
+                return _ended(sequence, "error", "this engine has no grammars")
+            self._awaiting.append(sequence)
         self.waiting.append(sequence)
         return None
+
+    @property
+    def awaits_grammar(self) -> bool:
+        """Whether a sequence waits for its grammar."""
+        return bool(self._awaiting)
+
+    def settle_grammars(self) -> list[TokenEvent]:
+        """To be called between two steps: give the sequences that wait for a grammar those that are
+        compiled. Returns the ends of sequences whose grammar cannot be compiled.
+        """
+        events = []
+        for sequence in list(self._awaiting):
+            try:
+                ready = self._constrain(sequence)
+            except BadRequest as refusal:
+                self._end(sequence)
+                events.append(_ended(sequence, "error", refusal.message))
+            else:
+                if ready:
+                    self._awaiting.remove(sequence)
+        return events
+
+    def _constrain(self, sequence: Sequence) -> bool:
+        sampling = sequence.request.sampling
+        assert self._grammars is not None, "such a sequence is not added"
+        assert sampling.grammar is not None, "it waits for one"
+        compiled = self._grammars.get(sampling.grammar)
+        if compiled is None:
+            return False
+        sequence.constraint = Constraint(compiled, sampling, sequence.output_ids.tolist())
+        sequence.append_forced()
+        return True
 
     def abort(self, request_id: str) -> TokenEvent | None:
         """End a request in any state. None if it is unknown, or has ended."""
@@ -142,6 +189,8 @@ class Scheduler:
             full = len(self.running) >= self.limits.max_running or (self._pressed and self.running)
             if full or plan.room <= 0:
                 return
+            if sequence.awaits_grammar:
+                continue
             if self._awaits_prefix(sequence) or self.tiers.awaits(sequence):
                 continue
             while not self._start(sequence):
@@ -153,7 +202,7 @@ class Scheduler:
         """Take a lease on the longest cached prefix and slots for the rest. False if there is no
         room now.
         """
-        key = sequence.key(sequence.num_tokens)
+        key = sequence.key(sequence.num_usable)
         lease = self.cache.lease(
             sequence.request.namespace, key, slots_wanted(sequence), read=sequence.reads_cache
         )
@@ -227,8 +276,7 @@ class Scheduler:
     def _advance(self, work: Work, sampled: Sampled | None) -> TokenEvent | None:
         sequence = work.sequence
         if sampled is None:
-            self.totals.faults[NOT_FINITE.kind] += 1
-            return self._fail(sequence, NOT_FINITE)
+            return self._fail_row(sequence)
         sequence.num_computed, sequence.num_retry = work.chunk.stop, 0
         if work.chunk.start < sequence.num_prompt:
             work.lease.publish(sequence.key(sequence.num_computed))
@@ -237,15 +285,28 @@ class Scheduler:
         if sequence.num_pending:
             return None
         sequence.append(sampled.token_id)
-        self.totals.generated_tokens += 1
         event = _token_event(sequence, sampled)
+        self.totals.generated_tokens += len(event.token_ids)
         if event.finish is not None:
             self._end(sequence)
+        else:
+            sequence.append_forced()
         return event
+
+    def _fail_row(self, sequence: Sequence) -> TokenEvent:
+        """End a sequence for which no token could be drawn."""
+        constraint = sequence.constraint
+        if constraint is not None and constraint.error:
+            self._end(sequence)
+            return _ended(sequence, "error", "the grammar became too complex on the way")
+        self.totals.faults[NOT_FINITE.kind] += 1
+        return self._fail(sequence, NOT_FINITE)
 
     # release: every sequence ends here
 
     def _end(self, sequence: Sequence, publish: bool = True) -> None:
+        if sequence in self._awaiting:
+            self._awaiting.remove(sequence)
         if sequence.lease is None:
             self.waiting.remove(sequence)
             return
@@ -279,23 +340,30 @@ def _lease(sequence: Sequence) -> Lease:
 
 def _ended(sequence: Sequence, finish: FinishReason, error: str | None = None) -> TokenEvent:
     event = TokenEvent(request_id=sequence.request.id, finish=finish, error=error)
-    if not sequence.num_output:  # otherwise the event of the first token said it
+    if (
+        sequence.num_reported == sequence.num_prompt
+    ):  # otherwise the event of the first token said it
         _describe_cached(sequence, event)
     return event
 
 
 def _token_event(sequence: Sequence, sampled: Sampled) -> TokenEvent:
-    """The event of the token just appended."""
-    sampling = sequence.request.sampling
-    event = TokenEvent(request_id=sequence.request.id, token_ids=[sampled.token_id])
+    """The event of the token just appended, and of the forced ones before it."""
+    sampling, constraint = sequence.request.sampling, sequence.constraint
+    is_first = sequence.num_reported == sequence.num_prompt
+    new_ids = sequence.ids[sequence.num_reported : sequence.num_tokens].tolist()
+    event = TokenEvent(request_id=sequence.request.id, token_ids=new_ids)
     if sampled.logprob is not None:
-        event.logprobs = [sampled.logprob]
+        event.logprobs = [*sequence.forced_logprobs, sampled.logprob]
     if sampled.token_id in sampling.stop_token_ids:
         event.finish, event.stop_token_id = "stop", sampled.token_id
+    elif constraint is not None and constraint.is_complete:
+        event.finish = "stop"
     elif sequence.num_output >= sampling.max_tokens:
         event.finish = "length"
-    if sequence.num_output == 1:
+    if is_first:
         _describe_start(sequence, event)
+    sequence.num_reported, sequence.forced_logprobs = sequence.num_tokens, []
     return event
 
 

@@ -12,6 +12,11 @@ While no step is in flight, num_planned equals num_computed. A step in flight th
 known token draws the one behind it; then there are `num_expected` tokens, one more than
 `num_tokens`, and that one may be planned although only the device knows which it is: `ids` holds a
 zero in its place.
+
+Tokens that a grammar forces are appended behind a drawn one without being drawn. The next step
+computes all of them in one chunk and draws the token behind them; all are reported together then,
+because the logprobs of forced tokens come from that step. So `num_reported` is less than
+`num_tokens` only between two draws.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from radixserve.cache.kvcache import Lease
+from radixserve.engine.constraint import Constraint
 from radixserve.request import Request
 from radixserve.step import TokenLogprob
 
@@ -33,6 +39,7 @@ class Sequence:
     request: Request
     ids: npt.NDArray[np.int32]  # [num_prompt + max_tokens]: tokens, then room for those to come
     num_tokens: int
+    num_reported: int  # tokens that the client knows of: the prompt, and the output sent so far
     num_resumed: int = 0  # output tokens that came from an earlier engine
     num_computed: int = 0
     num_planned: int = 0  # tokens that have K/V or are in a step in flight
@@ -46,6 +53,8 @@ class Sequence:
     admitted_at: float | None = None  # time.monotonic() seconds
     lease: Lease | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    forced_logprobs: list[TokenLogprob] = field(default_factory=list)  # of unreported tokens
+    constraint: Constraint | None = None  # of its grammar, once that is compiled
 
     @classmethod
     def of(cls, request: Request, output_ids: list[int]) -> Sequence:
@@ -55,7 +64,7 @@ class Sequence:
             max(len(request.prompt_ids) + request.sampling.max_tokens, len(known)), np.int32
         )
         ids[: len(known)] = known
-        return cls(request, ids, len(known), num_resumed=len(output_ids))
+        return cls(request, ids, len(known), len(known), num_resumed=len(output_ids))
 
     @property
     def num_prompt(self) -> int:
@@ -107,13 +116,48 @@ class Sequence:
         host = min(self.num_promoted["host"], cached)
         return host, min(self.num_promoted["disk"], cached - host)
 
+    @property
+    def awaits_grammar(self) -> bool:
+        """Whether it has a grammar that is not compiled yet."""
+        return self.request.sampling.grammar is not None and self.constraint is None
+
+    @property
+    def num_usable(self) -> int:
+        """Tokens whose K/V may be read from the cache, but for the last one: those before the
+        first token whose logprob is still to be computed.
+        """
+        wanted = self.request.sampling.logprobs is not None
+        return self.num_reported if wanted else self.num_tokens
+
+    def wants_logits(self, start: int, stop: int) -> bool:
+        """Whether a chunk of these positions computes logits of all its rows, for the logprobs of
+        known tokens: of the prompt, or of tokens that a grammar forced.
+        """
+        if start < self.num_prompt and not self.reads_cache:
+            return True
+        first, last = max(start + 1, self.num_reported), min(stop + 1, self.num_tokens)
+        return self.request.sampling.logprobs is not None and first < last
+
     def key(self, num_tokens: int) -> bytes:
         """The first `num_tokens` tokens as the cache compares them: packed int32."""
         return self.ids[:num_tokens].tobytes()
 
     def append(self, token_id: int) -> None:
+        """Append a drawn token."""
         self.ids[self.num_tokens] = token_id
         self.num_tokens += 1
+        if self.constraint is not None and token_id not in self.request.sampling.stop_token_ids:
+            self.constraint.advance(token_id)
+
+    def append_forced(self) -> None:
+        """Append the tokens that the grammar forces here. At least one of `max_tokens` is left to
+        be drawn.
+        """
+        if self.constraint is not None:
+            most = self.request.sampling.max_tokens - self.num_output - 1
+            forced = self.constraint.take_forced(most)
+            self.ids[self.num_tokens : self.num_tokens + len(forced)] = forced
+            self.num_tokens += len(forced)
 
     def shared_prefix(self, other: Sequence) -> int:
         """Number of leading tokens that both have; 0 if they may not share K/V."""

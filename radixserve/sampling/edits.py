@@ -1,4 +1,5 @@
-"""Changes a request's logits before a token is drawn: penalties, bias, forbidden stop tokens.
+"""Changes a request's logits before a token is drawn: penalties, bias, forbidden stop tokens,
+grammars.
 
 Values are gathered and written back for the whole batch in one operation per kind; rows without an
 edit are not touched. Formulas: repetition penalty as in CTRL (Keskar et al. 2019, section 4.1);
@@ -13,21 +14,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from radixserve.model.host import upload
+from radixserve.model.host import upload, upload_ids
 from radixserve.request import Sampling
 from radixserve.sampling.row import Row
 
 
 def is_edited(row: Row) -> bool:
     """Whether any of the edits below changes a logit of this row."""
-    return bool(row.sampling.logit_bias) or reads_output(row) or _forbids_stop(row)
+    changes = row.sampling.logit_bias, _counts(row), _forbids_stop(row), row.allowed is not None
+    return any(changes)
 
 
 def reads_output(row: Row) -> bool:
     """Whether an edit depends on which tokens the output holds. Then the host must know all of them
     before the next draw.
     """
-    return row.sampling.repetition_penalty != 1.0 or _counts_output(row.sampling)
+    return _counts(row) or row.sampling.grammar is not None
 
 
 def edit(logits: torch.Tensor, rows: Sequence[Row]) -> None:
@@ -38,6 +40,11 @@ def edit(logits: torch.Tensor, rows: Sequence[Row]) -> None:
     _penalise_output(logits, rows)
     _add_bias(logits, rows)
     _forbid_stop(logits, rows)
+    _keep_allowed(logits, rows)
+
+
+def _counts(row: Row) -> bool:
+    return row.sampling.repetition_penalty != 1.0 or _counts_output(row.sampling)
 
 
 def _counts_output(sampling: Sampling) -> bool:
@@ -45,6 +52,9 @@ def _counts_output(sampling: Sampling) -> bool:
 
 
 def _forbids_stop(row: Row) -> bool:
+    """Whether stop tokens are forbidden here. A row with a grammar has that in `allowed`."""
+    if row.allowed is not None:
+        return False
     return len(row.output_ids) < row.sampling.min_tokens and bool(row.sampling.stop_token_ids)
 
 
@@ -93,6 +103,24 @@ def _forbid_stop(logits: torch.Tensor, rows: Sequence[Row]) -> None:
         logits[
             _where(logits, chosen, (np.array(rows[i].sampling.stop_token_ids) for i in chosen))
         ] = -torch.inf
+
+
+def _keep_allowed(logits: torch.Tensor, rows: Sequence[Row]) -> None:
+    """Set the logits of all tokens that a row's `allowed` leaves out to -inf."""
+    masks = {i: row.allowed for i, row in enumerate(rows) if row.allowed is not None}
+    if not masks:
+        return
+    vocab = logits.shape[-1]
+    words = np.zeros((len(masks), (vocab + 31) // 32), np.uint32)
+    for line, mask in zip(words, masks.values(), strict=True):
+        line[: len(mask)] = mask[: len(line)]
+    bits = np.unpackbits(~words.view(np.uint8), axis=-1, count=vocab, bitorder="little")
+    forbidden = upload(bits.view(np.bool_), logits.device)
+    if len(masks) == len(rows):
+        logits.masked_fill_(forbidden, -torch.inf)
+    else:
+        at = upload_ids(list(masks), logits.device)
+        logits[at] = logits[at].masked_fill_(forbidden, -torch.inf)
 
 
 def _where(

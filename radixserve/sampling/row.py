@@ -24,6 +24,9 @@ class Row:
     prompt_ids: npt.NDArray[np.int32]
     # Generated so far; its length is the position that, with the seed, keys the draw.
     output_ids: npt.NDArray[np.int32]
+    # The tokens that may be drawn: uint32 [words], one bit per token, lowest first; ids beyond may
+    # not be drawn. None: all tokens.
+    allowed: npt.NDArray[np.uint32] | None = None
 
 
 @dataclass(slots=True)

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import tokenizers
 
 from radixserve.errors import BadRequest, ModelRefused, StartupError, Unavailable
+from radixserve.request import Grammar
 from radixserve.text.conversation import Conversation
 from radixserve.text.detokenizer import Detokenizer
 from radixserve.text.messages import (
     NOT_UNICODE,
     TOO_DEEP,
+    CheckGrammar,
     Encode,
     EncodeChat,
     Encoded,
@@ -36,7 +38,9 @@ from radixserve.text.worker_process import WorkerDied, WorkerProcess
 log = logging.getLogger(__name__)
 
 _SHUTTING_DOWN = "The server is shutting down."
-_MAX_TRIES = 2  # a process may die for a reason other than the question
+# A process may die for a reason other than the question. For a grammar the question is the likely
+# one, and a second try could leave no process to other requests.
+_MAX_TRIES = 2
 _WAIT_SECONDS = 60.0  # wait for a free process, in addition to the deadline
 _RESTART_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # delay before the n-th start in a row
 
@@ -68,11 +72,20 @@ class TokenizerClient(Protocol):
     def drops_reasoning(self) -> bool:
         """See `TemplateFacts.drops_reasoning`."""
 
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """See `Detokenizer.control_tokens`."""
+
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of `text`. Raises BadRequest or Unavailable."""
 
     async def encode_chat(self, conversation: Conversation) -> Encoded:
         """See `Tokenizer.encode_chat`. Raises BadRequest or Unavailable."""
+
+    async def check_grammar(self, grammar: Grammar) -> None:
+        """Refuse a grammar that the engine could not use, or not soon enough. Raises BadRequest,
+        without `param`, or Unavailable.
+        """
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """See `Detokenizer.decode`."""
@@ -112,6 +125,10 @@ class ProcessTokenizer(Detokenizer):
     async def encode_chat(self, conversation: Conversation) -> Encoded:
         """See `TokenizerClient.encode_chat`."""
         return await self._processes.ask(EncodeChat(conversation))
+
+    async def check_grammar(self, grammar: Grammar) -> None:
+        """See `TokenizerClient.check_grammar`."""
+        await self._processes.ask(CheckGrammar(grammar))
 
 
 class _Job:
@@ -241,7 +258,7 @@ class TokenizerProcesses:
             return False
         except WorkerDied as died:
             log.error("a tokenizer process %s", died)
-            if job.tries < _MAX_TRIES:
+            if job.tries < _MAX_TRIES and not isinstance(job.question, CheckGrammar):
                 self._jobs.put_nowait(job)
             else:
                 job.fail(_ended_processes(job.question, died))
@@ -273,6 +290,11 @@ def _param(question: Question) -> str | None:
 
 
 def _too_long(question: Question, seconds: float) -> BadRequest:
+    if isinstance(question, CheckGrammar):
+        return BadRequest(
+            f"Compiling the grammar took longer than the limit of {seconds:g} s.",
+            code="grammar_too_complex",
+        )
     if isinstance(question, EncodeChat):
         return BadRequest(
             "Rendering these messages with the model's chat template and tokenising them took "
@@ -286,6 +308,12 @@ def _too_long(question: Question, seconds: float) -> BadRequest:
 
 
 def _ended_processes(question: Question, died: WorkerDied) -> BadRequest:
+    if isinstance(question, CheckGrammar):
+        return BadRequest(
+            f"The process that compiled the grammar {died}; the grammar may be nested too deeply "
+            "or need too much memory.",
+            code="grammar_too_complex",
+        )
     chat, text = "rendered and tokenised these messages", "tokenised the text"
     what = chat if isinstance(question, EncodeChat) else text
     return BadRequest(

@@ -18,11 +18,11 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any
 
 import tokenizers
 
 from radixserve.errors import BadRequest
+from radixserve.token_names import rename_tokens, spelled_by_text
 
 log = logging.getLogger(__name__)
 
@@ -157,13 +157,11 @@ class _Copy:
     def __init__(self, backend: tokenizers.Tokenizer, id_of: dict[str, int]) -> None:
         """Raises the library's Exception if the tokenizer cannot be built."""
         state = json.loads(backend.to_str())
-        secret, plain = secrets.token_hex(16), _spelled_by_text(state["model"], id_of)
+        secret, plain = secrets.token_hex(16), spelled_by_text(state["model"], id_of)
         # No normaliser changes lower-case letters, digits and a dash.
         self._secret_of = {name: f"<{secret}-{id_of[name]}>" for name in id_of if name not in plain}
         self._pattern = _any_of(self._secret_of)
-        for token in state["added_tokens"]:
-            token["content"] = self._secret_of.get(token["content"], token["content"])
-        _rename_in_model(state["model"], self._secret_of)
+        rename_tokens(state, self._secret_of)
         state["decoder"] = None
         self._backend = tokenizers.Tokenizer.from_str(json.dumps(state))
         for name, secret_name in self._secret_of.items():
@@ -220,28 +218,3 @@ def _cut(text: str, places: Iterable[tuple[int, int]]) -> list[str]:
 def _is_marked(text: str, place: tuple[int, int], marks: str) -> bool:
     start, end = place
     return text.endswith(marks[0], 0, start) and text.startswith(marks[1], end)
-
-
-def _spelled_by_text(model: dict[str, Any], names: Iterable[str]) -> set[str]:
-    """Those of `names` that ordinary text can produce without added tokens; they control nothing.
-
-    Some models use a plain token such as `!` for padding, which makes it a special one.
-    """
-    merges = [
-        each.split(" ") if isinstance(each, str) else each for each in model.get("merges", ())
-    ]
-    merged = {part for merge in merges for part in (*merge, "".join(merge))}
-    return {name for name in names if len(name) == 1 or name in merged}
-
-
-def _rename_in_model(model: dict[str, Any], secret_of: dict[str, str]) -> None:
-    """Replace the names of control tokens in the model's vocabulary by their secret names, in
-    place.
-    """
-    vocab = model["vocab"]
-    if isinstance(vocab, dict):
-        model["vocab"] = {secret_of.get(name, name): i for name, i in vocab.items()}
-    else:
-        model["vocab"] = [[secret_of.get(name, name), score] for name, score in vocab]
-    if model.get("unk_token") in secret_of:
-        model["unk_token"] = secret_of[model["unk_token"]]

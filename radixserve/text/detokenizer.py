@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import tokenizers
 
 from radixserve.text.offsets import text_offsets
 from radixserve.text.pieces import Pieces
 from radixserve.text.stream import TextStream
+from radixserve.token_names import control_tokens
 
 
 class Detokenizer:
@@ -20,6 +23,7 @@ class Detokenizer:
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         """Raises ModelRefused if tokens cannot be turned into text one by one."""
         self._pieces = Pieces(backend)
+        self._json: Callable[[], str] = backend.to_str
 
     @property
     def vocab_size(self) -> int:
@@ -27,6 +31,11 @@ class Detokenizer:
         may be larger.
         """
         return self._pieces.vocab_size
+
+    @cached_property
+    def control_tokens(self) -> Mapping[str, int]:
+        """See `token_names.control_tokens`. The first use takes 0.1 s for 50,000 tokens."""
+        return control_tokens(json.loads(self._json()))
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`, with U+FFFD for bytes that are not UTF-8. Ids without a token

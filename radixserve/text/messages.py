@@ -11,6 +11,7 @@ import struct
 
 import msgspec
 
+from radixserve.request import Grammar
 from radixserve.text.conversation import Conversation
 
 # Extra time, beyond that of one request, for trying the tokenizer and its chat template at start.
@@ -45,6 +46,12 @@ class EncodeChat(msgspec.Struct, tag="encode_chat", frozen=True):
     conversation: Conversation
 
 
+class CheckGrammar(msgspec.Struct, tag="check_grammar", frozen=True):
+    """Whether a grammar can be compiled over this tokenizer's tokens."""
+
+    grammar: Grammar
+
+
 class Loaded(msgspec.Struct, tag="loaded", frozen=True):
     """The tokenizer's files are read; the chat template is tried next."""
 
@@ -67,7 +74,7 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
 
 
 class Encoded(msgspec.Struct, tag="encoded", frozen=True):
-    """The token ids of a text or of a conversation."""
+    """The token ids of a text or of a conversation; none for a grammar that passed."""
 
     ids: list[int]
     rendered_tail: str = ""
@@ -84,7 +91,7 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     code: str | None
 
 
-Question = Encode | EncodeChat
+Question = Encode | EncodeChat | CheckGrammar
 ToWorker = Start | Question
 ToFront = Loaded | Ready | Refused | Encoded | Failed
 

@@ -14,14 +14,18 @@ import resource
 import signal
 import socket
 import sys
+from functools import lru_cache
 from typing import BinaryIO
 
 import msgspec
 
+from radixserve import grammar
 from radixserve.errors import BadRequest, ModelRefused
+from radixserve.request import Grammar
 from radixserve.text.messages import (
     LENGTH,
     TRY_SECONDS,
+    CheckGrammar,
     Encode,
     Encoded,
     Failed,
@@ -118,9 +122,23 @@ def _answer(tokenizer: Tokenizer, question: Question) -> Encoded | Failed:
         if isinstance(question, Encode):
             add = question.add_special_tokens
             return Encoded(tokenizer.encode(question.text, add_special_tokens=add))
+        if isinstance(question, CheckGrammar):
+            _check(tokenizer, question.grammar)
+            return Encoded([])
         return tokenizer.encode_chat(question.conversation)
     except BadRequest as refusal:
         return Failed(refusal.message, refusal.param, refusal.code)
+
+
+@lru_cache(maxsize=64)
+def _check(tokenizer: Tokenizer, checked: Grammar) -> None:
+    """Raise BadRequest if the grammar cannot be compiled. Those that can are remembered."""
+    grammar.check(checked, _vocabulary(tokenizer))
+
+
+@lru_cache(maxsize=1)
+def _vocabulary(tokenizer: Tokenizer) -> grammar.Vocabulary:
+    return grammar.Vocabulary(tokenizer.to_json())
 
 
 def _limit_memory() -> None:

@@ -1,1 +1,0 @@
-"""The Anthropic dialect: /v1/messages and /v1/messages/count_tokens."""

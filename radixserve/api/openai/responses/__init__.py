@@ -1,1 +1,0 @@
-"""The Responses API of the OpenAI dialect: items in, items out, nothing stored."""

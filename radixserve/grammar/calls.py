@@ -1,0 +1,169 @@
+"""Writes the grammars of tool calls: which text a model may write around calls, and that a call
+names a tool and has the arguments of its schema.
+
+A model's way of writing calls is a `Layout`; for the tags of Hermes and Qwen it is
+
+    Layout(before='<tool_call>\\n{"name": "', between='", "arguments": ',
+           after="}\\n</tool_call>", separator="\\n")
+
+and what may be called is a `Tool` each. Then
+
+    tool_calls(tools, layout, required=False)   free text, then maybe calls, maybe text again, ...
+    tool_calls(tools, layout)                   calls only, at least one
+    tool_calls(tools, layout, parallel=False)   exactly one call (with required=False: at most one,
+                                                and nothing behind it)
+    tool_calls([tool], layout, ...)             the same with this tool only
+
+With `after="</think>"` everything up to and including this text is free. Where a call begins, the
+model has no choice but to write it to its end; where nothing but its layout can follow, its tokens
+are not even drawn.
+
+A tag may be a token of its own or several tokens of text. `control` has the tokens that cannot be
+text; a tag that is one of them is written as that token, any other tag as text. Free text may hold
+control tokens, such as those around reasoning, but not the one that begins a call.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from radixserve.request import Grammar
+
+_NO_TOKENS: Mapping[str, int] = {}
+_REGEX_SIGNS = re.compile(r"[\\.+*?()|\[\]{}^$/]")
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that may be called. `arguments` is an expansion of a lark rule: what a call has
+    between the parts of its layout, `json_arguments` for arguments in JSON.
+    """
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How a model writes calls.
+
+    opening  before NAME between ARGUMENTS after  separator  before ... after  closing
+    """
+
+    before: str
+    between: str
+    after: str
+    separator: str = ""
+    opening: str = ""
+    closing: str = ""
+    # The text in which a call is recognised: a beginning of `opening`, or of `before` if there is
+    # none. Empty: the control token at that place, or else all of it.
+    trigger: str = ""
+
+
+def json_arguments(schema: Mapping[str, Any]) -> str:
+    """The expansion of arguments in JSON that obey `schema`."""
+    return "%json " + json.dumps(schema)
+
+
+def tool_calls(
+    tools: Sequence[Tool],
+    layout: Layout,
+    *,
+    required: bool = True,
+    parallel: bool = True,
+    control: Mapping[str, int] = _NO_TOKENS,
+    after: str = "",
+) -> Grammar:
+    """The grammar of an output with calls of `tools`, of which there is at least one; see above.
+
+    `control` maps the names of control tokens to their ids. Cost: the length of the schemas.
+    """
+    text = _Text(control)
+    first = layout.opening + layout.before
+    trigger = layout.trigger or _first_part(first, control)
+    more = f"({text.literal(layout.separator)} {text.literal(layout.before)} call)*"
+    rest = f"call {more if parallel else ''} {text.literal(layout.closing)}"
+    rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}"]
+    for i, tool in enumerate(tools):
+        parts = (
+            text.literal(tool.name + layout.between),
+            tool.arguments,
+            text.literal(layout.after),
+        )
+        rules.append(f"call_{i}: {' '.join(parts)}")
+    lead = f"{text.until('lead', after)} SPACE?" if after else ""
+    if required:
+        start = f"{lead} {text.literal(first)} {rest}"
+    else:
+        block = f"{text.until('begin', trigger)} {text.literal(first[len(trigger) :])} {rest}"
+        start = (
+            f"{lead} ({block})* {text.free(trigger)}"
+            if parallel
+            else (f"{lead} ({text.free(trigger)} | {block})")
+        )
+    source = "\n".join([f"start: {start}", *rules, *text.rules, "SPACE: /[ \\t\\r\\n]+/", ""])
+    return Grammar(kind="lark", source=source)
+
+
+class _Text:
+    """Expansions for text that is given and for text that is free, and the rules they need."""
+
+    def __init__(self, control: Mapping[str, int]) -> None:
+        self._control = control
+        self.rules: list[str] = []
+
+    def literal(self, text: str) -> str:
+        """Exactly `text`."""
+        return " ".join(
+            f"<[{self._control[part]}]>" if part in self._control else quoted(part)
+            for part in _parts(text, self._control)
+        )
+
+    def free(self, marker: str) -> str:
+        """Any text without `marker`."""
+        if marker in self._control:
+            return f"<[^{self._control[marker]}]>*"
+        return f"{self._pieces()} TEXT"
+
+    def until(self, name: str, marker: str) -> str:
+        """Any text up to and including the first `marker`; `name` is for its rule."""
+        if marker in self._control:
+            return f"<[^{self._control[marker]}]>* <[{self._control[marker]}]>"
+        escaped = _REGEX_SIGNS.sub(r"\\\g<0>", marker).replace("\n", r"\n")
+        rule = f"{name}[lazy]: /(?s:.*){escaped}/"
+        if rule not in self.rules:
+            self.rules.append(rule)
+        return f"{self._pieces()} {name}"
+
+    def _pieces(self) -> str:
+        """Text, each piece of which ends with a control token."""
+        rules = ["TEXT: /(?s:.*)/"]
+        if self._control:
+            ids = ",".join(map(str, sorted(self._control.values())))
+            rules.append(f"piece: TEXT <[{ids}]>")
+        self.rules += [rule for rule in rules if rule not in self.rules]
+        return "piece*" if self._control else ""
+
+
+def quoted(text: str) -> str:
+    """`text` as a string of a lark source."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _parts(text: str, control: Mapping[str, int]) -> Iterator[str]:
+    """`text` cut around the names of control tokens, longest names first; no part is empty."""
+    names = sorted(control, key=len, reverse=True)
+    pattern = "|".join(map(re.escape, names))
+    cut = re.split(f"({pattern})", text) if pattern else [text]
+    yield from (part for part in cut if part)
+
+
+def _first_part(text: str, control: Mapping[str, int]) -> str:
+    """The control token with which `text` begins, or else all of it."""
+    first = next(_parts(text, control), "")
+    return first if first in control else text

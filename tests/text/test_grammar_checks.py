@@ -1,0 +1,73 @@
+"""Grammars are checked in tokenizer processes: the worst of them ends one process at its deadline,
+and other requests go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from radixserve.errors import BadRequest
+from radixserve.model.embedded import embedded_model
+from radixserve.request import Grammar
+from radixserve.text.client import TokenizerProcesses
+from radixserve.text.messages import CheckGrammar, Start
+from tests.grammar.accept import grammar
+
+pytestmark = pytest.mark.slow  # each starts processes
+
+SECONDS = 3.0
+MANY = 10_000
+
+RULES = "\n".join(f'r{i}: "a{i}" r{i + 1} | "b"' for i in range(MANY))
+GBNF_RULES = "\n".join(f'r{i} ::= "a{i}" r{i + 1} | "b"' for i in range(MANY))
+WIDE = {f"p{i}": {"type": "object", "properties": {"x": {"type": "string"}}} for i in range(MANY)}
+FORK = {"anyOf": [{"$ref": "#/$defs/n"}, {"$ref": "#/$defs/n"}]}
+BAD = {
+    "a schema of 1 MB": grammar("json_schema", {"enum": ["x" * 50] * 20_000}),
+    "a wide schema": grammar("json_schema", {"type": "object", "properties": WIDE}),
+    "a deep schema": grammar("json_schema", '{"items":' * 50_000 + "1" + "}" * 50_000),
+    "a schema that forks": grammar("json_schema", {"allOf": [FORK] * 40, "$defs": {"n": FORK}}),
+    "10,000 rules in a row": grammar("lark", f'start: r0\n{RULES}\nr{MANY}: "z"'),
+    "10,000 rules of gbnf": grammar("gbnf", f'root ::= r0\n{GBNF_RULES}\nr{MANY} ::= "z"'),
+    "a deep expression": grammar("regex", "(" * 100_000 + "a" + ")" * 100_000),
+    "an intersection of many states": grammar(
+        "lark", "start: X\nX: /(?s:.*)a(?s:.){40}/ & /(?s:.*)b(?s:.){41}/ & ~/(?s:.*)c(?s:.){12}/"
+    ),
+}
+
+
+async def test_the_worst_grammars_are_refused_while_others_are_answered() -> None:
+    start = Start(str(embedded_model(progress=False)), 60.0, SECONDS)
+    processes = TokenizerProcesses(start, 2, 8, lambda: None)
+    tokenizer = await processes.start()
+    try:
+        await tokenizer.check_grammar(grammar("json_object"))
+        for name, bad in BAD.items():
+            checking = asyncio.create_task(processes.ask(CheckGrammar(bad)))
+            while not checking.done():
+                ids = await tokenizer.encode("hello there", add_special_tokens=False)
+                assert tokenizer.decode(ids) == "hello there"
+            error = checking.exception()
+            assert isinstance(error, BadRequest), name
+            assert error.code in ("grammar_too_complex", "invalid_value"), name
+            await tokenizer.check_grammar(grammar("choice", ["a", "b"]))
+    finally:
+        await processes.close()
+
+
+async def test_a_refusal_names_the_keyword() -> None:
+    start = Start(str(embedded_model(progress=False)), 60.0, SECONDS)
+    processes = TokenizerProcesses(start, 1, 8, lambda: None)
+    tokenizer = await processes.start()
+    try:
+        schema = {"type": "object", "properties": {"a": {"uniqueItems": True}}}
+        with pytest.raises(BadRequest) as refusal:
+            await tokenizer.check_grammar(Grammar(kind="json_schema", source=json.dumps(schema)))
+        assert "'uniqueItems' at #/properties/a" in refusal.value.message
+        assert refusal.value.code == "unsupported_parameter"
+        assert "<|im_end|>" in tokenizer.control_tokens
+    finally:
+        await processes.close()
