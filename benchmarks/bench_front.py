@@ -1,7 +1,7 @@
 """How many tokens per second can be streamed when the model costs nothing.
 
     python benchmarks/bench_front.py [--engine process|none] [--streams 64] [--tokens 400]
-                                     [--endpoint chat|completions]
+                                     [--endpoint chat|completions|responses]
 
 The application runs in this process. With `--engine process` the real engine process stands behind
 it, with the model of no cost: the whole way of a token but the forward pass. With `none` it is the
@@ -35,7 +35,11 @@ from radixserve.front.protocol import EngineClient
 from radixserve.metrics import Metrics
 from tests.fakes import INFO, FakeEngine, byte_tokenizer
 
-PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+PATHS = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "responses": "/v1/responses",
+}
 
 
 @asynccontextmanager
@@ -75,24 +79,23 @@ async def serve(engine: EngineClient) -> web.AppRunner:
 def request_bytes(args: argparse.Namespace) -> bytes:
     """One streamed request, as it goes over the wire."""
     text = "The quick brown fox jumps over the lazy dog. " * 4
-    asked = (
-        {"messages": [{"role": "user", "content": text}]}
-        if args.endpoint == "chat"
-        else {"prompt": text}
-    )
-    body = json.dumps(
-        {"model": "bench", "stream": True, "max_tokens": args.tokens, "temperature": 0, **asked}
-    ).encode()
+    asked: dict[str, dict[str, object]] = {
+        "chat": {"messages": [{"role": "user", "content": text}], "max_tokens": args.tokens},
+        "completions": {"prompt": text, "max_tokens": args.tokens},
+        "responses": {"input": text, "max_output_tokens": args.tokens},
+    }
+    common = {"model": "bench", "stream": True, "temperature": 0}
+    body = json.dumps(common | asked[args.endpoint]).encode()
     head = f"POST {PATHS[args.endpoint]} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
 async def read_stream(port: int, request: bytes) -> int:
-    """Events of one stream, the final [DONE] not counted."""
+    """Events of one stream, read to the end of its chunked body; a final [DONE] is not counted."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
     num_events, tail = 0, b""
-    while b"data: [DONE]" not in tail:
+    while not tail.endswith(b"\r\n0\r\n\r\n"):
         data = await reader.read(1 << 16)
         assert data, "the stream ended early"
         num_events += data.count(b"data: {")

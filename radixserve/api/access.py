@@ -75,15 +75,22 @@ def check_content_type(request: web.Request) -> None:
 
 
 def check_key(request: web.Request, key: str | None) -> None:
-    """Raises Unauthorized unless the request carries `key`. Compares in constant time."""
+    """Raises Unauthorized unless the request carries `key`, in either of two headers. Compares in
+    constant time.
+    """
     if key is None:
         return
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    digests = [
-        sha256(each.encode("utf-8", "surrogateescape")).digest() for each in (given.strip(), key)
-    ]
-    if not hmac.compare_digest(*digests) or scheme.lower() != "bearer":
-        raise Unauthorized("A valid API key is needed: Authorization: Bearer KEY.")
+    scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+    bearer = bearer.strip() if scheme.lower() == "bearer" else ""
+    given = (bearer, request.headers.get("x-api-key", ""))
+    matches = [hmac.compare_digest(_digest(each), _digest(key)) for each in given]
+    if not any(matches):
+        text = "A valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY."
+        raise Unauthorized(text)
+
+
+def _digest(text: str) -> bytes:
+    return sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
 def _name_of(host: str) -> str:

@@ -15,11 +15,19 @@ from aiohttp.typedefs import Handler
 
 from radixserve.api import ops
 from radixserve.api.access import check_content_type, check_host, check_key
+from radixserve.api.anthropic.endpoints import MESSAGES, count_tokens
 from radixserve.api.context import API, Api, TokenizerThreads
 from radixserve.api.cors import add_cors_headers, answer_options
-from radixserve.api.envelope import as_api_error, error_response, note_error, title
+from radixserve.api.envelope import (
+    as_api_error,
+    error_response,
+    is_anthropic,
+    note_error,
+    title,
+)
 from radixserve.api.handlers import handler_of
 from radixserve.api.openai.endpoints import CHAT, COMPLETIONS
+from radixserve.api.openai.responses.endpoint import RESPONSES, not_stored
 from radixserve.api.request_id import identify, request_id_of
 from radixserve.api.settings import ApiSettings
 from radixserve.errors import Unavailable
@@ -60,6 +68,12 @@ def _routes(prefix: str) -> list[web.RouteDef]:
         web.get(f"{prefix}/", ops.about),
         web.post(f"{prefix}/v1/chat/completions", handler_of(CHAT)),
         web.post(f"{prefix}/v1/completions", handler_of(COMPLETIONS)),
+        web.post(f"{prefix}/v1/responses", handler_of(RESPONSES)),
+        web.get(f"{prefix}/v1/responses/{{path:.+}}", not_stored),
+        web.delete(f"{prefix}/v1/responses/{{path:.+}}", not_stored),
+        web.post(f"{prefix}/v1/responses/{{path:.+}}", not_stored),
+        web.post(f"{prefix}/v1/messages", handler_of(MESSAGES)),
+        web.post(f"{prefix}/v1/messages/count_tokens", count_tokens),
         web.get(f"{prefix}/v1/models", ops.list_models),
         web.get(f"{prefix}/v1/models/{{model:.+}}", ops.get_model),
         web.get(f"{prefix}/health", ops.ready),
@@ -84,7 +98,7 @@ async def _errors_as_envelope(request: web.Request, handler: Handler) -> web.Str
     except Exception as error:
         refusal = as_api_error(error, request)
         note_error(refusal, title(request), api.metrics)
-        return error_response(refusal, api.settings.retry_after_seconds)
+        return error_response(refusal, request.path, api.settings.retry_after_seconds)
 
 
 @web.middleware
@@ -107,7 +121,9 @@ async def _only_those_who_may(request: web.Request, handler: Handler) -> web.Str
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = "radixserve"
-    response.headers["x-request-id"] = request_id_of(request)
+    response.headers["x-request-id"] = identity = request_id_of(request)
+    if is_anthropic(request.path):
+        response.headers["request-id"] = identity  # where Anthropic's clients look for it
     if getattr(request.protocol, "is_extra", False):
         response.force_close()
     add_cors_headers(request, response.headers, request.app[API].settings.allow_origin)

@@ -52,12 +52,24 @@ def decode_body(raw: bytes, body_type: type[Body]) -> Body:
         ) from None
 
 
-def _bad_field(reason: str) -> BadRequest:
-    """Turn msgspec's message into a refusal with a path such as `messages[0].role` and a code like
-    OpenAI's.
+def convert_member(value: object, member_type: type[Body], path: str) -> Body:
+    """Decode a member of a decoded body, for members whose type depends on their values. Raises
+    BadRequest, which names the place below `path` if one is wrong.
+    """
+    try:
+        return msgspec.convert(value, member_type, strict=True)
+    except msgspec.ValidationError as error:
+        raise _bad_field(str(error), path) from None
+
+
+def _bad_field(reason: str, base: str | None = None) -> BadRequest:
+    """Turn msgspec's message into a refusal with a path such as `messages[0].role`, below `base`,
+    and a code like OpenAI's.
     """
     path_match = _PATH.search(reason)
     path = path_match[1][:64] if path_match else None
+    if base is not None:
+        path = base if not path else base + path if path.startswith("[") else f"{base}.{path}"
     if missing := _MISSING.match(reason):
         param = _join(path, missing[1])
         return BadRequest(

@@ -101,7 +101,7 @@ class Connection(web.RequestHandler):
         error = _unparsed(failure) or as_api_error(failure, request)
         api = self._app[API]
         note_error(error, "a request that was not handled", api.metrics)
-        response = error_response(error, api.settings.retry_after_seconds)
+        response = error_response(error, request.path, api.settings.retry_after_seconds)
         response.headers["Server"] = "radixserve"
         response.headers["x-request-id"] = identity
         response.force_close()

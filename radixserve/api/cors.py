@@ -12,7 +12,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 _MAX_AGE_SECONDS = 600  # how long a browser may cache the answer
-_EXPOSED = "x-request-id, retry-after"
+_EXPOSED = "x-request-id, request-id, retry-after"
 
 
 def add_cors_headers(

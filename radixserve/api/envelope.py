@@ -1,5 +1,5 @@
-"""Turns every failure into the OpenAI error envelope, with status and headers, and without internal
-details.
+"""Turns every failure into the error envelope of the path's dialect, with status and headers, and
+without internal details.
 
 Knows aiohttp's own exceptions, so that a 404, 405 or 413 of the framework has the same form.
 """
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from radixserve.api.openai.errors import encode_error
+from radixserve.api.anthropic import errors as anthropic
+from radixserve.api.openai import errors as openai
 from radixserve.api.refusals import shown
 from radixserve.errors import (
     ApiError,
@@ -36,8 +37,15 @@ _EXHAUSTED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOB
 _BODY_LEFT_UNREAD = ("invalid_body", "request_timeout", "request_too_large")
 
 
-def error_response(error: ApiError, retry_after: int) -> web.Response:
-    """The response for `error`. A 503 without a figure of its own carries `retry_after` seconds."""
+def is_anthropic(path: str) -> bool:
+    """Whether clients expect the Anthropic dialect at `path`, which may not exist."""
+    return "/v1/messages/" in f"{path}/"
+
+
+def error_response(error: ApiError, path: str, retry_after: int) -> web.Response:
+    """The response for `error` at `path`. A 503 without a figure of its own carries `retry_after`
+    seconds.
+    """
     headers = {}
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = ", ".join(error.allow)
@@ -47,7 +55,7 @@ def error_response(error: ApiError, retry_after: int) -> web.Response:
         headers["Retry-After"] = str(
             error.retry_after if error.retry_after is not None else retry_after
         )
-    body = encode_error(error)
+    body = (anthropic if is_anthropic(path) else openai).encode_error(error)
     response = web.Response(
         status=error.status, body=body, content_type="application/json", headers=headers
     )

@@ -3,9 +3,9 @@ bits on a grid for each 32 inputs.
 
 A checkpoint that was quantised and then stored as float32 holds few different values: within 32
 inputs of one output all are `offset + scale * code`, rounded once. If that formula gives back every
-value of a weight, bit for bit, the weight is kept a second time as codes, in 6 or 10 bits a value.
-A decode step, which spends nearly all its time on reading weights, reads those. If it does not give
-back every value, no codes are kept. Knows nothing of how rows are multiplied.
+value of a weight, bit for bit, the weight is kept as codes, in 6 or 10 bits a value. A decode step,
+which spends nearly all its time on reading weights, reads those. If it does not give back every
+value, no codes are kept. Knows nothing of how rows are multiplied.
 
 A panel of 64 outputs is one record for each 32 inputs: 64 scales, 64 offsets, and rows of 64 int32
 with the codes of some consecutive inputs, the first in the lowest bits. So that decoding takes

@@ -7,8 +7,9 @@ of few sequences spends nearly all its time on reading weights. With AVX-512 one
 of fused multiply-adds over some hundreds of inputs, chain added to chain. This kernel does the same
 on the same memory. Neither the layout nor the chains are documented: `FewRows.like` finds the
 length of a chain by comparing bits, and gives up where none of the usual lengths agrees. A weight
-that is also kept as quantised weights (`codes`) is read from those, and decoded block by block into
-the cache: this gives the same numbers. Knows nothing of layers.
+that is kept as quantised weights (`codes`) is read from those, and decoded block by block into the
+cache: this gives the same numbers. More rows are computed in slices of at most FEW. Knows nothing
+of layers.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -37,11 +38,12 @@ from radixserve.model.coded_products import (
 from radixserve.model.codes import Codes
 from radixserve.model.compiled import address_of, compiled, floats_at, longs_at, on_stack
 from radixserve.model.lanes import PANEL, add_atomically
+from radixserve.model.lookup import Lookup
 from radixserve.model.products import WIDTH, panel_1, panel_2, panel_3, panel_4, panel_5, panel_6
 from radixserve.model.tiles import Longs
 
 FEW = 96
-"""Rows up to which this kernel is the faster one."""
+"""Rows up to which this kernel is the faster one, and the most that it multiplies in one pass."""
 
 _CHAINS = (1024, 512, 256, 2048, 1 << 30)  # inputs
 FITS = PANEL * 2 == WIDTH  # six rows of a panel in registers
@@ -56,7 +58,7 @@ _room_for_total, _room_for_sums = (on_stack(types.float32, FEW * WIDTH) for _ in
 _room_for_block = on_stack(types.float32, _INPUTS * WIDTH)
 _ZERO = np.float32(0)
 _X, _WEIGHT, _BIAS, _OUT, _COUNTER, _ROWS, _IN, _OUTPUTS, _CHAIN, _HAS_BIAS = range(10)
-_BITS, _STRIDE, _DEPTH, _QUEUE, _LENGTH = range(10, 15)
+_BITS, _STRIDE, _DEPTH, _QUEUE, _SLICE, _LENGTH = range(10, 16)
 
 _TAKEN, _COUNT, _OFFSETS, _BASES = range(4)
 QUEUE_LENGTH = 5
@@ -73,6 +75,14 @@ class Room(NamedTuple):
     block: Any  # [inputs of a block * 64]: a block of the weight, decoded; unused for float32
 
 
+class Item(NamedTuple):
+    """What a thread computes at a time: one panel's outputs for a slice of the rows."""
+
+    panel: Any
+    row: Any  # the first one
+    rows: Any
+
+
 class FewRows:
     """One packed weight, multiplied by our kernel. One call at a time: calls share a counter."""
 
@@ -87,7 +97,8 @@ class FewRows:
         """`shape` is (out, in); `chain` is the number of inputs that one chain sums. `packed` and
         `bias` must outlive this object, which holds only their addresses.
 
-        With `codes`, which must encode exactly the values of `packed`, the kernel reads the codes.
+        With `codes`, which must encode exactly the values of `packed`, the kernel reads the codes,
+        and `packed` is not needed any more.
         """
         self._counter = np.zeros(1, np.int64)
         self._block = np.zeros(_LENGTH, np.int64)
@@ -129,12 +140,17 @@ class FewRows:
         return None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The product [rows, out] of x [rows, in], which is contiguous and has at most FEW rows."""
+        """The product [rows, out] of x [rows, in], which is contiguous."""
         out = torch.empty(len(x), int(self._block[_OUTPUTS]))
         self._point(self._block, x, out)
         self._counter[0] = 0
         team.run(native.address(multiply), self._address, True)
         return out
+
+    def lookup(self) -> Lookup:
+        """Gives rows of the weight, from the same memory."""
+        outputs, inputs = (int(size) for size in self._block[[_OUTPUTS, _IN]])
+        return Lookup(int(self._block[_WEIGHT]), (outputs, inputs), int(self._block[_BITS]))
 
     def block(self, x: torch.Tensor, out: torch.Tensor, counter: Longs, queue: Longs) -> Longs:
         """The argument block with which `multiply` computes `out` from `x`. `counter` [1] must be
@@ -149,6 +165,8 @@ class FewRows:
     def _point(self, block: Longs, x: torch.Tensor, out: torch.Tensor) -> None:
         assert x.is_contiguous(), "the kernel reads flat memory"
         block[_X], block[_OUT], block[_ROWS] = x.data_ptr(), out.data_ptr(), len(x)
+        slices = -(-len(x) // FEW) or 1
+        block[_SLICE] = -(-len(x) // slices) or 1
 
 
 def _is_plain(packed: torch.Tensor, shape: tuple[int, int]) -> bool:
@@ -228,26 +246,26 @@ def _coded_block(b: Any, x: Any, at: int, rows: int, block: Any, sums: Any, late
 
 
 @compiled
-def _multiply_panel(b: Any, x: Any, weight: Any, panel: int, following: int, room: Room) -> None:
-    """room.total[rows, 64] = x @ one panel of the weight, block after block of inputs.
+def _multiply_panel(b: Any, x: Any, weight: Any, item: Item, following: int, room: Room) -> None:
+    """room.total[rows, 64] = a slice of x @ one panel of the weight, block after block of inputs.
 
     Memory is read ahead: while one block is multiplied the next one is prefetched (float32), or
     decoded while the block behind that one is prefetched (codes). `following` is the panel that
     this thread multiplies next; its first block is read ahead beside the last block of this one.
     """
-    rows, inputs, chain, stride, depth = b[_ROWS], b[_IN], b[_CHAIN], b[_STRIDE], b[_DEPTH]
+    rows, inputs, chain, stride, depth = item.rows, b[_IN], b[_CHAIN], b[_STRIDE], b[_DEPTH]
     total, sums, count = room.total, room.sums, rows * WIDTH
     total[:count], sums[:count] = _ZERO, _ZERO
     # Input i of a panel lies i * stride / GROUP floats behind its begin; blocks are whole groups.
-    begin, after = panel * inputs * stride // GROUP, following * inputs * stride // GROUP
+    begin, after = item.panel * inputs * stride // GROUP, following * inputs * stride // GROUP
     for first in range(0, inputs, depth):
-        stop = min(first + depth, inputs)
+        stop, at = min(first + depth, inputs), item.row * inputs + first
         wt = begin + first * stride // GROUP
         later = begin + stop * stride // GROUP if stop < inputs else after
         if b[_BITS] == 0:
-            _block(b, x, first, rows, weight, wt, sums, stop - first, later - wt)
+            _block(b, x, at, rows, weight, wt, sums, stop - first, later - wt)
         else:
-            _coded_block(b, x, first, rows, room.block, sums, _records(b, weight, later))
+            _coded_block(b, x, at, rows, room.block, sums, _records(b, weight, later))
         if stop == inputs or stop % chain == 0:
             for i in range(count):
                 total[i] = sums[i] if stop <= chain else total[i] + sums[i]
@@ -255,18 +273,27 @@ def _multiply_panel(b: Any, x: Any, weight: Any, panel: int, following: int, roo
 
 
 @compiled
-def _write(b: Any, panel: int, total: Any, bias: Any, out: Any) -> None:
-    """Write one panel's outputs, with the bias if there is one."""
-    for row in range(b[_ROWS]):
-        target = out[row * b[_OUTPUTS] + panel * WIDTH :][:WIDTH]
+def _write(b: Any, item: Item, total: Any, bias: Any, out: Any) -> None:
+    """Write the outputs of one item, with the bias if there is one."""
+    for row in range(item.rows):
+        target = out[(item.row + row) * b[_OUTPUTS] + item.panel * WIDTH :][:WIDTH]
         source = total[row * WIDTH :][:WIDTH]
         for j in range(WIDTH):
-            target[j] = source[j] + bias[panel * WIDTH + j] if b[_HAS_BIAS] else source[j]
+            target[j] = source[j] + bias[item.panel * WIDTH + j] if b[_HAS_BIAS] else source[j]
+
+
+@compiled
+def _item(b: Any, slices: int, index: int) -> Item:
+    """Number `index` of all items. Those of one panel follow each other, because its weights are
+    in the cache then.
+    """
+    row = index % slices * b[_SLICE]
+    return Item(index // slices, row, min(b[_SLICE], b[_ROWS] - row))
 
 
 @compiled
 def _work(b: Any) -> None:
-    """One thread: take panels until none is left."""
+    """One thread: take items until none is left."""
     rows, inputs, outputs = b[_ROWS], b[_IN], b[_OUTPUTS]
     x = floats_at(b[_X], rows * inputs)
     weight = floats_at(b[_WEIGHT], outputs * inputs * b[_STRIDE] // (GROUP * WIDTH))
@@ -274,15 +301,16 @@ def _work(b: Any) -> None:
     out = floats_at(b[_OUT], rows * outputs)
     counter = longs_at(b[_COUNTER], 1)
     room = Room(_room_for_total(), _room_for_sums(), _room_for_block())
-    panel, panels = add_atomically(counter, 0, 1), outputs // WIDTH
-    if b[_BITS] != 0 and panel < panels:  # decode the very first block; no rows to multiply yet
-        begin = panel * inputs * b[_STRIDE] // GROUP
+    slices = (rows + b[_SLICE] - 1) // b[_SLICE]
+    index, count = add_atomically(counter, 0, 1), outputs // WIDTH * slices
+    if b[_BITS] != 0 and index < count:  # decode the very first block; no rows to multiply yet
+        begin = index // slices * inputs * b[_STRIDE] // GROUP
         _coded_block(b, x, 0, 0, room.block, room.sums, _records(b, weight, begin))
-    while panel < panels:
-        following = add_atomically(counter, 0, 1)
-        _multiply_panel(b, x, weight, panel, min(following, panels - 1), room)
-        _write(b, panel, room.total, bias, out)
-        panel = following
+    while index < count:
+        item, following = _item(b, slices, index), add_atomically(counter, 0, 1)
+        _multiply_panel(b, x, weight, item, min(following, count - 1) // slices, room)
+        _write(b, item, room.total, bias, out)
+        index = following
 
 
 def multiply(address: Any) -> None:

@@ -1,7 +1,8 @@
 """Makes a loaded transformers module row-wise: what a token's row computes does not depend on how
 many other rows there are.
 
-It replaces linears by packed ones (linears of the same input are fused), and keeps activations and
+It replaces linears by packed ones (linears of the same input are fused), an embedding that shares
+its weight with one of them by a lookup in the packed weight, and keeps activations and
 rotary tables on the vectorised path of torch: an element that falls into a scalar remainder, at the
 end of a tensor or of a thread's share, is rounded by other code. The structure of the model stays
 transformers'.
@@ -10,7 +11,7 @@ transformers'.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from radixserve.model.linear import (
     FusedLinears,
     FusedPart,
+    PackedEmbedding,
     PackedLinear,
     PackedWeight,
     RowTest,
@@ -58,17 +60,39 @@ class _Packing:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._test = RowTest()
+        self._tables = {id(each.weight) for each in model.modules() if _is_plain_embedding(each)}
         self.total = sum(type(each) in _LINEARS for each in model.modules())
         self.done = 0
 
     def run(self) -> None:
-        """Raises Untrusted if the rows of a linear depend on their number."""
+        """The output layer comes last: if its weight is that of the embedding, both are there
+        until it is packed.
+
+        Raises:
+            Untrusted: the rows of a linear depend on their number.
+        """
         parents = [each for each in self._model.modules() if type(each) not in _LINEARS]
-        for parent in parents:
+        for parent in reversed(parents):
             for names in _SIBLINGS:
                 self._fuse(parent, names)
             for name in [name for name, child in parent.named_children() if _is_linear(child)]:
-                setattr(parent, name, PackedLinear(self._packed([getattr(parent, name)])))
+                self._replace(parent, name)
+
+    def _replace(self, parent: nn.Module, name: str) -> None:
+        linear = getattr(parent, name)
+        packed = self._packed([linear])
+        setattr(parent, name, PackedLinear(packed))
+        if id(linear.weight) in self._tables:
+            self._share(linear.weight, packed)
+
+    def _share(self, table: torch.Tensor, packed: PackedWeight) -> None:
+        """Look embeddings with the weight `table` up in `packed`."""
+        for parent in list(self._model.modules()):
+            for name, child in list(parent.named_children()):
+                if _is_plain_embedding(child) and child.weight is table:
+                    shared = PackedEmbedding.of(child, packed)
+                    if shared is not None:
+                        setattr(parent, name, shared)
 
     def _fuse(self, parent: nn.Module, names: tuple[str, ...]) -> None:
         linears = [getattr(parent, name, None) for name in names]
@@ -90,6 +114,11 @@ def _is_linear(module: nn.Module) -> bool:
     routers and quantised linears do.
     """
     return type(module) in _LINEARS
+
+
+def _is_plain_embedding(module: nn.Module) -> TypeGuard[nn.Embedding]:
+    """Whether it is exactly that class, and only looks rows up."""
+    return type(module) is nn.Embedding and module.max_norm is None
 
 
 def _unpacked(model: nn.Module) -> str | None:

@@ -20,6 +20,8 @@ MODEL = "fake/model"
 ALIAS = "model"
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+RESPONSES = "/v1/responses"
+MESSAGES = "/v1/messages"
 
 
 class KeepingMetrics(Metrics):
@@ -57,12 +59,25 @@ class Server:
 
 
 def body_for(path: str, text: str = "abc", **more: Any) -> dict[str, Any]:
-    """A small good body for either endpoint."""
-    prompt = {"messages": [{"role": "user", "content": text}]} if path == CHAT else {"prompt": text}
-    return {"model": MODEL, "max_tokens": 4, **prompt, **more}
+    """A small good body for an endpoint that generates."""
+    limit = "max_output_tokens" if path == RESPONSES else "max_tokens"
+    messages = {"messages": [{"role": "user", "content": text}]}
+    prompts: dict[str, dict[str, Any]] = {
+        CHAT: messages,
+        COMPLETIONS: {"prompt": text},
+        RESPONSES: {"input": text},
+        MESSAGES: messages,
+    }
+    return {"model": MODEL, limit: 4, **prompts[path], **more}
 
 
 def text_of(path: str, answer: Any, choice: int = 0) -> str:
+    """The text of an answer that is not streamed."""
+    if path == RESPONSES:
+        parts = [part for item in answer["output"] for part in item.get("content", ())]
+        return "".join(part["text"] for part in parts if part["type"] == "output_text")
+    if path == MESSAGES:
+        return "".join(block["text"] for block in answer["content"])
     chosen = answer["choices"][choice]
     text: str = chosen["message"]["content"] if path == CHAT else chosen["text"]
     return text
@@ -70,7 +85,7 @@ def text_of(path: str, answer: Any, choice: int = 0) -> str:
 
 def reference(path: str) -> str:
     """What the fake answers to `body_for(path)`: the prompt's first four visible tokens."""
-    return "use" if path == CHAT else "abca"
+    return "abca" if path == COMPLETIONS else "use"
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,15 @@ from pathlib import Path
 import msgspec
 
 from radixserve import errors
+from radixserve.api.anthropic import blocks
+from radixserve.api.anthropic import wire as messages
 from radixserve.api.openai import wire
+from radixserve.api.openai.responses import wire as responses
 from radixserve.errors import CODES
 
-DOCS = (Path(__file__).parent.parent.parent / "docs" / "api.md").read_text()
+FOLDER = Path(__file__).parent.parent.parent / "docs"
+DOCS = (FOLDER / "api.md").read_text()
+ANTHROPIC = (FOLDER / "anthropic.md").read_text()
 ERRORS = Path(errors.__file__)
 _WORDS = re.compile(r"[a-z]+(_[a-z]+)+")
 
@@ -25,12 +30,36 @@ def test_every_field_is_documented() -> None:
         wire.StreamOptions,
         wire.TokenizeBody,
         wire.DetokenizeBody,
+        responses.ResponsesBody,
+        responses.TextConfig,
+        responses.ReasoningConfig,
+        responses.ResponsesStreamOptions,
     ]
     fields = {name for body in bodies for name in body.__struct_fields__} | set(
         wire.Message.__struct_fields__[2:]
     )
     missing = sorted(name for name in fields if f"`{name}`" not in DOCS and f'"{name}"' not in DOCS)
     assert missing == []
+
+
+def test_every_field_of_messages_is_documented() -> None:
+    bodies: list[type[msgspec.Struct]] = [
+        messages.MessagesBody,
+        messages.CustomTool,
+        messages.ToolChoice,
+        messages.Thinking,
+        messages.OutputConfig,
+        messages.Metadata,
+        messages.Diagnostics,
+        blocks.CacheControl,
+    ]
+    fields = {name for body in bodies for name in body.__struct_fields__}
+    assert [name for name in sorted(fields) if not re.search(rf'[`"]{name}[`"]', ANTHROPIC)] == []
+    kinds = [block.__struct_config__.tag for block in blocks.Block.__subclasses__()]
+    assert [kind for kind in kinds if f"`{kind}`" not in ANTHROPIC] == []
+    for name, values in messages.AS_IF_ABSENT.items():
+        words = re.sub(r"\s+", " ", ANTHROPIC)
+        assert f"`{name}` ({', '.join(json.dumps(value) for value in values)})" in words
 
 
 def test_every_value_without_effect_is_documented() -> None:

@@ -17,20 +17,34 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from radixserve.api.address import take_address
+from radixserve.api.anthropic.wire import CountTokensBody, MessagesBody
 from radixserve.api.app import ApiSettings, make_app
 from radixserve.api.listen import Listener
 from radixserve.api.openai.wire import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from radixserve.config import Settings
 from radixserve.metrics import Metrics
-from tests.api.conftest import CHAT, COMPLETIONS, MODEL, body_for, reference, text_of
+from tests.api.conftest import (
+    CHAT,
+    COMPLETIONS,
+    MESSAGES,
+    MODEL,
+    body_for,
+    reference,
+    text_of,
+)
 from tests.fakes import EOS, FakeEngine, LocalTokenizer
 
+COUNT_TOKENS = f"{MESSAGES}/count_tokens"
 BODIES = {
     CHAT: ChatBody,
     COMPLETIONS: CompletionBody,
+    MESSAGES: MessagesBody,
+    COUNT_TOKENS: CountTokensBody,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
 }
+GENERATING = (CHAT, COMPLETIONS, MESSAGES)
+ENDS = {MESSAGES: 'event: message_stop\ndata: {"type":"message_stop"}\n\n'}
 EDGES = [
     -1,
     0,
@@ -61,6 +75,9 @@ WORDS = [
     "developer",
     "assistant",
     "tool",
+    "tool_use",
+    "tool_result",
+    "thinking",
     MODEL,
     "\0",
     "é😀",
@@ -73,6 +90,11 @@ NAMES = [
     "type",
     "text",
     "image_url",
+    "name",
+    "input",
+    "input_schema",
+    "tool_use_id",
+    "cache_control",
     "include_usage",
     "json_schema",
     "5",
@@ -106,6 +128,8 @@ def some_body(path: str) -> st.SearchStrategy[Any]:
         if path == "/detokenize"
         else {"prompt": "x"}
         if path == "/tokenize"
+        else {"messages": [{"role": "user", "content": "x"}]}
+        if path == COUNT_TOKENS
         else body_for(path)
     )
     names = st.sampled_from(sorted(BODIES[path].__struct_fields__)) | st.text(max_size=5)
@@ -152,11 +176,11 @@ def check(front: Any, path: str, raw: bytes) -> None:
     status, content_type, text, engine = front(path, raw)
     assert status in (200, 400, 404, 413), text
     if content_type == "text/event-stream":
-        assert text.endswith("data: [DONE]\n\n")
+        assert text.endswith(ENDS.get(path, "data: [DONE]\n\n"))
     elif status == 200:
         json.loads(text)
     else:
-        check_envelope(text)
+        check_envelope(text, path)
     assert engine.live == {}
     for sampling in (request.sampling for request in engine.seen):
         assert 1 <= sampling.max_tokens < 512
@@ -164,15 +188,20 @@ def check(front: Any, path: str, raw: bytes) -> None:
     check_serves(front)
 
 
-def check_envelope(text: str) -> None:
-    error = json.loads(text)["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+def check_envelope(text: str, path: str = "") -> None:
+    envelope = json.loads(text)
+    error = envelope["error"]
+    if "/v1/messages/" in f"{path}/":
+        assert set(envelope) == {"type", "error", "request_id"}
+        assert set(error) == {"message", "type"}
+    else:
+        assert set(error) == {"message", "type", "param", "code"}
     assert len(text.encode()) < 4096
 
 
 def check_serves(front: Any) -> None:
     """The next good request gets its usual answer."""
-    for good in (CHAT, COMPLETIONS):
+    for good in GENERATING:
         status, _, text, engine = front(good, json.dumps(body_for(good)).encode())
         assert (status, text_of(good, json.loads(text))) == (200, reference(good))
     engine.seen.clear()
@@ -192,7 +221,7 @@ def test_no_body_ends_in_a_server_error(front: Any, path: str) -> None:
 
 @pytest.mark.parametrize("path", BODIES)
 def test_no_bytes_end_in_a_server_error(front: Any, path: str) -> None:
-    good = json.dumps(body_for(path) if path in (CHAT, COMPLETIONS) else {"prompt": "x"}).encode()
+    good = json.dumps(body_for(path) if path in GENERATING else {"prompt": "x"}).encode()
 
     @hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.integers(0, len(good)), st.binary(max_size=4), st.integers(0, 8))
@@ -230,7 +259,7 @@ def test_no_method_and_path_end_in_a_server_error(front: Any) -> None:
         status, _, text, engine = front(path + query, raw, method)
         assert status < 500, text
         if status >= 400 and method != "HEAD":
-            check_envelope(text)
+            check_envelope(text, path)
         assert engine.live == {}
         check_serves(front)
 

@@ -9,13 +9,22 @@ import logging
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from radixserve.model.few_rows import FEW
 from radixserve.model.lanes import PANEL
-from radixserve.model.linear import FusedPart, PackedLinear, PackedWeight, RowTest, Untrusted
+from radixserve.model.linear import (
+    FusedPart,
+    PackedEmbedding,
+    PackedLinear,
+    PackedWeight,
+    RowTest,
+    Untrusted,
+)
+from radixserve.model.lookup import Lookup
 from radixserve.model.rowwise import RowwiseActivation, make_rowwise
-from tests.tiny import load_tiny, tiny_model
+from tests.tiny import CONFIGS, load_tiny, tiny_model
 
 SHAPES = ((37, 19), (64, 64), (960, 576), (576, 1536), (128, 2048), (300, 2048))
 
@@ -135,6 +144,42 @@ def test_no_linear_of_torch_is_left(name: str) -> None:
     assert "PackedLinear" in kinds
     assert not kinds & {"Linear", "Conv1D"}
     assert isinstance(model.get_output_embeddings(), PackedLinear)
+
+
+def tied_model(tied: bool = True) -> PreTrainedModel:
+    """Its output layer is as wide as our kernel for few rows needs it."""
+    config = CONFIGS["llama_in_panels"]()
+    config.vocab_size, config.tie_word_embeddings = 128, tied
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.skipif(PANEL < 32, reason="the layout of packed weights is known with AVX-512 only")
+def test_an_embedding_that_the_output_layer_shares_is_looked_up_in_its_packed_weight() -> None:
+    model = tied_model()
+    table = model.get_input_embeddings().weight.detach().clone()
+    assert make_rowwise(model) is None
+    embedding, ids = model.get_input_embeddings(), torch.tensor([[0, 5, 127]])
+    assert isinstance(embedding, PackedEmbedding)
+    assert embedding.packed is model.get_output_embeddings().packed
+    assert torch.equal(embedding(ids), table[ids])
+    assert not [each for each in model.parameters() if each.shape == table.shape]
+
+
+def test_an_embedding_of_its_own_stays() -> None:
+    model = tied_model(tied=False)
+    assert make_rowwise(model) is None
+    assert type(model.get_input_embeddings()) is nn.Embedding
+
+
+def test_an_embedding_stays_where_the_packed_weight_gives_another_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = Lookup.__call__
+    monkeypatch.setattr(Lookup, "__call__", lambda self, ids: real(self, ids) * (1 + 2.0**-23))
+    model = tied_model()
+    assert make_rowwise(model) is None
+    assert type(model.get_input_embeddings()) is nn.Embedding
 
 
 @pytest.mark.parametrize("name", ["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])

@@ -18,19 +18,16 @@ from radixserve.api.openai.answers import (
     ChatDelta,
     ChatLogprobs,
     ChatMessage,
-    ChatTokenLogprob,
-    TopLogprob,
     usage_of,
 )
 from radixserve.api.openai.events import DONE, failed
+from radixserve.api.openai.logprobs import chat_logprobs
 from radixserve.api.openai.wire import ChatBody
 from radixserve.api.sse import event
 from radixserve.errors import ApiError
 from radixserve.front.generation import Generation
 from radixserve.front.stream import Delta, Stream
 from radixserve.step import TokenLogprob
-
-LOWEST_LOGPROB = -9999.0  # JSON has no -Infinity
 
 
 class ChatRenderer:
@@ -104,16 +101,5 @@ class ChatRenderer:
         return ChatChoice(stream.index, message, logprobs, stream.finish_reason or "stop")
 
     def _logprobs(self, entries: list[TokenLogprob]) -> ChatLogprobs:
-        return ChatLogprobs([self._token_logprob(entry) for entry in entries])
-
-    def _token_logprob(self, entry: TokenLogprob) -> ChatTokenLogprob:
         most = self._generation.logprobs or 0
-        top = [
-            TopLogprob(*self._token(token_id, logprob)) for token_id, logprob in entry.top[:most]
-        ]
-        return ChatTokenLogprob(*self._token(entry.token_id, entry.logprob), top)
-
-    def _token(self, token_id: int, logprob: float) -> tuple[str, float, list[int]]:
-        tokenizer = self._tokenizer
-        as_bytes = list(tokenizer.token_bytes(token_id))
-        return tokenizer.token_text(token_id), max(logprob, LOWEST_LOGPROB), as_bytes
+        return ChatLogprobs(chat_logprobs(self._tokenizer, entries, most))

@@ -12,8 +12,8 @@ from msgspec import UNSET
 
 from radixserve.api.context import Api
 from radixserve.api.openai.answers import TextChoice, TextCompletion, TextLogprobs, usage_of
-from radixserve.api.openai.chat import LOWEST_LOGPROB
 from radixserve.api.openai.events import DONE, failed
+from radixserve.api.openai.logprobs import LOWEST_LOGPROB
 from radixserve.api.openai.wire import CompletionBody
 from radixserve.api.sse import event
 from radixserve.errors import ApiError

@@ -1,0 +1,310 @@
+"""Turns a Messages body into a chat body, so that one validator serves both dialects; and turns
+its refusals back into the names of the Messages API.
+
+A conversation is the same, token by token, whichever dialect it is written in. Knows no template
+and no HTTP.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from radixserve.api.anthropic.blocks import (
+    ContentBlock,
+    RedactedThinkingBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+    UnreadBlock,
+)
+from radixserve.api.anthropic.wire import (
+    AS_IF_ABSENT,
+    CountTokensBody,
+    CustomTool,
+    KnownElsewhere,
+    Message,
+    MessagesBody,
+    ToolChoice,
+)
+from radixserve.api.body import convert_member
+from radixserve.api.openai.wire import ChatBody
+from radixserve.api.openai.wire import Message as ChatMessage
+from radixserve.api.refusals import check_range, shown, unsupported
+from radixserve.errors import ApiError, BadRequest
+
+MIN_THINKING_TOKENS: Final = 1024
+_INT64: Final = 2**63
+_MESSAGE: Final = re.compile(r"messages\[(\d+)\]")
+_RENAMED: Final = {
+    "stop": "stop_sequences",
+    "response_format": "output_config.format",
+    "reasoning_effort": "output_config.effort",
+    "chat_template_kwargs": "thinking",
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    "tool_choice.function.name": "tool_choice.name",
+}
+
+
+@dataclass(slots=True)
+class Translated:
+    """A chat body, and where each of its messages stands in the body that was given."""
+
+    body: ChatBody
+    origins: list[str]
+
+    def restate(self, error: ApiError) -> None:
+        """Name the field of the Messages API in a refusal of the chat body."""
+        param = error.param
+        if param is None:
+            return
+        found = _MESSAGE.match(param)
+        if found is not None and int(found[1]) < len(self.origins):
+            error.param = self.origins[int(found[1])]
+        elif param.startswith("tools["):
+            renamed = param.replace(".function.parameters", ".input_schema")
+            error.param = renamed.replace(".function", "")
+        else:
+            error.param = next(
+                (new for old, new in _RENAMED.items() if re.match(rf"{old}\b", param)), param
+            )
+        error.message = error.message.replace(f"'{param}'", f"'{error.param}'")
+
+
+def translated(body: CountTokensBody) -> Translated:
+    """The chat body that asks for the same as `body`. Raises BadRequest for what the OpenAI dialect
+    has no words for.
+    """
+    _refuse_unsupported(body)
+    history = _History()
+    if body.system:
+        history.add_system(_joined(body.system, "system"), "system")
+    for i, message in enumerate(body.messages):
+        history.add(message, f"messages[{i}]")
+    chat = ChatBody(
+        model=body.model,
+        messages=history.messages,
+        continue_final_message=True if history.is_open else None,
+    )
+    _set_tools(chat, body)
+    _set_thinking(chat, body)
+    _set_format(chat, body)
+    if isinstance(body, MessagesBody):
+        _set_sampling(chat, body)
+    return Translated(chat, history.origins)
+
+
+def _set_sampling(chat: ChatBody, body: MessagesBody) -> None:
+    chat.max_tokens, chat.stream = body.max_tokens, body.stream
+    chat.temperature, chat.top_p, chat.top_k = body.temperature, body.top_p, body.top_k
+    chat.stop = body.stop_sequences
+
+
+def _set_tools(chat: ChatBody, body: CountTokensBody) -> None:
+    if body.tools:
+        chat.tools = [_tool(each, f"tools[{i}]") for i, each in enumerate(body.tools)]
+    if body.tool_choice is not None:
+        chat.tool_choice = _choice(body.tool_choice)
+        if body.tool_choice.disable_parallel_tool_use:
+            chat.parallel_tool_calls = False
+
+
+def _tool(given: dict[str, Any], path: str) -> dict[str, Any]:
+    kind = given.get("type")
+    if kind not in (None, "custom"):
+        raise unsupported(f"{path}.type", f"tools of type '{shown(kind)}'")
+    tool = convert_member(given, CustomTool, path)
+    function = {
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": tool.input_schema,
+        "strict": tool.strict,
+    }
+    return {"type": "function", "function": function}
+
+
+def _choice(choice: ToolChoice) -> str | dict[str, Any]:
+    if choice.type != "tool":
+        return {"auto": "auto", "any": "required", "none": "none"}[choice.type]
+    if choice.name is None:
+        param = "tool_choice.name"
+        message = f"Missing required field '{param}'."
+        raise BadRequest(message, param=param, code="missing_required_parameter")
+    return {"type": "function", "function": {"name": choice.name}}
+
+
+def _set_thinking(chat: ChatBody, body: CountTokensBody) -> None:
+    """Reasoning is turned on or off where the chat template can do that. The budget is a wish: what
+    limits an answer is `max_tokens`.
+    """
+    if (thinking := body.thinking) is None:
+        return
+    budget = "thinking.budget_tokens"
+    check_range(budget, thinking.budget_tokens, MIN_THINKING_TOKENS, _INT64 - 1, "integer")
+    chat.chat_template_kwargs = {"enable_thinking": thinking.type != "disabled"}
+
+
+def _set_format(chat: ChatBody, body: CountTokensBody) -> None:
+    config, wanted = body.output_config, body.output_format
+    if config is not None:
+        chat.reasoning_effort = config.effort
+        if config.task_budget is not None:
+            raise unsupported("output_config.task_budget")
+        if wanted is not None and config.format is not None:
+            message = "'output_format' is the older name of 'output_config.format'; give one."
+            raise BadRequest(message, param="output_format", code="invalid_value")
+        wanted = wanted or config.format
+    if wanted is not None:
+        schema = {"name": "answer", "schema": wanted.schema, "strict": True}
+        chat.response_format = {"type": "json_schema", "json_schema": schema}
+
+
+@dataclass(slots=True)
+class _History:
+    """The messages of the chat body, in the order in which they arose.
+
+    Neighbouring messages of one role become one message, as at Anthropic, because many chat
+    templates want the roles to alternate.
+    """
+
+    messages: list[ChatMessage] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the last message is an answer that was begun and is to be continued."""
+        last = self.messages[-1] if self.messages else None
+        return (
+            last is not None
+            and last.role == "assistant"
+            and bool(last.content)
+            and not last.tool_calls
+        )
+
+    def add_system(self, text: str, path: str) -> None:
+        self._append(ChatMessage(role="system", content=text), path)
+
+    def add(self, message: Message, path: str) -> None:
+        content = message.content
+        if not content and isinstance(content, list) and message.role != "assistant":
+            where = f"{path}.content"
+            raise BadRequest(
+                f"'{where}' must not be an empty list.", param=where, code="empty_array"
+            )
+        blocks: Sequence[ContentBlock]
+        blocks = [TextBlock(text=content)] if isinstance(content, str) else content
+        match message.role:
+            case "system":
+                self.add_system(_joined(blocks, f"{path}.content"), path)
+            case "user":
+                self._add_user(blocks, path)
+            case "assistant":
+                self._add_assistant(blocks, path)
+
+    def _add_user(self, blocks: Sequence[ContentBlock], path: str) -> None:
+        for i, block in enumerate(blocks):
+            here = f"{path}.content[{i}]"
+            if isinstance(block, TextBlock):
+                self._add_user_text(_text_of(block, here), path)
+            elif isinstance(block, ToolResultBlock):
+                message = ChatMessage(
+                    role="tool", tool_call_id=block.tool_use_id, content=_result_of(block, here)
+                )
+                self._append(message, here)
+            else:
+                raise _misplaced(block, here)
+
+    def _add_user_text(self, text: str, path: str) -> None:
+        last = self.messages[-1] if self.messages else None
+        if last is not None and last.role == "user":
+            last.content = f"{last.content}\n{text}"
+        else:
+            self._append(ChatMessage(role="user", content=text), path)
+
+    def _add_assistant(self, blocks: Sequence[ContentBlock], path: str) -> None:
+        last = self.messages[-1] if self.messages else None
+        if last is None or last.role != "assistant":
+            last = ChatMessage(role="assistant", content="")
+            self._append(last, path)
+        for i, block in enumerate(blocks):
+            _extend(last, block, f"{path}.content[{i}]")
+
+    def _append(self, message: ChatMessage, path: str) -> None:
+        self.messages.append(message)
+        self.origins.append(path)
+
+
+def _extend(message: ChatMessage, block: ContentBlock, path: str) -> None:
+    """Add a block to an assistant's message. The pieces of its text follow each other directly,
+    because they are pieces of one answer.
+    """
+    match block:
+        case TextBlock():
+            message.content = f"{message.content}{_text_of(block, path)}"
+        case ThinkingBlock():
+            message.reasoning_content = (message.reasoning_content or "") + block.thinking
+        case RedactedThinkingBlock():
+            pass
+        case ToolUseBlock():
+            message.tool_calls = [*(message.tool_calls or ()), _call(block, path)]
+        case _:
+            raise _misplaced(block, path)
+
+
+def _call(block: ToolUseBlock, path: str) -> dict[str, Any]:
+    if block.caller not in (None, {"type": "direct"}):
+        raise unsupported(f"{path}.caller")
+    if block.toolset_name is not None:
+        raise unsupported(f"{path}.toolset_name")
+    arguments = msgspec.json.encode(block.input).decode()
+    return {
+        "id": block.id,
+        "type": "function",
+        "function": {"name": block.name, "arguments": arguments},
+    }
+
+
+def _result_of(block: ToolResultBlock, path: str) -> str:
+    """The text of a tool's answer. Templates have no mark for a failed call, so the text says
+    it.
+    """
+    if block.toolset_name is not None:
+        raise unsupported(f"{path}.toolset_name")
+    text = _joined(block.content or "", f"{path}.content")
+    return f"Error: {text}" if block.is_error else text
+
+
+def _joined(content: str | Sequence[ContentBlock | UnreadBlock], path: str) -> str:
+    """The text of blocks, each on a line of its own."""
+    if isinstance(content, str):
+        return content
+    return "\n".join([_text_of(block, f"{path}[{i}]") for i, block in enumerate(content)])
+
+
+def _text_of(block: ContentBlock | UnreadBlock, path: str) -> str:
+    if not isinstance(block, TextBlock):
+        raise _misplaced(block, path)
+    if block.citations not in (None, []):
+        raise unsupported(f"{path}.citations")
+    return block.text
+
+
+def _misplaced(block: ContentBlock | UnreadBlock, path: str) -> BadRequest:
+    """The refusal of a block that this server cannot read, or not in this place."""
+    kind = block.__struct_config__.tag
+    if isinstance(block, UnreadBlock):
+        return unsupported(f"{path}.type", f"content blocks of type '{kind}'")
+    message = f"A block of type '{kind}' has no place here."
+    return BadRequest(message, param=f"{path}.type", code="invalid_value")
+
+
+def _refuse_unsupported(body: CountTokensBody) -> None:
+    for name in KnownElsewhere.__struct_fields__:
+        value = getattr(body, name)
+        if value is not None and value not in AS_IF_ABSENT.get(name, ()):
+            raise unsupported(name)

@@ -1,0 +1,49 @@
+"""The endpoints of the Anthropic dialect."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from radixserve.api.anthropic.answers import TokenCount
+from radixserve.api.anthropic.conversation import translated
+from radixserve.api.anthropic.renderer import MessagesRenderer
+from radixserve.api.anthropic.wire import CountTokensBody, MessagesBody
+from radixserve.api.body import read_body
+from radixserve.api.context import API, Api
+from radixserve.api.handlers import Endpoint
+from radixserve.api.openai.endpoints import prepare_chat
+from radixserve.api.openai.prompts import chat_prompt
+from radixserve.api.openai.validate import check_model
+from radixserve.errors import ApiError
+from radixserve.front.generation import Generation
+
+
+async def prepare_messages(api: Api, body: MessagesBody) -> Generation:
+    """Make all checks of a body, cheap ones first. Raises the refusal."""
+    chat = translated(body)
+    try:
+        generation = await prepare_chat(api, chat.body)
+    except ApiError as refusal:
+        chat.restate(refusal)
+        raise
+    generation.endpoint = MESSAGES.name
+    return generation
+
+
+async def count_tokens(request: web.Request) -> web.Response:
+    """POST /v1/messages/count_tokens: the tokens of the prompt that /v1/messages would compute."""
+    api = request.app[API]
+    body = await read_body(request, CountTokensBody)
+    chat = translated(body)
+    try:
+        check_model(chat.body.model, api.model_names)
+        ids = await chat_prompt(api, chat.body, api.info())
+    except ApiError as refusal:
+        chat.restate(refusal)
+        raise
+    count = msgspec.json.encode(TokenCount(len(ids)))
+    return web.Response(body=count, content_type="application/json")
+
+
+MESSAGES = Endpoint("messages", MessagesBody, prepare_messages, MessagesRenderer)

@@ -1,0 +1,138 @@
+"""The answers of the Responses API, as structs that msgspec encodes straight to bytes.
+
+Owns the field names and decides which may be absent. Knows neither aiohttp nor the engine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from radixserve.api.openai.answers import CachedTokensDetails, ChatTokenLogprob
+from radixserve.front.generation import Counts
+
+
+class OutputText(msgspec.Struct):
+    text: str
+    logprobs: list[ChatTokenLogprob]
+    type: str = "output_text"
+    annotations: list[Any] = []
+
+
+class OutputMessage(msgspec.Struct):
+    id: str
+    status: str
+    content: list[OutputText]
+    type: str = "message"
+    role: str = "assistant"
+
+
+class ReasoningText(msgspec.Struct):
+    text: str
+    type: str = "reasoning_text"
+
+
+class OutputReasoning(msgspec.Struct):
+    id: str
+    status: str
+    content: list[ReasoningText]
+    encrypted_content: str | None = None
+    type: str = "reasoning"
+    summary: list[Any] = []
+
+
+class OutputFunctionCall(msgspec.Struct):
+    id: str
+    status: str
+    call_id: str
+    name: str
+    arguments: str = ""
+    type: str = "function_call"
+
+
+class OutputCustomCall(msgspec.Struct):
+    id: str
+    status: str
+    call_id: str
+    name: str
+    input: str = ""
+    type: str = "custom_tool_call"
+
+
+OutputItem = OutputMessage | OutputReasoning | OutputFunctionCall | OutputCustomCall
+
+
+class InputTokensDetails(msgspec.Struct):
+    cached_tokens: int
+    cache_write_tokens: int
+    cached_tokens_details: CachedTokensDetails
+
+
+class OutputTokensDetails(msgspec.Struct):
+    reasoning_tokens: int
+
+
+class ResponseUsage(msgspec.Struct):
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class IncompleteDetails(msgspec.Struct):
+    reason: str
+
+
+class ResponseError(msgspec.Struct):
+    code: str
+    message: str
+
+
+class Response(msgspec.Struct, kw_only=True):
+    """A response in any state; what the request said is repeated in it."""
+
+    id: str
+    object: str = "response"
+    created_at: int
+    status: str
+    completed_at: int | None = None
+    error: ResponseError | None = None
+    incomplete_details: IncompleteDetails | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    model: str
+    output: list[OutputItem] = []
+    parallel_tool_calls: bool
+    temperature: float
+    top_p: float
+    top_logprobs: int
+    text: dict[str, Any]
+    reasoning: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    truncation: str
+    usage: ResponseUsage | None = None
+    metadata: dict[str, str]
+    prompt_cache_key: str | None
+    safety_identifier: str | None
+    user: str | None
+    background: bool = False  # nothing runs in the background
+    previous_response_id: None = None  # nothing is stored
+    service_tier: str = "default"  # there is one
+    store: bool = False
+
+
+def usage_of(counts: Counts) -> ResponseUsage:
+    """`counts` in the shape of this API."""
+    device = counts.cached - counts.host - counts.disk
+    details = CachedTokensDetails(device, counts.host, counts.disk)
+    return ResponseUsage(
+        counts.prompt,
+        InputTokensDetails(counts.cached, counts.prompt - counts.cached, details),
+        counts.generated,
+        OutputTokensDetails(0),
+        counts.prompt + counts.generated,
+    )

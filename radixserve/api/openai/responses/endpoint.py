@@ -1,0 +1,39 @@
+"""The endpoint of the Responses API, and the answer to requests for stored responses."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from aiohttp import web
+
+from radixserve.api.context import Api
+from radixserve.api.handlers import Endpoint
+from radixserve.api.openai.endpoints import prepare_chat
+from radixserve.api.openai.responses.renderer import ResponsesRenderer
+from radixserve.api.openai.responses.translate import translate
+from radixserve.api.openai.responses.wire import ResponsesBody
+from radixserve.errors import ApiError, NotFound
+from radixserve.front.generation import Generation
+
+
+async def prepare_response(api: Api, body: ResponsesBody) -> Generation:
+    """Make all checks: those of the chat body that means the same. Raises the refusal, in the names
+    of this body.
+    """
+    translation = translate(body)
+    try:
+        generation = await prepare_chat(api, translation.chat)
+    except ApiError as refusal:
+        translation.name(refusal)
+        raise
+    generation.endpoint = RESPONSES.name
+    return generation
+
+
+async def not_stored(request: web.Request) -> NoReturn:
+    """GET, DELETE and POST below /v1/responses: nothing is stored."""
+    message = "This server stores no responses; each is complete in the answer to its request."
+    raise NotFound(message, code="not_found")
+
+
+RESPONSES = Endpoint("responses", ResponsesBody, prepare_response, ResponsesRenderer)

@@ -1,0 +1,194 @@
+"""The body of `POST /v1/responses` exactly as a client may write it.
+
+Owns names, types and nullability. Items, tools and `tool_choice` come in many shapes, which are
+told apart by their `type`, so they are decoded in a second step: `items` and `tools` do it. Knows
+no chat body.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class TextConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`format` is decoded by `formats`, `verbosity` has no effect here."""
+
+    format: dict[str, Any] | None = None
+    verbosity: str | None = None
+
+
+class ReasoningConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How much the model shall reason. Its reasoning is always shown whole, never summarised."""
+
+    effort: str | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    context: str | None = None
+    mode: str | None = None
+
+
+class ResponsesStreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    include_obfuscation: bool | None = None
+
+
+class ResponsesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Items to be answered."""
+
+    input: str | list[dict[str, Any]]
+    model: str | None = None
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_logprobs: int | None = None
+    include: list[str] | None = None
+    text: TextConfig | None = None
+    reasoning: ReasoningConfig | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    max_tool_calls: int | None = None  # of tools that the server runs, of which there are none
+    truncation: Literal["auto", "disabled"] | None = None
+    stream: bool | None = None
+    stream_options: ResponsesStreamOptions | None = None
+    # These fields have no effect, as in chat completions; answers repeat some of them.
+    metadata: dict[str, str] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    store: bool | None = None
+    user: str | None = None
+    # Fields of chat completions that clients send here, too; they have the same meaning.
+    cache_salt: Any = None
+    chat_template_kwargs: Any = None
+    frequency_penalty: float | None = None
+    ignore_eos: bool | None = None
+    logit_bias: dict[str, float] | None = None
+    min_p: float | None = None
+    min_tokens: int | None = None
+    presence_penalty: float | None = None
+    prompt_cache_options: Any = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    top_k: int | None = None
+    # Fields that are refused by name, because nothing is stored and no tool runs in the server.
+    access_programs: Any = None
+    background: Any = None
+    background_options: Any = None
+    context_management: Any = None
+    conversation: Any = None
+    image: Any = None
+    moderation: Any = None
+    previous_response_id: Any = None
+    prompt: Any = None
+
+
+SAME_IN_CHAT = (
+    *("model", "temperature", "top_p", "top_logprobs", "parallel_tool_calls", "stream"),
+    *("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
+    *("service_tier", "store", "user", "cache_salt", "chat_template_kwargs"),
+    *("frequency_penalty", "ignore_eos", "logit_bias", "min_p", "min_tokens"),
+    *("presence_penalty", "prompt_cache_options", "repetition_penalty", "seed", "stop"),
+    *("stop_token_ids", "top_k"),
+)
+"""The fields that a chat body has by the same name and with the same meaning."""
+
+REFUSED = (
+    *("access_programs", "background", "background_options", "context_management"),
+    *("conversation", "image", "moderation", "previous_response_id", "prompt"),
+)
+"""Fields that the server knows and refuses."""
+
+HARMLESS: dict[str, Any] = {"background": False, "context_management": []}
+"""For fields of `REFUSED`: the value that describes what the server does anyway."""
+
+INCLUDABLE = (
+    *("message.output_text.logprobs", "reasoning.encrypted_content"),
+    *("file_search_call.results", "web_search_call.results", "web_search_call.action.sources"),
+    *("message.input_image.image_url", "computer_call_output.output.image_url"),
+    *("code_interpreter_call.outputs",),
+)
+"""The values of `include`. Only the first two can occur in an answer of this server."""
+
+
+class ItemPart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One part of an item's content. Only text is supported; the members of other parts are
+    declared so that these parts are refused by their type.
+    """
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+    annotations: Any = None  # sent back by clients with an earlier answer
+    logprobs: Any = None  # the same
+    prompt_cache_breakpoint: Any = None
+    detail: Any = None
+    file_data: Any = None
+    file_id: Any = None
+    file_url: Any = None
+    filename: Any = None
+    image_url: Any = None
+    input_audio: Any = None
+
+
+class MessageItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    role: str
+    content: str | list[ItemPart]
+    type: str | None = None
+    id: str | None = None
+    status: str | None = None
+    phase: str | None = None
+
+
+class FunctionCallItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    type: str
+    call_id: str
+    name: str
+    arguments: str
+    id: str | None = None
+    status: str | None = None
+    namespace: Any = None
+    caller: Any = None
+
+
+class CustomCallItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    type: str
+    call_id: str
+    name: str
+    input: str
+    id: str | None = None
+    status: str | None = None
+    namespace: Any = None
+    caller: Any = None
+
+
+class CallOutputItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a function or a custom tool returned."""
+
+    type: str
+    call_id: str
+    output: str | list[ItemPart]
+    id: str | None = None
+    status: str | None = None
+    name: str | None = None
+    namespace: Any = None
+    caller: Any = None
+
+
+class ReasoningPart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    type: str
+    text: str
+
+
+class ReasoningItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    type: str
+    id: str | None = None
+    summary: list[ReasoningPart] | None = None
+    content: list[ReasoningPart] | None = None
+    encrypted_content: str | None = None
+    status: str | None = None
