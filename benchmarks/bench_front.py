@@ -1,7 +1,7 @@
 """How many tokens per second can be streamed when the model costs nothing.
 
     python benchmarks/bench_front.py [--engine process|none] [--streams 64] [--tokens 400]
-                                     [--endpoint chat|completions|responses]
+                                     [--endpoint chat|completions|responses|messages]
 
 The application runs in this process. With `--engine process` the real engine process stands behind
 it, with the model of no cost: the whole way of a token but the forward pass. With `none` it is the
@@ -39,6 +39,7 @@ PATHS = {
     "chat": "/v1/chat/completions",
     "completions": "/v1/completions",
     "responses": "/v1/responses",
+    "messages": "/v1/messages",
 }
 
 
@@ -82,6 +83,7 @@ def request_bytes(args: argparse.Namespace) -> bytes:
     asked: dict[str, dict[str, object]] = {
         "chat": {"messages": [{"role": "user", "content": text}], "max_tokens": args.tokens},
         "completions": {"prompt": text, "max_tokens": args.tokens},
+        "messages": {"messages": [{"role": "user", "content": text}], "max_tokens": args.tokens},
         "responses": {"input": text, "max_output_tokens": args.tokens},
     }
     common = {"model": "bench", "stream": True, "temperature": 0}

@@ -160,7 +160,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[_Name, ...],
         Doc(
             "model",
-            "names that clients may use in requests; answers carry the first",
+            "names that clients may use in requests (*: any characters); answers carry the first "
+            "without *",
             zero="derived from the model",
         ),
     ] = ()

@@ -23,7 +23,7 @@ _SEQUENCES: Final = tuple(float(1 << n) for n in range(11))
 WINDOW_SECONDS: Final = 300
 """The time window of the hit ratio."""
 
-ENDPOINTS: Final = ("chat", "completions", "responses")
+ENDPOINTS: Final = ("chat", "completions", "responses", "messages")
 OUTCOMES: Final = ("stop", "length", "abort", "error", "rejected")
 SOURCES: Final = ("computed", "device", "host", "disk")
 RESTART_CAUSES: Final = ("crash", "hang")

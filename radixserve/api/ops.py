@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -33,9 +34,14 @@ async def about(request: web.Request) -> web.Response:
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """GET /v1/models."""
+    """GET /v1/models: the names without `*`, with the members that OpenAI's and Anthropic's clients
+    look for.
+    """
     api = request.app[API]
-    return _json({"object": "list", "data": [_model(api, name) for name in api.model_names]})
+    names = [name for name in api.model_names if "*" not in name]
+    models = [_model(api, name) for name in names]
+    page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+    return _json({"object": "list", "data": models, **page})
 
 
 async def get_model(request: web.Request) -> web.Response:
@@ -119,14 +125,16 @@ async def detokenize(request: web.Request) -> web.Response:
 
 def _model(api: Api, name: str) -> dict[str, Any]:
     info = api.engine.info
-    return {
-        "id": name,
-        "object": "model",
-        "created": api.created,
-        "owned_by": "radixserve",
-        "root": api.model_name,
-        "max_model_len": info.max_request_tokens if info is not None else None,
+    most = info.max_request_tokens if info is not None else None
+    openai = {"object": "model", "created": api.created, "owned_by": "radixserve"}
+    anthropic = {
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(api.created, UTC).isoformat(),
+        "lifecycle": "active",
+        "max_input_tokens": most,
     }
+    return {"id": name, "root": api.model_name, "max_model_len": most, **openai, **anthropic}
 
 
 def _json(body: dict[str, Any]) -> web.Response:

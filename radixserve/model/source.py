@@ -56,8 +56,14 @@ def find_model(settings: Settings) -> ModelSource:
         found = ModelSource(embedded_model(), (EMBEDDED_NAME,))
     else:
         found = _named(settings.model, settings.revision)
-    names = tuple(dict.fromkeys(settings.served_model_name or found.names))
-    return ModelSource(found.folder, names)
+    return ModelSource(found.folder, _served_names(settings.served_model_name, found.names))
+
+
+def _served_names(given: tuple[str, ...], found: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the model, those with a `*` last: answers carry the first, which has none."""
+    names = dict.fromkeys(given or found)
+    plain = [name for name in names if "*" not in name] or list(found)
+    return (*plain, *(name for name in names if "*" in name))
 
 
 def _named(model: str, revision: str | None) -> ModelSource:

@@ -18,6 +18,7 @@ from tests.fakes import FakeEngine, LocalTokenizer, byte_tokenizer
 
 MODEL = "fake/model"
 ALIAS = "model"
+PATTERN = "claude-*"
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 RESPONSES = "/v1/responses"
@@ -101,7 +102,7 @@ def settings() -> ApiSettings:
 @pytest.fixture
 async def server(tokenizer: LocalTokenizer, settings: ApiSettings) -> AsyncIterator[Server]:
     engine, metrics = FakeEngine(), KeepingMetrics()
-    app = make_app(engine, tokenizer, metrics, settings, (MODEL, ALIAS))
+    app = make_app(engine, tokenizer, metrics, settings, (MODEL, ALIAS, PATTERN))
     address = take_address(Settings(port=0))
     listener = Listener(app, address)
     await listener.start()

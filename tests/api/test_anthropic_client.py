@@ -14,7 +14,7 @@ import pytest
 from anthropic.types import Message, MessageParam, RawMessageStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
-from tests.api.conftest import MESSAGES, MODEL, Server, body_for
+from tests.api.conftest import ALIAS, MESSAGES, MODEL, Server, body_for
 
 QUESTION: list[MessageParam] = [{"role": "user", "content": "abc"}]
 
@@ -83,6 +83,21 @@ async def test_tokens_are_counted(client: anthropic.AsyncAnthropic) -> None:
     counted = await client.messages.count_tokens(model=MODEL, messages=QUESTION, system="s")
     message = await client.messages.create(model=MODEL, max_tokens=1, messages=QUESTION, system="s")
     assert counted.input_tokens == message.usage.input_tokens
+
+
+async def test_names_that_agents_insist_on_are_served_and_not_listed(
+    client: anthropic.AsyncAnthropic,
+) -> None:
+    message = await client.messages.create(
+        model="claude-opus-9[1m]", max_tokens=4, messages=QUESTION
+    )
+    assert message.model == MODEL
+    models = [model async for model in client.models.list()]
+    assert [model.id for model in models] == [MODEL, ALIAS]
+    found = await client.models.retrieve("claude-opus-9")
+    assert (found.display_name, found.max_input_tokens) == ("claude-opus-9", 512)
+    with pytest.raises(anthropic.NotFoundError):
+        await client.models.retrieve("other-claude-9")
 
 
 async def test_the_beta_client_is_served(client: anthropic.AsyncAnthropic) -> None:

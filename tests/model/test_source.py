@@ -80,6 +80,14 @@ def test_chosen_names_stand_for_all_others_and_the_first_is_shown(here: Path) ->
     assert find_model(settings).names == ("a", "b/c")
 
 
+def test_names_with_a_star_come_last_because_answers_carry_the_first(here: Path) -> None:
+    model_folder(here / "tiny")
+    settings = Settings(model="tiny", served_model_name=("x-*", "a", "*"))
+    assert find_model(settings).names == ("a", "x-*", "*")
+    settings = Settings(model="tiny", served_model_name=("x-*",))
+    assert find_model(settings).names == ("tiny", "x-*")
+
+
 @pytest.mark.parametrize("revision", [None, "main", OTHER])
 def test_a_folder_of_the_hubs_cache_is_a_model_by_its_full_name(
     revision: str | None, here: Path

@@ -68,20 +68,24 @@ class BlockEvents:
     def __init__(self, *, shows_thinking: bool) -> None:
         self._shows_thinking = shows_thinking
         self._open: type[Content] | None = None
-        self._event = ContentBlockDelta(-1, TextDelta(""))  # used for every delta
+        self._text = TextDelta("")
+        self._event = ContentBlockDelta(-1, self._text)  # used for every delta
 
     def add(self, part: Part) -> bytes:
         """The events of a further part."""
         match part:
             case Text():
-                return self._go_on(TextContent("")) + self._delta(TextDelta(part.text))
+                opening = b"" if self._open is TextContent else self._next(TextContent(""))
+                self._text.text = part.text
+                return opening + self._delta(self._text)
             case Reasoning():
-                opening = self._go_on(ThinkingContent("", ""))
+                is_open = self._open is ThinkingContent
+                opening = b"" if is_open else self._next(ThinkingContent("", ""))
                 if not self._shows_thinking:
                     return opening
                 return opening + self._delta(ThinkingDelta(part.text))
             case CallBegun():
-                return self.close() + self._begin(ToolUseContent(part.id, part.name, _NO_INPUT))
+                return self._next(ToolUseContent(part.id, part.name, _NO_INPUT))
             case CallArguments():
                 return self._delta(InputJsonDelta(part.text))
             case CallEnded():
@@ -95,16 +99,11 @@ class BlockEvents:
         signature = self._delta(SignatureDelta(SIGNATURE)) if is_thinking else b""
         return signature + event(ContentBlockStop(self._event.index), "content_block_stop")
 
-    def _go_on(self, block: Content) -> bytes:
-        """The events that are needed before a delta of this kind of block."""
-        if self._open is type(block):
-            return b""
-        return self.close() + self._begin(block)
-
-    def _begin(self, block: Content) -> bytes:
-        self._open = type(block)
+    def _next(self, block: Content) -> bytes:
+        """The events between the block before and the first delta of `block`."""
+        closing, self._open = self.close(), type(block)
         self._event.index += 1
-        return event(ContentBlockStart(self._event.index, block), "content_block_start")
+        return closing + event(ContentBlockStart(self._event.index, block), "content_block_start")
 
     def _delta(self, delta: BlockDelta) -> bytes:
         self._event.delta = delta

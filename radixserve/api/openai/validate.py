@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 import msgspec
 
@@ -58,13 +59,19 @@ _TOLD: dict[str, float | None] = {
 
 
 def check_model(asked: str | None, served: tuple[str, ...]) -> None:
-    """Raises NotFound unless `asked` is one of the names served here, or absent."""
-    if asked is not None and asked not in served:
+    """Raises NotFound unless `asked` is one of the names served here, or absent. A `*` in a name
+    stands for any characters.
+    """
+    if asked is not None and not any(_is_called(asked, name) for name in served):
         raise NotFound(
             f"The model '{shown(asked)}' does not exist here; served is '{served[0]}'.",
             param="model",
             code="model_not_found",
         )
+
+
+def _is_called(asked: str, name: str) -> bool:
+    return asked == name or ("*" in name and fnmatchcase(asked, name))
 
 
 def check_fields(body: GenerationBody, settings: ApiSettings, *, has_reasoning: bool) -> None:
