@@ -169,6 +169,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _Name | None,
         Doc("model", "file with a chat template (Jinja)", zero="the model's own", path=True),
     ] = None
+    volatile_prefix: Annotated[
+        tuple[_Name, ...],
+        Doc(
+            "model",
+            "regular expressions for lines at the front of system prompts that change with every "
+            "request; such lines are left out",
+        ),
+    ] = ("x-anthropic-billing-header:",)
     allow_control_tokens: Annotated[
         bool,
         Doc(

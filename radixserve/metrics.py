@@ -149,6 +149,10 @@ class Metrics:
         self._counters["radixserve_engine_restarts_total"].labels(cause).inc()
         self._seen = {}
 
+    def volatile_line_removed(self) -> None:
+        """Count a line that was left out of a system prompt."""
+        self._counters["radixserve_volatile_prefix_removed_total"].inc()
+
     def tokenizer_restarted(self) -> None:
         """Count a tokenizer process that died or was killed and is replaced."""
         self._counters["radixserve_tokenizer_restarts_total"].inc()

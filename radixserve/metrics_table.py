@@ -69,6 +69,12 @@ METRICS: Final = (
         values=((*CODES, OTHER_CODE),),
     ),
     Declared(
+        "counter",
+        "radixserve_volatile_prefix_removed_total",
+        "lines",
+        "Lines left out at the front of system prompts (volatile_prefix)",
+    ),
+    Declared(
         "gauge", "radixserve_requests_running", "requests", "Sequences that take part in steps now"
     ),
     Declared(

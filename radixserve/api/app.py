@@ -30,6 +30,7 @@ from radixserve.api.openai.endpoints import CHAT, COMPLETIONS
 from radixserve.api.openai.responses.endpoint import RESPONSES, not_stored
 from radixserve.api.request_id import identify, request_id_of
 from radixserve.api.settings import ApiSettings
+from radixserve.api.volatile import VolatilePrefixes
 from radixserve.errors import Unavailable
 from radixserve.front.protocol import EngineClient
 
@@ -55,7 +56,10 @@ def make_app(
         client_max_size=settings.max_body_bytes,
     )
     threads = TokenizerThreads(settings)
-    app[API] = Api(engine, tokenizer, metrics, settings, model_names, int(time.time()), threads)
+    volatile = VolatilePrefixes(settings.volatile_prefix, metrics.volatile_line_removed)
+    app[API] = Api(
+        engine, tokenizer, metrics, settings, model_names, int(time.time()), threads, volatile
+    )
     app.on_response_prepare.append(_add_headers)
     app.cleanup_ctx.append(_close_threads)
     for prefix in {"", settings.root_path}:

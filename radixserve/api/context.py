@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from aiohttp import web
 
 from radixserve.api.settings import ApiSettings
+from radixserve.api.volatile import VolatilePrefixes
 from radixserve.errors import Unavailable
 from radixserve.front.protocol import EngineClient
 from radixserve.step import EngineInfo
@@ -61,6 +62,7 @@ class Api:
     model_names: tuple[str, ...]  # answers carry the first
     created: int  # creation time of the model in answers, seconds since the epoch
     threads: TokenizerThreads
+    volatile: VolatilePrefixes
 
     @property
     def model_name(self) -> str:

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from radixserve.api.access import allowed_hosts
+from radixserve.api.volatile import compiled
 from radixserve.config import Settings
 from radixserve.defaults import OPENAI, Defaults
 
@@ -45,11 +47,14 @@ class ApiSettings:
     header_read_seconds: float = 20.0  # a connection whose headers take longer is closed
     lingering_seconds: float = 2.0  # how long the rest of a refused body is read
     retry_after_seconds: int = 1  # sent with a 503 if the engine gives no figure
+    volatile_prefix: tuple[re.Pattern[str], ...] = ()  # lines of system prompts that are left out
     defaults: Defaults = OPENAI  # values of fields that a request leaves out
 
     @classmethod
     def of(cls, settings: Settings, defaults: Defaults) -> ApiSettings:
-        """The limits in `settings`; the rest are the defaults of this class."""
+        """The limits in `settings`; the rest are the defaults of this class. Raises ConfigError for
+        a regular expression that is not valid.
+        """
         return cls(
             defaults=defaults,
             max_body_bytes=settings.max_body_bytes,
@@ -62,4 +67,5 @@ class ApiSettings:
             allow_origin=settings.allow_origin,
             root_path="/" + path if (path := settings.root_path.strip("/")) else "",
             stream_comment_seconds=settings.stream_comment_seconds,
+            volatile_prefix=compiled(settings.volatile_prefix),
         )

@@ -32,6 +32,7 @@ async def chat_prompt(api: Api, body: ChatBody | TokenizeBody, info: EngineInfo)
     if len(rendered) > info.context_length:  # messages without text take time to render, too
         text = f"{len(rendered)} messages cannot fit the context of {info.context_length} tokens."
         raise BadRequest(text, param="messages", code="context_length_exceeded")
+    rendered = api.volatile.removed(rendered)
     num_chars = sum(len(message["content"]) for message in rendered)
     check_prompt_chars(num_chars, info, api.settings, "messages")
     conversation = Conversation(messages=rendered, ending=ending)
