@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from radixserve.parsing.answer import Calls, NoCalls, read_answer
+from radixserve.parsing.harmony import HarmonyCalls
 from radixserve.parsing.json_calls import DeepSeekCalls, HermesCalls, LlamaCalls, MistralCalls
 from radixserve.parsing.output import Output, call_id, short_call_id
 from radixserve.parsing.parser import MarkupParser, Parser, PlainParser
+from radixserve.parsing.pythonic import PythonicCalls
 from radixserve.parsing.reader import Reader
-from radixserve.parsing.reasoning import ReasoningFormat
+from radixserve.parsing.reasoning import HARMONY, ReasoningFormat
+from radixserve.parsing.tag_calls import GlmCalls, QwenCoderCalls
 from radixserve.parsing.tool import Tool
 
 
@@ -55,7 +58,7 @@ def parser(
     `reasoning`.
     """
     if not tools:
-        tool_format = None
+        tool_format = FORMATS["harmony"] if reasoning is HARMONY else None
     if tool_format is None and reasoning is None:
         return PlainParser()
     calls = NoCalls() if tool_format is None else tool_format.calls
@@ -69,18 +72,27 @@ FORMATS = {
     each.name: each
     for each in (
         Format("hermes", HermesCalls(), HermesCalls.markers),
+        Format("qwen3_coder", QwenCoderCalls(), QwenCoderCalls.markers),
         Format("llama3_json", LlamaCalls(), LlamaCalls.markers, ("<|eom_id|>",)),
+        Format("llama_pythonic", PythonicCalls(), PythonicCalls.markers, ("<|eom_id|>",)),
         Format("mistral", MistralCalls(), MistralCalls.markers, new_id=short_call_id),
         Format("deepseek", DeepSeekCalls(), DeepSeekCalls.markers),
+        Format("glm", GlmCalls(), GlmCalls.markers),
+        Format("harmony", HarmonyCalls(), HarmonyCalls.markers, ("<|call|>", "<|return|>")),
         Format("generic", HermesCalls(), HermesCalls.markers),
     )
 }
 """Every tool format by the name that `--tool-parser` takes."""
 
 _SIGNS = (
+    ("harmony", ("<|channel|>", "<|message|>")),
     ("deepseek", ("<｜tool▁calls▁begin｜>",)),
     ("mistral", ("[TOOL_CALLS]",)),
+    ("qwen3_coder", ("<function=", "<parameter=")),
+    ("glm", ("<arg_key>",)),
     ("hermes", ("<tool_call>",)),
+    ("llama_pythonic", ("<|python_start|>",)),
+    ("llama_pythonic", ("[func_name1(",)),
     ("llama3_json", ("<|python_tag|>",)),
     ("llama3_json", ('"parameters": dictionary',)),
 )

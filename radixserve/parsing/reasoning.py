@@ -10,52 +10,57 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from radixserve.parsing.harmony import HarmonyCalls
+
 
 @dataclass(frozen=True, slots=True)
 class ReasoningFormat:
     """A pair of markers around the reasoning.
 
     Attributes:
-        ignored: markers that some of these models write around the answer itself.
+        markers: strings that a tokenizer may hide as special tokens and the parser must see.
+        ignored: those of them that stand around the answer itself and mean nothing.
     """
 
     name: str
     begin: str
     end: str
+    markers: frozenset[str]
     ignored: tuple[str, ...] = ()
-
-    @property
-    def markers(self) -> frozenset[str]:
-        """Strings that a tokenizer may hide as special tokens and the parser must see."""
-        return frozenset((self.begin, self.end, *self.ignored))
 
     def opened_by(self, prompt: str) -> bool:
         """Whether the text of the answer to this prompt starts inside the reasoning."""
         return prompt.rstrip().endswith(self.begin.rstrip())
 
 
-THINK = ReasoningFormat("think", "<think>", "</think>")
-HARMONY = ReasoningFormat("harmony", "<|channel|>analysis<|message|>", "<|end|>")
+def _tags(name: str, begin: str, end: str, *ignored: str) -> ReasoningFormat:
+    return ReasoningFormat(name, begin, end, frozenset((begin, end, *ignored)), ignored)
+
+
+HARMONY = ReasoningFormat(
+    "harmony", "<|channel|>analysis<|message|>", "<|end|>", HarmonyCalls.markers
+)
 
 REASONING_FORMATS = {
     each.name: each
     for each in (
         HARMONY,
-        ReasoningFormat("seed", "<seed:think>", "</seed:think>"),
-        ReasoningFormat("longcat", "<longcat_think>", "</longcat_think>"),
-        ReasoningFormat("kimi_vl", "◁think▷", "◁/think▷"),
-        ReasoningFormat(
+        _tags("seed", "<seed:think>", "</seed:think>"),
+        _tags("longcat", "<longcat_think>", "</longcat_think>"),
+        _tags("kimi_vl", "◁think▷", "◁/think▷"),
+        _tags(
             "cohere",
             "<|START_THINKING|>",
             "<|END_THINKING|>",
-            ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+            "<|START_RESPONSE|>",
+            "<|END_RESPONSE|>",
         ),
-        ReasoningFormat("mistral", "[THINK]", "[/THINK]"),
-        THINK,
-        ReasoningFormat("thinking", "<thinking>", "</thinking>"),
+        _tags("mistral", "[THINK]", "[/THINK]"),
+        _tags("think", "<think>", "</think>"),
+        _tags("thinking", "<thinking>", "</thinking>"),
     )
 }
-"""Every format by its name; those with markers of their own before the common ones."""
+"""Every format by its name."""
 
 
 def detect_reasoning(chat_template: str) -> ReasoningFormat | None:

@@ -12,6 +12,11 @@ DEEPSEEK = Setup("deepseek")
 THINK = Setup(None, "think")
 BOTH = Setup("hermes", "think")
 
+CODER = Setup("qwen3_coder")
+GLM = Setup("glm")
+PYTHONIC = Setup("llama_pythonic")
+HARMONY = Setup("harmony", "harmony")
+
 Case = tuple[Setup, str, list[Part]]
 
 PARIS = '{"city": "Paris"}'
@@ -358,10 +363,264 @@ REASONING_CASES: dict[str, Case] = {
     "plain": (Setup(), " <think>x</think> <tool_call> ", [Text(" <think>x</think> <tool_call> ")]),
 }
 
+
+def _coder(name: str, *parameters: tuple[str, str]) -> str:
+    inner = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in parameters)
+    return f"<tool_call>\n<function={name}>\n{inner}</function>\n</tool_call>"
+
+
+TYPED = [
+    ("city", '12\n"<b> </parameter'),
+    ("days", " 3 "),
+    ("metric", "True"),
+    ("where", "{'lat': 1, \"ok\": None}"),
+    ("hours", "[1, 2.5]"),
+    ("other", "7"),
+]
+TYPED_JSON = (
+    r'{"city": "12\n\"<b> </parameter", "days": 3, "metric": true, '
+    '"where": {"lat": 1, "ok": null}, "hours": [1, 2.5], "other": "7"}'
+)
+
+CODER_CASES: dict[str, Case] = {
+    "coder: values of all types": (
+        CODER,
+        f"I see.\n\n{_coder('get_weather', *TYPED)}\n",
+        [Text("I see."), *call(0, "get_weather", TYPED_JSON)],
+    ),
+    "coder: two calls": (
+        CODER,
+        f"{_coder('get_weather', ('city', 'Paris'))}\n{_coder('now')}",
+        [*call(0, "get_weather", PARIS), *call(1, "now", "{}")],
+    ),
+    "coder: without the outer tags": (
+        CODER,
+        "<function=get_weather><parameter=city>Paris</parameter></function>",
+        call(0, "get_weather", PARIS),
+    ),
+    "coder: other outer tags": (
+        CODER,
+        "<seed:tool_call><function=now></function></seed:tool_call> Well.",
+        [*call(0, "now", "{}"), Text("Well.")],
+    ),
+    "coder: empty lines of a value are its own": (
+        CODER,
+        _coder("get_weather", ("city", "\nParis\n")),
+        call(0, "get_weather", r'{"city": "\nParis\n"}'),
+    ),
+    "coder: values that do not fit the schema are strings": (
+        CODER,
+        _coder("get_weather", ("days", "many"), ("where", "[1]"), ("metric", "NaN")),
+        call(0, "get_weather", '{"days": "many", "where": "[1]", "metric": "NaN"}'),
+    ),
+    "coder: an unknown function": (
+        CODER,
+        _coder("rm", ("x", "1")),
+        [Text(_coder("rm", ("x", "1")))],
+    ),
+    "coder: no arguments after the name": (
+        CODER,
+        "<function=now> hm",
+        [Text("<function=now> hm")],
+    ),
+    "coder: text between the arguments": (
+        CODER,
+        "<function=get_weather><parameter=city>Paris</parameter> hm </function>",
+        [*call(0, "get_weather", '{"city": "Paris"'), Text("hm </function>")],
+    ),
+    "coder: cut in a string": (
+        CODER,
+        "<function=get_weather><parameter=city>Pa",
+        call(0, "get_weather", '{"city": "Pa', ended=False),
+    ),
+    "coder: cut in a number": (
+        CODER,
+        "<function=get_weather><parameter=days>1",
+        call(0, "get_weather", '{"days": 1', ended=False),
+    ),
+    "coder: cut between arguments": (
+        CODER,
+        "<function=get_weather><parameter=days>1</parameter>",
+        call(0, "get_weather", '{"days": 1', ended=False),
+    ),
+}
+
+
+def _glm(name: str, *parameters: tuple[str, str]) -> str:
+    inner = "".join(
+        f"<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n" for key, value in parameters
+    )
+    return f"<tool_call>{name}\n{inner}</tool_call>"
+
+
+GLM_CASES: dict[str, Case] = {
+    "glm: values of all types": (
+        GLM,
+        f"I see.\n{_glm('get_weather', *TYPED)}",
+        [Text("I see."), *call(0, "get_weather", TYPED_JSON)],
+    ),
+    "glm: two calls": (
+        GLM,
+        f"{_glm('get_weather', ('city', 'Paris'))}\n{_glm('now')}\nDone.",
+        [*call(0, "get_weather", PARIS), *call(1, "now", "{}"), Text("Done.")],
+    ),
+    "glm: on one line": (
+        GLM,
+        "<tool_call>get_weather<arg_key>city</arg_key><arg_value>Paris</arg_value></tool_call>",
+        call(0, "get_weather", PARIS),
+    ),
+    "glm: an unknown function": (GLM, _glm("rm", ("x", "1")), [Text(_glm("rm", ("x", "1")))]),
+    "glm: a key without a value": (
+        GLM,
+        "<tool_call>get_weather<arg_key>city</arg_key></tool_call>",
+        [Text("<tool_call>get_weather<arg_key>city</arg_key></tool_call>")],
+    ),
+    "glm: the second key without a value": (
+        GLM,
+        _glm("get_weather", ("city", "Paris"))[:-12] + "<arg_key>days</tool_call>",
+        [
+            *call(0, "get_weather", '{"city": "Paris"', ended=False),
+            Text("<arg_key>days</tool_call>"),
+        ],
+    ),
+    "glm: cut in a string": (
+        GLM,
+        "<tool_call>get_weather<arg_key>city</arg_key><arg_value>Pa",
+        call(0, "get_weather", '{"city": "Pa', ended=False),
+    ),
+    "glm: after reasoning": (
+        Setup("glm", "think"),
+        f"\n<think>Hm.</think>\n{_glm('now')}",
+        [Reasoning("Hm."), *call(0, "now", "{}")],
+    ),
+}
+
+PYTHONIC_CASES: dict[str, Case] = {
+    "pythonic: several calls": (
+        PYTHONIC,
+        "[get_weather(city='Paris', days=3), now()]",
+        [*call(0, "get_weather", '{"city": "Paris", "days": 3}'), *call(1, "now", "{}")],
+    ),
+    "pythonic: between markers": (
+        PYTHONIC,
+        'Yes. <|python_start|>[ get_weather( city = "Paris" , ) ]<|python_end|>',
+        [Text("Yes."), *call(0, "get_weather", PARIS)],
+    ),
+    "pythonic: every literal": (
+        PYTHONIC,
+        "[get_weather(a=[1, -2.5e3, 1_000, 0x10, .5,], b={'x': (True, None), 2: false}, "
+        r"""c='\'"\n\x41\u00fc\d\
+)]', d="", e={}, f='\ud83d\ude00')]""",
+        call(
+            0,
+            "get_weather",
+            '{"a": [1, -2.5e3, 1000, 16, 0.5], "b": {"x": [true, null], "2": false}, '
+            r'"c": "' + r"""'\"\nA\u00fc\\d)]", "d": "", "e": {}, "f": "\ud83d\ude00"}""",
+        ),
+    ),
+    "pythonic: code is no literal": (
+        PYTHONIC,
+        "[get_weather(city=open('x'))]",
+        [*call(0, "get_weather", '{"city": open'), Text("('x'))]")],
+    ),
+    "pythonic: an unknown function": (PYTHONIC, "[rm(x=1)]", [Text("[rm(x=1)]")]),
+    "pythonic: a list": (PYTHONIC, "\n[1, 2]", [Text("\n[1, 2]")]),
+    "pythonic: a link": (PYTHONIC, "[now](http://x)", [Text("[now](http://x)")]),
+    "pythonic: without a key": (PYTHONIC, "[now('x')]", [Text("[now('x')]")]),
+    "pythonic: a list within text": (PYTHONIC, "So: [now()]", [Text("So: [now()]")]),
+    "pythonic: cut": (
+        PYTHONIC,
+        "[get_weather(city='Pa",
+        call(0, "get_weather", '{"city": "Pa', ended=False),
+    ),
+    "pythonic: cut between arguments": (
+        PYTHONIC,
+        "[get_weather(city='Paris', da",
+        [*call(0, "get_weather", '{"city": "Paris"', ended=False), Text(", da")],
+    ),
+}
+
+_CALL = "<|channel|>commentary to=functions.{} <|constrain|>json<|message|>{}<|call|>"
+
+HARMONY_CASES: dict[str, Case] = {
+    "harmony: reasoning and text": (
+        HARMONY,
+        "<|channel|>analysis<|message|>One.<|end|><|start|>assistant<|channel|>final<|message|>"
+        "Two.<|return|>",
+        [Reasoning("One."), Text("Two.")],
+    ),
+    "harmony: the end is not shown": (
+        HARMONY,
+        "<|channel|>final<|message|>Two.\n",
+        [Text("Two.\n")],
+    ),
+    "harmony: the prompt opened the reasoning": (
+        Setup("harmony", "harmony", inside=True),
+        "One.<|end|><|start|>assistant<|channel|>analysis<|message|>Two.<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>Three.",
+        [Reasoning("One.Two."), Text("Three.")],
+    ),
+    "harmony: reasoning, preamble and two calls": (
+        HARMONY,
+        "<|channel|>analysis<|message|>One.<|end|><|start|>assistant"
+        "<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant"
+        + _CALL.format("get_weather", BRACES)
+        + "<|start|>assistant"
+        + _CALL.format("now", "{}"),
+        [
+            Reasoning("One."),
+            Text("Let me see."),
+            *call(0, "get_weather", BRACES),
+            *call(1, "now", "{}"),
+        ],
+    ),
+    "harmony: the recipient before the channel": (
+        HARMONY,
+        " to=functions.get_weather<|channel|>commentary json<|message|>" + PARIS,
+        call(0, "get_weather", PARIS),
+    ),
+    "harmony: an unknown function": (
+        HARMONY,
+        _CALL.format("rm", "{}"),
+        [Text(_CALL.format("rm", "{}"))],
+    ),
+    "harmony: no tools are offered": (
+        Setup("harmony", "harmony", tools=()),
+        "<|channel|>analysis<|message|>One.<|end|><|start|>assistant<|channel|>final<|message|>"
+        "Two.",
+        [Reasoning("One."), Text("Two.")],
+    ),
+    "harmony: arguments that are no object": (
+        HARMONY,
+        _CALL.format("now", "what"),
+        [Text(_CALL.format("now", "what"))],
+    ),
+    "harmony: a header without a message": (
+        HARMONY,
+        "<|channel|>final<|end|>x",
+        [Text("<|channel|>final<|end|>x")],
+    ),
+    "harmony: text without a channel": (HARMONY, " Hello. ", [Text(" Hello. ")]),
+    "harmony: cut in the header": (
+        HARMONY,
+        "<|channel|>commentary to=func",
+        [Text("<|channel|>commentary to=func")],
+    ),
+    "harmony: cut in the arguments": (
+        HARMONY,
+        _CALL.format("get_weather", '{"city": "Pa')[:-8],
+        call(0, "get_weather", '{"city": "Pa', ended=False),
+    ),
+}
+
 CASES: dict[str, Case] = {
     **HERMES_CASES,
     **LLAMA_CASES,
     **MISTRAL_CASES,
     **DEEPSEEK_CASES,
+    **CODER_CASES,
+    **GLM_CASES,
+    **PYTHONIC_CASES,
+    **HARMONY_CASES,
     **REASONING_CASES,
 }

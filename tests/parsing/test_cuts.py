@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixserve.parsing.formats import FORMATS
-from radixserve.parsing.parts import CallArguments, CallBegun, Part, Text
+from radixserve.parsing.parts import CallArguments, CallBegun, Part, Reasoning, Text
 from radixserve.parsing.reasoning import REASONING_FORMATS
 from tests.parsing.cases import CASES, Case
-from tests.parsing.transcripts import Setup, cut, parsed, parts_of
+from tests.parsing.transcripts import Setup, cut, joined, parsed, parts_of
 
 SETUPS = [
     Setup(tool_format, reasoning, inside)
@@ -62,6 +62,19 @@ def test_no_text_raises_and_cuts_change_nothing(setup: Setup, text: str, places:
     assert parsed(setup, cut(text, places)) == parsed(setup, [text])
 
 
+@settings(max_examples=300)
+@given(st.sampled_from(sorted(CASES)), st.data())
+def test_a_damaged_transcript_raises_nothing_and_cuts_change_nothing(
+    name: str, data: st.DataObject
+) -> None:
+    setup, text, _ = CASES[name]
+    start, end = sorted(data.draw(st.tuples(*[st.integers(0, len(text))] * 2)))
+    piece = data.draw(st.sampled_from(["", text[start:end] * 2, *SPELLED]))
+    text = text[:start] + piece + text[end:]
+    places = data.draw(st.lists(st.integers(0, len(text)), max_size=8))
+    assert parsed(setup, cut(text, places)) == parsed(setup, [text])
+
+
 @for_every_setup
 @settings(max_examples=40)
 @given(text=st.text(st.characters(exclude_characters="<[{", codec="utf-8")))
@@ -71,23 +84,19 @@ def test_text_without_markup_is_the_answer(setup: Setup, text: str) -> None:
 
 
 @for_every_case
-def test_what_a_shorter_text_calls_the_longer_one_calls_too(case: Case) -> None:
+def test_what_has_been_sent_is_the_beginning_of_the_whole(case: Case) -> None:
     setup, text, expected = case
     for end in range(len(text)):
-        shorter = parsed(setup, [text[:end]])
-        for number, part in enumerate(shorter):
-            if isinstance(part, CallBegun):
-                assert part in expected
-                arguments = shorter[number + 1 : number + 2]
-                whole = expected[expected.index(part) + 1]
-                assert all(_begins(whole, each) for each in arguments), text[:end]
+        sent = joined(setup.parser().push(text[:end]))
+        if sent:
+            assert sent[:-1] == expected[: len(sent) - 1]
+            assert _begins(expected[len(sent) - 1], sent[-1])
 
 
 def _begins(whole: Part, part: Part) -> bool:
-    """Whether they begin alike; the beginning of a closing tag may end the shorter text."""
-    assert isinstance(whole, CallArguments)
-    assert isinstance(part, CallArguments)
-    return whole.text.startswith(part.text) or part.text.startswith(whole.text)
+    if isinstance(part, Text | Reasoning | CallArguments) and type(whole) is type(part):
+        return whole.text.startswith(part.text)
+    return whole == part
 
 
 @for_every_case
