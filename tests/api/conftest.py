@@ -23,6 +23,12 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 RESPONSES = "/v1/responses"
 MESSAGES = "/v1/messages"
+OPENAI_DIALECT = (CHAT, COMPLETIONS, RESPONSES)
+GENERATING = (*OPENAI_DIALECT, MESSAGES)
+with_choices = pytest.mark.parametrize(
+    ("path", "n"), [(CHAT, 1), (CHAT, 2), (COMPLETIONS, 1), (COMPLETIONS, 2), (RESPONSES, 1)]
+)
+"""Runs a test with one choice and, where an endpoint takes `n`, with two."""
 
 
 class KeepingMetrics(Metrics):
@@ -59,9 +65,13 @@ class Server:
             return response.status, await response.json()
 
 
-def body_for(path: str, text: str = "abc", **more: Any) -> dict[str, Any]:
+def limit_of(path: str) -> str:
+    """The field that limits the tokens of an answer."""
+    return "max_output_tokens" if path == RESPONSES else "max_tokens"
+
+
+def body_for(path: str, text: str = "abc", *, n: int = 1, **more: Any) -> dict[str, Any]:
     """A small good body for an endpoint that generates."""
-    limit = "max_output_tokens" if path == RESPONSES else "max_tokens"
     messages = {"messages": [{"role": "user", "content": text}]}
     prompts: dict[str, dict[str, Any]] = {
         CHAT: messages,
@@ -69,7 +79,8 @@ def body_for(path: str, text: str = "abc", **more: Any) -> dict[str, Any]:
         RESPONSES: {"input": text},
         MESSAGES: messages,
     }
-    return {"model": MODEL, limit: 4, **prompts[path], **more}
+    choices = {} if n == 1 else {"n": n}
+    return {"model": MODEL, limit_of(path): 4, **prompts[path], **choices, **more}
 
 
 def text_of(path: str, answer: Any, choice: int = 0) -> str:

@@ -13,11 +13,12 @@ from radixserve.api.access import allowed_hosts
 from radixserve.api.app import ApiSettings
 from radixserve.config import Settings
 from radixserve.defaults import OPENAI
-from tests.api.conftest import CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
+from tests.api.conftest import CHAT, MODEL, OPENAI_DIALECT, Server, body_for, reference, text_of
 
-BOTH = (CHAT, COMPLETIONS)
-BODIES = {CHAT: body_for(CHAT), COMPLETIONS: body_for(COMPLETIONS), "/tokenize": {"prompt": "hi"},
-          "/detokenize": {"tokens": [65]}}  # fmt: skip
+BODIES = {path: body_for(path) for path in OPENAI_DIALECT} | {
+    "/tokenize": {"prompt": "hi"},
+    "/detokenize": {"tokens": [65]},
+}
 GETS = ("/", "/v1/models", f"/v1/models/{MODEL}", "/metrics", "/version")
 HEALTH = ("/health", "/health/ready", "/health/live")
 PAGE = "https://page.example"
@@ -233,7 +234,7 @@ class TestCors:
             assert allowed == "authorization,content-type"
 
     @pytest.mark.parametrize("stream", [False, True])
-    @pytest.mark.parametrize("path", BOTH)
+    @pytest.mark.parametrize("path", OPENAI_DIALECT)
     async def test_answers_and_errors_may_be_read_by_the_page(
         self, server: Server, path: str, stream: bool
     ) -> None:
@@ -264,7 +265,7 @@ class TestRootPath:
     def settings(self) -> ApiSettings:
         return ApiSettings(root_path="/llm/one", api_key="k")
 
-    @pytest.mark.parametrize("path", BOTH)
+    @pytest.mark.parametrize("path", OPENAI_DIALECT)
     async def test_the_endpoints_are_with_and_without_it(self, server: Server, path: str) -> None:
         headers = {"Authorization": "Bearer k"}
         for prefix in ("", "/llm/one"):

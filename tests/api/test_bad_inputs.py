@@ -11,13 +11,30 @@ from typing import Any
 import msgspec
 import pytest
 
+from radixserve.api.openai.responses.wire import ResponsesBody
 from radixserve.api.openai.wire import AS_IF_ABSENT, ChatBody, CompletionBody
 from radixserve.text.templates import ChatTemplate
-from tests.api.conftest import CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
+from tests.api.conftest import (
+    CHAT,
+    COMPLETIONS,
+    MODEL,
+    OPENAI_DIALECT,
+    RESPONSES,
+    Server,
+    body_for,
+    limit_of,
+    reference,
+    text_of,
+)
 from tests.fakes import LocalTokenizer
 
 BOTH = (CHAT, COMPLETIONS)
-ALL = (*BOTH, "/tokenize", "/detokenize")
+ALL = (*OPENAI_DIALECT, "/tokenize", "/detokenize")
+BODY_TYPES: dict[str, type[msgspec.Struct]] = {
+    CHAT: ChatBody,
+    COMPLETIONS: CompletionBody,
+    RESPONSES: ResponsesBody,
+}
 
 NOT_JSON = {
     "empty": b"",
@@ -234,6 +251,10 @@ COMPLETION_FIELDS: list[tuple[Any, ...]] = [
 ]
 
 
+def fields_of(path: str) -> tuple[str, ...]:
+    return BODY_TYPES[path].__struct_fields__
+
+
 def case_id(case: tuple[Any, ...]) -> str:
     return f"{case[0]}={json.dumps(case[1])}"[:60]
 
@@ -241,7 +262,7 @@ def case_id(case: tuple[Any, ...]) -> str:
 async def assert_still_serves(server: Server) -> None:
     """The reference answers, and nothing left over from before."""
     assert server.engine.live == {}
-    for path in BOTH:
+    for path in OPENAI_DIALECT:
         status, answer = await server.post(path, body_for(path))
         assert (status, text_of(path, answer)) == (200, reference(path))
 
@@ -267,23 +288,22 @@ async def test_what_is_not_a_json_object_is_refused(server: Server, path: str, r
     await assert_refused(server, path, raw, "invalid_json", None)
 
 
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_anything_after_the_body_is_refused(server: Server, path: str) -> None:
     await assert_refused(
         server, path, json.dumps(body_for(path)).encode() + b" {}", "invalid_json", None
     )
 
 
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_nesting_too_deep_for_the_decoder_is_refused(server: Server, path: str) -> None:
-    raw = (
-        json.dumps(body_for(path)).encode()[:-1] + b', "tools": ' + b"[" * 5000 + b"]" * 5000 + b"}"
-    )
+    nested = b', "chat_template_kwargs": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+    raw = json.dumps(body_for(path)).encode()[:-1] + nested
     await assert_refused(server, path, raw, "invalid_json", None)
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400, "9" * 5000])
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_numbers_beyond_all_bounds_are_refused_by_name(
     server: Server, path: str, number: str
 ) -> None:
@@ -291,9 +311,21 @@ async def test_numbers_beyond_all_bounds_are_refused_by_name(
     await assert_refused(server, path, raw, "invalid_value", "temperature")
 
 
+def shared_cases() -> list[Any]:
+    """Each of `FIELDS` for every endpoint that has the field, under the endpoint's name for it."""
+    cases = []
+    for path in OPENAI_DIALECT:
+        others = {"tools", "tool_choice", "stream_options"} if path == RESPONSES else set()
+        for name, *rest in FIELDS:
+            case = (limit_of(path) if name == "max_tokens" else name, *rest)
+            is_known = case[0] in fields_of(path) or rest[1] == "unknown_parameter"
+            if is_known and name not in others:
+                cases.append(pytest.param(path, case, id=f"{path}-{case_id(case)}"))
+    return cases
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("path", BOTH)
-@pytest.mark.parametrize("case", FIELDS, ids=case_id)
+@pytest.mark.parametrize(("path", "case"), shared_cases())
 async def test_a_bad_field_is_refused_by_name(
     server: Server, path: str, case: tuple[Any, ...], stream: bool
 ) -> None:
@@ -334,6 +366,7 @@ async def test_a_bad_completion_field_is_refused_by_name(
     [
         (CHAT, "messages"),
         (COMPLETIONS, "prompt"),
+        (RESPONSES, "input"),
         ("/detokenize", "tokens"),
     ],
 )
@@ -449,14 +482,15 @@ async def test_messages_that_render_to_no_token_are_refused(
     assert server.engine.seen == []
 
 
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_a_token_that_only_the_tokenizer_knows_is_refused(server: Server, path: str) -> None:
     info = server.engine.info
     assert info is not None
     server.engine.info = msgspec.structs.replace(info, vocab_size=ord("a"))
     status, answer = await server.post(path, body_for(path, text="a"))
     assert (status, answer["error"]["code"]) == (400, "invalid_value")
-    assert answer["error"]["param"] == ("messages" if path == CHAT else "prompt")
+    prompt = {CHAT: "messages", COMPLETIONS: "prompt", RESPONSES: "input"}
+    assert answer["error"]["param"] == prompt[path]
     server.engine.info = info
     await assert_still_serves(server)
 
@@ -484,12 +518,10 @@ async def test_a_broken_encoding_is_refused(server: Server, path: str) -> None:
     await assert_still_serves(server)
 
 
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_null_and_values_without_effect_are_accepted(server: Server, path: str) -> None:
-    body_type = ChatBody if path == CHAT else CompletionBody
-    nulls = dict.fromkeys(
-        set(body_type.__struct_fields__) - {"model", "messages", "prompt", "max_tokens"}
-    )
+    names = set(fields_of(path))
+    nulls = dict.fromkeys(names - set(body_for(path)))
     status, answer = await server.post(path, nulls | body_for(path))
     assert (status, text_of(path, answer)) == (200, reference(path))
     harmless = {name: accepted[0] for name, accepted in AS_IF_ABSENT.items()}
@@ -501,6 +533,7 @@ async def test_null_and_values_without_effect_are_accepted(server: Server, path:
         "top_k": -1,
         "stop": [],
     }
+    harmless = {name: value for name, value in harmless.items() if name in names}
     status, answer = await server.post(path, harmless | body_for(path))
     assert (status, text_of(path, answer)) == (200, reference(path))
 
@@ -528,8 +561,10 @@ WITHOUT_EFFECT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("name", WITHOUT_EFFECT)
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [(p, each) for p in OPENAI_DIALECT for each in WITHOUT_EFFECT if each in fields_of(p)],
+)
 async def test_a_field_that_changes_no_token_is_taken(
     server: Server, path: str, name: str, stream: bool
 ) -> None:
@@ -544,7 +579,7 @@ async def test_a_field_that_changes_no_token_is_taken(
     assert (plain.prompt_ids, plain.sampling) == (with_field.prompt_ids, with_field.sampling)
 
 
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_a_model_left_out_is_the_one_served(server: Server, path: str) -> None:
     body = body_for(path)
     del body["model"]

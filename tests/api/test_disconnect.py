@@ -17,9 +17,17 @@ import pytest
 from aiohttp import web
 
 from radixserve.api.app import ApiSettings
-from tests.api.conftest import CHAT, COMPLETIONS, Server, body_for, reference, text_of
-
-BOTH = (CHAT, COMPLETIONS)
+from tests.api.conftest import (
+    CHAT,
+    COMPLETIONS,
+    OPENAI_DIALECT,
+    Server,
+    body_for,
+    limit_of,
+    reference,
+    text_of,
+    with_choices,
+)
 
 
 def raw_request(path: str, body: Any) -> bytes:
@@ -59,16 +67,15 @@ async def assert_forgotten(server: Server, num_requests: int) -> None:
     assert len(server.engine.aborted) == num_requests
     assert [record.outcome for record in server.metrics.records] == ["abort"]
     server.engine.go_on.set()
-    for path in BOTH:
+    for path in OPENAI_DIALECT:
         status, answer = await server.post(path, body_for(path))
         assert (status, text_of(path, answer)) == (200, reference(path))
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
-@pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("hold_at", [0, 2])
-@pytest.mark.parametrize("path", BOTH)
+@with_choices
 async def test_a_client_that_leaves_stops_its_work(
     server: Server, path: str, hold_at: int, stream: bool, n: int, reset: bool
 ) -> None:
@@ -81,11 +88,11 @@ async def test_a_client_that_leaves_stops_its_work(
     await assert_forgotten(server, n)
 
 
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_a_client_that_leaves_while_tokens_flow_stops_its_work(
     server: Server, path: str
 ) -> None:
-    body = body_for(path, text="x", stream=True) | {"max_tokens": 490}
+    body = body_for(path, text="x", stream=True) | {limit_of(path): 490}
     server.engine.hold_at = 400
     reader, writer = await connect(server, raw_request(path, body))
     await reader.readuntil(b"data: ")
@@ -93,7 +100,7 @@ async def test_a_client_that_leaves_while_tokens_flow_stops_its_work(
     await assert_forgotten(server, 1)
 
 
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_a_client_that_leaves_before_its_body_is_there_reaches_no_engine(
     server: Server, path: str
 ) -> None:
@@ -106,7 +113,7 @@ async def test_a_client_that_leaves_before_its_body_is_there_reaches_no_engine(
     assert [record.outcome for record in server.metrics.records] == ["abort"]
 
 
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_one_client_leaving_does_not_touch_another(server: Server, path: str) -> None:
     server.engine.hold_at = 2
     _, leaving = await connect(server, raw_request(path, body_for(path, stream=True)))
@@ -125,7 +132,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_a_client_found_gone_by_a_write_is_no_fault(
     server: Server, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

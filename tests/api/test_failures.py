@@ -15,14 +15,26 @@ from radixserve.api.app import ApiSettings
 from radixserve.api.context import TokenizerThreads
 from radixserve.engine.faults import OUT_OF_MEMORY
 from radixserve.errors import Unavailable
-from tests.api.conftest import ALIAS, CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
+from tests.api.conftest import (
+    ALIAS,
+    CHAT,
+    COMPLETIONS,
+    MODEL,
+    OPENAI_DIALECT,
+    RESPONSES,
+    Server,
+    body_for,
+    reference,
+    text_of,
+    with_choices,
+)
 
 BOTH = (CHAT, COMPLETIONS)
 
 
 async def assert_still_serves(server: Server) -> None:
     assert server.engine.live == {}
-    for path in BOTH:
+    for path in OPENAI_DIALECT:
         status, answer = await server.post(path, body_for(path))
         assert (status, text_of(path, answer)) == (200, reference(path))
 
@@ -49,6 +61,7 @@ async def test_an_unknown_path_is_not_found(server: Server, method: str, path: s
     ("method", "path", "allow"),
     [
         ("GET", CHAT, "POST"),
+        ("GET", RESPONSES, "POST"),
         ("PUT", COMPLETIONS, "POST"),
         ("DELETE", "/tokenize", "POST"),
         ("POST", "/", "GET, HEAD"),
@@ -124,7 +137,7 @@ async def test_a_full_queue_says_when_to_come_back(server: Server, path: str, st
     await assert_still_serves(server)
 
 
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_a_refusal_of_the_only_choice_is_a_rejection(server: Server, path: str) -> None:
     server.engine.refuse_after = 0
     status, _ = await server.post(path, body_for(path))
@@ -134,7 +147,7 @@ async def test_a_refusal_of_the_only_choice_is_a_rejection(server: Server, path:
 
 async def test_an_unready_engine_refuses_with_the_reason_and_health_says_it(server: Server) -> None:
     server.engine.unready_reason = "draining"
-    for path in BOTH:
+    for path in OPENAI_DIALECT:
         async with server.session.post(server.url + path, json=body_for(path)) as response:
             assert (response.status, response.headers["Retry-After"]) == (503, "1")
             assert "draining" in (await response.json())["error"]["message"]
@@ -154,7 +167,7 @@ async def test_while_the_engine_restarts_requests_are_taken_and_health_says_that
     server: Server,
 ) -> None:
     server.engine.unready_reason = "restarting"
-    for path in BOTH:
+    for path in OPENAI_DIALECT:
         assert (await server.post(path, body_for(path)))[0] == 200
     assert (await server.post("/tokenize", {"prompt": "a"}))[0] == 200
     status, answer = await server.get("/health")
@@ -182,8 +195,7 @@ async def test_before_the_model_is_loaded_only_what_needs_it_is_refused(server: 
     ("failure", "status", "code"),
     [("error", 500, "generation_failed"), ("abort", 503, "generation_aborted")],
 )
-@pytest.mark.parametrize("n", [1, 2])
-@pytest.mark.parametrize("path", BOTH)
+@with_choices
 async def test_a_failure_has_a_status_until_the_first_token(
     server: Server, path: str, n: int, failure: Any, status: int, code: str
 ) -> None:
@@ -221,7 +233,7 @@ async def test_a_failure_after_the_first_token_ends_the_stream_without_done(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_without_memory_the_client_is_told_to_come_again(
     server: Server, path: str, stream: bool
 ) -> None:
@@ -241,13 +253,18 @@ async def test_without_memory_the_client_is_told_to_come_again(
     server.engine.fail_at = 2
     async with server.session.post(server.url + path, json=body_for(path, stream=True)) as response:
         *_, last = (await response.text()).strip().split("\n\n")
-    assert (response.status, json.loads(last.removeprefix("data: "))) == (200, {"error": error})
+    event = json.loads(last.rpartition("data: ")[2])
+    if path == RESPONSES:
+        failed = {"code": "server_error", "message": error["message"]}
+        assert (response.status, event["response"]["error"]) == (200, failed)
+    else:
+        assert (response.status, event) == (200, {"error": error})
     server.engine.fail_at = None
     await assert_still_serves(server)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_what_nobody_expected_is_a_500_that_tells_nothing(
     server: Server, path: str, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -277,10 +294,10 @@ async def test_a_sane_request_id_comes_back_and_another_is_replaced(server: Serv
 async def test_two_requests_with_the_same_request_id_both_work(server: Server) -> None:
     headers = {"x-request-id": "same"}
     answers = await asyncio.gather(
-        *(server.post(path, body_for(path), headers=headers) for path in BOTH * 4)
+        *(server.post(path, body_for(path), headers=headers) for path in OPENAI_DIALECT * 4)
     )
-    assert [status for status, _ in answers] == [200] * 8
-    assert len({request.id for request in server.engine.seen}) == 8
+    assert [status for status, _ in answers] == [200] * 12
+    assert len({request.id for request in server.engine.seen}) == 12
 
 
 async def test_too_many_waiting_prompts_are_refused() -> None:

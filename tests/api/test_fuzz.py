@@ -20,14 +20,17 @@ from radixserve.api.address import take_address
 from radixserve.api.anthropic.wire import CountTokensBody, MessagesBody
 from radixserve.api.app import ApiSettings, make_app
 from radixserve.api.listen import Listener
+from radixserve.api.openai.responses.wire import ResponsesBody
 from radixserve.api.openai.wire import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from radixserve.config import Settings
 from radixserve.metrics import Metrics
 from tests.api.conftest import (
     CHAT,
     COMPLETIONS,
+    GENERATING,
     MESSAGES,
     MODEL,
+    RESPONSES,
     body_for,
     reference,
     text_of,
@@ -40,11 +43,14 @@ BODIES = {
     COMPLETIONS: CompletionBody,
     MESSAGES: MessagesBody,
     COUNT_TOKENS: CountTokensBody,
+    RESPONSES: ResponsesBody,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
 }
-GENERATING = (CHAT, COMPLETIONS, MESSAGES)
-ENDS = {MESSAGES: 'event: message_stop\ndata: {"type":"message_stop"}\n\n'}
+ENDS = {
+    MESSAGES: 'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+    RESPONSES: "}\n\n",
+}
 EDGES = [
     -1,
     0,
@@ -78,6 +84,14 @@ WORDS = [
     "tool_use",
     "tool_result",
     "thinking",
+    "function",
+    "custom",
+    "message",
+    "reasoning",
+    "function_call",
+    "function_call_output",
+    "input_text",
+    "json_schema",
     MODEL,
     "\0",
     "é😀",
@@ -96,6 +110,10 @@ NAMES = [
     "tool_use_id",
     "cache_control",
     "include_usage",
+    "call_id",
+    "arguments",
+    "output",
+    "summary",
     "json_schema",
     "5",
     "97",

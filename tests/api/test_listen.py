@@ -30,7 +30,16 @@ from radixserve.config import Settings
 from radixserve.defaults import OPENAI
 from radixserve.errors import StartupError
 from radixserve.metrics import Metrics
-from tests.api.conftest import CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
+from tests.api.conftest import (
+    CHAT,
+    COMPLETIONS,
+    MODEL,
+    OPENAI_DIALECT,
+    Server,
+    body_for,
+    reference,
+    text_of,
+)
 from tests.api.test_disconnect import connect, raw_request, until
 from tests.fakes import FakeEngine, LocalTokenizer
 
@@ -39,7 +48,7 @@ HEALTH = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 async def assert_serves(server: Server) -> None:
-    for path in BOTH:
+    for path in OPENAI_DIALECT:
         status, answer = await server.post(path, body_for(path))
         assert (status, text_of(path, answer)) == (200, reference(path))
 
@@ -267,7 +276,7 @@ def test_the_limit_of_connections_leaves_files_for_the_rest() -> None:
      OSError(errno.EMFILE, "too many open files"), OSError(errno.ENOMEM, "no memory")],
     ids=["memory", "thread", "process", "files", "errno"],
 )  # fmt: skip
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_what_the_system_refuses_is_a_503_to_come_back_from(
     server: Server, path: str, error: Exception, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from radixserve.logs import REQUEST_ID
-from tests.api.conftest import CHAT, COMPLETIONS, Server, body_for
+from tests.api.conftest import CHAT, COMPLETIONS, OPENAI_DIALECT, Server, body_for
 
 BOTH = (CHAT, COMPLETIONS)
 ID = {"x-request-id": "my-id"}
@@ -43,7 +43,7 @@ def counted(server: Server) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_a_request_has_one_line_with_its_id(
     server: Server, path: str, stream: bool, lines: list[tuple[str, str]]
 ) -> None:
@@ -58,7 +58,7 @@ async def test_a_request_has_one_line_with_its_id(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_a_refusal_is_logged_with_status_code_field_and_id_and_counted(
     server: Server, path: str, stream: bool, lines: list[tuple[str, str]]
 ) -> None:
