@@ -19,7 +19,13 @@ from radixserve.model.check import Expected, check_config, dtype_name, own_logit
 from radixserve.model.cuda import choose_attention
 from radixserve.model.heap import freed_at_once
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.opened import OpenedModel, decoder_config, kv_shape, open_model
+from radixserve.model.opened import (
+    OpenedModel,
+    context_length,
+    decoder_config,
+    kv_shape,
+    open_model,
+)
 from radixserve.model.progress import long_stage
 from radixserve.model.read_weights import read_weights
 from radixserve.model.rowwise import make_rowwise
@@ -72,7 +78,7 @@ def prepare_model(model: PreTrainedModel, device: torch.device) -> LoadedModel:
         device=device,
         shape=shape,
         vocab_size=vocab_size,
-        context_length=int(config.max_position_embeddings),
+        context_length=context_length(config),
         eos_token_ids=_eos_token_ids(model, vocab_size),
         attention=kernel,
         exact=reason is None,

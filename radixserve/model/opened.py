@@ -33,6 +33,8 @@ _SIZES = (
     "num_attention_heads",
     "max_position_embeddings",
 )
+_HEADS = ("num_key_value_heads", "head_dim")  # may be left out or null
+_MOST_POSITIONS = 2**31 - 1  # positions are int32
 _GENERATE = ("ForCausalLM", "HeadModel", "ForConditionalGeneration")
 _TOO_MANY = 2.0  # times the weights of the checkpoint, as the configuration counts them
 
@@ -54,7 +56,7 @@ class OpenedModel:
     @property
     def context_length(self) -> int:
         """The most tokens of prompt and answer together."""
-        return int(decoder_config(self.config).max_position_embeddings)
+        return context_length(decoder_config(self.config))
 
     def num_bytes(self, dtype: torch.dtype) -> int:
         """Bytes that its weights take in memory."""
@@ -90,6 +92,11 @@ def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
     return config if config.is_encoder_decoder else config.get_text_config(decoder=True)
 
 
+def context_length(config: PretrainedConfig) -> int:
+    """The most tokens of prompt and answer together that a decoder can be served with."""
+    return min(int(config.max_position_embeddings), _MOST_POSITIONS)
+
+
 def kv_shape(config: PretrainedConfig, dtype: torch.dtype) -> KVShape:
     """The shape of one token's K/V in a decoder."""
     heads = int(config.num_attention_heads)
@@ -122,10 +129,22 @@ def _config(folder: Path) -> PretrainedConfig:
         raw = json.loads(file.read_bytes())
         if not isinstance(raw, dict):
             raise ValueError("it holds no object")
+        _refuse_no_sizes(raw, file)
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except ModelRefused:
+        raise
     except Exception as error:  # the classes of 300 architectures may raise anything
         raise ModelRefused(f"Cannot load {file}: {first_line(error)}") from error
     return config
+
+
+def _refuse_no_sizes(raw: dict[str, Any], file: Path) -> None:
+    """Refuse sizes of zero or less, by which the classes of configurations would divide."""
+    part = raw.get("text_config")
+    for values in (raw, part if isinstance(part, dict) else {}):
+        for name in (*_SIZES, *_HEADS):
+            if isinstance(values.get(name), int | float) and values[name] < 1:
+                raise ModelRefused(f"{file} is damaged: {name} is {values[name]!r}.")
 
 
 def _refuse_sizes(config: PretrainedConfig, folder: Path) -> None:
@@ -138,6 +157,12 @@ def _refuse_sizes(config: PretrainedConfig, folder: Path) -> None:
         raise ModelRefused(
             f"{folder / 'config.json'} is damaged: {heads} attention heads cannot share {kv_heads} "
             "heads of keys and values."
+        )
+    if config.max_position_embeddings > _MOST_POSITIONS:
+        log.warning(
+            "%s names a context of more than %s tokens, which is the most that can be served",
+            folder / "config.json",
+            f"{_MOST_POSITIONS:,}",
         )
     padding = _value(config, "pad_token_id")
     if isinstance(padding, int) and padding >= config.vocab_size:

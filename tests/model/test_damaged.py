@@ -27,6 +27,7 @@ from transformers import (
 
 from radixserve.errors import ModelRefused
 from radixserve.model.loader import load_model
+from radixserve.model.opened import open_model
 from tests.tiny import CONFIGS, CPU, VOCAB, tiny_model
 
 WEIGHTS = "model.safetensors"
@@ -191,7 +192,10 @@ def test_an_index_that_is_no_json_is_named(tmp_path: Path) -> None:
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"max_position_embeddings": -5}, "max_position_embeddings is -5"),
         ({"vocab_size": -1}, "vocab_size is -1"),
-        ({"num_attention_heads": 0}, "FOLDER/config.json"),
+        ({"num_attention_heads": 0}, "FOLDER/config.json is damaged: num_attention_heads is 0."),
+        ({"num_key_value_heads": 0}, "FOLDER/config.json is damaged: num_key_value_heads is 0."),
+        ({"head_dim": -4}, "FOLDER/config.json is damaged: head_dim is -4."),
+        ({"text_config": {"hidden_size": 0}}, "FOLDER/config.json is damaged: hidden_size is 0."),
         ({"num_key_value_heads": 3}, "4 attention heads cannot share 3 heads"),
         ({"pad_token_id": 5000}, "pad_token_id is 5000, but the vocabulary has 97 tokens"),
         ({"hidden_size": 1 << 20}, "describes a model of"),
@@ -206,6 +210,16 @@ def test_a_configuration_that_makes_no_sense_is_refused(
 ) -> None:
     change_config(folder, **values)
     assert words in refusal(folder)
+
+
+@pytest.mark.parametrize("context", [10**12, 10**400])
+def test_a_context_of_more_positions_than_can_be_served_is_cut_and_told(
+    context: int, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change_config(folder, max_position_embeddings=context)
+    loaded = load_model(str(folder), CPU, torch.float32)
+    assert open_model(str(folder)).context_length == loaded.context_length == 2**31 - 1
+    assert "names a context of more than 2,147,483,647 tokens" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '"x"', "\0"])
