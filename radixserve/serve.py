@@ -35,6 +35,7 @@ from radixserve.front.client import ProcessEngine
 from radixserve.metrics import Metrics
 from radixserve.model.embedded import EMBEDDED_DEFAULTS
 from radixserve.model.source import ModelSource, find_model
+from radixserve.model.temporary import ensure_temporary_folder
 from radixserve.step import EngineInfo
 from radixserve.store.claim import prepare
 from radixserve.text.client import TokenizerProcesses
@@ -61,6 +62,7 @@ def serve(settings: Settings) -> int:
     try:
         if settings.disk_path is not None:
             prepare(Path(settings.disk_path), trust_others=settings.disk_trust_others)
+        ensure_temporary_folder()
         return asyncio.run(_serve(settings, find_model(settings), address))
     finally:
         address.close()

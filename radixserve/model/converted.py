@@ -4,7 +4,8 @@ Dequantising takes many seconds, so it is done once, by a child process (`python
 radixserve.model.convert`). A kept model carries the digests of its files and is verified at every
 start: if it is damaged it is converted anew, and if other users could have written it, it is not
 used. If the cache folder cannot be used, a private temporary folder replaces it until this process
-ends. Imports no torch: the front process uses this module.
+ends. If that has no room either, a folder of a few MB in memory holds all but the weights, which
+the engine then reads from the GGUF file. Imports no torch: the front process uses this module.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ from radixserve.model.cache_folder import (
     opened,
     reason,
 )
+from radixserve.model.temporary import MEMORY
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # part of a folder's name: raised when `convert` writes something else
+LINKED = "linked"  # argument of `convert`: leave the weights in their GGUF file
 NO_ROOM = 3  # exit status of `convert` where it cannot write; its last line says why
 _SUMS = "SHA256SUMS"
 _PARTIAL = ".partial-"
@@ -48,8 +51,9 @@ _ready: dict[tuple[str | None, str], Path] = {}  # what this process has verifie
 
 
 def converted(find: Callable[[], Path], name: str, progress: bool = True) -> Path:
-    """The folder with the model of the GGUF file that `find` finds, as safetensors. For half a GB
-    this takes half a second if the model is kept as `name`, and 10-30 s if it is not.
+    """The folder with the model of the GGUF file that `find` finds, as safetensors where there is
+    room for them. For half a GB this takes half a second if the model is kept as `name`, and 10-30
+    s if it is not.
 
     Safe against concurrent callers and against being killed at any moment: a conversion writes into
     a folder of its own and becomes visible by one rename.
@@ -70,11 +74,19 @@ def _found_or_made(find: Callable[[], Path], name: str, progress: bool) -> Path:
         return _in_cache(find, cache_dir() / "models", name, label if progress else None)
     except OSError as error:
         told = f"the converted model is not kept, {reason(error)}; {ADVICE}"
+    source, shown = find(), label if progress else None
     try:
-        folder = _for_this_process(find(), label if progress else None)
+        folder = _for_this_process(source, Path(tempfile.gettempdir()), shown)
     except OSError as error:
-        raise ModelRefused(f"{told}; a temporary folder fails, too: {reason(error)}") from error
-    log.warning("%s", told)
+        told = f"{told}; a temporary folder fails, too: {reason(error)}"
+    else:
+        log.warning("%s", told)
+        return folder
+    try:
+        folder = _for_this_process(source, MEMORY, shown, linked=True)
+    except OSError as error:
+        raise ModelRefused(f"{told}; so does memory: {reason(error)}") from error
+    log.warning("%s; so every start of the engine converts the weights in memory", told)
     return folder
 
 
@@ -96,15 +108,16 @@ def _in_cache(find: Callable[[], Path], models: Path, name: str, label: str | No
     return folder
 
 
-def _for_this_process(source: Path, label: str | None) -> Path:
-    """A conversion in the folder for temporary files, removed when this process ends."""
-    place = Path(tempfile.gettempdir())
+def _for_this_process(
+    source: Path, place: Path, label: str | None, *, linked: bool = False
+) -> Path:
+    """A conversion in a folder in `place`, removed when this process ends."""
     _sweep(place, f"{_TEMPORARY}*")
     room = contextlib.ExitStack()
     atexit.register(room.close)
     try:
         folder = room.enter_context(_partial(place, _TEMPORARY))
-        _run_conversion(source, folder, label)
+        _run_conversion(source, folder, label, linked=linked)
     except BaseException:
         room.close()
         raise
@@ -177,11 +190,12 @@ def _sweep(place: Path, pattern: str) -> None:
                 os.close(lock)
 
 
-def _run_conversion(source: Path, target: Path, label: str | None) -> None:
+def _run_conversion(source: Path, target: Path, label: str | None, *, linked: bool = False) -> None:
     """Raises OSError if `target` has no room, ModelRefused if `source` cannot be read."""
     command = [sys.executable, "-m", "radixserve.model.convert", str(source), str(target)]
+    command += [LINKED] if linked else []
     told = log.info if label is not None else log.debug
-    told("converting the model %s, once for later starts, too", label)
+    told("converting the model %s%s", label, "" if linked else ", once for later starts, too")
     child = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
     )

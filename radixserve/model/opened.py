@@ -21,6 +21,7 @@ from radixserve.cache.pool import KVShape
 from radixserve.errors import ModelRefused, first_line
 from radixserve.model.check import check_config
 from radixserve.model.checkpoint import Checkpoint
+from radixserve.model.gguf_file import GGUF_FILE, GgufFile
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class OpenedModel:
     folder: Path
     config: PretrainedConfig
     kind: type[PreTrainedModel]
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | GgufFile
 
     @property
     def name(self) -> str:
@@ -80,7 +81,7 @@ def open_model(folder: str) -> OpenedModel:
     check_config(decoder_config(config))
     _refuse_kind(config)
     _refuse_vocabulary(path, decoder_config(config).vocab_size)
-    checkpoint = Checkpoint(path)
+    checkpoint = GgufFile(path) if (path / GGUF_FILE).is_file() else Checkpoint(path)
     _refuse_fewer_layers(config, checkpoint, path)
     empty = _empty_model(config, path)
     _refuse_fewer_weights(empty, checkpoint, path)
@@ -207,7 +208,9 @@ def _refuse_vocabulary(folder: Path, vocab_size: int) -> None:
         log.warning("%d tokens of the tokenizer are not the model's: not taken", len(beyond))
 
 
-def _refuse_fewer_layers(config: PretrainedConfig, checkpoint: Checkpoint, folder: Path) -> None:
+def _refuse_fewer_layers(
+    config: PretrainedConfig, checkpoint: Checkpoint | GgufFile, folder: Path
+) -> None:
     """Refuse a configuration with more layers than there are tensors, before even an empty model of
     that size is built.
     """
@@ -231,7 +234,9 @@ def _empty_model(config: PretrainedConfig, folder: Path) -> PreTrainedModel:
     return model
 
 
-def _refuse_fewer_weights(empty: PreTrainedModel, checkpoint: Checkpoint, folder: Path) -> None:
+def _refuse_fewer_weights(
+    empty: PreTrainedModel, checkpoint: Checkpoint | GgufFile, folder: Path
+) -> None:
     """Refuse a model with many more weights than its files hold, before transformers initialises
     the missing ones in memory. Tied weights count once.
     """

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from radixserve.errors import ModelRefused, first_line
 from radixserve.model.checkpoint import listed
+from radixserve.model.gguf_file import GgufFile, read_gguf
 from radixserve.model.opened import OpenedModel
 from radixserve.model.progress import long_stage
 
@@ -33,14 +34,7 @@ def read_weights(opened: OpenedModel, dtype: torch.dtype) -> PreTrainedModel:
             _quiet_transformers(),
             long_stage("reading weights", len(checkpoint), lambda: checkpoint.num_read),
         ):
-            model, report = opened.kind.from_pretrained(
-                None,  # not the folder, because we read its files
-                config=opened.config,
-                state_dict=checkpoint.tensors,
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported in one sentence below
-            )
+            model, report = _filled(opened, dtype)
     except ModelRefused:
         raise
     except Exception as error:  # the classes of 300 architectures may raise anything
@@ -50,6 +44,21 @@ def read_weights(opened: OpenedModel, dtype: torch.dtype) -> PreTrainedModel:
     loaded: PreTrainedModel = model
     loaded.generation_config = _generation_config(opened, loaded)
     return loaded
+
+
+def _filled(opened: OpenedModel, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """The model with its weights, and transformers' report of what did not fit."""
+    how = {
+        "config": opened.config,
+        "dtype": dtype,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # reported in one sentence
+    }
+    if isinstance(opened.checkpoint, GgufFile):
+        return read_gguf(opened.kind, opened.folder, **how)
+    # Without a folder, because we read its files.
+    model, report = opened.kind.from_pretrained(None, state_dict=opened.checkpoint.tensors, **how)
+    return model, report
 
 
 def _generation_config(opened: OpenedModel, model: PreTrainedModel) -> GenerationConfig | None:

@@ -21,6 +21,7 @@ from tests.signals import usual_signals
 
 NAME = "tiny-v1"
 WEIGHTS = "model.safetensors"
+TEMPORARY = "radixserve-model-"
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,9 @@ class Conversion:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self, source: Path, target: Path, label: str | None) -> None:
+    def __call__(
+        self, source: Path, target: Path, label: str | None, *, linked: bool = False
+    ) -> None:
         self.count += 1
         (target / WEIGHTS).write_bytes(b"weights")
         (target / "config.json").write_bytes(b"{}")
@@ -115,7 +118,7 @@ def test_a_damaged_model_is_converted_anew_in_its_place(
 def test_an_interrupted_conversion_leaves_nothing(
     models: Path, conversion: Conversion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(source: Path, target: Path, label: str | None) -> None:
+    def interrupted(source: Path, target: Path, label: str | None, **_: bool) -> None:
         conversion(source, target, label)
         raise KeyboardInterrupt
 
@@ -147,7 +150,7 @@ def test_of_two_conversions_at_once_both_callers_get_a_whole_model(
     if damaged:
         (the_model() / WEIGHTS).unlink()
 
-    def overtaken(source: Path, target: Path, label: str | None) -> None:
+    def overtaken(source: Path, target: Path, label: str | None, **_: bool) -> None:
         monkeypatch.setattr(module, "_run_conversion", conversion)
         the_model()
         (target / WEIGHTS).write_bytes(b"late")
@@ -188,30 +191,52 @@ def test_a_folder_that_cannot_be_written_is_replaced_by_a_temporary_one(
     assert "the converted model is not kept, /dev/null/cache" in caplog.text
 
 
-def test_where_nothing_can_be_written_one_sentence_names_the_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(source: Path, target: Path, label: str | None) -> None:
-        (target / WEIGHTS).write_bytes(b"weig")
-        raise OSError(f"{target.parent} has 3 MiB free, 513 MiB are needed")
+@pytest.fixture
+def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """No folder has room for weights. Gives the sentence that says so."""
 
-    monkeypatch.setattr(module, "_run_conversion", full)
-    cache = tmp_path / "cache" / "models"
-    told = (
-        f"the converted model is not kept, {cache} has 3 MiB free, 513 MiB are needed; set "
-        "RADIXSERVE_CACHE_DIR to a folder of your own; a temporary folder fails, too: "
+    def convert(source: Path, target: Path, label: str | None, *, linked: bool = False) -> None:
+        (target / "config.json").write_bytes(b"{}")
+        if not linked:
+            raise OSError(f"{target.parent} has 3 MiB free, 513 MiB are needed")
+
+    monkeypatch.setattr(module, "_run_conversion", convert)
+    monkeypatch.setattr(module, "MEMORY", tmp_path / "memory")
+    return (
+        f"the converted model is not kept, {tmp_path}/cache/models has 3 MiB free, 513 MiB are "
+        "needed; set RADIXSERVE_CACHE_DIR to a folder of your own; a temporary folder fails, too: "
         f"{tmp_path}/tmp has 3 MiB free, 513 MiB are needed"
     )
-    with pytest.raises(ModelRefused, match=told):
+
+
+def test_where_no_weights_can_be_written_all_else_lies_in_memory(
+    tmp_path: Path, full: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "memory").mkdir()
+    folder = the_model()
+    assert folder.parent == tmp_path / "memory"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert f"{full}; so every start of the engine converts the weights in memory" in caplog.text
+    assert list((tmp_path / "cache" / "models").iterdir()) == []
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_where_nothing_can_be_written_one_sentence_names_the_folders(
+    tmp_path: Path, full: str
+) -> None:
+    with pytest.raises(ModelRefused) as refused:
         the_model()
-    assert list(cache.iterdir()) == list((tmp_path / "tmp").iterdir()) == []
+    sentence = str(refused.value)
+    assert sentence.startswith(f"{full}; so does memory: {tmp_path}/memory/{TEMPORARY}")
+    assert sentence.endswith(": No such file or directory")
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 PROGRAM = """
 import sys, time, tempfile
 from pathlib import Path
 from radixserve.model import converted as module
-def convert(source, target, label):
+def convert(source, target, label, linked=False):
     (target / "model.safetensors").write_bytes(b"weights")
 module._run_conversion = convert
 print(module.converted(lambda: Path("tiny.gguf"), "tiny-v1"), flush=True)

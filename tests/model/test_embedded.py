@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from radixserve.errors import ModelRefused
 from radixserve.model import converted
 from radixserve.model.embedded import EMBEDDED_NAME, embedded_model, find_gguf
+from radixserve.model.opened import open_model
+from radixserve.model.read_weights import read_weights
 
 
 def test_a_missing_package_is_refused_with_the_command_to_run(
@@ -27,7 +30,9 @@ def test_the_packages_file_is_what_is_converted(
 ) -> None:
     sources: list[Path] = []
     monkeypatch.setenv("RADIXSERVE_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(converted, "_run_conversion", lambda source, *_: sources.append(source))
+    monkeypatch.setattr(
+        converted, "_run_conversion", lambda source, *_, **__: sources.append(source)
+    )
     folder = embedded_model(progress=False)
     assert sources == [find_gguf()]
     assert folder.parent == tmp_path / "models"
@@ -37,3 +42,23 @@ def test_the_packages_file_is_what_is_converted(
 def test_importing_the_module_loads_no_torch() -> None:
     code = "import sys, radixserve.model.embedded; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_where_no_folder_can_be_written_the_same_model_is_read_from_the_packages_file(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = embedded_model(progress=False)
+    monkeypatch.setenv("RADIXSERVE_CACHE_DIR", "/dev/null/cache")
+    monkeypatch.setattr("tempfile.tempdir", "/dev/null/tmp")
+    folder = embedded_model(progress=False)
+    assert sum(file.lstat().st_size for file in folder.iterdir()) < 8 << 20
+    assert "set RADIXSERVE_CACHE_DIR to a folder of your own" in caplog.text
+    found, wanted = (read_weights(open_model(str(each)), torch.float32) for each in (folder, kept))
+    assert found.generation_config.to_dict() == wanted.generation_config.to_dict()
+    ours, theirs = found.state_dict(), wanted.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (folder / name).read_bytes() == (kept / name).read_bytes()
