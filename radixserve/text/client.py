@@ -38,6 +38,10 @@ from radixserve.text.worker_process import WorkerDied, WorkerProcess
 log = logging.getLogger(__name__)
 
 _SHUTTING_DOWN = "The server is shutting down."
+_GENERIC_TOOLS = (
+    "the chat template has no place for tools: tools of requests are written into the system "
+    "message as text (docs/api.md, Tools)"
+)
 # A process may die for a reason other than the question. For a grammar the question is the likely
 # one, and a second try could leave no process to other requests.
 _MAX_TRIES = 2
@@ -99,8 +103,18 @@ class TokenizerClient(Protocol):
     def offsets(self, token_ids: Sequence[int], text: str) -> list[int]:
         """See `Detokenizer.offsets`."""
 
+    def token_id(self, text: str) -> int | None:
+        """See `Detokenizer.token_id`."""
+
     def stream(
-        self, stops: Sequence[str] = (), *, continues: bool = False, min_tokens: int = 0
+        self,
+        stops: Sequence[str] = (),
+        *,
+        continues: bool = False,
+        min_tokens: int = 0,
+        shown: frozenset[int] = frozenset(),
+        skip_special_tokens: bool = True,
+        include_stop: bool = False,
     ) -> TextStream:
         """See `Detokenizer.stream`."""
 
@@ -180,12 +194,15 @@ class TokenizerProcesses:
             if isinstance(error, WorkerDied | OSError):
                 raise StartupError(f"the tokenizer process {error} while it started") from error
             raise
+        if tokenizer.has_chat_template and not tokenizer.has_tools:
+            log.warning(_GENERIC_TOOLS)
         workers = [first, *[None] * (self._number - 1)]
         self._tasks = [asyncio.create_task(self._serve(worker)) for worker in workers]
         return tokenizer
 
     async def close(self) -> None:
         """Kill all processes, busy ones included; waiting questions are refused."""
+        await asyncio.sleep(0)  # a task that has not begun would not kill its process
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import re
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +21,7 @@ from functools import cached_property
 import tokenizers
 
 from radixserve.errors import BadRequest
+from radixserve.text.breaks import Breaks, any_of
 from radixserve.token_names import rename_tokens, spelled_by_text
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,11 @@ Render = Callable[[Callable[[str], str]], str]
 class ControlTokens:
     """The control tokens of one tokenizer."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, written: str = "") -> None:
-        """`written` is a conversation of ordinary words, rendered by the chat template.
+    def __init__(
+        self, backend: tokenizers.Tokenizer, written: str = "", template: str = ""
+    ) -> None:
+        """`written` is what the chat template, whose source is `template`, writes around ordinary
+        words.
 
         Control tokens are the special tokens, and those added tokens that `written` has: some
         models do not mark the tokens that open their turns as special. Other added tokens, such as
@@ -51,8 +54,8 @@ class ControlTokens:
             if token.special or (token.content in written and not token.content.isalnum())
             if not token.content.isspace()
         }
-        self._pattern = _any_of(self._id_of)
-        self._first_chars = _any_of({name[0] for name in self._id_of})
+        self._pattern = any_of(self._id_of)
+        self._breaks = Breaks(self._id_of, template)
         # A normaliser may turn text that does not look like a control token into one.
         self._anywhere = backend.normalizer is not None and any(
             token.normalized for token in added.values() if token.content in self._id_of
@@ -77,7 +80,7 @@ class ControlTokens:
         """Whether a chat template could make a control token of `texts`, for example by writing one
         right behind the other.
         """
-        return self._anywhere or any(self._first_chars.search(text) for text in texts)
+        return self._anywhere or any(map(self._breaks.needs_mark, texts))
 
     def encode_rendered(
         self, rendered: str, render: Render, marks: str, *, add_special_tokens: bool = False
@@ -103,7 +106,7 @@ class ControlTokens:
         """The text that the copy encodes; None if all control tokens of `rendered` are the
         template's.
         """
-        split = render(lambda text: self._first_chars.sub(rf"\g<0>{marks[0]}", text))
+        split = _unescaped(render(lambda text: self._breaks.mark(text, marks[0])), marks)
         is_same = _without(split, marks) == rendered
         if is_same and not self._anywhere and self._count(split) == self._count(rendered):
             return None
@@ -121,7 +124,8 @@ class ControlTokens:
         """As `_with_secret_names`, of a template that looks at the text; None where its control
         tokens are not the `expected` ones.
         """
-        marked = render(lambda text: self._pattern.sub(rf"{marks[0]}\g<0>{marks[1]}", text))
+        around = rf"{marks[0]}\g<0>{marks[1]}"
+        marked = _unescaped(render(lambda text: self._pattern.sub(around, text)), marks)
         marked_places, places = copy.places(marked), copy.places(rendered)
         own = [not _is_marked(marked, place, marks) for place in marked_places]
         if _cut(marked, itertools.compress(marked_places, own)) != expected:
@@ -160,7 +164,7 @@ class _Copy:
         secret, plain = secrets.token_hex(16), spelled_by_text(state["model"], id_of)
         # No normaliser changes lower-case letters, digits and a dash.
         self._secret_of = {name: f"<{secret}-{id_of[name]}>" for name in id_of if name not in plain}
-        self._pattern = _any_of(self._secret_of)
+        self._pattern = any_of(self._secret_of)
         rename_tokens(state, self._secret_of)
         state["decoder"] = None
         self._backend = tokenizers.Tokenizer.from_str(json.dumps(state))
@@ -187,18 +191,14 @@ class _Copy:
 
 
 def unused_marks(texts: Sequence[str]) -> str:
-    """Two private-use characters that occur in none of `texts`."""
+    """Two private-use characters that occur in none of `texts`, not even as escapes of JSON."""
     codes = range(_FIRST_MARK, sys.maxunicode)
-    unused = (chr(code) for code in codes if not any(chr(code) in text for text in texts))
+    unused = (
+        mark
+        for mark in map(chr, codes)
+        if not any(mark in text or _escaped(mark) in text for text in texts)
+    )
     return next(unused) + next(unused)
-
-
-def _any_of(names: Iterable[str]) -> re.Pattern[str]:
-    """A pattern for the longest name at a place, as tokenizers match; without names it matches
-    nothing.
-    """
-    longest_first = sorted(names, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _encode(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
@@ -209,6 +209,17 @@ def _encode(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool) 
 
 def _without(text: str, marks: str) -> str:
     return text.translate(dict.fromkeys(map(ord, marks)))
+
+
+def _escaped(mark: str) -> str:
+    """How a template that writes JSON in ASCII writes `mark`."""
+    return json.dumps(mark)[1:-1]
+
+
+def _unescaped(text: str, marks: str) -> str:
+    for mark in marks:
+        text = text.replace(_escaped(mark), mark)
+    return text
 
 
 def _cut(text: str, places: Iterable[tuple[int, int]]) -> list[str]:

@@ -103,6 +103,14 @@ def client_strings(conversation: Conversation) -> list[str]:
     return found
 
 
+def uses_tools(conversation: Conversation) -> bool:
+    """Whether there are tools, calls or results."""
+    return bool(conversation.tools) or any(
+        message.get("role") == "tool" or message.get("tool_calls")
+        for message in conversation.messages
+    )
+
+
 def _changed(value: Any, change: Change, words: frozenset[str] = _WORDS) -> Any:
     """`value` with its strings changed; keys that are `words` stay."""
     if isinstance(value, str):

@@ -41,14 +41,8 @@ class Detokenizer:
         """The text of `token_ids`, with U+FFFD for bytes that are not UTF-8. Ids without a token
         add nothing.
         """
-        if skip_special_tokens:
-            stream = self.stream()
-            return stream.push(token_ids) + stream.finish()
-        pieces = self._pieces
-        data = b"".join(
-            pieces.exact(i) if at else pieces.leading(i) for at, i in enumerate(token_ids)
-        )
-        return data.decode(errors="replace")
+        stream = self.stream(skip_special_tokens=skip_special_tokens)
+        return stream.push(token_ids) + stream.finish()
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that the token adds in the middle of a text. For a special token, its name; for
@@ -64,8 +58,32 @@ class Detokenizer:
         """The position of each of `token_ids` in `text`, in characters; see `text_offsets`."""
         return text_offsets(self._pieces, token_ids, text)
 
+    def token_id(self, text: str) -> int | None:
+        """The added token that `text` always becomes, such as `<tool_call>`; None if there is no
+        such token.
+        """
+        return self._pieces.added.get(text)
+
     def stream(
-        self, stops: Sequence[str] = (), *, continues: bool = False, min_tokens: int = 0
+        self,
+        stops: Sequence[str] = (),
+        *,
+        continues: bool = False,
+        min_tokens: int = 0,
+        shown: frozenset[int] = frozenset(),
+        skip_special_tokens: bool = True,
+        include_stop: bool = False,
     ) -> TextStream:
-        """A `TextStream` for one sequence, special tokens left out."""
-        return TextStream(self._pieces, stops, continues=continues, min_tokens=min_tokens)
+        """A `TextStream` for one sequence.
+
+        Special tokens are left out of its text, except for those that are `shown`; without
+        `skip_special_tokens` all are spelled out.
+        """
+        return TextStream(
+            self._pieces,
+            stops,
+            continues=continues,
+            min_tokens=min_tokens,
+            shown=shown if skip_special_tokens else None,
+            include_stop=include_stop,
+        )

@@ -30,6 +30,8 @@ class Pieces:
         self._byte_of_char = _byte_of_char() if "ByteLevel" in kinds else None
         self._has_byte_tokens = "ByteFallback" in kinds
         added = backend.get_added_tokens_decoder()
+        self.added = {token.content: token_id for token_id, token in added.items()}
+        """The ids of the added tokens, by name."""
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self.vocab_size: int = max(
             [backend.get_vocab_size(with_added_tokens=True), *(i + 1 for i in added)]

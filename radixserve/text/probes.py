@@ -5,6 +5,7 @@ Templates say nothing about themselves, and reading their code would be guessing
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from jinja2.exceptions import TemplateSyntaxError
 from radixserve.errors import BadRequest, ModelRefused, first_line
 from radixserve.text.conversation import Conversation
 from radixserve.text.templates import ChatTemplate
+from radixserve.text.tool_forms import SHORT_ID_CHARS
 
 # Words that no template writes by itself.
 _TOOL, _KEY, _VALUE = "probe_tool", "probe_key", "probe_value"
@@ -48,6 +50,7 @@ class TemplateFacts:
         has_system: it renders system messages.
         has_tools: it has a place for tools.
         wants_argument_text: it wants the arguments of tool calls as JSON text, not as objects.
+        wants_short_ids: it refuses ids of calls that are longer than `SHORT_ID_CHARS`.
         drops_reasoning: it leaves the reasoning of earlier turns out of later prompts.
     """
 
@@ -55,6 +58,7 @@ class TemplateFacts:
     has_system: bool = False
     has_tools: bool = False
     wants_argument_text: bool = False
+    wants_short_ids: bool = False
     drops_reasoning: bool = False
 
 
@@ -66,13 +70,13 @@ def try_template(template: ChatTemplate) -> TemplateFacts:
     """
     plain = [_try(template, messages) for messages in _PLAIN]
     with_tools = _try(template, [_USER], _TOOLS)
-    as_object = _try(template, _with_call({_KEY: _VALUE}), _TOOLS)
-    as_text = _try(template, _with_call(f'{{"{_KEY}": "{_VALUE}"}}'), _TOOLS)
+    with_call, as_text, has_short_id = _try_call(template)
     return TemplateFacts(
-        written="".join((next(filter(None, plain), ""), with_tools, as_object or as_text)),
+        written="".join((next(filter(None, plain), ""), with_tools, with_call)),
         has_system=bool(plain[0]),
         has_tools=_TOOL in with_tools,
-        wants_argument_text=_KEY in as_text and not _is_rendered(as_object),
+        wants_argument_text=as_text,
+        wants_short_ids=has_short_id,
         drops_reasoning=drops_reasoning(template),
     )
 
@@ -89,21 +93,32 @@ def drops_reasoning(template: ChatTemplate) -> bool:
     return template.has_reasoning and bool(rendered) and _REASONING not in rendered
 
 
-def _with_call(arguments: Any) -> list[dict[str, Any]]:
+def _try_call(template: ChatTemplate) -> tuple[str, bool, bool]:
+    """A conversation with a call in the first form that the template renders, "" if there is none;
+    whether its arguments are text, and whether its id is a short one.
+    """
+    for call_id in ("call_0123456789abcdef", "abcdefghi"):
+        for arguments in ({_KEY: _VALUE}, json.dumps({_KEY: _VALUE})):
+            rendered = _try(template, _with_call(call_id, arguments), _TOOLS)
+            if _is_rendered(rendered):
+                return rendered, isinstance(arguments, str), len(call_id) == SHORT_ID_CHARS
+    return "", False, False
+
+
+def _with_call(call_id: str, arguments: Any) -> list[dict[str, Any]]:
     function = {"name": _TOOL, "arguments": arguments}
-    # Some templates accept ids of nine letters and digits only.
-    call = {"id": "abcdefghi", "type": "function", "function": function}
+    call = {"id": call_id, "type": "function", "function": function}
     return [
         _USER,
         {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": "g", "name": _TOOL, "tool_call_id": call["id"]},
+        {"role": "tool", "content": "g", "name": _TOOL, "tool_call_id": call_id},
         _ASSISTANT,
         _LAST,
     ]
 
 
 def _is_rendered(text: str) -> bool:
-    """Whether the object of arguments is in `text`, and not as Python writes it."""
+    """Whether the arguments are in `text`, but not as Python writes them."""
     return _KEY in text and f"{{'{_KEY}'" not in text
 
 

@@ -17,8 +17,8 @@ from radixserve.text.stops import StopMatch, StopMatcher
 
 
 class TextStream:
-    """The text of one sequence; `"".join(every push) + finish()` is the whole text, cut before the
-    stop string.
+    """The text of one sequence; `"".join(every push) + finish()` is the whole text, which ends
+    before the stop string, or with it.
 
     Attributes:
         stopped: the stop string that ended the text, or None.
@@ -34,10 +34,14 @@ class TextStream:
         *,
         continues: bool = False,
         min_tokens: int = 0,
+        shown: frozenset[int] | None = frozenset(),
+        include_stop: bool = False,
     ) -> None:
         """`continues`: the text continues other text, so the first token keeps its leading space.
 
         Stop strings that are complete within the first `min_tokens` tokens are ordinary text.
+        `shown` are the special tokens that are spelled out instead of left out; None is all.
+        `include_stop`: the text ends with the stop string instead of before it.
         """
         self.stopped: str | None = None
         self.num_tokens = 0
@@ -46,6 +50,8 @@ class TextStream:
         self._pieces = pieces
         self._matcher = StopMatcher(stops)
         self._min_tokens = min_tokens
+        self._shown = shown
+        self._include_stop = include_stop
         self._at_start = not continues
         self._partial = b""  # bytes of an unfinished character, at most 3
         self._held = ""  # text that begins a stop string
@@ -82,12 +88,15 @@ class TextStream:
 
     def _bytes(self, token_id: int) -> bytes:
         pieces = self._pieces
-        if pieces.is_skipped(token_id):
+        if pieces.is_skipped(token_id) and not self._is_shown(token_id):
             return b""
         if self._at_start:
             self._at_start = False
             return pieces.leading(token_id)
         return pieces.exact(token_id)
+
+    def _is_shown(self, token_id: int) -> bool:
+        return self._shown is None or token_id in self._shown
 
     def _release(self, text: str) -> str:
         """Add `text` and return the part that can no longer belong to a stop string."""
@@ -96,7 +105,8 @@ class TextStream:
         text, num_before = self._held + text, len(self._held)
         if match is not None:
             self.stopped, self._held = match.stop, ""
-            return text[: num_before + match.end - len(match.stop)]
+            num_cut = 0 if self._include_stop else len(match.stop)
+            return text[: num_before + match.end - num_cut]
         num_sure = len(text) - self._matcher.num_held
         self._held = text[num_sure:]
         return text[:num_sure]

@@ -14,7 +14,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from radixserve.errors import BadRequest, first_line
-from radixserve.text.conversation import Conversation, Ending, client_strings
+from radixserve.text.conversation import Conversation, Ending, client_strings, uses_tools
 
 _ENDINGS: dict[Ending, dict[str, bool]] = {
     "answer": {"add_generation_prompt": True},
@@ -53,6 +53,11 @@ class ChatTemplate:
         """
         return any(word in (self.text or "") for word in _REASONING)
 
+    @property
+    def source(self) -> str:
+        """All code that may write a part of a prompt."""
+        return f"{self._plain or ''}\n{self.text or ''}"
+
     def render(self, conversation: Conversation) -> str:
         """The text of `conversation`.
 
@@ -60,7 +65,7 @@ class ChatTemplate:
             BadRequest: there is no template, it refuses this conversation or makes too much text of
                 it, or an option has the name of something else.
         """
-        template = self.text if conversation.tools else self._plain
+        template = self.text if uses_tools(conversation) else self._plain
         if template is None:
             raise BadRequest(
                 "this model has no chat template: use /v1/completions", param="messages"

@@ -18,11 +18,18 @@ from transformers import PreTrainedTokenizerFast
 
 from radixserve.errors import BadRequest, ModelRefused, first_line
 from radixserve.text.control import ControlTokens, unused_marks
-from radixserve.text.conversation import Conversation, changed, client_strings
+from radixserve.text.conversation import (
+    Conversation,
+    changed,
+    client_strings,
+    uses_tools,
+)
 from radixserve.text.detokenizer import Detokenizer
+from radixserve.text.generic_tools import LITERALS, with_generic_tools
 from radixserve.text.messages import NOT_UNICODE, TAIL_CHARS, TOO_DEEP, Encoded
 from radixserve.text.probes import try_template
 from radixserve.text.templates import ChatTemplate
+from radixserve.text.tool_forms import with_argument_text, with_short_ids
 
 _CODE = "invalid_value"  # of every refusal
 
@@ -57,9 +64,10 @@ class Tokenizer(Detokenizer):
         super().__init__(self._backend)
         self.template = ChatTemplate(loaded, chat_template)
         self.facts = try_template(self.template)
-        self._control = (
-            None if allow_control_tokens else ControlTokens(self._backend, self.facts.written)
-        )
+        self._control = None
+        if not allow_control_tokens:
+            source = self.template.source + ("" if self.facts.has_tools else LITERALS)
+            self._control = ControlTokens(self._backend, self.facts.written, source)
 
     @classmethod
     def load(cls, folder_or_name: str) -> Tokenizer:
@@ -126,7 +134,24 @@ class Tokenizer(Detokenizer):
         return ids
 
     def _render(self, conversation: Conversation) -> str:
+        if uses_tools(conversation):
+            try:
+                conversation = self._adapted(conversation)
+            except (KeyError, ValueError, TypeError, AttributeError) as error:
+                raise BadRequest(
+                    f"a tool, tool call or tool result is not complete ({type(error).__name__})"
+                ) from error
         return self.template.render(conversation)
+
+    def _adapted(self, conversation: Conversation) -> Conversation:
+        """`conversation` with tools in the form that the template can render."""
+        if not self.facts.has_tools:
+            return with_generic_tools(conversation, has_system=self.facts.has_system)
+        if self.facts.wants_argument_text:
+            conversation = with_argument_text(conversation)
+        if self.facts.wants_short_ids:
+            conversation = with_short_ids(conversation)
+        return conversation
 
 
 def load_files(folder_or_name: str) -> PreTrainedTokenizerFast:

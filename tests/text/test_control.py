@@ -261,6 +261,10 @@ def test_special_tokens_that_are_added_to_a_prompt_stay(smollm2: Tokenizer, tmp_
     ids = tokenizer.encode("a<|im_start|>", add_special_tokens=True)
     assert control_ids(tokenizer, ids) == [1]
     assert ids[0] == 1
+    for content in ("a", "a<|im_start|>"):
+        conversation = Conversation(user(content), add_special_tokens=True)
+        own = with_template(tokenizer, "<|im_end|>{{ messages[0].content }}")
+        assert control_ids(tokenizer, own.encode_chat(conversation).ids) == [1, 2]
 
 
 def test_a_tokenizer_that_cannot_be_copied_refuses_control_tokens_only(

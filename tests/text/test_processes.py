@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import tokenizers
 from tokenizers import pre_tokenizers
@@ -109,6 +110,40 @@ async def test_settings_reach_the_process(folder: Path) -> None:
     template = "{{ messages[0].content }}!"
     async with pool(folder, chat_template=template, allow_control_tokens=True) as running:
         assert await running.chat("<turn>") == [257, ord("!")]
+
+
+async def test_facts_about_the_template_reach_the_front(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with pool(folder) as running:
+        assert running.tokenizer.chat_template == TEMPLATE
+        assert not running.tokenizer.has_tools
+        assert not running.tokenizer.drops_reasoning
+    assert caplog.text.count("no place for tools") == 1
+    caplog.clear()
+    last = "{% if loop.last %}{{ m.reasoning_content }}{% endif %}"
+    template = "{{ tools }}{% for m in messages %}" + last + "{{ m.content }}{% endfor %}<think>"
+    async with pool(folder, chat_template=template) as running:
+        assert running.tokenizer.has_tools
+        assert running.tokenizer.drops_reasoning
+        answer = await running.tokenizer.encode_chat(said("x" * 99))
+        assert answer.rendered_tail == "x" * 57 + "<think>"
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("value", [10**30, -(10**30), "deep", "\ud800"])
+async def test_what_cannot_be_sent_is_refused(folder: Path, value: Any) -> None:
+    if value == "deep":
+        value = []
+        for _ in range(100_000):
+            value = [value]
+    asked = msgspec.structs.replace(said("hi"), options={"value": value})
+    async with pool(folder) as running:
+        with pytest.raises(BadRequest) as refusal:
+            await running.tokenizer.encode_chat(asked)
+        assert (refusal.value.param, refusal.value.code) == ("messages", "invalid_value")
+        assert await running.chat("hi") == ids_of("hi")
+        assert running.restarts == 0
 
 
 async def test_refusals_are_told_and_the_process_lives(folder: Path) -> None:

@@ -191,6 +191,46 @@ def test_special_tokens_add_no_text(smollm2: Tokenizer) -> None:
     assert smollm2.stream().push(ids) == "ab"
 
 
+def test_special_tokens_that_are_shown_are_spelled_out(
+    smollm2: Tokenizer, byte_fallback: Tokenizer
+) -> None:
+    a, b = (smollm2.encode(text, add_special_tokens=False) for text in "ab")
+    ids = [1, *a, 2, *b]
+    assert run(smollm2.stream(shown=frozenset([2])), [ids]) == "a<|im_end|>b"
+    assert run(smollm2.stream(skip_special_tokens=False), [ids]) == "<|im_start|>a<|im_end|>b"
+    ids = byte_fallback.encode("quick", add_special_tokens=False)
+    assert run(byte_fallback.stream(shown=frozenset([1])), [[1, *ids, 2]]) == "<s> quick"
+    assert run(byte_fallback.stream(shown=frozenset([2])), [[1, *ids, 2]]) == "quick</s>"
+
+
+def test_a_stop_string_may_span_tokens_that_are_shown(smollm2: Tokenizer) -> None:
+    [a] = smollm2.encode("a", add_special_tokens=False)
+    stream = smollm2.stream(["a<|im_end|>"], shown=frozenset([2]))
+    assert [stream.push([each]) for each in (a, 2, a)] == ["", "", ""]
+    assert (stream.stopped, stream.num_tokens) == ("a<|im_end|>", 2)
+
+
+def test_ids_without_a_token_add_no_text_even_where_all_are_shown(smollm2: Tokenizer) -> None:
+    assert run(smollm2.stream(skip_special_tokens=False), [[10**9, -1]]) == ""
+
+
+def test_the_stop_string_may_be_kept_and_nothing_after_it(smollm2: Tokenizer) -> None:
+    ids = smollm2.encode("one two three", add_special_tokens=False)
+    for stop in (" two", "wo", "two thr"):
+        stream = smollm2.stream([stop], include_stop=True)
+        text = "".join(stream.push([token_id]) for token_id in ids) + stream.finish()
+        assert "one two three".startswith(text)
+        assert text.endswith(stop)
+        assert stream.stopped == stop
+    assert run(smollm2.stream(["nothing"], include_stop=True), [ids]) == "one two three"
+
+
+def test_a_marker_is_looked_up_among_the_added_tokens(smollm2: Tokenizer) -> None:
+    assert smollm2.token_id("<|im_end|>") == 2
+    assert smollm2.token_id("<tool_call>") is None
+    assert smollm2.token_id("The") is None
+
+
 def test_a_special_token_inside_a_character_does_not_break_it(smollm2: Tokenizer) -> None:
     ids = smollm2.encode("🦄", add_special_tokens=False)
     assert len(ids) > 1
