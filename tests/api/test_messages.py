@@ -326,6 +326,12 @@ class TestAnswers:
         assert events[0]["message"]["stop_reason"] is None
         assert [block["text"] for block in assembled(events)] == ["use"]
 
+    async def test_a_block_of_text_has_no_member_that_is_null(self, server: Server) -> None:
+        """The AI SDK refuses an answer with `citations: null`."""
+        _, message = await server.post(MESSAGES, body_for(MESSAGES))
+        (block,) = message["content"]
+        assert sorted(block) == ["text", "type"]
+
     async def test_an_answer_without_text_has_no_block(self, server: Server) -> None:
         server.engine.answer = lambda request: [EOS]
         _, answer = await server.post(MESSAGES, body_for(MESSAGES))

@@ -11,7 +11,6 @@ from msgspec import UNSET, UnsetType
 
 class TextContent(msgspec.Struct, tag_field="type", tag="text"):
     text: str
-    citations: None = None
 
 
 class ThinkingContent(msgspec.Struct, tag_field="type", tag="thinking"):
