@@ -4,6 +4,7 @@ the field, and the next good request its usual answer.
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from radixserve.api.app import ApiSettings
 from tests.api.conftest import MESSAGES, Server, body_for, reference, text_of
 from tests.api.test_bad_inputs import NOT_JSON, case_id
+from tests.api.test_disconnect import assert_forgotten, connect, leave, raw_request
 
 COUNT_TOKENS = f"{MESSAGES}/count_tokens"
 BOTH = (MESSAGES, COUNT_TOKENS)
@@ -294,3 +296,39 @@ class TestWithAKey:
             if path == MESSAGES and not permitted:
                 answer = json.loads(await response.text())
                 assert answer["error"]["type"] == "authentication_error"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("hold_at", [0, 2])
+async def test_a_client_that_leaves_stops_its_work(
+    server: Server, hold_at: int, stream: bool
+) -> None:
+    server.engine.hold_at = hold_at
+    reader, writer = await connect(server, raw_request(MESSAGES, body_for(MESSAGES, stream=stream)))
+    await server.engine.held.wait()
+    if stream and hold_at:
+        await reader.readuntil(b"event: content_block_delta")
+    leave(writer, reset=False)
+    await assert_forgotten(server, 1)
+
+
+class TestSilence:
+    @pytest.fixture
+    def settings(self) -> ApiSettings:
+        return ApiSettings(stream_comment_seconds=0.05)
+
+    @pytest.mark.parametrize("hold_at", [0, 2])
+    async def test_a_silent_stream_gets_comments_between_its_events(
+        self, server: Server, hold_at: int
+    ) -> None:
+        server.engine.hold_at = hold_at
+        body = body_for(MESSAGES, stream=True)
+        async with server.session.post(server.url + MESSAGES, json=body) as response:
+            await asyncio.sleep(0.2)
+            server.engine.go_on.set()
+            pieces = (await response.text()).split("\n\n")
+        comments = [piece for piece in pieces if piece.startswith(":")]
+        assert comments
+        first = next(piece for piece in pieces if piece not in comments)
+        assert first.startswith("event: message_start")
+        assert pieces[-2].startswith("event: message_stop")

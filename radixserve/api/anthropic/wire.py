@@ -37,6 +37,7 @@ AS_IF_ABSENT: dict[str, tuple[Any, ...]] = {
         {},
         {"edits": []},
         {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        {"edits": [{"type": "clear_thinking_20251015", "keep": {"type": "all"}}]},
     ),
     "mcp_servers": ([],),
     "speed": ("standard",),
