@@ -29,6 +29,7 @@ from aiohttp import web
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from radixserve.api.app import ApiSettings, make_app
+from radixserve.api.context import Api
 from radixserve.config import Settings
 from radixserve.front.client import ProcessEngine
 from radixserve.front.protocol import EngineClient
@@ -70,7 +71,7 @@ async def no_engine() -> AsyncIterator[EngineClient]:
 
 async def serve(engine: EngineClient) -> web.AppRunner:
     """The application on a free port."""
-    app = make_app(engine, byte_tokenizer(), Metrics(), ApiSettings(), ("bench",))
+    app = make_app(Api.of(engine, byte_tokenizer(), Metrics(), ApiSettings(), ("bench",)))
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -1,3 +1,72 @@
-"""radixserve: an inference server that never computes a shared prefix twice."""
+"""radixserve: an inference server that never computes a shared prefix twice.
+
+The names in `__all__` are what a Python program may rely on; everything else may change between
+versions. They are imported when they are first used, so that the command line starts at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from radixserve.errors import (
+        ApiError,
+        BadRequest,
+        ConfigError,
+        ModelRefused,
+        RadixserveError,
+        ServerError,
+        StartupError,
+        Unavailable,
+    )
+    from radixserve.llm import LLM, AsyncLLM, Completion, Output, SamplingParams, ToolCall
+    from radixserve.model.embedded import embedded_model
+    from radixserve.store import KVStore
 
 __version__ = "0.1.0"
+
+_MODULE_OF = {
+    **dict.fromkeys(
+        (
+            *("RadixserveError", "StartupError", "ConfigError", "ModelRefused"),
+            *("ApiError", "BadRequest", "ServerError", "Unavailable"),
+        ),
+        "radixserve.errors",
+    ),
+    **dict.fromkeys(
+        ("LLM", "AsyncLLM", "Completion", "Output", "SamplingParams", "ToolCall"), "radixserve.llm"
+    ),
+    "KVStore": "radixserve.store",
+    "embedded_model": "radixserve.model.embedded",
+}
+
+__all__ = [
+    "LLM",
+    "ApiError",
+    "AsyncLLM",
+    "BadRequest",
+    "Completion",
+    "ConfigError",
+    "KVStore",
+    "ModelRefused",
+    "Output",
+    "RadixserveError",
+    "SamplingParams",
+    "ServerError",
+    "StartupError",
+    "ToolCall",
+    "Unavailable",
+    "__version__",
+    "embedded_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

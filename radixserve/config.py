@@ -184,6 +184,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "names of control tokens in messages and prompts become tokens, not plain text",
         ),
     ] = False
+    tool_parser: Annotated[
+        _Name,
+        Doc(
+            "model",
+            "how the model writes tool calls (docs/tools.md lists the names); auto finds it in the "
+            "chat template",
+        ),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        _Name,
+        Doc(
+            "model",
+            "how the model sets its reasoning apart (docs/tools.md lists the names, none: it does "
+            "not); auto finds it in the chat template",
+        ),
+    ] = "auto"
     max_model_len: Annotated[
         int,
         Meta(ge=0),
@@ -321,6 +337,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tokenizer_processes: Annotated[
         int, Meta(ge=1, le=1024), Doc("limits", "processes that render and tokenise")
     ] = 2
+    unknown_fields: Annotated[
+        Literal["refuse", "warn"],
+        Doc(
+            "limits",
+            "what happens to a body with a field that this version does not know: it is refused, "
+            "or served without the field, which the log names",
+        ),
+    ] = "refuse"
     max_choices: Annotated[int, Meta(ge=1), Doc("limits", "largest `n` of one request")] = 16
     max_prompts: Annotated[
         int, Meta(ge=1), Doc("limits", "most prompts in one completion request")

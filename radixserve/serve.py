@@ -16,35 +16,24 @@ import shutil
 import signal
 import sys
 from collections.abc import Awaitable
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
-from aiohttp import web
-
 from radixserve.api.address import Address, take_address
-from radixserve.api.app import ApiSettings, make_app
-from radixserve.api.context import API, Api
+from radixserve.api.app import make_app
+from radixserve.api.context import Api
 from radixserve.api.listen import Listener, warn_if_open
 from radixserve.api.openai.validate import stop_tokens
+from radixserve.assembly import Assembly
 from radixserve.config import Settings
-from radixserve.defaults import Defaults, load_defaults
-from radixserve.errors import ApiError, StartupError
-from radixserve.front.client import ProcessEngine
-from radixserve.metrics import Metrics
-from radixserve.model.embedded import EMBEDDED_DEFAULTS
+from radixserve.errors import ApiError
 from radixserve.model.source import ModelSource, find_model
 from radixserve.model.temporary import ensure_temporary_folder
-from radixserve.step import EngineInfo
 from radixserve.store.claim import prepare
-from radixserve.text.client import TokenizerProcesses
-from radixserve.text.messages import Start
 from radixserve.text.turns import CLOSED, OPEN, turn_end
 
 log = logging.getLogger(__name__)
 
-_LOAD_SECONDS = 120.0  # time for a tokenizer process to import its libraries and read a local model
 _TURN_END_SECONDS = 2.0  # time for a check of the chat template before the server is announced
 
 T = TypeVar("T")
@@ -74,98 +63,37 @@ def _leave(number: int, frame: object) -> None:
 
 
 async def _serve(settings: Settings, source: ModelSource, address: Address) -> int:
-    model, name = str(source.folder), source.names[0]
     stopping = _stop_on_signals()
-    metrics = Metrics(name)
-    limits = ApiSettings.of(settings, _defaults(settings, source))
-    processes = _tokenizer_processes(settings, model, limits, metrics)
-    on_events = (metrics.observe_steps, metrics.engine_restarted, metrics.request_resumed)
-    without_key = msgspec.structs.replace(settings, api_key=None)
-    engine = ProcessEngine(without_key, model, *on_events)
-    # Both processes import libraries for seconds, so they start at the same time.
-    loading = asyncio.create_task(engine.start())
+    assembly = Assembly(settings, source)
     try:
-        tokenizer = await _unless_stopped(stopping, processes.start())
-        if tokenizer is not None:
-            limits = _with_end_of_text(limits, tokenizer.eos_token_id, settings)
-            app = make_app(engine, tokenizer, metrics, limits, source.names)
-            await _answer(app, address, settings, engine, loading, stopping)
+        api = await _unless_stopped(stopping, assembly.start())
+        if api is not None:
+            await _answer(api, assembly, address, stopping)
     finally:
-        loading.cancel()
-        await asyncio.gather(loading, engine.stop(), return_exceptions=True)
-        await processes.close()
+        await assembly.close()
     return 0
 
 
-async def _answer(
-    app: web.Application,
-    address: Address,
-    settings: Settings,
-    engine: ProcessEngine,
-    loading: asyncio.Task[EngineInfo],
-    stopping: asyncio.Event,
-) -> None:
+async def _answer(api: Api, assembly: Assembly, address: Address, stopping: asyncio.Event) -> None:
     """Listen, wait for the model, and answer until a signal arrives and running requests have
     ended.
     """
-    listener = Listener(app, address)
+    settings, engine, loading = assembly.settings, assembly.engine, assembly.loading
+    assert loading is not None, "the assembly was started"
+    listener = Listener(make_app(api), address)
     warn_if_open(settings)
     try:
         await listener.start()
         # Meanwhile the port answers that the server is alive but not ready.
         if await _unless_stopped(stopping, loading) is not None:
-            await _unless_stopped(stopping, _check_turn_end(app[API]))
-            _announce(address.url, app[API].model_names[0])
+            await _unless_stopped(stopping, _check_turn_end(api))
+            _announce(address.url, api.model_name)
             await stopping.wait()
             log.info("draining")
             await engine.drain(settings.drain_seconds)
     finally:
         await engine.stop()
         await listener.close()
-
-
-def _tokenizer_processes(
-    settings: Settings, model: str, limits: ApiSettings, metrics: Metrics
-) -> TokenizerProcesses:
-    start = Start(
-        model,
-        _LOAD_SECONDS,
-        settings.render_seconds,
-        None if settings.chat_template is None else _read_template(Path(settings.chat_template)),
-        settings.allow_control_tokens,
-    )
-    return TokenizerProcesses(
-        start, settings.tokenizer_processes, limits.max_tokenizing, metrics.tokenizer_restarted
-    )
-
-
-def _read_template(file: Path) -> str:
-    """The chat template in `file`. Raises StartupError if the file cannot be read as text."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "it is no UTF-8 text"
-        raise StartupError(f"cannot read the chat template {str(file)!r}: {reason}") from error
-    if not text.strip():
-        raise StartupError(f"the chat template {str(file)!r} is empty")
-    return text
-
-
-def _defaults(settings: Settings, source: ModelSource) -> Defaults:
-    """The default values of requests. Raises ConfigError for a wrong setting."""
-    shipped = None
-    if settings.model is None:
-        shipped = {} if settings.fake_model else EMBEDDED_DEFAULTS
-    return load_defaults(settings, source.folder, shipped)
-
-
-def _with_end_of_text(
-    limits: ApiSettings, eos_token_id: int | None, settings: Settings
-) -> ApiSettings:
-    """`limits` with the tokenizer's end-of-text token as a stop token; the fake model has none."""
-    if eos_token_id is None or settings.fake_model:
-        return limits
-    return replace(limits, defaults=limits.defaults.stopping_also((eos_token_id,)))
 
 
 async def _check_turn_end(api: Api) -> None:

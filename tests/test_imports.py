@@ -20,7 +20,8 @@ PACKAGE = ROOT / "radixserve"
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("serve", "chat"),
+    ("serve", "chat", "llm"),
+    ("assembly",),
     ("loadtest",),
     ("api",),
     ("front",),
@@ -154,6 +155,8 @@ def upward(imports: list[Import], known: dict[str, ast.Module]) -> list[str]:
     found = []
     for each in imports:
         target = own(each.target, known)
+        if each.module == "__init__" and not each.at_import:
+            continue  # the package's names, which are imported when they are first used
         if target is not None and DEPTH[target.split(".")[0]] < DEPTH[each.module.split(".")[0]]:
             found.append(f"{each.module}:{each.line} imports {target}, which is above it")
     return found

@@ -91,7 +91,7 @@ def test_only_what_a_person_reads_comes_from_the_wall_clock() -> None:
     """It may jump: waiting, time limits and orders use time.monotonic or counters."""
     readers = {name for name, tree in sources() if "time.time()" in ast.unparse(tree)}
     assert readers == {
-        "radixserve/api/app.py",  # `created` of models
+        "radixserve/api/context.py",  # `created` of models
         "radixserve/api/openai/chat.py",  # `created` of answers
         "radixserve/api/openai/completions.py",
         "radixserve/api/openai/responses/renderer.py",

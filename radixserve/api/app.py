@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
@@ -16,7 +14,7 @@ from aiohttp.typedefs import Handler
 from radixserve.api import ops
 from radixserve.api.access import check_content_type, check_host, check_key
 from radixserve.api.anthropic.endpoints import MESSAGES, count_tokens
-from radixserve.api.context import API, Api, TokenizerThreads
+from radixserve.api.context import API, Api
 from radixserve.api.cors import add_cors_headers, answer_options
 from radixserve.api.envelope import (
     as_api_error,
@@ -30,39 +28,23 @@ from radixserve.api.openai.endpoints import CHAT, COMPLETIONS
 from radixserve.api.openai.responses.endpoint import RESPONSES, not_stored
 from radixserve.api.request_id import identify, request_id_of
 from radixserve.api.settings import ApiSettings
-from radixserve.api.volatile import VolatilePrefixes
 from radixserve.errors import Unavailable
-from radixserve.front.protocol import EngineClient
-
-if TYPE_CHECKING:
-    from radixserve.metrics import Metrics
-    from radixserve.text.client import TokenizerClient
 
 __all__ = ["ApiSettings", "make_app"]
 
 
-def make_app(
-    engine: EngineClient,
-    tokenizer: TokenizerClient,
-    metrics: Metrics,
-    settings: ApiSettings,
-    model_names: tuple[str, ...],
-) -> web.Application:
+def make_app(api: Api) -> web.Application:
     """Make the application. It must run with `handler_cancellation=True`, so that a client that
     disconnects stops its work.
     """
     app = web.Application(
         middlewares=[_errors_as_envelope, _only_those_who_may],
-        client_max_size=settings.max_body_bytes,
+        client_max_size=api.settings.max_body_bytes,
     )
-    threads = TokenizerThreads(settings)
-    volatile = VolatilePrefixes(settings.volatile_prefix, metrics.volatile_line_removed)
-    app[API] = Api(
-        engine, tokenizer, metrics, settings, model_names, int(time.time()), threads, volatile
-    )
+    app[API] = api
     app.on_response_prepare.append(_add_headers)
     app.cleanup_ctx.append(_close_threads)
-    for prefix in {"", settings.root_path}:
+    for prefix in {"", api.settings.root_path}:
         app.add_routes(_routes(prefix))
     return app
 

@@ -8,8 +8,9 @@ JSON readers. Knows no endpoint.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -18,7 +19,14 @@ from radixserve.api.context import API
 from radixserve.errors import BadRequest
 
 Body = TypeVar("Body", bound=msgspec.Struct)
+T = TypeVar("T")
 
+log = logging.getLogger("radixserve.api")
+
+_NO_JSON = "The body is not valid JSON, or is nested too deeply."
+_MAX_UNKNOWN = 64
+_ABSENT = object()
+_PATH_PARTS = re.compile(r"[.\[\]]")
 _MISSING = re.compile(r"Object missing required field `([^`]*)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `|$)", re.DOTALL)
 _PATH = re.compile(r" - at `(?:key in )?\$?\.?([^`]*)`$")
@@ -30,26 +38,61 @@ async def read_body(request: web.Request, body_type: type[Body]) -> Body:
     Raises aiohttp's 413 beyond the size limit (which counts decompressed bytes), and BadRequest
     otherwise, with status 408 if the body does not arrive in time.
     """
+    settings = request.app[API].settings
     try:
-        async with asyncio.timeout(request.app[API].settings.body_read_seconds):
+        async with asyncio.timeout(settings.body_read_seconds):
             raw = await request.read()
     except TimeoutError:
         refusal = BadRequest("The body did not arrive in time.", code="request_timeout")
         refusal.status = 408
         raise refusal from None
+    if settings.ignore_unknown_fields:
+        return decode_known(raw, body_type)
     return decode_body(raw, body_type)
 
 
-def decode_body(raw: bytes, body_type: type[Body]) -> Body:
+def decode_body(raw: bytes, body_type: type[T]) -> T:
     """Decode the typed body. Raises BadRequest, which names the field if one is wrong."""
     try:
         return msgspec.json.decode(raw, type=body_type, strict=True)
     except msgspec.ValidationError as error:
         raise _bad_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadRequest(
-            "The body is not valid JSON, or is nested too deeply.", code="invalid_json"
-        ) from None
+        raise BadRequest(_NO_JSON, code="invalid_json") from None
+
+
+def decode_known(raw: bytes, body_type: type[Body]) -> Body:
+    """As `decode_body`, without the fields that are not known; the log names each of them. At most
+    `_MAX_UNKNOWN` fields are left out.
+    """
+    try:
+        return decode_body(raw, body_type)
+    except BadRequest as refusal:
+        if refusal.code != "unknown_parameter":
+            raise
+    value = decode_body(raw, dict[str, Any])
+    for _ in range(_MAX_UNKNOWN):
+        try:
+            return msgspec.convert(value, body_type, strict=True)
+        except msgspec.ValidationError as error:
+            wrong = _bad_field(str(error))
+        if wrong.code != "unknown_parameter" or not _remove(value, wrong.param or ""):
+            raise wrong
+        log.warning("field left out, because this version does not know it: %r", wrong.param)
+    raise BadRequest("The body has too many unknown fields.", code="unknown_parameter")
+
+
+def _remove(value: Any, path: str) -> bool:
+    """Remove the field at `path`, such as `messages[0].mood`; False if it is not there."""
+    *parents, name = [part for part in _PATH_PARTS.split(path) if part]
+    for part in parents:
+        is_index = part.isdecimal() and isinstance(value, list)
+        key: Any = int(part) if is_index else part
+        try:
+            value = value[key]
+        except (LookupError, TypeError):
+            return False
+    return isinstance(value, dict) and value.pop(name, _ABSENT) is not _ABSENT
 
 
 def convert_member(value: object, member_type: type[Body], path: str) -> Body:

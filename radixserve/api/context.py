@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
 
+from radixserve.api.answer_formats import AnswerFormats
 from radixserve.api.settings import ApiSettings
 from radixserve.api.volatile import VolatilePrefixes
 from radixserve.errors import Unavailable
@@ -62,7 +64,26 @@ class Api:
     model_names: tuple[str, ...]  # answers carry the first
     created: int  # creation time of the model in answers, seconds since the epoch
     threads: TokenizerThreads
+    formats: AnswerFormats
     volatile: VolatilePrefixes
+
+    @classmethod
+    def of(
+        cls,
+        engine: EngineClient,
+        tokenizer: TokenizerClient,
+        metrics: Metrics,
+        settings: ApiSettings,
+        model_names: tuple[str, ...],
+    ) -> Api:
+        """The value for a server that starts now. Raises ConfigError for an unknown parser."""
+        formats = AnswerFormats.of(tokenizer, settings.tool_parser, settings.reasoning_parser)
+        threads = TokenizerThreads(settings)
+        volatile = VolatilePrefixes(settings.volatile_prefix, metrics.volatile_line_removed)
+        now = int(time.time())
+        return cls(
+            engine, tokenizer, metrics, settings, model_names, now, threads, formats, volatile
+        )
 
     @property
     def model_name(self) -> str:

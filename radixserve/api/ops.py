@@ -12,9 +12,10 @@ from aiohttp import web
 import radixserve
 from radixserve.api.body import read_body
 from radixserve.api.context import API, Api
-from radixserve.api.openai.prompts import chat_prompt, text_prompt
+from radixserve.api.openai.prompts import chat_prompt, conversation_of, text_prompt
+from radixserve.api.openai.tools import offered_tools
 from radixserve.api.openai.validate import check_model, check_token_ids
-from radixserve.api.openai.wire import DetokenizeBody, TokenizeBody
+from radixserve.api.openai.wire import ChatBody, DetokenizeBody, TokenizeBody
 from radixserve.api.refusals import unsupported
 from radixserve.errors import BadRequest
 
@@ -101,9 +102,10 @@ async def tokenize(request: web.Request) -> web.Response:
     if body.messages is not None:
         if body.add_special_tokens is not None:
             raise unsupported("add_special_tokens", "'add_special_tokens' with 'messages'")
-        ids = await chat_prompt(api, body, info)
+        offer = offered_tools(ChatBody(messages=[], tools=body.tools))
+        ids = (await chat_prompt(api, conversation_of(body, offer.shown), info)).ids
     else:
-        for name in ("add_generation_prompt", "continue_final_message"):
+        for name in ("add_generation_prompt", "continue_final_message", "tools"):
             if getattr(body, name) is not None:
                 raise unsupported(name, f"'{name}' with 'prompt'")
         add = body.add_special_tokens is not False

@@ -44,3 +44,10 @@ def unsupported(param: str, what: str | None = None) -> BadRequest:
     """
     message = f"Not supported by this server: {what or repr(param)}. Leave it out, or send null."
     return BadRequest(message, param=param, code="unsupported_parameter")
+
+
+def missing(param: str) -> BadRequest:
+    """The refusal of a body without a field that it must have."""
+    return BadRequest(
+        f"Missing required field '{param}'.", param=param, code="missing_required_parameter"
+    )

@@ -48,6 +48,9 @@ class ApiSettings:
     lingering_seconds: float = 2.0  # how long the rest of a refused body is read
     retry_after_seconds: int = 1  # sent with a 503 if the engine gives no figure
     volatile_prefix: tuple[re.Pattern[str], ...] = ()  # lines of system prompts that are left out
+    tool_parser: str = "auto"  # a name in `FORMATS`
+    reasoning_parser: str = "auto"  # a name in `REASONING_FORMATS`, or "none"
+    ignore_unknown_fields: bool = False
     defaults: Defaults = OPENAI  # values of fields that a request leaves out
 
     @classmethod
@@ -68,4 +71,7 @@ class ApiSettings:
             root_path="/" + path if (path := settings.root_path.strip("/")) else "",
             stream_comment_seconds=settings.stream_comment_seconds,
             volatile_prefix=compiled(settings.volatile_prefix),
+            ignore_unknown_fields=settings.unknown_fields == "warn",
+            tool_parser=settings.tool_parser,
+            reasoning_parser=settings.reasoning_parser,
         )

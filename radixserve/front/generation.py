@@ -37,6 +37,7 @@ class Counts:
     host: int  # of the cached ones
     disk: int  # of the cached ones
     generated: int
+    reasoning: int  # of the generated ones
 
 
 @dataclass(slots=True)
@@ -58,6 +59,10 @@ class Generation:
     arrived: float = 0.0  # time.monotonic() seconds
     failure: str | None = None
 
+    def __post_init__(self) -> None:
+        for index, stream in enumerate(self.streams):
+            stream.index = index
+
     def counts(self) -> Counts:
         """The tokens so far."""
         firsts = self.streams[:: self.num_choices]
@@ -67,6 +72,7 @@ class Generation:
             host=sum(stream.num_host for stream in firsts),
             disk=sum(stream.num_disk for stream in firsts),
             generated=sum(stream.num_generated for stream in self.streams),
+            reasoning=sum(stream.num_reasoning for stream in self.streams),
         )
 
     async def run(self, engine: EngineClient, sink: Sink) -> None:

@@ -78,16 +78,17 @@ class Stream:
         request: Request,
         text: TextStream | None = None,
         *,
-        index: int = 0,
         parser: Parser | None = None,
+        in_reasoning: bool = False,
         echo: str = "",
         prompt_only: bool = False,
     ) -> None:
         """`text` is None where only tokens are wanted. `parser` finds reasoning and calls in the
-        text. `echo` is put before the answer. With `prompt_only` the token that the engine draws is
-        left out.
+        text, which begins within the reasoning if `in_reasoning`. `echo` is put before the answer.
+        With `prompt_only` the token that the engine draws is left out.
         """
-        self.request, self.text, self.index = request, text, index
+        self.request, self.text = request, text
+        self.index = 0  # among the streams of its generation
         self.echo, self.prompt_only = echo, prompt_only
         self.output_ids: list[int] = []
         self.started = False  # something has arrived
@@ -99,7 +100,9 @@ class Stream:
         self.queue_seconds: float | None = None
         self.first_token_at: float | None = None
         self.inter_token_seconds: list[float] = []
+        self.num_reasoning = 0  # of the generated tokens
         self.has_calls = False
+        self._in_reasoning = in_reasoning
         self._last_token_at: float | None = None
         self._parser = parser
         self._pending: TokenEvent | None = None  # events not fetched yet, merged into one
@@ -182,7 +185,10 @@ class Stream:
         assert self.text is not None, "only tokens are wanted"
         text, num_before = self.text, self.text.num_tokens
         num_shown = len(event.token_ids) - (event.stop_token_id is not None)
-        self._parse(text.push(event.token_ids[:num_shown]), delta)
+        if self._parser is None:
+            self._show(text.push(event.token_ids[:num_shown]), delta)
+        else:
+            self._parse_tokens(text, event.token_ids[:num_shown], delta)
         has_stop_token = text.stopped is None and event.stop_token_id is not None
         self.num_generated = text.num_tokens + has_stop_token
         delta.token_ids = event.token_ids[: self.num_generated - num_before]
@@ -210,6 +216,13 @@ class Stream:
     def _reason(self, reason: str) -> str:
         return "tool_calls" if reason == "stop" and self.has_calls else reason
 
+    def _parse_tokens(self, text: TextStream, token_ids: list[int], delta: Delta) -> None:
+        """Parse token by token, so that those of the reasoning are counted exactly."""
+        for token_id in token_ids:
+            if text.stopped is None:
+                self.num_reasoning += self._in_reasoning
+                self._parse(text.push([token_id]), delta)
+
     def _parse(self, text: str, delta: Delta) -> None:
         if self._parser is None:
             self._show(text, delta)
@@ -225,7 +238,9 @@ class Stream:
             delta.parts.append(Text(text))
 
     def _add(self, parts: list[Part], delta: Delta) -> None:
-        self.has_calls = self.has_calls or any(isinstance(part, CallBegun) for part in parts)
+        for part in parts:
+            self.has_calls = self.has_calls or isinstance(part, CallBegun)
+            self._in_reasoning = isinstance(part, Reasoning)
         delta.parts += parts
 
     def _note_time(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from radixserve.api.address import take_address
 from radixserve.api.app import ApiSettings, make_app
+from radixserve.api.context import Api
 from radixserve.api.listen import Listener
 from radixserve.config import Settings
 from radixserve.metrics import Metrics, RequestRecord
@@ -113,7 +114,7 @@ def settings() -> ApiSettings:
 @pytest.fixture
 async def server(tokenizer: LocalTokenizer, settings: ApiSettings) -> AsyncIterator[Server]:
     engine, metrics = FakeEngine(), KeepingMetrics()
-    app = make_app(engine, tokenizer, metrics, settings, (MODEL, ALIAS, PATTERN))
+    app = make_app(Api.of(engine, tokenizer, metrics, settings, (MODEL, ALIAS, PATTERN)))
     address = take_address(Settings(port=0))
     listener = Listener(app, address)
     await listener.start()

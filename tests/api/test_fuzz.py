@@ -19,6 +19,7 @@ from yarl import URL
 from radixserve.api.address import take_address
 from radixserve.api.anthropic.wire import CountTokensBody, MessagesBody
 from radixserve.api.app import ApiSettings, make_app
+from radixserve.api.context import Api
 from radixserve.api.listen import Listener
 from radixserve.api.openai.responses.wire import ResponsesBody
 from radixserve.api.openai.wire import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
@@ -161,7 +162,7 @@ def front(tokenizer: LocalTokenizer) -> Any:
     loop = asyncio.new_event_loop()
     engine = FakeEngine()
     settings = ApiSettings(max_body_bytes=1 << 16, lingering_seconds=0.1)
-    app = make_app(engine, tokenizer, Metrics(), settings, (MODEL,))
+    app = make_app(Api.of(engine, tokenizer, Metrics(), settings, (MODEL,)))
     address = take_address(Settings(port=0))
     listener = Listener(app, address)
 

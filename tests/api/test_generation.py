@@ -89,7 +89,9 @@ async def test_usage_counts_the_prompt_once_and_every_choice(server: Server, pat
         "prompt_tokens_details": {
             "cached_tokens": 2,
             "cached_tokens_details": {"device": 2, "host": 0, "disk": 0},
+            "cache_write_tokens": num_prompt - 2,
         },
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
     assert answer["usage"] == usage
     events, _ = await stream(

@@ -25,6 +25,7 @@ import pytest
 from radixserve.api import listen
 from radixserve.api.address import KEPT_FILES, Address, connection_limit, take_address
 from radixserve.api.app import ApiSettings, make_app
+from radixserve.api.context import Api
 from radixserve.api.listen import EXTRA_CONNECTIONS, Listener
 from radixserve.config import Settings
 from radixserve.defaults import OPENAI
@@ -158,7 +159,7 @@ class TestMany:
     async def server(self, tokenizer: LocalTokenizer) -> AsyncIterator[Server]:
         engine, metrics = FakeEngine(), Metrics()
         settings = ApiSettings(lingering_seconds=0.1)
-        app = make_app(engine, tokenizer, metrics, settings, (MODEL,))
+        app = make_app(Api.of(engine, tokenizer, metrics, settings, (MODEL,)))
         address = take_address(Settings(port=0, max_connections=4))
         listener = Listener(app, address)
         await listener.start()
@@ -294,7 +295,9 @@ async def test_what_the_system_refuses_is_a_503_to_come_back_from(
 
 
 async def served(tokenizer: LocalTokenizer, settings: Settings) -> tuple[Listener, Address]:
-    app = make_app(FakeEngine(), tokenizer, Metrics(), ApiSettings.of(settings, OPENAI), (MODEL,))
+    app = make_app(
+        Api.of(FakeEngine(), tokenizer, Metrics(), ApiSettings.of(settings, OPENAI), (MODEL,))
+    )
     address = take_address(settings)
     listener = Listener(app, address)
     await listener.start()

@@ -321,7 +321,6 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         "unsupported_parameter",
         "stream_options.include_obfuscation",
     ),
-    ({"cache_salt": "s"}, "unsupported_parameter", "cache_salt"),
     ({"tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools[0].type"),
     ({"tools": [{"type": "mcp", "server_label": "x"}]}, "unsupported_parameter", "tools[0].type"),
     ({"tools": [{}]}, "missing_required_parameter", "tools[0].type"),

@@ -35,6 +35,10 @@ from radixserve.api.anthropic.wire import (
 from radixserve.api.body import convert_member
 from radixserve.api.openai.wire import ChatBody
 from radixserve.api.openai.wire import Message as ChatMessage
+from radixserve.api.openai.wire_format import JsonSchema, ResponseFormat
+from radixserve.api.openai.wire_tools import CalledFunction, Function, NamedFunction, ToolCall
+from radixserve.api.openai.wire_tools import Tool as ChatTool
+from radixserve.api.openai.wire_tools import ToolChoice as ChatToolChoice
 from radixserve.api.refusals import check_range, shown, unsupported
 from radixserve.errors import ApiError, BadRequest
 
@@ -114,28 +118,28 @@ def _set_tools(chat: ChatBody, body: CountTokensBody) -> None:
             chat.parallel_tool_calls = False
 
 
-def _tool(given: dict[str, Any], path: str) -> dict[str, Any]:
+def _tool(given: dict[str, Any], path: str) -> ChatTool:
     kind = given.get("type")
     if kind not in (None, "custom"):
         raise unsupported(f"{path}.type", f"tools of type '{shown(kind)}'")
     tool = convert_member(given, CustomTool, path)
-    function = {
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": tool.input_schema,
-        "strict": tool.strict,
-    }
-    return {"type": "function", "function": function}
+    function = Function(
+        name=tool.name,
+        description=tool.description,
+        parameters=tool.input_schema,
+        strict=tool.strict,
+    )
+    return ChatTool(type="function", function=function)
 
 
-def _choice(choice: ToolChoice) -> str | dict[str, Any]:
+def _choice(choice: ToolChoice) -> str | ChatToolChoice:
     if choice.type != "tool":
         return {"auto": "auto", "any": "required", "none": "none"}[choice.type]
     if choice.name is None:
         param = "tool_choice.name"
         message = f"Missing required field '{param}'."
         raise BadRequest(message, param=param, code="missing_required_parameter")
-    return {"type": "function", "function": {"name": choice.name}}
+    return ChatToolChoice(type="function", function=NamedFunction(name=choice.name))
 
 
 def _set_thinking(chat: ChatBody, body: CountTokensBody) -> None:
@@ -160,8 +164,8 @@ def _set_format(chat: ChatBody, body: CountTokensBody) -> None:
             raise BadRequest(message, param="output_format", code="invalid_value")
         wanted = wanted or config.format
     if wanted is not None:
-        schema = {"name": "answer", "schema": wanted.schema, "strict": True}
-        chat.response_format = {"type": "json_schema", "json_schema": schema}
+        schema = JsonSchema(name="answer", schema=wanted.schema, strict=True)
+        chat.response_format = ResponseFormat(type="json_schema", json_schema=schema)
 
 
 @dataclass(slots=True)
@@ -256,17 +260,14 @@ def _extend(message: ChatMessage, block: ContentBlock, path: str) -> None:
             raise _misplaced(block, path)
 
 
-def _call(block: ToolUseBlock, path: str) -> dict[str, Any]:
+def _call(block: ToolUseBlock, path: str) -> ToolCall:
     if block.caller not in (None, {"type": "direct"}):
         raise unsupported(f"{path}.caller")
     if block.toolset_name is not None:
         raise unsupported(f"{path}.toolset_name")
     arguments = msgspec.json.encode(block.input).decode()
-    return {
-        "id": block.id,
-        "type": "function",
-        "function": {"name": block.name, "arguments": arguments},
-    }
+    function = CalledFunction(name=block.name, arguments=arguments)
+    return ToolCall(id=block.id, type="function", function=function)
 
 
 def _result_of(block: ToolResultBlock, path: str) -> str:

@@ -13,7 +13,8 @@ from radixserve.api.body import read_body
 from radixserve.api.context import API, Api
 from radixserve.api.handlers import Endpoint
 from radixserve.api.openai.endpoints import prepare_chat
-from radixserve.api.openai.prompts import chat_prompt
+from radixserve.api.openai.prompts import chat_prompt, conversation_of
+from radixserve.api.openai.tools import offered_tools
 from radixserve.api.openai.validate import check_model
 from radixserve.errors import ApiError
 from radixserve.front.generation import Generation
@@ -38,11 +39,12 @@ async def count_tokens(request: web.Request) -> web.Response:
     chat = translated(body)
     try:
         check_model(chat.body.model, api.model_names)
-        ids = await chat_prompt(api, chat.body, api.info())
+        conversation = conversation_of(chat.body, offered_tools(chat.body).shown)
+        encoded = await chat_prompt(api, conversation, api.info())
     except ApiError as refusal:
         chat.restate(refusal)
         raise
-    count = msgspec.json.encode(TokenCount(len(ids)))
+    count = msgspec.json.encode(TokenCount(len(encoded.ids)))
     return web.Response(body=count, content_type="application/json")
 
 

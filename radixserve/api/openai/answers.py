@@ -6,9 +6,12 @@ Owns the field names and decides which may be absent. Knows neither aiohttp nor 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from radixserve.api.openai.wire import GenerationBody
 from radixserve.front.generation import Counts
 
 
@@ -23,6 +26,13 @@ class CachedTokensDetails(msgspec.Struct):
 class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int
     cached_tokens_details: CachedTokensDetails
+    cache_write_tokens: int  # computed for this request, and kept as long as there is room
+    # "clipped": it is not kept for the time that the request asks for
+    prompt_cache: Literal["clipped"] | UnsetType = UNSET
+
+
+class CompletionTokensDetails(msgspec.Struct):
+    reasoning_tokens: int
 
 
 class Usage(msgspec.Struct):
@@ -30,6 +40,7 @@ class Usage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class TopLogprob(msgspec.Struct):
@@ -50,9 +61,27 @@ class ChatLogprobs(msgspec.Struct):
     refusal: None = None
 
 
+class FunctionDelta(msgspec.Struct, omit_defaults=True):
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class ToolCallDelta(msgspec.Struct, omit_defaults=True):
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: FunctionDelta | UnsetType = UNSET
+
+
 class ChatDelta(msgspec.Struct, omit_defaults=True):
+    """An addition to a message. Both names of the reasoning are in use by clients."""
+
     role: str | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    function_call: FunctionDelta | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct):
@@ -60,6 +89,8 @@ class ChatChunkChoice(msgspec.Struct):
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatChunk(msgspec.Struct):
@@ -71,17 +102,50 @@ class ChatChunk(msgspec.Struct):
     usage: Usage | UnsetType | None = UNSET
 
 
+class CalledFunction(msgspec.Struct):
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct):
+    id: str
+    function: CalledFunction
+    type: str = "function"
+
+
 class ChatMessage(msgspec.Struct):
-    content: str
+    content: str | None
     role: str = "assistant"
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+    function_call: CalledFunction | UnsetType = UNSET
+
+
+class PromptLogprob(msgspec.Struct):
+    """A token of the prompt, or an alternative to it."""
+
+    logprob: float
+    decoded_token: str
+    rank: int | None = None
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""An entry per token of the prompt, by token id. The first token has no probability."""
 
 
 class ChatChoice(msgspec.Struct):
+    """`stop_reason` is the stop string or the token that ended the answer, null for the end of
+    text and for a limit.
+    """
+
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: str
+    stop_reason: str | int | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletion(msgspec.Struct):
@@ -91,6 +155,8 @@ class ChatCompletion(msgspec.Struct):
     choices: list[ChatChoice]
     usage: Usage
     object: str = "chat.completion"
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class TextLogprobs(msgspec.Struct):
@@ -109,6 +175,10 @@ class TextChoice(msgspec.Struct):
     text: str
     logprobs: TextLogprobs | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class TextCompletion(msgspec.Struct):
@@ -122,11 +192,17 @@ class TextCompletion(msgspec.Struct):
     usage: Usage | UnsetType | None = UNSET
 
 
-def usage_of(counts: Counts) -> Usage:
+def usage_of(counts: Counts, body: GenerationBody) -> Usage:
     """`counts` in the shape of the dialect."""
     device = counts.cached - counts.host - counts.disk
     details = CachedTokensDetails(device, counts.host, counts.disk)
-    total = counts.prompt + counts.generated
+    written = counts.prompt - counts.cached if body.stores_cache else 0
     return Usage(
-        counts.prompt, counts.generated, total, PromptTokensDetails(counts.cached, details)
+        counts.prompt,
+        counts.generated,
+        counts.prompt + counts.generated,
+        PromptTokensDetails(
+            counts.cached, details, written, "clipped" if body.wants_pin else UNSET
+        ),
+        CompletionTokensDetails(counts.reasoning),
     )

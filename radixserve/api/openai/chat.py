@@ -16,18 +16,16 @@ from radixserve.api.openai.answers import (
     ChatChunkChoice,
     ChatCompletion,
     ChatDelta,
-    ChatLogprobs,
-    ChatMessage,
     usage_of,
 )
-from radixserve.api.openai.events import DONE, failed
-from radixserve.api.openai.logprobs import chat_logprobs
+from radixserve.api.openai.events import DONE, failed, stop_reason
+from radixserve.api.openai.logprobs import TokenSpeller
+from radixserve.api.openai.message import MessageWriter
 from radixserve.api.openai.wire import ChatBody
 from radixserve.api.sse import event
 from radixserve.errors import ApiError
 from radixserve.front.generation import Generation
 from radixserve.front.stream import Delta, Stream
-from radixserve.step import TokenLogprob
 
 
 class ChatRenderer:
@@ -35,7 +33,11 @@ class ChatRenderer:
 
     def __init__(self, api: Api, generation: Generation, body: ChatBody) -> None:
         self._generation = generation
-        self._tokenizer = api.tokenizer
+        self._body = body
+        self._writer = MessageWriter(
+            old_form=bool(body.functions), with_reasoning=body.include_reasoning is not False
+        )
+        self._speller = TokenSpeller(api.tokenizer, as_ids=bool(body.return_tokens_as_token_ids))
         self._id = f"chatcmpl-{generation.id}"
         self._created = int(time.time())
         self._model = api.model_name
@@ -49,24 +51,40 @@ class ChatRenderer:
         return b""
 
     def delta(self, stream: Stream, delta: Delta) -> bytes:
-        """See `Renderer`."""
+        """See `Renderer`. Logprobs and token ids are in the first chunk, the finish reason is in
+        the last.
+        """
         chunk, choice = self._chunk, self._choice
         if self._generation.continuous_usage:
-            chunk.usage = usage_of(self._generation.counts())
-        opening = b"" if stream.index in self._opened else self._open(stream)
+            chunk.usage = usage_of(self._generation.counts(), self._body)
+        events = [] if stream.index in self._opened else [self._open(stream)]
+        *before, last = [*self._writer.deltas(delta.parts)] or [ChatDelta()]
         choice.index = stream.index
-        choice.delta = ChatDelta(content=delta.text or UNSET)
-        choice.finish_reason = stream.finish_reason
-        choice.logprobs = (
-            self._logprobs(delta.logprobs) if self._wants_logprobs and delta.logprobs else None
-        )
-        return opening + event(chunk)
+        choice.finish_reason, choice.stop_reason = None, UNSET
+        self._add_tokens(delta)
+        for each in before:
+            choice.delta = each
+            events.append(event(chunk))
+            choice.logprobs, choice.token_ids = None, UNSET
+        choice.delta = last
+        if stream.finish_reason is not None:
+            choice.finish_reason = self._writer.finish_reason(stream.finish_reason)
+            choice.stop_reason = stop_reason(stream, self._body)
+        events.append(event(chunk))
+        return b"".join(events)
+
+    def _add_tokens(self, delta: Delta) -> None:
+        most = self._generation.logprobs
+        self._choice.logprobs = None
+        if most is not None and delta.logprobs:
+            self._choice.logprobs = self._speller.chat_logprobs(delta.logprobs, most)
+        self._choice.token_ids = delta.token_ids if self._body.return_token_ids else UNSET
 
     def closing(self) -> bytes:
         """See `Renderer`."""
         if not self._generation.include_usage:
             return DONE
-        usage = usage_of(self._generation.counts())
+        usage = usage_of(self._generation.counts(), self._body)
         return event(ChatChunk(self._id, self._created, self._model, [], usage=usage)) + DONE
 
     def failure(self, error: ApiError) -> bytes:
@@ -79,10 +97,15 @@ class ChatRenderer:
             self._whole(stream, answer)
             for stream, answer in zip(self._generation.streams, answers, strict=True)
         ]
-        usage = usage_of(self._generation.counts())
-        return msgspec.json.encode(
-            ChatCompletion(self._id, self._created, self._model, choices, usage)
-        )
+        usage = usage_of(self._generation.counts(), self._body)
+        completion = ChatCompletion(self._id, self._created, self._model, choices, usage)
+        prompt_ids = self._generation.streams[0].request.prompt_ids
+        if self._body.return_token_ids:
+            completion.prompt_token_ids = prompt_ids
+        if self._body.prompt_logprobs is not None:
+            entries = answers[0].prompt_logprobs or []
+            completion.prompt_logprobs = self._speller.prompt_logprobs(prompt_ids, entries)
+        return msgspec.json.encode(completion)
 
     def _open(self, stream: Stream) -> bytes:
         """The first chunk of a choice, which gives the role."""
@@ -91,15 +114,13 @@ class ChatRenderer:
         chunk = self._chunk
         return event(ChatChunk(self._id, self._created, self._model, [opening], usage=chunk.usage))
 
-    @property
-    def _wants_logprobs(self) -> bool:
-        return self._generation.logprobs is not None
-
     def _whole(self, stream: Stream, answer: Delta) -> ChatChoice:
-        logprobs = self._logprobs(answer.logprobs) if self._wants_logprobs else None
-        message = ChatMessage(answer.text)
-        return ChatChoice(stream.index, message, logprobs, stream.finish_reason or "stop")
-
-    def _logprobs(self, entries: list[TokenLogprob]) -> ChatLogprobs:
-        most = self._generation.logprobs or 0
-        return ChatLogprobs(chat_logprobs(self._tokenizer, entries, most))
+        most = self._generation.logprobs
+        return ChatChoice(
+            stream.index,
+            self._writer.message(answer.parts),
+            None if most is None else self._speller.chat_logprobs(answer.logprobs, most),
+            self._writer.finish_reason(stream.finish_reason) or "stop",
+            stop_reason(stream, self._body),
+            answer.token_ids if self._body.return_token_ids else UNSET,
+        )

@@ -12,8 +12,8 @@ from msgspec import UNSET
 
 from radixserve.api.context import Api
 from radixserve.api.openai.answers import TextChoice, TextCompletion, TextLogprobs, usage_of
-from radixserve.api.openai.events import DONE, failed
-from radixserve.api.openai.logprobs import LOWEST_LOGPROB
+from radixserve.api.openai.events import DONE, failed, stop_reason
+from radixserve.api.openai.logprobs import LOWEST_LOGPROB, TokenSpeller
 from radixserve.api.openai.wire import CompletionBody
 from radixserve.api.sse import event
 from radixserve.errors import ApiError
@@ -27,7 +27,9 @@ class CompletionRenderer:
 
     def __init__(self, api: Api, generation: Generation, body: CompletionBody) -> None:
         self._generation = generation
+        self._body = body
         self._tokenizer = api.tokenizer
+        self._speller = TokenSpeller(api.tokenizer, as_ids=bool(body.return_tokens_as_token_ids))
         self._id = f"cmpl-{generation.id}"
         self._created = int(time.time())
         self._model = api.model_name
@@ -44,18 +46,22 @@ class CompletionRenderer:
     def delta(self, stream: Stream, delta: Delta) -> bytes:
         """See `Renderer`."""
         if self._generation.continuous_usage:
-            self._chunk.usage = usage_of(self._generation.counts())
+            self._chunk.usage = usage_of(self._generation.counts(), self._body)
         self._choice.index = stream.index
         self._choice.text = delta.text
         self._choice.finish_reason = stream.finish_reason
+        self._choice.stop_reason = UNSET
+        if stream.finish_reason is not None:
+            self._choice.stop_reason = stop_reason(stream, self._body)
         self._choice.logprobs = self._logprobs(stream, delta)
+        self._choice.token_ids = delta.token_ids if self._body.return_token_ids else UNSET
         return event(self._chunk)
 
     def closing(self) -> bytes:
         """See `Renderer`."""
         if not self._generation.include_usage:
             return DONE
-        usage = usage_of(self._generation.counts())
+        usage = usage_of(self._generation.counts(), self._body)
         return event(TextCompletion(self._id, self._created, self._model, [], usage=usage)) + DONE
 
     def failure(self, error: ApiError) -> bytes:
@@ -65,15 +71,29 @@ class CompletionRenderer:
     def whole(self, answers: list[Delta]) -> bytes:
         """See `Renderer`."""
         choices = [
-            TextChoice(
-                stream.index, answer.text, self._logprobs(stream, answer), stream.finish_reason
-            )
+            self._whole(stream, answer)
             for stream, answer in zip(self._generation.streams, answers, strict=True)
         ]
-        usage = usage_of(self._generation.counts())
+        usage = usage_of(self._generation.counts(), self._body)
         return msgspec.json.encode(
             TextCompletion(self._id, self._created, self._model, choices, usage=usage)
         )
+
+    def _whole(self, stream: Stream, answer: Delta) -> TextChoice:
+        choice = TextChoice(
+            stream.index,
+            answer.text,
+            self._logprobs(stream, answer),
+            stream.finish_reason,
+            stop_reason(stream, self._body),
+        )
+        prompt_ids = stream.request.prompt_ids
+        if self._body.return_token_ids:
+            choice.token_ids, choice.prompt_token_ids = answer.token_ids, prompt_ids
+        if self._body.prompt_logprobs is not None:
+            entries = answer.prompt_logprobs or []
+            choice.prompt_logprobs = self._speller.prompt_logprobs(prompt_ids, entries)
+        return choice
 
     def _logprobs(self, stream: Stream, delta: Delta) -> TextLogprobs | None:
         """Parallel lists over the tokens of `delta`, the prompt's tokens first if they are
@@ -82,7 +102,7 @@ class CompletionRenderer:
         if self._generation.logprobs is None:
             return None
         lists = TextLogprobs([], [], [], [])
-        if delta.prompt_logprobs is not None:
+        if delta.prompt_logprobs is not None and self._body.wants_echo:
             self._append_prompt(lists, stream, delta.prompt_logprobs)
         for entry, offset in zip(delta.logprobs, delta.offsets, strict=True):
             self._append(lists, entry.token_id, entry, len(stream.echo) + offset)
@@ -100,7 +120,7 @@ class CompletionRenderer:
     def _append(
         self, lists: TextLogprobs, token_id: int, entry: TokenLogprob | None, offset: int
     ) -> None:
-        name = self._name(token_id)
+        name = self._speller.name(token_id)
         lists.tokens.append(name)
         lists.text_offset.append(offset)
         lists.token_logprobs.append(None if entry is None else max(entry.logprob, LOWEST_LOGPROB))
@@ -119,16 +139,8 @@ class CompletionRenderer:
         top: dict[str, float] = {}
         for token_id, logprob in most:
             is_drawn = token_id == entry.token_id
-            name = drawn_name if is_drawn else self._name(token_id)
+            name = drawn_name if is_drawn else self._speller.name(token_id)
             if name in top or (name == drawn_name and not is_drawn):
                 name = f"token_id:{token_id}"
             top[name] = max(logprob, LOWEST_LOGPROB)
         return top
-
-    def _name(self, token_id: int) -> str:
-        """The token's text, or `bytes:\\xf0\\x9f` if its bytes are not valid text by themselves."""
-        data = self._tokenizer.token_bytes(token_id)
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            return f"bytes:{repr(data)[2:-1]}"

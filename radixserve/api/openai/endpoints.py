@@ -2,33 +2,78 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 from radixserve.api.context import Api
 from radixserve.api.handlers import Endpoint
 from radixserve.api.openai import validate
 from radixserve.api.openai.chat import ChatRenderer
 from radixserve.api.openai.completions import CompletionRenderer
-from radixserve.api.openai.prompts import chat_prompt, completion_prompts, ending_of
+from radixserve.api.openai.form import form_of
+from radixserve.api.openai.grammar import answer_grammar, check_grammar
+from radixserve.api.openai.prompts import chat_prompt, completion_prompts, conversation_of
+from radixserve.api.openai.resolve import AnswerForm, resolve
+from radixserve.api.openai.tools import Offer, offered_tools
 from radixserve.api.openai.wire import ChatBody, CompletionBody
 from radixserve.front.generation import Generation
+from radixserve.parsing.formats import parser
+from radixserve.parsing.tool import Tool
+from radixserve.text.conversation import Conversation
 
 
 async def prepare_chat(api: Api, body: ChatBody) -> Generation:
     """Make all checks of a chat body, cheap ones first. Raises the refusal."""
     validate.check_model(body.model, api.model_names)
-    validate.check_fields(body, api.settings, has_reasoning=api.tokenizer.has_reasoning)
+    validate.check_fields(body, api.settings)
     validate.check_chat(body, api.settings)
-    ids = await chat_prompt(api, body, api.info())
-    continues = ending_of(body) == "open"
-    return validate.resolve(api, "chat", body, [(ids, "")], continues=continues)
+    offer, asked = offered_tools(body), form_of(body)
+    conversation = conversation_of(body, offer.shown)
+    encoded = await chat_prompt(api, conversation, api.info())
+    form = _chat_form(api, body, conversation, offer, encoded.rendered_tail)
+    grammar = answer_grammar(api, offer, asked, in_reasoning=form.in_reasoning)
+    if grammar is not None:
+        await check_grammar(api, *grammar)
+        form = replace(form, grammar=grammar[1])
+    return resolve(api, "chat", body, [(encoded.ids, "")], form)
+
+
+def _chat_form(
+    api: Api, body: ChatBody, conversation: Conversation, offer: Offer, tail: str
+) -> AnswerForm:
+    """How the answer to a prompt that ends with `tail` is read."""
+    formats, tools = api.formats, offer.callable
+    reasoning = None if body.separate_reasoning is False else formats.reasoning
+    in_reasoning = (
+        reasoning is not None and conversation.ending == "answer" and reasoning.opened_by(tail)
+    )
+    new_parser = partial(
+        parser,
+        formats.tools if tools else None,
+        [Tool(each.name, each.parameters or {}) for each in tools],
+        reasoning=reasoning,
+        starts_in_reasoning=in_reasoning,
+    )
+    return AnswerForm(
+        continues=conversation.ending == "open",
+        new_parser=new_parser if tools or reasoning else None,
+        in_reasoning=in_reasoning,
+        shown_tokens=formats.shown_tokens(api.tokenizer, with_tools=bool(tools)),
+        ends=formats.end_tokens(api.tokenizer) if tools else (),
+    )
 
 
 async def prepare_completion(api: Api, body: CompletionBody) -> Generation:
     """Make all checks of a completion body, cheap ones first. Raises the refusal."""
     validate.check_model(body.model, api.model_names)
-    validate.check_fields(body, api.settings, has_reasoning=api.tokenizer.has_reasoning)
+    validate.check_fields(body, api.settings)
     validate.check_completion(body, api.settings)
+    asked = form_of(body)
     prompts = await completion_prompts(api, body, api.info())
-    return validate.resolve(api, "completions", body, prompts, continues=True)
+    if asked is not None:
+        await check_grammar(api, *asked)
+    form = AnswerForm(continues=True, grammar=asked[1] if asked is not None else None)
+    return resolve(api, "completions", body, prompts, form)
 
 
 CHAT = Endpoint("chat", ChatBody, prepare_chat, ChatRenderer)

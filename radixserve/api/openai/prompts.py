@@ -6,39 +6,102 @@ Owns the accepted shapes of `prompt`. Knows no engine beyond the sizes in `Engin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from radixserve.api.context import Api
 from radixserve.api.openai.messages import render_messages
 from radixserve.api.openai.validate import check_prompt_chars, check_token_ids
 from radixserve.api.openai.wire import ChatBody, CompletionBody, TokenizeBody
-from radixserve.api.refusals import too_many
+from radixserve.api.refusals import shown, too_many
 from radixserve.errors import BadRequest
 from radixserve.step import EngineInfo
-from radixserve.text.conversation import Conversation, Ending
+from radixserve.text.conversation import Conversation, Ending, client_strings
+
+if TYPE_CHECKING:
+    from radixserve.text.messages import Encoded
+
+# The server gives these to the template itself.
+_NO_OPTIONS = frozenset(
+    (
+        *("messages", "conversation", "tools", "documents", "chat_template", "tokenize"),
+        *("add_generation_prompt", "continue_final_message", "tokenizer_kwargs", "padding"),
+        *("truncation", "max_length", "return_tensors", "return_dict"),
+        "return_assistant_tokens_mask",
+    )
+)
 
 
-async def chat_prompt(api: Api, body: ChatBody | TokenizeBody, info: EngineInfo) -> list[int]:
-    """The token ids of the conversation.
+async def chat_prompt(api: Api, conversation: Conversation, info: EngineInfo) -> Encoded:
+    """The token ids of a conversation, and how its text ends.
 
-    Raises BadRequest for bad messages, a model without chat template, or a text that
-    cannot fit.
+    Raises BadRequest for a model without chat template, or a text that cannot fit.
     """
-    messages, ending = body.messages or [], ending_of(body)
     if not api.tokenizer.has_chat_template:
         text = "This model has no chat template; use /v1/completions."
         raise BadRequest(text, param="messages", code="unsupported_parameter")
-    rendered = render_messages(messages)
-    if len(rendered) > info.context_length:  # messages without text take time to render, too
-        text = f"{len(rendered)} messages cannot fit the context of {info.context_length} tokens."
+    num_messages = len(conversation.messages)
+    if num_messages > info.context_length:  # messages without text take time to render, too
+        text = f"{num_messages} messages cannot fit the context of {info.context_length} tokens."
         raise BadRequest(text, param="messages", code="context_length_exceeded")
-    rendered = api.volatile.removed(rendered)
-    num_chars = sum(len(message["content"]) for message in rendered)
+    messages = api.volatile.removed(conversation.messages)
+    conversation = msgspec.structs.replace(conversation, messages=messages)
+    num_chars = sum(map(len, _strings(conversation)))
     check_prompt_chars(num_chars, info, api.settings, "messages")
-    conversation = Conversation(messages=rendered, ending=ending)
-    ids = (await api.tokenizer.encode_chat(conversation)).ids
-    _check_encoded(ids, info, "messages")
-    return ids
+    encoded = await api.tokenizer.encode_chat(conversation)
+    _check_encoded(encoded.ids, info, "messages")
+    return encoded
+
+
+def _strings(conversation: Conversation) -> list[str]:
+    try:
+        return client_strings(conversation)
+    except RecursionError:
+        text = "The messages or tools are nested too deeply."
+        raise BadRequest(text, param="messages", code="invalid_value") from None
+
+
+def conversation_of(
+    body: ChatBody | TokenizeBody, tools: Sequence[dict[str, Any]] = ()
+) -> Conversation:
+    """The conversation of a body that offers `tools`. Raises BadRequest for bad messages, or for
+    fields that contradict each other.
+    """
+    options: dict[str, Any] = {}
+    documents: list[dict[str, Any]] = []
+    if isinstance(body, ChatBody):
+        options, documents = _options(body), body.documents or []
+    return Conversation(
+        messages=render_messages(body.messages or []),
+        tools=list(tools),
+        options=options,
+        documents=documents,
+        ending=ending_of(body),
+        add_special_tokens=bool(body.add_special_tokens),
+    )
+
+
+def _options(body: ChatBody) -> dict[str, Any]:
+    """The variables for the template. `reasoning_effort` "none" also switches thinking off in
+    templates that know only that switch.
+    """
+    options = dict(body.chat_template_kwargs or {})
+    for name in options:
+        if name in _NO_OPTIONS or not name.isidentifier():
+            where = f"chat_template_kwargs.{shown(name)}"
+            raise BadRequest(
+                f"'{shown(name)}' cannot be given to the chat template.",
+                param=where,
+                code="invalid_value",
+            )
+    if body.reasoning_effort is not None:
+        options.setdefault("reasoning_effort", body.reasoning_effort)
+        if body.reasoning_effort == "none":
+            options.setdefault("enable_thinking", False)
+    return options
 
 
 def ending_of(body: ChatBody | TokenizeBody) -> Ending:
@@ -57,9 +120,9 @@ Prompt = tuple[list[int], str]
 
 async def completion_prompts(api: Api, body: CompletionBody, info: EngineInfo) -> list[Prompt]:
     """The prompts of the body, in order."""
-    given = body.prompt
+    given, add = body.prompt, body.add_special_tokens is not False
     if isinstance(given, str):
-        return [await text_prompt(api, given, info)]
+        return [await text_prompt(api, given, info, add_special_tokens=add)]
     if not given:
         raise BadRequest("'prompt' must not be an empty list.", param="prompt", code="empty_array")
     if all(isinstance(item, int) for item in given):
@@ -69,7 +132,10 @@ async def completion_prompts(api: Api, body: CompletionBody, info: EngineInfo) -
         raise too_many("prompt", api.settings.max_prompts)
     texts = [item for item in given if isinstance(item, str)]
     if len(texts) == len(given):
-        return [await text_prompt(api, text, info, f"prompt[{i}]") for i, text in enumerate(texts)]
+        return [
+            await text_prompt(api, text, info, f"prompt[{i}]", add_special_tokens=add)
+            for i, text in enumerate(texts)
+        ]
     lists = [item for item in given if isinstance(item, list)]
     if len(lists) == len(given):
         return [

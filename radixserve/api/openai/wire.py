@@ -10,43 +10,41 @@ from typing import Any, Literal
 
 import msgspec
 
+from radixserve.api.openai.wire_format import ResponseFormat, StructuredOutputs
+from radixserve.api.openai.wire_tools import (
+    CalledFunction,
+    Function,
+    NamedFunction,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
 from radixserve.defaults import Defaults
 
 
 class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Fields of the OpenAI API and of its popular extensions that radixserve does not implement.
 
-    They are declared so that null and a value that changes nothing (`AS_IF_ABSENT`) are accepted,
+    Some are served by chat only, which declares them again with their types. All are declared so
+    that null and a value that changes nothing (`AS_IF_ABSENT`) are accepted,
     and any other value is refused by name instead of being ignored.
     """
 
-    add_special_tokens: Any = None
     allowed_token_ids: Any = None
     audio: Any = None
     bad_words: Any = None
     best_of: Any = None
-    cache_prompt: Any = None
-    cache_salt: Any = None
     chat_template: Any = None
     chat_template_kwargs: Any = None
     custom_logit_processor: Any = None
     documents: Any = None
     dry_multiplier: Any = None
-    ebnf: Any = None
-    extra_key: Any = None
     function_call: Any = None
     functions: Any = None
-    grammar: Any = None
-    guided_choice: Any = None
     guided_decoding_backend: Any = None
-    guided_grammar: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
     id_slot: Any = None
     include_reasoning: bool | None = None
-    include_stop_str_in_output: Any = None
     input_ids: Any = None
-    json_schema: Any = None
     kv_transfer_params: Any = None
     length_penalty: Any = None
     logits_processors: Any = None
@@ -63,33 +61,23 @@ class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     n_probs: Any = None
     no_stop_trim: Any = None
     priority: Any = None
-    prompt_cache_options: Any = None
     prompt_embeds: Any = None
-    prompt_logprobs: Any = None
     reasoning_effort: str | None = None
-    regex: Any = None
     repetition_detection: Any = None
     request_id: Any = None
-    response_format: Any = None
     return_hidden_states: Any = None
-    return_token_ids: Any = None
-    return_tokens_as_token_ids: Any = None
     rid: Any = None
     samplers: Any = None
     separate_reasoning: bool | None = None
     session_id: Any = None
     session_params: Any = None
-    skip_special_tokens: Any = None
     spaces_between_special_tokens: Any = None
     stop_regex: Any = None
     stream_interval: Any = None
-    structured_outputs: Any = None
     suffix: Any = None
     thinking_token_budget: Any = None
     tool_choice: Any = None
     tools: Any = None
-    truncate_prompt_tokens: Any = None
-    truncation_side: Any = None
     typical_p: Any = None
     use_beam_search: Any = None
     vllm_xargs: Any = None
@@ -99,22 +87,15 @@ class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 AS_IF_ABSENT: dict[str, tuple[Any, ...]] = {
     "bad_words": ([],),
     "best_of": (1,),
-    "cache_prompt": (True,),
     "chat_template_kwargs": ({},),
     "documents": ([],),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "modalities": (["text"],),
     "no_stop_trim": (False,),
     "priority": (0,),
-    "prompt_cache_options": ({"mode": "implicit"},),
-    "response_format": ({"type": "text"},),
     "return_hidden_states": (False,),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "stream_interval": (1,),
     "suffix": ("",),
@@ -124,8 +105,8 @@ AS_IF_ABSENT: dict[str, tuple[Any, ...]] = {
 }
 """For fields of `KnownElsewhere`: the values that describe what radixserve does anyway."""
 
-IF_NO_REASONING = ("include_reasoning", "reasoning_effort", "separate_reasoning")
-"""Fields of `KnownElsewhere` that change nothing where the model does not reason."""
+WITHOUT_EFFECT_ON_TEXT = ("include_reasoning", "reasoning_effort", "separate_reasoning")
+"""Fields of `KnownElsewhere` that chat serves, and that change nothing for completions."""
 
 
 class Prediction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -133,6 +114,14 @@ class Prediction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     type: Literal["content"]
     content: str | list[ContentPart]
+
+
+class PromptCacheOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How the prompt's K/V may be kept."""
+
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: str | None = None
+    prewarm: bool | None = None
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -162,6 +151,31 @@ class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
     logit_bias: dict[str, float] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    # the form of the answer, in the words of several servers
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    json_schema: dict[str, Any] | str | bool | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    grammar: str | None = None
+    # tokens and text
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    prompt_logprobs: int | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    # the cache
+    cache_salt: str | None = None
+    extra_key: str | None = None
+    cache_prompt: bool | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
     # These fields have no effect here, because the server keeps no records of its users, has one
     # tier of service and no tools, and its cache needs no hints.
     metadata: dict[str, str] | None = None
@@ -184,6 +198,28 @@ class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
     def num_logprobs(self) -> int | None:
         """How many alternatives each token is reported with; None: no logprobs are wanted."""
         return None
+
+    @property
+    def has_breakpoints(self) -> bool:
+        """Whether parts of the prompt are marked for caches."""
+        return False
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether cached K/V may be used."""
+        return self.cache_prompt is not False and self.stores_cache
+
+    @property
+    def stores_cache(self) -> bool:
+        """Whether computed K/V may be kept: OpenAI's explicit mode without a mark forbids it."""
+        options = self.prompt_cache_options
+        return options is None or options.mode != "explicit" or self.has_breakpoints
+
+    @property
+    def wants_pin(self) -> bool:
+        """Whether the prompt's K/V is to be kept for some time."""
+        options = self.prompt_cache_options
+        return self.has_breakpoints or (options is not None and options.ttl is not None)
 
     @property
     def wants_echo(self) -> bool:
@@ -213,18 +249,32 @@ class ContentPart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A message of a conversation."""
+
     role: str
     content: str | list[ContentPart] | None = None
     name: str | None = None  # name of the speaker; not passed to templates
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    function_call: CalledFunction | None = None
+    reasoning: str | None = None  # another name of the next
+    reasoning_content: str | None = None
     # Clients send an answer's message back unchanged, so null and empty values are accepted.
     refusal: Any = None
-    tool_calls: Any = None
-    tool_call_id: Any = None
-    function_call: Any = None
     annotations: Any = None
     audio: Any = None
-    reasoning: Any = None
-    reasoning_content: Any = None
+    # marks for caches, which are not needed: what can be cached is
+    cache_control: Any = None
+    prompt_cache_breakpoint: Any = None
+
+    @property
+    def has_breakpoints(self) -> bool:
+        """Whether the message or one of its parts is marked for caches."""
+        parts = self.content if isinstance(self.content, list) else ()
+        return any(
+            each.cache_control is not None or each.prompt_cache_breakpoint is not None
+            for each in (self, *parts)
+        )
 
 
 class ChatBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
@@ -233,6 +283,15 @@ class ChatBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
     messages: list[Message]
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | ToolChoice | None = None
+    functions: list[Function] | None = None
+    function_call: str | NamedFunction | None = None
+    reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
+    separate_reasoning: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -251,6 +310,11 @@ class ChatBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
     def default_limit(self, defaults: Defaults) -> int | None:
         """See `GenerationBody.default_limit`."""
         return defaults.chat_max_tokens
+
+    @property
+    def has_breakpoints(self) -> bool:
+        """See `GenerationBody.has_breakpoints`."""
+        return any(message.has_breakpoints for message in self.messages)
 
 
 class CompletionBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
@@ -278,6 +342,7 @@ class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     prompt: str | None = None
     add_special_tokens: bool | None = None
     messages: list[Message] | None = None
+    tools: list[Tool] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 

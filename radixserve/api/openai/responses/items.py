@@ -24,6 +24,7 @@ from radixserve.api.openai.responses.wire import (
     ReasoningItem,
 )
 from radixserve.api.openai.wire import ContentPart, Message
+from radixserve.api.openai.wire_tools import CalledFunction, ToolCall
 from radixserve.api.refusals import shown, unsupported
 from radixserve.errors import BadRequest
 
@@ -130,8 +131,8 @@ class Conversation:
 
     def _add_call(self, call_id: str, name: str, arguments: str, item: str) -> None:
         message, origin = self._turn(item, lambda last: True)
-        function = {"name": name, "arguments": arguments}
-        call = {"id": call_id, "type": "function", "function": function}
+        function = CalledFunction(name=name, arguments=arguments)
+        call = ToolCall(id=call_id, type="function", function=function)
         message.tool_calls = [*(message.tool_calls or ()), call]
         origin.calls.append(item)
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from radixserve.api.context import Api
-from radixserve.api.openai.logprobs import chat_logprobs
+from radixserve.api.openai.logprobs import TokenSpeller
 from radixserve.api.openai.responses.answers import (
     IncompleteDetails,
     Response,
@@ -31,7 +31,7 @@ class ResponsesRenderer:
 
     def __init__(self, api: Api, generation: Generation, body: ResponsesBody) -> None:
         self._generation = generation
-        self._tokenizer = api.tokenizer
+        self._speller = TokenSpeller(api.tokenizer, as_ids=False)
         self._writer = EventWriter()
         self._output = Output(self._writer, generation.id, custom_names(body.tools))
         self._output.seals_reasoning = "reasoning.encrypted_content" in (body.include or ())
@@ -44,7 +44,7 @@ class ResponsesRenderer:
     def delta(self, stream: Stream, delta: Delta) -> bytes:
         """See `Renderer`."""
         most = self._generation.logprobs
-        logprobs = [] if most is None else chat_logprobs(self._tokenizer, delta.logprobs, most)
+        logprobs = [] if most is None else self._speller.chat_logprobs(delta.logprobs, most).content
         return self._output.push(delta.parts, logprobs)
 
     def closing(self) -> bytes:

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from radixserve.api.openai.responses.items import Conversation, conversation_of
 from radixserve.api.openai.responses.tools import chat_tool_choice, chat_tools
 from radixserve.api.openai.responses.wire import (
@@ -22,6 +24,8 @@ from radixserve.api.openai.responses.wire import (
     TextConfig,
 )
 from radixserve.api.openai.wire import ChatBody, StreamOptions
+from radixserve.api.openai.wire_format import ResponseFormat
+from radixserve.api.openai.wire_tools import Tool, ToolChoice
 from radixserve.api.refusals import shown, unsupported
 from radixserve.errors import ApiError, BadRequest
 
@@ -68,9 +72,13 @@ def chat_of(body: ResponsesBody, conversation: Conversation) -> Translation:
         messages=conversation.messages,
         max_completion_tokens=body.max_output_tokens,
         logprobs=wants_logprobs(body) or None,
-        tools=chat_tools(body.tools),
-        tool_choice=chat_tool_choice(body.tool_choice),
-        response_format=_response_format(body.text or TextConfig()),
+        tools=_typed(chat_tools(body.tools), list[Tool] | None, "tools"),
+        tool_choice=_typed(
+            chat_tool_choice(body.tool_choice), str | ToolChoice | None, "tool_choice"
+        ),
+        response_format=_typed(
+            _response_format(body.text or TextConfig()), ResponseFormat | None, "text.format"
+        ),
         verbosity=None if body.text is None else body.text.verbosity,
         reasoning_effort=None if body.reasoning is None else body.reasoning.effort,
         stream_options=None
@@ -81,6 +89,16 @@ def chat_of(body: ResponsesBody, conversation: Conversation) -> Translation:
     if not chat.logprobs:
         chat.top_logprobs = None
     return Translation(chat, conversation)
+
+
+def _typed(value: Any, wanted: Any, param: str) -> Any:
+    """`value` as the type of the chat body. Raises BadRequest that names `param`."""
+    try:
+        return msgspec.convert(value, wanted, strict=True)
+    except msgspec.ValidationError as error:
+        raise BadRequest(
+            f"Invalid value for '{param}': {error}.", param=param, code="invalid_type"
+        ) from None
 
 
 def wants_logprobs(body: ResponsesBody) -> bool:

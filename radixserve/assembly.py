@@ -1,0 +1,110 @@
+"""Puts the parts of a server together, without HTTP: the engine and the tokenizer with their
+processes, and what handlers need to know of them.
+
+The server and the Python interface both stand on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from radixserve.api.context import Api
+from radixserve.api.settings import ApiSettings
+from radixserve.config import Settings
+from radixserve.defaults import Defaults, load_defaults
+from radixserve.errors import StartupError
+from radixserve.front.client import ProcessEngine
+from radixserve.metrics import Metrics
+from radixserve.model.embedded import EMBEDDED_DEFAULTS
+from radixserve.model.source import ModelSource
+from radixserve.step import EngineInfo
+from radixserve.text.client import TokenizerProcesses
+from radixserve.text.messages import Start
+
+_LOAD_SECONDS = 120.0  # time for a tokenizer process to import its libraries and read a local model
+
+
+class Assembly:
+    """The parts of one server. `start` them, and `close` them in every case."""
+
+    def __init__(self, settings: Settings, source: ModelSource) -> None:
+        """Raises StartupError for a setting that cannot be used."""
+        model, name = str(source.folder), source.names[0]
+        self.metrics = Metrics(name)
+        self.settings = settings
+        self._names = source.names
+        self._limits = ApiSettings.of(settings, _defaults(settings, source))
+        self._processes = TokenizerProcesses(
+            _tokenizer_start(settings, model),
+            settings.tokenizer_processes,
+            self._limits.max_tokenizing,
+            self.metrics.tokenizer_restarted,
+        )
+        metrics = self.metrics
+        on_events = (metrics.observe_steps, metrics.engine_restarted, metrics.request_resumed)
+        without_key = msgspec.structs.replace(settings, api_key=None)
+        self.engine = ProcessEngine(without_key, model, *on_events)
+        self.loading: asyncio.Task[EngineInfo] | None = None
+
+    async def start(self) -> Api:
+        """Start both kinds of processes, and wait for the tokenizer. The model loads meanwhile:
+        `loading` ends when the engine is ready.
+
+        Raises:
+            StartupError: the tokenizer cannot be loaded.
+        """
+        # Both import libraries for seconds, so they start at the same time.
+        self.loading = asyncio.create_task(self.engine.start())
+        tokenizer = await self._processes.start()
+        limits = _with_end_of_text(self._limits, tokenizer.eos_token_id, self.settings)
+        return Api.of(self.engine, tokenizer, self.metrics, limits, self._names)
+
+    async def close(self) -> None:
+        """End all processes; requests that run end with "abort"."""
+        if self.loading is not None:
+            self.loading.cancel()
+            await asyncio.gather(self.loading, self.engine.stop(), return_exceptions=True)
+        await self._processes.close()
+
+
+def _tokenizer_start(settings: Settings, model: str) -> Start:
+    return Start(
+        model,
+        _LOAD_SECONDS,
+        settings.render_seconds,
+        None if settings.chat_template is None else _read_template(Path(settings.chat_template)),
+        settings.allow_control_tokens,
+    )
+
+
+def _read_template(file: Path) -> str:
+    """The chat template in `file`. Raises StartupError if the file cannot be read as text."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is no UTF-8 text"
+        raise StartupError(f"cannot read the chat template {str(file)!r}: {reason}") from error
+    if not text.strip():
+        raise StartupError(f"the chat template {str(file)!r} is empty")
+    return text
+
+
+def _defaults(settings: Settings, source: ModelSource) -> Defaults:
+    """The default values of requests. Raises ConfigError for a wrong setting."""
+    shipped = None
+    if settings.model is None:
+        shipped = {} if settings.fake_model else EMBEDDED_DEFAULTS
+    return load_defaults(settings, source.folder, shipped)
+
+
+def _with_end_of_text(
+    limits: ApiSettings, eos_token_id: int | None, settings: Settings
+) -> ApiSettings:
+    """`limits` with the tokenizer's end-of-text token as a stop token; the fake model has none."""
+    if eos_token_id is None or settings.fake_model:
+        return limits
+    return replace(limits, defaults=limits.defaults.stopping_also((eos_token_id,)))

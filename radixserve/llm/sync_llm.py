@@ -1,0 +1,125 @@
+"""`LLM`: the engine for scripts, with lists of prompts and a progress bar."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from rich.progress import Progress
+
+from radixserve.llm.async_llm import AsyncLLM, Messages
+from radixserve.llm.output import Output
+from radixserve.llm.params import SamplingParams
+
+T = TypeVar("T")
+_AT_ONCE = 64  # requests that are in the engine or wait there
+
+
+class LLM:
+    """A model that is loaded in a process of its own, with its prefix cache.
+
+        with LLM("PATH_OR_HUB_NAME") as llm:
+            for output in llm.generate(["The capital of France is", "2 + 2 ="]):
+                print(output.text)
+
+    Prompts of one call run together, and those that begin alike share what was computed. Calls
+    raise what those of `AsyncLLM` raise. It is ready when it is made, and has to be closed.
+    """
+
+    def __init__(self, model: str | None = None, **settings: Any) -> None:
+        """See `AsyncLLM`. Raises StartupError if the model cannot be loaded."""
+        self._llm = AsyncLLM(model, **settings)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
+        self._thread.start()
+        try:
+            self._call(self._llm.start())
+        except BaseException:
+            self._end_loop()
+            raise
+
+    def close(self) -> None:
+        """End all processes. It can be called again."""
+        if self._thread.is_alive():
+            self._call(self._llm.close())
+            self._end_loop()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[list[int]],
+        params: SamplingParams | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[Output]:
+        """Continue each of `prompts`, texts or lists of token ids; one output per prompt, in
+        order. `progress` shows a bar on the terminal.
+        """
+        each = [prompts] if isinstance(prompts, str) else list(prompts)
+        return self._all([lambda p=p: self._llm.generate(p, params) for p in each], progress)  # type: ignore[misc]
+
+    def chat(
+        self,
+        conversations: Messages | Sequence[Messages],
+        params: SamplingParams | None = None,
+        *,
+        progress: bool = False,
+        **fields: Any,
+    ) -> list[Output]:
+        """Answer each conversation, or one; `fields` are others of the chat endpoint, such as
+        `tools`.
+        """
+        is_one = bool(conversations) and isinstance(conversations[0], dict)
+        each: list[Any] = [conversations] if is_one else list(conversations)
+        return self._all(
+            [lambda m=m: self._llm.chat(m, params, **fields) for m in each],  # type: ignore[misc]
+            progress,
+        )
+
+    def _all(self, calls: list[Callable[[], Awaitable[Output]]], progress: bool) -> list[Output]:
+        with Progress(disable=not progress) as bar:
+            task = bar.add_task("prompts", total=len(calls))
+            return self._call(_gather(calls, lambda: bar.advance(task)))
+
+    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run `coroutine` on the loop's thread. If the caller is interrupted it is cancelled."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _gather(
+    calls: list[Callable[[], Awaitable[Output]]], advance: Callable[[], None]
+) -> list[Output]:
+    """The results of `calls`, at most `_AT_ONCE` at a time. If one raises the others are
+    cancelled.
+    """
+    turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(call: Callable[[], Awaitable[Output]]) -> Output:
+        async with turns:
+            output = await call()
+        advance()
+        return output
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(call)) for call in calls]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
