@@ -161,7 +161,7 @@ class TestConversation:
             ({"type": "disabled"}, False),
         ):
             kwargs = chat_of(thinking=thinking).chat_template_kwargs
-            assert kwargs == {"enable_thinking": enabled}
+            assert kwargs == {"enable_thinking": enabled, "thinking": enabled}
 
     @pytest.mark.parametrize("old", [False, True])
     def test_a_format_is_a_schema(self, old: bool) -> None:
@@ -390,6 +390,15 @@ class TestAnswers:
         del body["max_tokens"]
         assert await server.post(COUNT_TOKENS, body) == (200, {"input_tokens": num_tokens})
         assert len(server.engine.seen) == 1
+
+    async def test_with_no_token_to_generate_the_prompt_is_computed(self, server: Server) -> None:
+        body = body_for(MESSAGES) | {"max_tokens": 0}
+        status, answer = await server.post(MESSAGES, body)
+        assert (status, answer["content"], answer["stop_reason"]) == (200, [], "max_tokens")
+        assert answer["usage"]["output_tokens"] == 0
+        events = await streamed(server, body)
+        assert events[-2]["usage"]["output_tokens"] == 0
+        assert len(server.engine.seen) == 2
 
     async def test_a_message_that_is_not_compared_says_so(self, server: Server) -> None:
         body = body_for(MESSAGES, diagnostics={"previous_message_id": "msg_1"})

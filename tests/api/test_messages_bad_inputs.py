@@ -110,7 +110,6 @@ FIELDS: list[tuple[Any, ...]] = [
     ("no_such_field", 1),
 ]
 ANSWER_FIELDS: list[tuple[Any, ...]] = [
-    ("max_tokens", 0),
     ("max_tokens", -1),
     ("max_tokens", True),
     ("max_tokens", "10"),

@@ -34,6 +34,12 @@ class CacheCreation(msgspec.Struct):
     ephemeral_1h_input_tokens: int
 
 
+class OutputTokensDetails(msgspec.Struct):
+    """Those of the output tokens that were reasoning."""
+
+    thinking_tokens: int
+
+
 class DeltaUsage(msgspec.Struct):
     """The three counts of input tokens exclude each other; together they are the prompt."""
 
@@ -41,6 +47,7 @@ class DeltaUsage(msgspec.Struct):
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
+    output_tokens_details: OutputTokensDetails
 
 
 class Usage(DeltaUsage):

@@ -143,14 +143,15 @@ def _choice(choice: ToolChoice) -> str | ChatToolChoice:
 
 
 def _set_thinking(chat: ChatBody, body: CountTokensBody) -> None:
-    """Reasoning is turned on or off where the chat template can do that. The budget is a wish: what
-    limits an answer is `max_tokens`.
+    """Reasoning is turned on or off where the chat template can do that, under either of the two
+    names that templates use. The budget is a wish: what limits an answer is `max_tokens`.
     """
     if (thinking := body.thinking) is None:
         return
     budget = "thinking.budget_tokens"
     check_range(budget, thinking.budget_tokens, MIN_THINKING_TOKENS, _INT64 - 1, "integer")
-    chat.chat_template_kwargs = {"enable_thinking": thinking.type != "disabled"}
+    thinks = thinking.type != "disabled"
+    chat.chat_template_kwargs = {"enable_thinking": thinks, "thinking": thinks}
 
 
 def _set_format(chat: ChatBody, body: CountTokensBody) -> None:

@@ -24,7 +24,7 @@ async def prepare_messages(api: Api, body: MessagesBody) -> Generation:
     """Make all checks of a body, cheap ones first. Raises the refusal."""
     chat = translated(body)
     try:
-        generation = await prepare_chat(api, chat.body)
+        generation = await prepare_chat(api, chat.body, fewest_tokens=0)
     except ApiError as refusal:
         chat.restate(refusal)
         raise

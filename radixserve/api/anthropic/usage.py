@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from radixserve.api.anthropic.answers import CacheCreation, DeltaUsage, Usage
+from radixserve.api.anthropic.answers import (
+    CacheCreation,
+    DeltaUsage,
+    OutputTokensDetails,
+    Usage,
+)
 from radixserve.api.anthropic.blocks import CacheControl, ToolResultBlock
 from radixserve.api.anthropic.wire import CountTokensBody
 from radixserve.front.generation import Counts
@@ -46,6 +51,7 @@ def usage_of(counts: Counts, breakpoint_: CacheControl | None) -> Usage:
         cache_creation_input_tokens=written,
         cache_read_input_tokens=counts.cached,
         output_tokens=counts.generated,
+        output_tokens_details=OutputTokensDetails(counts.reasoning),
         cache_creation=CacheCreation(0 if is_long else written, written if is_long else 0),
     )
 
@@ -58,4 +64,5 @@ def delta_usage_of(counts: Counts, breakpoint_: CacheControl | None) -> DeltaUsa
         usage.cache_creation_input_tokens,
         usage.cache_read_input_tokens,
         usage.output_tokens,
+        usage.output_tokens_details,
     )

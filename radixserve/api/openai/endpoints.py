@@ -22,11 +22,13 @@ from radixserve.parsing.tool import Tool
 from radixserve.text.conversation import Conversation
 
 
-async def prepare_chat(api: Api, body: ChatBody) -> Generation:
-    """Make all checks of a chat body, cheap ones first. Raises the refusal."""
+async def prepare_chat(api: Api, body: ChatBody, *, fewest_tokens: int = 1) -> Generation:
+    """Make all checks of a chat body, cheap ones first. Raises the refusal. `fewest_tokens` is the
+    lowest `max_tokens`; with 0 tokens the prompt alone is computed.
+    """
     validate.check_model(body.model, api.model_names)
     validate.check_fields(body, api.settings)
-    validate.check_chat(body, api.settings)
+    validate.check_chat(body, api.settings, fewest_tokens=fewest_tokens)
     offer, asked = offered_tools(body), form_of(body)
     conversation = conversation_of(body, offer.shown)
     encoded = await chat_prompt(api, conversation, api.info())

@@ -86,11 +86,13 @@ def _check_salt(name: str, salt: str | None) -> None:
         raise BadRequest(text, param=name, code="invalid_value")
 
 
-def check_chat(body: ChatBody, settings: ApiSettings) -> None:
-    """Raises BadRequest when top_logprobs or the two names of the token limit contradict."""
+def check_chat(body: ChatBody, settings: ApiSettings, *, fewest_tokens: int = 1) -> None:
+    """Raises BadRequest when top_logprobs or the two names of the token limit contradict, and for a
+    limit below `fewest_tokens`.
+    """
     if body.echo:
         raise unsupported("echo")
-    check_range("max_tokens", body.max_tokens, 1, _INT64 - 1, "integer")
+    check_range("max_tokens", body.max_tokens, fewest_tokens, _INT64 - 1, "integer")
     check_range("max_completion_tokens", body.max_completion_tokens, 1, _INT64 - 1, "integer")
     check_range("top_logprobs", body.top_logprobs, 0, settings.max_top_logprobs, "integer")
     if body.top_logprobs is not None and not body.logprobs:
