@@ -70,13 +70,17 @@ def decode_known(raw: bytes, body_type: type[Body]) -> Body:
     except BadRequest as refusal:
         if refusal.code != "unknown_parameter":
             raise
-    value = decode_body(raw, dict[str, Any])
+    return _without_unknown(decode_body(raw, dict[str, Any]), body_type, None)
+
+
+def _without_unknown(value: Any, wanted: type[Body], base: str | None) -> Body:
+    """Convert `value`, which stands at `base` in a body, without its unknown fields."""
     for _ in range(_MAX_UNKNOWN):
         try:
-            return msgspec.convert(value, body_type, strict=True)
+            return msgspec.convert(value, wanted, strict=True)
         except msgspec.ValidationError as error:
-            wrong = _bad_field(str(error))
-        if wrong.code != "unknown_parameter" or not _remove(value, wrong.param or ""):
+            wrong, within = _bad_field(str(error), base), _bad_field(str(error)).param
+        if wrong.code != "unknown_parameter" or not _remove(value, within or ""):
             raise wrong
         log.warning("field left out, because this version does not know it: %r", wrong.param)
     raise BadRequest("The body has too many unknown fields.", code="unknown_parameter")
@@ -95,10 +99,15 @@ def _remove(value: Any, path: str) -> bool:
     return isinstance(value, dict) and value.pop(name, _ABSENT) is not _ABSENT
 
 
-def convert_member(value: object, member_type: type[Body], path: str) -> Body:
+def convert_member(
+    value: object, member_type: type[Body], path: str, *, ignore_unknown: bool = False
+) -> Body:
     """Decode a member of a decoded body, for members whose type depends on their values. Raises
-    BadRequest, which names the place below `path` if one is wrong.
+    BadRequest, which names the place below `path` if one is wrong. With `ignore_unknown` fields
+    that are not known are removed from `value`, as by `decode_known`.
     """
+    if ignore_unknown:
+        return _without_unknown(value, member_type, path)
     try:
         return msgspec.convert(value, member_type, strict=True)
     except msgspec.ValidationError as error:

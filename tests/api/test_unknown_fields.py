@@ -6,9 +6,11 @@ import logging
 
 import pytest
 
+from radixserve.api.app import ApiSettings
 from radixserve.api.body import decode_known
 from radixserve.api.openai.wire import ChatBody
 from radixserve.errors import BadRequest
+from tests.api.conftest import RESPONSES, Server, body_for
 
 GOOD = b'{"messages": [{"role": "user", "content": "a"}]'
 
@@ -38,3 +40,28 @@ def test_what_is_wrong_otherwise_is_refused_as_always(raw: bytes, code: str) -> 
     with pytest.raises(BadRequest) as refusal:
         decode_known(raw, ChatBody)
     assert refusal.value.code == code
+
+
+class TestResponses:
+    @pytest.fixture
+    def settings(self) -> ApiSettings:
+        return ApiSettings(ignore_unknown_fields=True)
+
+    async def test_unknown_members_of_items_and_hosted_tools_are_left_out(
+        self, server: Server, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        function = {"type": "function", "name": "f", "mood": 1}
+        body = body_for(RESPONSES) | {
+            "input": [{"role": "user", "content": "abc", "tone": 1}],
+            "tools": [{"type": "web_search"}, function],
+        }
+        status, answer = await server.post(RESPONSES, body)
+        assert status == 200, answer
+        assert [tool["type"] for tool in answer["tools"]] == ["function"]
+        assert "'web_search'" in caplog.text
+        assert "input[0].tone" in caplog.text
+        assert "tools[0].mood" in caplog.text
+        plain = body_for(RESPONSES) | {"tools": [{"type": "function", "name": "f"}]}
+        await server.post(RESPONSES, plain)
+        first, second = server.engine.seen
+        assert first.prompt_ids == second.prompt_ids

@@ -5,11 +5,13 @@ Owns the field names and decides which may be absent. Knows neither aiohttp nor 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from radixserve.api.openai.answers import CachedTokensDetails, ChatTokenLogprob
+from radixserve.api.openai.responses.wire import ResponsesBody
 from radixserve.front.generation import Counts
 
 
@@ -65,8 +67,10 @@ OutputItem = OutputMessage | OutputReasoning | OutputFunctionCall | OutputCustom
 
 class InputTokensDetails(msgspec.Struct):
     cached_tokens: int
-    cache_write_tokens: int
+    cache_write_tokens: int  # computed for this request, and kept as long as there is room
     cached_tokens_details: CachedTokensDetails
+    # "clipped": it is not kept for the time that the request asks for
+    prompt_cache: Literal["clipped"] | UnsetType = UNSET
 
 
 class OutputTokensDetails(msgspec.Struct):
@@ -125,14 +129,19 @@ class Response(msgspec.Struct, kw_only=True):
     store: bool = False
 
 
-def usage_of(counts: Counts) -> ResponseUsage:
+def usage_of(counts: Counts, body: ResponsesBody) -> ResponseUsage:
     """`counts` in the shape of this API."""
     device = counts.cached - counts.host - counts.disk
-    details = CachedTokensDetails(device, counts.host, counts.disk)
+    details = InputTokensDetails(
+        counts.cached,
+        counts.prompt - counts.cached if body.stores_cache else 0,
+        CachedTokensDetails(device, counts.host, counts.disk),
+        "clipped" if body.wants_pin else UNSET,
+    )
     return ResponseUsage(
         counts.prompt,
-        InputTokensDetails(counts.cached, counts.prompt - counts.cached, details),
+        details,
         counts.generated,
-        OutputTokensDetails(0),
+        OutputTokensDetails(counts.reasoning),
         counts.prompt + counts.generated,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NoReturn
 
 from aiohttp import web
@@ -10,7 +11,8 @@ from radixserve.api.context import Api
 from radixserve.api.handlers import Endpoint
 from radixserve.api.openai.endpoints import prepare_chat
 from radixserve.api.openai.responses.renderer import ResponsesRenderer
-from radixserve.api.openai.responses.translate import translate
+from radixserve.api.openai.responses.translate import Translation, translate
+from radixserve.api.openai.responses.truncation import with_latest_turns
 from radixserve.api.openai.responses.wire import ResponsesBody
 from radixserve.errors import ApiError, NotFound
 from radixserve.front.generation import Generation
@@ -20,7 +22,14 @@ async def prepare_response(api: Api, body: ResponsesBody) -> Generation:
     """Make all checks: those of the chat body that means the same. Raises the refusal, in the names
     of this body.
     """
-    translation = translate(body)
+    prepare = partial(_prepare, api)
+    translation = translate(body, ignore_unknown=api.settings.ignore_unknown_fields)
+    if body.truncation == "auto":
+        return await with_latest_turns(translation, prepare)
+    return await prepare(translation)
+
+
+async def _prepare(api: Api, translation: Translation) -> Generation:
     try:
         generation = await prepare_chat(api, translation.chat)
     except ApiError as refusal:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from radixserve.api.body import convert_member
@@ -22,6 +23,7 @@ from radixserve.api.openai.responses.wire import (
     ItemPart,
     MessageItem,
     ReasoningItem,
+    ResponsesBody,
 )
 from radixserve.api.openai.wire import ContentPart, Message
 from radixserve.api.openai.wire_tools import CalledFunction, ToolCall
@@ -50,9 +52,11 @@ class Conversation:
         origins: one `Origin` per message.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ignore_unknown: bool = False) -> None:
+        """`ignore_unknown`: fields of items that are not known are left out, not refused."""
         self.messages: list[Message] = []
         self.origins: list[Origin] = []
+        self._convert = partial(convert_member, ignore_unknown=ignore_unknown)
 
     def add(self, message: Message, item: str, content: str | None = None) -> None:
         """Append a message that came from `item`, its content from `content` of it."""
@@ -60,7 +64,10 @@ class Conversation:
         self.origins.append(Origin(item, content or f"{item}.content"))
 
     def add_item(self, value: dict[str, Any], item: str) -> None:
-        """Append what the item says. Raises BadRequest."""
+        """Append what the item says. Raises BadRequest. Null members are as if absent, because
+        clients send back every member that an item might have had.
+        """
+        value = {name: member for name, member in value.items() if member is not None}
         kind = value.get("type")
         if kind is None and "role" not in value and "id" in value:
             kind = "item_reference"  # its type may be left out
@@ -72,6 +79,22 @@ class Conversation:
         if add is None:
             raise _not_taken(str(kind), f"{item}.type")
         add(self, value, item)
+
+    def turn_starts(self) -> list[int]:
+        """The indices of the messages that begin a turn: those of users."""
+        return [i for i, message in enumerate(self.messages) if message.role == "user"]
+
+    def starting_at(self, start: int) -> Conversation:
+        """The conversation without its turns before message `start`; system messages at its
+        beginning are kept.
+        """
+        num_kept = 0
+        while self.messages[num_kept].role in ("system", "developer"):
+            num_kept += 1
+        rest = Conversation()
+        rest.messages = self.messages[:num_kept] + self.messages[start:]
+        rest.origins = self.origins[:num_kept] + self.origins[start:]
+        return rest
 
     def source_of(self, param: str) -> str | None:
         """The place in the body that a refusal of the chat messages means; None if it names no
@@ -100,7 +123,7 @@ class Conversation:
         return self.messages[-1], self.origins[-1]
 
     def _add_message(self, value: dict[str, Any], item: str) -> None:
-        given = convert_member(value, MessageItem, item)
+        given = self._convert(value, MessageItem, item)
         content = _content(given.content)
         if given.role != "assistant":
             self.add(Message(role=given.role, content=content), item)
@@ -112,7 +135,7 @@ class Conversation:
         origin.item, origin.content = item, f"{item}.content"
 
     def _add_reasoning(self, value: dict[str, Any], item: str) -> None:
-        text = _reasoning_text(convert_member(value, ReasoningItem, item), item)
+        text = _reasoning_text(self._convert(value, ReasoningItem, item), item)
         if not text:
             return  # an item whose reasoning was not shown says nothing
         message, origin = self._turn(item, lambda last: False)
@@ -120,12 +143,12 @@ class Conversation:
         origin.reasoning = item
 
     def _add_function_call(self, value: dict[str, Any], item: str) -> None:
-        given = convert_member(value, FunctionCallItem, item)
+        given = self._convert(value, FunctionCallItem, item)
         _refuse_callers(given, item)
         self._add_call(given.call_id, given.name, given.arguments, item)
 
     def _add_custom_call(self, value: dict[str, Any], item: str) -> None:
-        given = convert_member(value, CustomCallItem, item)
+        given = self._convert(value, CustomCallItem, item)
         _refuse_callers(given, item)
         self._add_call(given.call_id, given.name, custom_arguments(given.input), item)
 
@@ -137,7 +160,7 @@ class Conversation:
         origin.calls.append(item)
 
     def _add_output(self, value: dict[str, Any], item: str) -> None:
-        given = convert_member(value, CallOutputItem, item)
+        given = self._convert(value, CallOutputItem, item)
         _refuse_callers(given, item)
         content = _content(given.output)
         message = Message(role="tool", content=content, tool_call_id=given.call_id)
@@ -154,9 +177,10 @@ _KINDS: dict[str, Callable[[Conversation, dict[str, Any], str], None]] = {
 }
 
 
-def conversation_of(instructions: str | None, given: str | list[dict[str, Any]]) -> Conversation:
+def conversation_of(body: ResponsesBody, *, ignore_unknown: bool) -> Conversation:
     """The chat messages that `instructions` and `input` mean. Raises BadRequest."""
-    conversation = Conversation()
+    instructions, given = body.instructions, body.input
+    conversation = Conversation(ignore_unknown=ignore_unknown)
     if instructions is not None:
         message = Message(role="system", content=instructions)
         conversation.add(message, "instructions", "instructions")
@@ -212,6 +236,8 @@ def _reasoning_text(given: ReasoningItem, item: str) -> str:
 def _refuse_callers(given: FunctionCallItem | CustomCallItem | CallOutputItem, item: str) -> None:
     if given.namespace is not None:
         raise unsupported(f"{item}.namespace")
+    if given.is_async:
+        raise unsupported(f"{item}.async")
     if given.caller not in (None, {"type": "direct"}):
         raise unsupported(f"{item}.caller")
 

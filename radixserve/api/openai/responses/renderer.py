@@ -31,6 +31,7 @@ class ResponsesRenderer:
 
     def __init__(self, api: Api, generation: Generation, body: ResponsesBody) -> None:
         self._generation = generation
+        self._body = body
         self._speller = TokenSpeller(api.tokenizer, as_ids=False)
         self._writer = EventWriter()
         self._output = Output(self._writer, generation.id, custom_names(body.tools))
@@ -71,7 +72,7 @@ class ResponsesRenderer:
         is_complete = self._generation.streams[0].finish_reason != "length"
         events = self._output.finish(is_complete=is_complete)
         response.output = self._output.items
-        response.usage = usage_of(self._generation.counts())
+        response.usage = usage_of(self._generation.counts(), self._body)
         response.status = "completed" if is_complete else "incomplete"
         if is_complete:
             response.completed_at = int(time.time())

@@ -7,13 +7,23 @@ would have to run are refused by name.
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import msgspec
 
-from radixserve.api.body import convert_member
-from radixserve.api.refusals import shown, unsupported
-from radixserve.errors import BadRequest
+from radixserve.api.body import Body, convert_member
+from radixserve.api.openai.wire_tools import (
+    AllowedTools,
+    Function,
+    NamedFunction,
+    Tool,
+    ToolChoice,
+)
+from radixserve.api.refusals import missing, shown, unsupported
+
+log = logging.getLogger("radixserve.api")
 
 
 class FunctionTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -25,6 +35,7 @@ class FunctionTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     output_schema: dict[str, Any] | None = None  # of what the client returns; not used here
     allowed_callers: Any = None
     defer_loading: bool | None = None
+    is_async: bool | None = msgspec.field(default=None, name="async")
 
 
 class CustomFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -40,33 +51,71 @@ class CustomTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     format: CustomFormat | None = None
     allowed_callers: Any = None
     defer_loading: bool | None = None
+    is_async: bool | None = msgspec.field(default=None, name="async")
 
 
-def chat_tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+class NamedTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A choice of one tool."""
+
+    type: str
+    name: str
+
+
+class AllowedChoice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A choice among some of the tools."""
+
+    type: str
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool]
+
+
+class Convert(Protocol):
+    """`convert_member`, or a form of it."""
+
+    def __call__(self, value: object, member_type: type[Body], path: str) -> Body: ...
+
+
+_CALLED = ("function", "custom")
+
+
+def chat_tools(
+    tools: list[dict[str, Any]] | None, *, ignore_unknown: bool = False
+) -> list[Tool] | None:
     """`tools` of a chat body. Raises BadRequest for a tool that is no function and no custom
-    tool.
+    tool, and for fields that are not known unless `ignore_unknown`.
     """
     if tools is None:
         return None
-    return [_chat_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
+    convert = partial(convert_member, ignore_unknown=ignore_unknown)
+    return [_chat_tool(tool, f"tools[{i}]", convert) for i, tool in enumerate(tools)]
 
 
-def chat_tool_choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+def without_hosted(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`tools` without those that a server has to run; the log names each that is left out."""
+    for tool in tools:
+        if tool.get("type") not in (*_CALLED, None):
+            log.warning("tool left out, which a server has to run: %r", shown(tool["type"]))
+    return [tool for tool in tools if tool.get("type") in (*_CALLED, None)]
+
+
+def chat_tool_choice(choice: str | dict[str, Any] | None) -> str | ToolChoice | None:
     """`tool_choice` of a chat body. Raises BadRequest for a tool that the server would run."""
     if not isinstance(choice, dict):
         return choice
     kind = choice.get("type")
-    if kind in ("function", "custom"):
-        return {"type": "function", "function": {"name": _name_of(choice, "tool_choice")}}
+    if kind in _CALLED:
+        name = convert_member(choice, NamedTool, "tool_choice").name
+        return ToolChoice(type="function", function=NamedFunction(name=name))
     if kind != "allowed_tools":
         raise unsupported("tool_choice.type", f"a 'tool_choice' of type '{shown(kind)}'")
-    allowed = choice.get("tools")
-    if not isinstance(allowed, list):
-        message = "'tool_choice.tools' must be a list of tools."
-        raise BadRequest(message, param="tool_choice.tools", code="invalid_type")
-    tools = [_allowed_tool(tool, f"tool_choice.tools[{i}]") for i, tool in enumerate(allowed)]
-    inner = {"mode": choice.get("mode", "auto"), "tools": tools}
-    return {"type": "allowed_tools", "allowed_tools": inner}
+    allowed = convert_member(choice, AllowedChoice, "tool_choice")
+    for i, tool in enumerate(allowed.tools):
+        if tool.type not in _CALLED:
+            where = f"tool_choice.tools[{i}].type"
+            raise unsupported(where, f"allowed tools of type '{shown(tool.type)}'")
+    named = [{"type": "function", "function": {"name": tool.name}} for tool in allowed.tools]
+    tools = AllowedTools(mode=allowed.mode, tools=named)
+    return ToolChoice(type="allowed_tools", allowed_tools=tools)
 
 
 def custom_names(tools: list[dict[str, Any]] | None) -> frozenset[str]:
@@ -93,26 +142,29 @@ class _CustomArguments(msgspec.Struct):
     input: str
 
 
-def _chat_tool(tool: dict[str, Any], path: str) -> dict[str, Any]:
-    kind = tool.get("type")
-    if kind == "function":
-        given = convert_member(tool, FunctionTool, path)
-        _refuse_programs(given, path)
-        function = {"name": given.name}
-        for name in ("description", "parameters", "strict"):
-            if (value := getattr(given, name)) is not None:
-                function[name] = value
-        return {"type": "function", "function": function}
-    if kind == "custom":
-        return _chat_custom_tool(convert_member(tool, CustomTool, path), path)
-    if kind is None:
-        where = f"{path}.type"
-        message = f"Missing required field '{where}'."
-        raise BadRequest(message, param=where, code="missing_required_parameter")
-    raise unsupported(f"{path}.type", f"tools of type '{shown(kind)}', which a server has to run")
+def _chat_tool(tool: dict[str, Any], path: str, convert: Convert) -> Tool:
+    match kind := tool.get("type"):
+        case None:
+            raise missing(f"{path}.type")
+        case "function":
+            given = convert(tool, FunctionTool, path)
+            _refuse_programs(given, path)
+            function = Function(
+                name=given.name,
+                description=given.description,
+                parameters=given.parameters,
+                strict=given.strict,
+            )
+        case "custom":
+            function = _custom_function(convert(tool, CustomTool, path), path)
+        case _:
+            what = f"tools of type '{shown(kind)}', which a server has to run"
+            raise unsupported(f"{path}.type", what)
+    return Tool(type="function", function=function)
 
 
-def _chat_custom_tool(tool: CustomTool, path: str) -> dict[str, Any]:
+def _custom_function(tool: CustomTool, path: str) -> Function:
+    """The function with one text that stands for a custom tool."""
     _refuse_programs(tool, path)
     text: dict[str, Any] = {"type": "string"}
     if (form := tool.format) is not None and form.type != "text":
@@ -126,29 +178,15 @@ def _chat_custom_tool(tool: CustomTool, path: str) -> dict[str, Any]:
         "required": ["input"],
         "additionalProperties": False,
     }
-    function: dict[str, Any] = {"name": tool.name, "parameters": parameters, "strict": True}
-    if tool.description is not None:
-        function["description"] = tool.description
-    return {"type": "function", "function": function}
+    return Function(
+        name=tool.name, description=tool.description, parameters=parameters, strict=True
+    )
 
 
 def _refuse_programs(tool: FunctionTool | CustomTool, path: str) -> None:
     if tool.allowed_callers not in (None, ["direct"]):
         raise unsupported(f"{path}.allowed_callers")
+    if tool.is_async:
+        raise unsupported(f"{path}.async")
     if tool.defer_loading:
         raise unsupported(f"{path}.defer_loading")
-
-
-def _allowed_tool(tool: object, path: str) -> dict[str, Any]:
-    if not isinstance(tool, dict) or tool.get("type") not in ("function", "custom"):
-        raise unsupported(path, "allowed tools other than functions and custom tools")
-    return {"type": "function", "function": {"name": _name_of(tool, path)}}
-
-
-def _name_of(given: dict[str, Any], path: str) -> str:
-    name = given.get("name")
-    if isinstance(name, str):
-        return name
-    message = f"'{path}.name' must be the name of a tool."
-    code = "missing_required_parameter" if name is None else "invalid_type"
-    raise BadRequest(message, param=f"{path}.name", code=code)

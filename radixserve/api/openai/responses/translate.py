@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
+from radixserve.api.body import convert_member
 from radixserve.api.openai.responses.items import Conversation, conversation_of
-from radixserve.api.openai.responses.tools import chat_tool_choice, chat_tools
+from radixserve.api.openai.responses.tools import chat_tool_choice, chat_tools, without_hosted
 from radixserve.api.openai.responses.wire import (
     HARMLESS,
     INCLUDABLE,
     REFUSED,
     SAME_IN_CHAT,
+    PlainFormat,
     ReasoningConfig,
     ResponsesBody,
     TextConfig,
 )
 from radixserve.api.openai.wire import ChatBody, StreamOptions
-from radixserve.api.openai.wire_format import ResponseFormat
-from radixserve.api.openai.wire_tools import Tool, ToolChoice
+from radixserve.api.openai.wire_format import JsonSchema, ResponseFormat
 from radixserve.api.refusals import shown, unsupported
 from radixserve.errors import ApiError, BadRequest
 
@@ -50,6 +50,11 @@ class Translation:
     chat: ChatBody
     conversation: Conversation
 
+    def starting_at(self, start: int) -> Translation:
+        """See `Conversation.starting_at`."""
+        rest = self.conversation.starting_at(start)
+        return Translation(msgspec.structs.replace(self.chat, messages=rest.messages), rest)
+
     def name(self, refusal: ApiError) -> None:
         """Let `refusal`, of the chat body, name the field that the client wrote."""
         if (old := refusal.param) is None:
@@ -59,46 +64,34 @@ class Translation:
         refusal.message = refusal.message.replace(f"'{old}'", f"'{new}'")
 
 
-def translate(body: ResponsesBody) -> Translation:
-    """The chat body that `body` means. Raises BadRequest for what has no counterpart there."""
+def translate(body: ResponsesBody, *, ignore_unknown: bool = False) -> Translation:
+    """The chat body that `body` means. Raises BadRequest for what has no counterpart there.
+
+    With `ignore_unknown` fields that are not known are left out, and so are tools that the server
+    would have to run, in `body`, too.
+    """
     _refuse_stateful(body)
-    return chat_of(body, conversation_of(body.instructions, body.input))
-
-
-def chat_of(body: ResponsesBody, conversation: Conversation) -> Translation:
-    """The chat body with `body`'s fields and the messages of `conversation`."""
-    options = body.stream_options
+    if ignore_unknown and body.tools:
+        body.tools = without_hosted(body.tools)
+    conversation = conversation_of(body, ignore_unknown=ignore_unknown)
+    options = None
+    if body.stream_options is not None:
+        options = StreamOptions(include_obfuscation=body.stream_options.include_obfuscation)
     chat = ChatBody(
         messages=conversation.messages,
         max_completion_tokens=body.max_output_tokens,
         logprobs=wants_logprobs(body) or None,
-        tools=_typed(chat_tools(body.tools), list[Tool] | None, "tools"),
-        tool_choice=_typed(
-            chat_tool_choice(body.tool_choice), str | ToolChoice | None, "tool_choice"
-        ),
-        response_format=_typed(
-            _response_format(body.text or TextConfig()), ResponseFormat | None, "text.format"
-        ),
+        tools=chat_tools(body.tools, ignore_unknown=ignore_unknown),
+        tool_choice=chat_tool_choice(body.tool_choice),
+        response_format=_response_format(body.text or TextConfig()),
         verbosity=None if body.text is None else body.text.verbosity,
         reasoning_effort=None if body.reasoning is None else body.reasoning.effort,
-        stream_options=None
-        if options is None
-        else StreamOptions(include_obfuscation=options.include_obfuscation),
+        stream_options=options,
         **{name: getattr(body, name) for name in SAME_IN_CHAT},
     )
     if not chat.logprobs:
         chat.top_logprobs = None
     return Translation(chat, conversation)
-
-
-def _typed(value: Any, wanted: Any, param: str) -> Any:
-    """`value` as the type of the chat body. Raises BadRequest that names `param`."""
-    try:
-        return msgspec.convert(value, wanted, strict=True)
-    except msgspec.ValidationError as error:
-        raise BadRequest(
-            f"Invalid value for '{param}': {error}.", param=param, code="invalid_type"
-        ) from None
 
 
 def wants_logprobs(body: ResponsesBody) -> bool:
@@ -122,12 +115,15 @@ def _refuse_stateful(body: ResponsesBody) -> None:
         raise unsupported("reasoning.mode")
 
 
-def _response_format(text: TextConfig) -> dict[str, Any] | None:
+def _response_format(text: TextConfig) -> ResponseFormat | None:
     """`response_format` of a chat body, where the members of a schema are one level deeper."""
-    if (given := text.format) is None or given.get("type") != "json_schema":
-        return given
-    inner = {name: value for name, value in given.items() if name != "type"}
-    return {"type": "json_schema", "json_schema": inner}
+    if (given := text.format) is None:
+        return None
+    if given.get("type") != "json_schema":
+        return ResponseFormat(type=convert_member(given, PlainFormat, "text.format").type)
+    members = {name: value for name, value in given.items() if name != "type"}
+    schema = convert_member(members, JsonSchema, "text.format")
+    return ResponseFormat(type="json_schema", json_schema=schema)
 
 
 def _renamed(param: str) -> str:

@@ -1,8 +1,7 @@
 """The body of `POST /v1/responses` exactly as a client may write it.
 
 Owns names, types and nullability. Items, tools and `tool_choice` come in many shapes, which are
-told apart by their `type`, so they are decoded in a second step: `items` and `tools` do it. Knows
-no chat body.
+told apart by their `type`, so they are decoded in a second step: `items` and `tools` do it.
 """
 
 from __future__ import annotations
@@ -11,12 +10,20 @@ from typing import Any, Literal
 
 import msgspec
 
+from radixserve.api.openai.wire import PromptCacheOptions
+
 
 class TextConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`format` is decoded by `formats`, `verbosity` has no effect here."""
+    """`format` is a `PlainFormat`, or a schema with its members beside the type."""
 
     format: dict[str, Any] | None = None
     verbosity: str | None = None
+
+
+class PlainFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A `format` without a schema."""
+
+    type: Literal["text", "json_object"]
 
 
 class ReasoningConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -62,15 +69,15 @@ class ResponsesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     store: bool | None = None
     user: str | None = None
     # Fields of chat completions that clients send here, too; they have the same meaning.
-    cache_salt: Any = None
-    chat_template_kwargs: Any = None
+    cache_salt: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     frequency_penalty: float | None = None
     ignore_eos: bool | None = None
     logit_bias: dict[str, float] | None = None
     min_p: float | None = None
     min_tokens: int | None = None
     presence_penalty: float | None = None
-    prompt_cache_options: Any = None
+    prompt_cache_options: PromptCacheOptions | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
@@ -86,6 +93,26 @@ class ResponsesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     moderation: Any = None
     previous_response_id: Any = None
     prompt: Any = None
+
+    @property
+    def has_breakpoints(self) -> bool:
+        """Whether parts of the input are marked for caches."""
+        items = self.input if isinstance(self.input, list) else ()
+        contents = [each for item in items for each in (item.get("content"), item.get("output"))]
+        parts = [part for each in contents if isinstance(each, list) for part in each]
+        return any(part.get("prompt_cache_breakpoint") for part in parts)
+
+    @property
+    def stores_cache(self) -> bool:
+        """See `GenerationBody.stores_cache`."""
+        options = self.prompt_cache_options
+        return options is None or options.mode != "explicit" or self.has_breakpoints
+
+    @property
+    def wants_pin(self) -> bool:
+        """See `GenerationBody.wants_pin`."""
+        options = self.prompt_cache_options
+        return self.has_breakpoints or (options is not None and options.ttl is not None)
 
 
 SAME_IN_CHAT = (
@@ -154,6 +181,7 @@ class FunctionCallItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     status: str | None = None
     namespace: Any = None
     caller: Any = None
+    is_async: bool | None = msgspec.field(default=None, name="async")
 
 
 class CustomCallItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -165,6 +193,7 @@ class CustomCallItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     status: str | None = None
     namespace: Any = None
     caller: Any = None
+    is_async: bool | None = msgspec.field(default=None, name="async")
 
 
 class CallOutputItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -178,6 +207,7 @@ class CallOutputItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     name: str | None = None
     namespace: Any = None
     caller: Any = None
+    is_async: bool | None = msgspec.field(default=None, name="async")
 
 
 class ReasoningPart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
