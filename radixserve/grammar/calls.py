@@ -110,6 +110,14 @@ def tool_calls(
     return Grammar(kind="lark", source=source)
 
 
+def until(marker: str, control: Mapping[str, int]) -> tuple[str, list[str]]:
+    """The expansion for any text up to and including the first `marker`, and the rules that it
+    needs.
+    """
+    text = _Text(control)
+    return text.until("lead", marker), text.rules
+
+
 class _Text:
     """Expansions for text that is given and for text that is free, and the rules they need."""
 

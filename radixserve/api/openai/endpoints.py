@@ -33,10 +33,8 @@ async def prepare_chat(api: Api, body: ChatBody, *, fewest_tokens: int = 1) -> G
     conversation = conversation_of(body, offer.shown)
     encoded = await chat_prompt(api, conversation, api.info())
     form = _chat_form(api, body, conversation, offer, encoded.rendered_tail)
-    grammar = answer_grammar(api, offer, asked, in_reasoning=form.in_reasoning)
-    if grammar is not None:
-        await check_grammar(api, *grammar)
-        form = replace(form, grammar=grammar[1])
+    grammar = await answer_grammar(api, offer, asked, in_reasoning=form.in_reasoning)
+    form = replace(form, grammar=grammar)
     return resolve(api, "chat", body, [(encoded.ids, "")], form)
 
 

@@ -6,22 +6,80 @@ and the reasoning before them.
     auto      none       text, then maybe calls, whose names and arguments are right
     auto      given      calls, or else text of that form
     none      given      text of that form
+
+A schema of a tool that has to be called, or that is `strict`, is obeyed, or refused if it cannot
+be. Other tools with such a schema are called with any JSON object.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
+
 from radixserve.api.context import Api
 from radixserve.api.openai.form import Asked
 from radixserve.api.openai.tools import Offer
+from radixserve.api.openai.wire_tools import Function
 from radixserve.errors import BadRequest
+from radixserve.grammar.answers import calls_or_form, form_after
+from radixserve.parsing.layouts import CONSTRAINTS
+from radixserve.parsing.tool import Tool
 from radixserve.request import Grammar
 
 
-def answer_grammar(
+async def answer_grammar(
     api: Api, offer: Offer, asked: Asked | None, *, in_reasoning: bool
-) -> Asked | None:
-    """The grammar, and the field that refusals name; None: any text."""
-    return asked
+) -> Grammar | None:
+    """The grammar of the answer; None: any text. Raises BadRequest that names the field whose
+    schema or grammar cannot be used.
+    """
+    after = api.formats.reasoning.end if in_reasoning and api.formats.reasoning else ""
+    if not offer.callable:
+        if asked is None:
+            return None
+        param, form = asked
+        await check_grammar(api, param, form)
+        return form_after(form, after, api.tokenizer.control_tokens) if after else form
+    if asked is not None and not offer.required:
+        await check_grammar(api, *asked)
+    tools = [Tool(each.name, each.parameters or {}) for each in offer.callable]
+    grammar = _with_calls(api, tools, offer, asked, after)
+    try:
+        await check_grammar(api, "tools", grammar)
+    except BadRequest:
+        tools = [await _tool(api, each, offer) for each in offer.callable]
+        grammar = _with_calls(api, tools, offer, asked, after)
+        await check_grammar(api, "tools", grammar)
+    return grammar
+
+
+def _with_calls(
+    api: Api, tools: Sequence[Tool], offer: Offer, asked: Asked | None, after: str
+) -> Grammar:
+    has_form = asked is not None and not offer.required
+    calls = CONSTRAINTS[api.formats.tools.name].grammar(
+        tools,
+        required=offer.required or has_form,
+        parallel=offer.parallel,
+        control=api.tokenizer.control_tokens,
+        after=after,
+    )
+    return calls_or_form(calls, asked[1]) if asked is not None and has_form else calls
+
+
+async def _tool(api: Api, function: Function, offer: Offer) -> Tool:
+    """The tool as its calls are constrained."""
+    parameters = function.parameters or {}
+    schema = Grammar(kind="json_schema", source=msgspec.json.encode(parameters).decode())
+    try:
+        await check_grammar(api, "tools", schema)
+    except BadRequest as refusal:
+        if offer.required or function.strict or refusal.code == "grammar_too_complex":
+            refusal.message = f"The parameters of '{function.name}': {refusal.message}"
+            raise
+        return Tool(function.name)
+    return Tool(function.name, parameters)
 
 
 async def check_grammar(api: Api, param: str, grammar: Grammar) -> None:
