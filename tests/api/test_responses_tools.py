@@ -299,18 +299,44 @@ class TestReasoning:
         ]
         assert events[-1]["type"] == "response.completed"
 
-    async def test_reasoning_can_be_sent_back_with_its_opaque_form_alone(
+    async def test_a_client_that_asks_for_a_summary_gets_the_reasoning_as_one(
         self, server: Server
     ) -> None:
         answering(server, "<think>hm</think>yes")
-        body = body_for(RESPONSES, include=["reasoning.encrypted_content"])
-        answer = await ask(server, body | {"max_output_tokens": 99})
+        body = body_for(RESPONSES, reasoning={"summary": "auto"}) | {"max_output_tokens": 99}
+        events = await events_of(server, body)
+        assert names(events)[2:8] == [
+            "output_item.added",
+            "reasoning_summary_part.added",
+            "reasoning_summary_text.delta",
+            "reasoning_summary_text.done",
+            "reasoning_summary_part.done",
+            "output_item.done",
+        ]
+        item = events[-1]["response"]["output"][0]
+        assert item["summary"] == [{"type": "summary_text", "text": "hm"}]
+        assert item["content"] == []
+
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            {"include": ["reasoning.encrypted_content"]},
+            {"store": False},
+            {"store": False, "reasoning": {"summary": "detailed"}},
+        ],
+    )
+    async def test_reasoning_can_be_sent_back_with_its_opaque_form_alone(
+        self, server: Server, asked: dict[str, Any]
+    ) -> None:
+        answering(server, "<think>hm</think>yes")
+        body = body_for(RESPONSES, **asked) | {"max_output_tokens": 99}
+        answer = await ask(server, body)
         item = json.loads(answer.output[0].model_dump_json())
         assert item["encrypted_content"]
         user = {"role": "user", "content": "abc"}
         yes = {"role": "assistant", "content": "yes"}
         prompts = []
-        for reasoning in (item, item | {"content": None}):
+        for reasoning in (item, item | {"content": None, "summary": []}):
             await ask(server, {"input": [user, reasoning, yes, user]})
             prompts.append(server.engine.seen[-1].prompt_ids)
         assert prompts[0] == prompts[1]

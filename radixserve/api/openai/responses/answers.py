@@ -35,13 +35,20 @@ class ReasoningText(msgspec.Struct):
     type: str = "reasoning_text"
 
 
+class SummaryText(msgspec.Struct):
+    text: str
+    type: str = "summary_text"
+
+
 class OutputReasoning(msgspec.Struct):
+    """The reasoning is in `content`, or, if the client asked for one, in `summary`."""
+
     id: str
     status: str
     content: list[ReasoningText]
+    summary: list[SummaryText]
     encrypted_content: str | None = None
     type: str = "reasoning"
-    summary: list[Any] = []
 
 
 class OutputFunctionCall(msgspec.Struct):

@@ -16,6 +16,7 @@ from radixserve.api.openai.responses.answers import (
     OutputReasoning,
     OutputText,
     ReasoningText,
+    SummaryText,
 )
 from radixserve.api.openai.responses.events import (
     ArgumentsDone,
@@ -27,6 +28,9 @@ from radixserve.api.openai.responses.events import (
     InputDone,
     ItemEvent,
     PartEvent,
+    SummaryDelta,
+    SummaryDone,
+    SummaryPartEvent,
 )
 from radixserve.api.openai.responses.opaque import sealed
 from radixserve.api.openai.responses.tools import custom_input
@@ -120,7 +124,7 @@ class ReasoningBuilder:
     """
 
     def __init__(self, place: Place, *, seals: bool) -> None:
-        self.item = OutputReasoning(place.item_id, IN_PROGRESS, [])
+        self.item = OutputReasoning(place.item_id, IN_PROGRESS, [], [])
         self._place, self._seals = place, seals
         self._pieces: list[str] = []
         self._part = ReasoningText("")
@@ -145,10 +149,53 @@ class ReasoningBuilder:
         part.text = "".join(self._pieces)
         kind = "response.reasoning_text.done"
         done = ContentDone(place.item_id, place.index, part.text, type=kind)
-        self.item.status = status
-        if self._seals:
-            self.item.encrypted_content = sealed(part.text)
+        _complete(self.item, status, part.text if self._seals else None)
         return place.writer.write(done) + place.part("done", part) + place.item("done", self.item)
+
+
+class SummaryBuilder:
+    """Reasoning that is given as its own summary, for clients that show summaries only."""
+
+    def __init__(self, place: Place, *, seals: bool) -> None:
+        self.item = OutputReasoning(place.item_id, IN_PROGRESS, [], [])
+        self._place, self._seals = place, seals
+        self._pieces: list[str] = []
+        self._part = SummaryText("")
+        kind = "response.reasoning_summary_text.delta"
+        self._delta = SummaryDelta(place.item_id, place.index, type=kind)
+
+    def begin(self) -> bytes:
+        """See `Builder`."""
+        added = self._place.item("added", self.item) + self._told("added")
+        self.item.summary.append(self._part)
+        return added
+
+    def add(self, text: str) -> bytes:
+        """See `Builder`."""
+        self._pieces.append(text)
+        self._delta.delta = text
+        return self._place.writer.write(self._delta)
+
+    def end(self, status: str) -> bytes:
+        """See `Builder`."""
+        place, part = self._place, self._part
+        part.text = "".join(self._pieces)
+        kind = "response.reasoning_summary_text.done"
+        done = place.writer.write(SummaryDone(place.item_id, place.index, part.text, type=kind))
+        _complete(self.item, status, part.text if self._seals else None)
+        return done + self._told("done") + place.item("done", self.item)
+
+    def _told(self, name: str) -> bytes:
+        place, kind = self._place, f"response.reasoning_summary_part.{name}"
+        event = SummaryPartEvent(place.item_id, place.index, self._part, type=kind)
+        return place.writer.write(event)
+
+
+def _complete(item: OutputReasoning, status: str, sealing: str | None) -> None:
+    """Set the status, and the form to be sent back of the text `sealing`."""
+    item.status = status
+    if sealing is not None:
+        item.encrypted_content = sealed(sealing)
 
 
 class FunctionCallBuilder:

@@ -15,6 +15,7 @@ from radixserve.api.openai.responses.answers import (
     OutputText,
     ReasoningText,
     Response,
+    SummaryText,
 )
 
 
@@ -65,6 +66,33 @@ class ContentDone(Event):
     text: str
     content_index: int = 0
     logprobs: list[ChatTokenLogprob] | UnsetType = UNSET
+
+
+class SummaryPartEvent(Event):
+    """A part of a summary begins or is complete."""
+
+    item_id: str
+    output_index: int
+    part: SummaryText
+    summary_index: int = 0
+
+
+class SummaryDelta(Event):
+    """A piece of a summary."""
+
+    item_id: str
+    output_index: int
+    delta: str = ""
+    summary_index: int = 0
+
+
+class SummaryDone(Event):
+    """The text of a summary is complete."""
+
+    item_id: str
+    output_index: int
+    text: str
+    summary_index: int = 0
 
 
 class CallDelta(Event):

@@ -244,5 +244,8 @@ def _refuse_callers(given: FunctionCallItem | CustomCallItem | CallOutputItem, i
 
 def _not_taken(kind: str, where: str) -> BadRequest:
     if kind == "item_reference":
-        return unsupported(where, "references to items, because none is stored; send the item")
+        what = (
+            "references to items, because none is stored (clients send items if 'store' is false)"
+        )
+        return unsupported(where, what)
     return unsupported(where, f"items of type '{shown(kind)}'")

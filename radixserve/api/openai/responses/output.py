@@ -15,6 +15,7 @@ from radixserve.api.openai.responses.builders import (
     MessageBuilder,
     Place,
     ReasoningBuilder,
+    SummaryBuilder,
 )
 from radixserve.api.openai.responses.events import EventWriter
 from radixserve.parsing.parts import CallArguments, CallBegun, CallEnded, Part, Reasoning, Text
@@ -29,6 +30,7 @@ class Output:
     def __init__(self, writer: EventWriter, unique: str, custom: frozenset[str]) -> None:
         """`unique` makes the ids of items; `custom` are the names of custom tools."""
         self.seals_reasoning = False  # reasoning is also given in a form that can be sent back
+        self.summarises = False  # reasoning is given as a summary
         self._writer, self._unique, self._custom = writer, unique, custom
         self._items: list[OutputItem] = []
         self._open: Builder | None = None
@@ -56,10 +58,10 @@ class Output:
         if isinstance(part, Text):
             return self._push_text(part.text)
         if isinstance(part, Reasoning):
-            if isinstance(self._open, ReasoningBuilder):
+            if isinstance(self._open, ReasoningBuilder | SummaryBuilder):
                 return self._open.add(part.text)
-            place = self._place("rs")
-            builder = ReasoningBuilder(place, seals=self.seals_reasoning)
+            kind = SummaryBuilder if self.summarises else ReasoningBuilder
+            builder = kind(self._place("rs"), seals=self.seals_reasoning)
             return self._begin(builder) + builder.add(part.text)
         return self._push_call(part)
 

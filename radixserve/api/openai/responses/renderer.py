@@ -35,7 +35,8 @@ class ResponsesRenderer:
         self._speller = TokenSpeller(api.tokenizer, as_ids=False)
         self._writer = EventWriter()
         self._output = Output(self._writer, generation.id, custom_names(body.tools))
-        self._output.seals_reasoning = "reasoning.encrypted_content" in (body.include or ())
+        self._output.seals_reasoning = body.seals_reasoning
+        self._output.summarises = body.summarises
         self._response = _response_to(body, generation, api.model_name)
 
     def opening(self) -> bytes:

@@ -27,7 +27,7 @@ class PlainFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReasoningConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How much the model shall reason. Its reasoning is always shown whole, never summarised."""
+    """How much the model shall reason. A summary is its whole reasoning."""
 
     effort: str | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
@@ -93,6 +93,19 @@ class ResponsesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     moderation: Any = None
     previous_response_id: Any = None
     prompt: Any = None
+
+    @property
+    def seals_reasoning(self) -> bool:
+        """Whether reasoning is also given in the form that is sent back unread: the client asks
+        for it, or says that it does not count on a store.
+        """
+        return self.store is False or "reasoning.encrypted_content" in (self.include or ())
+
+    @property
+    def summarises(self) -> bool:
+        """Whether reasoning is given as a summary."""
+        given = self.reasoning
+        return given is not None and bool(given.summary or given.generate_summary)
 
     @property
     def has_breakpoints(self) -> bool:
