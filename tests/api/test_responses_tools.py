@@ -13,6 +13,8 @@ import pytest
 
 from radixserve.api.app import ApiSettings
 from radixserve.api.openai.responses.tools import chat_tools
+from radixserve.api.openai.responses.translate import translate
+from radixserve.api.openai.responses.wire import ResponsesBody
 from radixserve.request import Request
 from tests.api.conftest import CHAT, MODEL, RESPONSES, Server, body_for
 from tests.api.test_responses import ask, events_of, names
@@ -335,11 +337,11 @@ class TestReasoning:
         assert item["encrypted_content"]
         user = {"role": "user", "content": "abc"}
         yes = {"role": "assistant", "content": "yes"}
-        prompts = []
         for reasoning in (item, item | {"content": None, "summary": []}):
-            await ask(server, {"input": [user, reasoning, yes, user]})
-            prompts.append(server.engine.seen[-1].prompt_ids)
-        assert prompts[0] == prompts[1]
+            body = {"input": [user, reasoning, yes, user]}
+            await ask(server, body)
+            sent = translate(msgspec.convert(body, ResponsesBody)).chat.messages[1]
+            assert (sent.role, sent.reasoning_content, sent.content) == ("assistant", "hm", "yes")
 
 
 class TestForm:

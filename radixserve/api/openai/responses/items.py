@@ -244,8 +244,6 @@ def _refuse_callers(given: FunctionCallItem | CustomCallItem | CallOutputItem, i
 
 def _not_taken(kind: str, where: str) -> BadRequest:
     if kind == "item_reference":
-        what = (
-            "references to items, because none is stored (clients send items if 'store' is false)"
-        )
+        what = "references to items, as none is stored (clients send items if 'store' is false)"
         return unsupported(where, what)
     return unsupported(where, f"items of type '{shown(kind)}'")
