@@ -86,7 +86,9 @@ class DiskTier:
         self._stats_at = 0.0
         self._worker = Worker("radixserve-disk", store.close)
         self._attendant = Attendant(store)
-        self._attending = False  # a job of the attendant's is queued
+        # A job of the attendant's is queued. Needs no lock: only `_look_out` sets it, and only the
+        # job that it then queues unsets it.
+        self._attending = False
         self._closing = threading.Event()
         threading.Thread(target=self._look_out, name="radixserve-errands", daemon=True).start()
 
@@ -201,9 +203,9 @@ class DiskTier:
         if not finished and not self._closing.is_set():
             self._worker.submit(Job(self._attend, lambda: None), urgent=True)
             return True
+        self._attending = False  # before anything that could raise: nobody would be heard again
         self._stats_at = 0.0
         self._note_stats()
-        self._attending = False
         return True
 
     def _load(self, load: Load) -> bool:

@@ -36,3 +36,15 @@ def test_a_stage_that_fails_is_not_told_any_more(caplog: pytest.LogCaptureFixtur
         raise ValueError("broken")
     time.sleep(0.15)
     assert caplog.messages == ["comparing"]
+
+
+def test_only_the_innermost_stage_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), long_stage("packing", 9, every=0.01):
+        with long_stage("compiling", every=0.02):
+            inside = len(caplog.messages)
+            while len(caplog.messages) < inside + 3:
+                time.sleep(0.01)
+            told = caplog.messages[inside:]
+        while not caplog.messages[-1].startswith("packing: 0 of 9"):
+            time.sleep(0.01)
+    assert {line.partition(":")[0] for line in told} == {"compiling"}

@@ -384,6 +384,21 @@ def test_a_long_errand_lets_loads_pass_and_does_not_outlive_the_engine(
     assert not (folder / "begun.json").exists()
 
 
+def test_commands_are_heard_after_numbers_could_not_be_refreshed(
+    tmp_path: Path, opened: list[Tiered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = started(opened, 128, folder=tmp_path / "s")
+    engine.ask(request("cold", LONG))
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk_tier.DiskTier, "_note_stats", broken)
+        assert asked(engine, lambda: transfer.clear(tmp_path / "s")) == 2
+        assert asked(engine, lambda: transfer.clear(tmp_path / "s")) == 0
+
+
 def test_a_job_that_raises_harms_nobody(
     tmp_path: Path, opened: list[Tiered], monkeypatch: pytest.MonkeyPatch
 ) -> None:
