@@ -332,7 +332,7 @@ async def test_anything_after_the_body_is_refused(server: Server, path: str) -> 
 
 @pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_nesting_too_deep_for_the_decoder_is_refused(server: Server, path: str) -> None:
-    nested = b', "chat_template_kwargs": {"x": ' + b"[" * 5000 + b"]" * 5000 + b"}}"
+    nested = b', "chat_template_kwargs": {"x": ' + b"[" * 20000 + b"]" * 20000 + b"}}"
     raw = json.dumps(body_for(path)).encode()[:-1] + nested
     await assert_refused(server, path, raw, "invalid_json", None)
 

@@ -8,11 +8,14 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import openai
 import pydantic
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 
+from radixserve.api.openai.responses.wire import SAME_IN_CHAT, ResponsesBody
+from radixserve.api.openai.wire import ChatBody
 from tests.api.conftest import ALIAS, CHAT, MODEL, RESPONSES, Server, body_for
 
 EVENT: pydantic.TypeAdapter[ResponseStreamEvent] = pydantic.TypeAdapter(ResponseStreamEvent)
@@ -382,3 +385,13 @@ async def test_a_bad_field_is_refused_by_the_name_that_the_client_wrote(
     assert server.engine.seen == []
     assert "messages" not in answer["error"]["message"] or "messages" in more or param == "input"
     assert (await ask(server, body_for(RESPONSES))).output_text == "use"
+
+
+def test_fields_that_mean_the_same_as_in_chat_have_the_same_type() -> None:
+    chat, ours = (
+        {field.name: field.type for field in msgspec.structs.fields(body)}
+        for body in (ChatBody, ResponsesBody)
+    )
+    assert {name: ours[name] for name in SAME_IN_CHAT} == {
+        name: chat[name] for name in SAME_IN_CHAT
+    }
