@@ -12,6 +12,7 @@ import anthropic
 import pytest
 from anthropic.types import MessageParam, ToolParam
 
+from radixserve.api.app import ApiSettings
 from radixserve.request import Request
 from tests.api.conftest import CHAT, MESSAGES, MODEL, Server, body_for
 from tests.api.test_messages import COUNT_TOKENS, assembled, streamed
@@ -155,6 +156,26 @@ async def test_tools_count_as_tokens(server: Server) -> None:
     del body["max_tokens"]
     _, counted = await server.post(COUNT_TOKENS, body)
     assert counted == {"input_tokens": len(server.engine.seen[0].prompt_ids)}
+
+
+class TestWithUnknownFieldsLeftOut:
+    @pytest.fixture
+    def settings(self) -> ApiSettings:
+        return ApiSettings(ignore_unknown_fields=True)
+
+    async def test_unknown_members_and_tools_of_anthropic_are_left_out_and_logged(
+        self, server: Server, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        answering(server, TWO_CALLS)
+        hosted = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5}
+        body = asking(mood=1) | {"tools": [hosted, {**WEATHER, "tone": 1}, TIME]}
+        status, answer = await server.post(MESSAGES, body)
+        assert (status, answer["stop_reason"]) == (200, "tool_use"), answer
+        for word in ("web_search_20250305", "tools[1].tone", "mood"):
+            assert word in caplog.text
+        body["tools"][2] = {**TIME, "name": "a b"}
+        _, answer = await server.post(MESSAGES, body)
+        assert "tools[2].name" in answer["error"]["message"]
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -23,28 +23,26 @@ from radixserve.api.anthropic.blocks import (
     ToolUseBlock,
     UnreadBlock,
 )
+from radixserve.api.anthropic.tools import chat_tool_choice, chat_tools
 from radixserve.api.anthropic.wire import (
     AS_IF_ABSENT,
     CountTokensBody,
-    CustomTool,
     KnownElsewhere,
     Message,
     MessagesBody,
     ToolChoice,
 )
-from radixserve.api.body import convert_member
 from radixserve.api.openai.wire import ChatBody
 from radixserve.api.openai.wire import Message as ChatMessage
 from radixserve.api.openai.wire_format import JsonSchema, ResponseFormat
-from radixserve.api.openai.wire_tools import CalledFunction, Function, NamedFunction, ToolCall
-from radixserve.api.openai.wire_tools import Tool as ChatTool
-from radixserve.api.openai.wire_tools import ToolChoice as ChatToolChoice
-from radixserve.api.refusals import check_range, shown, unsupported
+from radixserve.api.openai.wire_tools import CalledFunction, ToolCall
+from radixserve.api.refusals import check_range, unsupported
 from radixserve.errors import ApiError, BadRequest
 
 MIN_THINKING_TOKENS: Final = 1024
 _INT64: Final = 2**63
 _MESSAGE: Final = re.compile(r"messages\[(\d+)\]")
+_TOOL: Final = re.compile(r"tools\[(\d+)\](?:\.function)?(.*)", re.DOTALL)
 _RENAMED: Final = {
     "stop": "stop_sequences",
     "response_format": "output_config.format",
@@ -57,22 +55,22 @@ _RENAMED: Final = {
 
 @dataclass(slots=True)
 class Translated:
-    """A chat body, and where each of its messages stands in the body that was given."""
+    """A chat body, and where each of its messages and tools stands in the body that was given."""
 
     body: ChatBody
-    origins: list[str]
+    messages: list[str]
+    tools: list[str]
 
     def restate(self, error: ApiError) -> None:
         """Name the field of the Messages API in a refusal of the chat body."""
         param = error.param
         if param is None:
             return
-        found = _MESSAGE.match(param)
-        if found is not None and int(found[1]) < len(self.origins):
-            error.param = self.origins[int(found[1])]
-        elif param.startswith("tools["):
-            renamed = param.replace(".function.parameters", ".input_schema")
-            error.param = renamed.replace(".function", "")
+        if (found := _MESSAGE.match(param)) is not None:
+            error.param = self.messages[int(found[1])]
+        elif (found := _TOOL.fullmatch(param)) is not None:
+            member = found[2].replace(".parameters", ".input_schema")
+            error.param = self.tools[int(found[1])] + member
         else:
             error.param = next(
                 (new for old, new in _RENAMED.items() if re.match(rf"{old}\b", param)), param
@@ -80,9 +78,9 @@ class Translated:
         error.message = error.message.replace(f"'{param}'", f"'{error.param}'")
 
 
-def translated(body: CountTokensBody) -> Translated:
+def translated(body: CountTokensBody, *, ignore_unknown: bool = False) -> Translated:
     """The chat body that asks for the same as `body`. Raises BadRequest for what the OpenAI dialect
-    has no words for.
+    has no words for. For `ignore_unknown` see `chat_tools`.
     """
     _refuse_unsupported(body)
     history = _History()
@@ -90,17 +88,19 @@ def translated(body: CountTokensBody) -> Translated:
         history.add_system(_joined(body.system, "system"), "system")
     for i, message in enumerate(body.messages):
         history.add(message, f"messages[{i}]")
+    tools = chat_tools(body.tools, ignore_unknown=ignore_unknown)
     chat = ChatBody(
         model=body.model,
         messages=history.messages,
+        tools=list(tools.values()) or None,
         continue_final_message=True if history.is_open else None,
     )
-    _set_tools(chat, body)
+    _set_tool_choice(chat, body.tool_choice)
     _set_thinking(chat, body)
     _set_format(chat, body)
     if isinstance(body, MessagesBody):
         _set_sampling(chat, body)
-    return Translated(chat, history.origins)
+    return Translated(chat, history.origins, list(tools))
 
 
 def _set_sampling(chat: ChatBody, body: MessagesBody) -> None:
@@ -109,37 +109,11 @@ def _set_sampling(chat: ChatBody, body: MessagesBody) -> None:
     chat.stop = body.stop_sequences
 
 
-def _set_tools(chat: ChatBody, body: CountTokensBody) -> None:
-    if body.tools:
-        chat.tools = [_tool(each, f"tools[{i}]") for i, each in enumerate(body.tools)]
-    if body.tool_choice is not None:
-        chat.tool_choice = _choice(body.tool_choice)
-        if body.tool_choice.disable_parallel_tool_use:
+def _set_tool_choice(chat: ChatBody, choice: ToolChoice | None) -> None:
+    if choice is not None:
+        chat.tool_choice = chat_tool_choice(choice)
+        if choice.disable_parallel_tool_use:
             chat.parallel_tool_calls = False
-
-
-def _tool(given: dict[str, Any], path: str) -> ChatTool:
-    kind = given.get("type")
-    if kind not in (None, "custom"):
-        raise unsupported(f"{path}.type", f"tools of type '{shown(kind)}'")
-    tool = convert_member(given, CustomTool, path)
-    function = Function(
-        name=tool.name,
-        description=tool.description,
-        parameters=tool.input_schema,
-        strict=tool.strict,
-    )
-    return ChatTool(type="function", function=function)
-
-
-def _choice(choice: ToolChoice) -> str | ChatToolChoice:
-    if choice.type != "tool":
-        return {"auto": "auto", "any": "required", "none": "none"}[choice.type]
-    if choice.name is None:
-        param = "tool_choice.name"
-        message = f"Missing required field '{param}'."
-        raise BadRequest(message, param=param, code="missing_required_parameter")
-    return ChatToolChoice(type="function", function=NamedFunction(name=choice.name))
 
 
 def _set_thinking(chat: ChatBody, body: CountTokensBody) -> None:

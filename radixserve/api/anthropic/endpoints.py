@@ -22,7 +22,7 @@ from radixserve.front.generation import Generation
 
 async def prepare_messages(api: Api, body: MessagesBody) -> Generation:
     """Make all checks of a body, cheap ones first. Raises the refusal."""
-    chat = translated(body)
+    chat = translated(body, ignore_unknown=api.settings.ignore_unknown_fields)
     try:
         generation = await prepare_chat(api, chat.body, fewest_tokens=0)
     except ApiError as refusal:
@@ -36,7 +36,7 @@ async def count_tokens(request: web.Request) -> web.Response:
     """POST /v1/messages/count_tokens: the tokens of the prompt that /v1/messages would compute."""
     api = request.app[API]
     body = await read_body(request, CountTokensBody)
-    chat = translated(body)
+    chat = translated(body, ignore_unknown=api.settings.ignore_unknown_fields)
     try:
         check_model(chat.body.model, api.model_names)
         conversation = conversation_of(chat.body, offered_tools(chat.body).shown)

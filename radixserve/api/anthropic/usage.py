@@ -37,8 +37,8 @@ def _from_the_end(body: CountTokensBody) -> Iterator[CacheControl | None]:
     if isinstance(body.system, list):
         yield from (block.cache_control for block in reversed(body.system))
     for tool in reversed(body.tools or ()):
-        if (given := tool.get("cache_control")) is not None:
-            yield CacheControl(type="ephemeral", ttl=given.get("ttl"))
+        if isinstance(given := tool.get("cache_control"), dict):
+            yield CacheControl(type="ephemeral", ttl="1h" if given.get("ttl") == "1h" else None)
 
 
 def usage_of(counts: Counts, breakpoint_: CacheControl | None) -> Usage:
