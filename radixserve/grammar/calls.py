@@ -27,24 +27,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from radixserve.request import Grammar
 
 _NO_TOKENS: Mapping[str, int] = {}
+_ANY_TEXT = "TEXT: /(?s:.*)/"
 _REGEX_SIGNS = re.compile(r"[\\.+*?()|\[\]{}^$/]")
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
     """A function that may be called. `arguments` is an expansion of a lark rule: what a call has
-    between the parts of its layout, `json_arguments` for arguments in JSON.
+    between the parts of its layout, `json_arguments` for arguments in JSON. Where it needs rules
+    of its own or text that may be control tokens, it is a function of the grammar's `Text`.
     """
 
     name: str
-    arguments: str
+    arguments: str | Callable[[Text], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +85,7 @@ def tool_calls(
 
     `control` maps the names of control tokens to their ids. Cost: the length of the schemas.
     """
-    text = _Text(control)
+    text = Text(control)
     first = layout.opening + layout.before
     trigger = layout.trigger or _first_part(first, control)
     more = f"({text.literal(layout.separator)} {text.literal(layout.before)} call)*"
@@ -92,7 +94,7 @@ def tool_calls(
     for i, tool in enumerate(tools):
         parts = (
             text.literal(tool.name + layout.between),
-            tool.arguments,
+            tool.arguments if isinstance(tool.arguments, str) else tool.arguments(text),
             text.literal(layout.after),
         )
         rules.append(f"call_{i}: {' '.join(parts)}")
@@ -114,16 +116,22 @@ def until(marker: str, control: Mapping[str, int]) -> tuple[str, list[str]]:
     """The expansion for any text up to and including the first `marker`, and the rules that it
     needs.
     """
-    text = _Text(control)
+    text = Text(control)
     return text.until("lead", marker), text.rules
 
 
-class _Text:
+class Text:
     """Expansions for text that is given and for text that is free, and the rules they need."""
 
     def __init__(self, control: Mapping[str, int]) -> None:
         self._control = control
         self.rules: list[str] = []
+
+    def rule(self, expansion: str) -> str:
+        """The name of a new rule with this expansion."""
+        name = f"rule_{len(self.rules)}"
+        self.rules.append(f"{name}: {expansion}")
+        return name
 
     def literal(self, text: str) -> str:
         """Exactly `text`."""
@@ -142,15 +150,27 @@ class _Text:
         """Any text up to and including the first `marker`; `name` is for its rule."""
         if marker in self._control:
             return f"<[^{self._control[marker]}]>* <[{self._control[marker]}]>"
+        return f"{self._pieces()} {self._lazy(name, marker)}"
+
+    def value(self, marker: str) -> str:
+        """Any text without control tokens, up to and including the first `marker`."""
+        if marker in self._control:
+            self._add(_ANY_TEXT)
+            return f"TEXT <[{self._control[marker]}]>"
+        return self._lazy("value", marker)
+
+    def _lazy(self, name: str, marker: str) -> str:
         escaped = _REGEX_SIGNS.sub(r"\\\g<0>", marker).replace("\n", r"\n")
-        rule = f"{name}[lazy]: /(?s:.*){escaped}/"
+        self._add(f"{name}[lazy]: /(?s:.*){escaped}/")
+        return name
+
+    def _add(self, rule: str) -> None:
         if rule not in self.rules:
             self.rules.append(rule)
-        return f"{self._pieces()} {name}"
 
     def _pieces(self) -> str:
         """Text, each piece of which ends with a control token."""
-        rules = ["TEXT: /(?s:.*)/"]
+        rules = [_ANY_TEXT]
         if self._control:
             ids = ",".join(map(str, sorted(self._control.values())))
             rules.append(f"piece: TEXT <[{ids}]>")

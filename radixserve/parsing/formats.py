@@ -76,17 +76,23 @@ FORMATS = {
         Format("llama3_json", LlamaCalls(), LlamaCalls.markers, ("<|eom_id|>",)),
         Format("llama_pythonic", PythonicCalls(), PythonicCalls.markers, ("<|eom_id|>",)),
         Format("mistral", MistralCalls(), MistralCalls.markers, new_id=short_call_id),
+        Format("mistral_args", MistralCalls(), MistralCalls.markers, new_id=short_call_id),
         Format("deepseek", DeepSeekCalls(), DeepSeekCalls.markers),
+        Format("deepseek_v31", DeepSeekCalls(), DeepSeekCalls.markers),
         Format("glm", GlmCalls(), GlmCalls.markers),
         Format("harmony", HarmonyCalls(), HarmonyCalls.markers, ("<|call|>", "<|return|>")),
         Format("generic", HermesCalls(), HermesCalls.markers),
     )
 }
-"""Every tool format by the name that `--tool-parser` takes."""
+"""Every tool format by the name that `--tool-parser` takes. Two that share a parser differ in how
+calls are written when they are constrained (`radixserve.parsing.layouts`).
+"""
 
 _SIGNS = (
     ("harmony", ("<|channel|>", "<|message|>")),
-    ("deepseek", ("<｜tool▁calls▁begin｜>",)),
+    ("deepseek", ("<｜tool▁calls▁begin｜>", "```json")),
+    ("deepseek_v31", ("<｜tool▁calls▁begin｜>",)),
+    ("mistral_args", ("[TOOL_CALLS]", "[ARGS]")),
     ("mistral", ("[TOOL_CALLS]",)),
     ("qwen3_coder", ("<function=", "<parameter=")),
     ("glm", ("<arg_key>",)),

@@ -24,6 +24,7 @@ _WORDS = {
     "false": "false",
     "null": "null",
 }
+_JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _QUOTES = {quote: Markers((quote, "\\")) for quote in "'\""}
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 _ESCAPES = {
@@ -157,24 +158,17 @@ _HEX = frozenset(string.hexdigits)
 
 def _number(word: str) -> str | None:
     """The JSON text of a number or a constant; None if the word is neither."""
-    if word in _WORDS:
-        return _WORDS[word]
+    if word in _WORDS or _JSON_NUMBER.fullmatch(word):
+        return _WORDS.get(word, word)
     return next(_numbers(word), None)
 
 
 def _numbers(word: str) -> Iterator[str]:
+    """The JSON text of what Python reads as a number."""
     for convert in (lambda text: int(text, 0), float):
         try:
             number = convert(word)
-        except ValueError:
+            if math.isfinite(number):
+                yield json.dumps(number)
+        except (ValueError, OverflowError):
             continue
-        if math.isfinite(number):
-            yield word if _is_json(word) else json.dumps(number)
-
-
-def _is_json(word: str) -> bool:
-    try:
-        json.loads(word)
-    except ValueError:
-        return False
-    return True

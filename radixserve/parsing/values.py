@@ -52,8 +52,8 @@ def types_of(parameters: Mapping[str, object], name: str) -> frozenset[str]:
 
 
 def to_json(text: str, types: frozenset[str]) -> str:
-    """The JSON text of a value of one of these types: `text` itself if that is JSON, otherwise what
-    it means in Python, otherwise a string.
+    """The JSON text of a value of one of these types, not only strings: `text` itself if that is
+    JSON, otherwise what it means in Python, otherwise a string.
     """
     bare = text.strip()
     word = _WORDS.get(bare.lower(), bare)
@@ -64,12 +64,12 @@ def to_json(text: str, types: frozenset[str]) -> str:
 
 
 def _type(text: str) -> str | None:
-    """The type of a value other than a string; None if the text is no such JSON."""
+    """The type of a JSON value; None if the text is none."""
     try:
         value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
-    return None if isinstance(value, str) else _TYPES[type(value)]
+    return _TYPES[type(value)]
 
 
 def _refuse(constant: str) -> None:

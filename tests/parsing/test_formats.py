@@ -20,7 +20,9 @@ TEMPLATES = {
     "llama3_json": "{{ '<|python_tag|>' }} {{ tools }}",
     "llama_pythonic": "<|python_start|>[{{ calls }}]<|python_end|>",
     "mistral": "[AVAILABLE_TOOLS]{{ tools }}[/AVAILABLE_TOOLS] [TOOL_CALLS]",
-    "deepseek": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{{ name }}<｜tool▁sep｜>",
+    "mistral_args": "{{ tools }} [TOOL_CALLS]{{ name }}[ARGS]{{ arguments }}",
+    "deepseek": "<｜tool▁calls▁begin｜>{{ type }}<｜tool▁sep｜>{{ name }}\n```json\n",
+    "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{{ name }}<｜tool▁sep｜>",
     "harmony": "<|start|>assistant<|channel|>final<|message|>{{ content }}<|return|>",
 }
 
@@ -63,7 +65,7 @@ def test_text_of_a_model_without_markup_passes_unread() -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_ids_have_the_form_that_templates_accept(name: str) -> None:
     assert re.fullmatch(
-        "[a-zA-Z0-9]{9}" if name == "mistral" else "call_[a-f0-9]{24}", new_id(name)
+        "[a-zA-Z0-9]{9}" if name.startswith("mistral") else "call_[a-f0-9]{24}", new_id(name)
     )
     assert new_id(name) != new_id(name)
 

@@ -1,75 +1,151 @@
-"""What the grammar of each tool format accepts, its parser reads: random answers are drawn from the
-grammar and parsed.
+"""Whatever a grammar of calls lets a model write is read as calls that obey the tools' schemas.
+
+The grammars are walked byte by byte, at random, as a model would that knows nothing.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
-from radixserve.front.stream import joined
-from radixserve.grammar import Vocabulary, compile_grammar
+from radixserve.grammar import compile_grammar
+from radixserve.grammar.compiled import Compiled
 from radixserve.parsing.formats import FORMATS
 from radixserve.parsing.layouts import CONSTRAINTS
-from radixserve.parsing.parts import CallArguments, CallBegun, CallEnded
+from radixserve.parsing.parts import CallArguments, CallBegun, CallEnded, Part
 from radixserve.parsing.tool import Tool
-from tests.fakes import byte_tokenizer
+from tests.grammar.accept import accepts, byte_vocabulary, vocabulary
+from tests.parsing.transcripts import joined
 
-SCHEMA = {
+PLACE: Mapping[str, Any] = {
     "type": "object",
     "properties": {
-        "city": {"type": "string", "enum": ["Rome", "New York"]},
-        "days": {"type": "integer", "minimum": 1, "maximum": 3},
-        "wet": {"type": "boolean"},
+        "city": {"type": "string"},
+        "days": {"type": "integer"},
+        "unit": {"enum": ["C", "F"]},
+        "sky": {"type": ["string", "null"]},
+        "at": {"$ref": "#/$defs/Point"},
+        "when": {"anyOf": [{"type": "string"}, {"type": "number"}]},
+        "exact": {"type": "boolean"},
+        "anything": {},
     },
-    "required": ["city"],
+    "required": ["days", "city", "at"],
     "additionalProperties": False,
+    "$defs": {
+        "Point": {
+            "type": "object",
+            "properties": {
+                "x": {"type": "number"},
+                "tags": {"type": "array", "items": {"enum": ["a"]}},
+            },
+            "required": ["x"],
+            "additionalProperties": False,
+        }
+    },
 }
-TOOLS = [Tool("weather", SCHEMA), Tool("now", {"type": "object", "additionalProperties": False})]
+TOOLS = [
+    Tool("place", PLACE),
+    Tool("now", {"type": "object", "additionalProperties": False}),
+    Tool(
+        "maybe",
+        {
+            "type": "object",
+            "properties": {"a": {"type": "boolean"}, "b": {"type": "string"}},
+            "additionalProperties": False,
+        },
+    ),
+]
+ENDINGS = (b'"', b"}", b"]", b"</parameter>", b"\n</parameter>", b"</arg_value>", b"<", b"\\")
 
 
-@pytest.fixture(scope="module")
-def vocabulary() -> Vocabulary:
-    return Vocabulary(byte_tokenizer().tokenizer.to_json())
-
-
-def drawn(name: str, vocabulary: Vocabulary, draw: random.Random) -> str:
-    """An answer that the format's grammar accepts."""
-    constraint = CONSTRAINTS[name]
-    grammar = constraint.grammar(TOOLS, required=True, parallel=True, control={})
-    matcher, text = compile_grammar(grammar, vocabulary).matcher(), bytearray()
-    while not matcher.is_complete and not (matcher.is_accepting and draw.random() < 0.5):
-        bits = np.unpackbits(matcher.mask().view(np.uint8), bitorder="little")[:256]
-        text.append(byte := draw.choice([int(i) for i in np.flatnonzero(bits)]))
+def walk(compiled: Compiled, draw: random.Random) -> str:
+    """A whole output of the grammar, drawn byte by byte; often an ending is tried."""
+    matcher, written, wish = compiled.matcher(), bytearray(), bytearray()
+    while not matcher.is_complete and not (matcher.is_accepting and draw.random() < 0.3):
+        bits = np.unpackbits(matcher.mask().view(np.uint8), bitorder="little")
+        allowed = [int(byte) for byte in np.flatnonzero(bits[:256])]
+        allowed = [byte for byte in allowed if byte < 128] or allowed
+        if not wish and draw.random() < 0.5:
+            wish += draw.choice(ENDINGS)
+        byte = wish.pop(0) if wish else draw.choice(allowed)
+        if byte not in allowed:
+            wish.clear()
+            byte = draw.choice(allowed)
         assert matcher.consume([byte])
-        assert len(text) < 5000
-    return text.decode()
+        written.append(byte)
+        assert len(written) < 5000, written
+    return written.decode()
+
+
+@pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "one"])
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_calls_that_must_come_are_read_and_obey_their_schemas(name: str, parallel: bool) -> None:
+    wanted = CONSTRAINTS[name].grammar(TOOLS, required=True, parallel=parallel, control={})
+    assert wanted is not None
+    compiled = compile_grammar(wanted, byte_vocabulary())
+    draw = random.Random(0)
+    for _ in range(12):
+        text = walk(compiled, draw)
+        if _TAG_IN_STRING.search(text):
+            continue  # between tags the first closing one counts
+        each = FORMATS[name].parser(TOOLS)
+        parts = joined(each.push(text) + each.finish())
+        assert parts, text
+        assert len(parts) == 3 or parallel, text
+        while parts:
+            check_call(parts[:3], text)
+            parts = parts[3:]
+
+
+_TAG_IN_STRING = re.compile(r'"[^\n"]*</(parameter|arg_value)>')
+
+
+def check_call(parts: list[Part], text: str) -> None:
+    begun, arguments, ended = parts
+    assert isinstance(begun, CallBegun), text
+    assert isinstance(arguments, CallArguments), text
+    assert isinstance(ended, CallEnded), text
+    schema = next(tool.parameters for tool in TOOLS if tool.name == begun.name)
+    errors = list(Draft202012Validator(schema).iter_errors(json.loads(arguments.text)))
+    assert errors == [], text
 
 
 def test_every_format_has_a_constraint() -> None:
     assert set(CONSTRAINTS) == set(FORMATS)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("seed", range(8))
-def test_what_a_format_is_constrained_to_its_parser_reads(
-    name: str, seed: int, vocabulary: Vocabulary
-) -> None:
-    text = drawn(name, vocabulary, random.Random(seed))
-    parser = FORMATS[name].parser(TOOLS)
-    parts = joined([*parser.push(text), *parser.finish()])
-    assert parts, text
-    assert {type(part) for part in parts} <= {CallBegun, CallArguments, CallEnded}, text
-    names = [part.name for part in parts if isinstance(part, CallBegun)]
-    arguments = [json.loads(part.text) for part in parts if isinstance(part, CallArguments)]
-    assert len(names) == len(arguments), text
-    for called, given in zip(names, arguments, strict=True):
-        if called == "now":
-            assert given == {}
-        else:
-            assert given["city"] in ("Rome", "New York")
-            assert given.get("days") in (None, 1, 2, 3)
-            assert given.get("wet") in (None, True, False)
+@pytest.mark.parametrize("as_tokens", [True, False], ids=["tags are tokens", "tags are text"])
+@pytest.mark.parametrize("required", [True, False], ids=["required", "auto"])
+def test_text_between_tags_is_free_up_to_the_closing_tag(as_tokens: bool, required: bool) -> None:
+    control = {
+        name: number
+        for name, number in vocabulary(extra=as_tokens).token_ids.items()
+        if name.startswith("<")
+    }
+    tools = [Tool("write", {"properties": {"code": {"type": "string"}}, "required": ["code"]})]
+    wanted = CONSTRAINTS["qwen3_coder"].grammar(
+        tools, required=required, parallel=True, control=control
+    )
+    assert wanted is not None
+    code = '#include <x>\nif (a < b) { return "</p>"; }\n'
+    call = (
+        f"<tool_call>\n<function=write>\n<parameter=code>\n{code}\n</parameter>\n</function>\n"
+        "</tool_call>"
+    )
+    assert accepts(wanted, call, extra=as_tokens)
+    assert not accepts(wanted, call.replace("code>", "text>"), extra=as_tokens)
+    assert not accepts(wanted, call.replace("</function>\n", ""), extra=as_tokens)
+    assert accepts(wanted, f"Let me see: {call}", extra=as_tokens) != required
+
+
+@pytest.mark.parametrize("name", ["llama3_json", "llama_pythonic", "harmony"])
+def test_calls_without_a_marker_of_their_own_do_not_constrain_text(name: str) -> None:
+    each = CONSTRAINTS[name]
+    assert each.grammar(TOOLS, required=False, parallel=True, control={}) is None

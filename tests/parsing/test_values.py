@@ -76,7 +76,7 @@ def test_what_is_no_literal_is_refused(text: str) -> None:
         ("[1, 'a']", "array", [1, "a"]),
         ("{'a': None}", "object", {"a": None}),
         ('{"a": 1}', "array", '{"a": 1}'),
-        ('"quoted"', "string", '"quoted"'),
+        ('"quoted"', "string null", "quoted"),
         ("[" * 9000, "array", "[" * 9000),
     ],
 )

@@ -45,18 +45,20 @@ async def answer_grammar(
         await check_grammar(api, *asked)
     tools = [Tool(each.name, each.parameters or {}) for each in offer.callable]
     grammar = _with_calls(api, tools, offer, asked, after)
+    if grammar is None:
+        return None
     try:
         await check_grammar(api, "tools", grammar)
     except BadRequest:
         tools = [await _tool(api, each, offer) for each in offer.callable]
-        grammar = _with_calls(api, tools, offer, asked, after)
-        await check_grammar(api, "tools", grammar)
+        if (grammar := _with_calls(api, tools, offer, asked, after)) is not None:
+            await check_grammar(api, "tools", grammar)
     return grammar
 
 
 def _with_calls(
     api: Api, tools: Sequence[Tool], offer: Offer, asked: Asked | None, after: str
-) -> Grammar:
+) -> Grammar | None:
     has_form = asked is not None and not offer.required
     calls = CONSTRAINTS[api.formats.tools.name].grammar(
         tools,
@@ -65,7 +67,9 @@ def _with_calls(
         control=api.tokenizer.control_tokens,
         after=after,
     )
-    return calls_or_form(calls, asked[1]) if asked is not None and has_form else calls
+    if calls is None or asked is None or not has_form:
+        return calls
+    return calls_or_form(calls, asked[1])
 
 
 async def _tool(api: Api, function: Function, offer: Offer) -> Tool:
