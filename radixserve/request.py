@@ -44,6 +44,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = {}
+    allowed_token_ids: tuple[int, ...] = ()  # only these may be drawn; empty: all
+    # The last token of each is not drawn behind the others.
+    bad_words: tuple[tuple[int, ...], ...] = ()
     logprobs: int | None = None  # None: not wanted; k: the drawn token and the k most likely
     # the same for the prompt's own tokens; such a request reads no cached K/V
     prompt_logprobs: int | None = None
@@ -57,5 +60,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     prompt_ids: list[int]
     sampling: Sampling
     namespace: str = "public"  # requests share K/V only within a namespace
+    reads_cache: bool = True  # cached K/V may be used
+    keeps_cache: bool = True  # computed K/V may be found by later requests
     # time.monotonic() seconds when the front accepted it; comparable between processes
     arrived: float = 0.0

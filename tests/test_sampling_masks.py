@@ -76,3 +76,38 @@ def test_logprobs_of_a_masked_row_are_the_models_own() -> None:
     assert drawn.token_id == 0
     assert drawn.logprob.logprob == pytest.approx(float(logits.log_softmax(-1)[0, 0]))
     assert [token_id for token_id, _ in drawn.logprob.top] == [3, 2]
+
+
+@given(
+    allowed=st.lists(st.integers(0, 9), max_size=4, unique=True),
+    words=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=3), max_size=6),
+    output=st.lists(st.integers(0, 9), max_size=4),
+)
+@settings(max_examples=150, deadline=None)
+def test_lists_of_tokens_and_words_leave_what_a_reader_would_leave(
+    allowed: list[int], words: list[list[int]], output: list[int]
+) -> None:
+    logits = torch.randn(1, 10, generator=torch.Generator().manual_seed(len(output)))
+    sampling = Sampling(
+        max_tokens=9,
+        seed=1,
+        temperature=0.0,
+        allowed_token_ids=tuple(allowed),
+        bad_words=tuple(map(tuple, words)),
+    )
+    left = [
+        token
+        for token in range(10)
+        if (not allowed or token in allowed)
+        and not any([*output, token][-len(word) :] == word for word in words)
+    ]
+    row = Row(sampling, NOTHING, np.array(output, np.int32))
+    other = Row(Sampling(max_tokens=9, seed=1, temperature=0.0), NOTHING, NOTHING)
+    drawn, untouched = sample(torch.cat((logits, logits)), [row, other])
+    assert untouched is not None
+    assert untouched.token_id == int(logits.argmax())
+    if not left:
+        assert drawn is None
+    else:
+        assert drawn is not None
+        assert drawn.token_id == max(left, key=lambda token: float(logits[0, token]))

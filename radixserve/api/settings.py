@@ -25,6 +25,7 @@ class ApiSettings:
     max_stop_chars: int = 1024  # of one stop string
     max_stop_token_ids: int = 128
     max_logit_bias: int = 300
+    max_bad_words: int = 64
     max_top_logprobs: int = 20
     max_completion_logprobs: int = 5
     max_chars_per_token: int = (

@@ -140,7 +140,7 @@ class _Known:
 def _known(work: Work, rows: torch.Tensor) -> Iterator[_Known]:
     """The logprobs of the tokens that the chunk's `rows` predict, one row for each position."""
     sequence, chunk, sampling = work.sequence, work.chunk, work.sequence.request.sampling
-    of_prompt = None if sequence.reads_cache else sampling.prompt_logprobs
+    of_prompt = sampling.prompt_logprobs if sequence.wants_prompt_logits else None
     for target, begin, end, count in (
         (sequence.prompt_logprobs, 1, sequence.num_prompt, of_prompt),
         (sequence.forced_logprobs, sequence.num_reported, sequence.num_tokens, sampling.logprobs),

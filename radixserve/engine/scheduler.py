@@ -176,7 +176,7 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        _lease(sequence).publish(sequence.key(sequence.num_computed))
+        _publish(sequence)
         self._release(sequence)
         self.running.remove(sequence)
         self.waiting.appendleft(sequence)
@@ -279,7 +279,7 @@ class Scheduler:
             return self._fail_row(sequence)
         sequence.num_computed, sequence.num_retry = work.chunk.stop, 0
         if work.chunk.start < sequence.num_prompt:
-            work.lease.publish(sequence.key(sequence.num_computed))
+            _publish(sequence)
             if sequence.num_computed >= sequence.num_prompt:
                 self.tiers.save(sequence)
         if sequence.num_pending:
@@ -311,7 +311,7 @@ class Scheduler:
             self.waiting.remove(sequence)
             return
         if publish:
-            sequence.lease.publish(sequence.key(sequence.num_computed))
+            _publish(sequence)
             self.tiers.save(sequence)
         self._release(sequence)
         self.running.remove(sequence)
@@ -331,6 +331,12 @@ def _shared_pending(sequence: Sequence, other: Sequence) -> int:
     """Length of the prefix that both share, if `other` has not computed all of it yet; else 0."""
     shared = sequence.shared_prefix(other)
     return shared if shared > other.num_computed else 0
+
+
+def _publish(sequence: Sequence) -> None:
+    """Make the computed K/V of `sequence` visible to others, unless its request forbids it."""
+    if sequence.request.keeps_cache:
+        _lease(sequence).publish(sequence.key(sequence.num_computed))
 
 
 def _lease(sequence: Sequence) -> Lease:

@@ -101,11 +101,15 @@ class Sequence:
 
     @property
     def reads_cache(self) -> bool:
-        """Whether it may skip cached tokens. Prompt logprobs need the logits of every prompt
-        position, so such a prompt is computed whole, unless the request is resumed: its logprobs
-        came with its first token.
+        """Whether it may skip cached tokens."""
+        return self.request.reads_cache and not self.wants_prompt_logits
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """Whether the logits of every prompt position are needed, for prompt logprobs. Those of a
+        resumed request came with its first token.
         """
-        return self.request.sampling.prompt_logprobs is None or self.num_resumed > 0
+        return self.request.sampling.prompt_logprobs is not None and self.num_resumed == 0
 
     @property
     def cached_below(self) -> tuple[int, int]:
@@ -133,7 +137,7 @@ class Sequence:
         """Whether a chunk of these positions computes logits of all its rows, for the logprobs of
         known tokens: of the prompt, or of tokens that a grammar forced.
         """
-        if start < self.num_prompt and not self.reads_cache:
+        if start < self.num_prompt and self.wants_prompt_logits:
             return True
         first, last = max(start + 1, self.num_reported), min(stop + 1, self.num_tokens)
         return self.request.sampling.logprobs is not None and first < last
@@ -160,8 +164,8 @@ class Sequence:
             self.num_tokens += len(forced)
 
     def shared_prefix(self, other: Sequence) -> int:
-        """Number of leading tokens that both have; 0 if they may not share K/V."""
-        if self.request.namespace != other.request.namespace:
+        """Number of leading tokens that both have; 0 if `other` has no K/V to share with this."""
+        if self.request.namespace != other.request.namespace or not other.request.keeps_cache:
             return 0
         n = min(self.num_tokens, other.num_tokens)
         differs = self.ids[:n] != other.ids[:n]

@@ -98,7 +98,7 @@ class Tiers:
 
     def save(self, sequence: Sequence) -> None:
         """Queue the computed K/V of `sequence`, all published, to be written to the disk."""
-        if self.disk is not None and self._cache.enabled:
+        if self.disk is not None and self._cache.enabled and sequence.request.keeps_cache:
             self.disk.save(sequence.request.namespace, sequence.key(sequence.num_computed))
 
     def relent(self) -> bool:

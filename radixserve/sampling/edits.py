@@ -21,15 +21,17 @@ from radixserve.sampling.row import Row
 
 def is_edited(row: Row) -> bool:
     """Whether any of the edits below changes a logit of this row."""
-    changes = row.sampling.logit_bias, _counts(row), _forbids_stop(row), row.allowed is not None
-    return any(changes)
+    sampling = row.sampling
+    lists = sampling.logit_bias, sampling.allowed_token_ids, sampling.bad_words
+    return any(lists) or _counts(row) or _forbids_stop(row) or row.allowed is not None
 
 
 def reads_output(row: Row) -> bool:
     """Whether an edit depends on which tokens the output holds. Then the host must know all of them
     before the next draw.
     """
-    return _counts(row) or row.sampling.grammar is not None
+    words = any(len(word) > 1 for word in row.sampling.bad_words)
+    return _counts(row) or words or row.sampling.grammar is not None
 
 
 def edit(logits: torch.Tensor, rows: Sequence[Row]) -> None:
@@ -40,6 +42,8 @@ def edit(logits: torch.Tensor, rows: Sequence[Row]) -> None:
     _penalise_output(logits, rows)
     _add_bias(logits, rows)
     _forbid_stop(logits, rows)
+    _keep_listed(logits, rows)
+    _forbid_words(logits, rows)
     _keep_allowed(logits, rows)
 
 
@@ -103,6 +107,37 @@ def _forbid_stop(logits: torch.Tensor, rows: Sequence[Row]) -> None:
         logits[
             _where(logits, chosen, (np.array(rows[i].sampling.stop_token_ids) for i in chosen))
         ] = -torch.inf
+
+
+def _keep_listed(logits: torch.Tensor, rows: Sequence[Row]) -> None:
+    """Set the logits of all tokens that a row's `allowed_token_ids` leaves out to -inf."""
+    chosen = [i for i, row in enumerate(rows) if row.sampling.allowed_token_ids]
+    if chosen:
+        where = _where(
+            logits, chosen, (np.array(rows[i].sampling.allowed_token_ids) for i in chosen)
+        )
+        kept = logits[where]
+        logits[upload_ids(chosen, logits.device)] = -torch.inf
+        logits[where] = kept
+
+
+def _forbid_words(logits: torch.Tensor, rows: Sequence[Row]) -> None:
+    """Set the logits of tokens that would complete one of a row's `bad_words` to -inf."""
+    forbidden = {i: ids for i, row in enumerate(rows) if (ids := _completing(row))}
+    if forbidden:
+        last = (np.array(each) for each in forbidden.values())
+        logits[_where(logits, list(forbidden), last)] = -torch.inf
+
+
+def _completing(row: Row) -> list[int]:
+    """The last tokens of those `bad_words` whose other tokens end the output."""
+    output = row.output_ids
+    return [
+        word[-1]
+        for word in row.sampling.bad_words
+        if len(word) <= len(output) + 1
+        and tuple(output[len(output) + 1 - len(word) :].tolist()) == word[:-1]
+    ]
 
 
 def _keep_allowed(logits: torch.Tensor, rows: Sequence[Row]) -> None:

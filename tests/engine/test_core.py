@@ -4,6 +4,7 @@ or who leaves.
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,6 +52,43 @@ def test_generated_tokens_are_a_prefix_for_the_next_turn(ahead: bool) -> None:
     harness.run()
     assert harness.events["turn-2"][0].num_cached == 3 + 7  # the last generated token never got K/V
     assert harness.tokens("turn-2") == expected(history, 4)
+
+
+def test_a_request_may_leave_the_cache_alone(ahead: bool) -> None:
+    harness, prompt = Harness(ahead=ahead), [token % VOCAB for token in range(60)]
+
+    def run(name: str, **flags: bool) -> int | None:
+        harness.submit(msgspec.structs.replace(request(name, prompt), **flags))
+        harness.run()
+        assert harness.tokens(name) == expected(prompt, 4)
+        return harness.events[name][0].num_cached
+
+    assert run("keeps nothing", keeps_cache=False) == 0
+    assert harness.cache.stats().cached == 0
+    assert run("finds nothing, keeps all") == 0
+    assert run("reads nothing", reads_cache=False) == 0
+    assert run("neither", reads_cache=False, keeps_cache=False) == 0
+    assert run("reads") == 59
+    harness.assert_drained()
+
+
+def test_nobody_waits_for_a_prefix_that_is_not_kept(ahead: bool) -> None:
+    harness, prompt = Harness(ahead=ahead), [token % VOCAB for token in range(60)]
+    private = msgspec.structs.replace(request("private", prompt), keeps_cache=False)
+    harness.submit(private, request("other", prompt))
+    harness.run()
+    assert harness.tokens("private") == harness.tokens("other") == expected(prompt, 4)
+    assert harness.events["other"][0].num_cached == 0
+
+
+def test_a_private_request_that_is_preempted_ends_with_the_same_tokens(ahead: bool) -> None:
+    harness = Harness(num_slots=110, max_step_tokens=64, ahead=ahead)
+    requests = [request(name, [i] * 20, max_tokens=70) for i, name in enumerate("ab")]
+    harness.submit(*(msgspec.structs.replace(each, keeps_cache=False) for each in requests))
+    harness.run()
+    assert harness.core.scheduler.totals.preemptions >= 1
+    assert [harness.tokens(name) for name in "ab"] == [expected([i] * 20, 70) for i in range(2)]
+    harness.assert_drained()
 
 
 def test_identical_cold_prompts_are_computed_once(ahead: bool) -> None:

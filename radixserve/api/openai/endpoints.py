@@ -12,7 +12,12 @@ from radixserve.api.openai.chat import ChatRenderer
 from radixserve.api.openai.completions import CompletionRenderer
 from radixserve.api.openai.form import form_of
 from radixserve.api.openai.grammar import answer_grammar, check_grammar
-from radixserve.api.openai.prompts import chat_prompt, completion_prompts, conversation_of
+from radixserve.api.openai.prompts import (
+    bad_words_of,
+    chat_prompt,
+    completion_prompts,
+    conversation_of,
+)
 from radixserve.api.openai.resolve import AnswerForm, resolve
 from radixserve.api.openai.tools import Offer, offered_tools
 from radixserve.api.openai.wire import ChatBody, CompletionBody
@@ -34,7 +39,7 @@ async def prepare_chat(api: Api, body: ChatBody, *, fewest_tokens: int = 1) -> G
     encoded = await chat_prompt(api, conversation, api.info())
     form = _chat_form(api, body, conversation, offer, encoded.rendered_tail)
     grammar = await answer_grammar(api, offer, asked, in_reasoning=form.in_reasoning)
-    form = replace(form, grammar=grammar)
+    form = replace(form, grammar=grammar, bad_words=await bad_words_of(api, body))
     return resolve(api, "chat", body, [(encoded.ids, "")], form)
 
 
@@ -72,7 +77,11 @@ async def prepare_completion(api: Api, body: CompletionBody) -> Generation:
     prompts = await completion_prompts(api, body, api.info())
     if asked is not None:
         await check_grammar(api, *asked)
-    form = AnswerForm(continues=True, grammar=asked[1] if asked is not None else None)
+    form = AnswerForm(
+        continues=True,
+        grammar=asked[1] if asked is not None else None,
+        bad_words=await bad_words_of(api, body),
+    )
     return resolve(api, "completions", body, prompts, form)
 
 

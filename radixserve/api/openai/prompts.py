@@ -15,7 +15,7 @@ import msgspec
 from radixserve.api.context import Api
 from radixserve.api.openai.messages import render_messages
 from radixserve.api.openai.validate import check_prompt_chars, check_token_ids
-from radixserve.api.openai.wire import ChatBody, CompletionBody, TokenizeBody
+from radixserve.api.openai.wire import ChatBody, CompletionBody, GenerationBody, TokenizeBody
 from radixserve.api.refusals import shown, too_many
 from radixserve.errors import BadRequest
 from radixserve.step import EngineInfo
@@ -145,6 +145,23 @@ async def completion_prompts(api: Api, body: CompletionBody, info: EngineInfo) -
     raise BadRequest(
         "'prompt' must not mix strings, token ids and lists.", param="prompt", code="invalid_type"
     )
+
+
+async def bad_words_of(api: Api, body: GenerationBody) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each bad word, at the beginning of a text and behind a space. Raises BadRequest
+    for an empty word and for too many.
+    """
+    words = body.bad_words or ()
+    if len(words) > api.settings.max_bad_words:
+        raise too_many("bad_words", api.settings.max_bad_words)
+    found: dict[tuple[int, ...], None] = {}
+    for i, word in enumerate(words):
+        if not 0 < len(word) <= api.settings.max_stop_chars:
+            text = f"A bad word must have 1 to {api.settings.max_stop_chars} characters."
+            raise BadRequest(text, param=f"bad_words[{i}]", code="invalid_value")
+        for spelled in (word, f" {word}"):
+            found[tuple(await api.tokenizer.encode(spelled, add_special_tokens=False))] = None
+    return tuple(ids for ids in found if ids)
 
 
 async def text_prompt(

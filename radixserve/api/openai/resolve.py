@@ -57,7 +57,8 @@ class AnswerForm:
         new_parser: makes a parser for one choice; None: all of it is text.
         in_reasoning: it begins within the reasoning.
         shown_tokens: special tokens that the parser must see as text.
-        ends: the names of tokens that end it, besides the usual ones.
+        ends: the tokens that end it, besides the usual ones.
+        bad_words: token sequences that it must not contain.
     """
 
     continues: bool
@@ -66,6 +67,7 @@ class AnswerForm:
     in_reasoning: bool = False
     shown_tokens: frozenset[int] = frozenset()
     ends: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
 
 def resolve(
@@ -96,6 +98,8 @@ def resolve(
                 prompt_ids=ids,
                 sampling=msgspec.structs.replace(sampling, seed=(seed + choice) % _INT64),
                 namespace=namespace_of(body),
+                reads_cache=body.reads_cache,
+                keeps_cache=body.stores_cache,
                 arrived=arrived,
             )
             streams.append(_stream(api, body, request, form, text))
@@ -158,7 +162,12 @@ def _truncated(ids: list[int], body: GenerationBody, info: EngineInfo) -> list[i
 
 def _with_form(sampling: Sampling, form: AnswerForm) -> Sampling:
     ends = dict.fromkeys((*sampling.stop_token_ids, *form.ends))
-    return msgspec.structs.replace(sampling, grammar=form.grammar, stop_token_ids=tuple(ends))
+    return msgspec.structs.replace(
+        sampling,
+        grammar=form.grammar,
+        stop_token_ids=tuple(ends),
+        bad_words=form.bad_words,
+    )
 
 
 def _max_tokens(body: GenerationBody, num_prompt: int, info: EngineInfo, defaults: Defaults) -> int:
@@ -212,6 +221,7 @@ def _sampling(
         frequency_penalty=_or(body.frequency_penalty, default.frequency_penalty),
         repetition_penalty=_or(body.repetition_penalty, default.repetition_penalty),
         logit_bias=_logit_bias(body.logit_bias, info.vocab_size, settings.max_logit_bias),
+        allowed_token_ids=_allowed_token_ids(body, info.vocab_size),
         logprobs=body.num_logprobs,
         prompt_logprobs=_prompt_logprobs(body),
     )
@@ -267,6 +277,18 @@ def _stop_token_ids(body: GenerationBody, info: EngineInfo, default: Defaults) -
     if not body.ignore_eos:
         ids.extend(stop_tokens(info, default))
     return tuple(dict.fromkeys(ids))
+
+
+def _allowed_token_ids(body: GenerationBody, vocab_size: int) -> tuple[int, ...]:
+    """Each id once. An empty list would allow nothing."""
+    if body.allowed_token_ids is None:
+        return ()
+    if not body.allowed_token_ids:
+        raise BadRequest(
+            "'allowed_token_ids' must not be empty.", param="allowed_token_ids", code="empty_array"
+        )
+    check_token_ids(body.allowed_token_ids, vocab_size, "allowed_token_ids")
+    return tuple(dict.fromkeys(body.allowed_token_ids))
 
 
 def _logit_bias(given: dict[str, float] | None, vocab_size: int, most: int) -> dict[int, float]:

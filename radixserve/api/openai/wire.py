@@ -30,9 +30,7 @@ class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     and any other value is refused by name instead of being ignored.
     """
 
-    allowed_token_ids: Any = None
     audio: Any = None
-    bad_words: Any = None
     best_of: Any = None
     chat_template: Any = None
     chat_template_kwargs: Any = None
@@ -85,7 +83,6 @@ class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 AS_IF_ABSENT: dict[str, tuple[Any, ...]] = {
-    "bad_words": ([],),
     "best_of": (1,),
     "chat_template_kwargs": ({},),
     "documents": ([],),
@@ -163,6 +160,8 @@ class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
     ebnf: str | None = None
     grammar: str | None = None
     # tokens and text
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
     add_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
     truncation_side: Literal["left", "right"] | None = None
