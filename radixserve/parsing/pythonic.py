@@ -1,4 +1,4 @@
-"""Tool calls as a Python list of function calls: Llama 3.2 and 4.
+"""Tool calls as a Python list of function calls: Llama 4, and Llama 3.2 with some templates.
 
 Arguments become JSON while they arrive.
 """
