@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import socket
@@ -13,8 +14,14 @@ import pytest
 
 from radixserve import serve
 from radixserve.api.address import take_address
+from radixserve.api.context import Api
+from radixserve.api.settings import ApiSettings
 from radixserve.config import Settings
 from radixserve.errors import StartupError
+from radixserve.metrics import Metrics
+from radixserve.text.conversation import Conversation
+from radixserve.text.messages import Encoded
+from tests.fakes import FakeEngine, LocalTokenizer, byte_tokenizer
 from tests.store.parts import opened
 
 
@@ -99,3 +106,26 @@ def test_a_refused_start_gives_the_socket_file_back(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="s: "):
         serve.serve(settings)
     take_address(settings).close()
+
+
+class SlowTokenizer(LocalTokenizer):
+    """Its chat template never ends."""
+
+    async def encode_chat(self, conversation: Conversation) -> Encoded:
+        await asyncio.Event().wait()
+        raise AssertionError("nothing sets the event")
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+async def test_a_template_without_an_end_of_turn_is_warned_of_unless_that_takes_long(
+    is_slow: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serve, "_TURN_END_SECONDS", 0.01 if is_slow else 60.0)
+    tokenizer = byte_tokenizer()
+    tokenizer.__class__ = SlowTokenizer if is_slow else LocalTokenizer
+    api = Api.of(FakeEngine(), tokenizer, Metrics(), ApiSettings(), ("fake",))
+    try:
+        await serve._check_turn_end(api)
+    finally:
+        api.threads.close()
+    assert ("is no stop token" in caplog.text) == (not is_slow)
