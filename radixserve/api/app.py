@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
 
-from radixserve.api import ops
+from radixserve.api import openapi, ops
 from radixserve.api.access import check_content_type, check_host, check_key
 from radixserve.api.anthropic.endpoints import MESSAGES, count_tokens
 from radixserve.api.context import API, Api
@@ -52,6 +52,9 @@ def make_app(api: Api) -> web.Application:
 def _routes(prefix: str) -> list[web.RouteDef]:
     return [
         web.get(f"{prefix}/", ops.about),
+        web.get(f"{prefix}/openapi.json", openapi.openapi),
+        web.get(f"{prefix}/docs", openapi.docs),
+        web.get(f"{prefix}/docs/{{asset}}", openapi.docs_asset),
         web.post(f"{prefix}/v1/chat/completions", handler_of(CHAT)),
         web.post(f"{prefix}/v1/completions", handler_of(COMPLETIONS)),
         web.post(f"{prefix}/v1/responses", handler_of(RESPONSES)),
@@ -70,6 +73,10 @@ def _routes(prefix: str) -> list[web.RouteDef]:
         web.post(f"{prefix}/tokenize", ops.tokenize),
         web.post(f"{prefix}/detokenize", ops.detokenize),
     ]
+
+
+# These say nothing about the model or its users, and a browser has no key.
+_FOR_ALL = (openapi.openapi, openapi.docs, openapi.docs_asset)
 
 
 @web.middleware
@@ -100,7 +107,8 @@ async def _only_those_who_may(request: web.Request, handler: Handler) -> web.Str
     check_host(request, settings.allowed_hosts)
     if request.method == "OPTIONS":  # a browser's preflight request has no key
         return answer_options(request, settings.allow_origin)
-    check_key(request, settings.api_key)
+    if request.match_info.handler not in _FOR_ALL:
+        check_key(request, settings.api_key)
     check_content_type(request)
     return await handler(request)
 
