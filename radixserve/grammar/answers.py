@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 
 import msgspec
+from llguidance import regex_to_lark
 
 from radixserve.errors import BadRequest
 from radixserve.grammar.calls import quoted, until
@@ -28,7 +29,7 @@ def form_expansion(form: Grammar) -> str:
         case "json_schema":
             return "%json " + json.dumps(_decoded(form.source))
         case "regex":
-            return f"/{form.source.replace('/', chr(92) + '/')}/"
+            return f"/{regex_to_lark(form.source, use_ascii='')}/"
         case "choice":
             return " | ".join(quoted(str(choice)) for choice in _choices(form.source))
         case _:

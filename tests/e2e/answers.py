@@ -12,6 +12,7 @@ from radixserve.cache.kvcache import KVCache
 from radixserve.cache.pool import KVPool
 from radixserve.cache.radix import pack
 from radixserve.engine.core import EngineCore
+from radixserve.engine.grammars import Grammars
 from radixserve.engine.scheduler import Limits
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
@@ -42,12 +43,14 @@ class Setup:
     cache: bool = True
     gap: int = 0  # steps between two arrivals
     ahead: bool = False  # a step is launched before the one in front of it is known
+    grammars: Grammars | None = None
 
     def engine(self, loaded: LoadedModel) -> EngineCore:
         pool = KVPool(loaded.shape, self.num_slots, loaded.device)
         cache = KVCache(self.num_slots, enabled=self.cache)
         limits = Limits(self.max_running, self.max_step_tokens)
-        return EngineCore(Runner(loaded, pool), cache, limits, ahead=self.ahead)
+        runner, grammars = Runner(loaded, pool), self.grammars
+        return EngineCore(runner, cache, limits, grammars=grammars, ahead=self.ahead)
 
 
 def run(
@@ -79,7 +82,7 @@ def step(
     """One step, if there is anything to compute."""
     before_step()
     for event in core.step() if core.has_work else ():
-        assert event.finish in (None, "length"), event.error
+        assert event.finish in (None, "length", "stop"), event.error
         answers[event.request_id].token_ids += event.token_ids
         answers[event.request_id].logprobs += event.logprobs or []
 

@@ -25,6 +25,21 @@ MODEL = "embedded"
 NUM_TOKENS = 48
 SAMPLED = {"temperature": 0.9, "top_p": 0.95}
 STORY = "Once upon a time in a small village by the sea there lived an old fisherman who"
+# Only its length cuts it, so it is killed in the middle.
+LONG_OBJECT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "story",
+        "schema": {
+            "type": "object",
+            "properties": {
+                "title": {"type": "string"},
+                "text": {"type": "string", "minLength": 400},
+            },
+            "required": ["title", "text"],
+        },
+    },
+}
 
 
 @dataclass
@@ -81,6 +96,7 @@ def bodies(stop: str) -> list[tuple[str, dict[str, Any]]]:
         chat
         | SAMPLED
         | {"seed": 3, "presence_penalty": 1.5, "frequency_penalty": 0.5, "repetition_penalty": 1.2},
+        chat | SAMPLED | {"seed": 6, "logprobs": True, "response_format": LONG_OBJECT},
         text | {"temperature": 0, "stop": [stop]},
         text | SAMPLED | {"seed": 4, "logprobs": 4},
         text | SAMPLED | {"seed": 5, "logprobs": 2, "echo": True},
