@@ -90,12 +90,7 @@ async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamRes
 async def _answer_whole(
     request: web.Request, generation: Generation, renderer: Renderer
 ) -> web.StreamResponse:
-    answers = [Delta() for _ in generation.streams]
-
-    async def sink(stream: Stream, delta: Delta) -> None:
-        answers[stream.index].add(delta)
-
-    await generation.run(request.app[API].engine, sink)
+    answers = await generation.collect(request.app[API].engine)
     return web.Response(body=renderer.whole(answers), content_type="application/json")
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from radixserve.errors import ApiError
 from radixserve.front.protocol import EngineClient
-from radixserve.front.stream import Delta, Stream
+from radixserve.front.stream import Delta, Stream, joined
 from radixserve.metrics import RequestRecord
 
 log = logging.getLogger("radixserve.api")
@@ -93,6 +93,18 @@ class Generation:
         finally:
             for stream in self.streams:
                 await stream.aclose()
+
+    async def collect(self, engine: EngineClient) -> list[Delta]:
+        """Generate all streams as `run` does; returns the whole answer of each."""
+        answers = [Delta() for _ in self.streams]
+
+        async def sink(stream: Stream, delta: Delta) -> None:
+            answers[stream.index].add(delta)
+
+        await self.run(engine, sink)
+        for answer in answers:
+            answer.parts = joined(answer.parts)
+        return answers
 
     def fail(self, error: BaseException) -> None:
         """Record the failure that ended the generation; the first one counts."""

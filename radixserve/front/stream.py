@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from radixserve.errors import ServerError, Unavailable
-from radixserve.parsing.parts import CallArguments, CallBegun, Part, Reasoning, Text
+from radixserve.parsing.parts import CallBegun, CallEnded, Part, Reasoning, Text
 from radixserve.request import Request
 from radixserve.step import TokenEvent, TokenLogprob
 
@@ -47,10 +48,8 @@ class Delta:
         return "".join([part.text for part in self.parts if isinstance(part, Reasoning)])
 
     def add(self, other: Delta) -> None:
-        """Append `other`; consecutive pieces of one text or of one call's arguments are joined, so
-        that an answer that is not streamed has few parts.
-        """
-        self.parts = joined([*self.parts, *other.parts])
+        """Append `other`, in time of its own size; `joined` joins the parts in the end."""
+        self.parts += other.parts
         self.logprobs += other.logprobs
         self.offsets += other.offsets
         self.token_ids += other.token_ids
@@ -253,22 +252,17 @@ class Stream:
 
 
 def joined(parts: Iterable[Part]) -> list[Part]:
-    """`parts` with consecutive pieces of one text or of one call's arguments made one."""
+    """`parts` with consecutive pieces of one text or of one call's arguments made one. Takes time
+    of the number of parts and of their text.
+    """
     whole: list[Part] = []
-    for part in parts:
-        last = whole[-1] if whole else None
-        if isinstance(part, Text) and isinstance(last, Text):
-            whole[-1] = Text(last.text + part.text)
-        elif isinstance(part, Reasoning) and isinstance(last, Reasoning):
-            whole[-1] = Reasoning(last.text + part.text)
-        elif (
-            isinstance(part, CallArguments)
-            and isinstance(last, CallArguments)
-            and part.index == last.index
-        ):
-            whole[-1] = CallArguments(part.index, last.text + part.text)
+    for _, same in groupby(parts, lambda part: (type(part), getattr(part, "index", None))):
+        run = list(same)
+        if len(run) == 1 or isinstance(run[0], CallBegun | CallEnded):
+            whole += run
         else:
-            whole.append(part)
+            texts = [part.text for part in run if not isinstance(part, CallBegun | CallEnded)]
+            whole.append(replace(run[0], text="".join(texts)))
     return whole
 
 

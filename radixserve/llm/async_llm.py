@@ -131,13 +131,7 @@ class AsyncLLM:
         return self._api
 
     async def _run(self, generation: Generation) -> Output:
-        answers = [Delta() for _ in generation.streams]
-
-        async def sink(stream: Stream, delta: Delta) -> None:
-            answers[stream.index].add(delta)
-
-        await generation.run(self._ready().engine, sink)
-        return output_of(generation, answers)
+        return output_of(generation, await generation.collect(self._ready().engine))
 
     async def _stream(self, preparing: Any) -> AsyncIterator[Delta]:
         generation = await preparing
