@@ -1,6 +1,7 @@
 """Every exception radixserve raises on purpose.
 
     RadixserveError
+    |- DeviceLost              the engine process cannot go on; a new one may
     |- StartupError            the server cannot start; the message is for the operator
     |  |- ConfigError          a setting is unknown, malformed or contradicts another
     |  `- ModelRefused         the model cannot be served exactly; says why
@@ -53,6 +54,10 @@ def first_line(error: BaseException) -> str:
     lines = (line.strip() for line in str(error).splitlines())
     line = next((line for line in lines if line), type(error).__name__)
     return line if len(line) <= _MAX_REASON_CHARS else line[:_MAX_REASON_CHARS] + "..."
+
+
+class DeviceLost(RadixserveError):
+    """The device no longer answers this process; only a new process can use it again."""
 
 
 class StartupError(RadixserveError):

@@ -64,6 +64,7 @@ WITHOUT_TORCH = (
     "logs",
 )
 WITHOUT_TORCH_MODULES = (
+    "engine.process",  # it obeys signals and messages before it imports torch
     "store",
     "store.index",
     "store.disk",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from radixserve.errors import DeviceLost
 from radixserve.step import FaultKind, FinishReason
 
 # How torch and Triton begin the messages of the CUDA driver.
@@ -55,10 +56,6 @@ class Fault:
 FAILED = Fault("exception", "error", "the forward pass failed")
 NOT_FINITE = Fault("not_finite", "error", "the model produced logits that are not finite")
 OUT_OF_MEMORY = Fault("out_of_memory", "abort", "the server ran out of memory")
-
-
-class DeviceLost(Exception):
-    """The device no longer answers this process; only a new process can use it again."""
 
 
 def fault_of(error: Exception) -> Fault:

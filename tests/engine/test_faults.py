@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixserve.engine import core, flight
-from radixserve.engine.faults import FAILED, OUT_OF_MEMORY, DeviceLost, Fault, fault_of
+from radixserve.engine.faults import FAILED, OUT_OF_MEMORY, Fault, fault_of
+from radixserve.errors import DeviceLost
 from tests.engine.content_model import ON_FIRE, ContentModel, Prefix, expected
 from tests.engine.harness import Harness, request
 
