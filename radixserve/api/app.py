@@ -25,7 +25,7 @@ from radixserve.api.envelope import (
 )
 from radixserve.api.handlers import handler_of
 from radixserve.api.openai.endpoints import CHAT, COMPLETIONS
-from radixserve.api.openai.responses.endpoint import RESPONSES, not_stored
+from radixserve.api.openai.responses.endpoint import RESPONSES, count_input_tokens, not_stored
 from radixserve.api.request_id import identify, request_id_of
 from radixserve.api.settings import ApiSettings
 from radixserve.errors import Unavailable
@@ -58,9 +58,11 @@ def _routes(prefix: str) -> list[web.RouteDef]:
         web.post(f"{prefix}/v1/chat/completions", handler_of(CHAT)),
         web.post(f"{prefix}/v1/completions", handler_of(COMPLETIONS)),
         web.post(f"{prefix}/v1/responses", handler_of(RESPONSES)),
-        web.get(f"{prefix}/v1/responses/{{path:.+}}", not_stored),
-        web.delete(f"{prefix}/v1/responses/{{path:.+}}", not_stored),
-        web.post(f"{prefix}/v1/responses/{{path:.+}}", not_stored),
+        web.post(f"{prefix}/v1/responses/input_tokens", count_input_tokens),
+        web.get(f"{prefix}/v1/responses/{{id}}", not_stored),
+        web.delete(f"{prefix}/v1/responses/{{id}}", not_stored),
+        web.post(f"{prefix}/v1/responses/{{id}}/cancel", not_stored),
+        web.get(f"{prefix}/v1/responses/{{id}}/input_items", not_stored),
         web.post(f"{prefix}/v1/messages", handler_of(MESSAGES)),
         web.post(f"{prefix}/v1/messages/count_tokens", count_tokens),
         web.get(f"{prefix}/v1/models", ops.list_models),

@@ -22,6 +22,7 @@ from radixserve.api.anthropic.answers import TokenCount
 from radixserve.api.anthropic.wire import CountTokensBody, MessagesBody
 from radixserve.api.openai.answers import ChatCompletion, TextCompletion
 from radixserve.api.openai.errors import ErrorEnvelope
+from radixserve.api.openai.responses.answers import InputTokens
 from radixserve.api.openai.responses.wire import ResponsesBody
 from radixserve.api.openai.wire import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from radixserve.errors import NotFound
@@ -67,9 +68,13 @@ OPERATIONS: Final = (
     ),
     Operation("post", "/v1/completions", "Continue texts", CompletionBody, TextCompletion, True),
     Operation("post", "/v1/responses", "Answer items (OpenAI)", ResponsesBody, streams=True),
-    Operation("get", "/v1/responses/{path}", "Nothing is stored: always 404"),
-    Operation("delete", "/v1/responses/{path}", "Nothing is stored: always 404"),
-    Operation("post", "/v1/responses/{path}", "Nothing is stored: always 404"),
+    Operation(
+        "post", "/v1/responses/input_tokens", "Count a prompt's tokens", ResponsesBody, InputTokens
+    ),
+    Operation("get", "/v1/responses/{id}", "Nothing is stored: always 404"),
+    Operation("delete", "/v1/responses/{id}", "Nothing is stored: always 404"),
+    Operation("post", "/v1/responses/{id}/cancel", "Nothing is stored: always 404"),
+    Operation("get", "/v1/responses/{id}/input_items", "Nothing is stored: always 404"),
     Operation(
         "post", "/v1/messages", "Answer messages (Anthropic)", MessagesBody, AnthropicMessage, True
     ),

@@ -241,6 +241,21 @@ class TestStream:
 
 
 class TestClient:
+    async def test_a_prompt_is_counted_as_it_is_computed(self, client: openai.AsyncOpenAI) -> None:
+        given: Any = [{"role": "user", "content": "abc"}]
+        counted = await client.responses.input_tokens.count(
+            model=MODEL, input=given, instructions="be brief"
+        )
+        answer = await client.responses.create(model=MODEL, input=given, instructions="be brief")
+        assert answer.usage is not None
+        assert (counted.input_tokens, counted.object) == (
+            answer.usage.input_tokens,
+            "response.input_tokens",
+        )
+        with pytest.raises(openai.BadRequestError) as bad:
+            await client.responses.input_tokens.count(model=MODEL, input=[])
+        assert bad.value.param == "input"
+
     async def test_the_quick_start_runs(self, client: openai.AsyncOpenAI) -> None:
         response = await client.responses.create(model=MODEL, input="Write a short story.")
         assert response.output_text.startswith("user: Write a short story.")

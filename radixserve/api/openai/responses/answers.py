@@ -136,6 +136,13 @@ class Response(msgspec.Struct, kw_only=True):
     store: bool = False
 
 
+class InputTokens(msgspec.Struct):
+    """The answer to a question for the size of a prompt."""
+
+    input_tokens: int
+    object: str = "response.input_tokens"
+
+
 def usage_of(counts: Counts, body: ResponsesBody) -> ResponseUsage:
     """`counts` in the shape of this API."""
     device = counts.cached - counts.host - counts.disk

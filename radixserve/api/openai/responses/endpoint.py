@@ -5,11 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import NoReturn
 
+import msgspec
 from aiohttp import web
 
-from radixserve.api.context import Api
+from radixserve.api.body import read_body
+from radixserve.api.context import API, Api
 from radixserve.api.handlers import Endpoint
 from radixserve.api.openai.endpoints import prepare_chat
+from radixserve.api.openai.responses.answers import InputTokens
 from radixserve.api.openai.responses.renderer import ResponsesRenderer
 from radixserve.api.openai.responses.translate import Translation, translate
 from radixserve.api.openai.responses.truncation import with_latest_turns
@@ -39,8 +42,18 @@ async def _prepare(api: Api, translation: Translation) -> Generation:
     return generation
 
 
+async def count_input_tokens(request: web.Request) -> web.Response:
+    """POST /v1/responses/input_tokens: the tokens of the prompt that /v1/responses would
+    compute.
+    """
+    api = request.app[API]
+    generation = await prepare_response(api, await read_body(request, ResponsesBody))
+    count = InputTokens(len(generation.streams[0].request.prompt_ids))
+    return web.Response(body=msgspec.json.encode(count), content_type="application/json")
+
+
 async def not_stored(request: web.Request) -> NoReturn:
-    """GET, DELETE and POST below /v1/responses: nothing is stored."""
+    """GET, DELETE and POST of a response: nothing is stored."""
     message = "This server stores no responses; each is complete in the answer to its request."
     raise NotFound(message, code="not_found")
 
