@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 from radixserve.request import Sampling
-from radixserve.sampling import Row, sample
+from radixserve.sampling import sample
+from tests.rows import Row
 
 KINDS: dict[str, dict[str, object]] = {
     "greedy": {"temperature": 0.0},

@@ -29,15 +29,6 @@ class Start(msgspec.Struct, tag="start", frozen=True):
     model: str
 
 
-class Submit(msgspec.Struct, tag="submit", frozen=True):
-    """Generate. `output_ids` are tokens of this request that came from an earlier engine; continue
-    behind them.
-    """
-
-    request: Request
-    output_ids: list[int] = []
-
-
 class Abort(msgspec.Struct, tag="abort", frozen=True):
     """Stop a request. Unknown ids are ignored, because the request may just have ended."""
 
@@ -71,7 +62,7 @@ class Report(msgspec.Struct, tag="report", frozen=True):
     stats: EngineStats | None = None
 
 
-ToEngine = Start | Submit | Abort
+ToEngine = Start | Request | Abort
 ToFront = Loading | Ready | Refused | Report
 
 _encoder = msgspec.msgpack.Encoder()

@@ -53,12 +53,16 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     grammar: Grammar | None = None
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One sequence to generate. A body with n=3 and two prompts becomes six of these."""
+class Request(msgspec.Struct, tag="request", frozen=True, kw_only=True):
+    """One sequence to generate, as it is sent to the engine. A body with n=3 and two prompts
+    becomes six of these.
+    """
 
     id: str
     prompt_ids: list[int]
     sampling: Sampling
+    # Tokens of the answer that came from an earlier engine; the next one continues behind them.
+    output_ids: list[int] = []
     namespace: str = "public"  # requests share K/V only within a namespace
     reads_cache: bool = True  # cached K/V may be used
     keeps_cache: bool = True  # computed K/V may be found by later requests

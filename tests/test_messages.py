@@ -14,7 +14,6 @@ from radixserve.messages import (
     FrameReader,
     Report,
     Start,
-    Submit,
     ToEngine,
     ToFront,
     encode,
@@ -24,13 +23,11 @@ from radixserve.step import EngineStats, TokenEvent, TokenLogprob
 
 MESSAGES: list[ToEngine] = [
     Start(Settings(), "some/folder"),
-    Submit(
-        Request(
-            id="a",
-            prompt_ids=[1, 2],
-            sampling=Sampling(max_tokens=3, seed=2**63 - 1, logit_bias={5: -1.5}),
-        ),
-        [7],
+    Request(
+        id="a",
+        prompt_ids=[1, 2],
+        sampling=Sampling(max_tokens=3, seed=2**63 - 1, logit_bias={5: -1.5}),
+        output_ids=[7],
     ),
     Abort("a"),
 ]

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from radixserve.request import Sampling
-from radixserve.sampling import Row, Sampled, sampler
+from radixserve.sampling import Sampled, sampler
 from radixserve.sampling.uniform import philox4x32, uniforms
+from tests.rows import Row
 
 
 def row(prompt: list[int] | None = None, output: list[int] | None = None, **fields: Any) -> Row:

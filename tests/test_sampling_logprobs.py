@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from radixserve.request import Sampling
-from radixserve.sampling import PromptLogprobs, Row, sample
+from radixserve.sampling import PromptLogprobs, sample
 from radixserve.step import TokenLogprob
+from tests.rows import Row
 
 
 def row(**fields: Any) -> Row:

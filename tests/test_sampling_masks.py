@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixserve.request import Sampling
-from radixserve.sampling import Row
+from tests.rows import Row
 from tests.test_sampling import sample
 
 NOTHING = np.zeros(0, np.int32)

@@ -133,7 +133,7 @@ class EngineCore:
         """
         since, self._landed_at = max(flight.started, self._landed_at), time.perf_counter()
         num_tokens, seconds = (
-            sum(len(work.chunk.token_ids) for work in flight.works),
+            sum(len(work.token_ids) for work in flight.works),
             self._landed_at - since,
         )
         self._steps += 1

@@ -20,15 +20,10 @@ import torch
 from radixserve.engine.faults import Fault, fault_of
 from radixserve.engine.planning import Work
 from radixserve.model.host import upload
-from radixserve.request import Sampling
-from radixserve.sampling import PromptLogprobs, Row, Sampled, Samples, reads_output, sample
+from radixserve.sampling import PromptLogprobs, Sampled, Samples, reads_output, sample
 from radixserve.step import Chunk, Logits, TokenLogprob
 
 log = logging.getLogger(__name__)
-
-# For a chunk that draws no token: its logits are still checked to be finite.
-_PROBE = Sampling(max_tokens=1, seed=0, temperature=0.0)
-_NOTHING = np.zeros(0, np.int32)
 
 
 class StepModel(Protocol):
@@ -48,7 +43,6 @@ class Flight:
     def __init__(self, works: list[Work]) -> None:
         self.works = works
         self.started = time.perf_counter()
-        self._rows = [_row(work) for work in works]
         self._samples: Samples | None = None
         self._known_logprobs: list[_Known] = []
         self._fault: Fault | None = None
@@ -68,22 +62,20 @@ class Flight:
         to run alone.
         """
         retries = any(work.sequence.num_retry for work in self.works)
-        return self._fault is None and not retries and not any(map(reads_output, self._rows))
+        return self._fault is None and not retries and not any(map(reads_output, self.works))
 
     def launch(self, model: StepModel, before: Flight | None, *, ahead: bool) -> None:
         """Enqueue forward pass and sampling, behind the step `before` if that is still in flight.
         With `ahead` it never waits for the device.
         """
         try:
-            logits = model.forward(
-                [work.chunk for work in self.works], before.drawn if before else None
-            )
-            last_rows = np.cumsum([work.chunk.num_logits for work in self.works]) - 1
+            logits = model.forward(self.works, before.drawn if before else None)
+            last_rows = np.cumsum([work.num_logits for work in self.works]) - 1
             self._ask_known_logprobs(logits, last_rows.tolist())
-            whole = all(work.chunk.logits is Logits.LAST for work in self.works)
+            whole = all(work.logits is Logits.LAST for work in self.works)
             last = logits if whole else logits[upload(last_rows, logits.device)]
             self._constrain()
-            self._samples = sample(last, self._rows, ahead=ahead)
+            self._samples = sample(last, self.works, ahead=ahead)
         except Exception as error:
             self._fault = self._fault_of(error)
 
@@ -114,17 +106,17 @@ class Flight:
 
     def _constrain(self) -> None:
         """Compute the masks of rows with a grammar, on the host, while the device computes."""
-        for work, row in zip(self.works, self._rows, strict=True):
-            if row.sampling.grammar is not None and work.sequence.constraint is not None:
-                row.allowed = work.sequence.constraint.allowed(len(row.output_ids))
+        for work in self.works:
+            if work.sampling.grammar is not None and work.sequence.constraint is not None:
+                work.allowed = work.sequence.constraint.allowed(len(work.output_ids))
 
     def _ask_known_logprobs(self, logits: torch.Tensor, last_rows: list[int]) -> None:
         """Start computing the logprobs of known tokens that are wanted: of the prompt, and of
         tokens that a grammar forced. Position p predicts token p + 1.
         """
         for work, last in zip(self.works, last_rows, strict=True):
-            if work.chunk.logits is Logits.ALL:
-                rows = logits[last + 1 - work.chunk.num_logits : last + 1]
+            if work.logits is Logits.ALL:
+                rows = logits[last + 1 - work.num_logits : last + 1]
                 self._known_logprobs += _known(work, rows)
 
 
@@ -139,23 +131,14 @@ class _Known:
 
 def _known(work: Work, rows: torch.Tensor) -> Iterator[_Known]:
     """The logprobs of the tokens that the chunk's `rows` predict, one row for each position."""
-    sequence, chunk, sampling = work.sequence, work.chunk, work.sequence.request.sampling
+    sequence, sampling = work.sequence, work.sequence.request.sampling
     of_prompt = sampling.prompt_logprobs if sequence.wants_prompt_logits else None
     for target, begin, end, count in (
         (sequence.prompt_logprobs, 1, sequence.num_prompt, of_prompt),
         (sequence.forced_logprobs, sequence.num_reported, sequence.num_tokens, sampling.logprobs),
     ):
-        first, stop = max(begin, chunk.start + 1), min(end, chunk.stop + 1)
+        first, stop = max(begin, work.start + 1), min(end, work.stop + 1)
         if count is not None and first < stop:
-            some = rows[first - 1 - chunk.start : stop - 1 - chunk.start]
+            some = rows[first - 1 - work.start : stop - 1 - work.start]
             logprobs = PromptLogprobs(some, sequence.ids[first:stop], count)
             yield _Known(target, first - begin, logprobs)
-
-
-def _row(work: Work) -> Row:
-    sequence, stop = work.sequence, work.chunk.stop
-    if stop < sequence.num_tokens:
-        return Row(_PROBE, _NOTHING, _NOTHING)
-    return Row(
-        sequence.request.sampling, sequence.prompt_ids, sequence.ids[sequence.num_prompt : stop]
-    )

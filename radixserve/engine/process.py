@@ -33,11 +33,11 @@ from radixserve.messages import (
     Refused,
     Report,
     Start,
-    Submit,
     ToEngine,
     ToFront,
     encode,
 )
+from radixserve.request import Request
 from radixserve.step import EngineInfo, TokenEvent
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ class EngineLoop:
     def _take_messages(self) -> list[TokenEvent]:
         events: list[TokenEvent] = []
         for message in self._channel.receive(self._patience, self._also):
-            if isinstance(message, Submit):
-                events += self._core.submit(message.request, message.output_ids)
+            if isinstance(message, Request):
+                events += self._core.submit(message, message.output_ids)
             elif isinstance(message, Abort):
                 events += self._core.abort(message.request_id)
         return events

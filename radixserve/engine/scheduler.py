@@ -277,8 +277,8 @@ class Scheduler:
         sequence = work.sequence
         if sampled is None:
             return self._fail_row(sequence)
-        sequence.num_computed, sequence.num_retry = work.chunk.stop, 0
-        if work.chunk.start < sequence.num_prompt:
+        sequence.num_computed, sequence.num_retry = work.stop, 0
+        if work.start < sequence.num_prompt:
             _publish(sequence)
             if sequence.num_computed >= sequence.num_prompt:
                 self.tiers.save(sequence)

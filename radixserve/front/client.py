@@ -21,7 +21,7 @@ from radixserve.front.gate import Gate
 from radixserve.front.stream import Stream
 from radixserve.front.streams import Streams
 from radixserve.front.supervisor import Cause, Supervisor
-from radixserve.messages import Abort, Ready, Report, Start, Submit
+from radixserve.messages import Abort, Ready, Report, Start
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent
 
 _KILLED_TWICE = (
@@ -214,7 +214,9 @@ class ProcessEngine:
             if stream.submitted:
                 self._on_resume()
             stream.submitted = True
-            self._supervisor.send(Submit(stream.request, stream.output_ids))
+            self._supervisor.send(
+                msgspec.structs.replace(stream.request, output_ids=stream.output_ids)
+            )
 
     def _end_all(self, reason: str) -> None:
         for stream in self._streams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,7 @@ from radixserve.request import Sampling
 from radixserve.step import TokenLogprob
 
 
-@dataclass(slots=True)
-class Row:
+class Row(Protocol):
     """What is known of one sequence when its next token is drawn.
 
     Only the device may know the last token of the output yet. Its position counts all the same;
@@ -20,13 +20,23 @@ class Row:
     is known.
     """
 
-    sampling: Sampling
-    prompt_ids: npt.NDArray[np.int32]
-    # Generated so far; its length is the position that, with the seed, keys the draw.
-    output_ids: npt.NDArray[np.int32]
-    # The tokens that may be drawn: uint32 [words], one bit per token, lowest first; ids beyond may
-    # not be drawn. None: all tokens.
-    allowed: npt.NDArray[np.uint32] | None = None
+    @property
+    def sampling(self) -> Sampling:
+        """How to draw."""
+
+    @property
+    def prompt_ids(self) -> npt.NDArray[np.int32]:
+        """The prompt."""
+
+    @property
+    def output_ids(self) -> npt.NDArray[np.int32]:
+        """Generated so far; its length is the position that, with the seed, keys the draw."""
+
+    @property
+    def allowed(self) -> npt.NDArray[np.uint32] | None:
+        """The tokens that may be drawn: uint32 [words], one bit per token, lowest first; ids beyond
+        may not be drawn. None: all tokens.
+        """
 
 
 @dataclass(slots=True)

@@ -200,7 +200,7 @@ def test_two_launches_in_a_row_wait_for_nothing(
     model, before, live = runner(loaded, graphs=graphs), None, sequences(KVCache(SLOTS - 1))
     for step, num_downloads in enumerate((2, 1)):
         flight = planned(live)
-        assert all((work.chunk.drawn_row is not None) == bool(step) for work in flight.works)
+        assert all((work.drawn_row is not None) == bool(step) for work in flight.works)
         downloads.clear()
         with Waits() as waits:
             flight.launch(model, before, ahead=True)
