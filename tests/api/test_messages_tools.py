@@ -178,12 +178,48 @@ class TestWithUnknownFieldsLeftOut:
         assert "tools[2].name" in answer["error"]["message"]
 
 
+class TestReasoning:
+    """The model sets its reasoning apart."""
+
+    @pytest.fixture
+    def settings(self) -> ApiSettings:
+        return ApiSettings(reasoning_parser="think")
+
+    @pytest.mark.parametrize("display", ["summarized", "omitted"])
+    async def test_the_reasoning_is_a_block_of_its_own(
+        self, client: anthropic.AsyncAnthropic, server: Server, display: Any
+    ) -> None:
+        answering(server, "<think>well</think>yes")
+        thinking: Any = {"type": "adaptive", "display": display}
+        body = asking(thinking=thinking)
+        _, answer = await server.post(MESSAGES, body)
+        block, text = answer["content"]
+        assert block["thinking"].strip() == ("well" if display == "summarized" else "")
+        assert block["signature"]
+        assert text["text"].strip() == "yes"
+        assert assembled(await streamed(server, body)) == answer["content"]
+        spent = answer["usage"]["output_tokens_details"]["thinking_tokens"]
+        assert 0 < spent < answer["usage"]["output_tokens"]
+        async with client.messages.stream(
+            model=MODEL,
+            max_tokens=100,
+            messages=[{"role": "user", "content": "a"}],
+            thinking=thinking,
+        ) as stream:
+            message = await stream.get_final_message()
+        assert [each.type for each in message.content] == ["thinking", "text"]
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"tools": [TIME, TIME]}, "tools[1].name"),
     ({"tools": [{**TIME, "name": "a b"}]}, "tools[0].name"),
     ({"tools": [{**TIME, "name": ""}]}, "tools[0].name"),
     ({"tools": [], "tool_choice": {"type": "any"}}, "tool_choice"),
     ({"tool_choice": {"type": "tool", "name": "missing"}}, "tool_choice.name"),
+    (
+        {"tools": [{**TIME, "input_schema": {"type": 5}}], "tool_choice": {"type": "any"}},
+        "tools: The parameters of 'time'",
+    ),
     ({"output_config": {"format": {"type": "json_schema", "schema": {"type": 5}}}}, "format"),
 ]
 
