@@ -64,7 +64,11 @@ def test_the_structured_output_quick_start(client: openai.OpenAI) -> None:
 def test_the_function_quick_start(client: openai.OpenAI) -> None:
     history: Any = [{"role": "user", "content": "What is my horoscope? I am an Aquarius."}]
     first = client.responses.create(
-        model=MODEL, tools=[HOROSCOPE], tool_choice="required", input=history
+        model=MODEL,
+        tools=[HOROSCOPE],
+        tool_choice="required",
+        parallel_tool_calls=False,  # so small a model would go on calling
+        input=history,
     )
     history += first.output
     calls = [item for item in first.output if item.type == "function_call"]
