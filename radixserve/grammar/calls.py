@@ -87,7 +87,7 @@ def tool_calls(
     """
     text = Text(control)
     first = layout.opening + layout.before
-    trigger = layout.trigger or _first_part(first, control)
+    trigger = layout.trigger or text.first_part(first)
     more = f"({text.literal(layout.separator)} {text.literal(layout.before)} call)*"
     rest = f"call {more if parallel else ''} {text.literal(layout.closing)}"
     rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}"]
@@ -125,20 +125,31 @@ class Text:
 
     def __init__(self, control: Mapping[str, int]) -> None:
         self._control = control
-        self.rules: list[str] = []
+        self._names = _names_in(control)
+        self._rules: dict[str, None] = {}  # in the order in which they were needed
+
+    @property
+    def rules(self) -> list[str]:
+        """The rules that the expansions so far need."""
+        return list(self._rules)
 
     def rule(self, expansion: str) -> str:
         """The name of a new rule with this expansion."""
-        name = f"rule_{len(self.rules)}"
-        self.rules.append(f"{name}: {expansion}")
+        name = f"rule_{len(self._rules)}"
+        self._add(f"{name}: {expansion}")
         return name
 
     def literal(self, text: str) -> str:
         """Exactly `text`."""
         return " ".join(
             f"<[{self._control[part]}]>" if part in self._control else quoted(part)
-            for part in _parts(text, self._control)
+            for part in self._parts(text)
         )
+
+    def first_part(self, text: str) -> str:
+        """The control token with which `text` begins, or else all of it."""
+        first = next(self._parts(text), "")
+        return first if first in self._control else text
 
     def free(self, marker: str) -> str:
         """Any text without `marker`."""
@@ -165,17 +176,20 @@ class Text:
         return name
 
     def _add(self, rule: str) -> None:
-        if rule not in self.rules:
-            self.rules.append(rule)
+        self._rules[rule] = None
+
+    def _parts(self, text: str) -> Iterator[str]:
+        """`text` cut around the names of control tokens; no part is empty."""
+        return filter(None, self._names.split(text))
 
     def _pieces(self) -> str:
         """Text, each piece of which ends with a control token."""
-        rules = [_ANY_TEXT]
-        if self._control:
-            ids = ",".join(map(str, sorted(self._control.values())))
-            rules.append(f"piece: TEXT <[{ids}]>")
-        self.rules += [rule for rule in rules if rule not in self.rules]
-        return "piece*" if self._control else ""
+        self._add(_ANY_TEXT)
+        if not self._control:
+            return ""
+        ids = ",".join(map(str, sorted(self._control.values())))
+        self._add(f"piece: TEXT <[{ids}]>")
+        return "piece*"
 
 
 def quoted(text: str) -> str:
@@ -183,15 +197,7 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _parts(text: str, control: Mapping[str, int]) -> Iterator[str]:
-    """`text` cut around the names of control tokens, longest names first; no part is empty."""
+def _names_in(control: Mapping[str, int]) -> re.Pattern[str]:
+    """Matches the name of a control token, of several the longest."""
     names = sorted(control, key=len, reverse=True)
-    pattern = "|".join(map(re.escape, names))
-    cut = re.split(f"({pattern})", text) if pattern else [text]
-    yield from (part for part in cut if part)
-
-
-def _first_part(text: str, control: Mapping[str, int]) -> str:
-    """The control token with which `text` begins, or else all of it."""
-    first = next(_parts(text, control), "")
-    return first if first in control else text
+    return re.compile(f"({'|'.join(map(re.escape, names))})" if names else "(?!)")

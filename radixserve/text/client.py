@@ -32,6 +32,7 @@ from radixserve.text.messages import (
     Start,
     encode,
 )
+from radixserve.text.passed import PassedGrammars
 from radixserve.text.stream import TextStream
 from radixserve.text.worker_process import WorkerDied, WorkerProcess
 
@@ -131,6 +132,7 @@ class ProcessTokenizer(Detokenizer):
         self.drops_reasoning = ready.drops_reasoning
         self.eos_token_id = ready.eos_token_id
         self._processes = processes
+        self._passed = PassedGrammars()
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """See `TokenizerClient.encode`."""
@@ -141,8 +143,10 @@ class ProcessTokenizer(Detokenizer):
         return await self._processes.ask(EncodeChat(conversation))
 
     async def check_grammar(self, grammar: Grammar) -> None:
-        """See `TokenizerClient.check_grammar`."""
-        await self._processes.ask(CheckGrammar(grammar))
+        """See `TokenizerClient.check_grammar`. One that has passed is not asked for again."""
+        if grammar not in self._passed:
+            await self._processes.ask(CheckGrammar(grammar))
+            self._passed.add(grammar)
 
 
 class _Job:

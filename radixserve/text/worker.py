@@ -21,7 +21,6 @@ import msgspec
 
 from radixserve import grammar
 from radixserve.errors import BadRequest, ModelRefused
-from radixserve.request import Grammar
 from radixserve.text.messages import (
     LENGTH,
     TRY_SECONDS,
@@ -123,17 +122,11 @@ def _answer(tokenizer: Tokenizer, question: Question) -> Encoded | Failed:
             add = question.add_special_tokens
             return Encoded(tokenizer.encode(question.text, add_special_tokens=add))
         if isinstance(question, CheckGrammar):
-            _check(tokenizer, question.grammar)
+            grammar.check(question.grammar, _vocabulary(tokenizer))
             return Encoded([])
         return tokenizer.encode_chat(question.conversation)
     except BadRequest as refusal:
         return Failed(refusal.message, refusal.param, refusal.code)
-
-
-@lru_cache(maxsize=64)
-def _check(tokenizer: Tokenizer, checked: Grammar) -> None:
-    """Raise BadRequest if the grammar cannot be compiled. Those that can are remembered."""
-    grammar.check(checked, _vocabulary(tokenizer))
 
 
 @lru_cache(maxsize=1)

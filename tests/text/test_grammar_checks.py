@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -71,3 +72,21 @@ async def test_a_refusal_names_the_keyword() -> None:
         assert "<|im_end|>" in tokenizer.control_tokens
     finally:
         await processes.close()
+
+
+async def test_a_grammar_that_passed_is_not_asked_for_again_and_a_refused_one_is() -> None:
+    start = Start(str(embedded_model(progress=False)), 60.0, 60.0)
+    processes = TokenizerProcesses(start, 1, 8, lambda: None)
+    tokenizer = await processes.start()
+    good, bad = grammar("choice", ["a", "b"]), grammar("regex", "(")
+    try:
+        await tokenizer.check_grammar(good)
+        with pytest.raises(BadRequest):
+            await tokenizer.check_grammar(bad)
+    finally:
+        await processes.close()
+    processes.ask = asked = AsyncMock()  # type: ignore[method-assign]
+    await tokenizer.check_grammar(good)
+    asked.assert_not_awaited()
+    await tokenizer.check_grammar(bad)
+    asked.assert_awaited_once_with(CheckGrammar(bad))

@@ -23,7 +23,7 @@ from radixserve.api.openai.tools import Offer
 from radixserve.api.openai.wire_tools import Function
 from radixserve.errors import BadRequest
 from radixserve.grammar.answers import calls_or_form, form_after
-from radixserve.parsing.layouts import CONSTRAINTS
+from radixserve.parsing.call_grammars import call_grammar
 from radixserve.parsing.tool import Tool
 from radixserve.request import Grammar
 
@@ -60,7 +60,8 @@ def _with_calls(
     api: Api, tools: Sequence[Tool], offer: Offer, asked: Asked | None, after: str
 ) -> Grammar | None:
     has_form = asked is not None and not offer.required
-    calls = CONSTRAINTS[api.formats.tools.name].grammar(
+    calls = call_grammar(
+        api.formats.tools.name,
         tools,
         required=offer.required or has_form,
         parallel=offer.parallel,
