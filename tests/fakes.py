@@ -106,6 +106,7 @@ class FakeEngine:
         self.stats = EngineStats()
         self.unready_reason: str | None = None
         self.answer: Callable[[Request], Sequence[int]] = repeat_prompt
+        self.logprob: Callable[[int], TokenLogprob] | None = None
         self.num_cached = 0
         self.refuse_after: int | None = (
             None  # so many submissions are accepted, the next is refused
@@ -187,5 +188,5 @@ class FakeAnswer:
         if event.finish is None and self._num_sent >= min(len(self._tokens), sampling.max_tokens):
             event.finish = "length"
         if sampling.logprobs is not None:
-            event.logprobs = [logprob_of(token) for token in event.token_ids]
+            event.logprobs = [(engine.logprob or logprob_of)(token) for token in event.token_ids]
         return event

@@ -68,7 +68,6 @@ FIELDS: list[tuple[Any, ...]] = [
     ("n", 17, "integer_above_max_value"),
     ("n", 10**9, "integer_above_max_value"),
     ("n", True, "invalid_type"),
-    ("best_of", 2, "unsupported_parameter"),
     ("temperature", -1, "decimal_below_min_value"),
     ("temperature", 2.01, "decimal_above_max_value"),
     ("temperature", "1", "invalid_type"),
@@ -196,6 +195,7 @@ COMPLETION_FIELDS_OF_CHAT = {
 }
 
 CHAT_FIELDS: list[tuple[Any, ...]] = [
+    ("best_of", 2, "unsupported_parameter"),
     ("messages", [], "empty_array"),
     ("messages", "hello", "invalid_type"),
     ("messages", [123], "invalid_type", "messages[0]"),

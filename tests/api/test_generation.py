@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from radixserve.request import Request
+from radixserve.step import TokenLogprob
 from radixserve.text.tokenizer import Tokenizer
 from tests.api.conftest import ALIAS, CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
 from tests.fakes import EOS, VOCAB, logprob_of
@@ -577,3 +579,23 @@ def _choice(path: str) -> Any:
     """A choice whose text is the second character of the reference answer."""
     text = reference(path)[1]
     return {"message": {"content": text}, "text": text}
+
+
+async def test_the_best_of_several_answers_are_sent(server: Server) -> None:
+    def answer(request: Request) -> list[int]:
+        """The seed decides which letter is answered; the fake gives all the same logprob."""
+        return [ord("a") + request.sampling.seed % 26] * request.sampling.max_tokens
+
+    server.engine.answer = answer
+    quality = {"a": -3.0, "b": -1.0, "c": -2.0, "d": -4.0}
+    server.engine.logprob = lambda token: TokenLogprob(token, quality[chr(token)], [])
+    body = body_for(COMPLETIONS, seed=0, n=2, best_of=4)
+    status, whole = await server.post(COMPLETIONS, body | {"prompt": ["x", "y"]})
+    assert status == 200
+    assert [choice["text"] for choice in whole["choices"]] == ["bbbb", "cccc", "bbbb", "cccc"]
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2, 3]
+    assert all(choice["logprobs"] is None for choice in whole["choices"])
+    assert whole["usage"]["completion_tokens"] == 2 * 4 * 4
+    for wrong in ({"best_of": 1}, {"best_of": 17}, {"stream": True}):
+        status, refusal = await server.post(COMPLETIONS, body | wrong)
+        assert (status, refusal["error"]["param"]) == (400, "best_of")

@@ -70,10 +70,13 @@ class CompletionRenderer:
 
     def whole(self, answers: list[Delta]) -> bytes:
         """See `Renderer`."""
-        choices = [
-            self._whole(stream, answer)
-            for stream, answer in zip(self._generation.streams, answers, strict=True)
-        ]
+        drawn = [*zip(self._generation.streams, answers, strict=True)]
+        size = self._generation.num_choices
+        prompts = [drawn[i : i + size] for i in range(0, len(drawn), size)]
+        best = [pair for prompt in prompts for pair in _best(prompt, self._body.num_choices)]
+        choices = [self._whole(*pair) for pair in best]
+        for index, choice in enumerate(choices):
+            choice.index = index
         usage = usage_of(self._generation.counts(), self._body)
         return msgspec.json.encode(
             TextCompletion(self._id, self._created, self._model, choices, usage=usage)
@@ -144,3 +147,17 @@ class CompletionRenderer:
                 name = f"token_id:{token_id}"
             top[name] = max(logprob, LOWEST_LOGPROB)
         return top
+
+
+def _best(drawn: list[tuple[Stream, Delta]], most: int) -> list[tuple[Stream, Delta]]:
+    """The `most` answers whose tokens are likeliest on average, the best first; all in their order
+    if there are no more.
+    """
+    if len(drawn) <= most:
+        return drawn
+    return sorted(drawn, key=lambda pair: _mean_logprob(pair[1]), reverse=True)[:most]
+
+
+def _mean_logprob(answer: Delta) -> float:
+    entries = answer.logprobs
+    return sum(entry.logprob for entry in entries) / max(1, len(entries))

@@ -82,7 +82,7 @@ def resolve(
     `prompts` are token ids with the text that `echo` repeats. Choice i of a prompt is drawn with
     seed + i (mod 2**63), so that choices differ and can be reproduced.
     """
-    num_choices = 1 if body.n is None else body.n
+    num_choices = body.num_drawn
     if len(prompts) * num_choices > api.settings.max_sequences:
         raise too_many("n", api.settings.max_sequences, "n times the number of prompts")
     generation_id, arrived = secrets.token_hex(12), time.monotonic()
@@ -222,9 +222,17 @@ def _sampling(
         repetition_penalty=_or(body.repetition_penalty, default.repetition_penalty),
         logit_bias=_logit_bias(body.logit_bias, info.vocab_size, settings.max_logit_bias),
         allowed_token_ids=_allowed_token_ids(body, info.vocab_size),
-        logprobs=body.num_logprobs,
+        logprobs=_num_reported(body),
         prompt_logprobs=_prompt_logprobs(body),
     )
+
+
+def _num_reported(body: GenerationBody) -> int | None:
+    """How many alternatives of each token the engine reports. To compare answers it reports the
+    logprobs of the tokens alone.
+    """
+    compares = body.num_drawn > body.num_choices
+    return 0 if body.num_logprobs is None and compares else body.num_logprobs
 
 
 def _prompt_logprobs(body: GenerationBody) -> int | None:

@@ -105,8 +105,14 @@ def check_chat(body: ChatBody, settings: ApiSettings, *, fewest_tokens: int = 1)
 
 
 def check_completion(body: CompletionBody, settings: ApiSettings) -> None:
-    """Raises BadRequest for logprobs outside 0 .. max_completion_logprobs."""
+    """Raises BadRequest for logprobs outside 0 .. max_completion_logprobs, and for a `best_of` that
+    is below `n` or cannot be streamed.
+    """
     check_range("logprobs", body.logprobs, 0, settings.max_completion_logprobs, "integer")
+    check_range("best_of", body.best_of, body.num_choices, settings.max_choices, "integer")
+    if body.stream and body.num_drawn > body.num_choices:
+        text = "'best_of' above 'n' is not available for streams."
+        raise BadRequest(text, param="best_of", code="unsupported_parameter")
 
 
 def stop_tokens(info: EngineInfo, default: Defaults) -> tuple[int, ...]:
@@ -152,7 +158,9 @@ def check_prompt_chars(num_chars: int, info: EngineInfo, settings: ApiSettings, 
 
 
 def _refuse_unsupported(body: GenerationBody) -> None:
-    served = ChatBody.__annotations__ if isinstance(body, ChatBody) else WITHOUT_EFFECT_ON_TEXT
+    served = {*type(body).__annotations__}
+    if isinstance(body, CompletionBody):
+        served |= {*WITHOUT_EFFECT_ON_TEXT}
     for name in KnownElsewhere.__struct_fields__:
         value = None if name in served else getattr(body, name)
         accepted = AS_IF_ABSENT.get(name, ())

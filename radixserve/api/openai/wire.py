@@ -194,6 +194,16 @@ class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
         return self.max_tokens
 
     @property
+    def num_choices(self) -> int:
+        """How many answers each prompt gets."""
+        return 1 if self.n is None else self.n
+
+    @property
+    def num_drawn(self) -> int:
+        """How many answers to each prompt are generated; the best `num_choices` are sent."""
+        return self.num_choices
+
+    @property
     def num_logprobs(self) -> int | None:
         """How many alternatives each token is reported with; None: no logprobs are wanted."""
         return None
@@ -319,6 +329,8 @@ class ChatBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
 class CompletionBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
     """Texts, or token ids, to be continued."""
 
+    best_of: int | None = None
+
     prompt: str | list[int | str | list[int]]
     logprobs: int | None = None
     echo: bool | None = None
@@ -327,6 +339,11 @@ class CompletionBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
     def num_logprobs(self) -> int | None:
         """See `GenerationBody.num_logprobs`."""
         return self.logprobs
+
+    @property
+    def num_drawn(self) -> int:
+        """See `GenerationBody.num_drawn`."""
+        return self.best_of or self.num_choices
 
     @property
     def wants_echo(self) -> bool:
