@@ -9,10 +9,12 @@ presence and frequency as in the OpenAI API reference.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
 from radixserve.model.host import upload, upload_ids
 from radixserve.request import Sampling
@@ -149,13 +151,24 @@ def _keep_allowed(logits: torch.Tensor, rows: Sequence[Row]) -> None:
     words = np.zeros((len(masks), (vocab + 31) // 32), np.uint32)
     for line, mask in zip(words, masks.values(), strict=True):
         line[: len(mask)] = mask[: len(line)]
-    bits = np.unpackbits(~words.view(np.uint8), axis=-1, count=vocab, bitorder="little")
-    forbidden = upload(bits.view(np.bool_), logits.device)
+    octets = upload(words.view(np.uint8), logits.device).int()
+    added = F.embedding(octets, _added_by_octet(logits.device)).view(len(masks), -1)[:, :vocab]
     if len(masks) == len(rows):
-        logits.masked_fill_(forbidden, -torch.inf)
+        logits += added
     else:
-        at = upload_ids(list(masks), logits.device)
-        logits[at] = logits[at].masked_fill_(forbidden, -torch.inf)
+        logits.index_add_(0, upload_ids(list(masks), logits.device), added)
+
+
+@cache
+def _added_by_octet(device: torch.device) -> torch.Tensor:
+    """For each value of 8 bits of a mask, what is added to 8 logits: 0 or -inf, float32 [256, 8].
+
+    Adding is several times as fast as filling in by a mask, whose bits are hard to foresee for a
+    processor.
+    """
+    values, bits = torch.arange(256, device=device), torch.arange(8, device=device)
+    is_left_out = values[:, None] >> bits & 1 == 0
+    return torch.zeros(256, 8, device=device).masked_fill_(is_left_out, -torch.inf)
 
 
 def _where(
