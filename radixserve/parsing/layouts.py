@@ -71,9 +71,17 @@ _HERMES = Layout(
     separator="\n",
 )
 
+# As `text.generic_tools` writes earlier calls, so that a call and its history are the same tokens.
+_GENERIC = Layout(
+    before='<tool_call>{"name": "',
+    between='", "arguments": ',
+    after="}</tool_call>",
+    separator="\n",
+)
+
 CONSTRAINTS = {
     "hermes": Constraint(_HERMES),
-    "generic": Constraint(_HERMES),
+    "generic": Constraint(_GENERIC),
     "qwen3_coder": Constraint(
         Layout(
             before="<tool_call>\n<function=",
