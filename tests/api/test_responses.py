@@ -143,6 +143,7 @@ class TestWhole:
                 temperature=0.5,
                 truncation="auto",
                 store=True,
+                client_metadata={"session": "1"},
                 reasoning={"effort": "low", "summary": "auto"},
                 prompt_cache_key="k",
                 safety_identifier="s",

@@ -61,6 +61,7 @@ class ResponsesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     # These fields have no effect, as in chat completions; answers repeat some of them.
+    client_metadata: dict[str, str] | None = None
     metadata: dict[str, str] | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
