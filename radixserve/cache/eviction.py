@@ -26,11 +26,10 @@ class Policy:
     truncation changes.
     """
 
-    name: str
     rank: Callable[[Node], int]
 
 
-LRU = Policy("lru", attrgetter("last_use"))
+LRU = Policy(attrgetter("last_use"))
 """Least recently used: the leaf whose last lease was released longest ago."""
 
 

@@ -113,18 +113,12 @@ class KVCache:
 
         `on_evict` is called for each leaf before it is dropped or loses its tail.
         """
-        dropped = self._drop(num_tokens, self._tell if self.on_evict else None)
+        free_before = self.allocator.num_free
+        before = self._tell if self.on_evict else None
+        self.allocator.free(self.evictor.evict(num_tokens, before))
+        dropped = self.allocator.num_free - free_before
         self._evicted_tokens_total += dropped
         return dropped
-
-    def clear(self) -> int:
-        """Drop every token without a lease and return how many. They are not counted as evicted."""
-        return self._drop(self.evictor.evictable_tokens)
-
-    def _drop(self, num_tokens: int, before: Callable[[Node], None] | None = None) -> int:
-        free_before = self.allocator.num_free
-        self.allocator.free(self.evictor.evict(num_tokens, before))
-        return self.allocator.num_free - free_before
 
     def _tell(self, leaf: Node) -> None:
         assert self.on_evict is not None, "somebody wants to be told"

@@ -193,13 +193,6 @@ class ProcessEngine:
         self._gate.arrive(stream.request.id)
         self._admit()
 
-    def abort(self, request_id: str) -> None:
-        """End a request with finish "abort"; unknown ids are ignored."""
-        stream = self._streams.get(request_id)
-        if stream is not None:
-            self._end(stream, "abort")
-            self._admit()
-
     def _leave(self, stream: Stream) -> None:
         """The reader of `stream` is gone; abort the request if it still runs."""
         if stream in self._streams:

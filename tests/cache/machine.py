@@ -248,15 +248,6 @@ class CacheMachine(RuleBasedStateMachine):
         self.expect_evicted(expected, protected)
         self.evicted_total += expected
 
-    @rule(really=st.integers(0, 7))
-    def clear(self, really: int) -> None:
-        if really:  # most of the time there should be something to work on
-            return
-        protected = self.protected()
-        expected = len(self.published.keys() - protected)
-        assert self.cache.clear() == expected, "clear miscounts"
-        self.expect_evicted(expected, protected)
-
     @rule(namespace=NAMESPACES, tokens=TOKENS)
     def match(self, namespace: str, tokens: list[int]) -> None:
         before = self.picture()
@@ -321,17 +312,17 @@ def slots_of(runs: Iterable[tuple[int, int]]) -> list[int]:
 
 
 class MostRecentlyUsedFirst(CacheMachine):
-    policy = Policy("mru", lambda node: -node.last_use)
+    policy = Policy(lambda node: -node.last_use)
     recency = -1
 
 
 class OldestNodeFirst(CacheMachine):
-    policy = Policy("fifo", lambda node: node.serial)
+    policy = Policy(lambda node: node.serial)
     recency = 0
 
 
 class NoOrderAtAll(CacheMachine):
-    policy = Policy("none", lambda node: 0)
+    policy = Policy(lambda node: 0)
     recency = 0
 
 

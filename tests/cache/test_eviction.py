@@ -87,10 +87,10 @@ def test_an_empty_namespace_goes_with_its_last_pin() -> None:
 
 
 def test_a_policy_is_a_name_and_a_rank() -> None:
-    _, evictor, _ = family(Policy("mru", lambda node: -node.last_use))
+    _, evictor, _ = family(Policy(lambda node: -node.last_use))
     assert evictor.evict(2) == [(20, 2)]
 
 
 def test_leaves_of_equal_rank_go_in_the_order_they_were_made() -> None:
-    _, evictor, _ = family(Policy("none", lambda node: 0))
+    _, evictor, _ = family(Policy(lambda node: 0))
     assert evictor.evict(5) == [(10, 3), (20, 2)]

@@ -305,7 +305,7 @@ def test_tiny_models_give_the_same_bits_warm_up_to_any_token_and_after_evicting_
         if evicts:
             core.cache.evict(count)
         else:
-            core.cache.clear()
+            core.cache.evict(core.cache.stats().cached)
             run(core, [warm_up_to(loaded, request, count, draw)])
             assert cached(core, request) == min(count, 149)
         found, before = cached(core, request), core.stats().cached_prompt_tokens_total
@@ -320,7 +320,7 @@ def test_the_real_model_gives_the_same_bits_warm_up_to_any_token(real_model: Loa
     expected = alone(real_model, [request])
     core = Setup(max_step_tokens=100).engine(real_model)
     for cut in draw.sample(range(1, 90), 5):
-        core.cache.clear()
+        core.cache.evict(core.cache.stats().cached)
         run(core, [warm_up_to(real_model, request, cut, draw)])
         assert cached(core, request) == cut
         assert run(core, [request]) == expected, f"{cut} tokens cached"

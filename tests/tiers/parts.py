@@ -67,6 +67,13 @@ class PoolContent(MutableMapping[int, tuple[int, ...]]):
         raise NotImplementedError
 
 
+def forget(cache: KVCache) -> None:
+    """Drop what the device holds without a lease; the tiers below are not told."""
+    told, cache.on_evict = cache.on_evict, None
+    cache.evict(cache.stats().cached)
+    cache.on_evict = told
+
+
 class Tiered:
     """An engine with the tiers that are given, and everything it said."""
 

@@ -24,7 +24,7 @@ from radixserve.tiers import disk as disk_tier
 from tests.engine.content_model import expected
 from tests.engine.harness import request
 from tests.store.parts import QuickDisk, files, flip
-from tests.tiers.parts import Tiered
+from tests.tiers.parts import Tiered, forget
 
 LONG = [i % 7 for i in range(40)]
 OTHER = [5 - i % 5 for i in range(50)]
@@ -255,7 +255,7 @@ def test_slots_are_not_taken_back_while_they_are_read(
     assert right(engine, "all of it", [6, *OTHER], 8)
     monkeypatch.setattr(disk_tier.Reader, "read", read)  # type: ignore[attr-defined]
     engine.settle()
-    engine.cache.clear()
+    forget(engine.cache)
     engine.ask(request("warm", LONG))
     assert engine.cached("warm") == (0, 0, len(LONG) - 1)
     assert right(engine, "warm", LONG)
@@ -271,7 +271,7 @@ def test_what_is_not_worth_it_is_computed_and_tried_again_now_and_then(
     engine.disk.pace.load.observe(10, 5.0)
     loaded = []
     for i in range(16):
-        engine.cache.clear()
+        forget(engine.cache)
         engine.ask(request(f"r{i}", LONG))
         loaded.append(engine.cached(f"r{i}")[2])
     assert loaded == [0] * 15 + [len(LONG) - 1]
@@ -291,7 +291,7 @@ def test_a_disk_that_fails_all_the_time_only_costs_the_hits(
         monkeypatch.setattr(QuickDisk, failing, fails)
     for i in range(5):
         engine.ask(request(f"r{i}", LONG))
-        engine.cache.clear()
+        forget(engine.cache)
     assert all(right(engine, f"r{i}", LONG) for i in range(5))
     engine.assert_drained()
 
@@ -299,7 +299,7 @@ def test_a_disk_that_fails_all_the_time_only_costs_the_hits(
 def test_without_reuse_nothing_is_asked_or_kept(tmp_path: Path, opened: list[Tiered]) -> None:
     engine = started(opened, 100, folder=tmp_path / "s")
     engine.ask(request("cold", LONG))
-    engine.cache.clear()
+    forget(engine.cache)
     engine.ask(request("echo", LONG, prompt_logprobs=1))
     assert engine.cached("echo") == (0, 0, 0)
     assert right(engine, "echo", LONG)
@@ -343,11 +343,11 @@ def test_a_command_beside_the_engine_clears_and_imports(
     assert asked(engine, lambda: transfer.clear(folder)) == 2
     assert files(folder) == []
     assert engine.core.stats().tiers.disk_runs == 0
-    engine.cache.clear()
+    forget(engine.cache)
     engine.ask(request("cleared", LONG))
     assert engine.cached("cleared") == (0, 0, 0)
     asked(engine, lambda: transfer.clear(folder))
-    engine.cache.clear()
+    forget(engine.cache)
     assert (
         asked(engine, lambda: transfer.import_prefix(folder, tmp_path / "file")).num_new
         == len(LONG) + 3
@@ -364,7 +364,7 @@ def test_a_long_errand_lets_loads_pass_and_does_not_outlive_the_engine(
     folder = tmp_path / "s"
     engine = started(opened, 128, folder=folder)
     engine.ask(request("cold", LONG))
-    engine.cache.clear()
+    forget(engine.cache)
     monkeypatch.setattr(
         errands.Attendant, "_doing", lambda *_: itertools.repeat(None)
     )  # never ends
