@@ -20,12 +20,28 @@ from radixserve.errors import StartupError
 from radixserve.front.client import ProcessEngine
 from radixserve.metrics import Metrics
 from radixserve.model.embedded import EMBEDDED_DEFAULTS
-from radixserve.model.source import ModelSource
+from radixserve.model.source import ModelSource, find_model
+from radixserve.model.temporary import ensure_temporary_folder
 from radixserve.step import EngineInfo
+from radixserve.store.claim import prepare
 from radixserve.text.client import TokenizerProcesses
 from radixserve.text.messages import Start
 
 _LOAD_SECONDS = 120.0  # time for a tokenizer process to import its libraries and read a local model
+
+
+def find(settings: Settings) -> ModelSource:
+    """The model that `settings` name, downloaded or converted if need be. What makes a start
+    impossible is looked for first: the store's folder, and a folder for temporary files, without
+    which the processes that are started later cannot import torch.
+
+    Raises:
+        StartupError: the store's folder or the model cannot be used.
+    """
+    if settings.disk_path is not None:
+        prepare(Path(settings.disk_path), trust_others=settings.disk_trust_others)
+    ensure_temporary_folder()
+    return find_model(settings)
 
 
 class Assembly:

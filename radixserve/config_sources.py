@@ -1,4 +1,5 @@
-"""Reads settings from flags, environment and one TOML file, in this order of priority.
+"""Reads settings from flags, environment and one TOML file, in this order of priority, or from the
+arguments of a Python program.
 
 Every refusal names the key and its source. The table itself is in `config`; neither module knows
 what the settings do.
@@ -70,6 +71,29 @@ def resolve(
     settings = Settings(**values)
     _refuse_contradictions(settings, sources)
     return Resolved(settings, sources)
+
+
+def from_arguments(arguments: Mapping[str, Any]) -> Settings:
+    """The settings that a Python program gives by name. Values are those of the TOML file (sizes
+    may be text such as "2GiB") or paths; None stands for the default. Variables are not read.
+
+    Raises:
+        ConfigError: as `resolve`.
+    """
+    rows = {row.name: row for row in TABLE}
+    unknown = next((name for name in arguments if name not in rows), None)
+    if unknown is not None:
+        raise ConfigError(f"{unknown} is no setting{_suggestion(unknown, rows)}")
+    values = {
+        name: rows[name].parse_value(
+            os.fspath(value) if isinstance(value, os.PathLike) else value, "argument"
+        )
+        for name, value in arguments.items()
+        if value is not None
+    }
+    settings = Settings(**values)
+    _refuse_contradictions(settings, dict.fromkeys(values, "argument"))
+    return settings
 
 
 _Found = tuple[str, Any, str]  # name, value, source

@@ -24,12 +24,10 @@ from radixserve.api.app import make_app
 from radixserve.api.context import Api
 from radixserve.api.listen import Listener, warn_if_open
 from radixserve.api.openai.validate import stop_tokens
-from radixserve.assembly import Assembly
+from radixserve.assembly import Assembly, find
 from radixserve.config import Settings
 from radixserve.errors import ApiError
-from radixserve.model.source import ModelSource, find_model
-from radixserve.model.temporary import ensure_temporary_folder
-from radixserve.store.claim import prepare
+from radixserve.model.source import ModelSource
 from radixserve.text.turns import CLOSED, OPEN, turn_end
 
 log = logging.getLogger(__name__)
@@ -46,13 +44,10 @@ def serve(settings: Settings) -> int:
         StartupError: the server cannot start because of a setting, the model or the port.
     """
     signal.signal(signal.SIGTERM, _leave)
-    # What makes the start impossible is looked for before anything that takes long.
+    # A port in use is found before anything that takes long.
     address = take_address(settings)
     try:
-        if settings.disk_path is not None:
-            prepare(Path(settings.disk_path), trust_others=settings.disk_trust_others)
-        ensure_temporary_folder()
-        return asyncio.run(_serve(settings, find_model(settings), address))
+        return asyncio.run(_serve(settings, find(settings), address))
     finally:
         address.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeVar
 
@@ -12,14 +13,13 @@ import msgspec
 from radixserve.api.context import Api
 from radixserve.api.openai.endpoints import prepare_chat, prepare_completion
 from radixserve.api.openai.wire import ChatBody, CompletionBody, GenerationBody
-from radixserve.assembly import Assembly
-from radixserve.config import Settings
-from radixserve.errors import BadRequest, ConfigError, StartupError
+from radixserve.assembly import Assembly, find
+from radixserve.config_sources import from_arguments
+from radixserve.errors import BadRequest, StartupError
 from radixserve.front.generation import Generation
 from radixserve.front.stream import Delta, Stream
 from radixserve.llm.output import Output, output_of
 from radixserve.llm.params import SamplingParams
-from radixserve.model.source import find_model
 
 Messages = Sequence[dict[str, Any]]
 """Messages as the chat endpoint takes them."""
@@ -33,34 +33,37 @@ class AsyncLLM:
         async with AsyncLLM("PATH_OR_HUB_NAME") as llm:
             output = await llm.chat([{"role": "user", "content": "Hello"}])
 
-    Requests may be made at any time and run together. Every method that makes one raises BadRequest
-    for a wrong value, Unavailable if too many wait, and ServerError if it fails.
+    Requests may be made at any time and run together; if the task that waits for an answer is
+    cancelled, the engine stops working on it. Every method that makes a request raises BadRequest
+    for a wrong value, Unavailable if too many wait or the engine does not start, ServerError if the
+    request fails, and StartupError before `start`.
     """
 
-    def __init__(self, model: str | None = None, **settings: Any) -> None:
-        """`model` is a folder, a GGUF file or a hub name, None for the embedded model; `settings`
-        are those of docs/settings.md under the same names.
+    def __init__(self, model: str | os.PathLike[str] | None = None, **settings: Any) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            model: a folder, a GGUF file or a hub name; None for the embedded model.
+            settings: those of docs/settings.md under the same names. Sizes are bytes or text such
+                as "2GiB". Environment variables are not read; only `log_level` has another
+                default, "warning".
 
         Raises:
-            ConfigError: there is no such setting, or its value is wrong.
+            ConfigError: there is no such setting, its value is wrong, or two contradict each other.
         """
-        try:
-            given = {"log_level": "warning"} | settings | {"model": model}
-            self._settings = msgspec.convert(given, Settings)
-        except msgspec.ValidationError as error:
-            raise ConfigError(str(error)) from None
+        self._settings = from_arguments({"log_level": "warning"} | settings | {"model": model})
         self._assembly: Assembly | None = None
         self._api: Api | None = None
 
     async def start(self) -> None:
-        """Load the model; seconds for a small one.
+        """Start the processes and load the model; seconds for a small one.
 
         Raises:
-            StartupError: it cannot be loaded.
+            StartupError: the model or the store's folder cannot be used, or it was started before.
         """
         if self._assembly is not None:
             raise StartupError("it was started already")
-        source = await asyncio.to_thread(find_model, self._settings)
+        source = await asyncio.to_thread(find, self._settings)
         self._assembly = Assembly(self._settings, source)
         try:
             api = await self._assembly.start()
@@ -72,7 +75,7 @@ class AsyncLLM:
         self._api = api
 
     async def close(self) -> None:
-        """End all processes; requests that run are refused."""
+        """End all processes. Requests that run end with Unavailable. It can be called again."""
         if self._assembly is not None:
             await self._assembly.close()
         if self._api is not None:
@@ -88,19 +91,23 @@ class AsyncLLM:
     async def generate(
         self, prompt: str | list[int], params: SamplingParams | None = None
     ) -> Output:
-        """Continue a text, or token ids."""
+        """Continue `prompt`, a text or token ids, without a chat template."""
         return await self._run(await self._completion(prompt, params))
 
     async def chat(
         self, messages: Messages, params: SamplingParams | None = None, **fields: Any
     ) -> Output:
-        """Answer a conversation; `fields` are others of the chat endpoint, such as `tools`."""
+        """Answer a conversation. `fields` are further fields of the chat endpoint (docs/api.md),
+        such as `tools`; they win over those of `params`.
+        """
         return await self._run(await self._chat(messages, params, fields))
 
     def stream_generate(
         self, prompt: str | list[int], params: SamplingParams | None = None
     ) -> AsyncIterator[Delta]:
-        """As `generate`, but gives the additions to the first answer as they come."""
+        """As `generate`, but gives the additions to the first answer as they come. An iterator
+        that is left early ends the request when it is closed.
+        """
         return self._stream(self._completion(prompt, params))
 
     def stream_chat(

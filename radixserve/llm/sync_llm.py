@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from radixserve.llm.params import SamplingParams
 
 T = TypeVar("T")
 _AT_ONCE = 64  # requests that are in the engine or wait there
+_CANCEL_SECONDS = 10.0  # in which a call that is interrupted has to end
 
 
 class LLM:
@@ -24,12 +26,17 @@ class LLM:
             for output in llm.generate(["The capital of France is", "2 + 2 ="]):
                 print(output.text)
 
-    Prompts of one call run together, and those that begin alike share what was computed. Calls
-    raise what those of `AsyncLLM` raise. It is ready when it is made, and has to be closed.
+    Prompts of one call run together, and those that begin alike share what was computed. If one of
+    them is refused or fails, the call raises that error, as `AsyncLLM` does, and the others are
+    cancelled. Ctrl-C cancels a call, too; the next one may follow. Its event loop runs in a thread
+    of its own, so it also works where a loop runs already, as in a notebook, and in several threads
+    at a time. It is ready when it is made, and has to be closed.
     """
 
-    def __init__(self, model: str | None = None, **settings: Any) -> None:
-        """See `AsyncLLM`. Raises StartupError if the model cannot be loaded."""
+    def __init__(self, model: str | os.PathLike[str] | None = None, **settings: Any) -> None:
+        """See `AsyncLLM`. Raises ConfigError for a wrong setting, and StartupError if the model
+        cannot be loaded.
+        """
         self._llm = AsyncLLM(model, **settings)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
@@ -89,18 +96,30 @@ class LLM:
             return self._call(_gather(calls, lambda: bar.advance(task)))
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run `coroutine` on the loop's thread. If the caller is interrupted it is cancelled."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        """Run `coroutine` on the loop's thread. If the caller is interrupted it is cancelled, and
+        has ended when the interrupt is raised.
+        """
+        ended = threading.Event()
+        future = asyncio.run_coroutine_threadsafe(_told(coroutine, ended), self._loop)
         try:
             return future.result()
         except BaseException:
             future.cancel()
+            ended.wait(_CANCEL_SECONDS)
             raise
 
     def _end_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _told(coroutine: Coroutine[Any, Any, T], ended: threading.Event) -> T:
+    """The result of `coroutine`; `ended` is set when it has ended in any way."""
+    try:
+        return await coroutine
+    finally:
+        ended.set()
 
 
 async def _gather(

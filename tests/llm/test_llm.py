@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +20,9 @@ from radixserve import (
     ConfigError,
     SamplingParams,
     StartupError,
+    Unavailable,
 )
+from radixserve.assembly import Assembly
 from radixserve.parsing.parts import Text
 
 CITY = {
@@ -27,11 +34,27 @@ CITY = {
 
 
 @pytest.mark.parametrize(
-    "settings", [{"no_such_setting": 1}, {"max_running": "many"}, {"kv_budget": -1}]
+    "settings",
+    [
+        {"no_such_setting": 1},
+        {"max_running": "many"},
+        {"kv_budget": -1},
+        {"kv_budget": "many"},
+        {"kv_budget": "1GiB", "kv_share": 0.5},
+        {"disk_path": "a", "cache": False},
+    ],
 )
 def test_a_wrong_setting_is_refused_before_anything_starts(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         LLM(**settings)  # type: ignore[arg-type]
+
+
+def test_a_folder_that_is_no_store_is_refused_before_the_model_is_looked_for(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(StartupError, match="no store of radixserve"):
+        LLM(tmp_path / "no-model", disk_path=tmp_path)
 
 
 async def test_an_engine_that_is_not_started_says_so() -> None:
@@ -54,7 +77,7 @@ def test_parameters_become_the_fields_of_a_body() -> None:
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with LLM() as loaded:
+    with LLM(kv_budget="256MiB") as loaded:
         yield loaded
 
 
@@ -103,6 +126,35 @@ def test_a_wrong_value_ends_its_call_only(llm: LLM) -> None:
 
 
 @pytest.mark.model
+async def test_it_can_be_used_while_an_event_loop_runs_as_in_a_notebook(llm: LLM) -> None:
+    assert asyncio.get_running_loop().is_running()
+    assert llm.generate("a", SamplingParams(max_tokens=1))[0].text
+
+
+@pytest.mark.model
+def test_an_interrupt_ends_the_call_and_the_next_one_is_answered(llm: LLM) -> None:
+    assembly = llm._llm._assembly
+    assert assembly is not None
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    sender = threading.Thread(target=_interrupt_while_it_runs, args=(assembly,))
+    try:
+        sender.start()
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["a", "b"], SamplingParams(max_tokens=8000, ignore_eos=True))
+    finally:
+        sender.join()
+        signal.signal(signal.SIGINT, before)
+    assert assembly.engine._streams.idle.is_set()
+    assert llm.generate("a", SamplingParams(max_tokens=1))[0].text
+
+
+def _interrupt_while_it_runs(assembly: Assembly) -> None:
+    while assembly.engine.stats.running == 0:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.model
 @pytest.mark.slow
 async def test_streams_add_up_and_can_be_left() -> None:
     messages = [{"role": "user", "content": "What is the capital of France?"}]
@@ -116,3 +168,6 @@ async def test_streams_add_up_and_can_be_left() -> None:
         async with asyncio.timeout(30):
             again = await llm.chat(messages)
         assert again.text == whole.text
+    with pytest.raises(Unavailable):
+        await llm.chat(messages)
+    await llm.close()
