@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from radixserve import serve
+from radixserve import assembly, serve
 from radixserve.api.address import take_address
 from radixserve.api.context import Api
 from radixserve.api.settings import ApiSettings
@@ -59,7 +59,7 @@ def test_the_command_for_another_terminal_can_be_typed_there(
 def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Any look at the model fails the test; the handler of SIGTERM is put back."""
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(serve, "find_model", lambda settings: pytest.fail("looked for a model"))
+    monkeypatch.setattr(assembly, "find_model", lambda settings: pytest.fail("looked for a model"))
     yield
     signal.signal(signal.SIGTERM, before)
 
