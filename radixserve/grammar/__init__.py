@@ -10,7 +10,8 @@ read:
     choice        a JSON array of strings, one of which is the output
     lark          a context-free grammar in the Lark dialect of llguidance, whose first rule is
                   `start`; `<name>` is a control token, `"<name>"` is text that looks like one,
-                  `%json {...}` is a schema
+                  `%json {...}` is a schema; of `%json_line {...}` the JSON is written as
+                  `json.dumps` writes it
     gbnf          a context-free grammar as llama.cpp writes it, whose first rule is `root`
 
 `grammar.calls` writes the lark sources that tool calls need. The library llguidance compiles and

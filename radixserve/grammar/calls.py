@@ -68,8 +68,8 @@ class Layout:
 
 
 def json_arguments(schema: Mapping[str, Any]) -> str:
-    """The expansion of arguments in JSON that obey `schema`."""
-    return "%json " + json.dumps(schema)
+    """The expansion of arguments in JSON that obey `schema`, spaced as `json.dumps` does."""
+    return "%json_line " + json.dumps(schema)
 
 
 def tool_calls(

@@ -68,12 +68,15 @@ def check_keywords(schema: object) -> None:
                     f"The JSON Schema keyword {keyword!r} at {place} is not supported.",
                     code="unsupported_parameter",
                 )
-        waiting += _parts(place, each)
+        waiting += parts_of(place, each)
         if isinstance(reference := each.get("$ref"), str):
             waiting += _targets(schema, reference)
 
 
-def _parts(place: str, schema: dict[str, Any]) -> Iterator[tuple[str, object]]:
+def parts_of(place: str, schema: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """The schemas directly inside `schema`, which is at `place`, with their places; not those that
+    are only kept for references.
+    """
     for keyword in _ONE:
         if isinstance(part := schema.get(keyword), dict):
             yield f"{place}/{keyword}", part

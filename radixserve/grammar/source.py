@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from llguidance import LLMatcher
@@ -31,11 +31,18 @@ MAX_CHOICES = 10_000
 # nothing else until its last token.
 _WHITESPACE = r"( |\r?\n[ \t]{0,64})"
 
+# JSON as chat templates write it into the next prompt.
+_ON_ONE_LINE: Final[JsonCompileOptions] = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
+
 # The parts of a lark source in which nothing is changed, then what is changed.
 _LARK = re.compile(
     r"""
     (?P<skip> //[^\n]* | \#[^\n]* | "(?:[^"\\\n]|\\.)*" | /(?:[^/\\\n]|\\.)+/ | <\[[^\]]*\]> )
-    | (?P<json> %json\s* ) (?=\{)
+    | (?P<json> %json(?P<line>_line)?\s* ) (?=\{)
     | (?P<token> <[^<>\s"]+> )
     """,
     re.VERBOSE,
@@ -132,7 +139,8 @@ def _rewritten(source: str, whitespace: str | None, token_ids: Mapping[str, int]
         if found["json"]:
             schema, done = _schema_at(source, done)
             check_keywords(schema)
-            yield "%json " + json.dumps({**schema, "x-guidance": _whitespace(whitespace)})
+            options = _ON_ONE_LINE if found["line"] else _whitespace(whitespace)
+            yield "%json " + json.dumps({**schema, "x-guidance": options})
         elif found["token"]:
             yield _token(found[0], token_ids)
         else:

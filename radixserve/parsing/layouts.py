@@ -77,6 +77,7 @@ _GENERIC = Layout(
     between='", "arguments": ',
     after="}</tool_call>",
     separator="\n",
+    trigger="<tool_call>",
 )
 
 CONSTRAINTS = {

@@ -14,9 +14,10 @@ from tests.api.conftest import CHAT, Server, body_for
 from tests.api.test_tools import TIME, WEATHER, answering
 from tests.fakes import LocalTokenizer
 
-ROME = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
-NOW = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
-WRONG = '<tool_call>\n{"name": "weather", "arguments": {"town": "Rome"}}\n</tool_call>'
+ROME = '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>'
+NOW = '<tool_call>{"name": "time", "arguments": {}}</tool_call>'
+WRONG = '<tool_call>{"name": "weather", "arguments": {"town": "Rome"}}</tool_call>'
+OBJECT = {"guided_json": {"properties": {"a": {"type": "integer"}}, "required": ["a"]}}
 YES_OR_NO = {"structured_outputs": {"choice": ["yes", "no"]}}
 # A tool whose schema cannot be enforced.
 UNIQUE = {
@@ -51,7 +52,17 @@ CASES: list[tuple[dict[str, Any], list[str], list[str]]] = [
     ({}, ["hello", ROME, f"Let me see. {ROME}", f"{ROME}\n{NOW}"], [WRONG]),
     ({"tool_choice": "required"}, [ROME, f"{ROME}\n{NOW}"], ["hello", WRONG, f"x {ROME}", ""]),
     ({"tool_choice": "required", "parallel_tool_calls": False}, [ROME], [f"{ROME}\n{NOW}"]),
-    ({"tool_choice": {"type": "function", "function": {"name": "time"}}}, [NOW], [ROME, "hello"]),
+    (
+        {"tool_choice": {"type": "function", "function": {"name": "time"}}},
+        [NOW],
+        [ROME, "hello", f"{NOW}\n{NOW}"],
+    ),
+    (
+        {"tool_choice": "required"},
+        [ROME],
+        [ROME.replace('"Rome"', '"Rome", "unit": "C"'), ROME.replace(': "Rome"', ':"Rome"')],
+    ),
+    (OBJECT, ['{"a": 1}', '{"a":1}'], ['{"a": 1, "b": 2}']),
     (YES_OR_NO, ["yes", ROME], ["maybe", f"yes {ROME}", WRONG]),
     (YES_OR_NO | {"tool_choice": "required"}, [ROME], ["yes"]),
     (YES_OR_NO | {"tool_choice": "none"}, ["yes"], [ROME, "maybe"]),
@@ -76,7 +87,7 @@ async def test_a_schema_that_cannot_be_enforced_is_advice_unless_it_has_to_be_ob
     server: Server, tokenizer: LocalTokenizer
 ) -> None:
     grammar = await grammar_of(server, tools=[WEATHER, UNIQUE])
-    any_object = '<tool_call>\n{"name": "unique", "arguments": {"b": [1, 1]}}\n</tool_call>'
+    any_object = '<tool_call>{"name": "unique", "arguments": {"b": [1, 1]}}</tool_call>'
     assert accepts(tokenizer, grammar, any_object)
     assert not accepts(tokenizer, grammar, WRONG)
     strict = {"type": "function", "function": {**UNIQUE["function"], "strict": True}}  # type: ignore[dict-item]

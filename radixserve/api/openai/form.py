@@ -8,6 +8,7 @@ them. Whether a grammar can be compiled is checked elsewhere (`TokenizerClient.c
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from radixserve.api.openai.wire import GenerationBody
 from radixserve.api.openai.wire_format import ResponseFormat, StructuredOutputs
 from radixserve.api.refusals import missing, unsupported
 from radixserve.errors import BadRequest
+from radixserve.grammar.closed import closed
 from radixserve.request import Grammar
 
 Asked = tuple[str, Grammar]
@@ -67,12 +69,10 @@ def _of_response_format(asked: ResponseFormat) -> Grammar:
 def _of_structured_outputs(asked: StructuredOutputs) -> Iterator[Asked]:
     if asked.structural_tag is not None:
         raise unsupported("structured_outputs.structural_tag")
-    if asked.disable_additional_properties:
-        raise unsupported("structured_outputs.disable_additional_properties")
     whitespace = "" if asked.disable_any_whitespace else asked.whitespace_pattern
     path = "structured_outputs"
     if asked.json is not None:
-        grammar = _schema(asked.json)
+        grammar = _schema(asked.json, is_open=asked.disable_additional_properties is False)
         yield f"{path}.json", msgspec.structs.replace(grammar, whitespace=whitespace)
     if asked.json_object:
         yield f"{path}.json_object", Grammar(kind="json_object", whitespace=whitespace)
@@ -84,10 +84,17 @@ def _of_structured_outputs(asked: StructuredOutputs) -> Iterator[Asked]:
         yield f"{path}.grammar", _grammar(asked.grammar)
 
 
-def _schema(schema: Any) -> Grammar:
-    """A schema given as an object, or as the text of one."""
-    source = schema if isinstance(schema, str) else msgspec.json.encode(schema).decode()
-    return Grammar(kind="json_schema", source=source)
+def _schema(schema: Any, *, is_open: bool = False) -> Grammar:
+    """A schema given as an object, or as the text of one. Its objects have the members that it
+    names (`grammar.closed`), unless `is_open`.
+    """
+    if isinstance(schema, str):
+        with suppress(msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            schema = msgspec.json.decode(schema)
+    if isinstance(schema, str):  # not JSON, which the check of the grammar tells
+        return Grammar(kind="json_schema", source=schema)
+    schema = schema if is_open else closed(schema)
+    return Grammar(kind="json_schema", source=msgspec.json.encode(schema).decode())
 
 
 def _choice(choices: list[str]) -> Grammar:

@@ -23,6 +23,7 @@ from radixserve.api.openai.tools import Offer
 from radixserve.api.openai.wire_tools import Function
 from radixserve.errors import BadRequest
 from radixserve.grammar.answers import calls_or_form, form_after
+from radixserve.grammar.closed import closed
 from radixserve.parsing.call_grammars import call_grammar
 from radixserve.parsing.tool import Tool
 from radixserve.request import Grammar
@@ -43,7 +44,7 @@ async def answer_grammar(
         return form_after(form, after, api.tokenizer.control_tokens) if after else form
     if asked is not None and not offer.required:
         await check_grammar(api, *asked)
-    tools = [Tool(each.name, each.parameters or {}) for each in offer.callable]
+    tools = [Tool(each.name, closed(each.parameters or {})) for each in offer.callable]
     grammar = _with_calls(api, tools, offer, asked, after)
     if grammar is None:
         return None
@@ -75,7 +76,7 @@ def _with_calls(
 
 async def _tool(api: Api, function: Function, offer: Offer) -> Tool:
     """The tool as its calls are constrained."""
-    parameters = function.parameters or {}
+    parameters = closed(function.parameters or {})
     schema = Grammar(kind="json_schema", source=msgspec.json.encode(parameters).decode())
     try:
         await check_grammar(api, "tools", schema)

@@ -66,11 +66,12 @@ def offered_tools(body: ChatBody) -> Offer:
     if mode == "none" or not functions:
         return Offer(_shown(functions) if mode != "none" else [], [])
     chosen = [each for each in functions if named is None or each.name in named]
+    one_call = isinstance(body.tool_choice, ToolChoice) and body.tool_choice.type == "function"
     return Offer(
         _shown(functions),
         chosen,
         required=mode == "required",
-        parallel=body.parallel_tool_calls is not False,
+        parallel=body.parallel_tool_calls is not False and not one_call,
     )
 
 
