@@ -1,12 +1,13 @@
 """How many tokens per second can be streamed when the model costs nothing.
 
     python benchmarks/bench_front.py [--engine process|none] [--streams 64] [--tokens 400]
-                                     [--endpoint chat|completions|responses|messages]
+                                     [--endpoint chat|completions|responses|messages|tools]
 
 The application runs in this process. With `--engine process` the real engine process stands behind
 it, with the model of no cost: the whole way of a token but the forward pass. With `none` it is the
 tests' fake engine, which gives each stream one token per turn of the event loop: the front alone.
-All clients run in one other process and only count events. Prints tokens per second of wall time
+`tools` is chat with a tool offered, so that the text is parsed; it needs `--engine none`. All
+clients run in one other process and only count events. Prints tokens per second of wall time
 and microseconds of this process's CPU time per token.
 """
 
@@ -41,6 +42,14 @@ PATHS = {
     "completions": "/v1/completions",
     "responses": "/v1/responses",
     "messages": "/v1/messages",
+    "tools": "/v1/chat/completions",
+}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "parameters": {"type": "object", "properties": {"word": {"type": "string"}}},
+    },
 }
 
 
@@ -81,10 +90,12 @@ async def serve(engine: EngineClient) -> web.AppRunner:
 def request_bytes(args: argparse.Namespace) -> bytes:
     """One streamed request, as it goes over the wire."""
     text = "The quick brown fox jumps over the lazy dog. " * 4
+    chat = {"messages": [{"role": "user", "content": text}], "max_tokens": args.tokens}
     asked: dict[str, dict[str, object]] = {
-        "chat": {"messages": [{"role": "user", "content": text}], "max_tokens": args.tokens},
+        "chat": chat,
+        "tools": chat | {"tools": [TOOL]},
         "completions": {"prompt": text, "max_tokens": args.tokens},
-        "messages": {"messages": [{"role": "user", "content": text}], "max_tokens": args.tokens},
+        "messages": chat,
         "responses": {"input": text, "max_output_tokens": args.tokens},
     }
     common = {"model": "bench", "stream": True, "temperature": 0}
@@ -129,6 +140,8 @@ async def main() -> None:
     parser.add_argument("--tokens", type=int, default=400)
     parser.add_argument("--endpoint", choices=PATHS, default="chat")
     args = parser.parse_args()
+    if args.endpoint == "tools" and args.engine == "process":
+        parser.error("the model of no cost has no tokenizer, so no grammar: add --engine none")
     vocab_size = (
         49_152  # as large as the embedded model's: drawing a token costs what it costs there
     )

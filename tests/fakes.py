@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import cycle, islice
 from typing import Any
 
@@ -61,7 +62,11 @@ class LocalTokenizer(Detokenizer):
         return self.tokenizer.encode_chat(conversation)
 
     async def check_grammar(self, grammar: Grammar) -> None:
-        check(grammar, Vocabulary(self.tokenizer.to_json()))
+        check(grammar, self._vocabulary)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer.to_json())
 
 
 def byte_tokenizer(**options: Any) -> LocalTokenizer:

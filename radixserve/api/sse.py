@@ -16,6 +16,7 @@ import msgspec
 from aiohttp import web
 
 _COMMENT = b": the answer is being computed\n\n"  # clients skip lines that begin with a colon
+_SMALL_BUFFER = 16 * 1024  # bytes; below it asyncio's transports never pause their writers
 _encode = msgspec.json.Encoder().encode
 _HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -94,7 +95,19 @@ class EventStream:
         self._written_at = asyncio.get_running_loop().time()
         if not self.response.prepared:
             await self.response.prepare(self._request)
-        await self._in_time(self.response.write(data))
+        if self._is_taken_at_once(data):
+            await self.response.write(data)
+        else:
+            await self._in_time(self.response.write(data))
+
+    def _is_taken_at_once(self, data: bytes) -> bool:
+        """Whether writing `data` cannot wait for the client. A timer for each token would take as
+        long as rendering it.
+        """
+        transport = self._request.transport
+        if transport is None:
+            return False
+        return transport.get_write_buffer_size() + len(data) < _SMALL_BUFFER
 
     async def _in_time(self, writing: Awaitable[None]) -> None:
         try:
