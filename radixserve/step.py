@@ -52,7 +52,11 @@ class Chunk:
         return len(self.token_ids) if self.logits is Logits.ALL else 1
 
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "error", "refused"]
+"""How a request ends. "refused" says that what the client asked for cannot be done, "error" that
+the server failed.
+"""
+
 FaultKind = Literal["exception", "out_of_memory", "not_finite"]
 
 
@@ -83,8 +87,10 @@ class TokenEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     prompt_logprobs: list[TokenLogprob] | None = None
     finish: FinishReason | None = None
     stop_token_id: int | None = None
-    # a sentence for the client, with "error", and with "abort" unless the client aborted
+    # a sentence for the client, with "error" and "refused", and with "abort" unless the client
+    # aborted
     error: str | None = None
+    code: str | None = None  # of the refusal, with "refused"
     num_cached: int | None = None
     num_host: int = 0  # tokens of num_cached that came from host memory
     num_disk: int = 0  # tokens of num_cached that came from the disk

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixserve.request import Sampling
+from radixserve.sampling import leaves_no_token
 from tests.rows import Row
 from tests.test_sampling import sample
 
@@ -106,6 +107,7 @@ def test_lists_of_tokens_and_words_leave_what_a_reader_would_leave(
     drawn, untouched = sample(torch.cat((logits, logits)), [row, other])
     assert untouched is not None
     assert untouched.token_id == int(logits.argmax())
+    assert leaves_no_token(row) is (not left)
     if not left:
         assert drawn is None
     else:

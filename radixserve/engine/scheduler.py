@@ -24,7 +24,7 @@ from radixserve.engine.sequence import Sequence
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import BadRequest
 from radixserve.request import Request
-from radixserve.sampling import Sampled
+from radixserve.sampling import Sampled, leaves_no_token
 from radixserve.step import FaultKind, FinishReason, TokenEvent
 
 MIN_SHARED = 16  # tokens; for a shorter common prefix a sequence does not wait for another
@@ -112,7 +112,7 @@ class Scheduler:
                 ready = self._constrain(sequence)
             except BadRequest as refusal:
                 self._end(sequence)
-                events.append(_ended(sequence, "error", refusal.message))
+                events.append(_refused(sequence, refusal))
             else:
                 if ready:
                     self._awaiting.remove(sequence)
@@ -276,7 +276,7 @@ class Scheduler:
     def _advance(self, work: Work, sampled: Sampled | None) -> TokenEvent | None:
         sequence = work.sequence
         if sampled is None:
-            return self._fail_row(sequence)
+            return self._fail_row(work)
         sequence.num_computed, sequence.num_retry = work.stop, 0
         if work.start < sequence.num_prompt:
             _publish(sequence)
@@ -293,12 +293,13 @@ class Scheduler:
             sequence.append_forced()
         return event
 
-    def _fail_row(self, sequence: Sequence) -> TokenEvent:
+    def _fail_row(self, work: Work) -> TokenEvent:
         """End a sequence for which no token could be drawn."""
-        constraint = sequence.constraint
-        if constraint is not None and constraint.error:
+        sequence = work.sequence
+        refusal = _refusal(work)
+        if refusal is not None:
             self._end(sequence)
-            return _ended(sequence, "error", "the grammar became too complex on the way")
+            return _refused(sequence, refusal)
         self.totals.faults[NOT_FINITE.kind] += 1
         return self._fail(sequence, NOT_FINITE)
 
@@ -351,6 +352,29 @@ def _ended(sequence: Sequence, finish: FinishReason, error: str | None = None) -
     ):  # otherwise the event of the first token said it
         _describe_cached(sequence, event)
     return event
+
+
+def _refused(sequence: Sequence, refusal: BadRequest) -> TokenEvent:
+    event = _ended(sequence, "refused", refusal.message)
+    event.code = refusal.code
+    return event
+
+
+def _refusal(work: Work) -> BadRequest | None:
+    """Why the request itself lets no token be drawn; None if it does."""
+    constraint = work.sequence.constraint
+    if constraint is not None and constraint.error:
+        return BadRequest(
+            "The grammar became too complex while the answer was generated.",
+            code="grammar_too_complex",
+        )
+    if leaves_no_token(work):
+        return BadRequest(
+            "No token is left to draw: what 'allowed_token_ids', 'bad_words', 'min_tokens' and the "
+            "form of the answer allow excludes each other.",
+            code="invalid_value",
+        )
+    return None
 
 
 def _token_event(sequence: Sequence, sampled: Sampled) -> TokenEvent:

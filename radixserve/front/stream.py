@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from radixserve.errors import ServerError, Unavailable
+from radixserve.errors import BadRequest, ServerError, Unavailable
 from radixserve.parsing.parts import CallBegun, CallEnded, Part, Reasoning, Text
 from radixserve.request import Request
 from radixserve.step import TokenEvent, TokenLogprob
@@ -152,8 +152,8 @@ class Stream:
             self._leave(self)
 
     def take(self, event: TokenEvent) -> Delta | None:
-        """The addition of `event`; None if nothing is to be sent. Raises ServerError or Unavailable
-        for a failure.
+        """The addition of `event`; None if nothing is to be sent. Raises BadRequest, ServerError or
+        Unavailable for a failure.
         """
         self._take_counts(event)
         _raise_failure(event)
@@ -268,6 +268,8 @@ def joined(parts: Iterable[Part]) -> list[Part]:
 
 def _raise_failure(event: TokenEvent) -> None:
     """Raise the exception for an event that reports a failure."""
+    if event.finish == "refused":
+        raise BadRequest(event.error or "The request cannot be completed.", code=event.code)
     if event.finish == "error":
         raise ServerError(
             event.error or "The request failed inside the server.", code="generation_failed"
@@ -282,5 +284,6 @@ def _merged(first: TokenEvent, then: TokenEvent) -> TokenEvent:
     first.token_ids = first.token_ids + then.token_ids
     if then.logprobs is not None:
         first.logprobs = (first.logprobs or []) + then.logprobs
-    first.finish, first.stop_token_id, first.error = then.finish, then.stop_token_id, then.error
+    first.finish, first.stop_token_id = then.finish, then.stop_token_id
+    first.error, first.code = then.error, then.code
     return first

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,6 +195,15 @@ class Text:
 def quoted(text: str) -> str:
     """`text` as a string of a lark source."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def choice_rules(texts: Iterable[str]) -> str:
+    """The expansion of a lark rule that is one of `texts`, and the terminal that it needs.
+
+    Alternatives of a terminal are one item for the parser. Those of a rule are one each, and the
+    parser has room for 2,000.
+    """
+    return "CHOICE\nCHOICE: " + " | ".join(map(quoted, texts))
 
 
 def _names_in(control: Mapping[str, int]) -> re.Pattern[str]:

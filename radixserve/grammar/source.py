@@ -16,7 +16,7 @@ from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from radixserve.errors import BadRequest
-from radixserve.grammar.calls import quoted
+from radixserve.grammar.calls import choice_rules
 from radixserve.grammar.schema import check_keywords
 from radixserve.grammar.vocabulary import refusal_of
 from radixserve.request import Grammar
@@ -121,7 +121,7 @@ def _alternatives(source: str) -> str:
             f"There are {len(choices)} choices, more than the limit of {MAX_CHOICES}.",
             code="grammar_too_complex",
         )
-    return "start: " + " | ".join(map(quoted, choices))
+    return f"start: {choice_rules(choices)}"
 
 
 def _lark(source: str, whitespace: str | None, token_ids: Mapping[str, int]) -> str:

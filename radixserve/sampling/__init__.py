@@ -6,9 +6,17 @@ of integers. Knows token ids and `Sampling`; knows no text, no model and no sche
 of a request this is step 8.
 """
 
-from radixserve.sampling.edits import reads_output
+from radixserve.sampling.edits import leaves_no_token, reads_output
 from radixserve.sampling.logprobs import PromptLogprobs
 from radixserve.sampling.row import Row, Sampled
 from radixserve.sampling.sampler import Samples, sample
 
-__all__ = ["PromptLogprobs", "Row", "Sampled", "Samples", "reads_output", "sample"]
+__all__ = [
+    "PromptLogprobs",
+    "Row",
+    "Sampled",
+    "Samples",
+    "leaves_no_token",
+    "reads_output",
+    "sample",
+]

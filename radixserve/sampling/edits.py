@@ -36,6 +36,21 @@ def reads_output(row: Row) -> bool:
     return _counts(row) or words or row.sampling.grammar is not None
 
 
+def leaves_no_token(row: Row) -> bool:
+    """Whether the edits forbid every token of this row. Cost: O(listed and allowed tokens); for
+    rows for which no token could be drawn.
+    """
+    sampling, left = row.sampling, set(row.sampling.allowed_token_ids)
+    if row.allowed is not None:
+        bits = np.unpackbits(row.allowed.view(np.uint8), bitorder="little")
+        allowed = set(np.flatnonzero(bits).tolist())
+        left = left & allowed if left else allowed
+    elif not left:
+        return False  # what is forbidden alone is never the whole vocabulary
+    forbidden = set(sampling.stop_token_ids) if _forbids_stop(row) else set()
+    return left <= forbidden.union(_completing(row))
+
+
 def edit(logits: torch.Tensor, rows: Sequence[Row]) -> None:
     """Apply all edits to float32 logits [len(rows), vocab] in place. Cost: O(prompt + output) per
     row with penalties.

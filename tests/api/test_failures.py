@@ -19,6 +19,7 @@ from tests.api.conftest import (
     ALIAS,
     CHAT,
     COMPLETIONS,
+    GENERATING,
     MODEL,
     OPENAI_DIALECT,
     RESPONSES,
@@ -228,6 +229,22 @@ async def test_a_failure_after_the_first_token_ends_the_stream_without_done(
     assert error["code"] == code
     assert not any("[DONE]" in event for event in events)
     assert [record.outcome for record in server.metrics.records] == ["error"]
+    server.engine.fail_at = None
+    await assert_still_serves(server)
+
+
+@pytest.mark.parametrize("path", GENERATING)
+async def test_what_turns_out_to_be_impossible_is_a_bad_request(server: Server, path: str) -> None:
+    server.engine.failure = "refused"
+    for fail_at, stream in ((0, False), (2, False), (0, True)):
+        server.engine.fail_at = fail_at
+        status, answer = await server.post(path, body_for(path, stream=stream))
+        assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+        assert "the fake failed" in answer["error"]["message"]
+    server.engine.fail_at = 2
+    async with server.session.post(server.url + path, json=body_for(path, stream=True)) as response:
+        assert response.status == 200
+        assert "the fake failed" in (await response.text()).strip().split("\n\n")[-1]
     server.engine.fail_at = None
     await assert_still_serves(server)
 

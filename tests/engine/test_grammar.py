@@ -367,7 +367,7 @@ def test_a_grammar_that_cannot_be_compiled_ends_its_request_only(bad: Grammar) -
     harness = Bytes()
     harness.submit(constrained("a", bad), constrained("b", FIXED))
     harness.run()
-    assert harness.finish("a") == "error"
+    assert harness.finish("a") == "refused"
     assert "not" in (harness.events["a"][-1].error or "")
     assert harness.text("b") == "fixed"
     harness.assert_drained()
@@ -383,7 +383,7 @@ def test_a_tokenizer_that_cannot_be_loaded_ends_the_request() -> None:
     )
     harness.submit(constrained("a", FIXED), request("b", PROMPT, 3))
     harness.run()
-    assert harness.finish("a") == "error"
+    assert harness.finish("a") == "refused"
     assert harness.finish("b") == "length"
 
 
@@ -411,3 +411,32 @@ def test_compiled_grammars_are_kept_up_to_a_number() -> None:
             time.sleep(0.001)
     assert list(grammars._kept) == wanted[5:]
     assert grammars.get(wanted[-1]) is grammars.get(wanted[-1])
+
+
+TOO_COMPLEX = grammar("regex", "(a|aa|aaa){500}(x|y){500}[a-z]{0,500}z")
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize(
+    ("wanted", "sampling", "code"),
+    [
+        (TOO_COMPLEX, {}, "grammar_too_complex"),
+        (CHOICE, {"allowed_token_ids": (5,)}, "invalid_value"),
+        (CHOICE, {"bad_words": ((ord("y"),), (ord("t"),))}, "invalid_value"),
+        (None, {"allowed_token_ids": (EOS,), "min_tokens": 3}, "invalid_value"),
+        (None, {"allowed_token_ids": (5,), "bad_words": ((5,),)}, "invalid_value"),
+    ],
+)
+def test_what_leaves_no_token_is_refused_and_harms_nobody(
+    ahead: bool, wanted: Grammar | None, sampling: dict[str, Any], code: str
+) -> None:
+    harness = Bytes(ahead=ahead)
+    harness.submit(
+        request("impossible", PROMPT, 24, stop_token_ids=(EOS,), grammar=wanted, **sampling)
+    )
+    harness.submit(constrained("other", CHOICE))
+    harness.run()
+    assert harness.finish("impossible") == "refused"
+    assert harness.events["impossible"][-1].code == code
+    assert harness.text("other") in ("hello there", "hello you")
+    assert harness.core.scheduler.totals.faults["not_finite"] == 0

@@ -8,7 +8,7 @@ import pytest
 
 from radixserve.errors import BadRequest
 from radixserve.grammar import check
-from radixserve.grammar.source import MAX_CHARS
+from radixserve.grammar.source import MAX_CHARS, MAX_CHOICES
 from radixserve.request import Grammar
 from tests.grammar.accept import accepts, compiled, grammar, vocabulary
 
@@ -18,6 +18,7 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+MANY = [f"number {i}" for i in range(MAX_CHOICES)]
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,8 @@ PERSON = {
         (grammar("regex", "^(yes|no)$"), ["yes", "no"], ["yesno", "maybe"]),
         (grammar("choice", ["a/b", 'say "x"', "ä\n"]), ["a/b", 'say "x"', "ä\n"], ["a", "b", ""]),
         (grammar("choice", ["foo", "foobar"]), ["foo", "foobar"], ["foob"]),
+        (grammar("choice", ["", "x"]), ["", "x"], ["xx"]),
+        (grammar("choice", MANY), [MANY[0], MANY[77], MANY[-1]], ["number", "number 10000"]),
         (grammar("gbnf", 'root ::= "a" b+\nb ::= [0-9] | "x"'), ["a1x"], ["a", "1"]),
         (grammar("lark", 'start: "a" (B | "c")\nB: /b+/'), ["abb", "ac"], ["a", "abc"]),
         (grammar("lark", 'start: "x" <tool_call> "y"'), ["x<tool_call>y"], ["xy"]),
