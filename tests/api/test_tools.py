@@ -185,7 +185,7 @@ BAD = [
         "invalid_value",
     ),
     ({"tools": [TIME, TIME]}, "tools[1].function.name", "invalid_value"),
-    ({"tools": [TIME] * 129}, "tools", "array_above_max_length"),
+    ({"tools": [TIME] * 513}, "tools", "array_above_max_length"),
     ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
     ({"tools": [TIME], "tool_choice": "sometimes"}, "tool_choice", "invalid_value"),
     (

@@ -18,7 +18,7 @@ from radixserve.api.openai.wire_tools import Function, Tool, ToolChoice
 from radixserve.api.refusals import missing, shown, too_many, unsupported
 from radixserve.errors import BadRequest
 
-MAX_TOOLS = 128
+MAX_TOOLS = 512  # agents with several tool servers offer hundreds
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 
 
