@@ -353,6 +353,11 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"tool_choice": {"type": "file_search"}}, "unsupported_parameter", "tool_choice.type"),
     ({"tool_choice": {"type": "function"}}, "missing_required_parameter", "tool_choice.name"),
     ({"tool_choice": {"type": "allowed_tools"}}, "missing_required_parameter", "tool_choice.mode"),
+    (
+        {"tool_choice": {"type": "allowed_tools", "mode": "required", "tools": []}},
+        "empty_array",
+        "tool_choice.tools",
+    ),
     ({"input": None}, "invalid_type", "input"),
     ({"input": []}, "empty_array", "input"),
     ({"input": [1]}, "invalid_type", "input[0]"),

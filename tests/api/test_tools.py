@@ -187,6 +187,17 @@ BAD = [
     ({"tools": [TIME, TIME]}, "tools[1].function.name", "invalid_value"),
     ({"tools": [TIME] * 513}, "tools", "array_above_max_length"),
     ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+    (
+        {
+            "tools": [TIME],
+            "tool_choice": {
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": "required", "tools": []},
+            },
+        },
+        "tool_choice.allowed_tools.tools",
+        "empty_array",
+    ),
     ({"tools": [TIME], "tool_choice": "sometimes"}, "tool_choice", "invalid_value"),
     (
         {"tools": [TIME], "tool_choice": {"type": "function", "function": {"name": "x"}}},

@@ -136,6 +136,9 @@ def _choice(
         return "required", {choice.function.name}
     if choice.type == "allowed_tools" and choice.allowed_tools is not None:
         names = {_allowed_name(each) for each in choice.allowed_tools.tools}
+        if not names and choice.allowed_tools.mode == "required":
+            where = "tool_choice.allowed_tools.tools"
+            raise BadRequest("No tool may be called.", param=where, code="empty_array")
         _named(functions, names, "tool_choice.allowed_tools")
         return choice.allowed_tools.mode, names
     if choice.type not in ("function", "allowed_tools"):
