@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -108,13 +108,13 @@ class AsyncLLM:
         """As `generate`, but gives the additions to the first answer as they come. An iterator
         that is left early ends the request when it is closed.
         """
-        return self._stream(self._completion(prompt, params))
+        return self._stream(lambda: self._completion(prompt, params))
 
     def stream_chat(
         self, messages: Messages, params: SamplingParams | None = None, **fields: Any
     ) -> AsyncIterator[Delta]:
         """As `chat`, but gives the additions to the first answer as they come."""
-        return self._stream(self._chat(messages, params, fields))
+        return self._stream(lambda: self._chat(messages, params, fields))
 
     async def _completion(
         self, prompt: str | list[int], params: SamplingParams | None
@@ -140,8 +140,8 @@ class AsyncLLM:
     async def _run(self, generation: Generation) -> Output:
         return output_of(generation, await generation.collect(self._ready().engine))
 
-    async def _stream(self, preparing: Any) -> AsyncIterator[Delta]:
-        generation = await preparing
+    async def _stream(self, prepare: Callable[[], Awaitable[Generation]]) -> AsyncIterator[Delta]:
+        generation = await prepare()
         deltas: asyncio.Queue[Delta | None] = asyncio.Queue()
 
         async def sink(stream: Stream, delta: Delta) -> None:

@@ -64,6 +64,13 @@ async def test_an_engine_that_is_not_started_says_so() -> None:
     await llm.close()
 
 
+async def test_a_stream_that_is_never_read_asks_for_nothing() -> None:
+    llm = AsyncLLM()
+    llm.stream_generate("a")  # a coroutine that is never awaited would be a warning, so an error
+    with pytest.raises(StartupError, match="not started"):
+        await anext(llm.stream_generate("a"))
+
+
 def test_parameters_become_the_fields_of_a_body() -> None:
     assert SamplingParams().fields() == {}
     params = SamplingParams(max_tokens=3, logit_bias={5: 1.0}, json=True)
