@@ -27,6 +27,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 IMPORTED_AS = {
     "huggingface-hub": "huggingface_hub",
     "prometheus-client": "prometheus_client",
+    "swagger-ui-bundle": "swagger_ui_bundle",
 }
 # Used by transformers on our behalf: nothing here imports them.
 INDIRECT = {

@@ -1,6 +1,7 @@
-// The AI SDK: `npm install ai @ai-sdk/openai-compatible`.
+// The AI SDK: `npm install ai zod @ai-sdk/openai-compatible`.
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateText, streamText } from "ai";
+import { generateText, Output, stepCountIs, streamText, tool } from "ai";
+import { z } from "zod";
 
 const radixserve = createOpenAICompatible({
   name: "radixserve",
@@ -19,3 +20,32 @@ const streamed = streamText({ model, prompt });
 for await (const part of streamed.textStream) parts.push(part);
 console.log("stream:", parts.join("|"));
 console.log("cached:", (await streamed.usage).inputTokenDetails.cacheReadTokens);
+
+const get_weather = tool({
+  description: "The weather in a city",
+  inputSchema: z.object({ city: z.string() }),
+  execute: async ({ city }) => {
+    console.log("call: get_weather", city);
+    return `It is sunny in ${city}.`;
+  },
+});
+const told = await generateText({
+  model,
+  prompt: "What is the weather like in Paris?",
+  tools: { get_weather },
+  prepareStep: ({ stepNumber }) => ({
+    toolChoice: stepNumber === 0 ? { type: "tool", toolName: "get_weather" } : "none",
+  }),
+  maxOutputTokens: 40,
+  stopWhen: stepCountIs(2),
+});
+console.log("told:", told.text);
+
+const { output } = await generateText({
+  model,
+  prompt: "Alice and Bob are going to a science fair on Friday.",
+  output: Output.object({
+    schema: z.object({ name: z.string(), day: z.string(), participants: z.array(z.string()) }),
+  }),
+});
+console.log("parsed:", JSON.stringify(output));

@@ -1,13 +1,38 @@
 """DSPy: `pip install dspy`."""
 
 import dspy
-
-lm = dspy.LM(
-    "openai/SmolLM2-135M-Instruct",
-    api_base="http://127.0.0.1:8000/v1",
-    api_key="none",
-    cache=False,
+from dspy.lm15 import (
+    AccessPolicy,
+    ModelSupport,
+    OpenAIChatCompat,
+    ProviderDefinition,
+    register_provider,
 )
-dspy.configure(lm=lm)
+from pydantic import BaseModel
+
+access = AccessPolicy(provider="radixserve", base_url="http://127.0.0.1:8000/v1")
+register_provider(
+    ProviderDefinition.chat(access, compat=OpenAIChatCompat(), placeholder_key="none"),
+    supports=ModelSupport(function_calling=True, response_schema=True),
+)
+lm = dspy.LM("radixserve/SmolLM2-135M-Instruct", cache=False)
+dspy.configure(lm=lm, adapter=dspy.JSONAdapter())
 
 print("chat:", lm("What is the capital of France?")[0])
+
+
+class Event(BaseModel):
+    name: str
+    day: str
+    participants: list[str]
+
+
+class Extract(dspy.Signature):
+    """Extract the event."""
+
+    text: str = dspy.InputField()
+    event: Event = dspy.OutputField()
+
+
+text = "Alice and Bob are going to a science fair on Friday."
+print("parsed:", repr(dspy.Predict(Extract)(text=text).event))

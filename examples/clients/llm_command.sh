@@ -14,3 +14,10 @@ cat > "$(dirname "$(llm logs path)")/extra-openai-models.yaml" <<'YAML'
   supports_tools: true
 YAML
 llm -m radixserve "What is the capital of France?"
+
+llm -m radixserve "Alice and Bob are going to a science fair on Friday." --schema '{
+  "type": "object",
+  "properties": {"name": {"type": "string"}, "day": {"type": "string"}},
+  "required": ["name", "day"],
+  "additionalProperties": false
+}'

@@ -4,16 +4,32 @@ import asyncio
 
 from agents import (
     Agent,
-    OpenAIChatCompletionsModel,
+    ModelSettings,
     Runner,
+    function_tool,
+    set_default_openai_client,
     set_tracing_disabled,
 )
 from openai import AsyncOpenAI
 from openai.types.responses import ResponseTextDeltaEvent
+from pydantic import BaseModel
 
+set_default_openai_client(AsyncOpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none"))
 set_tracing_disabled(True)
-client = AsyncOpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
-model = OpenAIChatCompletionsModel(model="SmolLM2-135M-Instruct", openai_client=client)
+model = "SmolLM2-135M-Instruct"
+
+
+@function_tool
+def get_weather(city: str) -> str:
+    """The weather in a city."""
+    print("call:", "get_weather", city)
+    return f"It is sunny in {city}."
+
+
+class Event(BaseModel):
+    name: str
+    day: str
+    participants: list[str]
 
 
 async def main() -> None:
@@ -28,6 +44,15 @@ async def main() -> None:
         if event.type == "raw_response_event" and isinstance(event.data, ResponseTextDeltaEvent)
     ]
     print("stream:", "|".join(parts))
+
+    settings = ModelSettings(tool_choice="get_weather", max_tokens=40)
+    agent = Agent(name="Reporter", model=model, tools=[get_weather], model_settings=settings)
+    result = await Runner.run(agent, "What is the weather in Paris?")
+    print("told:", result.final_output)
+
+    agent = Agent(name="Extractor", model=model, output_type=Event)
+    result = await Runner.run(agent, "Alice and Bob are going to a science fair on Friday.")
+    print("parsed:", repr(result.final_output))
 
 
 asyncio.run(main())

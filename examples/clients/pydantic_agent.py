@@ -2,7 +2,8 @@
 
 import asyncio
 
-from pydantic_ai import Agent
+from pydantic import BaseModel
+from pydantic_ai import Agent, NativeOutput
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -22,3 +23,14 @@ async def stream() -> None:
 
 
 asyncio.run(stream())
+
+
+class Event(BaseModel):
+    name: str
+    day: str
+    participants: list[str]
+
+
+text = "Alice and Bob are going to a science fair on Friday."
+print("call:", repr(Agent(model, output_type=Event).run_sync(text).output))
+print("parsed:", repr(Agent(model, output_type=NativeOutput(Event)).run_sync(text).output))

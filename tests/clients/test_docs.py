@@ -23,11 +23,23 @@ def test_every_script_has_a_section() -> None:
     assert linked == {path.name for path in EXAMPLES.iterdir()}
 
 
+def stands_in(block: str, script: str) -> bool:
+    """Whether the script has the lines of the block, in this order."""
+    rest = iter(script.splitlines())
+    return all(line in rest for line in block.splitlines() if line.strip())
+
+
 def test_every_line_of_a_section_stands_in_its_scripts() -> None:
     absent = {
         heading: block
         for heading, text in sections().items()
         for block in BLOCK.findall(text)
-        if not any(block in (EXAMPLES / name).read_text() for name in SCRIPT.findall(text))
+        if not any(stands_in(block, (EXAMPLES / name).read_text()) for name in SCRIPT.findall(text))
     }
     assert absent == {}
+
+
+def test_lines_that_are_not_in_a_script_are_found() -> None:
+    assert stands_in("a\n\nc\n", "a\nb\nc\n")
+    assert not stands_in("c\na\n", "a\nb\nc\n")
+    assert not stands_in("a\nd\n", "a\nb\nc\n")
