@@ -88,7 +88,10 @@ def _without_unknown(value: Any, wanted: type[Body], base: str | None) -> Body:
 
 def _remove(value: Any, path: str) -> bool:
     """Remove the field at `path`, such as `messages[0].mood`; False if it is not there."""
-    *parents, name = [part for part in _PATH_PARTS.split(path) if part]
+    parts = [part for part in _PATH_PARTS.split(path) if part]
+    if not parts:
+        return False  # the field's name is empty, or made of dots and brackets
+    *parents, name = parts
     for part in parents:
         is_index = part.isdecimal() and isinstance(value, list)
         key: Any = int(part) if is_index else part

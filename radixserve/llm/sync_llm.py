@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from rich.progress import Progress
 
+from radixserve.errors import Unavailable
 from radixserve.llm.async_llm import AsyncLLM, Messages
 from radixserve.llm.output import Output
 from radixserve.llm.params import SamplingParams
@@ -99,6 +100,9 @@ class LLM:
         """Run `coroutine` on the loop's thread. If the caller is interrupted it is cancelled, and
         has ended when the interrupt is raised.
         """
+        if not self._thread.is_alive():
+            coroutine.close()
+            raise Unavailable("It was closed.", code="server_not_ready")
         ended = threading.Event()
         future = asyncio.run_coroutine_threadsafe(_told(coroutine, ended), self._loop)
         try:

@@ -34,6 +34,10 @@ def test_unknown_fields_are_left_out_at_every_level_and_the_log_names_them(
         (b'{"mood": 1}', "missing_required_parameter"),
         (GOOD + b"".join(b', "f%d": 1' % i for i in range(100)) + b"}", "unknown_parameter"),
         (GOOD + b', "a.b": 1}', "unknown_parameter"),
+        (GOOD + b', "": 1}', "unknown_parameter"),
+        (GOOD + b', ".[]": 1}', "unknown_parameter"),
+        (GOOD + b', "' + b"x" * 3000 + b'": 1}', "unknown_parameter"),
+        (b'{"messages": [{"role": "user", "content": "a", "": 1}]}', "unknown_parameter"),
     ],
 )
 def test_what_is_wrong_otherwise_is_refused_as_always(raw: bytes, code: str) -> None:

@@ -178,3 +178,15 @@ async def test_streams_add_up_and_can_be_left() -> None:
     with pytest.raises(Unavailable):
         await llm.chat(messages)
     await llm.close()
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_what_is_closed_says_so() -> None:
+    llm = LLM(fake_model=True)
+    llm.close()
+    llm.close()
+    with pytest.raises(Unavailable, match="closed"):
+        llm.generate("a")
+    with pytest.raises(Unavailable, match="closed"):
+        llm.chat([{"role": "user", "content": "a"}])
