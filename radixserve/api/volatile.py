@@ -42,7 +42,7 @@ class VolatilePrefixes:
 
     def removed(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """`messages` without such lines at the front of the first message, if it is a system
-        message; one that has no other text is left out. O(1) but for what is removed.
+        message; one that has no other text is left out. O(1), and O(its text) if lines are removed.
         """
         if not messages or messages[0]["role"] != "system":
             return messages
@@ -55,14 +55,18 @@ class VolatilePrefixes:
         return [{**messages[0], "content": rest}, *messages[1:]]
 
     def _rest(self, text: str) -> str:
-        while (pattern := self._matching(text)) is not None:
+        start = 0
+        while (pattern := self._matching(text, start)) is not None:
             self._note(pattern)
-            text = text.partition("\n")[2]
-        return text
+            end = text.find("\n", start)
+            start = len(text) if end < 0 else end + 1
+        return text[start:] if start else text
 
-    def _matching(self, text: str) -> re.Pattern[str] | None:
-        end = text.find("\n", 0, _MAX_LINE_CHARS)
-        line = text[: _MAX_LINE_CHARS if end < 0 else end]
+    def _matching(self, text: str, start: int) -> re.Pattern[str] | None:
+        """The pattern that the line at `start` begins with."""
+        most = start + _MAX_LINE_CHARS
+        end = text.find("\n", start, most)
+        line = text[start : most if end < 0 else end]
         return next((each for each in self._patterns if line and each.match(line)), None)
 
     def _note(self, pattern: re.Pattern[str]) -> None:

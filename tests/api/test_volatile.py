@@ -50,6 +50,15 @@ def test_a_message_that_has_nothing_else_is_left_out_but_not_the_last_one() -> N
     assert removed(("system", "x-a-header: 1")) == ([("system", "")], 1)
 
 
+def test_many_lines_are_removed_in_time_of_their_length() -> None:
+    """Copying what is left after each line would take minutes here."""
+    num_lines = 1_000_000
+    assert removed(("system", "At 1\n" * num_lines + "You are"), USER) == (
+        [("system", "You are"), USER],
+        num_lines,
+    )
+
+
 def test_what_others_than_the_system_say_stays() -> None:
     said = ("user", "x-a-header: 1")
     assert removed(said) == ([said], 0)
