@@ -75,6 +75,6 @@ $(CLIENTS)/.installed: $(wildcard tests/clients/*.txt) tests/clients/package-loc
 			--requirement tests/clients/$$set.txt || exit 1; done
 	@if command -v npm >/dev/null; then mkdir -p $(CLIENTS)/node && \
 		cp tests/clients/package.json tests/clients/package-lock.json $(CLIENTS)/node && \
-		npm ci --prefix $(CLIENTS)/node --silent --no-audit --no-fund; \
+		npm ci --prefix $(CLIENTS)/node --loglevel=error --no-audit --no-fund; \
 	else echo "make: no npm, so the tests of clients for Node will be skipped"; fi
 	@touch $@
