@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -31,7 +32,8 @@ class LLM:
     them is refused or fails, the call raises that error, as `AsyncLLM` does, and the others are
     cancelled. Ctrl-C cancels a call, too; the next one may follow. Its event loop runs in a thread
     of its own, so it also works where a loop runs already, as in a notebook, and in several threads
-    at a time. It is ready when it is made, and has to be closed.
+    at a time. It is ready when it is made, and ends its processes when it is closed, forgotten, or
+    at the end of the program.
     """
 
     def __init__(self, model: str | os.PathLike[str] | None = None, **settings: Any) -> None:
@@ -45,14 +47,13 @@ class LLM:
         try:
             self._call(self._llm.start())
         except BaseException:
-            self._end_loop()
+            _end(self._loop, self._thread)
             raise
+        self._closing = weakref.finalize(self, _close, self._llm, self._loop, self._thread)
 
     def close(self) -> None:
         """End all processes. It can be called again."""
-        if self._thread.is_alive():
-            self._call(self._llm.close())
-            self._end_loop()
+        self._closing()
 
     def __enter__(self) -> LLM:
         return self
@@ -112,10 +113,16 @@ class LLM:
             ended.wait(_CANCEL_SECONDS)
             raise
 
-    def _end_loop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+
+def _close(llm: AsyncLLM, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    asyncio.run_coroutine_threadsafe(llm.close(), loop).result()
+    _end(loop, thread)
+
+
+def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 async def _told(coroutine: Coroutine[Any, Any, T], ended: threading.Event) -> T:

@@ -159,7 +159,8 @@ def _refuse_sizes(config: PretrainedConfig, folder: Path) -> None:
             f"{folder / 'config.json'} is damaged: {heads} attention heads cannot share {kv_heads} "
             "heads of keys and values."
         )
-    if config.max_position_embeddings > _MOST_POSITIONS:
+    # A model without the field is refused later, as one of a kind that cannot be served.
+    if getattr(config, "max_position_embeddings", 0) > _MOST_POSITIONS:
         log.warning(
             "%s names a context of more than %s tokens, which is the most that can be served",
             folder / "config.json",

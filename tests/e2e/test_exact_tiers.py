@@ -128,8 +128,8 @@ def test_the_real_model_answers_with_the_same_bits_from_every_tier(
     assert promoted(again)[1] > 300
     again.tiers.close(10.0)
     for row in transfer_names(tmp_path / "s"):
-        transfer.export_prefix(tmp_path / "s", row, tmp_path / "prefix")
-        transfer.import_prefix(tmp_path / "t", tmp_path / "prefix")
+        transfer.export_prefix(tmp_path / "s", row, tmp_path / row)
+        transfer.import_prefix(tmp_path / "t", tmp_path / row)
     imported = engine(real_model, tmp_path / "t", 2000)
     assert run(imported, requests) == expected, "imported elsewhere"
     assert promoted(imported)[1] > 300

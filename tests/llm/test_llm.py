@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -190,3 +192,18 @@ def test_what_is_closed_says_so() -> None:
         llm.generate("a")
     with pytest.raises(Unavailable, match="closed"):
         llm.chat([{"role": "user", "content": "a"}])
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_a_program_may_end_without_closing_it() -> None:
+    code = """
+from radixserve import LLM, SamplingParams
+llm = LLM()
+print(len(llm.generate("a", SamplingParams(max_tokens=2))[0].completions[0].token_ids))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240
+    )
+    assert (ended.stdout.strip(), ended.returncode) == ("2", 0)
+    assert not any(word in ended.stderr for word in ("Traceback", "destroyed", "ignored"))
