@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,7 @@ class Import:
     at_import: bool
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     """Every module of the package under its dotted name without the package's own, such as
     front.client.
@@ -107,8 +109,13 @@ def modules() -> dict[str, ast.Module]:
     return found
 
 
-def imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
+@cache
+def imports_of(module: str, tree: ast.Module) -> tuple[Import, ...]:
     """All imports, those inside functions and under TYPE_CHECKING included."""
+    return tuple(_imports_of(module, tree))
+
+
+def _imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
     lazy = {
         id(inner)
         for node in ast.walk(tree)

@@ -11,6 +11,8 @@ import sys
 from collections import deque
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "tools" / "install.py"
 
@@ -46,6 +48,7 @@ def test_a_failure_shows_the_last_words_and_keeps_the_status() -> None:
     assert "radixserve-no-such-thing" in done.stderr
 
 
+@pytest.mark.slow
 def test_on_a_terminal_the_seconds_go_on_while_pip_says_nothing() -> None:
     code = (
         "import runpy, sys, time\n"

@@ -24,6 +24,8 @@ import pytest
 from radixserve.metrics import Metrics, RequestRecord
 from radixserve.step import EngineInfo, EngineStats
 
+pytestmark = pytest.mark.slow  # a real Prometheus
+
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "prometheus.yml"
 

@@ -359,7 +359,9 @@ def shared_cases() -> list[Any]:
     return cases
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    "stream", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["whole", "streamed"]
+)
 @pytest.mark.parametrize(("path", "case"), shared_cases())
 async def test_a_bad_field_is_refused_by_name(
     server: Server, path: str, case: tuple[Any, ...], stream: bool
@@ -595,7 +597,9 @@ WITHOUT_EFFECT: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    "stream", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["whole", "streamed"]
+)
 @pytest.mark.parametrize(
     ("path", "name"),
     [(p, each) for p in OPENAI_DIALECT for each in WITHOUT_EFFECT if each in fields_of(p)],

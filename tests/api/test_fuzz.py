@@ -133,6 +133,7 @@ def types_of(front: Front, monkeypatch: pytest.MonkeyPatch) -> dict[str, type | 
     return found
 
 
+@pytest.mark.slow
 def test_no_body_ends_in_a_server_error(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     known = types_of(front, monkeypatch)
     assert {path for path, body_type in known.items() if body_type is not None} >= GOOD.keys()

@@ -18,6 +18,8 @@ from radixserve.engine import core, flight, planning
 from radixserve.sampling import PromptLogprobs, Samples
 from tests.engine.harness import Harness, request
 
+pytestmark = pytest.mark.slow  # a fault at every step
+
 REQUESTS = [
     request("plain", [1, 2, 3], max_tokens=16),
     request("long", [2, 1] * 12, max_tokens=10, logprobs=1),

@@ -192,6 +192,7 @@ def test_faults_are_counted_by_kind_second_tries_included(ahead: bool) -> None:
 # Memory.
 
 
+@pytest.mark.slow
 def test_a_step_too_large_for_the_memory_succeeds_in_parts(ahead: bool) -> None:
     harness = Harness(ahead=ahead)
     harness.model.fault_of = lambda step: FULL if len(step) > 1 else None

@@ -286,6 +286,7 @@ def test_an_answer_warm_is_the_answer_cold() -> None:
         assert [harness.answer(each.id) for each in requests] == alone()
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_another_engine_goes_on_behind_any_event(data: st.DataObject) -> None:

@@ -28,6 +28,8 @@ from radixserve.front.watchdog import Watchdog
 from radixserve.request import Request, Sampling
 from radixserve.step import TokenEvent
 
+pytestmark = pytest.mark.slow  # a real engine process
+
 SETTINGS = Settings(
     fake_model=True, kv_budget=4096 * 16, max_running=4, threads=1, log_level="warning"
 )

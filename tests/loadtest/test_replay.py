@@ -194,6 +194,7 @@ def test_reasoning_and_tool_calls_are_tokens_too() -> None:
 # --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [None, "depends on the batch"])
 async def test_check_finds_answers_that_depend_on_the_load(fault: str | None) -> None:
     run, reasons = Run(load_workload("shared_system")), list[str | None]()

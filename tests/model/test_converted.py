@@ -264,6 +264,7 @@ def test_a_temporary_model_goes_with_its_process_and_after_a_kill_with_the_next(
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_model_is_refused_in_one_sentence(tmp_path: Path, models: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"not a model")

@@ -236,6 +236,7 @@ def test_a_kernel_works_where_nothing_can_be_kept(
     assert caplog.text.count("compiled kernels are not kept") == 1
 
 
+@pytest.mark.slow
 def test_code_that_was_kept_is_linked_in_another_process(folder: Path) -> None:
     program = (
         "import sys; from tests.model.test_kernel_files import added, native\n"

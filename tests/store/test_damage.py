@@ -287,6 +287,7 @@ def test_after_repeated_errors_writing_rests_and_reading_goes_on(tmp_path: Path)
     assert store.stats().writing
 
 
+@pytest.mark.slow
 def test_a_file_system_that_is_full_for_real(tmp_path: Path) -> None:
     """RLIMIT_FSIZE in a process of its own: the kernel itself ends the write half way."""
     code = f"""
@@ -336,6 +337,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_a_miss(tmp_path: Path) -> None:
     assert put(store, "a", PROMPT) == loads(store, "a", PROMPT) == 5
 
 
+@pytest.mark.slow
 def test_without_the_digest_every_bit_before_the_kv_is_still_checked_and_none_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,8 @@ from radixserve.text.tokenizer import Tokenizer
 from tests.text.templates import SPECIAL, TAGS, TEMPLATES, tokenizer_of
 from tests.text.test_control import often
 
+pytestmark = pytest.mark.slow  # a search over five kinds of templates
+
 KINDS = ["generic", *TEMPLATES]
 Chats = dict[str, Tokenizer]
 

@@ -23,6 +23,8 @@ from tests.engine.harness import request
 from tests.store.parts import files, flip, on_disk
 from tests.tiers.parts import Tiered
 
+pytestmark = pytest.mark.slow  # a long search
+
 PROMPT = st.lists(st.integers(0, 2), min_size=1, max_size=30)
 
 
