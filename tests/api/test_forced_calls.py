@@ -118,3 +118,10 @@ async def test_a_form_that_cannot_be_is_refused_by_name(
     assert (status, answer["error"]["param"]) == (400, param)
     status, _ = await server.post(CHAT, body_for(CHAT))
     assert status == 200
+
+
+async def test_a_grammar_beside_tools_is_refused_by_the_name_of_its_field(server: Server) -> None:
+    fields = {"tools": [TIME], "guided_grammar": 'root ::= "a"'}
+    status, answer = await server.post(CHAT, body_for(CHAT) | fields)
+    assert (status, answer["error"]["param"]) == (400, "guided_grammar")
+    assert "tools" in answer["error"]["message"]

@@ -22,7 +22,7 @@ from radixserve.api.openai.form import Asked
 from radixserve.api.openai.tools import Offer
 from radixserve.api.openai.wire_tools import Function
 from radixserve.errors import BadRequest
-from radixserve.grammar.answers import calls_or_form, form_after
+from radixserve.grammar.answers import calls_or_form, form_after, form_rules
 from radixserve.grammar.closed import closed
 from radixserve.parsing.call_grammars import call_grammar
 from radixserve.parsing.tool import Tool
@@ -41,9 +41,13 @@ async def answer_grammar(
             return None
         param, form = asked
         await check_grammar(api, param, form)
-        return form_after(form, after, api.tokenizer.control_tokens) if after else form
+        if not after:
+            return form
+        _check_combines(param, form)
+        return form_after(form, after, api.tokenizer.control_tokens)
     if asked is not None and not offer.required:
         await check_grammar(api, *asked)
+        _check_combines(*asked)
     tools = [Tool(each.name, closed(each.parameters or {})) for each in offer.callable]
     grammar = _with_calls(api, tools, offer, asked, after)
     if grammar is None:
@@ -55,6 +59,15 @@ async def answer_grammar(
         if (grammar := _with_calls(api, tools, offer, asked, after)) is not None:
             await check_grammar(api, "tools", grammar)
     return grammar
+
+
+def _check_combines(param: str, form: Grammar) -> None:
+    """Raises BadRequest that names `param` if `form` cannot be a part of another grammar."""
+    try:
+        form_rules(form)
+    except BadRequest as refusal:
+        refusal.param = param
+        raise
 
 
 def _with_calls(
