@@ -48,6 +48,10 @@ class Tool:
     name: str
     arguments: str | Callable[[Text], str]
 
+    def expansion(self, text: Text) -> str:
+        """`arguments` as an expansion."""
+        return self.arguments if isinstance(self.arguments, str) else self.arguments(text)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
@@ -94,7 +98,7 @@ def tool_calls(
     for i, tool in enumerate(tools):
         parts = (
             text.literal(tool.name + layout.between),
-            tool.arguments if isinstance(tool.arguments, str) else tool.arguments(text),
+            tool.expansion(text),
             text.literal(layout.after),
         )
         rules.append(f"call_{i}: {' '.join(parts)}")
@@ -171,8 +175,7 @@ class Text:
         return self._lazy("value", marker)
 
     def _lazy(self, name: str, marker: str) -> str:
-        escaped = _REGEX_SIGNS.sub(r"\\\g<0>", marker).replace("\n", r"\n")
-        self._add(f"{name}[lazy]: /(?s:.*){escaped}/")
+        self._add(f"{name}[lazy]: /(?s:.*){escaped(marker)}/")
         return name
 
     def _add(self, rule: str) -> None:
@@ -190,6 +193,11 @@ class Text:
         ids = ",".join(map(str, sorted(self._control.values())))
         self._add(f"piece: TEXT <[{ids}]>")
         return "piece*"
+
+
+def escaped(text: str) -> str:
+    """`text` as a part of a regular expression in a lark source."""
+    return _REGEX_SIGNS.sub(r"\\\g<0>", text).replace("\n", r"\n")
 
 
 def quoted(text: str) -> str:

@@ -15,7 +15,7 @@ from radixserve.parsing.reader import Markers, Reader, Reading
 
 _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
-_RECIPIENT = re.compile(r"\bto=(?:functions\.)?([\w.-]+)")
+_RECIPIENT = re.compile(r"\bto=(?:functions\.)?([\w.:/-]+)")
 _ANALYSIS = re.compile(r"<\|channel\|>\s*analysis\b")
 
 

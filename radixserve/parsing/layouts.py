@@ -10,30 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from radixserve.grammar import calls
 from radixserve.grammar.calls import Layout, Text
+from radixserve.grammar.opening_calls import Opening, opening_calls
+from radixserve.parsing import harmony_grammar
 from radixserve.parsing.argument_layouts import Arguments, json_object, keywords, tagged
 from radixserve.parsing.tool import Tool
 from radixserve.request import Grammar
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+_SPACE = r"[ \t\r\n]{0,40}"  # with no limit a weak model may write nothing else
 
 
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """The layout of a format's calls, and how it writes arguments.
-
-    Attributes:
-        parallel: an answer may have several calls.
-        anywhere: a marker that means nothing else begins a call, so it may stand behind any text.
-    """
-
-    layout: Layout
-    arguments: Arguments = json_object
-    parallel: bool = True
-    anywhere: bool = True
+class Constrains(Protocol):
+    """Writes the grammars of a format's calls."""
 
     def grammar(
         self,
@@ -45,23 +37,73 @@ class Constraint:
         after: str = "",
     ) -> Grammar | None:
         """The grammar of an answer with calls of `tools`; see `grammar.calls.tool_calls`. None for
-        any text: calls that are not required and have no marker of their own are not constrained.
+        any text: calls that are not required cannot be told from text.
         """
-        if not required and not self.anywhere:
-            return None
 
-        def arguments_of(tool: Tool) -> Callable[[Text], str]:
-            return lambda text: self.arguments({**ANY_OBJECT, **tool.parameters}, text)
 
-        callable_ = [calls.Tool(tool.name, arguments_of(tool)) for tool in tools]
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """The layout of a format's calls, and how it writes arguments.
+
+    Attributes:
+        opening: how calls that are not required begin; None: with the marker that the layout
+            begins with, behind any text.
+    """
+
+    layout: Layout
+    arguments: Arguments = json_object
+    opening: Opening | None = None
+
+    def grammar(
+        self,
+        tools: Sequence[Tool],
+        *,
+        required: bool,
+        parallel: bool,
+        control: Mapping[str, int],
+        after: str = "",
+    ) -> Grammar | None:
+        """See `Constrains.grammar`."""
+        written = _written(tools, self.arguments)
+        if self.opening is not None and not required:
+            return opening_calls(
+                written, self.opening, parallel=parallel, control=control, after=after
+            )
         return calls.tool_calls(
-            callable_,
+            written,
             self.layout,
             required=required,
-            parallel=parallel and self.parallel,
+            parallel=parallel,
             control=control,
             after=after,
         )
+
+
+class HarmonyConstraint:
+    """The constraint of gpt-oss's messages, of which one at most is a call."""
+
+    def grammar(
+        self,
+        tools: Sequence[Tool],
+        *,
+        required: bool,
+        parallel: bool,
+        control: Mapping[str, int],
+        after: str = "",
+    ) -> Grammar | None:
+        """See `Constrains.grammar`."""
+        write = harmony_grammar.required_call if required else harmony_grammar.optional_call
+        written = _written(tools, json_object)
+        return write(written, control=control, in_reasoning=bool(after))
+
+
+def _written(tools: Sequence[Tool], arguments: Arguments) -> list[calls.Tool]:
+    """`tools` with their arguments as a format writes them."""
+
+    def arguments_of(tool: Tool) -> Callable[[Text], str]:
+        return lambda text: arguments({**ANY_OBJECT, **tool.parameters}, text)
+
+    return [calls.Tool(tool.name, arguments_of(tool)) for tool in tools]
 
 
 _HERMES = Layout(
@@ -80,7 +122,26 @@ _GENERIC = Layout(
     trigger="<tool_call>",
 )
 
-CONSTRAINTS = {
+# With every spacing and every name of a member that the parser takes.
+_LLAMA_CALL = (
+    r'S\{S("type"S:S"function"S,S)?"(name|function)"S:S"NAME"S,S"(parameters|arguments)"S:S'
+).replace("S", _SPACE)
+_LLAMA = Opening(
+    first=_LLAMA_CALL,
+    other=f"{_SPACE};?{_LLAMA_CALL}",
+    after=rf"{_SPACE}\}}",
+    marker="<|python_tag|>",
+)
+_PYTHONIC = Opening(
+    first=rf"{_SPACE}\[{_SPACE}NAME\({_SPACE}",
+    other=rf"{_SPACE},{_SPACE}NAME\({_SPACE}",
+    after=rf"{_SPACE}\)",
+    closing=rf"{_SPACE}\]",
+    marker="<|python_start|>",
+    end_marker="<|python_end|>",
+)
+
+CONSTRAINTS: Mapping[str, Constrains] = {
     "hermes": Constraint(_HERMES),
     "generic": Constraint(_GENERIC),
     "qwen3_coder": Constraint(
@@ -98,12 +159,12 @@ CONSTRAINTS = {
     ),
     "llama3_json": Constraint(
         Layout(before='{"name": "', between='", "parameters": ', after="}", separator="; "),
-        anywhere=False,
+        opening=_LLAMA,
     ),
     "llama_pythonic": Constraint(
         Layout(opening="[", before="", between="(", after=")", separator=", ", closing="]"),
         keywords,
-        anywhere=False,
+        _PYTHONIC,
     ),
     "mistral": Constraint(
         Layout(
@@ -135,14 +196,6 @@ CONSTRAINTS = {
             closing="<｜tool▁calls▁end｜>",
         )
     ),
-    "harmony": Constraint(
-        Layout(
-            before="<|channel|>commentary to=functions.",
-            between=" <|constrain|>json<|message|>",
-            after="",
-        ),
-        parallel=False,
-        anywhere=False,
-    ),
+    "harmony": HarmonyConstraint(),
 }
 """The constraint of every tool format, by the format's name."""

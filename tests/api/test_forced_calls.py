@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from radixserve.api.app import ApiSettings
 from radixserve.grammar import Vocabulary, compile_grammar
 from radixserve.request import Grammar
 from tests.api.conftest import CHAT, Server, body_for
@@ -125,3 +126,23 @@ async def test_a_grammar_beside_tools_is_refused_by_the_name_of_its_field(server
     status, answer = await server.post(CHAT, body_for(CHAT) | fields)
     assert (status, answer["error"]["param"]) == (400, "guided_grammar")
     assert "tools" in answer["error"]["message"]
+
+
+class TestCallsWithoutAMarker:
+    """A format whose calls begin like other text."""
+
+    @pytest.fixture
+    def settings(self) -> ApiSettings:
+        return ApiSettings(tool_parser="llama3_json")
+
+    async def test_an_answer_that_has_begun_a_call_obeys_the_schema(
+        self, server: Server, tokenizer: LocalTokenizer
+    ) -> None:
+        rome = '{"name": "weather", "parameters": {"city": "Rome"}}'
+        grammar = await grammar_of(server, tools=[WEATHER, TIME])
+        for text in ("hello", rome, '{"name": "Ada", "parameters": 1}'):
+            assert accepts(tokenizer, grammar, text)
+        assert not accepts(tokenizer, grammar, rome.replace("city", "town"))
+        grammar = await grammar_of(server, tools=[WEATHER, UNIQUE])
+        assert accepts(tokenizer, grammar, '{"name": "unique", "parameters": {"b": [1, 1]}}')
+        assert not accepts(tokenizer, grammar, rome.replace("city", "town"))
