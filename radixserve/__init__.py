@@ -20,7 +20,21 @@ if TYPE_CHECKING:
         StartupError,
         Unavailable,
     )
-    from radixserve.llm import LLM, AsyncLLM, Completion, Output, SamplingParams, ToolCall
+    from radixserve.llm import (
+        LLM,
+        AsyncLLM,
+        CallArguments,
+        CallBegun,
+        CallEnded,
+        Completion,
+        Delta,
+        Output,
+        Reasoning,
+        SamplingParams,
+        Text,
+        TokenLogprob,
+        ToolCall,
+    )
     from radixserve.model.embedded import embedded_model
     from radixserve.store import KVStore
 
@@ -35,7 +49,12 @@ _MODULE_OF = {
         "radixserve.errors",
     ),
     **dict.fromkeys(
-        ("LLM", "AsyncLLM", "Completion", "Output", "SamplingParams", "ToolCall"), "radixserve.llm"
+        (
+            *("LLM", "AsyncLLM", "Completion", "Output", "SamplingParams", "ToolCall"),
+            *("Delta", "Text", "Reasoning", "CallBegun", "CallArguments", "CallEnded"),
+            "TokenLogprob",
+        ),
+        "radixserve.llm",
     ),
     "KVStore": "radixserve.store",
     "embedded_model": "radixserve.model.embedded",
@@ -46,15 +65,22 @@ __all__ = [
     "ApiError",
     "AsyncLLM",
     "BadRequest",
+    "CallArguments",
+    "CallBegun",
+    "CallEnded",
     "Completion",
     "ConfigError",
+    "Delta",
     "KVStore",
     "ModelRefused",
     "Output",
     "RadixserveError",
+    "Reasoning",
     "SamplingParams",
     "ServerError",
     "StartupError",
+    "Text",
+    "TokenLogprob",
     "ToolCall",
     "Unavailable",
     "__version__",

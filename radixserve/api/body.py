@@ -29,7 +29,7 @@ _ABSENT = object()
 _PATH_PARTS = re.compile(r"[.\[\]]")
 _MISSING = re.compile(r"Object missing required field `([^`]*)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `|$)", re.DOTALL)
-_PATH = re.compile(r" - at `(?:key in )?\$?\.?([^`]*)`$")
+_PATH = re.compile(r" - at `(?:key` in `)?\$?\.?([^`]*)`$")
 
 
 async def read_body(request: web.Request, body_type: type[Body]) -> Body:
@@ -103,11 +103,11 @@ def _remove(value: Any, path: str) -> bool:
 
 
 def convert_member(
-    value: object, member_type: type[Body], path: str, *, ignore_unknown: bool = False
+    value: object, member_type: type[Body], path: str | None, *, ignore_unknown: bool = False
 ) -> Body:
-    """Decode a member of a decoded body, for members whose type depends on their values. Raises
-    BadRequest, which names the place below `path` if one is wrong. With `ignore_unknown` fields
-    that are not known are removed from `value`, as by `decode_known`.
+    """Decode a member of a decoded body, for members whose type depends on their values; with None
+    as `path`, a whole body. Raises BadRequest, which names the place below `path` if one is wrong.
+    With `ignore_unknown` fields that are not known are removed from `value`, as by `decode_known`.
     """
     if ignore_unknown:
         return _without_unknown(value, member_type, path)

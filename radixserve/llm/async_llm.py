@@ -6,25 +6,24 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeVar
-
-import msgspec
+from typing import Any
 
 from radixserve.api.context import Api
 from radixserve.api.openai.endpoints import prepare_chat, prepare_completion
-from radixserve.api.openai.wire import ChatBody, CompletionBody, GenerationBody
+from radixserve.api.openai.wire import ChatBody, CompletionBody
 from radixserve.assembly import Assembly, find
 from radixserve.config_sources import from_arguments
-from radixserve.errors import BadRequest, StartupError
+from radixserve.errors import BadRequest, StartupError, Unavailable
 from radixserve.front.generation import Generation
 from radixserve.front.stream import Delta, Stream
+from radixserve.llm.arguments import body_of, fields_of, listed
 from radixserve.llm.output import Output, output_of
 from radixserve.llm.params import SamplingParams
 
 Messages = Sequence[dict[str, Any]]
 """Messages as the chat endpoint takes them."""
 
-B = TypeVar("B", bound=GenerationBody)
+_OF_CHAT = "a list of messages, each a dict"
 
 
 class AsyncLLM:
@@ -52,30 +51,42 @@ class AsyncLLM:
             ConfigError: there is no such setting, its value is wrong, or two contradict each other.
         """
         self._settings = from_arguments({"log_level": "warning"} | settings | {"model": model})
+        self._process: int | None = None  # that has started it
+        self._loop: asyncio.AbstractEventLoop | None = None  # the one that it runs on
         self._assembly: Assembly | None = None
         self._api: Api | None = None
 
     async def start(self) -> None:
-        """Start the processes and load the model; seconds for a small one.
+        """Start the processes and load the model; seconds for a small one. After a failure it may
+        be called again.
 
         Raises:
             StartupError: the model or the store's folder cannot be used, or it was started before.
         """
-        if self._assembly is not None:
-            raise StartupError("it was started already")
-        source = await asyncio.to_thread(find, self._settings)
-        self._assembly = Assembly(self._settings, source)
+        if self._process is not None:
+            raise StartupError("it was started already; one that was closed stays closed")
+        self._process, self._loop = os.getpid(), asyncio.get_running_loop()
         try:
-            api = await self._assembly.start()
-            assert self._assembly.loading is not None, "started above"
-            await self._assembly.loading
+            self._api = await self._started()
         except BaseException:
             await self.close()
+            self._process = self._assembly = None
             raise
-        self._api = api
+
+    async def _started(self) -> Api:
+        source = await asyncio.to_thread(find, self._settings)
+        self._assembly = Assembly(self._settings, source)
+        api = await self._assembly.start()
+        assert self._assembly.loading is not None, "started above"
+        await self._assembly.loading
+        return api
 
     async def close(self) -> None:
-        """End all processes. Requests that run end with Unavailable. It can be called again."""
+        """End all processes. Requests that run end with Unavailable. It can be called again. In a
+        forked process it does nothing, because the processes are those of the parent.
+        """
+        if self._process != os.getpid():
+            return
         if self._assembly is not None:
             await self._assembly.close()
         if self._api is not None:
@@ -119,22 +130,29 @@ class AsyncLLM:
     async def _completion(
         self, prompt: str | list[int], params: SamplingParams | None
     ) -> Generation:
-        fields = {} if params is None else params.fields()
-        body = _body(CompletionBody, fields | {"prompt": prompt})
+        body = body_of(CompletionBody, fields_of(params) | {"prompt": prompt})
         return await prepare_completion(self._ready(), body)
 
     async def _chat(
         self, messages: Messages, params: SamplingParams | None, more: dict[str, Any]
     ) -> Generation:
-        fields = {} if params is None else params.fields()
+        fields = fields_of(params)
         if (logprobs := fields.pop("logprobs", None)) is not None:
             fields |= {"logprobs": True, "top_logprobs": logprobs}
-        body = _body(ChatBody, fields | more | {"messages": list(messages)})
+        if more.get("stream"):
+            message = "'stream' is not taken here: AsyncLLM.stream_chat gives a stream."
+            raise BadRequest(message, param="stream", code="invalid_value")
+        conversation = {"messages": listed(messages, "messages", _OF_CHAT)}
+        body = body_of(ChatBody, fields | more | conversation)
         return await prepare_chat(self._ready(), body)
 
     def _ready(self) -> Api:
         if self._api is None:
             raise StartupError("it is not started: use `async with`, or call `start`")
+        refuse_forked(self._process)
+        if self._loop is not asyncio.get_running_loop():
+            message = "It belongs to the event loop that started it, which is another one."
+            raise Unavailable(message, code="server_not_ready")
         return self._api
 
     async def _run(self, generation: Generation) -> Output:
@@ -160,9 +178,13 @@ class AsyncLLM:
                 await running
 
 
-def _body(body_type: type[B], fields: dict[str, Any]) -> B:
-    """The request body with `fields`. Raises BadRequest that names a wrong one."""
-    try:
-        return msgspec.convert(fields, body_type, strict=True)
-    except msgspec.ValidationError as error:
-        raise BadRequest(str(error), code="invalid_type") from None
+def refuse_forked(process: int | None) -> None:
+    """Raises Unavailable unless this is `process`. A fork has copies of its parent's sockets, and
+    none of the threads that read them, so a request would never be answered.
+    """
+    if process != os.getpid():
+        raise Unavailable(
+            "It belongs to the process that forked this one: make one here, or start processes "
+            "by 'spawn'.",
+            code="server_not_ready",
+        )

@@ -47,7 +47,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             for name, value in msgspec.structs.asdict(self).items()
             if value is not None and name not in _FORMS
         }
-        if self.logit_bias is not None:
+        if isinstance(self.logit_bias, dict):
             given["logit_bias"] = {str(key): value for key, value in self.logit_bias.items()}
         form = {name: getattr(self, name) for name in _FORMS if getattr(self, name) is not None}
         if form.get("json") is True:

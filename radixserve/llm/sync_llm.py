@@ -6,18 +6,21 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rich.progress import Progress
 
-from radixserve.errors import Unavailable
-from radixserve.llm.async_llm import AsyncLLM, Messages
+from radixserve.errors import BadRequest, Unavailable
+from radixserve.llm.arguments import listed
+from radixserve.llm.async_llm import AsyncLLM, Messages, refuse_forked
 from radixserve.llm.output import Output
 from radixserve.llm.params import SamplingParams
 
 T = TypeVar("T")
 _AT_ONCE = 64  # requests that are in the engine or wait there
+_OF_PROMPTS = "a text, or a list of texts or of lists of token ids"
+_OF_CONVERSATIONS = "a list of messages, each a dict, or a list of such lists"
 _CANCEL_SECONDS = 10.0  # in which a call that is interrupted has to end
 
 
@@ -41,15 +44,18 @@ class LLM:
         cannot be loaded.
         """
         self._llm = AsyncLLM(model, **settings)
+        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
         self._thread.start()
         try:
-            self._call(self._llm.start())
+            self._call(self._llm.start)
         except BaseException:
             _end(self._loop, self._thread)
             raise
-        self._closing = weakref.finalize(self, _close, self._llm, self._loop, self._thread)
+        self._closing = weakref.finalize(
+            self, _close, self._llm, self._loop, self._thread, self._process
+        )
 
     def close(self) -> None:
         """End all processes. It can be called again."""
@@ -71,7 +77,7 @@ class LLM:
         """Continue each of `prompts`, texts or lists of token ids; one output per prompt, in
         order. `progress` shows a bar on the terminal.
         """
-        each = [prompts] if isinstance(prompts, str) else list(prompts)
+        each = [prompts] if isinstance(prompts, str) else listed(prompts, "prompts", _OF_PROMPTS)
         return self._all([lambda p=p: self._llm.generate(p, params) for p in each], progress)  # type: ignore[misc]
 
     def chat(
@@ -85,8 +91,11 @@ class LLM:
         """Answer each conversation, or one; `fields` are others of the chat endpoint, such as
         `tools`.
         """
-        is_one = bool(conversations) and isinstance(conversations[0], dict)
-        each: list[Any] = [conversations] if is_one else list(conversations)
+        if "messages" in fields:
+            message = "'messages' is the first argument, without a name."
+            raise BadRequest(message, param="messages", code="invalid_value")
+        given: list[Any] = listed(conversations, "conversations", _OF_CONVERSATIONS)
+        each = [given] if given and isinstance(given[0], Mapping) else given
         return self._all(
             [lambda m=m: self._llm.chat(m, params, **fields) for m in each],  # type: ignore[misc]
             progress,
@@ -95,17 +104,17 @@ class LLM:
     def _all(self, calls: list[Callable[[], Awaitable[Output]]], progress: bool) -> list[Output]:
         with Progress(disable=not progress) as bar:
             task = bar.add_task("prompts", total=len(calls))
-            return self._call(_gather(calls, lambda: bar.advance(task)))
+            return self._call(lambda: _gather(calls, lambda: bar.advance(task)))
 
-    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run `coroutine` on the loop's thread. If the caller is interrupted it is cancelled, and
-        has ended when the interrupt is raised.
+    def _call(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run `call` on the loop's thread. If the caller is interrupted it is cancelled, and has
+        ended when the interrupt is raised.
         """
+        refuse_forked(self._process)
         if not self._thread.is_alive():
-            coroutine.close()
             raise Unavailable("It was closed.", code="server_not_ready")
         ended = threading.Event()
-        future = asyncio.run_coroutine_threadsafe(_told(coroutine, ended), self._loop)
+        future = asyncio.run_coroutine_threadsafe(_told(call(), ended), self._loop)
         try:
             return future.result()
         except BaseException:
@@ -114,9 +123,12 @@ class LLM:
             raise
 
 
-def _close(llm: AsyncLLM, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
-    asyncio.run_coroutine_threadsafe(llm.close(), loop).result()
-    _end(loop, thread)
+def _close(
+    llm: AsyncLLM, loop: asyncio.AbstractEventLoop, thread: threading.Thread, process: int
+) -> None:
+    if os.getpid() == process:  # a fork has a copy of the loop, which nothing runs
+        asyncio.run_coroutine_threadsafe(llm.close(), loop).result()
+        _end(loop, thread)
 
 
 def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:

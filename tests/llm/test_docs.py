@@ -11,11 +11,24 @@ import msgspec
 import pytest
 
 import radixserve
-from radixserve import Completion, Output, SamplingParams, ToolCall
+from radixserve import (
+    CallArguments,
+    CallBegun,
+    CallEnded,
+    Completion,
+    Delta,
+    Output,
+    Reasoning,
+    SamplingParams,
+    Text,
+    TokenLogprob,
+    ToolCall,
+)
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "python.md").read_text()
 FROM_PYTHON = (ROOT / "README.md").read_text().split("## From Python\n")[1].split("\n## ")[0]
+PARTS = (Text, Reasoning, CallBegun, CallArguments, CallEnded)
 
 
 def blocks(text: str) -> str:
@@ -26,8 +39,16 @@ def blocks(text: str) -> str:
 def test_every_public_name_parameter_and_attribute_is_explained() -> None:
     names = {
         *(set(radixserve.__all__) - {"__version__", "embedded_model"}),
-        *(field.name for field in msgspec.structs.fields(SamplingParams)),
-        *(field.name for kind in (Completion, Output, ToolCall) for field in fields(kind)),
+        *(
+            field.name
+            for kind in (SamplingParams, TokenLogprob)
+            for field in msgspec.structs.fields(kind)
+        ),
+        *(
+            field.name
+            for kind in (Completion, Output, ToolCall, Delta, *PARTS)
+            for field in fields(kind)
+        ),
     }
     assert [name for name in sorted(names) if f"`{name}`" not in PAGE] == []
 

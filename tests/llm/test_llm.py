@@ -184,9 +184,18 @@ async def test_streams_add_up_and_can_be_left() -> None:
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_what_is_closed_says_so() -> None:
-    llm = LLM(fake_model=True)
-    llm.close()
+def test_two_of_them_live_beside_each_other_and_what_is_closed_says_so(llm: LLM) -> None:
+    text = "The capital of France is"
+    (alone,) = llm.generate(text, SamplingParams(max_tokens=4))
+    with LLM(fake_model=True) as other:
+        (different,) = other.generate(text, SamplingParams(max_tokens=4))
+        assert different.text != alone.text
+        assert llm.generate(text, SamplingParams(max_tokens=4))[0].text == alone.text
+    assert_is_closed(other)
+    assert llm.generate(text, SamplingParams(max_tokens=4))[0].text == alone.text
+
+
+def assert_is_closed(llm: LLM) -> None:
     llm.close()
     with pytest.raises(Unavailable, match="closed"):
         llm.generate("a")
