@@ -28,6 +28,7 @@ import tokenizers
 import torch
 
 from radixserve.cache.kvcache import KVCache
+from radixserve.checkpoints.embedded import embedded_model
 from radixserve.config import Settings
 from radixserve.engine.build import build_engine
 from radixserve.engine.core import EngineCore
@@ -35,7 +36,6 @@ from radixserve.engine.grammars import grammars_of
 from radixserve.engine.scheduler import Limits
 from radixserve.errors import BadRequest
 from radixserve.grammar import Vocabulary, check
-from radixserve.model.embedded import embedded_model
 from radixserve.model.heap import freed_at_once
 from radixserve.request import Grammar, Request, Sampling
 from radixserve.step import Chunk

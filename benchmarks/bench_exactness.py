@@ -36,18 +36,18 @@ from bench_step import DEVICE, SLOT_ORDER, SLOTS, Work, decode_chunks, interleav
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from radixserve.cache.pool import KVPool
-from radixserve.model import lean
-from radixserve.model.attention import Kernel
-from radixserve.model.attention_cpu import attend_cpu
-from radixserve.model.embedded import embedded_model
-from radixserve.model.lean import LeanForward, LeanLayer
+from radixserve.checkpoints.embedded import embedded_model
+from radixserve.kernels.attention import Kernel
+from radixserve.kernels.cpu.attend import attend_cpu
+from radixserve.kernels.step import AttentionPlan
+from radixserve.model import decoder
+from radixserve.model.decoder import LeanForward, LeanLayer
 from radixserve.model.linear import PackedWeight
+from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.loader import load_model
-from radixserve.model.plan import AttentionPlan
 from radixserve.model.runner import Runner
 from radixserve.step import Chunk
+from radixserve.tensors.kv import KVPool
 
 EXACT = "packed, tiles"
 CHUNK, BEHIND = 256, 640
@@ -197,7 +197,7 @@ def work(runner: Runner, attention: str, step: Step) -> Work:
         )
 
     def forward() -> None:
-        setattr(lean, "attend_cpu", kernel)  # noqa: B010 - what the lean forward calls; not for others to set
+        setattr(decoder, "attend_cpu", kernel)  # noqa: B010 - what the lean forward calls; not for others to set
         runner.forward(chunks)
 
     return forward
@@ -211,7 +211,7 @@ def measure(runners: dict[str, Runner], step: Step, rounds: int) -> dict[str, fl
         for linears, attention in names
     }
     times = interleaved(works, rounds)
-    setattr(lean, "attend_cpu", attend_cpu)  # noqa: B010
+    setattr(decoder, "attend_cpu", attend_cpu)  # noqa: B010
     return times
 
 

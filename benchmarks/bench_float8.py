@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from radixserve.cache.pool import KVPool
-from radixserve.model.embedded import embedded_model
-from radixserve.model.loader import load_model
+from radixserve.checkpoints.embedded import embedded_model
+from radixserve.model.load import load_model
 from radixserve.model.runner import Runner
 from radixserve.step import Chunk, Logits, Slots
-from radixserve.tiers.copies import converted, read_slots, write_slots
+from radixserve.tensors.copies import converted, read_slots, write_slots
+from radixserve.tensors.kv import KVPool
 
 CPU = torch.device("cpu")
 STEP = 256

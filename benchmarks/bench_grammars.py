@@ -25,10 +25,10 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from radixserve.checkpoints.embedded import embedded_model
 from radixserve.errors import BadRequest
 from radixserve.grammar import Compiled, Vocabulary, compile_grammar
 from radixserve.grammar.schema import ENFORCED
-from radixserve.model.embedded import embedded_model
 from radixserve.request import Grammar
 
 

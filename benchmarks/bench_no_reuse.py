@@ -20,14 +20,14 @@ import time
 import torch
 
 from radixserve.cache.kvcache import KVCache
-from radixserve.cache.pool import KVPool
+from radixserve.checkpoints.embedded import embedded_model
 from radixserve.engine.core import EngineCore
 from radixserve.engine.scheduler import Limits
-from radixserve.model.embedded import embedded_model
+from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.loader import load_model
 from radixserve.model.runner import Runner
 from radixserve.request import Request, Sampling
+from radixserve.tensors.kv import KVPool
 
 REQUESTS, GENERATED = 8, 32
 PROMPT = (110, 560)  # tokens of 100 to 500 words

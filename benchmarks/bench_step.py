@@ -26,15 +26,15 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from radixserve.cache.pool import KVPool, KVShape
+from radixserve.checkpoints.embedded import embedded_model
+from radixserve.kernels.cpu.attend import attend_cpu
+from radixserve.kernels.step import AttentionPlan
 from radixserve.model.attention import CPU as CPU_KERNEL
-from radixserve.model.attention_cpu import attend_cpu
-from radixserve.model.embedded import embedded_model
+from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.loader import load_model
-from radixserve.model.plan import AttentionPlan
 from radixserve.model.runner import Runner
 from radixserve.step import Chunk
+from radixserve.tensors.kv import KVPool, KVShape
 
 PREFIX, PRIVATE = 1024, 100
 BATCHES = (1, 8, 16)

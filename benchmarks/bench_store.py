@@ -24,20 +24,19 @@ from rich.console import Console
 from rich.progress import track
 
 from radixserve.cache.kvcache import KVCache
-from radixserve.cache.pool import KVPool, KVShape
+from radixserve.checkpoints.embedded import embedded_model
 from radixserve.engine.core import EngineCore
 from radixserve.engine.scheduler import Limits
 from radixserve.engine.tiers import Tiers
-from radixserve.model.embedded import embedded_model
+from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.loader import load_model
 from radixserve.model.runner import Runner
 from radixserve.request import Request, Sampling
 from radixserve.step import Chunk
 from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore, pack
-from radixserve.store.run_file import KV
-from radixserve.tiers.copies import read_slots, write_slots
+from radixserve.tensors.copies import read_slots, write_slots
+from radixserve.tensors.kv import KV, KVPool, KVShape
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.pace import Pace
 

@@ -31,15 +31,15 @@ import torch
 from bench_no_reuse import DEVICE, GENERATED, LIMITS, SLOTS, requests
 
 from radixserve.cache.kvcache import KVCache
-from radixserve.cache.pool import KVPool
+from radixserve.checkpoints.embedded import embedded_model
 from radixserve.engine.core import EngineCore
 from radixserve.engine.tiers import Tiers
-from radixserve.model.embedded import embedded_model
+from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.loader import load_model
 from radixserve.model.runner import Runner
 from radixserve.request import Request, Sampling
 from radixserve.store.disk_store import DiskStore
+from radixserve.tensors.kv import KVPool
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.pace import Pace
 

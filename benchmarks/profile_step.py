@@ -31,18 +31,18 @@ from typing import Any
 import torch
 
 from radixserve.cache.kvcache import KVCache
-from radixserve.cache.pool import KVPool
+from radixserve.checkpoints.embedded import embedded_model
 from radixserve.engine import flight
 from radixserve.engine.core import EngineCore
 from radixserve.engine.scheduler import Limits
-from radixserve.model import lean
-from radixserve.model.embedded import embedded_model
-from radixserve.model.layer_block import LayerBlock
+from radixserve.kernels.cpu.rows_block import LayerBlock
+from radixserve.model import decoder
 from radixserve.model.linear import PackedWeight
-from radixserve.model.loader import load_model
+from radixserve.model.load import load_model
 from radixserve.model.runner import Runner
 from radixserve.request import Request, Sampling
 from radixserve.sampling import Samples
+from radixserve.tensors.kv import KVPool
 
 PREFIX, PRIVATE, CHUNK = 1024, 100, 256
 BATCHES = (1, 8, 16)
@@ -52,7 +52,7 @@ DEVICE = torch.device("cpu")
 # Who is called for each part: the holder of the name and the name.
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "linears": [(PackedWeight, "__call__")],
-    "attention": [(lean, "attend_cpu")],
+    "attention": [(decoder, "attend_cpu")],
     "row-wise": [(LayerBlock, "run")],
     "sampling": [(flight, "sample"), (Samples, "wait")],
 }
@@ -93,7 +93,7 @@ class Steps:
 
     def __init__(self, model: str) -> None:
         loaded = load_model(model, DEVICE, torch.float32)
-        assert isinstance(loaded.lean, lean.LeanForward), (
+        assert isinstance(loaded.lean, decoder.LeanForward), (
             "this profile is for models that have a lean forward"
         )
         self._vocab, self._lean, self._has_few = loaded.vocab_size, loaded.lean, loaded.lean.has_few

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from radixserve.model.embedded import embedded_model
+from radixserve.checkpoints.embedded import embedded_model
 from radixserve.model.linear import FusedPart, PackedLinear, PackedWeight
+from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.loader import load_model
 
 ROWS, LARGE = 256, 2048
 SECONDS = 2.0  # of each measurement

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from radixserve.checkpoints.embedded import embedded_model
     from radixserve.errors import (
         ApiError,
         BadRequest,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
         TokenLogprob,
         ToolCall,
     )
-    from radixserve.model.embedded import embedded_model
     from radixserve.store import KVStore
 
 __version__ = "0.1.0"
@@ -57,7 +57,7 @@ _MODULE_OF = {
         "radixserve.llm",
     ),
     "KVStore": "radixserve.store",
-    "embedded_model": "radixserve.model.embedded",
+    "embedded_model": "radixserve.checkpoints.embedded",
 }
 
 __all__ = [

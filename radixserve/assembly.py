@@ -14,14 +14,14 @@ import msgspec
 
 from radixserve.api.context import Api
 from radixserve.api.settings import ApiSettings
+from radixserve.checkpoints.embedded import EMBEDDED_DEFAULTS
+from radixserve.checkpoints.source import ModelSource, find_model
+from radixserve.checkpoints.temporary import ensure_temporary_folder
 from radixserve.config import Settings
 from radixserve.defaults import Defaults, load_defaults
 from radixserve.errors import StartupError
 from radixserve.front.client import ProcessEngine
 from radixserve.metrics import Metrics
-from radixserve.model.embedded import EMBEDDED_DEFAULTS
-from radixserve.model.source import ModelSource, find_model
-from radixserve.model.temporary import ensure_temporary_folder
 from radixserve.step import EngineInfo
 from radixserve.store.claim import prepare
 from radixserve.text.client import TokenizerProcesses

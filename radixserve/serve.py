@@ -25,9 +25,9 @@ from radixserve.api.context import Api
 from radixserve.api.listen import Listener, warn_if_open
 from radixserve.api.openai.validate import stop_tokens
 from radixserve.assembly import Assembly, find
+from radixserve.checkpoints.source import ModelSource
 from radixserve.config import Settings
 from radixserve.errors import ApiError
-from radixserve.model.source import ModelSource
 from radixserve.text.turns import CLOSED, OPEN, turn_end
 
 log = logging.getLogger(__name__)

@@ -35,12 +35,26 @@ LAYERS = (
     ("grammar",),
     ("tiers",),
     ("model",),
+    ("checkpoints",),
+    ("kernels",),
     ("store",),
+    ("tensors",),
     ("cache",),
     ("messages",),
     ("config_sources", "defaults"),
     ("config",),
-    ("request", "step", "errors", "logs", "machine", "rotary", "token_names", "__init__"),
+    (
+        "request",
+        "step",
+        "errors",
+        "logs",
+        "machine",
+        "rotary",
+        "token_names",
+        "cache_folder",
+        "progress",
+        "__init__",
+    ),
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 

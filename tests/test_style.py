@@ -95,7 +95,8 @@ def test_only_what_a_person_reads_comes_from_the_wall_clock() -> None:
         "radixserve/api/openai/chat.py",  # `created` of answers
         "radixserve/api/openai/completions.py",
         "radixserve/api/openai/responses/renderer.py",
-        "radixserve/model/converted.py",  # how old a file is, which the system tells by that clock
+        # how old a file is, which the system tells by that clock
+        "radixserve/checkpoints/converted.py",
         "radixserve/store/index.py",  # when a run was used, for `cache ls`
         "radixserve/store/tools.py",
     }

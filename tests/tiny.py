@@ -25,11 +25,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from radixserve.cache.pool import KVPool
+from radixserve.model.load import prepare_model
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.loader import prepare_model
 from radixserve.model.runner import Runner
 from radixserve.step import Chunk, Logits
+from radixserve.tensors.kv import KVPool
 
 VOCAB = 97
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from radixserve.cache.kvcache import KVCache
-from radixserve.cache.pool import KVPool
+from radixserve.checkpoints.opened import open_model
 from radixserve.config import Settings
 from radixserve.engine.build_tiers import LOSSY, make_tiers
 from radixserve.engine.core import EngineCore
@@ -16,12 +16,12 @@ from radixserve.engine.grammars import grammars_of
 from radixserve.engine.lengths import context_length_of, max_request_tokens
 from radixserve.engine.scheduler import Limits
 from radixserve.errors import ConfigError
-from radixserve.model.budget import check_room, slots_for_budget
 from radixserve.model.cuda import start_graphs
-from radixserve.model.loader import load_opened
-from radixserve.model.opened import open_model
+from radixserve.model.load import load_opened
 from radixserve.model.runner import Runner
 from radixserve.step import EngineInfo
+from radixserve.tensors.budget import check_room, slots_for_budget
+from radixserve.tensors.kv import KVPool
 
 _STEP_TOKENS = {"cpu": 256, "cuda": 2048}
 

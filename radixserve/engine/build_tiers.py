@@ -18,21 +18,31 @@ from transformers.utils import cached_file
 
 import radixserve
 from radixserve.cache.kvcache import KVCache
-from radixserve.cache.pool import KVPool, KVShape
 from radixserve.config import Settings, format_size
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import ConfigError, StartupError
-from radixserve.model.budget import MIN_SLOTS, free_bytes
 from radixserve.model.loaded import LoadedModel
 from radixserve.store.disk_store import DiskStore
 from radixserve.store.fingerprint import folder_fingerprint, tree_digest
 from radixserve.store.folder import StoreFolder
-from radixserve.tiers.copies import Copies
+from radixserve.tensors.budget import MIN_SLOTS, free_bytes
+from radixserve.tensors.copies import Copies
+from radixserve.tensors.kv import KVPool, KVShape
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.host import HostTier
 from radixserve.tiers.pace import Pace
 
-COMPUTES = ("cache", "engine", "model", "step.py", "store", "tiers")
+COMPUTES = (
+    "cache",
+    "checkpoints",
+    "engine",
+    "kernels",
+    "model",
+    "step.py",
+    "store",
+    "tensors",
+    "tiers",
+)
 """The parts of the package that can change stored K/V. A change of any file in them makes what is
 stored invisible, because which changes are harmless cannot be told from the file.
 """

@@ -19,9 +19,9 @@ import torch
 
 from radixserve.engine.faults import Fault, fault_of
 from radixserve.engine.planning import Work
-from radixserve.model.host import upload
 from radixserve.sampling import PromptLogprobs, Sampled, Samples, reads_output, sample
 from radixserve.step import Chunk, Logits, TokenLogprob
+from radixserve.tensors.transfer import upload
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,11 @@ import time
 from dataclasses import dataclass
 
 from radixserve.cache.kvcache import KVCache, Lease
-from radixserve.cache.pool import KVPool
 from radixserve.cache.radix import TOKEN_BYTES
 from radixserve.engine.sequence import Sequence
 from radixserve.step import TierStats
-from radixserve.store.run_file import KV
-from radixserve.tiers.copies import Copies, Copy, write_slots
+from radixserve.tensors.copies import Copies, Copy, write_slots
+from radixserve.tensors.kv import KV, KVPool
 from radixserve.tiers.disk import DiskTier, Load
 from radixserve.tiers.host import HostTier
 

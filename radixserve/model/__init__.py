@@ -2,5 +2,5 @@
 logits.
 
 Knows token ids, slots and tensors; knows no text, no HTTP and no scheduling. Importing this package
-imports no torch; its modules do, except `embedded`.
+imports no torch; its modules do.
 """

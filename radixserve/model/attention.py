@@ -1,9 +1,7 @@
-"""Attention over slots: the function that transformers calls instead of its own attention, and the
-reference kernel in plain torch.
+"""The function that transformers calls instead of its own attention.
 
 The step's `AttentionPlan` arrives as the keyword argument `plan` of `model(...)`. K and V of the
-step's rows go to the pool first, then every row attends its slots. All kernels have the signature
-`attend(q, layer, plan, scaling) -> out`, with q [rows, heads, k_dim] and out [rows, heads, v_dim].
+step's rows go to the pool first, then every row attends its slots (`kernels.attention`).
 """
 
 from __future__ import annotations
@@ -12,47 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from radixserve.errors import ModelRefused
-from radixserve.model.plan import AttentionPlan
-
-Kernel = Callable[[torch.Tensor, int, AttentionPlan, float], torch.Tensor]
+from radixserve.kernels.attention import Kernel, attend_torch
+from radixserve.kernels.step import AttentionPlan
 
 TORCH = "radixserve_torch"
 CPU = "radixserve_cpu"
 _CHANGES_RESULT = ("softcap", "s_aux", "sinks", "head_mask", "position_bias", "alibi")
-
-
-def attend_torch(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
-    """The reference for any device: gathers each sequence's K/V and calls
-    `scaled_dot_product_attention`. Memory: O(context) per sequence.
-    """
-    k_pool, v_pool = plan.pool.k[layer], plan.pool.v[layer]
-    parts = []
-    spans = plan.spans
-    for row, count, begin, start in zip(
-        *(column.tolist() for column in spans.columns), strict=True
-    ):
-        stop = start + count
-        slots = plan.device_table[begin : begin + stop]
-        k, v = k_pool[slots].transpose(0, 1), v_pool[slots].transpose(0, 1)  # [kv_heads, stop, dim]
-        rows = q[row : row + count].transpose(0, 1)  # [heads, count, dim]
-        seen = (
-            torch.arange(stop, device=q.device)
-            <= torch.arange(start, stop, device=q.device)[:, None]
-        )
-        out = F.scaled_dot_product_attention(
-            rows[None],
-            k[None],
-            v[None],
-            attn_mask=seen,
-            scale=scaling,
-            enable_gqa=q.shape[1] != k.shape[0],
-        )
-        parts.append(out[0].transpose(0, 1))
-    return torch.cat(parts)
 
 
 def interface(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
@@ -118,7 +84,7 @@ def register_cpu_kernel() -> str:
     """Register the compiled kernel and return its name. Imports numba, which takes about a
     second.
     """
-    from radixserve.model.attention_cpu import attend_cpu
+    from radixserve.kernels.cpu.attend import attend_cpu
 
     AttentionInterface.register(CPU, interface(attend_cpu))
     return CPU

@@ -1,8 +1,8 @@
 """The load check: refuses models that our attention would serve wrongly, and compares our path with
 transformers' own.
 
-The configuration is checked first, with one sentence per refusal. After loading, the logits of
-random tokens, computed in two chunkings, are compared with the model's own forward, so that an
+The configuration was checked before (`checkpoints.supported`). After loading, the logits of random
+tokens, computed in two chunkings, are compared with the model's own forward, so that an
 architecture whose configuration hides something is refused too, instead of being served wrongly.
 
 Both sides round, in different orders, and how much that changes depends on the model and its dtype.
@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from radixserve.cache.pool import KVPool
 from radixserve.errors import ModelRefused, first_line
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
-from radixserve.rotary import rotary_refusal
 from radixserve.step import Chunk, Logits
+from radixserve.tensors.kv import KVPool
 
 NUM_PROBE_TOKENS = 40
 _CHUNKINGS = ((40,), (17, 1, 1, 21))
@@ -35,72 +34,6 @@ _PROBE_SEED = 7
 _TIMES_ROUNDING = 3.0
 _LEAST_TOLERANCE = 1e-4
 _MOST_TOLERANCE = 0.9  # two unrelated sets of logits differ by 1.4 of their size
-
-_FULL = ("full_attention", "attention", "global")
-_MLA = ("kv_lora_rank", "qk_rope_head_dim")
-_RECURRENT = (
-    "ssm_state_size",
-    "state_size",
-    "mamba_d_state",
-    "mamba_expand",
-    "lru_width",
-    "linear_num_value_heads",
-)
-_RECURRENT_TYPES = ("rwkv", "mamba", "mamba2", "xlstm", "recurrent_gemma", "falcon_mamba")
-
-
-def check_config(config: PretrainedConfig) -> None:
-    """Refuse a model whose configuration alone shows that it cannot be served.
-
-    Raises:
-        ModelRefused: one sentence gives the reason.
-    """
-    reason = _refusal(config)
-    if reason:
-        raise ModelRefused(f"The model ({config.model_type}) {reason}.")
-
-
-def _refusal(config: PretrainedConfig) -> str | None:
-    if config.is_encoder_decoder:
-        return "is an encoder-decoder; only decoder-only models are served"
-    if _value(config, "add_cross_attention") or _value(config, "cross_attention_layers"):
-        return "has cross attention; only decoder-only models are served"
-    if any(_value(config, name) for name in _MLA):
-        return "uses multi-head latent attention, whose cache holds no plain K and V"
-    kinds = _value(config, "layer_types") or _value(config, "layers_block_type") or ()
-    if (
-        config.model_type in _RECURRENT_TYPES
-        or any(_value(config, name) for name in _RECURRENT)
-        or _recurrent(kinds)
-    ):
-        return "has recurrent or state-space layers, whose state cannot be cut at a token"
-    return _attention_refusal(config, kinds)
-
-
-def _attention_refusal(config: PretrainedConfig, kinds: Sequence[str]) -> str | None:
-    if any(kind not in _FULL for kind in kinds):
-        return f"has layers with {_first_local(kinds)}; only full attention is served"
-    window = _value(config, "sliding_window")
-    if not kinds and window and window < config.max_position_embeddings:
-        return f"attends a sliding window of {window} tokens; only full attention is served"
-    if _value(config, "attn_logit_softcapping"):
-        return "caps its attention scores (softcap), which our attention does not do"
-    return rotary_refusal(config)
-
-
-def _value(config: PretrainedConfig, name: str) -> Any:
-    return getattr(config, name, None)
-
-
-def _recurrent(kinds: Sequence[str]) -> bool:
-    return any(
-        "mamba" in kind or "recurrent" in kind or "linear" in kind or "conv" in kind
-        for kind in kinds
-    )
-
-
-def _first_local(kinds: Sequence[str]) -> str:
-    return next(kind for kind in kinds if kind not in _FULL).replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True)

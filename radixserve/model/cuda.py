@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
-from radixserve.cache.pool import KVPool, KVShape
+from radixserve.kernels.attention import Kernel, attend_torch
+from radixserve.kernels.step import AttentionPlan
 from radixserve.model import attention
 from radixserve.model.graphs import DecodeGraphs
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.plan import AttentionPlan
 from radixserve.step import Chunk
+from radixserve.tensors.kv import KVPool, KVShape
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def choose_attention(shape: KVShape, heads: int, device: torch.device) -> tuple[
     Compiles the kernel, which takes seconds.
     """
     try:
-        from radixserve.model.attention_triton import attend_triton
+        from radixserve.kernels.cuda.attention import attend_triton
 
         reason = fault(attend_triton, shape, heads, device)
     except Exception as error:  # compilers and drivers raise anything; the reference can serve
@@ -66,7 +67,7 @@ def choose_attention(shape: KVShape, heads: int, device: torch.device) -> tuple[
     return TRITON, None
 
 
-def fault(kernel: attention.Kernel, shape: KVShape, heads: int, device: torch.device) -> str | None:
+def fault(kernel: Kernel, shape: KVShape, heads: int, device: torch.device) -> str | None:
     """Compare `kernel` on one layer with the reference computed in float32. None if they agree,
     else a sentence.
     """
@@ -84,9 +85,7 @@ def fault(kernel: attention.Kernel, shape: KVShape, heads: int, device: torch.de
     )
     q = q.to(device, shape.dtype)
     out = kernel(q, 0, plan, shape.k_dim**-0.5).float()
-    expected = attention.attend_torch(
-        q.float(), 0, AttentionPlan.of(chunks, exact), shape.k_dim**-0.5
-    )
+    expected = attend_torch(q.float(), 0, AttentionPlan.of(chunks, exact), shape.k_dim**-0.5)
     difference = float((out - expected).abs().max())
     if difference <= _TOLERANCE[shape.dtype]:
         return None

@@ -15,13 +15,20 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from radixserve.cache.pool import KVPool
-from radixserve.model.blocks import MAX_PLACES, SPLIT, Blocks, Cut, SplitSums, lanes_for
+from radixserve.kernels.arrays import Ints, Longs
+from radixserve.kernels.cuda.attention_work import (
+    MAX_PLACES,
+    SPLIT,
+    Blocks,
+    Cut,
+    SplitSums,
+    lanes_for,
+)
+from radixserve.kernels.step import AttentionPlan, Spans
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.plan import AttentionPlan
-from radixserve.model.tiles import Ints, Longs, Spans
 from radixserve.model.token_ids import insert_drawn
 from radixserve.step import Chunk
+from radixserve.tensors.kv import KVPool
 
 log = logging.getLogger(__name__)
 

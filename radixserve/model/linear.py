@@ -4,7 +4,7 @@ packed once, float32, CPU.
 The packed operator is private to torch (its own compiler calls it), so each weight shape is tested
 before use. Row invariance is a property of the operator, the processor and the shape: with more
 than about 1,000 inputs a single row takes a matrix-vector path that sums in another order, so such
-a call is padded to two rows. Where `few_rows` has a kernel that gives the same bits, that kernel
+a call is padded to two rows. Where `gemm` has a kernel that gives the same bits, that kernel
 serves calls with few rows; a weight whose values all have codes is kept as codes only, and the
 kernel serves every call. Knows nothing of models.
 """
@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from radixserve.model.codes import Codes
-from radixserve.model.few_rows import FEW, FewRows
-from radixserve.model.lookup import Lookup
+from radixserve.kernels.cpu.gemm import FEW, FewRows
+from radixserve.kernels.cpu.lookup import Lookup
+from radixserve.kernels.cpu.quantised import Codes
 
 _PACK_FOR = 16  # rows that oneDNN chooses the packed layout for; decode batches are about that
 _TESTED_ROWS = (

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from radixserve.cache.pool import KVShape
-from radixserve.model.plan import AttentionPlan
+from radixserve.kernels.step import AttentionPlan
+from radixserve.tensors.kv import KVShape
 
 Forward = Callable[[torch.Tensor, AttentionPlan, torch.Tensor], torch.Tensor]
 

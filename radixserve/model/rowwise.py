@@ -28,7 +28,7 @@ from radixserve.model.linear import (
     RowTest,
     Untrusted,
 )
-from radixserve.model.progress import long_stage
+from radixserve.progress import long_stage
 
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _LANES = 32  # elements that torch's loops take at once, at most

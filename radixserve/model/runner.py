@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from radixserve.cache.pool import KVPool
+from radixserve.kernels.step import AttentionPlan
 from radixserve.model.graphs import DecodeGraphs
-from radixserve.model.host import upload
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.plan import AttentionPlan
 from radixserve.model.token_ids import token_ids
 from radixserve.step import Chunk, Logits
+from radixserve.tensors.kv import KVPool
+from radixserve.tensors.transfer import upload
 
 
 class Runner:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from radixserve.model.host import upload
 from radixserve.step import Chunk
+from radixserve.tensors.transfer import upload
 
 
 def token_ids(

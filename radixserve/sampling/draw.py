@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from radixserve.model.host import upload, upload_ids
 from radixserve.sampling.order import first_ids
 from radixserve.sampling.row import Row
 from radixserve.sampling.uniform import uniforms
+from radixserve.tensors.transfer import upload, upload_ids
 
 # The weight of the most likely token. Sums stay below 2**63 for vocabularies up to 2**22.
 _ONE = 2.0**40

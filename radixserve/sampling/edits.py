@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from radixserve.model.host import upload, upload_ids
 from radixserve.request import Sampling
 from radixserve.sampling.row import Row
+from radixserve.tensors.transfer import upload, upload_ids
 
 
 def is_edited(row: Row) -> bool:

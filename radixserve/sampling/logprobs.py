@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from radixserve.model.host import Download, upload
 from radixserve.sampling.order import first_ids
 from radixserve.step import TokenLogprob
+from radixserve.tensors.transfer import Download, upload
 
 _BLOCK = 64  # rows computed at once: 12 MiB per copy with 49,152 tokens
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import torch
 
-from radixserve.model.host import Download, upload_ids
 from radixserve.request import Sampling
 from radixserve.sampling.draw import draw_any, draw_first, prepare
 from radixserve.sampling.edits import edit, is_edited
 from radixserve.sampling.logprobs import first_logprobs, token_logprobs
 from radixserve.sampling.order import best
 from radixserve.sampling.row import Row, Sampled
+from radixserve.tensors.transfer import Download, upload_ids
 
 _FEW = 256  # first tokens that are tried when only top_p limits the choice
 _MANY = 1024  # a larger top_k sorts the whole row

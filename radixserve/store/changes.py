@@ -19,7 +19,6 @@ from radixserve.store.disk_store import MAX_RUN_TOKENS, DiskStore
 from radixserve.store.folder import StoreFolder
 from radixserve.store.rows import Row
 from radixserve.store.run_file import (
-    KV,
     TOKEN_BYTES,
     BadFile,
     RunHeader,
@@ -27,6 +26,7 @@ from radixserve.store.run_file import (
     read_run,
     read_tokens,
 )
+from radixserve.tensors.kv import KV
 
 T = TypeVar("T")
 Parts = Generator[None, None, T]

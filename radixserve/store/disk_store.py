@@ -20,14 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from radixserve.cache.pool import KVShape
 from radixserve.store.disk import Corrupt, Disk
 from radixserve.store.folder import StoreFolder, room_for_run
 from radixserve.store.index import ROOT
 from radixserve.store.pause import Pause
 from radixserve.store.rows import NewRun, Row, Step
 from radixserve.store.run_file import (
-    KV,
     TOKEN_BYTES,
     BadFile,
     RunHeader,
@@ -35,6 +33,7 @@ from radixserve.store.run_file import (
     read_run,
     run_name,
 )
+from radixserve.tensors.kv import KV, KVShape
 
 MAX_RUN_TOKENS = 2048
 _NOT_YET = "0" * 64

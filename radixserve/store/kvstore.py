@@ -17,12 +17,12 @@ import torch
 import transformers
 from transformers import DynamicCache, PreTrainedModel
 
-from radixserve.cache.pool import KVShape
 from radixserve.config import parse_size
 from radixserve.rotary import rotary_refusal
 from radixserve.store.disk_store import DiskStore, StoreStats, pack
 from radixserve.store.fingerprint import weights_checksum, weights_fingerprint
-from radixserve.store.run_file import KV, TOKEN_BYTES, digest_fields
+from radixserve.store.run_file import TOKEN_BYTES, digest_fields
+from radixserve.tensors.kv import KV, KVShape
 
 TokenIds = torch.Tensor | Sequence[int]
 

@@ -28,9 +28,9 @@ from pathlib import Path
 import msgspec
 import torch
 
-from radixserve.cache.pool import KVShape
 from radixserve.store.disk import Disk
 from radixserve.store.layout import SUFFIX
+from radixserve.tensors.kv import KV, KVShape
 
 FORMAT = "radixserve-kv-1"
 TOKEN_BYTES = 4
@@ -43,9 +43,6 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
-KV = tuple[torch.Tensor, torch.Tensor]
-"""k [layers, tokens, kv_heads, k_dim] and v [layers, tokens, kv_heads, v_dim]."""
 
 
 class BadFile(Exception):

@@ -15,13 +15,12 @@ import time
 from dataclasses import dataclass, field, replace
 
 from radixserve.cache.kvcache import KVCache, Lease
-from radixserve.cache.pool import KVPool
 from radixserve.cache.radix import TOKEN_BYTES
 from radixserve.step import Slots, TierStats
 from radixserve.store.disk_store import DiskStore
 from radixserve.store.errands import Attendant
-from radixserve.store.run_file import KV
-from radixserve.tiers.copies import Reader, converted
+from radixserve.tensors.copies import Reader, converted
+from radixserve.tensors.kv import KV, KVPool
 from radixserve.tiers.pace import Pace
 from radixserve.tiers.worker import Job, Worker
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import torch
 
 from radixserve.cache.kvcache import KVCache, Lease
-from radixserve.cache.pool import KVPool, KVShape
 from radixserve.cache.radix import TOKEN_BYTES
 from radixserve.step import Slots, TierStats
-from radixserve.store.run_file import KV
-from radixserve.tiers.copies import Copies, Copy, read_slots, write_slots
+from radixserve.tensors.copies import Copies, Copy, read_slots, write_slots
+from radixserve.tensors.kv import KV, KVPool, KVShape
 
 # A lease never takes the last token from the cache, so a token that does not exist is appended.
 _NEXT = bytes(TOKEN_BYTES)

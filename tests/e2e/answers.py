@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from radixserve.cache.kvcache import KVCache
-from radixserve.cache.pool import KVPool
 from radixserve.cache.radix import pack
 from radixserve.engine.core import EngineCore
 from radixserve.engine.grammars import Grammars
@@ -18,6 +17,7 @@ from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
 from radixserve.request import Request, Sampling
 from radixserve.step import TokenLogprob
+from radixserve.tensors.kv import KVPool
 
 MAX_STEPS = 5000
 

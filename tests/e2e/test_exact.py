@@ -18,9 +18,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from radixserve.model.embedded import embedded_model
+from radixserve.checkpoints.embedded import embedded_model
+from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.loader import load_model
 from radixserve.model.runner import Runner
 from radixserve.request import Request, Sampling
 from radixserve.step import Chunk

@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
+from radixserve.checkpoints.embedded import embedded_model
 from radixserve.engine.grammars import Grammars, grammars_of
 from radixserve.grammar import Vocabulary
-from radixserve.model.embedded import embedded_model
+from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.loader import load_model
 from radixserve.request import Grammar, Request, Sampling
 from tests import tiny
 from tests.e2e.answers import Interruptions, Setup, run, trace

@@ -15,20 +15,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from radixserve.cache.kvcache import KVCache
-from radixserve.cache.pool import KVPool
+from radixserve.checkpoints.embedded import embedded_model
 from radixserve.config import Settings
 from radixserve.engine import build
 from radixserve.engine.core import EngineCore
 from radixserve.engine.scheduler import Limits
 from radixserve.engine.tiers import Tiers
-from radixserve.model.embedded import embedded_model
+from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.loader import load_model
 from radixserve.model.runner import Runner
 from radixserve.request import Request
 from radixserve.store import transfer
 from radixserve.store.disk_store import DiskStore
-from radixserve.tiers.copies import Copies
+from radixserve.tensors.copies import Copies
+from radixserve.tensors.kv import KVPool
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.host import HostTier
 from radixserve.tiers.pace import Pace

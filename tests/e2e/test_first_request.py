@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from radixserve.model.embedded import embedded_model
+from radixserve.checkpoints.embedded import embedded_model
 from tests.e2e.server import Server, running
 
 pytestmark = pytest.mark.model

@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from radixserve.model.embedded import embedded_model
+from radixserve.checkpoints.embedded import embedded_model
 
 pytestmark = pytest.mark.model
 

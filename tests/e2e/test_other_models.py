@@ -22,7 +22,7 @@ from transformers import (
     T5Config,
 )
 
-from radixserve.model.embedded import embedded_model
+from radixserve.checkpoints.embedded import embedded_model
 from tests.e2e.server import running
 
 SIZE = {

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixserve.engine import flight
-from radixserve.model.host import Download
 from radixserve.request import Request
 from radixserve.sampling import Samples
+from radixserve.tensors.transfer import Download
 from tests.engine.content_model import ON_FIRE, expected
 from tests.engine.harness import Harness, request
 

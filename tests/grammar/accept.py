@@ -9,8 +9,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
+from radixserve.checkpoints.embedded import embedded_model
 from radixserve.grammar import Compiled, Vocabulary, compile_grammar
-from radixserve.model.embedded import embedded_model
 from radixserve.request import Grammar, GrammarKind
 from tests.fakes import byte_tokenizer
 

@@ -23,9 +23,10 @@ from transformers import (
     T5Config,
 )
 
+from radixserve.checkpoints.supported import check_config
 from radixserve.errors import ModelRefused
-from radixserve.model.check import NUM_PROBE_TOKENS, Expected, check_config
-from radixserve.model.loader import load_model, prepare_model
+from radixserve.model.check import NUM_PROBE_TOKENS, Expected
+from radixserve.model.load import load_model, prepare_model
 from tests.tiny import CPU, VOCAB, tiny_model
 
 SMALL: dict[str, Any] = {
@@ -95,7 +96,7 @@ def test_a_model_that_hides_a_change_of_attention_is_refused_by_its_logits(
 ) -> None:
     model = tiny_model("llama")
     other = Expected(torch.randn(NUM_PROBE_TOKENS, VOCAB), rounding=1e-6)
-    monkeypatch.setattr("radixserve.model.loader.own_logits", lambda *_: other)
+    monkeypatch.setattr("radixserve.model.load.own_logits", lambda *_: other)
     with pytest.raises(ModelRefused, match="not plain causal attention"):
         prepare_model(model, CPU)
 

@@ -15,21 +15,21 @@ import torch
 from transformers import AttentionInterface
 
 from radixserve.cache.kvcache import KVCache
-from radixserve.cache.pool import KVPool, KVShape
 from radixserve.engine.core import EngineCore
 from radixserve.engine.flight import Flight
 from radixserve.engine.scheduler import Limits
+from radixserve.kernels.attention import attend_torch
+from radixserve.kernels.step import AttentionPlan
 from radixserve.model import attention
-from radixserve.model.attention import attend_torch
 from radixserve.model.cuda import TRITON, choose_attention, fault, start_graphs
 from radixserve.model.graphs import DecodeGraphs
+from radixserve.model.load import prepare_model
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.loader import prepare_model
-from radixserve.model.plan import AttentionPlan
 from radixserve.model.runner import Runner
 from radixserve.request import Request, Sampling
 from radixserve.step import TokenLogprob
-from tests.model.interpreted import interpreter
+from radixserve.tensors.kv import KVPool, KVShape
+from tests.kernels.interpreted import interpreter
 from tests.tiny import VOCAB, chunk, greedy, load_tiny, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -102,7 +102,7 @@ def steps_by_triton(family: str, prompt: list[int]) -> tuple[list[int], list[int
     """In the interpreter's process: greedy tokens without and with fixed buffers, and whether all
     K/V is equal.
     """
-    from radixserve.model.attention_triton import attend_triton
+    from radixserve.kernels.cuda.attention import attend_triton
 
     AttentionInterface.register(TRITON, attention.interface(attend_triton))
     loaded = replace(load_tiny(family), lean=None)  # the lean forward is the CPU's

@@ -15,14 +15,14 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from radixserve.cache.pool import KVPool
+from radixserve.kernels.cuda.attention_work import Blocks, Cut
+from radixserve.kernels.step import AttentionPlan
 from radixserve.model.attention import interface
-from radixserve.model.blocks import Blocks, Cut
 from radixserve.model.graphs import DecodeGraphs, bucket
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.plan import AttentionPlan
 from radixserve.model.runner import Runner
 from radixserve.step import Chunk, Logits
+from radixserve.tensors.kv import KVPool
 from tests.tiny import chunk, load_tiny
 
 SLOTS = 400

@@ -12,8 +12,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import ACT2FN
 
-from radixserve.model.few_rows import FEW
-from radixserve.model.lanes import PANEL
+from radixserve.kernels.cpu.gemm import FEW
+from radixserve.kernels.cpu.lookup import Lookup
+from radixserve.kernels.cpu.vector import PANEL
 from radixserve.model.linear import (
     FusedPart,
     PackedEmbedding,
@@ -22,7 +23,6 @@ from radixserve.model.linear import (
     RowTest,
     Untrusted,
 )
-from radixserve.model.lookup import Lookup
 from radixserve.model.rowwise import RowwiseActivation, make_rowwise
 from tests.tiny import CONFIGS, load_tiny, tiny_model
 

@@ -12,14 +12,15 @@ import pytest
 import torch
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 
+from radixserve.checkpoints.embedded import embedded_model
 from radixserve.errors import ModelRefused
+from radixserve.kernels.attention import attend_torch
+from radixserve.kernels.step import AttentionPlan
 from radixserve.model import check
-from radixserve.model.attention import attend_torch, interface
+from radixserve.model.attention import interface
 from radixserve.model.check import Expected, own_logits, probe
-from radixserve.model.embedded import embedded_model
+from radixserve.model.load import prepare_model
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.loader import prepare_model
-from radixserve.model.plan import AttentionPlan
 from tests.tiny import CONFIGS, CPU, VOCAB, tiny_model
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -90,7 +91,7 @@ def test_a_wrong_attention_is_refused(
     name: str, dtype: torch.dtype, wrong: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     AttentionInterface.register(WRONG, interface(wrong))
-    monkeypatch.setattr("radixserve.model.loader._attention", lambda *_, **__: (WRONG, None))
+    monkeypatch.setattr("radixserve.model.load._attention", lambda *_, **__: (WRONG, None))
     with pytest.raises(ModelRefused, match=r"differ by .* rounding in .* explains"):
         prepare_model(tiny_model(name).to(dtype), CPU)
 

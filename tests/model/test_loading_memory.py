@@ -11,17 +11,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from radixserve.model.embedded import embedded_model
-from radixserve.model.lanes import PANEL
-from radixserve.model.opened import open_model
+from radixserve.checkpoints.embedded import embedded_model
+from radixserve.checkpoints.opened import open_model
+from radixserve.kernels.cpu.vector import PANEL
 
 _MIB = 1 << 20
 
 # Run alone: the peak of a process never falls.
 _LOAD = """
 import json, sys, torch
-import radixserve.model.attention_cpu, radixserve.model.lean
-from radixserve.model.loader import load_model
+import radixserve.kernels.cpu.attend, radixserve.model.decoder
+from radixserve.model.load import load_model
 
 def status():
     lines = (line.split() for line in open("/proc/self/status"))

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from radixserve.model.progress import long_stage
+from radixserve.progress import long_stage
 
 
 def test_a_long_stage_is_told_at_its_begin_and_every_few_seconds(

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from radixserve.cache.pool import KVPool
-from radixserve.model.embedded import embedded_model
-from radixserve.model.loader import load_model
+from radixserve.checkpoints.embedded import embedded_model
+from radixserve.model.load import load_model
 from radixserve.model.runner import Runner
+from radixserve.tensors.kv import KVPool
 from tests.tiny import CPU, chunk, chunks_of, greedy
 
 pytestmark = pytest.mark.model

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from radixserve.cache.pool import KVShape
 from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore, pack
-from radixserve.store.run_file import KV
+from radixserve.tensors.kv import KV, KVShape
 
 SHAPE = KVShape(layers=2, kv_heads=1, k_dim=3, v_dim=2, dtype=torch.float32)
 WIDE = KVShape(layers=2, kv_heads=1, k_dim=512, v_dim=512, dtype=torch.float32)  # 8 KiB per token

@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from radixserve.cache.pool import KVShape
 from radixserve.errors import StartupError
 from radixserve.store import run_file
 from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore, pack
 from radixserve.store.run_file import BadFile, RunHeader, read_header, read_run
+from radixserve.tensors.kv import KVShape
 from tests.store.parts import MODEL, PLENTY, SHAPE, CountingDisk, files, flip, loads, opened, put
 
 PROMPT = [1, 2, 3, 4, 5]

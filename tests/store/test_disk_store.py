@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from radixserve.cache.pool import KVShape
 from radixserve.errors import StartupError
 from radixserve.store import disk_store, run_file, tools
 from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore, pack
+from radixserve.tensors.kv import KVShape
 from tests.store.parts import (
     MODEL,
     SHAPE,

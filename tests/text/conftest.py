@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from radixserve.model.embedded import embedded_model
+from radixserve.checkpoints.embedded import embedded_model
 from radixserve.text.conversation import Conversation, Ending
 from radixserve.text.tokenizer import Tokenizer
 

@@ -10,8 +10,8 @@ from unittest.mock import AsyncMock
 
 import pytest
 
+from radixserve.checkpoints.embedded import embedded_model
 from radixserve.errors import BadRequest
-from radixserve.model.embedded import embedded_model
 from radixserve.request import Grammar
 from radixserve.text.client import TokenizerProcesses
 from radixserve.text.messages import CheckGrammar, Start

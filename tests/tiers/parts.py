@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from radixserve.cache.kvcache import KVCache
-from radixserve.cache.pool import KVPool, KVShape
 from radixserve.engine.core import EngineCore
 from radixserve.engine.scheduler import Limits
 from radixserve.engine.tiers import Tiers
@@ -21,7 +20,8 @@ from radixserve.request import Request
 from radixserve.step import TokenEvent
 from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore
-from radixserve.tiers.copies import Copies
+from radixserve.tensors.copies import Copies
+from radixserve.tensors.kv import KVPool, KVShape
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.host import HostTier
 from radixserve.tiers.pace import Pace

@@ -1,0 +1,253 @@
+"""Opens a model's folder: reads its configuration and the headers of its weights, and checks them
+before anything large is read or built.
+
+What they show is refused here within seconds: damaged files, impossible sizes, a model that
+generates no text. They also tell how much memory the model will take.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from radixserve.checkpoints.gguf_file import GGUF_FILE, GgufFile
+from radixserve.checkpoints.headers import Checkpoint
+from radixserve.checkpoints.supported import check_config
+from radixserve.errors import ModelRefused, first_line
+from radixserve.tensors.kv import KVShape
+
+log = logging.getLogger(__name__)
+
+_ADAPTER = "adapter_config.json"
+_POOLING = "modules.json"  # of sentence-transformers
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+_HEADS = ("num_key_value_heads", "head_dim")  # may be left out or null
+_MOST_POSITIONS = 2**31 - 1  # positions are int32
+_GENERATE = ("ForCausalLM", "HeadModel", "ForConditionalGeneration")
+_TOO_MANY = 2.0  # times the weights of the checkpoint, as the configuration counts them
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A model's configuration and the headers of its weights. Nothing large is in memory yet."""
+
+    folder: Path
+    config: PretrainedConfig
+    kind: type[PreTrainedModel]
+    checkpoint: Checkpoint | GgufFile
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.folder.absolute().name
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of prompt and answer together."""
+        return context_length(decoder_config(self.config))
+
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes that its weights take in memory."""
+        return self.checkpoint.num_weights * dtype.itemsize
+
+    def kv_shape(self, dtype: torch.dtype) -> KVShape:
+        """The shape of one token's K/V."""
+        return kv_shape(decoder_config(self.config), dtype)
+
+
+def open_model(folder: str) -> OpenedModel:
+    """Read the configuration and the headers of the weights, and check both.
+
+    Raises:
+        ModelRefused: the model is damaged, or cannot be served; one sentence names file and reason.
+    """
+    path = Path(folder)
+    _refuse_marks(path)
+    config = _config(path)
+    _refuse_sizes(decoder_config(config), path)
+    check_config(decoder_config(config))
+    _refuse_kind(config)
+    _refuse_vocabulary(path, decoder_config(config).vocab_size)
+    checkpoint = GgufFile(path) if (path / GGUF_FILE).is_file() else Checkpoint(path)
+    _refuse_fewer_layers(config, checkpoint, path)
+    empty = _empty_model(config, path)
+    _refuse_fewer_weights(empty, checkpoint, path)
+    return OpenedModel(path, config, type(empty), checkpoint)
+
+
+def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The part of a configuration that describes the decoder, if it contains several."""
+    return config if config.is_encoder_decoder else config.get_text_config(decoder=True)
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """The most tokens of prompt and answer together that a decoder can be served with."""
+    return min(int(config.max_position_embeddings), _MOST_POSITIONS)
+
+
+def kv_shape(config: PretrainedConfig, dtype: torch.dtype) -> KVShape:
+    """The shape of one token's K/V in a decoder."""
+    heads = int(config.num_attention_heads)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return KVShape(
+        int(config.num_hidden_layers), int(kv_heads), int(head_dim), int(head_dim), dtype
+    )
+
+
+def _refuse_marks(folder: Path) -> None:
+    """Refuse folders with files that show that they hold more, or something else, than a language
+    model.
+    """
+    if (folder / _ADAPTER).is_file():
+        raise ModelRefused(
+            f"{folder} holds an adapter ({_ADAPTER}): adapters are not served; merge it into its "
+            "model, or remove its files to serve the model without it."
+        )
+    if (folder / _POOLING).is_file() and "Pooling" in (folder / _POOLING).read_text():
+        raise ModelRefused(
+            f"{folder} holds an embedding model ({_POOLING} names a pooling layer), which "
+            "generates no text."
+        )
+
+
+def _config(folder: Path) -> PretrainedConfig:
+    file = folder / "config.json"
+    try:
+        raw = json.loads(file.read_bytes())
+        if not isinstance(raw, dict):
+            raise ValueError("it holds no object")
+        _refuse_no_sizes(raw, file)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except ModelRefused:
+        raise
+    except Exception as error:  # the classes of 300 architectures may raise anything
+        raise ModelRefused(f"Cannot load {file}: {first_line(error)}") from error
+    return config
+
+
+def _refuse_no_sizes(raw: dict[str, Any], file: Path) -> None:
+    """Refuse sizes of zero or less, by which the classes of configurations would divide."""
+    part = raw.get("text_config")
+    for values in (raw, part if isinstance(part, dict) else {}):
+        for name in (*_SIZES, *_HEADS):
+            if isinstance(values.get(name), int | float) and values[name] < 1:
+                raise ModelRefused(f"{file} is damaged: {name} is {values[name]!r}.")
+
+
+def _refuse_sizes(config: PretrainedConfig, folder: Path) -> None:
+    for name in _SIZES:
+        value = getattr(config, name, 1)
+        if not isinstance(value, int) or value < 1:
+            raise ModelRefused(f"{folder / 'config.json'} is damaged: {name} is {value!r}.")
+    heads, kv_heads = config.num_attention_heads, _value(config, "num_key_value_heads")
+    if kv_heads is not None and (kv_heads < 1 or heads % kv_heads):
+        raise ModelRefused(
+            f"{folder / 'config.json'} is damaged: {heads} attention heads cannot share {kv_heads} "
+            "heads of keys and values."
+        )
+    # A model without the field is refused later, as one of a kind that cannot be served.
+    if getattr(config, "max_position_embeddings", 0) > _MOST_POSITIONS:
+        log.warning(
+            "%s names a context of more than %s tokens, which is the most that can be served",
+            folder / "config.json",
+            f"{_MOST_POSITIONS:,}",
+        )
+    padding = _value(config, "pad_token_id")
+    if isinstance(padding, int) and padding >= config.vocab_size:
+        raise ModelRefused(
+            f"{folder / 'config.json'} is damaged: pad_token_id is {padding}, but the vocabulary "
+            f"has {config.vocab_size:,} tokens."
+        )
+
+
+def _refuse_kind(config: PretrainedConfig) -> None:
+    """Refuse embedding models and classifiers, which have no weights that compute logits of
+    tokens.
+    """
+    names = config.architectures or []
+    if names and not any(name.endswith(_GENERATE) for name in names):
+        raise ModelRefused(f"The model is a {names[0]}, which generates no text.")
+
+
+def _refuse_vocabulary(folder: Path, vocab_size: int) -> None:
+    """Refuse a tokenizer that turns ordinary text into tokens that the model does not have. Tokens
+    that were added to it may lie beyond the vocabulary: only a request that contains one is
+    refused.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return
+    try:
+        tokenizer = msgspec.json.decode(file.read_bytes())
+        vocabulary = tokenizer["model"]["vocab"]
+        ids = set(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
+        added = {each["id"] for each in tokenizer.get("added_tokens") or ()}
+        largest = max(ids - added)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return  # the front reads this file and reports what is wrong with it
+    if largest >= vocab_size:
+        raise ModelRefused(
+            f"{file} and config.json do not belong together: the tokenizer makes tokens up to "
+            f"{largest:,}, the model has {vocab_size:,}."
+        )
+    beyond = [each for each in added if each >= vocab_size]
+    if beyond:
+        log.warning("%d tokens of the tokenizer are not the model's: not taken", len(beyond))
+
+
+def _refuse_fewer_layers(
+    config: PretrainedConfig, checkpoint: Checkpoint | GgufFile, folder: Path
+) -> None:
+    """Refuse a configuration with more layers than there are tensors, before even an empty model of
+    that size is built.
+    """
+    layers = decoder_config(config).num_hidden_layers
+    if layers > len(checkpoint):
+        raise ModelRefused(
+            f"{folder / 'config.json'} names {layers:,} layers, but the weights of {folder} are "
+            f"only {len(checkpoint):,} tensors."
+        )
+
+
+def _empty_model(config: PretrainedConfig, folder: Path) -> PreTrainedModel:
+    """The model of a configuration, without memory for its weights."""
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False
+            )
+    except Exception as error:  # the classes of 300 architectures may raise anything
+        raise ModelRefused(f"Cannot build the model of {folder}: {first_line(error)}") from error
+    return model
+
+
+def _refuse_fewer_weights(
+    empty: PreTrainedModel, checkpoint: Checkpoint | GgufFile, folder: Path
+) -> None:
+    """Refuse a model with many more weights than its files hold, before transformers initialises
+    the missing ones in memory. Tied weights count once.
+    """
+    wanted, there = sum(each.numel() for each in empty.parameters()), checkpoint.num_weights
+    if wanted > _TOO_MANY * there:
+        raise ModelRefused(
+            f"{folder / 'config.json'} describes a model of {wanted:,} weights, but {folder} holds "
+            f"only {there:,}."
+        )
+
+
+def _value(config: PretrainedConfig, name: str) -> Any:
+    return getattr(config, name, None)

@@ -1,0 +1,126 @@
+"""Builds a transformers model and fills it from its checkpoint, tensor by tensor.
+
+transformers maps names in files to names in modules. It only warns of weights that are missing,
+have other shapes, are left over or quantised; here these are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from radixserve.checkpoints.gguf_file import GgufFile, read_gguf
+from radixserve.checkpoints.headers import listed
+from radixserve.checkpoints.opened import OpenedModel
+from radixserve.errors import ModelRefused, first_line
+from radixserve.progress import long_stage
+
+
+def read_weights(opened: OpenedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model on the CPU, not yet changed by us. Takes the memory of its weights and of a few
+    tensors more.
+
+    Raises:
+        ModelRefused: the weights are damaged, or are not all and only those of the model.
+    """
+    checkpoint = opened.checkpoint
+    try:
+        with (
+            _quiet_transformers(),
+            long_stage("reading weights", len(checkpoint), lambda: checkpoint.num_read),
+        ):
+            model, report = _filled(opened, dtype)
+    except ModelRefused:
+        raise
+    except Exception as error:  # the classes of 300 architectures may raise anything
+        raise ModelRefused(f"Cannot load {opened.folder}: {first_line(error)}") from error
+    _refuse_unfit(report, opened)
+    _refuse_ignored_quantisation(model, opened)
+    loaded: PreTrainedModel = model
+    loaded.generation_config = _generation_config(opened, loaded)
+    return loaded
+
+
+def _filled(opened: OpenedModel, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """The model with its weights, and transformers' report of what did not fit."""
+    how = {
+        "config": opened.config,
+        "dtype": dtype,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # reported in one sentence
+    }
+    if isinstance(opened.checkpoint, GgufFile):
+        return read_gguf(opened.kind, opened.folder, **how)
+    # Without a folder, because we read its files.
+    model, report = opened.kind.from_pretrained(None, state_dict=opened.checkpoint.tensors, **how)
+    return model, report
+
+
+def _generation_config(opened: OpenedModel, model: PreTrainedModel) -> GenerationConfig | None:
+    if not (opened.folder / "generation_config.json").is_file():
+        return model.generation_config
+    try:
+        return GenerationConfig.from_pretrained(opened.folder)
+    except Exception as error:  # a file may hold anything
+        file = opened.folder / "generation_config.json"
+        raise ModelRefused(f"Cannot load {file}: {first_line(error)}") from error
+
+
+def _refuse_unfit(report: dict[str, Any], opened: OpenedModel) -> None:
+    """Refuse missing, unexpected and misshapen tensors. Those that the model's class declares as
+    ignored are not in `report`.
+    """
+    faults = [
+        f"{len(names):,} {what} ({listed(names)})"
+        for what, names in (
+            ("missing", sorted(report["missing_keys"])),
+            ("of another shape", sorted(map(_shapes, report["mismatched_keys"]))),
+            ("unexpected", sorted(report["unexpected_keys"])),
+        )
+        if names
+    ]
+    if faults:
+        kind = opened.config.model_type
+        raise ModelRefused(
+            f"The tensors in {opened.folder} are not those of this {kind} model: "
+            f"{', '.join(faults)}."
+        )
+
+
+def _shapes(mismatch: tuple[str, Any, Any]) -> str:
+    name, stored, wanted = mismatch
+    return f"{name} is {list(stored)} and not {list(wanted)}"
+
+
+def _refuse_ignored_quantisation(model: PreTrainedModel, opened: OpenedModel) -> None:
+    """Refuse a quantised checkpoint that no quantiser has handled: transformers reads it as if it
+    were plain.
+    """
+    quantisation = getattr(opened.config, "quantization_config", None)
+    if quantisation is None or getattr(model, "hf_quantizer", None) is not None:
+        return
+    settings = quantisation if isinstance(quantisation, dict) else vars(quantisation)
+    raise ModelRefused(
+        f"The model in {opened.folder} is quantised by {settings.get('quant_method', 'a method')}, "
+        "which is not supported here."
+    )
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Turns off transformers' table of tensors that do not fit and its progress bar, because we
+    report both.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()

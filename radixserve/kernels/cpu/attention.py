@@ -1,0 +1,392 @@
+"""The CPU attention kernel: float32, exact, aware of grouped queries, reads K/V by slot. Compiled
+by numba at first use.
+
+The context is cut into tiles of 64 positions at absolute multiples of 64. For one query row, a
+tile's contribution (largest score, sum of weights, weighted sum of V) depends on that row and that
+tile alone. Contributions are combined in the order of the tiles, first within groups of four, which
+lie at absolute places too, then group after group. So no chunking, no other sequence of the batch,
+no slot, no thread and no sharing of loaded tiles can change a bit; `attention_work` decides only
+which thread computes what.
+
+Two contributions, with largest scores p <= p', sums of weights w and w', sums of V v and v',
+combine like this, where e is never raised to a power above 0:
+
+    largest score     p'
+    sum of weights    w * e**(p - p') + w'
+    sum of V          v * e**(p - p') + v'
+
+The result is the sum of V over the sum of weights. This is the online softmax of Milakov &
+Gimelshein 2018 (arXiv:1805.02867).
+
+For one item a thread walks its tiles like this:
+
+    load_queries
+    for each tile:  load_tile -> scores = q @ K, softmax, sums = sums * old + scores @ V * new
+                    last tile of a group: add the sums to the total, or store them
+    write the result, if nothing was stored; else `_finish` combines the stored sums of all items
+"""
+
+# mypy: disable-error-code="untyped-decorator"
+# (numba has no type hints)
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from radixserve.kernels.cpu.attention_block import Step, read_step
+from radixserve.kernels.cpu.attention_loads import (
+    Run,
+    Tile,
+    folded_from,
+    load_queries,
+    load_tile,
+    part_of,
+    settled,
+    without_rows,
+)
+from radixserve.kernels.cpu.attention_memory import ROWS, Scratch, Sums, scratch_of
+from radixserve.kernels.cpu.attention_work import GROUP, TILE
+from radixserve.kernels.cpu.compile import compiled
+from radixserve.kernels.cpu.products import (
+    Fold,
+    Rows,
+    multiply_1,
+    multiply_2,
+    multiply_3,
+    multiply_4,
+    multiply_6,
+)
+from radixserve.kernels.cpu.vector import (
+    LINE,
+    PANEL,
+    add_atomically,
+    copy,
+    exp,
+    fma,
+    tile_exp,
+    tile_max,
+    tile_sum,
+)
+
+_MINUS_INFINITY = np.float32(-np.inf)
+_ZERO, _ONE = np.float32(0), np.float32(1)
+# Counters of a layer: items taken, items done, split rows taken, threads that have come.
+_TAKEN, _DONE, _FINISHED, _THREADS = range(4)
+
+
+class Item(NamedTuple):
+    """What a thread takes at a time: the tiles [tile, end_tile) for some rows at one key head. See
+    `attention_work.TileWork.items` for the columns.
+    """
+
+    kv: Any  # key head
+    first: Any
+    num_rows: Any
+    begin: Any
+    tile: Any
+    end_tile: Any
+    stop: Any
+    stores: Any
+
+
+@compiled
+def _multiply(
+    rows: int,
+    a: Any,
+    at: int,
+    lda: int,
+    b: Rows,
+    columns: int,
+    c: Any,
+    to: int,
+    fold: Fold,
+    later: Rows,
+) -> None:
+    """c = a[0:rows, 0:b.count] @ b[:, 0:columns] for at most 6 rows, folded into c as `fold` says.
+    a and c begin at elements `at` and `to`.
+
+    A block of PANEL columns is computed at a time. The rows of `later` are prefetched meanwhile,
+    each panel an equal share of their width.
+    """
+    # Floats of each later row to prefetch per panel, in whole cache lines.
+    share = -(-later.width * PANEL // (columns * LINE)) * LINE
+    whole = later
+    for column in range(0, columns, PANEL):
+        later = part_of(whole, column // PANEL * share, share)
+        here = to + column
+        if rows == 6:
+            multiply_6(a, at, lda, b, column, c, here, columns, fold, later)
+        elif rows >= 4:
+            multiply_4(a, at, lda, b, column, c, here, columns, fold, later)
+            if rows == 5:  # 4 + 1: too rare for a loop of its own
+                last, nothing = folded_from(fold, 4), without_rows(later)
+                multiply_1(
+                    a, at + 4 * lda, lda, b, column, c, here + 4 * columns, columns, last, nothing
+                )
+        elif rows == 3:
+            multiply_3(a, at, lda, b, column, c, here, columns, fold, later)
+        elif rows == 2:
+            multiply_2(a, at, lda, b, column, c, here, columns, fold, later)
+        else:
+            multiply_1(a, at, lda, b, column, c, here, columns, fold, later)
+
+
+@compiled
+def _softmax_row(scores: Any, at: int, seen: int) -> Any:
+    """Turn 64 scores into weights relative to the largest of the first `seen`; the others get
+    weight 0. Returns that score and the sum of the weights.
+    """
+    for j in range(at + seen, at + TILE):
+        scores[j] = _MINUS_INFINITY
+    peak = tile_max(scores, at)
+    tile_exp(scores, at, peak)
+    for j in range(at + seen, at + TILE):
+        scores[j] = _ZERO
+    return peak, tile_sum(scores, at)
+
+
+@compiled
+def _factors(before: Any, peak: Any) -> Any:
+    """The factors of the old and the new sums, when `before` and `peak` are their largest scores: e
+    to the difference for the smaller, 1 for the larger.
+    """
+    grows = peak > before
+    less = exp(before - peak if grows else peak - before)
+    return (less, _ONE) if grows else (_ONE, less)
+
+
+@compiled
+def _add_scores(
+    sums: Sums, index: int, peak: Any, weight: Any, fresh: bool, fold: Fold, place: int
+) -> None:
+    """Add a tile's largest score and sum of weights to row `index`, and write the factors for its
+    sum of V to `fold` at `place`. If `fresh`, the tile is the first of the sums.
+    """
+    if fresh:
+        sums.peaks[index], sums.weights[index] = peak, weight
+        return
+    old, new = _factors(sums.peaks[index], peak)
+    fold.old[place], fold.new[place] = old, new
+    sums.weights[index] = fma(weight, new, sums.weights[index] * old)
+    if peak > sums.peaks[index]:
+        sums.peaks[index] = peak
+
+
+@compiled
+def _contribute(
+    scratch: Scratch, block: int, count: int, start: int, tile: Tile, fresh: bool
+) -> None:
+    """Add the loaded tile, which begins at position `start`, to the group's sums of rows [block,
+    block + count) of the item. If `fresh`, it is the first tile of these sums.
+    """
+    scores, ends, sums, k_dim = scratch.scores, scratch.ends, scratch.sums, tile.keys.count
+    plain = Fold(scratch.old, scratch.new, 0, 0)
+    _multiply(
+        count,
+        scratch.queries,
+        block * k_dim,
+        k_dim,
+        tile.keys,
+        TILE,
+        scores,
+        0,
+        plain,
+        tile.later_keys,
+    )
+    for r in range(count):
+        peak, weight = _softmax_row(scores, r * TILE, min(TILE, ends[block + r] - start))
+        _add_scores(sums, block + r, peak, weight, fresh, plain, r)
+    width, fold = (
+        scratch.values.shape[0] // TILE,
+        Fold(scratch.old, scratch.new, 0, 0 if fresh else 1),
+    )
+    _multiply(
+        count,
+        scores,
+        0,
+        TILE,
+        tile.values,
+        width,
+        sums.values,
+        block * width,
+        fold,
+        tile.later_values,
+    )
+
+
+@compiled
+def _combine(total: Sums, index: int, part: Sums, place: int, width: int) -> None:
+    """total[index] = total[index] combined with part[place]; rows of V are `width` floats. See the
+    top for the formula.
+    """
+    old, new = _factors(total.peaks[index], part.peaks[place])
+    into, values = total.values[index * width :][:width], part.values[place * width :][:width]
+    for d in range(width):
+        into[d] = fma(values[d], new, into[d] * old)
+    total.weights[index] = fma(part.weights[place], new, total.weights[index] * old)
+    if part.peaks[place] > total.peaks[index]:
+        total.peaks[index] = part.peaks[place]
+
+
+@compiled
+def _copy(target: Sums, index: int, source: Sums, place: int, width: int) -> None:
+    """target[index] = source[place]."""
+    copy(source.values, place * width, target.values, index * width, width)
+    target.peaks[index], target.weights[index] = source.peaks[place], source.weights[place]
+
+
+@compiled
+def _add(total: Sums, index: int, part: Sums, place: int, width: int, fresh: bool) -> None:
+    """`_combine`; or `_copy` if the total is empty."""
+    if fresh:
+        _copy(total, index, part, place, width)
+    else:
+        _combine(total, index, part, place, width)
+
+
+@compiled
+def _close_group(step: Step, scratch: Scratch, item: Item, most: int, tile: int) -> None:
+    """The loaded tile is the last one of its group in this item. Add the group's sums to the item's
+    totals, or store them as contributions. Rows that do not see the group are left out.
+    """
+    width, start = scratch.values.shape[0] // TILE, max(item.tile, tile // GROUP * GROUP) * TILE
+    for i in range(most):
+        if scratch.ends[i] <= start:
+            continue
+        if item.stores:
+            _copy(step.partials, scratch.places[i], scratch.sums, i, width)
+        else:
+            _add(scratch.total, i, scratch.sums, i, width, start == 0)
+
+
+@compiled
+def _write(step: Step, place: int, total: Sums, index: int, width: int) -> None:
+    """Write the result of one row at one head: its weighted mean of V."""
+    out, values = (
+        step.out[place * step.v_dim :][: step.v_dim],
+        total.values[index * width :][:width],
+    )
+    weight = total.weights[index]
+    for d in range(step.v_dim):
+        out[d] = values[d] / weight
+
+
+@compiled
+def _item(step: Step, number: int) -> Item:
+    """Entry `number` of the items times key heads; an item without tiles if there is no such entry,
+    as for the one that would follow the last.
+    """
+    at = 7 * (number // step.kv_heads)
+    if at >= step.items.shape[0]:
+        return Item(0, 0, 0, 0, 0, 0, 0, 0)
+    c = step.items[at : at + 7]
+    return Item(number % step.kv_heads, c[0], c[1], c[2], c[3], c[4], c[5], c[6])
+
+
+@compiled
+def _run(item: Item, tile: int) -> Run:
+    """The positions of the item that lie in `tile`."""
+    return Run(item.kv, item.begin + tile * TILE, max(0, min(TILE, item.stop - tile * TILE)))
+
+
+@compiled
+def _add_tile(scratch: Scratch, most: int, start: int, tile: Tile, fresh: bool) -> None:
+    """Add the loaded tile, which begins at position `start`, to all rows that see it."""
+    for block in range(0, most, ROWS):
+        first, end = block, min(block + ROWS, most)
+        while first < end and scratch.ends[first] <= start:  # positions of rows ascend
+            first += 1
+        if first < end:
+            _contribute(scratch, first, end - first, start, tile, fresh)
+            tile = settled(tile)  # the first block has prefetched the next tile
+
+
+@compiled
+def _attend_item(step: Step, scratch: Scratch, item: Item, following: Item) -> None:
+    """Compute one item: its rows are finished then, or their contributions stored. The last tile
+    prefetches the first one of `following`, the item that this thread takes next.
+    """
+    most = item.num_rows * (step.heads // step.kv_heads)
+    load_queries(step, item.kv, item.first, item.num_rows, scratch)
+    for tile in range(item.tile, item.end_tile):
+        more = tile + 1 < item.end_tile
+        later = _run(item, tile + 1) if more else _run(following, following.tile)
+        loaded = load_tile(step, _run(item, tile), later, scratch)
+        _add_tile(scratch, most, tile * TILE, loaded, tile == item.tile or tile % GROUP == 0)
+        if not more or tile % GROUP == GROUP - 1:
+            _close_group(step, scratch, item, most, tile)
+    if not item.stores:
+        for i in range(most):
+            _write(step, scratch.places[i], scratch.total, i, scratch.values.shape[0] // TILE)
+
+
+@compiled
+def _finish_group(step: Step, total: Sums, first: int, end: int, width: int, fresh: bool) -> None:
+    """Combine the stored contributions [first, end) to one row, which are those of one group, and
+    add them to the row's totals. Heads lie side by side.
+    """
+    heads = step.heads
+    for head in range(heads):
+        if end > first + 1:
+            _copy(total, heads + head, step.partials, first * heads + head, width)
+            for place in range(first + 1, end):
+                _combine(total, heads + head, step.partials, place * heads + head, width)
+            _add(total, head, total, heads + head, width, fresh)
+        else:
+            _add(total, head, step.partials, first * heads + head, width, fresh)
+
+
+@compiled
+def _finish_row(step: Step, split: Any, total: Sums, width: int) -> None:
+    """Combine all stored contributions to one row in the order of the tiles, and write it. `split`
+    is (row, first contribution, end).
+    """
+    row, begin, end = split[0], split[1], split[2]
+    first = begin
+    while first < end:
+        after = first + 1
+        while after < end and not step.opens[after]:
+            after += 1
+        _finish_group(step, total, first, after, width, first == begin)
+        first = after
+    for head in range(step.heads):
+        _write(step, row * step.heads + head, total, head, width)
+
+
+@compiled
+def _attend(step: Step, scratch: Scratch) -> None:
+    """Compute items until none is left, then wait until the other threads have done theirs."""
+    num_items = step.items.shape[0] // 7 * step.kv_heads
+    taken = add_atomically(step.counters, _TAKEN, 1)
+    while taken < num_items:
+        following = add_atomically(step.counters, _TAKEN, 1)
+        _attend_item(step, scratch, _item(step, taken), _item(step, following))
+        add_atomically(step.counters, _DONE, 1)
+        taken = following
+    while add_atomically(step.counters, _DONE, 0) < num_items:
+        pass  # spins: items are sorted by cost, so the last ones are cheap
+
+
+@compiled
+def _finish(step: Step, scratch: Scratch) -> None:
+    """Combine the rows whose contributions are stored until none is left."""
+    width = scratch.values.shape[0] // TILE
+    taken = add_atomically(step.counters, _FINISHED, 1)
+    while taken < step.split_rows.shape[0] // 3:
+        _finish_row(step, step.split_rows[3 * taken :][:3], scratch.finished, width)
+        taken = add_atomically(step.counters, _FINISHED, 1)
+
+
+@compiled
+def _work(step: Step) -> None:
+    """One thread's part of a layer."""
+    scratch = scratch_of(step.scratch, add_atomically(step.counters, _THREADS, 1))
+    _attend(step, scratch)
+    _finish(step, scratch)
+
+
+def work(address: Any) -> None:
+    """Every thread calls this with the address of a `StepBlock`. `native` compiles it."""
+    _work(read_step(address))

@@ -1,0 +1,151 @@
+"""Reads the attention kernel's input into one thread's scratch memory: K and V of a tile by slot,
+and the query rows of an item.
+
+It moves floats and computes nothing, except that queries are scaled. It is compiled together with
+`attention`, its only user.
+"""
+
+# mypy: disable-error-code="untyped-decorator"
+# (numba has no type hints)
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from radixserve.kernels.cpu.attention_block import Step
+from radixserve.kernels.cpu.attention_memory import Scratch
+from radixserve.kernels.cpu.attention_work import TILE
+from radixserve.kernels.cpu.compile import compiled
+from radixserve.kernels.cpu.products import Fold, Rows
+from radixserve.kernels.cpu.vector import LANES, PANEL, copy, transpose
+
+
+class Run(NamedTuple):
+    """Some positions of one sequence at one key head: those whose slots are table[at : at +
+    count].
+    """
+
+    kv: Any  # key head
+    at: Any
+    count: Any
+
+
+class Tile(NamedTuple):
+    """One tile at one key head, loaded, and what to prefetch while it is multiplied."""
+
+    keys: Rows  # transposed: a row for each dimension
+    values: Rows  # a row for each position
+    later_keys: Rows  # K of the next tile, in the pool: to be prefetched
+    later_values: Rows  # V of the next tile
+
+
+@compiled
+def _load_keys(step: Step, kv: int, at: int, n: int, scratch: Scratch) -> None:
+    """scratch.keys[d, j] = K of position j of the tile whose slots begin at table[at], for j < n.
+    Columns from n on hold other positions' numbers, which `_softmax_row` does not look at.
+    """
+    whole = n - n % LANES  # positions in whole vectors; the rest is padded to one more
+    for j in range(0, whole, LANES):
+        _load_lanes(step, kv, step.table, at + j, scratch.keys, j)
+    if whole < n:
+        for lane in range(LANES):
+            scratch.slots[lane] = step.table[at + min(whole + lane, n - 1)]
+        _load_lanes(step, kv, scratch.slots, 0, scratch.keys, whole)
+
+
+@compiled
+def _load_lanes(step: Step, kv: int, slots: Any, at: int, target: Any, j: int) -> None:
+    """target[d, j + lane] = K of slots[at + lane], for LANES lanes."""
+    dim, stride = step.k_dim, step.kv_heads * step.k_dim
+    whole = dim - dim % LANES
+    for d in range(0, whole, LANES):
+        transpose(step.k, kv * dim + d, stride, slots, at, target, d * TILE + j, TILE)
+    for d in range(whole, dim):
+        for lane in range(LANES):
+            target[d * TILE + j + lane] = step.k[slots[at + lane] * stride + kv * dim + d]
+
+
+@compiled
+def _load_values(step: Step, kv: int, at: int, n: int, target: Any) -> None:
+    """target[j, d] = V of position j, for j < n. The padding behind v_dim keeps what it holds."""
+    dim = step.v_dim
+    width = target.shape[0] // TILE
+    for j in range(n):
+        copy(step.v, (step.table[at + j] * step.kv_heads + kv) * dim, target, j * width, dim)
+
+
+@compiled
+def _keys_at(step: Step, run: Run) -> Rows:
+    """K of a run, in the pool."""
+    begin, stride = run.kv * step.k_dim, step.kv_heads * step.k_dim
+    return Rows(step.k, step.table, run.at, run.count, begin, stride, step.k_dim)
+
+
+@compiled
+def _values_at(step: Step, run: Run) -> Rows:
+    """V of a run, in the pool."""
+    begin, stride = run.kv * step.v_dim, step.kv_heads * step.v_dim
+    return Rows(step.v, step.table, run.at, run.count, begin, stride, step.v_dim)
+
+
+@compiled
+def without_rows(rows: Rows) -> Rows:
+    """The same place with no rows: nothing is prefetched."""
+    return Rows(rows.data, rows.table, rows.first, 0, rows.begin, rows.stride, rows.width)
+
+
+@compiled
+def part_of(rows: Rows, first: int, width: int) -> Rows:
+    """Columns [first, first + width) of each row, as far as there are any."""
+    begin, width = rows.begin + first, max(0, min(width, rows.width - first))
+    return Rows(rows.data, rows.table, rows.first, rows.count, begin, rows.stride, width)
+
+
+@compiled
+def load_tile(step: Step, run: Run, later: Run, scratch: Scratch) -> Tile:
+    """Load the tile of `run`, of which K is always copied (transposed), V only to pad its rows.
+    `later` is the run to prefetch while the tile is used.
+    """
+    _load_keys(step, run.kv, run.at, run.count, scratch)
+    keys = Rows(scratch.keys, scratch.order, 0, step.k_dim, 0, TILE, TILE)
+    values = _values_at(step, run)
+    if step.v_dim % PANEL:
+        _load_values(step, run.kv, run.at, run.count, scratch.values)
+        width = scratch.values.shape[0] // TILE
+        values = Rows(scratch.values, scratch.order, 0, run.count, 0, width, width)
+    return Tile(keys, values, _keys_at(step, later), _values_at(step, later))
+
+
+@compiled
+def settled(tile: Tile) -> Tile:
+    """The same tile with nothing left to prefetch."""
+    return Tile(
+        tile.keys, tile.values, without_rows(tile.later_keys), without_rows(tile.later_values)
+    )
+
+
+@compiled
+def folded_from(fold: Fold, first: int) -> Fold:
+    """The same factors, from row `first` on."""
+    return Fold(fold.old, fold.new, fold.first + first, fold.active)
+
+
+@compiled
+def load_queries(step: Step, kv: int, first: int, num_rows: int, scratch: Scratch) -> None:
+    """Load the query rows of an item at one key head, scaled, with how many positions each sees and
+    where its result goes. Row i of the item at head h of the key head's group has index i * group +
+    h.
+    """
+    dim, group, scaling = step.k_dim, step.heads // step.kv_heads, step.scaling[0]
+    for i in range(num_rows * group):
+        row, place, head = (
+            step.rows[first + i // group],
+            step.places[first + i // group],
+            kv * group + i % group,
+        )
+        scratch.ends[i] = step.positions[row] + 1
+        scratch.places[i] = place * step.heads + head
+        source = step.q[(row * step.heads + head) * dim :][:dim]
+        target = scratch.queries[i * dim :][:dim]
+        for d in range(dim):
+            target[d] = source[d] * scaling

@@ -1,0 +1,242 @@
+"""Divides one step of CPU attention into work items over tiles of 64 positions.
+
+This decides about speed only; the kernel's numbers do not depend on it. Rows of a long chunk are
+cut into blocks, and each block walks all its tiles. Rows of short chunks (decode) share tiles:
+where several sequences have the same slots in a group of tiles or in a tile, one item loads it once
+for all of them; their contributions are stored, one for each row and item, and combined afterwards.
+
+    sequence A: tiles 0 1 2 3 4 5'      items: (0-3; rows of A, B), (4; rows of A, B),
+    sequence B: tiles 0 1 2 3 4 5"             (5'; row of A), (5"; row of B)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from radixserve.kernels.arrays import Bools, Ints, Longs
+from radixserve.kernels.step import Spans
+
+TILE = 64
+GROUP = 4
+"""Tiles whose contributions are combined among themselves first; groups begin at absolute multiples
+of it.
+"""
+
+_SHORT = 16  # rows up to which a chunk is short: its tiles are shared with other sequences
+# Weights of the digest that finds equal tiles.
+_FACTORS = np.random.default_rng(0).integers(1, 2**62, TILE, np.int64)
+_BLOCK = 96  # query rows, times heads per key head, that share one load of a long chunk's tile
+
+
+@dataclass(frozen=True)
+class TileWork:
+    """The items as columns, the most expensive first, and where each row's contributions are
+    stored.
+    """
+
+    # [items, 7]: first index and number of its rows in `rows`; begin of its slots in the table;
+    # first tile, end tile, end position; 1 if it stores contributions, 0 if it finishes its rows
+    items: Longs
+    rows: Ints  # rows of the items, one item after the other
+    # for each entry of `rows`: index of the contribution that the item stores, or the row itself
+    # if the item finishes it
+    places: Ints
+    # [rows whose contributions are stored, 3]: row, index of its first contribution, end of them
+    split_rows: Longs
+    opens: Ints  # [contributions]: whether it is the first of its group
+    max_rows: int  # of one item
+
+    @classmethod
+    def of(cls, spans: Spans, table: Ints, group: int) -> TileWork:
+        """The work of a step. `group` is the number of query heads per key head. Cost: O(slots in
+        the table of short chunks).
+        """
+        short = spans.count <= _SHORT
+        split = _Split.of(spans.where(short), table)
+        parts = [_blocks(spans.where(~short), group), split.items()]
+        items, rows, places = _joined(parts)
+        order = np.argsort(-items[:, 1] * (items[:, 4] - items[:, 3]), kind="stable")
+        items = np.ascontiguousarray(items[order])
+        return cls(
+            items, rows, places, split.rows(), split.opens(), int(items[:, 1].max(initial=0))
+        )
+
+    @property
+    def num_tiles(self) -> int:
+        """How many tiles the items load, per key head."""
+        return int((self.items[:, 4] - self.items[:, 3]).sum())
+
+
+_Items = tuple[Longs, Ints, Ints]  # `items`, `rows` and `places` as in `TileWork`
+
+
+def _joined(parts: list[_Items]) -> _Items:
+    """The items of several makers in one list, their row indices shifted to the common list of
+    rows.
+    """
+    first = 0
+    for items, rows, _ in parts:
+        items[:, 0] += first
+        first += len(rows)
+    columns = list(zip(*parts, strict=True))
+    return np.concatenate(columns[0]), np.concatenate(columns[1]), np.concatenate(columns[2])
+
+
+def _item_columns(rows_each: Longs, *columns: Longs) -> Longs:
+    """The array of items [items, 7]. The rows of an item follow those of the item before: item i
+    has rows_each[i] of them.
+    """
+    first = np.cumsum(rows_each) - rows_each
+    return np.stack([first, rows_each, *columns], 1).astype(np.int64)
+
+
+def _ranges(first: Longs, count: Longs) -> Ints:
+    """Ranges one after the other: first[0], first[0] + 1, ... (count[0] numbers), first[1], ...
+
+    first 5 9, count 3 2  ->  5 6 7 9 10
+    """
+    ends = np.cumsum(count)
+    return (np.arange(count.sum()) - np.repeat(ends - count - first, count)).astype(np.int32)
+
+
+def _blocks(spans: Spans, group: int) -> _Items:
+    """Long chunks, cut into blocks of rows: one item each, which walks all tiles that its last row
+    sees.
+    """
+    size = max(8, _BLOCK // group)
+    if spans.count.sum() < 4 * size:  # fewer blocks than keep the cores busy
+        size = max(8, size // 2)
+    blocks = -(-spans.count // size)
+    owner = np.repeat(np.arange(len(spans)), blocks)
+    offset = _ranges(np.zeros_like(blocks), blocks).astype(np.int64) * size
+    count = np.minimum(size, spans.count[owner] - offset)
+    stop = spans.start[owner] + offset + count
+    none = np.zeros_like(stop)
+    rows = _ranges(spans.row[owner] + offset, count)
+    return _item_columns(count, spans.begin[owner], none, -(-stop // TILE), stop, none), rows, rows
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Short chunks. A row stores one contribution for a whole group of tiles if all tiles of the
+    group have the same leader, else one for each tile.
+
+    In the picture at the top (sequences 0 and 1, one row each, tile 5 not full) the arrays are:
+
+        tile               0  1  2  3     4  5  6  7
+        leader of 0        0  0  0  0     0  0  0  0
+        leader of 1        0  0  0  0     0  1  1  1
+        whole              1  1  1  1     0  0  0  0     tiles 0-3 are one group with one leader
+        stored             1  0  0  0     1  1  0  0     each sequence stores three contributions
+        before             0  1  1  1  1  2  3  3  3     how many of these begin before a tile
+
+    `first` is 0 and 3: sequence 0 stores to places 0, 1, 2 and sequence 1 to places 3, 4, 5.
+    """
+
+    spans: Spans
+    leader: Longs  # [sequences, tiles]: the sequence whose slots the item loads, maybe itself
+    whole: Bools  # [sequences, tiles]: whether one item covers the tile's whole group
+    stored: Bools  # [sequences, tiles]: whether a contribution begins there
+    before: Longs  # [sequences, tiles + 1]: how many contributions begin before a tile
+    owner: Longs  # [rows]: the sequence of each row
+    first: Longs  # [rows]: index of the row's first contribution
+
+    @classmethod
+    def of(cls, spans: Spans, table: Ints) -> _Split:
+        # `end` is the number of tiles of each sequence; arrays have tiles for whole groups.
+        end, itself = -(-spans.stop // TILE), np.arange(len(spans))
+        groups = -(-int(end.max(initial=0)) // GROUP)
+        leader = _leaders(spans, table, groups * GROUP)
+        grouped = leader.reshape(len(spans), groups, GROUP)
+        one = ((grouped == grouped[:, :, :1]) & (grouped >= 0)).all(-1)
+        whole, tile = np.repeat(one, GROUP, axis=1), np.arange(groups * GROUP)
+        stored = (tile < end[:, None]) & (~whole | (tile % GROUP == 0))
+        before = np.cumsum(np.pad(stored, ((0, 0), (1, 0))), axis=1)
+        owner = np.repeat(itself, spans.count)
+        number = before[owner, -1]  # contributions of each row: all those of its sequence
+        leader = np.where(leader < 0, itself[:, None], leader)
+        return cls(spans, leader, whole, stored, before, owner, np.cumsum(number) - number)
+
+    def items(self) -> _Items:
+        """One item for all sequences that have the same leader in the same tiles. It computes one
+        contribution for each of their rows.
+
+        Every contribution that begins somewhere is a triple (first tile, end tile, leader) of one
+        sequence. Sorted by the triple, sequences that share an item stand side by side, and an item
+        begins where the triple changes. In the picture at the top:
+
+            (tile, end, lead)    0 4 0   0 4 0   4 5 0   4 5 0   5 6 0   5 6 1
+            member                   0       1       0       1       0       1
+            starts                   ^               ^               ^       ^
+        """
+        member, tile = np.nonzero(self.stored)
+        end, lead = tile + np.where(self.whole[member, tile], GROUP, 1), self.leader[member, tile]
+        order = np.lexsort((member, lead, end, tile))
+        member, tile, end, lead = member[order], tile[order], end[order], lead[order]
+        rows, places = self._rows_and_places(member, tile)
+        starts = np.flatnonzero(np.any(np.diff([tile, end, lead], axis=1, prepend=-1), axis=0))
+        counts = np.add.reduceat(self.spans.count[member], starts) if len(starts) else starts
+        tile, end, lead = tile[starts], end[starts], lead[starts]
+        stop = np.minimum(end * TILE, self.spans.stop[lead])
+        return (
+            _item_columns(counts, self.spans.begin[lead], tile, end, stop, np.ones_like(stop)),
+            rows,
+            places,
+        )
+
+    def _rows_and_places(self, member: Longs, tile: Longs) -> tuple[Ints, Ints]:
+        """The rows of each (sequence, tile) pair, one pair after the other, and the index at which
+        each row stores its contribution of that tile.
+        """
+        count = self.spans.count
+        # Index of each row among the rows of short chunks, as in `owner` and `first`.
+        index = _ranges((np.cumsum(count) - count)[member], count[member])
+        places = self.first[index] + self.before[self.owner[index], np.repeat(tile, count[member])]
+        return _ranges(self.spans.row[member], count[member]), places.astype(np.int32)
+
+    def rows(self) -> Longs:
+        """`TileWork.split_rows`. A row combines the contributions of tiles up to the one of its own
+        position.
+        """
+        row, position = (
+            _ranges(column, self.spans.count) for column in (self.spans.row, self.spans.start)
+        )
+        end = self.first + self.before[self.owner, position // TILE + 1]
+        return np.ascontiguousarray(np.stack([row, self.first, end], 1).astype(np.int64))
+
+    def opens(self) -> Ints:
+        """`TileWork.opens`."""
+        _, tile = np.nonzero(self.stored[self.owner])
+        return np.asarray(tile % GROUP == 0, np.int32)
+
+
+def _leaders(spans: Spans, table: Ints, tiles: int) -> Longs:
+    """[sequences, tiles]: the first sequence that has the same slots in that tile; -1 for tiles
+    that some row of the sequence does not see whole.
+
+    Comparing all pairs of sequences would cost their number squared. Instead each tile column is
+    sorted by a digest of the 64 slots, equal digests by sequence; the first of each run of equal
+    digests leads the run. A digest that is equal by chance does no harm: the slots themselves are
+    compared, and a sequence whose slots differ leads itself. One column:
+
+        sequence      0  1  2  3        sorted (`order`)       1  3  0  2
+        digest        7  4  9  4        `fresh`                1  0  1  1
+                                        `place`                0  0  2  3
+        leader        0  1  2  1        order[place]           1  1  0  2
+    """
+    inside = np.arange(tiles) < ((spans.start + 1) // TILE)[:, None]
+    where = np.minimum(spans.begin[:, None] + np.arange(tiles * TILE), len(table) - 1)
+    slots = table[where].reshape(len(spans), tiles, TILE)
+    digest = np.where(inside, slots @ _FACTORS, 0)  # int64 that wraps around
+    order = np.lexsort(
+        (np.broadcast_to(np.arange(len(spans))[:, None], digest.shape), digest), axis=0
+    )
+    in_order = np.take_along_axis(digest, order, 0)
+    fresh = np.concatenate([np.ones((1, tiles), bool), in_order[1:] != in_order[:-1]])
+    place = np.maximum.accumulate(np.where(fresh, np.arange(len(spans))[:, None], 0), axis=0)
+    leader = np.empty_like(order)
+    np.put_along_axis(leader, order, np.take_along_axis(order, place, 0), 0)
+    same = (slots == slots[leader, np.arange(tiles)]).all(-1) & inside[leader, np.arange(tiles)]
+    return np.where(inside, np.where(same, leader, np.arange(len(spans))[:, None]), -1)

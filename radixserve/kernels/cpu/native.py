@@ -1,0 +1,110 @@
+"""Compiles kernels to C functions, once per machine and version; `code_files` keeps the code.
+
+numba's own cache files are pickles, and reading a pickle runs the code in it. So numba only
+compiles, and the files that are kept are object files, which LLVM links. Knows nothing of what the
+kernels compute.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+import numba
+from numba.core.registry import cpu_target
+
+from radixserve.kernels.cpu import code_files, compile
+from radixserve.kernels.cpu.code_files import Code
+from radixserve.progress import long_stage
+
+_FOLDER = Path(__file__).parent
+_PACKAGE = __name__.rpartition(".")[0]
+_engines: list[Any] = []  # the code lives as long as these
+
+
+@cache
+def address(kernel: Callable[[Any], None]) -> int:
+    """The address of `void kernel(void *block)`. The first time ever it compiles the kernel, which
+    takes seconds; later it reads the code from the disk.
+    """
+    module = kernel.__module__.rpartition(".")[2]
+    name = f"{module}.{kernel.__name__}-{_digest(module)}"
+    code = code_files.read(name)
+    if code is None:
+        code = _compile(kernel)
+        code_files.keep(name, code)
+    return _link(code)
+
+
+def _compile(kernel: Callable[[Any], None]) -> Code:
+    what = kernel.__module__.rpartition(".")[2].replace("_", " ")
+    with long_stage(f"compiling the kernel of {what}, once for later starts, too"):
+        function: Any = compile.kernel()(kernel)
+        return Code(function.native_name, function._library._get_compiled_object())
+
+
+def _link(code: Code) -> int:
+    """Load an object file into this process and give the function's address. Takes a
+    millisecond.
+    """
+    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine()
+    engine = llvm.create_mcjit_compiler(
+        llvm.parse_assembly(""), machine, use_lmm=numba.config.USE_LLVMLITE_MEMORY_MANAGER
+    )
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code.object))
+    engine.finalize_object()
+    _engines.append(engine)
+    return int(engine.get_function_address(code.symbol))
+
+
+@cache
+def _digest(module: str) -> str:
+    """A digest of the processor and the versions of compilers and kernel; code is valid for one."""
+    versions = (sys.version, numba.__version__, llvmlite.__version__)
+    # Asking for the target also makes numba's helper functions known to LLVM.
+    target = cpu_target.target_context.codegen().magic_tuple()
+    return hashlib.sha256(repr((sources_digest(module), versions, target)).encode()).hexdigest()[
+        :24
+    ]
+
+
+def sources_digest(module: str, folder: Path = _FOLDER) -> str:
+    """A digest of the source files that a kernel's machine code can depend on."""
+    found = hashlib.sha256()
+    for path in sources_of(module, folder):
+        found.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()[:16]
+
+
+def sources_of(module: str, folder: Path = _FOLDER) -> list[Path]:
+    """The file of `module` in `folder` and those that it imports from there, directly or not,
+    sorted by name: all files that a kernel's machine code can depend on.
+    """
+    found: dict[str, Path] = {}
+    missing = {module}
+    while missing:
+        name = missing.pop()
+        path = folder / f"{name}.py"
+        if name not in found and path.is_file():
+            found[name] = path
+            missing |= _imported(path.read_text())
+    return [found[name] for name in sorted(found)]
+
+
+def _imported(source: str) -> set[str]:
+    """Names of this folder's modules that `source` imports by `from radixserve.kernels.cpu`."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            if node.module == _PACKAGE:
+                names |= {alias.name for alias in node.names}
+            elif node.module.startswith(f"{_PACKAGE}."):
+                names.add(node.module.removeprefix(f"{_PACKAGE}."))
+    return names

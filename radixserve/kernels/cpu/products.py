@@ -1,0 +1,253 @@
+"""Products of a few rows with many, the loops in which the time is spent, written as LLVM
+instructions for numba.
+
+As in `vector`, every number is defined: each output is one chain of fused multiply-adds, in
+ascending order. Each loop also prefetches memory that is read after it, a few cache lines per
+iteration: a processor has few prefetches under way at once, and would wait for more.
+"""
+
+# mypy: disable-error-code="untyped-decorator"
+# (numba has no type hints)
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from radixserve.kernels.cpu.compile import Intrinsic
+from radixserve.kernels.cpu.vector import (
+    LANES,
+    LINE,
+    VECTOR,
+    VECTORS,
+    element_at,
+    load,
+    prefetch_line,
+    splat,
+    store,
+    vector_fma,
+)
+
+WIDTH = 64
+"""Outputs of a panel. A packed weight consists of panels, and a panel of one row of WIDTH floats
+per input.
+"""
+
+
+class Rows(NamedTuple):
+    """Rows that a table of slots finds: row k is data[begin + table[first + k] * stride
+    :][:width].
+    """
+
+    data: Any  # flat float32
+    table: Any  # int32
+    first: Any  # index in the table of row 0
+    count: Any  # number of rows
+    begin: Any  # in floats, as stride and width
+    stride: Any
+    width: Any
+
+
+class Fold(NamedTuple):
+    """How a product is written to c. If `active`, c[r] = c[r] * old[first + r] + product *
+    new[first + r]; otherwise c[r] = product.
+    """
+
+    old: Any  # flat float32
+    new: Any  # flat float32
+    first: Any  # index of row 0 in both
+    active: Any  # 0 or 1
+
+
+def _multiply_rows(rows: int) -> Intrinsic:
+    """Generates c[r, 0:PANEL] = sum over k of a[r, k] * b[k, column : column + PANEL] for `rows`
+    rows, k ascending.
+
+    a and c are flat float32 arrays, each with the offset of its first element and its row stride; b
+    is `Rows`. `later` is `Rows` too: its row k is prefetched in iteration k. `fold` is `Fold`.
+    """
+
+    @intrinsic
+    def multiply(
+        typingctx: Any,
+        a: Any,
+        at: Any,
+        lda: Any,
+        b: Any,
+        column: Any,
+        c: Any,
+        ct: Any,
+        ldc: Any,
+        fold: Any,
+        later: Any,
+    ) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            a_data, c_data = (
+                element_at(context, builder, kinds[i], args[i], args[i + 1]) for i in (0, 5)
+            )
+            row_of_b, depth = _rows(context, builder, kinds[3], args[3])
+            row_of_later, num_later = _rows(context, builder, kinds[9], args[9])
+            width = builder.extract_value(args[9], Rows._fields.index("width"))
+            lda, column, ldc = args[2], args[4], args[7]
+            index = depth.type
+            sums = [[_zero(builder) for _ in range(VECTORS)] for _ in range(rows)]
+            with cgutils.for_range(builder, depth) as loop:
+                with builder.if_then(builder.icmp_signed("<", loop.index, num_later)):
+                    _prefetch_row(builder, row_of_later(loop.index), width)
+                row = builder.gep(row_of_b(loop.index), [column])
+                columns = vectors_at(builder, row, VECTORS)
+                for r in range(rows):
+                    element = builder.add(builder.mul(ir.Constant(index, r), lda), loop.index)
+                    add_product(builder, builder.gep(a_data, [element]), columns, sums[r])
+            targets = [
+                builder.gep(c_data, [builder.mul(ir.Constant(index, r), ldc)]) for r in range(rows)
+            ]
+            with builder.if_then(
+                builder.icmp_signed("!=", builder.extract_value(args[8], 3), ir.Constant(index, 0))
+            ):
+                _fold(context, builder, kinds[8], args[8], sums, targets)
+            for total, target in zip(sums, targets, strict=True):
+                store_all(builder, total, target)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(a, n, n, b, n, c, n, n, fold, later), generate
+
+    return multiply  # type: ignore[no-any-return]
+
+
+def _rows(context: Any, builder: ir.IRBuilder, kind: Any, rows: Any) -> Any:
+    """A function that gives the pointer to row k of `Rows`, and the number of rows."""
+    fields = {name: builder.extract_value(rows, i) for i, name in enumerate(Rows._fields)}
+    data = element_at(context, builder, kind[0], fields["data"], fields["begin"])
+    table = element_at(context, builder, kind[1], fields["table"], fields["first"])
+
+    def row(k: Any) -> Any:
+        place = builder.sext(builder.load(builder.gep(table, [k])), k.type)
+        return builder.gep(data, [builder.mul(place, fields["stride"])])
+
+    return row, fields["count"]
+
+
+def _prefetch_row(builder: ir.IRBuilder, row: Any, width: Any) -> None:
+    """Prefetch `width` floats from a pointer on."""
+    nothing, line = ir.Constant(width.type, 0), ir.Constant(width.type, LINE)
+    with cgutils.for_range_slice(builder, nothing, width, line) as (offset, _):
+        prefetch_line(builder, builder.gep(row, [offset]))
+
+
+def _fold(
+    context: Any, builder: ir.IRBuilder, kind: Any, fold: Any, sums: list[Any], targets: list[Any]
+) -> None:
+    """sums = targets * old + sums * new, row by row, in the variables `sums`."""
+    first = builder.extract_value(fold, Fold._fields.index("first"))
+    arrays = [
+        element_at(context, builder, kind[i], builder.extract_value(fold, i), first)
+        for i in range(2)
+    ]
+    for r, (total, target) in enumerate(zip(sums, targets, strict=True)):
+        place = ir.Constant(first.type, r)
+        old, new = (splat(builder, builder.load(builder.gep(array, [place]))) for array in arrays)
+        for variable, before in zip(total, vectors_at(builder, target, VECTORS), strict=True):
+            scaled = builder.fmul(before, old)
+            builder.store(vector_fma(builder, builder.load(variable), new, scaled), variable)
+
+
+def _zero(builder: ir.IRBuilder) -> Any:
+    """A variable that holds a vector of zeros."""
+    return cgutils.alloca_once_value(builder, ir.Constant(VECTOR, [0.0] * LANES))
+
+
+def vectors_at(builder: ir.IRBuilder, pointer: Any, count: int) -> list[Any]:
+    """Load `count` vectors of LANES floats from a pointer on."""
+    return [
+        load(builder, builder.gep(pointer, [ir.Constant(ir.IntType(64), v * LANES)]))
+        for v in range(count)
+    ]
+
+
+def add_product(builder: ir.IRBuilder, factor: Any, columns: list[Any], sums: list[Any]) -> None:
+    """sums += factor * columns, where `factor` points to a number and `sums` are variables."""
+    vector = splat(builder, builder.load(factor))
+    for column, total in zip(columns, sums, strict=True):
+        builder.store(vector_fma(builder, vector, column, builder.load(total)), total)
+
+
+def store_all(builder: ir.IRBuilder, sums: list[Any], pointer: Any) -> None:
+    """Write variables that hold vectors, one behind the other, from a pointer on."""
+    store_row(builder, [builder.load(total) for total in sums], pointer)
+
+
+def store_row(builder: ir.IRBuilder, vectors: list[Any], pointer: Any) -> None:
+    """Write vectors, one behind the other, from a pointer on."""
+    for v, vector in enumerate(vectors):
+        store(builder, vector, builder.gep(pointer, [ir.Constant(ir.IntType(64), v * LANES)]))
+
+
+multiply_1, multiply_2, multiply_3 = _multiply_rows(1), _multiply_rows(2), _multiply_rows(3)
+multiply_4, multiply_6 = _multiply_rows(4), _multiply_rows(6)
+
+
+def chains_of(builder: ir.IRBuilder, out: Any, rows: int) -> tuple[list[Any], list[list[Any]]]:
+    """Pointers to `rows` rows of 64 floats, and variables that hold those floats as vectors."""
+    outs = [builder.gep(out, [ir.Constant(ir.IntType(64), r * WIDTH)]) for r in range(rows)]
+    rows_of = [vectors_at(builder, pointer, WIDTH // LANES) for pointer in outs]
+    return outs, [[cgutils.alloca_once_value(builder, vector) for vector in row] for row in rows_of]
+
+
+def _panel(rows: int) -> Intrinsic:
+    """Generates sums[r, 0:64] += x[r, 0:depth] @ weight[0:depth, 0:64] for `rows` rows of x.
+
+    x, weight and sums are flat float32 arrays, each with the offset of its first element; rows of x
+    are `inputs` floats apart. Each row of 64 weights also prefetches the one `ahead` floats further
+    on.
+    """
+
+    @intrinsic
+    def multiply(
+        typingctx: Any,
+        x: Any,
+        at: Any,
+        inputs: Any,
+        weight: Any,
+        wt: Any,
+        sums: Any,
+        to: Any,
+        depth: Any,
+        ahead: Any,
+    ) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            x_data, weights, out = (
+                element_at(context, builder, kinds[i], args[i], args[i + 1]) for i in (0, 3, 5)
+            )
+            inputs, depth, ahead = args[2], args[7], args[8]
+            index = depth.type
+            outs, chains = chains_of(builder, out, rows)
+            with cgutils.for_range(builder, depth) as loop:
+                line = builder.gep(weights, [builder.mul(loop.index, ir.Constant(index, WIDTH))])
+                for j in range(0, WIDTH, LINE):
+                    prefetch_line(
+                        builder, builder.gep(line, [builder.add(ahead, ir.Constant(index, j))])
+                    )
+                columns = vectors_at(builder, line, WIDTH // LANES)
+                for r in range(rows):
+                    element = builder.add(builder.mul(ir.Constant(index, r), inputs), loop.index)
+                    add_product(builder, builder.gep(x_data, [element]), columns, chains[r])
+            for pointer, chain in zip(outs, chains, strict=True):
+                store_all(builder, chain, pointer)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(x, n, n, weight, n, sums, n, n, n), generate
+
+    return multiply  # type: ignore[no-any-return]
+
+
+panel_1, panel_2, panel_3 = _panel(1), _panel(2), _panel(3)
+panel_4, panel_5, panel_6 = _panel(4), _panel(5), _panel(6)

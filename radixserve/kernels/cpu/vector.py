@@ -1,0 +1,307 @@
+"""Vector building blocks for the CPU kernels, written as LLVM instructions for numba.
+
+Every number is defined by IEEE 754: fused multiply-adds are called by name and nothing may be
+reassociated, so a result does not depend on which of these blocks computed it, how a loop was
+vectorised or which processor ran it. Knows nothing of the kernels that use it.
+"""
+
+# mypy: disable-error-code="untyped-decorator"
+# (numba has no type hints)
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from radixserve.kernels.cpu.compile import Intrinsic
+
+LANES = 16  # floats of a vector
+_FLOAT = ir.FloatType()
+VECTOR = ir.VectorType(_FLOAT, LANES)
+VECTORS = 2 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 1
+PANEL = LANES * VECTORS
+"""Columns that one block of `products`, such as `multiply_6`, computes: as many as fit into
+registers.
+"""
+
+LINE = 16
+"""Floats of a cache line."""
+
+_QUARTER = 4  # floats of 128 bits
+
+_LOCALITY = 2  # prefetch to the second-level cache: a tile of K and V fills the first
+
+_FMA = ir.FunctionType(VECTOR, [VECTOR] * 3)
+
+
+def element_at(context: Any, builder: ir.IRBuilder, kind: Any, array: Any, offset: Any) -> Any:
+    """Pointer to element `offset` (counted in elements) of a contiguous array."""
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [offset])
+
+
+def load(builder: ir.IRBuilder, pointer: Any) -> Any:
+    """LANES floats from a pointer on, at any address."""
+    return builder.load(builder.bitcast(pointer, VECTOR.as_pointer()), align=4)
+
+
+def store(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
+    """Write LANES floats from a pointer on, at any address."""
+    builder.store(value, builder.bitcast(pointer, VECTOR.as_pointer()), align=4)
+
+
+def vector_fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c of vectors, rounded once."""
+    operator = cgutils.get_or_insert_function(builder.module, _FMA, f"llvm.fma.v{LANES}f32")
+    return builder.call(operator, [a, b, c])
+
+
+def splat(builder: ir.IRBuilder, scalar: Any) -> Any:
+    """A vector that holds one number in every lane."""
+    vector = builder.insert_element(
+        ir.Constant(VECTOR, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
+    )
+    return builder.shuffle_vector(vector, vector, _mask([0] * LANES))
+
+
+def _mask(indices: list[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), indices)
+
+
+def prefetch_line(builder: ir.IRBuilder, pointer: Any) -> None:
+    """Prefetch the cache line at `pointer`, which may be any address, without waiting for it."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    operator = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    how = [ir.Constant(number, n) for n in (0, _LOCALITY, 1)]  # to read; data
+    builder.call(operator, [builder.bitcast(pointer, byte), *how])
+
+
+@intrinsic
+def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.fma(*args)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+_LOG2_E = 1.4426950408889634
+_LN2_HIGH = 0.693359375  # few bits: n * high is exact
+_LN2_LOW = -2.12194440e-4
+_ROUND = 12582912.0  # 1.5 * 2**23: adding it leaves the nearest integer in the low bits
+_LOWEST = -87.0
+_TAYLOR = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
+
+
+def _exp(builder: ir.IRBuilder, x: Any) -> Any:
+    """e**x for a vector x <= 0: 2**n times a polynomial of the rest, |rest| <= ln(2) / 2."""
+    integers = ir.VectorType(ir.IntType(32), LANES)
+
+    def constant(value: float) -> Any:
+        return ir.Constant(VECTOR, [ir.Constant(_FLOAT, float(np.float32(value)))] * LANES)
+
+    x = builder.select(builder.fcmp_ordered("<", x, constant(_LOWEST)), constant(_LOWEST), x)
+    shifted = vector_fma(builder, x, constant(_LOG2_E), constant(_ROUND))
+    n = builder.fsub(shifted, constant(_ROUND))
+    rest = vector_fma(builder, n, constant(-_LN2_HIGH), x)
+    rest = vector_fma(builder, n, constant(-_LN2_LOW), rest)
+    result = constant(_TAYLOR[0])
+    for coefficient in _TAYLOR[1:]:
+        result = vector_fma(builder, result, rest, constant(coefficient))
+    biased = builder.add(builder.bitcast(shifted, integers), ir.Constant(integers, [127] * LANES))
+    power = builder.shl(
+        biased, ir.Constant(integers, [23] * LANES)
+    )  # n + 127 into the exponent bits
+    return builder.fmul(result, builder.bitcast(power, VECTOR))
+
+
+@intrinsic
+def exp(typingctx: Any, x: Any) -> Any:
+    """e**x for x <= 0, within 2 units in the last place. Below -87 the result is that at -87;
+    exp(0) is 1 and NaN stays NaN.
+    """
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.extract_element(
+            _exp(builder, splat(builder, args[0])), ir.Constant(ir.IntType(32), 0)
+        )
+
+    return types.float32(types.float32), generate
+
+
+@intrinsic
+def tile_exp(typingctx: Any, array: Any, at: Any, peak: Any) -> Any:
+    """array[i] = exp(array[i] - peak) for 4 * LANES elements from `at` on."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data, peak = (
+            element_at(context, builder, signature.args[0], args[0], args[1]),
+            splat(builder, args[2]),
+        )
+        for i in range(4):
+            pointer = builder.gep(data, [ir.Constant(args[1].type, i * LANES)])
+            store(builder, _exp(builder, builder.fsub(load(builder, pointer), peak)), pointer)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.float32), generate
+
+
+@intrinsic
+def copy(typingctx: Any, source: Any, at: Any, target: Any, to: Any, count: Any) -> Any:
+    """target[to : to + count] = source[at : at + count], float32 arrays that do not overlap."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        source = element_at(context, builder, kinds[0], args[0], args[1])
+        target = element_at(context, builder, kinds[2], args[2], args[3])
+        cgutils.raw_memcpy(builder, target, source, args[4], 4)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp, types.intp), generate
+
+
+@intrinsic
+def add_atomically(typingctx: Any, counters: Any, index: Any, value: Any) -> Any:
+    """counters[index] += value (int64), atomically among threads. Returns the value before."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw(
+            "add",
+            element_at(context, builder, signature.args[0], args[0], args[1]),
+            args[2],
+            "acq_rel",
+        )
+
+    return types.int64(counters, types.int64, types.int64), generate
+
+
+@intrinsic
+def transpose(
+    typingctx: Any,
+    source: Any,
+    at: Any,
+    stride: Any,
+    slots: Any,
+    st: Any,
+    target: Any,
+    tt: Any,
+    ld: Any,
+) -> Any:
+    """target[d, j] = source[at + slots[st + j] * stride + d] for d and j below LANES: a square of
+    one row per slot becomes a square of one row per dimension. `ld` is the row stride of target.
+    """
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        source = element_at(context, builder, kinds[0], args[0], args[1])
+        slots = element_at(context, builder, kinds[3], args[3], args[4])
+        target = element_at(context, builder, kinds[5], args[5], args[6])
+        stride, ld = args[2], args[7]
+        index = stride.type
+        rows = []
+        for j in range(LANES):
+            slot = builder.sext(builder.load(builder.gep(slots, [ir.Constant(index, j)])), index)
+            rows.append(builder.gep(source, [builder.mul(slot, stride)]))
+        for d, column in enumerate(_columns(builder, rows)):
+            store(builder, column, builder.gep(target, [builder.mul(ir.Constant(index, d), ld)]))
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(source, n, n, slots, n, target, n, n), generate
+
+
+def _columns(builder: ir.IRBuilder, rows: list[Any]) -> list[Any]:
+    """The columns of a square of LANES x LANES floats whose rows begin at these pointers.
+
+    It makes four columns at a time. From each row it loads four floats, and puts those of rows r, r
+    + 4, r + 8, ... into one vector; then pairs of these four vectors are interleaved twice.
+    Processors move floats within 128 bits at less cost than across them.
+    """
+    columns = []
+    for first in range(0, LANES, _QUARTER):
+        parts = [
+            _behind_each_other(builder, [_quarter(builder, row, first) for row in rows[r::4]])
+            for r in range(4)
+        ]
+        low, high = (_interleaved(builder, a, b, 1) for a, b in (parts[:2], parts[2:]))
+        for a, b in zip(low, high, strict=True):
+            columns += _interleaved(builder, a, b, 2)
+    return columns
+
+
+def _quarter(builder: ir.IRBuilder, row: Any, at: int) -> Any:
+    """128 bits (four floats) of a row, from float `at` on."""
+    place = builder.gep(row, [ir.Constant(ir.IntType(64), at)])
+    return builder.load(
+        builder.bitcast(place, ir.VectorType(_FLOAT, _QUARTER).as_pointer()), align=4
+    )
+
+
+def _behind_each_other(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
+    """Vectors of equal length, as many as a power of two, concatenated."""
+    while len(vectors) > 1:
+        mask = _mask(list(range(2 * vectors[0].type.count)))
+        vectors = [
+            builder.shuffle_vector(*vectors[i : i + 2], mask) for i in range(0, len(vectors), 2)
+        ]
+    return vectors[0]
+
+
+def _interleaved(builder: ir.IRBuilder, a: Any, b: Any, size: int) -> list[Any]:
+    """Pieces of `size` floats of a and b in turns: one vector from the lower halves of all
+    quarters, one from the upper halves.
+    """
+    masks: list[list[int]] = [[], []]
+    for quarter in range(0, LANES, _QUARTER):
+        for half, mask in enumerate(masks):
+            for piece in range(quarter + 2 * half, quarter + 2 * half + 2, size):
+                mask += [*range(piece, piece + size), *range(LANES + piece, LANES + piece + size)]
+    return [builder.shuffle_vector(a, b, _mask(mask)) for mask in masks]
+
+
+def _reduce(combine: Callable[[ir.IRBuilder, Any, Any], Any]) -> Intrinsic:
+    """Generates the reduction of 4 * LANES floats from an offset on, always in the same order:
+    vector by vector, then the upper half of the vector onto the lower one until one float is left.
+    """
+
+    @intrinsic
+    def reduce(typingctx: Any, array: Any, at: Any) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            data = element_at(context, builder, signature.args[0], args[0], args[1])
+            parts = [
+                load(builder, builder.gep(data, [ir.Constant(args[1].type, i * LANES)]))
+                for i in range(4)
+            ]
+            vector = combine(
+                builder, combine(builder, parts[0], parts[1]), combine(builder, parts[2], parts[3])
+            )
+            width = LANES // 2
+            while width:
+                upper = builder.shuffle_vector(
+                    vector, vector, _mask([(i + width) % LANES for i in range(LANES)])
+                )
+                vector = combine(builder, vector, upper)
+                width //= 2
+            return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+        return types.float32(array, types.intp), generate
+
+    return reduce  # type: ignore[no-any-return]
+
+
+def _larger(builder: ir.IRBuilder, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+tile_max = _reduce(_larger)
+"""The largest of 64 floats. It may ignore a NaN, which then is still among the 64 floats."""
+tile_sum = _reduce(lambda builder, a, b: builder.fadd(a, b))
+"""The sum of 64 floats, in one fixed order."""

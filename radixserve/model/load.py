@@ -1,0 +1,177 @@
+"""Loads the model in a folder, checks it, and makes it row-wise. Code in a model's folder is never
+run, and weights are read from safetensors only, because other formats are pickles.
+
+Logs the stages.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedModel
+
+from radixserve.checkpoints.opened import (
+    OpenedModel,
+    context_length,
+    decoder_config,
+    kv_shape,
+    open_model,
+)
+from radixserve.checkpoints.read_weights import read_weights
+from radixserve.checkpoints.supported import check_config
+from radixserve.errors import ModelRefused
+from radixserve.model import attention
+from radixserve.model.check import Expected, dtype_name, own_logits, probe
+from radixserve.model.cuda import choose_attention
+from radixserve.model.heap import freed_at_once
+from radixserve.model.loaded import LoadedModel
+from radixserve.model.rowwise import make_rowwise
+from radixserve.progress import long_stage
+from radixserve.tensors.kv import KVShape
+
+log = logging.getLogger(__name__)
+
+
+def load_model(folder: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """The model in a folder, ready for a `Runner`.
+
+    Raises:
+        ModelRefused: it cannot be found, read, or served correctly; the sentence says why.
+    """
+    return load_opened(open_model(folder), device, dtype)
+
+
+def load_opened(opened: OpenedModel, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """The same for a model that was opened before. Weights are read one tensor at a time: the peak
+    of memory is the loaded model and a few of its largest tensors.
+
+    Raises:
+        ModelRefused: its weights are damaged or not those of its configuration, or it cannot be
+            served correctly.
+    """
+    log.info("loading %s on %s as %s", opened.name, device, dtype_name(dtype))
+    with freed_at_once():
+        return prepare_model(read_weights(opened, dtype), device)
+
+
+def prepare_model(model: PreTrainedModel, device: torch.device) -> LoadedModel:
+    """Check `model`, replace its linears and attention by ours in place, and collect its facts.
+
+    Raises:
+        ModelRefused: it cannot be served correctly.
+    """
+    config = decoder_config(model.config)
+    check_config(config)
+    model = model.eval().requires_grad_(False).to(device)
+    vocab_size = int(config.vocab_size)
+    with long_stage("computing what the model itself computes"):
+        expected = own_logits(model, vocab_size, device)
+    reason = _not_rowwise(model, device)
+    shape = kv_shape(config, model.dtype)
+    kernel, fallback = _attention(
+        shape, int(config.num_attention_heads), device, exact=reason is None
+    )
+    _use_attention(model, kernel)
+    loaded = LoadedModel(
+        model=model,
+        device=device,
+        shape=shape,
+        vocab_size=vocab_size,
+        context_length=context_length(config),
+        eos_token_ids=_eos_token_ids(model, vocab_size),
+        attention=kernel,
+        exact=reason is None,
+        inexact_reason=reason,
+        fallback_reason=fallback,
+    )
+    loaded = _made_lean(_checked(loaded, expected), expected)
+    _tell(loaded)
+    return loaded
+
+
+def _not_rowwise(model: PreTrainedModel, device: torch.device) -> str | None:
+    """Make the model row-wise. Returns None, or why it is not."""
+    if device.type != "cpu":
+        return f"kernels on {device.type} are not verified to be independent of the batch"
+    if model.dtype != torch.float32:
+        return f"{dtype_name(model.dtype)} linears on the CPU depend on the number of rows"
+    return make_rowwise(model)
+
+
+def _attention(
+    shape: KVShape, heads: int, device: torch.device, *, exact: bool
+) -> tuple[str, str | None]:
+    """The name of the attention kernel for this device, and why it is the reference if it should
+    not be.
+    """
+    if device.type == "cuda":
+        return choose_attention(shape, heads, device)
+    return attention.register_cpu_kernel() if exact else attention.TORCH, None
+
+
+def _use_attention(model: PreTrainedModel, kernel: str) -> None:
+    if not model._can_set_attn_implementation():
+        raise ModelRefused(f"{type(model).__name__} does not let its attention be replaced.")
+    model.set_attn_implementation(kernel)
+
+
+def _eos_token_ids(model: PreTrainedModel, vocab_size: int) -> tuple[int, ...]:
+    """Ids that end a text, from the generation config first, then the model's; in order,
+    each once. Ids beyond the vocabulary, which no text can have, are left out.
+    """
+    found: list[int] = []
+    for holder in (model.generation_config, model.config):
+        ids = getattr(holder, "eos_token_id", None)
+        found += [ids] if isinstance(ids, int) else ids or []
+    beyond = [each for each in found if not 0 <= each < vocab_size]
+    if beyond:
+        log.warning("the model has no token %d, which should end its texts", beyond[0])
+    return tuple(dict.fromkeys(each for each in found if each not in beyond))
+
+
+def _checked(loaded: LoadedModel, expected: Expected) -> LoadedModel:
+    with long_stage("comparing with the model's own attention"):
+        reason = probe(loaded, expected)
+    if reason and loaded.exact:
+        return replace(loaded, exact=False, inexact_reason=reason)
+    return loaded
+
+
+def _made_lean(loaded: LoadedModel, expected: Expected) -> LoadedModel:
+    """`loaded` with its lean forward if there is one for this model and it agrees with `expected`,
+    else with the reason why there is none.
+    """
+    if not loaded.exact:
+        return replace(loaded, generic_reason="the fast forward is for exact numerics only")
+    from radixserve.model.decoder import LeanForward
+
+    lean = LeanForward.of(loaded.model)
+    if lean is None:
+        kind = type(loaded.model).__name__
+        return replace(loaded, generic_reason=f"there is no fast forward for this {kind}")
+    candidate = replace(loaded, lean=lean)
+    try:
+        with long_stage("comparing the fast forward"):
+            reason = probe(candidate, expected)
+    except ModelRefused as error:
+        reason = str(error)
+    if reason:
+        log.warning("the model's own modules are used, which are slower: %s", reason)
+        return replace(loaded, generic_reason=reason)
+    return candidate
+
+
+def _tell(loaded: LoadedModel) -> None:
+    """Log which forward serves, and what is exact."""
+    if loaded.lean is not None:
+        log.info("the fast forward serves")
+    else:
+        log.info("the generic forward serves: %s", loaded.generic_reason)
+    if loaded.exact:
+        log.info("exact: a cache hit gives the same bits as a miss")
+    else:
+        log.warning(
+            "outputs may depend on what is cached and on the batch: %s", loaded.inexact_reason
+        )

@@ -1,0 +1,176 @@
+"""The lean forward: used where it agrees with the model's own modules, and its kernels against
+torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from radixserve.kernels.cpu import gemm, native
+from radixserve.kernels.cpu.rows import add_norm, gate, rotate
+from radixserve.kernels.cpu.rows_block import LayerBlock
+from radixserve.kernels.step import AttentionPlan
+from radixserve.model.decoder import LeanForward
+from radixserve.model.decoder_program import segments_of
+from radixserve.model.runner import Runner
+from radixserve.step import Logits
+from radixserve.tensors.kv import KVPool, KVShape
+from tests.tiny import CONFIGS, CPU, VOCAB, chunk, load_tiny
+
+IN_PANELS = ("llama_in_panels", "qwen3_in_panels")
+KNOWN = ("llama", "llama_grouped", *IN_PANELS, "qwen2", "qwen3", "mistral")
+SHAPE = KVShape(1, 2, 24, 24, torch.float32)
+HEADS = 4
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_serves_the_architectures_it_knows_and_no_other(name: str) -> None:
+    assert (load_tiny(name).lean is not None) == (name in KNOWN)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_its_logits_are_those_of_the_models_own_modules(name: str) -> None:
+    loaded = load_tiny(name)
+    ids = torch.randint(0, VOCAB, (100,), generator=torch.Generator().manual_seed(0)).tolist()
+    lean, own = (
+        Runner(each, KVPool(each.shape, 100, CPU)).forward([chunk(ids, 0, range(100))])
+        for each in (loaded, replace(loaded, lean=None))
+    )
+    torch.testing.assert_close(lean, own, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", IN_PANELS)
+def test_a_step_of_few_rows_as_one_program_gives_the_bits_of_layer_by_layer(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_tiny(name)
+    assert loaded.lean is not None
+    assert loaded.lean.has_few == gemm.FITS  # type: ignore[attr-defined]
+    ids = torch.randint(0, VOCAB, (340,), generator=torch.Generator().manual_seed(0)).tolist()
+    found = []
+    for program in (gemm.FITS, False):
+        monkeypatch.setattr(loaded.lean, "has_few", program)
+        pool = KVPool(loaded.shape, 1000, CPU)
+        run = Runner(loaded, pool)
+        run.forward([chunk(ids[:300], 0, range(300))])
+        tables = [[*range(300), *range(400 + 100 * i, 500 + 100 * i)] for i in range(3)]
+        first = run.forward([chunk(ids[300:340], 300, tables[0], Logits.LAST)])
+        several = run.forward(
+            [chunk(ids[300 : 310 + i], 300, table) for i, table in enumerate(tables)]
+        )
+        found.append((first, several, pool.k.clone(), pool.v.clone()))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_what_is_asked_for_early_covers_the_slots_of_the_step_and_little_else() -> None:
+    pool = KVPool(replace(SHAPE, layers=1), 4000, CPU)
+    step = AttentionPlan.of(
+        [
+            chunk([1], 899, range(1000, 1900)),
+            chunk([1], 499, [*range(1000, 1400), *range(3900, 4000)]),
+        ],
+        pool,
+    )
+    size, offsets = SHAPE.kv_heads * SHAPE.k_dim * 4, segments_of(step)
+    asked = {place for offset in offsets for place in range(offset, offset + gemm.SEGMENT)}
+    assert {
+        place for slot in step.table.tolist() for place in (slot * size, (slot + 1) * size - 1)
+    } <= asked
+    assert len(asked) <= 1000 * size + 4 * gemm.SEGMENT
+
+
+def test_one_that_disagrees_is_not_used_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        LeanForward, "__call__", lambda self, ids, plan, wanted: torch.zeros(len(wanted), VOCAB)
+    )
+    with caplog.at_level(logging.WARNING):
+        loaded = load_tiny("llama")
+    assert loaded.lean is None
+    assert loaded.exact
+    assert "the model's own modules are used" in caplog.text
+
+
+def test_another_activation_keeps_the_models_own_modules() -> None:
+    model = load_tiny("llama").model
+    model.config.hidden_act = "gelu"  # type: ignore[union-attr]
+    assert LeanForward.of(model) is None
+
+
+def block() -> LayerBlock:
+    return LayerBlock(SHAPE, HEADS, 1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 50])
+@pytest.mark.parametrize("width", [24, 64, 100, 576])
+def test_the_norm_is_that_of_torch_after_adding(rows: int, width: int) -> None:
+    hidden, delta, weight = torch.randn(rows, width), torch.randn(rows, width), torch.randn(width)
+    total, normed = hidden + delta, torch.empty(rows, width)
+    each = block()
+    each.point(hidden=hidden, delta=delta, weight=weight, normed=normed)
+    each.run(native.address(add_norm), rows, True)
+    assert torch.equal(hidden, total)
+    torch.testing.assert_close(normed, F.rms_norm(total, (width,), weight, 1e-5))
+    each.point(delta=None)
+    each.run(native.address(add_norm), rows, False)
+    assert torch.equal(hidden, total)
+
+
+@pytest.mark.parametrize("inner", [5, 64, 100, 1536])
+def test_gating_is_that_of_torch_also_far_from_zero(inner: int) -> None:
+    gate_up = torch.randn(19, 2 * inner) * 20
+    gate_up[:, :5] = torch.tensor([0.0, -88.0, -1e30, 1e30, 88.0])
+    gated = torch.empty(19, inner)
+    each = block()
+    each.point(gate_up=gate_up, gated=gated)
+    each.run(native.address(gate), 19, True)
+    torch.testing.assert_close(
+        gated, F.silu(gate_up[:, :inner]) * gate_up[:, inner:], atol=1e-5, rtol=2e-6
+    )
+
+
+def test_what_is_not_a_number_stays_visible() -> None:
+    gate_up, gated = torch.full((1, 10), torch.nan), torch.empty(1, 5)
+    each = block()
+    each.point(gate_up=gate_up, gated=gated)
+    each.run(native.address(gate), 1, False)
+    assert gated.isnan().all()
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_rotation_writes_queries_and_the_slots_of_its_rows_only(normed: bool) -> None:
+    rows, dim = 20, SHAPE.k_dim
+    qkv, angle = torch.randn(rows, HEADS + 4, dim), torch.randn(rows, 1, dim // 2).repeat(1, 1, 2)
+    cos, sin, weight = angle.cos(), angle.sin(), torch.rand(dim) + 0.5
+    q, pool, slots = (
+        torch.empty(rows, HEADS, dim),
+        KVPool(SHAPE, 64, CPU),
+        torch.randperm(64)[:rows],
+    )
+    heads = F.rms_norm(qkv[:, :-2], (dim,), weight, 1e-5) if normed else qkv[:, :-2].clone()
+    expected = heads * cos + torch.cat([-heads[..., dim // 2 :], heads[..., : dim // 2]], -1) * sin
+    each, of_heads = block(), weight if normed else None
+    each.point(
+        qkv=qkv,
+        cos=cos,
+        sin=sin,
+        q=q,
+        k=pool.k,
+        v=pool.v,
+        slots=slots,
+        q_weight=of_heads,
+        k_weight=of_heads,
+    )
+    each.run(native.address(rotate), rows, True)
+    torch.testing.assert_close(q, expected[:, :HEADS])
+    torch.testing.assert_close(pool.k[0, slots], expected[:, HEADS:])
+    assert torch.equal(pool.v[0, slots], qkv[:, -2:])
+    others = torch.ones(64, dtype=torch.bool).index_fill_(0, slots, False)
+    assert not pool.k[0, others].any()
+    assert not pool.v[0, others].any()
