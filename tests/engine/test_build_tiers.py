@@ -34,9 +34,16 @@ def files_of(tree: Path, names: tuple[str, ...]) -> list[Path]:
 def test_a_change_of_each_file_that_computes_is_another_digest(tree: Path) -> None:
     digests = {tree_digest(tree, COMPUTES)}
     paths = files_of(tree, COMPUTES)
-    assert {"linear.py", "rowwise.py", "lean.py", "pool.py", "flight.py", "step.py"} <= {
-        path.name for path in paths
-    }
+    assert {
+        "linear.py",
+        "rowwise.py",
+        "decoder.py",
+        "kv.py",
+        "gemm.py",
+        "opened.py",
+        "flight.py",
+        "step.py",
+    } <= {path.name for path in paths}
     for number, path in enumerate(paths, 1):
         path.write_bytes(path.read_bytes() + b"#")
         digests.add(tree_digest(tree, COMPUTES))
@@ -49,7 +56,7 @@ def test_a_file_that_comes_goes_or_is_renamed_is_another_digest(tree: Path) -> N
     digests.add(tree_digest(tree, COMPUTES))
     (tree / "model" / "new.bin").rename(tree / "model" / "newer.bin")
     digests.add(tree_digest(tree, COMPUTES))
-    (tree / "model" / "lean.py").unlink()
+    (tree / "model" / "decoder.py").unlink()
     digests.add(tree_digest(tree, COMPUTES))
     assert len(digests) == 4
 
@@ -59,7 +66,7 @@ def test_what_computes_nothing_is_no_part_of_it(tree: Path) -> None:
     (tree / "api" / "sse.py").write_text("")
     (tree / "sampling" / "draw.py").write_text("")
     (tree / "model" / "__pycache__").mkdir()
-    (tree / "model" / "__pycache__" / "lean.pyc").write_bytes(b"compiled")
+    (tree / "model" / "__pycache__" / "decoder.pyc").write_bytes(b"compiled")
     assert tree_digest(tree, COMPUTES) == before
 
 

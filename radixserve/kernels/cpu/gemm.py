@@ -8,8 +8,8 @@ of fused multiply-adds over some hundreds of inputs, chain added to chain. This 
 on the same memory. Neither the layout nor the chains are documented: `FewRows.like` finds the
 length of a chain by comparing bits, and gives up where none of the usual lengths agrees. A weight
 that is kept as quantised weights (`quantised`) is read from those, and decoded block by block into
-the cache: this gives the same numbers. More rows are computed in slices of at most FEW. Knows nothing
-of layers.
+the cache: this gives the same numbers. More rows are computed in slices of at most FEW. Knows
+nothing of layers.
 """
 
 # mypy: disable-error-code="untyped-decorator"
