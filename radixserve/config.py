@@ -50,6 +50,35 @@ class Doc:
 _Key = Annotated[str, Meta(min_length=1, pattern=r"^[\x21-\x7e]+$")]
 _Name = Annotated[str, Meta(min_length=1)]
 
+# The names of the formats in `radixserve.parsing`, which this module may not import; a test
+# compares them. As literals they are checked before anything starts.
+ToolParser = Literal[
+    "auto",
+    "hermes",
+    "qwen3_coder",
+    "llama3_json",
+    "llama_pythonic",
+    "mistral",
+    "mistral_args",
+    "deepseek",
+    "deepseek_v31",
+    "glm",
+    "harmony",
+    "generic",
+]
+ReasoningParser = Literal[
+    "auto",
+    "none",
+    "harmony",
+    "seed",
+    "longcat",
+    "kimi_vl",
+    "cohere",
+    "mistral",
+    "think",
+    "thinking",
+]
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every setting with its type, limits and default."""
@@ -185,19 +214,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = False
     tool_parser: Annotated[
-        _Name,
+        ToolParser,
         Doc(
             "model",
-            "how the model writes tool calls (docs/tools.md lists the names); auto finds it in the "
+            "how the model writes tool calls (docs/tools.md shows each); auto finds it in the "
             "chat template",
         ),
     ] = "auto"
     reasoning_parser: Annotated[
-        _Name,
+        ReasoningParser,
         Doc(
             "model",
-            "how the model sets its reasoning apart (docs/tools.md lists the names, none: it does "
-            "not); auto finds it in the chat template",
+            "how the model sets its reasoning apart (docs/tools.md shows each), none: it does not; "
+            "auto finds it in the chat template",
         ),
     ] = "auto"
     max_model_len: Annotated[

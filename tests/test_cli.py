@@ -128,6 +128,16 @@ def test_every_setting_has_a_flag(row: object, served: list[Settings]) -> None:
             ["--device", "tpu"],
             "radixserve: --device: model.device = 'tpu' is not valid: one of auto, cpu, cuda\n",
         ),
+        (
+            ["--tool-parser", "xml"],
+            "radixserve: --tool-parser: model.tool_parser = 'xml' is not valid: one of auto, "
+            "hermes, qwen3_coder, llama3_json,",
+        ),
+        (
+            ["--reasoning-parser", "xml"],
+            "radixserve: --reasoning-parser: model.reasoning_parser = 'xml' is not valid: one of "
+            "auto, none, harmony,",
+        ),
         (["--config", "/absent.toml"], "radixserve: cannot read the settings in /absent.toml: "),
     ],
 )

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from radixserve.errors import ConfigError
 from radixserve.parsing.formats import FORMATS, Format, detect_tool_format
 from radixserve.parsing.reasoning import REASONING_FORMATS, ReasoningFormat, detect_reasoning
 
 if TYPE_CHECKING:
     from radixserve.text.client import TokenizerClient
 
+log = logging.getLogger("radixserve.api")
 
-def check_names(tool_parser: str, reasoning_parser: str) -> None:
-    """Raises ConfigError unless both are "auto" or names of formats; "none" stands for no
-    reasoning.
-    """
-    tools, reasoning = ["auto", *FORMATS], ["auto", "none", *REASONING_FORMATS]
-    for name, value, known in (
-        ("tool_parser", tool_parser, tools),
-        ("reasoning_parser", reasoning_parser, reasoning),
-    ):
-        if value not in known:
-            raise ConfigError(
-                f"{name} = {value!r} is not valid: expected one of {', '.join(known)}"
-            )
+_OTHER_THAN_TOLD = (
+    "the chat template has no place for tools, so the model is told to call them in the format "
+    "generic; calls in it stay text, because tool_parser is %s"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +34,12 @@ class AnswerFormats:
     ) -> AnswerFormats:
         """The formats that the settings name; "auto" finds them in the chat template. A model whose
         template has no place for tools writes them as the server's own instructions say.
-
-        Raises:
-            ConfigError: there is no such format.
         """
-        check_names(tool_parser, reasoning_parser)
         template = tokenizer.chat_template or ""
         found = detect_tool_format(template) if tokenizer.has_tools else None
         tools = FORMATS[(found or "generic") if tool_parser == "auto" else tool_parser]
+        if not tokenizer.has_tools and type(tools.calls) is not type(FORMATS["generic"].calls):
+            log.warning(_OTHER_THAN_TOLD, tool_parser)
         if reasoning_parser == "auto":
             return cls(tools, detect_reasoning(template))
         return cls(tools, REASONING_FORMATS.get(reasoning_parser))

@@ -76,7 +76,7 @@ class Api:
         settings: ApiSettings,
         model_names: tuple[str, ...],
     ) -> Api:
-        """The value for a server that starts now. Raises ConfigError for an unknown parser."""
+        """The value for a server that starts now."""
         formats = AnswerFormats.of(tokenizer, settings.tool_parser, settings.reasoning_parser)
         threads = TokenizerThreads(settings)
         volatile = VolatilePrefixes(settings.volatile_prefix, metrics.volatile_line_removed)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 import pytest
 
+from radixserve.config import ReasoningParser, ToolParser
 from radixserve.parsing.formats import FORMATS, detect_tool_format, parser
 from radixserve.parsing.parser import PlainParser
 from radixserve.parsing.parts import CallArguments, CallBegun, CallEnded
@@ -34,6 +36,11 @@ def test_a_template_tells_its_format(name: str, template: str) -> None:
 
 def test_every_format_is_detected_but_the_generic_one_which_is_ours() -> None:
     assert set(TEMPLATES) == set(FORMATS) - {"generic"}
+
+
+def test_the_settings_take_exactly_these_names() -> None:
+    assert get_args(ToolParser) == ("auto", *FORMATS)
+    assert get_args(ReasoningParser) == ("auto", "none", *REASONING_FORMATS)
 
 
 def test_a_template_without_a_place_for_tools_has_no_format() -> None:
