@@ -56,6 +56,7 @@ ToolParser = Literal[
     "auto",
     "hermes",
     "qwen3_coder",
+    "seed_oss",
     "llama3_json",
     "llama_pythonic",
     "mistral",
@@ -63,6 +64,7 @@ ToolParser = Literal[
     "deepseek",
     "deepseek_v31",
     "glm",
+    "glm47",
     "harmony",
     "generic",
 ]

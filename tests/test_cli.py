@@ -131,7 +131,7 @@ def test_every_setting_has_a_flag(row: object, served: list[Settings]) -> None:
         (
             ["--tool-parser", "xml"],
             "radixserve: --tool-parser: model.tool_parser = 'xml' is not valid: one of auto, "
-            "hermes, qwen3_coder, llama3_json,",
+            "hermes, qwen3_coder, seed_oss, llama3_json,",
         ),
         (
             ["--reasoning-parser", "xml"],

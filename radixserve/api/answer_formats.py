@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from radixserve.text.client import TokenizerClient
 
 log = logging.getLogger("radixserve.api")
+_UNKNOWN_FORMAT = (
+    "the chat template has a place for tools, but how its model writes calls is not known: calls "
+    "in the form <tool_call>{...}</tool_call> are found, all others are text (--tool-parser, "
+    "docs/tools.md)"
+)
 
 _OTHER_THAN_TOLD = (
     "the chat template has no place for tools, so the model is told to call them in the format "
@@ -37,6 +42,8 @@ class AnswerFormats:
         """
         template = tokenizer.chat_template or ""
         found = detect_tool_format(template) if tokenizer.has_tools else None
+        if found is None and tokenizer.has_tools and tool_parser == "auto":
+            log.warning(_UNKNOWN_FORMAT)
         tools = FORMATS[(found or "generic") if tool_parser == "auto" else tool_parser]
         if not tokenizer.has_tools and type(tools.calls) is not type(FORMATS["generic"].calls):
             log.warning(_OTHER_THAN_TOLD, tool_parser)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from radixserve.grammar.calls import Text, json_arguments, quoted
-from radixserve.parsing.values import STRING, types_of
+from radixserve.parsing.values import BOOLEAN, STRING, types_of
 
 Arguments = Callable[[Mapping[str, Any], Text], str]
 """From the schema of a call's arguments to the expansion that they match."""
@@ -24,22 +24,23 @@ def json_object(schema: Mapping[str, Any], text: Text) -> str:
     return json_arguments(schema)
 
 
-def tagged(begin: str, space: str, end: str) -> Arguments:
+def tagged(begin: str, space: str, end: str, separator: str) -> Arguments:
     """Arguments between tags, in the order of the schema; those that are not required may be left
-    out. `begin` has `{}` in the place of the name, `space` stands between a value and `end`.
+    out. `begin` has `{}` in the place of the name, `space` stands between a value and `end`,
+    `separator` behind each argument.
     """
     before, after = begin.split("{}")
 
     def member(root: Mapping[str, Any], name: str, text: Text) -> str:
-        value, closing = _plain_value(root, name), text.literal(f"{space}{end}\n")
+        value, closing = _plain_value(root, name), text.literal(space + end + separator)
         if not value:
-            value, closing = text.value(end), text.literal("\n")
+            value, closing = text.value(end), text.literal(separator)
         return f"{text.literal(before + name + after)} {value} {closing}"
 
     def arguments(schema: Mapping[str, Any], text: Text) -> str:
         if _is_free(schema):
             name = f"{text.literal(before)} {_ANY_NAME} {text.literal(after)}"
-            return f"({name} {text.value(end)} {text.literal(chr(10))})*"
+            return f"({name} {text.value(end)} {text.literal(separator)})*"
         required = _required(schema)
         members = {name: member(schema, name, text) for name in _properties(schema)}
         written = (each if name in required else f"({each})?" for name, each in members.items())
@@ -80,7 +81,10 @@ def _each_as_the_first(members: Sequence[str], text: Text) -> Iterator[str]:
 def _plain_value(root: Mapping[str, Any], name: str) -> str:
     """The expansion of a value that stands between tags without quotes; "" for any text."""
     schema = _properties(root)[name]
-    if not types_of(root, name) <= STRING:
+    types = types_of(root, name)
+    if types == BOOLEAN:  # some templates write earlier calls as Python does
+        return '("true" | "false" | "True" | "False")'
+    if not types <= STRING:
         return _json_value(schema, root)
     if not isinstance(schema, dict):
         return ""
@@ -91,7 +95,7 @@ def _plain_value(root: Mapping[str, Any], name: str) -> str:
 
 
 def _python_value(root: Mapping[str, Any], name: str) -> str:
-    if types_of(root, name) == {"boolean"}:
+    if types_of(root, name) == BOOLEAN:
         return '("True" | "False")'
     return _json_value(_properties(root)[name], root)
 

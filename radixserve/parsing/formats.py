@@ -73,6 +73,7 @@ FORMATS = {
     for each in (
         Format("hermes", HermesCalls(), HermesCalls.markers),
         Format("qwen3_coder", QwenCoderCalls(), QwenCoderCalls.markers),
+        Format("seed_oss", QwenCoderCalls(), QwenCoderCalls.markers),
         Format("llama3_json", LlamaCalls(), LlamaCalls.markers, ("<|eom_id|>",)),
         Format("llama_pythonic", PythonicCalls(), PythonicCalls.markers, ("<|eom_id|>",)),
         Format("mistral", MistralCalls(), MistralCalls.markers, new_id=short_call_id),
@@ -80,6 +81,7 @@ FORMATS = {
         Format("deepseek", DeepSeekCalls(), DeepSeekCalls.markers),
         Format("deepseek_v31", DeepSeekCalls(), DeepSeekCalls.markers),
         Format("glm", GlmCalls(), GlmCalls.markers),
+        Format("glm47", GlmCalls(), GlmCalls.markers),
         Format("harmony", HarmonyCalls(), HarmonyCalls.markers, ("<|call|>", "<|return|>")),
         Format("generic", HermesCalls(), HermesCalls.markers),
     )
@@ -88,13 +90,19 @@ FORMATS = {
 calls are written when they are constrained (`radixserve.parsing.layouts`).
 """
 
-_SIGNS = (
+_SIGNS: tuple[tuple[str | None, tuple[str, ...]], ...] = (
+    # formats that are not known, although their templates contain signs of known ones
+    (None, ("]<]minimax[>[",)),
+    (None, ("<tool_calls>[",)),
+    (None, ("<|python_tag|>", "<function=")),
     ("harmony", ("<|channel|>", "<|message|>")),
     ("deepseek", ("<｜tool▁calls▁begin｜>", "```json")),
     ("deepseek_v31", ("<｜tool▁calls▁begin｜>",)),
     ("mistral_args", ("[TOOL_CALLS]", "[ARGS]")),
     ("mistral", ("[TOOL_CALLS]",)),
+    ("seed_oss", ("<seed:tool_call>", "<function=")),
     ("qwen3_coder", ("<function=", "<parameter=")),
+    ("glm47", ("</arg_key><arg_value>",)),
     ("glm", ("<arg_key>",)),
     ("hermes", ("<tool_call>",)),
     ("llama_pythonic", ("<|python_start|>",)),

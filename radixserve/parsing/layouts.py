@@ -122,6 +122,16 @@ _GENERIC = Layout(
     trigger="<tool_call>",
 )
 
+
+def _functions(tag: str) -> Layout:
+    return Layout(
+        before=f"<{tag}>\n<function=",
+        between=">\n",
+        after=f"</function>\n</{tag}>",
+        separator="\n",
+    )
+
+
 # With every spacing and every name of a member that the parser takes.
 _LLAMA_CALL = (
     r'S\{S("type"S:S"function"S,S)?"(name|function)"S:S"NAME"S,S"(parameters|arguments)"S:S'
@@ -145,17 +155,18 @@ CONSTRAINTS: Mapping[str, Constrains] = {
     "hermes": Constraint(_HERMES),
     "generic": Constraint(_GENERIC),
     "qwen3_coder": Constraint(
-        Layout(
-            before="<tool_call>\n<function=",
-            between=">\n",
-            after="</function>\n</tool_call>",
-            separator="\n",
-        ),
-        tagged("<parameter={}>\n", "\n", "</parameter>"),
+        _functions("tool_call"), tagged("<parameter={}>\n", "\n", "</parameter>", "\n")
+    ),
+    "seed_oss": Constraint(
+        _functions("seed:tool_call"), tagged("<parameter={}>", "", "</parameter>", "\n")
     ),
     "glm": Constraint(
         Layout(before="<tool_call>", between="\n", after="</tool_call>", separator="\n"),
-        tagged("<arg_key>{}</arg_key>\n<arg_value>", "", "</arg_value>"),
+        tagged("<arg_key>{}</arg_key>\n<arg_value>", "", "</arg_value>", "\n"),
+    ),
+    "glm47": Constraint(
+        Layout(before="<tool_call>", between="", after="</tool_call>"),
+        tagged("<arg_key>{}</arg_key><arg_value>", "", "</arg_value>", ""),
     ),
     "llama3_json": Constraint(
         Layout(before='{"name": "', between='", "parameters": ', after="}", separator="; "),

@@ -23,6 +23,7 @@ _TYPES = {
 }
 _WORDS = {"true": "true", "false": "false", "null": "null", "none": "null"}
 STRING = frozenset(("string",))
+BOOLEAN = frozenset(("boolean",))
 
 
 class Arguments:

@@ -25,6 +25,8 @@ CALLS = {
     "hermes": '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>',
     "qwen3_coder": "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n"
     "</function>\n</tool_call>",
+    "seed_oss": "<seed:tool_call>\n<function=weather>\n<parameter=city>Rome</parameter>\n"
+    "</function>\n</seed:tool_call>",
     "llama3_json": '{"name": "weather", "parameters": {"city": "Rome"}}',
     "llama_pythonic": '[weather(city="Rome")]',
     "mistral": '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}}]',
@@ -34,6 +36,7 @@ CALLS = {
     "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>"
     '{"city": "Rome"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
     "glm": "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n</tool_call>",
+    "glm47": "<tool_call>weather<arg_key>city</arg_key><arg_value>Rome</arg_value></tool_call>",
     "generic": '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>',
 }
 ASKING: dict[str, Any] = {

@@ -18,7 +18,9 @@ from tests.parsing.transcripts import TOOLS, Setup
 TEMPLATES = {
     "hermes": "{% if tools %}within <tool_call></tool_call> tags: <tool_call>{{ call }}{% endif %}",
     "qwen3_coder": "<tool_call>\n<function=name>\n<parameter=key>{{ value }}</parameter>",
+    "seed_oss": "<seed:tool_call>\n<function=name>\n<parameter=key>{{ value }}</parameter>",
     "glm": "<tool_call>{{ name }}\n<arg_key>{{ key }}</arg_key>",
+    "glm47": "<tool_call>{{ name }}<arg_key>{{ key }}</arg_key><arg_value>{{ value }}",
     "llama3_json": "{{ '<|python_tag|>' }} {{ tools }}",
     "llama_pythonic": "<|python_start|>[{{ calls }}]<|python_end|>",
     "mistral": "[AVAILABLE_TOOLS]{{ tools }}[/AVAILABLE_TOOLS] [TOOL_CALLS]",
@@ -46,6 +48,18 @@ def test_the_settings_take_exactly_these_names() -> None:
 def test_a_template_without_a_place_for_tools_has_no_format() -> None:
     assert detect_tool_format("<|im_start|>{{ role }}\n{{ content }}<|im_end|>") is None
     assert detect_reasoning("<|im_start|>{{ role }}\n{{ content }}<|im_end|>") is None
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "]<]minimax[>[<tool_call>\n]<]minimax[>[<invoke name={{ name }}>",
+        "<tool_call></tool_call> <tool_calls>[{{ calls }}]</tool_calls>",
+        "<|python_tag|> <function={{ name }}>{{ arguments }}</function>",
+    ],
+)
+def test_signs_of_a_known_format_may_stand_in_templates_of_others(template: str) -> None:
+    assert detect_tool_format(template) is None
 
 
 @pytest.mark.parametrize("name", REASONING_FORMATS)
