@@ -33,7 +33,7 @@ kernel = partial(cfunc, types.void(types.voidptr), error_model="numpy", _nrt=Fal
 """Compiles a function that is called from outside with the address of a block."""
 
 
-def _array(context: Any, builder: ir.IRBuilder, kind: Any, data: Any, count: Any) -> Any:
+def array_of(context: Any, builder: ir.IRBuilder, kind: Any, data: Any, count: Any) -> Any:
     """The array of `count` elements at the pointer `data`."""
     array = context.make_array(kind)(context, builder)
     size = context.get_constant(
@@ -52,7 +52,7 @@ def _at(element: types.Type) -> Intrinsic:
 
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             data = builder.inttoptr(args[0], context.get_data_type(element).as_pointer())
-            return _array(context, builder, kind, data, args[1])
+            return array_of(context, builder, kind, data, args[1])
 
         return kind(types.int64, types.intp), generate
 
@@ -75,7 +75,7 @@ def _in_block(element: types.Type) -> Intrinsic:
             data = builder.inttoptr(
                 builder.load(first), context.get_data_type(element).as_pointer()
             )
-            return _array(context, builder, kind, data, count)
+            return array_of(context, builder, kind, data, count)
 
         return kind(block, types.intp), generate
 
@@ -96,7 +96,7 @@ def on_stack(element: types.Type, count: int) -> Intrinsic:
             place = cgutils.alloca_once(builder, ir.ArrayType(number, count))
             place.align = LINE_BYTES
             data = builder.bitcast(place, number.as_pointer())
-            return _array(context, builder, kind, data, context.get_constant(types.intp, count))
+            return array_of(context, builder, kind, data, context.get_constant(types.intp, count))
 
         return kind(), generate
 

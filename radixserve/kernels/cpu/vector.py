@@ -24,6 +24,7 @@ from radixserve.kernels.cpu.compile import Intrinsic
 
 LANES = 16  # floats of a vector
 _FLOAT = ir.FloatType()
+_HALF = ir.IntType(16)  # bfloat16 in compiled code
 VECTOR = ir.VectorType(_FLOAT, LANES)
 VECTORS = 2 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 1
 PANEL = LANES * VECTORS
@@ -54,6 +55,90 @@ def load(builder: ir.IRBuilder, pointer: Any) -> Any:
 def store(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
     """Write LANES floats from a pointer on, at any address."""
     builder.store(value, builder.bitcast(pointer, VECTOR.as_pointer()), align=4)
+
+
+def load_numbers(builder: ir.IRBuilder, pointer: Any) -> Any:
+    """LANES numbers from a pointer to float32 or bfloat16 (uint16) on, as floats."""
+    if pointer.type.pointee == _FLOAT:
+        return load(builder, pointer)
+    halves = ir.VectorType(_HALF, LANES)
+    return _widened(builder, builder.load(builder.bitcast(pointer, halves.as_pointer()), align=2))
+
+
+def store_numbers(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
+    """Write LANES floats from a pointer to float32 or bfloat16 (uint16) on."""
+    if pointer.type.pointee == _FLOAT:
+        store(builder, value, pointer)
+    else:
+        halves = _rounded(builder, value)
+        builder.store(halves, builder.bitcast(pointer, halves.type.as_pointer()), align=2)
+
+
+def _widened(builder: ir.IRBuilder, halves: Any) -> Any:
+    """bfloat16 as float32, exactly: the 16 bits are the upper half of the float. It takes a number
+    or a vector.
+    """
+    words = _like(halves.type, ir.IntType(32))
+    upper = builder.shl(builder.zext(halves, words), _each(words, 16))
+    return builder.bitcast(upper, _like(halves.type, _FLOAT))
+
+
+def _rounded(builder: ir.IRBuilder, floats: Any) -> Any:
+    """float32 as bfloat16, rounded to the nearest, ties to even; NaN stays NaN. It takes a number
+    or a vector.
+
+    Adding just under half of the last place that stays, and one more if that place is odd, carries
+    into it exactly when the float is nearer to the larger neighbour, or as near and the smaller
+    neighbour is odd:
+
+        1.00390625 = 0x3f808000   + 0x7fff + 0 = 0x3f80ffff -> 0x3f80 = 1.0
+        1.01171875 = 0x3f818000   + 0x7fff + 1 = 0x3f820000 -> 0x3f82 = 1.015625
+
+    The processor's own instruction is not used: it takes the smallest floats for zero.
+    """
+    words = _like(floats.type, ir.IntType(32))
+    bits = builder.bitcast(floats, words)
+    odd = builder.and_(builder.lshr(bits, _each(words, 16)), _each(words, 1))
+    carried = builder.add(bits, builder.add(odd, _each(words, 0x7FFF)))
+    sane = builder.fcmp_ordered("ord", floats, floats)
+    kept = builder.select(sane, carried, builder.or_(bits, _each(words, 0x400000)))
+    return builder.trunc(builder.lshr(kept, _each(words, 16)), _like(floats.type, _HALF))
+
+
+def _like(kind: Any, element: Any) -> Any:
+    """The type of `element`, or a vector of as many of them as the type `kind` has."""
+    return ir.VectorType(element, kind.count) if isinstance(kind, ir.VectorType) else element
+
+
+def _each(kind: Any, value: int) -> ir.Constant:
+    """A constant of an integer type, or of a vector of integers."""
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+
+@intrinsic
+def number_at(typingctx: Any, array: Any, index: Any) -> Any:
+    """array[index] as a float32. The array is float32 or bfloat16 (uint16)."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        value = builder.load(element_at(context, builder, signature.args[0], args[0], args[1]))
+        return value if value.type == _FLOAT else _widened(builder, value)
+
+    return types.float32(array, types.intp), generate
+
+
+@intrinsic
+def put_number(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """array[index] = value, a float32. The array is float32 or bfloat16 (uint16), then the value is
+    rounded.
+    """
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        pointer = element_at(context, builder, signature.args[0], args[0], args[1])
+        whole = pointer.type.pointee == _FLOAT
+        builder.store(args[2] if whole else _rounded(builder, args[2]), pointer)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.float32), generate
 
 
 def vector_fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
@@ -156,13 +241,15 @@ def tile_exp(typingctx: Any, array: Any, at: Any, peak: Any) -> Any:
 
 @intrinsic
 def copy(typingctx: Any, source: Any, at: Any, target: Any, to: Any, count: Any) -> Any:
-    """target[to : to + count] = source[at : at + count], float32 arrays that do not overlap."""
+    """target[to : to + count] = source[at : at + count], arrays of one type that do not overlap."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         kinds = signature.args
         source = element_at(context, builder, kinds[0], args[0], args[1])
         target = element_at(context, builder, kinds[2], args[2], args[3])
-        cgutils.raw_memcpy(builder, target, source, args[4], 4)
+        assert kinds[0].dtype == kinds[2].dtype, "bits are copied, not converted"
+        size = context.get_abi_sizeof(source.type.pointee)
+        cgutils.raw_memcpy(builder, target, source, args[4], size)
         return context.get_dummy_value()
 
     return types.void(source, types.intp, target, types.intp, types.intp), generate
