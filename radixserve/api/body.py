@@ -16,6 +16,8 @@ import msgspec
 from aiohttp import web
 
 from radixserve.api.context import API
+from radixserve.api.refusals import shown
+from radixserve.api.unknown import leave_out_unknown
 from radixserve.errors import BadRequest
 
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -24,9 +26,7 @@ T = TypeVar("T")
 log = logging.getLogger("radixserve.api")
 
 _NO_JSON = "The body is not valid JSON, or is nested too deeply."
-_MAX_UNKNOWN = 64
-_ABSENT = object()
-_PATH_PARTS = re.compile(r"[.\[\]]")
+_MAX_NAMED = 8  # fields of one body in the log
 _MISSING = re.compile(r"Object missing required field `([^`]*)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `|$)", re.DOTALL)
 _PATH = re.compile(r" - at `(?:key` in `)?\$?\.?([^`]*)`$")
@@ -62,44 +62,13 @@ def decode_body(raw: bytes, body_type: type[T]) -> T:
 
 
 def decode_known(raw: bytes, body_type: type[Body]) -> Body:
-    """As `decode_body`, without the fields that are not known; the log names each of them. At most
-    `_MAX_UNKNOWN` fields are left out.
-    """
+    """As `decode_body`, without the fields that are not known, which the log names."""
     try:
         return decode_body(raw, body_type)
     except BadRequest as refusal:
         if refusal.code != "unknown_parameter":
             raise
-    return _without_unknown(decode_body(raw, dict[str, Any]), body_type, None)
-
-
-def _without_unknown(value: Any, wanted: type[Body], base: str | None) -> Body:
-    """Convert `value`, which stands at `base` in a body, without its unknown fields."""
-    for _ in range(_MAX_UNKNOWN):
-        try:
-            return msgspec.convert(value, wanted, strict=True)
-        except msgspec.ValidationError as error:
-            wrong, within = _bad_field(str(error), base), _bad_field(str(error)).param
-        if wrong.code != "unknown_parameter" or not _remove(value, within or ""):
-            raise wrong
-        log.warning("field left out, because this version does not know it: %r", wrong.param)
-    raise BadRequest("The body has too many unknown fields.", code="unknown_parameter")
-
-
-def _remove(value: Any, path: str) -> bool:
-    """Remove the field at `path`, such as `messages[0].mood`; False if it is not there."""
-    parts = [part for part in _PATH_PARTS.split(path) if part]
-    if not parts:
-        return False  # the field's name is empty, or made of dots and brackets
-    *parents, name = parts
-    for part in parents:
-        is_index = part.isdecimal() and isinstance(value, list)
-        key: Any = int(part) if is_index else part
-        try:
-            value = value[key]
-        except (LookupError, TypeError):
-            return False
-    return isinstance(value, dict) and value.pop(name, _ABSENT) is not _ABSENT
+    return convert_member(decode_body(raw, dict[str, Any]), body_type, None, ignore_unknown=True)
 
 
 def convert_member(
@@ -109,12 +78,23 @@ def convert_member(
     as `path`, a whole body. Raises BadRequest, which names the place below `path` if one is wrong.
     With `ignore_unknown` fields that are not known are removed from `value`, as by `decode_known`.
     """
-    if ignore_unknown:
-        return _without_unknown(value, member_type, path)
     try:
         return msgspec.convert(value, member_type, strict=True)
     except msgspec.ValidationError as error:
-        raise _bad_field(str(error), path) from None
+        refusal = _bad_field(str(error), path)
+    if not ignore_unknown or refusal.code != "unknown_parameter":
+        raise refusal
+    _note(leave_out_unknown(value, member_type), path)
+    return convert_member(value, member_type, path)
+
+
+def _note(removed: list[str], base: str | None) -> None:
+    """Log the places below `base` that were left out of one body."""
+    names = [repr(shown(_join(base, each))) for each in removed[:_MAX_NAMED]]
+    more = f" and {len(removed) - _MAX_NAMED} more" if len(removed) > _MAX_NAMED else ""
+    log.warning(
+        "fields left out, because this version does not know them: %s%s", ", ".join(names), more
+    )
 
 
 def _bad_field(reason: str, base: str | None = None) -> BadRequest:

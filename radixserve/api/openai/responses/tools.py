@@ -98,17 +98,22 @@ def without_hosted(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [tool for tool in tools if tool.get("type") in (*_CALLED, None)]
 
 
-def chat_tool_choice(choice: str | dict[str, Any] | None) -> str | ToolChoice | None:
-    """`tool_choice` of a chat body. Raises BadRequest for a tool that the server would run."""
+def chat_tool_choice(
+    choice: str | dict[str, Any] | None, *, ignore_unknown: bool = False
+) -> str | ToolChoice | None:
+    """`tool_choice` of a chat body. Raises BadRequest for a tool that the server would run, and
+    for fields that are not known unless `ignore_unknown`.
+    """
     if not isinstance(choice, dict):
         return choice
+    convert = partial(convert_member, path="tool_choice", ignore_unknown=ignore_unknown)
     kind = choice.get("type")
     if kind in _CALLED:
-        name = convert_member(choice, NamedTool, "tool_choice").name
+        name = convert(choice, NamedTool).name
         return ToolChoice(type="function", function=NamedFunction(name=name))
     if kind != "allowed_tools":
         raise unsupported("tool_choice.type", f"a 'tool_choice' of type '{shown(kind)}'")
-    allowed = convert_member(choice, AllowedChoice, "tool_choice")
+    allowed = convert(choice, AllowedChoice)
     for i, tool in enumerate(allowed.tools):
         if tool.type not in _CALLED:
             where = f"tool_choice.tools[{i}].type"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -82,8 +83,8 @@ def translate(body: ResponsesBody, *, ignore_unknown: bool = False) -> Translati
         max_completion_tokens=body.max_output_tokens,
         logprobs=wants_logprobs(body) or None,
         tools=chat_tools(body.tools, ignore_unknown=ignore_unknown),
-        tool_choice=chat_tool_choice(body.tool_choice),
-        response_format=_response_format(body.text or TextConfig()),
+        tool_choice=chat_tool_choice(body.tool_choice, ignore_unknown=ignore_unknown),
+        response_format=_response_format(body.text or TextConfig(), ignore_unknown),
         verbosity=None if body.text is None else body.text.verbosity,
         reasoning_effort=None if body.reasoning is None else body.reasoning.effort,
         stream_options=options,
@@ -115,15 +116,15 @@ def _refuse_stateful(body: ResponsesBody) -> None:
         raise unsupported("reasoning.mode")
 
 
-def _response_format(text: TextConfig) -> ResponseFormat | None:
+def _response_format(text: TextConfig, ignore_unknown: bool) -> ResponseFormat | None:
     """`response_format` of a chat body, where the members of a schema are one level deeper."""
     if (given := text.format) is None:
         return None
+    convert = partial(convert_member, path="text.format", ignore_unknown=ignore_unknown)
     if given.get("type") != "json_schema":
-        return ResponseFormat(type=convert_member(given, PlainFormat, "text.format").type)
+        return ResponseFormat(type=convert(given, PlainFormat).type)
     members = {name: value for name, value in given.items() if name != "type"}
-    schema = convert_member(members, JsonSchema, "text.format")
-    return ResponseFormat(type="json_schema", json_schema=schema)
+    return ResponseFormat(type="json_schema", json_schema=convert(members, JsonSchema))
 
 
 def _renamed(param: str) -> str:
