@@ -13,7 +13,17 @@ import pytest
 from radixserve.request import Request
 from radixserve.step import TokenLogprob
 from radixserve.text.tokenizer import Tokenizer
-from tests.api.conftest import ALIAS, CHAT, COMPLETIONS, MODEL, Server, body_for, reference, text_of
+from tests.api.conftest import (
+    ALIAS,
+    CHAT,
+    COMPLETIONS,
+    MODEL,
+    RESPONSES,
+    Server,
+    body_for,
+    reference,
+    text_of,
+)
 from tests.fakes import EOS, VOCAB, logprob_of
 
 BOTH = (CHAT, COMPLETIONS)
@@ -545,9 +555,14 @@ async def test_every_sampling_field_reaches_the_engine(server: Server) -> None:
 async def test_what_can_never_fit_the_kv_budget_is_refused(server: Server) -> None:
     assert server.engine.info is not None
     server.engine.info = msgspec.structs.replace(server.engine.info, max_request_tokens=20)
-    for path, text in ((CHAT, "x" * 15), (COMPLETIONS, "x" * 20)):
+    for path, text, param in (
+        (CHAT, "x" * 15, "messages"),
+        (COMPLETIONS, "x" * 20, "prompt"),
+        (RESPONSES, "x" * 15, "input"),
+    ):
         status, answer = await server.post(path, body_for(path, text=text))
         assert (status, answer["error"]["code"]) == (400, "kv_budget_exceeded")
+        assert answer["error"]["param"] == param
     status, answer = await server.post(
         COMPLETIONS, body_for(COMPLETIONS, text="x" * 15) | {"max_tokens": None}
     )

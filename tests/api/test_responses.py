@@ -391,6 +391,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         "input[0].encrypted_content",
     ),
     ({"input": "x" * 10_000}, "context_length_exceeded", "input"),
+    ({"input": "x" * 510}, "context_length_exceeded", "input"),
     ({"input": [MESSAGE] * 600}, "context_length_exceeded", "input"),
 ]  # fmt: skip
 

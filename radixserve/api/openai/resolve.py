@@ -178,7 +178,7 @@ def _max_tokens(body: GenerationBody, num_prompt: int, info: EngineInfo, default
     """
     left, limit = info.max_request_tokens - num_prompt, body.token_limit
     if left < 1 and not (limit == 0 and _fits_alone(num_prompt, info)):
-        raise _too_long(num_prompt, info)
+        raise _too_long(body.prompt_field, num_prompt, info)
     if limit is not None:
         return min(limit, left)
     default = body.default_limit(defaults)
@@ -189,13 +189,13 @@ def _fits_alone(num_prompt: int, info: EngineInfo) -> bool:
     return num_prompt <= min(info.context_length, info.num_slots)
 
 
-def _too_long(num_prompt: int, info: EngineInfo) -> BadRequest:
+def _too_long(param: str, num_prompt: int, info: EngineInfo) -> BadRequest:
     holder, code = f"the context of {info.context_length}", "context_length_exceeded"
     if num_prompt < info.context_length:
         holder = f"the K/V budget of this server, which holds requests of {info.max_request_tokens}"
         code = "kv_budget_exceeded"
     message = f"The prompt has {num_prompt} tokens, which leaves no room for an answer in {holder}."
-    return BadRequest(message, param=None, code=code)
+    return BadRequest(message, param=param, code=code)
 
 
 def _sampling(

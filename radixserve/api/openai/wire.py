@@ -194,6 +194,11 @@ class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
         return self.max_tokens
 
     @property
+    def prompt_field(self) -> str:
+        """The field that the prompt is made of."""
+        return "prompt"
+
+    @property
     def num_choices(self) -> int:
         """How many answers each prompt gets."""
         return 1 if self.n is None else self.n
@@ -310,6 +315,11 @@ class ChatBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
     def token_limit(self) -> int | None:
         """See `GenerationBody.token_limit`; the newer name has precedence."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def prompt_field(self) -> str:
+        """See `GenerationBody.prompt_field`."""
+        return "messages"
 
     @property
     def num_logprobs(self) -> int | None:
