@@ -204,8 +204,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[_Name, ...],
         Doc(
             "model",
-            "regular expressions for lines at the front of system prompts that change with every "
-            "request; such lines are left out",
+            "regular expressions (RE2's syntax) for lines at the front of system prompts that "
+            "change with every request; such lines are left out",
         ),
     ] = ("x-anthropic-billing-header:",)
     allow_control_tokens: Annotated[

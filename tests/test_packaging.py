@@ -25,6 +25,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 # Packages whose import name is not their own.
 IMPORTED_AS = {
+    "google-re2": "re2",
     "huggingface-hub": "huggingface_hub",
     "prometheus-client": "prometheus_client",
     "swagger-ui-bundle": "swagger_ui_bundle",

@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 from radixserve.api.access import allowed_hosts
-from radixserve.api.volatile import compiled
+from radixserve.api.volatile import Pattern, compiled
 from radixserve.config import Settings
 from radixserve.defaults import OPENAI, Defaults
 
@@ -48,7 +47,7 @@ class ApiSettings:
     header_read_seconds: float = 20.0  # a connection whose headers take longer is closed
     lingering_seconds: float = 2.0  # how long the rest of a refused body is read
     retry_after_seconds: int = 1  # sent with a 503 if the engine gives no figure
-    volatile_prefix: tuple[re.Pattern[str], ...] = ()  # lines of system prompts that are left out
+    volatile_prefix: tuple[Pattern, ...] = ()  # lines of system prompts that are left out
     tool_parser: str = "auto"  # a name in `FORMATS`
     reasoning_parser: str = "auto"  # a name in `REASONING_FORMATS`, or "none"
     ignore_unknown_fields: bool = False

@@ -8,9 +8,10 @@ no template.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
+
+import re2
 
 from radixserve.errors import ConfigError
 
@@ -19,26 +20,41 @@ log = logging.getLogger("radixserve.api")
 _MAX_LINE_CHARS: Final = 4096  # more of a line is not looked at
 
 
-def compiled(expressions: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
-    """The regular expressions of the setting `volatile_prefix`. Raises ConfigError for one that is
-    not valid.
+class Pattern(Protocol):
+    """A compiled regular expression."""
+
+    @property
+    def pattern(self) -> str:
+        """Its text."""
+
+    def match(self, text: str) -> object | None:
+        """What matches at the beginning of `text`."""
+
+
+def compiled(expressions: tuple[str, ...]) -> tuple[Pattern, ...]:
+    """The regular expressions of the setting `volatile_prefix`, in RE2's syntax. Their matches are
+    found in time of the length of the text, whatever the expression: they run on the event loop,
+    where one of Python's could take years. Raises ConfigError for one that is not valid.
     """
+    options = re2.Options()
+    options.log_errors = False
     try:
-        return tuple(re.compile(each) for each in expressions)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ConfigError(f"volatile_prefix: not a regular expression: {error}") from error
+        return tuple(re2.compile(each, options) for each in expressions)
+    except (re2.error, UnicodeEncodeError) as error:
+        reason = error.args[0].decode() if isinstance(error, re2.error) else str(error)
+        raise ConfigError(
+            f"volatile_prefix: not a regular expression in RE2's syntax: {reason}"
+        ) from error
 
 
 class VolatilePrefixes:
     """The lines to remove; logs the first removal by each of the `patterns`."""
 
-    def __init__(
-        self, patterns: tuple[re.Pattern[str], ...], on_removal: Callable[[], None]
-    ) -> None:
+    def __init__(self, patterns: tuple[Pattern, ...], on_removal: Callable[[], None]) -> None:
         """`on_removal` is called for every line that is removed."""
         self._patterns = patterns
         self._on_removal = on_removal
-        self._named: set[re.Pattern[str]] = set()
+        self._named: set[Pattern] = set()
 
     def removed(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """`messages` without such lines at the front of the first message, if it is a system
@@ -62,14 +78,14 @@ class VolatilePrefixes:
             start = len(text) if end < 0 else end + 1
         return text[start:] if start else text
 
-    def _matching(self, text: str, start: int) -> re.Pattern[str] | None:
+    def _matching(self, text: str, start: int) -> Pattern | None:
         """The pattern that the line at `start` begins with."""
         most = start + _MAX_LINE_CHARS
         end = text.find("\n", start, most)
         line = text[start : most if end < 0 else end]
         return next((each for each in self._patterns if line and each.match(line)), None)
 
-    def _note(self, pattern: re.Pattern[str]) -> None:
+    def _note(self, pattern: Pattern) -> None:
         self._on_removal()
         if pattern not in self._named:
             self._named.add(pattern)

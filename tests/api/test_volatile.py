@@ -69,8 +69,22 @@ def test_what_others_than_the_system_say_stays() -> None:
 def test_the_default_names_the_line_of_a_common_agent_and_a_bad_expression_is_refused() -> None:
     (pattern,) = ApiSettings.of(Settings(), OPENAI).volatile_prefix
     assert pattern.match(LINE)
-    with pytest.raises(ConfigError, match="volatile_prefix"):
-        ApiSettings.of(Settings(volatile_prefix=("(",)), OPENAI)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["(", "a{9999}", "((a{1000}){1000}){1000}", "(?=a)b", r"(a)\1", "\ud800"],
+)
+def test_what_is_not_an_expression_of_re2_is_refused(expression: str) -> None:
+    with pytest.raises(ConfigError, match=r"volatile_prefix: .*RE2"):
+        ApiSettings.of(Settings(volatile_prefix=("At ", expression)), OPENAI)
+
+
+@pytest.mark.parametrize("expression", ["(a+)+$", "(a|aa)+$", "(.*a){20}$", "(a*)*b", "(é|a+)*c"])
+def test_no_expression_takes_long(expression: str) -> None:
+    """Python's own regular expressions would take years."""
+    text = "a" * 4000 + "!"
+    assert removed(("system", text), USER, patterns=(expression,)) == ([("system", text), USER], 0)
 
 
 class TestServed:
