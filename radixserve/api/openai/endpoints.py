@@ -12,6 +12,7 @@ from radixserve.api.openai.chat import ChatRenderer
 from radixserve.api.openai.completions import CompletionRenderer
 from radixserve.api.openai.form import form_of
 from radixserve.api.openai.grammar import answer_grammar, check_grammar
+from radixserve.api.openai.infill import infill_of, infill_prompts
 from radixserve.api.openai.prompts import (
     bad_words_of,
     chat_prompt,
@@ -73,13 +74,17 @@ async def prepare_completion(api: Api, body: CompletionBody) -> Generation:
     validate.check_model(body.model, api.model_names)
     validate.check_fields(body, api.settings)
     validate.check_completion(body, api.settings)
-    asked = form_of(body)
-    prompts = await completion_prompts(api, body, api.info())
+    asked, infill = form_of(body), infill_of(api, body)
+    if infill is None:
+        prompts = await completion_prompts(api, body, api.info())
+    else:
+        prompts = await infill_prompts(api, body, infill, api.info())
     if asked is not None:
         await check_grammar(api, *asked)
     form = AnswerForm(
         continues=True,
         grammar=asked[1] if asked is not None else None,
+        ends=infill.ends if infill is not None else (),
         bad_words=await bad_words_of(api, body),
     )
     return resolve(api, "completions", body, prompts, form)

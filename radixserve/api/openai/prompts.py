@@ -52,7 +52,7 @@ async def chat_prompt(api: Api, conversation: Conversation, info: EngineInfo) ->
     num_chars = sum(map(len, _strings(conversation)))
     check_prompt_chars(num_chars, info, api.settings, "messages")
     encoded = await api.tokenizer.encode_chat(conversation)
-    _check_encoded(encoded.ids, info, "messages")
+    check_encoded(encoded.ids, info, "messages")
     return encoded
 
 
@@ -174,11 +174,11 @@ async def text_prompt(
     except BadRequest as refusal:
         refusal.param = param
         raise
-    _check_encoded(ids, info, param)
+    check_encoded(ids, info, param)
     return ids, text
 
 
-def _check_encoded(ids: list[int], info: EngineInfo, param: str) -> None:
+def check_encoded(ids: list[int], info: EngineInfo, param: str) -> None:
     """Raises BadRequest for an empty list, or for ids without an embedding: a tokenizer may know
     more tokens than the model, and such an id would fail a whole step.
     """

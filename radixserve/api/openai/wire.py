@@ -337,9 +337,10 @@ class ChatBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
 
 
 class CompletionBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
-    """Texts, or token ids, to be continued."""
+    """Texts, or token ids, to be continued, or texts before and behind what is filled in."""
 
     best_of: int | None = None
+    suffix: str | None = None
 
     prompt: str | list[int | str | list[int]]
     logprobs: int | None = None
