@@ -41,7 +41,7 @@ from radixserve.kernels.attention import Kernel
 from radixserve.kernels.cpu.attend import attend_cpu
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model import decoder
-from radixserve.model.decoder import LeanForward, LeanLayer
+from radixserve.model.decoder import Decoder, Layer
 from radixserve.model.linear import PackedWeight
 from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
@@ -79,7 +79,7 @@ class Plain:
         return F.linear(x, self._weight, self._bias)
 
 
-def unguarded_layer(layer: LeanLayer) -> LeanLayer:
+def unguarded_layer(layer: Layer) -> Layer:
     return replaced(
         layer,
         qkv=Unguarded(layer.qkv),
@@ -89,7 +89,7 @@ def unguarded_layer(layer: LeanLayer) -> LeanLayer:
     )
 
 
-def plain_layer(layer: LeanLayer, original: Any) -> LeanLayer:
+def plain_layer(layer: Layer, original: Any) -> Layer:
     attention, mlp = original.self_attn, original.mlp
     return replaced(
         layer,
@@ -100,22 +100,22 @@ def plain_layer(layer: LeanLayer, original: Any) -> LeanLayer:
     )
 
 
-def replaced(layer: LeanLayer, **linears: Unguarded | Plain) -> LeanLayer:
+def replaced(layer: Layer, **linears: Unguarded | Plain) -> Layer:
     return replace(layer, **linears)  # type: ignore[arg-type]  # they are called like a PackedWeight
 
 
 def forward_with(
-    served: LeanForward, layers: list[LeanLayer], head: Callable[..., torch.Tensor]
-) -> LeanForward:
+    served: Decoder, layers: list[Layer], head: Callable[..., torch.Tensor]
+) -> Decoder:
     forward = copy.copy(served)
     forward._layers, forward._head, forward.has_few = layers, head, False  # a program is as served
     return forward
 
 
-def forwards(loaded: LoadedModel, model: str) -> dict[str, LeanForward]:
+def forwards(loaded: LoadedModel, model: str) -> dict[str, Decoder]:
     """The lean forward with each kind of linears."""
-    served = loaded.lean
-    assert isinstance(served, LeanForward), "this benchmark is for models that have a lean forward"
+    served = loaded.decoder
+    assert isinstance(served, Decoder), "this benchmark is for models that have a lean forward"
     original = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     plain = [plain_layer(*pair) for pair in zip(served._layers, original.model.layers, strict=True)]
     unguarded = [unguarded_layer(layer) for layer in served._layers]
@@ -189,11 +189,11 @@ def in_order(chunks: Sequence[Chunk]) -> list[Chunk]:
 
 
 def work(runner: Runner, attention: str, step: Step) -> Work:
-    chunks, kernel, ours = step.chunks[attention], ATTENTION[attention], runner.loaded.lean
-    assert isinstance(ours, LeanForward)
+    chunks, kernel, ours = step.chunks[attention], ATTENTION[attention], runner.loaded.decoder
+    assert isinstance(ours, Decoder)
     if kernel is not attend_cpu:
         runner = Runner(
-            replace(runner.loaded, lean=forward_with(ours, ours._layers, ours._head)), runner.pool
+            replace(runner.loaded, decoder=forward_with(ours, ours._layers, ours._head)), runner.pool
         )
 
     def forward() -> None:
@@ -259,7 +259,7 @@ def main() -> None:
     pool.k.normal_()
     pool.v.normal_()
     runners = {
-        name: Runner(replace(loaded, lean=each), pool)
+        name: Runner(replace(loaded, decoder=each), pool)
         for name, each in forwards(loaded, model).items()
     }
     middle, batch = Step.prefill(BEHIND, loaded.vocab_size), Step.decode(MIX_BATCH)

@@ -93,10 +93,10 @@ class Steps:
 
     def __init__(self, model: str) -> None:
         loaded = load_model(model, DEVICE, torch.float32)
-        assert isinstance(loaded.lean, decoder.LeanForward), (
+        assert isinstance(loaded.decoder, decoder.Decoder), (
             "this profile is for models that have a lean forward"
         )
-        self._vocab, self._lean, self._has_few = loaded.vocab_size, loaded.lean, loaded.lean.has_few
+        self._vocab, self._lean, self._has_few = loaded.vocab_size, loaded.decoder, loaded.decoder.has_few
         self._draw = random.Random(1)
         self._wraps = False
         self._prefix = self._tokens(PREFIX)

@@ -62,7 +62,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         attention=loaded.attention,
         exact=loaded.exact and not lossy,
         inexact_reason=loaded.inexact_reason or (LOSSY if lossy else None),
-        forward="fast" if loaded.lean else "generic",
+        forward="fast" if loaded.decoder else "generic",
         generic_reason=loaded.generic_reason,
         fallback_reason=loaded.fallback_reason or without_graphs,
         cache_enabled=settings.cache,

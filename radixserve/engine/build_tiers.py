@@ -111,7 +111,7 @@ def _fingerprint(store: StoreFolder, model: str, loaded: LoadedModel, shape: KVS
     """The fingerprint of the model's files and of everything that computes with them here."""
     processor = (loaded.device.type, torch.backends.cpu.get_cpu_capability())
     path = (loaded.attention, "exact" if loaded.exact else "not exact")
-    forward = "lean" if loaded.lean else "modules"
+    forward = "decoder" if loaded.decoder else "modules"
     how = (code(), *processor, *path, forward, str(loaded.dtype), str(shape.dtype))
     return folder_fingerprint(_folder_of(model), store, "; ".join(how))
 

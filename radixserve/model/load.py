@@ -86,7 +86,7 @@ def prepare_model(model: PreTrainedModel, device: torch.device) -> LoadedModel:
         inexact_reason=reason,
         fallback_reason=fallback,
     )
-    loaded = _made_lean(_checked(loaded, expected), expected)
+    loaded = _with_decoder(_checked(loaded, expected), expected)
     _tell(loaded)
     return loaded
 
@@ -139,19 +139,19 @@ def _checked(loaded: LoadedModel, expected: Expected) -> LoadedModel:
     return loaded
 
 
-def _made_lean(loaded: LoadedModel, expected: Expected) -> LoadedModel:
-    """`loaded` with its lean forward if there is one for this model and it agrees with `expected`,
+def _with_decoder(loaded: LoadedModel, expected: Expected) -> LoadedModel:
+    """`loaded` with its decoder if there is one for this model and it agrees with `expected`,
     else with the reason why there is none.
     """
     if not loaded.exact:
         return replace(loaded, generic_reason="the fast forward is for exact numerics only")
-    from radixserve.model.decoder import LeanForward
+    from radixserve.model.decoder import Decoder
 
-    lean = LeanForward.of(loaded.model)
-    if lean is None:
+    decoder = Decoder.of(loaded.model)
+    if decoder is None:
         kind = type(loaded.model).__name__
         return replace(loaded, generic_reason=f"there is no fast forward for this {kind}")
-    candidate = replace(loaded, lean=lean)
+    candidate = replace(loaded, decoder=decoder)
     try:
         with long_stage("comparing the fast forward"):
             reason = probe(candidate, expected)
@@ -165,7 +165,7 @@ def _made_lean(loaded: LoadedModel, expected: Expected) -> LoadedModel:
 
 def _tell(loaded: LoadedModel) -> None:
     """Log which forward serves, and what is exact."""
-    if loaded.lean is not None:
+    if loaded.decoder is not None:
         log.info("the fast forward serves")
     else:
         log.info("the generic forward serves: %s", loaded.generic_reason)

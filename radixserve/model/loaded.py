@@ -29,9 +29,9 @@ class LoadedModel:
     exact: bool  # a cache hit equals a miss bit for bit
     inexact_reason: str | None = None
     fallback_reason: str | None = None  # why the device's own attention kernel is not used
-    generic_reason: str | None = None  # why `lean` is None
+    generic_reason: str | None = None  # why `decoder` is None
     # Replaces a call of `model`: maps token ids [rows], plan and wanted rows to logits.
-    lean: Forward | None = None
+    decoder: Forward | None = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -53,8 +53,8 @@ class Runner:
         device = self.loaded.device
         ids = token_ids(chunks, drawn, device)
         wanted = upload(_wanted_rows(plan, chunks), device)
-        if self.loaded.lean:
-            return self.loaded.lean(ids, plan, wanted)
+        if self.loaded.decoder:
+            return self.loaded.decoder(ids, plan, wanted)
         output = self.loaded.model(
             input_ids=ids[None],
             position_ids=upload(plan.positions.astype(np.int64), device)[None],

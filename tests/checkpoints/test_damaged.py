@@ -321,7 +321,7 @@ def test_experts_are_told_as_the_reason_why_a_model_is_not_exact(tmp_path: Path)
     loaded = load_model(str(tmp_path), CPU, torch.float32)
     assert not loaded.exact
     assert "experts" in str(loaded.inexact_reason)
-    assert loaded.lean is None
+    assert loaded.decoder is None
     assert loaded.generic_reason == "the fast forward is for exact numerics only"
 
 

@@ -40,7 +40,7 @@ from tests.e2e.answers import (
 )
 
 FAMILIES = ["llama_grouped", "qwen2", "qwen3", "mistral", "gpt2", "phi", "gemma"]
-BOTH_PATHS = ["qwen2", "gpt2"]  # the lean forward, and the model's own modules
+BOTH_PATHS = ["qwen2", "gpt2"]  # our decoder, and the model's own modules
 
 
 @pytest.fixture(scope="module")

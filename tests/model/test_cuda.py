@@ -105,7 +105,7 @@ def steps_by_triton(family: str, prompt: list[int]) -> tuple[list[int], list[int
     from radixserve.kernels.cuda.attention import attend_triton
 
     AttentionInterface.register(TRITON, attention.interface(attend_triton))
-    loaded = replace(load_tiny(family), lean=None)  # the lean forward is the CPU's
+    loaded = replace(load_tiny(family), decoder=None)  # the decoder is the CPU's
     loaded.model.set_attn_implementation(TRITON)  # type: ignore[operator]
     plain, fixed = (KVPool(loaded.shape, 401, CPU) for _ in range(2))
     graphs = DecodeGraphs(loaded, fixed, scratch_slot=400, max_batch=4, capture=lambda run: run)

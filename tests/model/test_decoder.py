@@ -15,7 +15,7 @@ from radixserve.kernels.cpu import gemm, native
 from radixserve.kernels.cpu.rows import add_norm, gate, rotate
 from radixserve.kernels.cpu.rows_block import LayerBlock
 from radixserve.kernels.step import AttentionPlan
-from radixserve.model.decoder import LeanForward
+from radixserve.model.decoder import Decoder
 from radixserve.model.decoder_program import segments_of
 from radixserve.model.runner import Runner
 from radixserve.step import Logits
@@ -30,7 +30,7 @@ HEADS = 4
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_serves_the_architectures_it_knows_and_no_other(name: str) -> None:
-    assert (load_tiny(name).lean is not None) == (name in KNOWN)
+    assert (load_tiny(name).decoder is not None) == (name in KNOWN)
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -39,7 +39,7 @@ def test_its_logits_are_those_of_the_models_own_modules(name: str) -> None:
     ids = torch.randint(0, VOCAB, (100,), generator=torch.Generator().manual_seed(0)).tolist()
     lean, own = (
         Runner(each, KVPool(each.shape, 100, CPU)).forward([chunk(ids, 0, range(100))])
-        for each in (loaded, replace(loaded, lean=None))
+        for each in (loaded, replace(loaded, decoder=None))
     )
     torch.testing.assert_close(lean, own, atol=1e-3, rtol=1e-4)
 
@@ -49,12 +49,12 @@ def test_a_step_of_few_rows_as_one_program_gives_the_bits_of_layer_by_layer(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_tiny(name)
-    assert loaded.lean is not None
-    assert loaded.lean.has_few == gemm.FITS  # type: ignore[attr-defined]
+    assert loaded.decoder is not None
+    assert loaded.decoder.has_few == gemm.FITS  # type: ignore[attr-defined]
     ids = torch.randint(0, VOCAB, (340,), generator=torch.Generator().manual_seed(0)).tolist()
     found = []
     for program in (gemm.FITS, False):
-        monkeypatch.setattr(loaded.lean, "has_few", program)
+        monkeypatch.setattr(loaded.decoder, "has_few", program)
         pool = KVPool(loaded.shape, 1000, CPU)
         run = Runner(loaded, pool)
         run.forward([chunk(ids[:300], 0, range(300))])
@@ -88,11 +88,11 @@ def test_one_that_disagrees_is_not_used_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(
-        LeanForward, "__call__", lambda self, ids, plan, wanted: torch.zeros(len(wanted), VOCAB)
+        Decoder, "__call__", lambda self, ids, plan, wanted: torch.zeros(len(wanted), VOCAB)
     )
     with caplog.at_level(logging.WARNING):
         loaded = load_tiny("llama")
-    assert loaded.lean is None
+    assert loaded.decoder is None
     assert loaded.exact
     assert "the model's own modules are used" in caplog.text
 
@@ -100,7 +100,7 @@ def test_one_that_disagrees_is_not_used_and_the_log_says_so(
 def test_another_activation_keeps_the_models_own_modules() -> None:
     model = load_tiny("llama").model
     model.config.hidden_act = "gelu"  # type: ignore[union-attr]
-    assert LeanForward.of(model) is None
+    assert Decoder.of(model) is None
 
 
 def block() -> LayerBlock:

@@ -68,7 +68,7 @@ class Capture:
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    model = replace(load_tiny("llama_grouped"), lean=None)  # the lean forward is the CPU's
+    model = replace(load_tiny("llama_grouped"), decoder=None)  # the decoder is the CPU's
     model.model.set_attn_implementation("buffers")  # type: ignore[operator]
     return model
 

@@ -161,7 +161,7 @@ def loaded() -> LoadedModel:
     """A model without values; the reference attends, which is made of plain operators."""
     model = tiny_model("llama_grouped").to(META)
     model.set_attn_implementation(attention.TORCH)
-    return replace(load_tiny("llama_grouped"), lean=None, model=model, device=META)
+    return replace(load_tiny("llama_grouped"), decoder=None, model=model, device=META)
 
 
 def runner(loaded: LoadedModel, *, graphs: bool) -> Runner:

@@ -49,6 +49,7 @@ from radixserve.kernels.cpu.quantised_products import (
     record_size,
 )
 from radixserve.kernels.cpu.vector import PANEL, add_atomically
+from radixserve.kernels.step import AttentionPlan
 
 FEW = 96
 """Rows up to which this kernel is the faster one, and the most that it multiplies in one pass."""
@@ -326,3 +327,15 @@ def multiply(address: Any) -> None:
     `native` compiles it.
     """
     _work(longs_at(address_of(address), _LENGTH))
+
+
+def segments_of(plan: AttentionPlan) -> Longs:
+    """Byte offsets of the segments of SEGMENT bytes that one layer's attention reads of K,
+    ascending, each once. They are those of V, too.
+    """
+    size = plan.pool.k.stride(1) * plan.pool.k.element_size()
+    needed = np.zeros(plan.pool.num_slots * size // SEGMENT + 1, np.bool_)
+    begin = plan.table.astype(np.int64) * size
+    needed[begin // SEGMENT] = True
+    needed[(begin + size - 1) // SEGMENT] = True
+    return np.flatnonzero(needed) * SEGMENT

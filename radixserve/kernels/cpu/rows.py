@@ -2,8 +2,11 @@
 positions, gating.
 
 One path of code computes a row, whatever the number of rows and threads: nothing is reassociated,
-sums run in one fixed order. Compiled by numba at first use. Rotary positions: Su et al. 2021
-(arXiv:2104.09864); RMSNorm: Zhang & Sennrich 2019 (arXiv:1910.07467).
+sums run in one fixed order. Activations are float32 or bfloat16. Arithmetic is float32, and each
+value is rounded once, when it is written. Rotary positions: Su et al. 2021 (arXiv:2104.09864);
+RMSNorm: Zhang & Sennrich 2019 (arXiv:1910.07467).
+
+Every thread of a kernel takes the next rows that no thread has taken, until there are none.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -16,139 +19,210 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from radixserve.kernels.cpu.block import Block, Float, Float32s, Int, Int64s, Numbers
 from radixserve.kernels.cpu.compile import compiled, on_stack
-from radixserve.kernels.cpu.rows_block import Layer, read_layer
-from radixserve.kernels.cpu.vector import add_atomically, copy, fma, tile_exp, tile_sum
+from radixserve.kernels.cpu.vector import (
+    add_atomically,
+    fma,
+    number_at,
+    put_number,
+    tile_exp,
+    tile_sum,
+)
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _STRIPE = 64  # columns at a time: what `tile_exp` and `tile_sum` take
 _GROUP = 16  # rows that a thread takes at a time
-_room = on_stack(types.float32, _STRIPE)
+_MOST_DIM = 1024  # of a head
+_stripe = on_stack(types.float32, _STRIPE)
+_head = on_stack(types.float32, _MOST_DIM)
 
 
-@compiled
-def _next_rows(layer: Layer) -> Any:
-    """Take the next rows that no thread has taken: their first and their end."""
-    first = add_atomically(layer.counter, 0, 1) * _GROUP
-    return first, min(layer.rows, first + _GROUP)
+class NormBlock(Block):
+    """hidden += delta; normed = hidden / sqrt(mean(hidden**2) + epsilon) * weight."""
+
+    hidden: Numbers  # [rows * width], the residual stream
+    delta: Numbers  # [rows * width], or empty
+    weight: Float32s  # [width]
+    normed: Numbers  # [rows * width]
+    counter: Int64s  # [1]: groups of rows that threads have taken; zero at the start
+    rows: Int
+    epsilon: Float
 
 
-@compiled
-def _normalize(source: Any, weight: Any, epsilon: Any, target: Any, sums: Any) -> None:
-    """target = source / sqrt(mean(source**2) + epsilon) * weight; target may be source. `sums` is
-    scratch memory of 64 floats.
+class RotateBlock(Block):
+    """Queries, keys and values of each row: the first two normed and rotated, the last two written
+    to the row's slot.
     """
-    width = weight.shape[0]
+
+    qkv: Numbers  # [rows * (heads + 2 * kv_heads) * dim]
+    cos: Float32s  # [rows * dim]
+    sin: Float32s  # [rows * dim]
+    q_weight: Float32s  # [dim], of the norm of a head; or empty
+    k_weight: Float32s  # [dim], or empty
+    q: Numbers  # [rows * heads * dim]
+    k: Numbers  # [slots * kv_heads * dim]
+    v: Numbers  # [slots * kv_heads * dim]
+    slots: Int64s  # [rows]: where K and V go
+    counter: Int64s
+    rows: Int
+    heads: Int
+    kv_heads: Int
+    dim: Int
+    epsilon: Float
+
+
+class GateBlock(Block):
+    """gated = silu(gate) * up."""
+
+    gate_up: Numbers  # [rows * 2 * inner]: gate, then up
+    gated: Numbers  # [rows * inner]
+    counter: Int64s
+    rows: Int
+
+
+@compiled
+def _next_rows(block: Any) -> Any:
+    """Take the next rows that no thread has taken: their first and their end."""
+    first = add_atomically(block.counter, 0, 1) * _GROUP
+    return first, min(block.rows, first + _GROUP)
+
+
+@compiled
+def _scale(source: Any, at: int, width: int, epsilon: Any) -> Any:
+    """1 / sqrt(mean(source**2) + epsilon) of `width` numbers from element `at` on."""
+    sums = _stripe()
     sums[:] = _ZERO
     for column in range(0, width, _STRIPE):
-        stripe = source[column : min(width, column + _STRIPE)]
-        for j in range(stripe.shape[0]):
-            sums[j] = fma(stripe[j], stripe[j], sums[j])
-    scale = _ONE / np.sqrt(tile_sum(sums, 0) / np.float32(width) + epsilon)
-    for j in range(width):
-        target[j] = source[j] * scale * weight[j]
+        for j in range(min(_STRIPE, width - column)):
+            x = number_at(source, at + column + j)
+            sums[j] = fma(x, x, sums[j])
+    return _ONE / np.sqrt(tile_sum(sums, 0) / np.float32(width) + epsilon)
 
 
 @compiled
-def _add_norm(layer: Layer) -> None:
-    """hidden += delta; normed = norm(hidden)."""
-    width, sums = layer.weight.shape[0], _room()
-    first, end = _next_rows(layer)
+def _add_norm(block: Any) -> None:
+    """Every thread: the whole kernel `add_norm`."""
+    width = block.weight.shape[0]
+    first, end = _next_rows(block)
     while first < end:
         for row in range(first, end):
             at = row * width
-            hidden = layer.hidden[at : at + width]
-            if layer.delta.shape[0] > 0:
-                delta = layer.delta[at : at + width]
-                for j in range(width):
-                    hidden[j] = hidden[j] + delta[j]
-            _normalize(hidden, layer.weight, layer.epsilon[0], layer.normed[at : at + width], sums)
-        first, end = _next_rows(layer)
+            for j in range(at, at + width if block.delta.shape[0] > 0 else at):
+                total = number_at(block.hidden, j) + number_at(block.delta, j)
+                put_number(block.hidden, j, total)
+            scale = _scale(block.hidden, at, width, block.epsilon)
+            for j in range(width):
+                x = number_at(block.hidden, at + j) * scale * block.weight[j]
+                put_number(block.normed, at + j, x)
+        first, end = _next_rows(block)
 
 
 @compiled
-def _rotate_head(head: Any, cos: Any, sin: Any, target: Any) -> None:
-    """Rotate the two halves of one head against each other. `target` must not be `head`."""
-    half = head.shape[0] // 2
-    low, high = head[:half], head[half:]
+def _load_head(block: Any, at: int, weight: Any, head: Any) -> None:
+    """head[0:dim] = the head that begins at element `at` of qkv, normed if there is a weight."""
+    scale = _scale(block.qkv, at, block.dim, block.epsilon) if weight.shape[0] > 0 else _ONE
+    for j in range(block.dim):
+        head[j] = number_at(block.qkv, at + j)
+    for j in range(weight.shape[0]):
+        head[j] = head[j] * scale * weight[j]
+
+
+@compiled
+def _rotate_head(block: Any, row: int, head: Any, target: Any, to: int) -> None:
+    """Rotate the two halves of a head against each other; the result goes to `target` from element
+    `to` on.
+    """
+    dim, half = block.dim, block.dim // 2
+    cos, sin = block.cos[row * dim :][:dim], block.sin[row * dim :][:dim]
     for j in range(half):
-        target[j] = low[j] * cos[j] - high[j] * sin[j]
-        target[half + j] = high[j] * cos[half + j] + low[j] * sin[half + j]
+        low, high = head[j], head[half + j]
+        put_number(target, to + j, low * cos[j] - high * sin[j])
+        put_number(target, to + half + j, high * cos[half + j] + low * sin[half + j])
 
 
 @compiled
-def _rotate_row(layer: Layer, row: int, sums: Any) -> None:
-    """Norm and rotate one row: its queries go to `q`, its K and V to their slot."""
-    heads, kv_heads, dim = layer.heads, layer.kv_heads, layer.dim
-    source = layer.qkv[row * (heads + 2 * kv_heads) * dim :]
-    cos, sin = layer.cos[row * dim :][:dim], layer.sin[row * dim :][:dim]
-    q, place = layer.q[row * heads * dim :], layer.slots[row] * kv_heads * dim
-    for index in range(heads + kv_heads):
-        head = source[index * dim :][:dim]
-        weight = layer.q_weight if index < heads else layer.k_weight
-        if weight.shape[0] > 0:
-            _normalize(head, weight, layer.epsilon[0], head, sums)
-        if index < heads:
-            _rotate_head(head, cos, sin, q[index * dim :][:dim])
-        else:
-            _rotate_head(head, cos, sin, layer.k[place + (index - heads) * dim :][:dim])
-    copy(source, (heads + kv_heads) * dim, layer.v, place, kv_heads * dim)
+def _rotate_row(block: Any, row: int, head: Any) -> None:
+    heads, kv_heads, dim = block.heads, block.kv_heads, block.dim
+    source, place = row * (heads + 2 * kv_heads) * dim, block.slots[row] * kv_heads * dim
+    for index in range(heads):
+        _load_head(block, source + index * dim, block.q_weight, head)
+        _rotate_head(block, row, head, block.q, (row * heads + index) * dim)
+    for index in range(kv_heads):
+        _load_head(block, source + (heads + index) * dim, block.k_weight, head)
+        _rotate_head(block, row, head, block.k, place + index * dim)
+    values = source + (heads + kv_heads) * dim
+    for j in range(kv_heads * dim):
+        block.v[place + j] = block.qkv[values + j]
 
 
 @compiled
-def _rotate(layer: Layer) -> None:
-    sums = _room()
-    first, end = _next_rows(layer)
+def _rotate(block: Any) -> None:
+    """Every thread: the whole kernel `rotate`."""
+    head = _head()
+    first, end = _next_rows(block)
     while first < end:
         for row in range(first, end):
-            _rotate_row(layer, row, sums)
-        first, end = _next_rows(layer)
+            _rotate_row(block, row, head)
+        first, end = _next_rows(block)
 
 
 @compiled
-def _gate_stripe(gate: Any, up: Any, target: Any, powers: Any) -> None:
-    """target = up * silu(gate), for at most 64 columns. It takes e to powers <= 0 only, which
-    cannot overflow.
+def _gate_stripe(block: Any, at: int, inner: int, count: int, to: int, powers: Any) -> None:
+    """gated[to : to + count] = silu(gate) * up, for at most 64 columns; gate begins at element `at`
+    and up `inner` elements behind it. It takes e to powers <= 0 only, which cannot overflow.
     """
-    count = gate.shape[0]
     powers[count:] = _ZERO
     for j in range(count):
-        powers[j] = -abs(gate[j])
+        powers[j] = -abs(number_at(block.gate_up, at + j))
     tile_exp(powers, 0, _ZERO)
     for j in range(count):
+        gate, up = number_at(block.gate_up, at + j), number_at(block.gate_up, at + inner + j)
         power = powers[j]
-        target[j] = up[j] * (gate[j] * (_ONE if gate[j] >= _ZERO else power) / (_ONE + power))
+        x = up * (gate * (_ONE if gate >= _ZERO else power) / (_ONE + power))
+        put_number(block.gated, to + j, x)
 
 
 @compiled
-def _gate(layer: Layer) -> None:
-    inner, powers = layer.gate_up.shape[0] // layer.rows // 2, _room()
-    first, end = _next_rows(layer)
+def _gate(block: Any) -> None:
+    """Every thread: the whole kernel `gate`."""
+    inner, powers = block.gated.shape[0] // block.rows, _stripe()
+    first, end = _next_rows(block)
     while first < end:
         for row in range(first, end):
-            gate, up = (
-                layer.gate_up[2 * row * inner :][:inner],
-                layer.gate_up[(2 * row + 1) * inner :][:inner],
-            )
-            target = layer.gated[row * inner :][:inner]
             for column in range(0, inner, _STRIPE):
-                stop = min(inner, column + _STRIPE)
-                _gate_stripe(gate[column:stop], up[column:stop], target[column:stop], powers)
-        first, end = _next_rows(layer)
+                at, to = 2 * row * inner + column, row * inner + column
+                _gate_stripe(block, at, inner, min(_STRIPE, inner - column), to, powers)
+        first, end = _next_rows(block)
 
 
 def add_norm(address: Any) -> None:
-    """hidden += delta; normed = norm(hidden). Every thread calls this, and the two below, with the
-    address of a `LayerBlock`.
+    """The kernel of `NormBlock` in float32. Every thread calls it with the block's address; `native`
+    compiles it, and the five below.
     """
-    _add_norm(read_layer(address))
+    _add_norm(NormBlock.read(address))
+
+
+def add_norm_bfloat16(address: Any) -> None:
+    """The kernel of `NormBlock` in bfloat16."""
+    _add_norm(NormBlock.read_bfloat16(address))
 
 
 def rotate(address: Any) -> None:
-    """Splits `qkv`: rotated queries go to `q`, rotated K and V to their slots."""
-    _rotate(read_layer(address))
+    """The kernel of `RotateBlock` in float32."""
+    _rotate(RotateBlock.read(address))
+
+
+def rotate_bfloat16(address: Any) -> None:
+    """The kernel of `RotateBlock` in bfloat16."""
+    _rotate(RotateBlock.read_bfloat16(address))
 
 
 def gate(address: Any) -> None:
-    """gated = silu(first half of gate_up) * second half, row by row."""
-    _gate(read_layer(address))
+    """The kernel of `GateBlock` in float32."""
+    _gate(GateBlock.read(address))
+
+
+def gate_bfloat16(address: Any) -> None:
+    """The kernel of `GateBlock` in bfloat16."""
+    _gate(GateBlock.read_bfloat16(address))

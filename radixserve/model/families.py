@@ -1,0 +1,84 @@
+"""The model classes that our decoder computes, and what differs between them.
+
+A class is in the table if its forward pass is the one of `model.decoder`: RMSNorm, attention with
+rotary positions, a gated MLP with silu, all in this order. The table says what else its layers
+have. A class that is not in it runs through transformers' own modules, with our linears and our
+attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+
+from radixserve.model.linear import FusedPart, PackedLinear, PackedWeight
+
+ACTIVATIONS = ("silu",)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What the layers of a class have beyond the common form."""
+
+    head_norms: bool = False  # queries and keys are normed, head by head, before they are rotated
+
+
+FAMILIES: dict[type[PreTrainedModel], Family] = {
+    LlamaForCausalLM: Family(),
+    MistralForCausalLM: Family(),
+    Qwen2ForCausalLM: Family(),
+    Qwen3ForCausalLM: Family(head_norms=True),
+}
+
+
+def family_of(model: PreTrainedModel) -> Family | None:
+    """The family of exactly this class; None if the decoder does not compute it."""
+    known = FAMILIES.get(type(model))
+    return known if known and model.config.hidden_act in ACTIVATIONS else None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The weights and constants of one decoder layer. Weights of norms are float32."""
+
+    index: int
+    input_norm: torch.Tensor  # [width]
+    qkv: PackedWeight  # [(heads + 2 * kv_heads) * dim, width]
+    q_norm: torch.Tensor | None  # [dim]
+    k_norm: torch.Tensor | None
+    scaling: float  # of queries
+    o: PackedWeight
+    post_norm: torch.Tensor
+    gate_up: PackedWeight  # [2 * inner, width]: gate, then up
+    down: PackedWeight
+
+    @classmethod
+    def of(cls, index: int, layer: Any, family: Family) -> Layer:
+        """Layer `index`, from a transformers layer that was made row-wise (`model.rowwise`)."""
+        attention, mlp = layer.self_attn, layer.mlp
+        return cls(
+            index=index,
+            input_norm=layer.input_layernorm.weight.float(),
+            qkv=_weight(attention.q_proj),
+            q_norm=attention.q_norm.weight.float() if family.head_norms else None,
+            k_norm=attention.k_norm.weight.float() if family.head_norms else None,
+            scaling=float(attention.scaling),
+            o=_weight(attention.o_proj),
+            post_norm=layer.post_attention_layernorm.weight.float(),
+            gate_up=_weight(mlp.gate_proj),
+            down=_weight(mlp.down_proj),
+        )
+
+
+def _weight(module: PackedLinear | FusedPart) -> PackedWeight:
+    """The packed weight that a module calls: its own, or the one fused of several modules."""
+    return module.fused.weight if isinstance(module, FusedPart) else module.packed
