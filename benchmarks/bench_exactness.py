@@ -4,7 +4,7 @@ in one run.
     python benchmarks/bench_exactness.py [--rounds 15] [--model FOLDER_OR_NAME]
                                          [--computed 7300] [--generated 1700]
 
-Every configuration is the lean forward in float32 with the same row-wise kernels, and two choices:
+Every configuration is our decoder in float32 with the same row-wise kernels, and two choices:
 
     linears    packed      as served: packed for oneDNN, our kernel for few rows where bits agree
                            bits, a single row doubled where it would be summed in another order
@@ -27,6 +27,7 @@ import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,8 @@ from radixserve.checkpoints.embedded import embedded_model
 from radixserve.kernels.attention import Kernel
 from radixserve.kernels.cpu.attend import attend_cpu
 from radixserve.kernels.step import AttentionPlan
-from radixserve.model import decoder
-from radixserve.model.decoder import Decoder, Layer
+from radixserve.model.decoder import Decoder
+from radixserve.model.families import Layer
 from radixserve.model.linear import PackedWeight
 from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
@@ -108,20 +109,20 @@ def forward_with(
     served: Decoder, layers: list[Layer], head: Callable[..., torch.Tensor]
 ) -> Decoder:
     forward = copy.copy(served)
-    forward._layers, forward._head, forward.has_few = layers, head, False  # a program is as served
+    forward.layers, forward.head, forward.most_recorded = layers, head, 0
     return forward
 
 
 def forwards(loaded: LoadedModel, model: str) -> dict[str, Decoder]:
-    """The lean forward with each kind of linears."""
+    """The decoder with each kind of linears."""
     served = loaded.decoder
-    assert isinstance(served, Decoder), "this benchmark is for models that have a lean forward"
+    assert isinstance(served, Decoder), "this benchmark is for models that our decoder computes"
     original = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    plain = [plain_layer(*pair) for pair in zip(served._layers, original.model.layers, strict=True)]
-    unguarded = [unguarded_layer(layer) for layer in served._layers]
+    plain = [plain_layer(*pair) for pair in zip(served.layers, original.model.layers, strict=True)]
+    unguarded = [unguarded_layer(layer) for layer in served.layers]
     return {
         "packed": served,
-        "unguarded": forward_with(served, unguarded, Unguarded(served._head.packed)),
+        "unguarded": forward_with(served, unguarded, Unguarded(served.head.packed)),
         "torch": forward_with(served, plain, Plain(original.lm_head)),
     }
 
@@ -192,15 +193,10 @@ def work(runner: Runner, attention: str, step: Step) -> Work:
     chunks, kernel, ours = step.chunks[attention], ATTENTION[attention], runner.loaded.decoder
     assert isinstance(ours, Decoder)
     if kernel is not attend_cpu:
-        runner = Runner(
-            replace(runner.loaded, decoder=forward_with(ours, ours._layers, ours._head)), runner.pool
-        )
-
-    def forward() -> None:
-        setattr(decoder, "attend_cpu", kernel)  # noqa: B010 - what the lean forward calls; not for others to set
-        runner.forward(chunks)
-
-    return forward
+        other = forward_with(ours, ours.layers, ours.head)
+        other.attend = kernel
+        runner = Runner(replace(runner.loaded, decoder=other), runner.pool)
+    return partial(runner.forward, chunks)
 
 
 def measure(runners: dict[str, Runner], step: Step, rounds: int) -> dict[str, float]:
@@ -210,9 +206,7 @@ def measure(runners: dict[str, Runner], step: Step, rounds: int) -> dict[str, fl
         f"{linears}, {attention}": work(runners[linears], attention, step)
         for linears, attention in names
     }
-    times = interleaved(works, rounds)
-    setattr(decoder, "attend_cpu", attend_cpu)  # noqa: B010
-    return times
+    return interleaved(works, rounds)
 
 
 def report(times: dict[str, dict[str, float]], mix: dict[str, float]) -> None:

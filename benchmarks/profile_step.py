@@ -3,7 +3,7 @@
     GOMP_SPINCOUNT=5000 python benchmarks/profile_step.py [--steps 20] [--model FOLDER_OR_NAME]
         [--threads N]
 
-An engine without its process takes real steps, from plan to commit. Wrappers around what the lean
+An engine without its process takes real steps, from plan to commit. Wrappers around what the
 forward and the step call add up wall time, all threads of it side by side:
 
     linears        packed weights, lm head included
@@ -35,10 +35,10 @@ from radixserve.checkpoints.embedded import embedded_model
 from radixserve.engine import flight
 from radixserve.engine.core import EngineCore
 from radixserve.engine.scheduler import Limits
-from radixserve.kernels.cpu.rows_block import LayerBlock
 from radixserve.model import decoder
 from radixserve.model.linear import PackedWeight
 from radixserve.model.load import load_model
+from radixserve.model.operations import RunNow
 from radixserve.model.runner import Runner
 from radixserve.request import Request, Sampling
 from radixserve.sampling import Samples
@@ -52,8 +52,8 @@ DEVICE = torch.device("cpu")
 # Who is called for each part: the holder of the name and the name.
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "linears": [(PackedWeight, "__call__")],
-    "attention": [(decoder, "attend_cpu")],
-    "row-wise": [(LayerBlock, "run")],
+    "attention": [(RunNow, "attend")],
+    "row-wise": [(RunNow, "_launch")],
     "sampling": [(flight, "sample"), (Samples, "wait")],
 }
 
@@ -94,9 +94,10 @@ class Steps:
     def __init__(self, model: str) -> None:
         loaded = load_model(model, DEVICE, torch.float32)
         assert isinstance(loaded.decoder, decoder.Decoder), (
-            "this profile is for models that have a lean forward"
+            "this profile is for models that our decoder computes"
         )
-        self._vocab, self._lean, self._has_few = loaded.vocab_size, loaded.decoder, loaded.decoder.has_few
+        self._vocab, self._decoder = loaded.vocab_size, loaded.decoder
+        self._most_recorded = loaded.decoder.most_recorded
         self._draw = random.Random(1)
         self._wraps = False
         self._prefix = self._tokens(PREFIX)
@@ -134,7 +135,7 @@ class Steps:
     def _step(self) -> Profile:
         """A step with wrappers, or in its turn one as served: that has a total only."""
         self._wraps = not self._wraps
-        self._lean.has_few = self._has_few and not self._wraps
+        self._decoder.most_recorded = 0 if self._wraps else self._most_recorded
         started = time.perf_counter()
         if not self._wraps:
             self._core.step()

@@ -1,9 +1,9 @@
 """The forward pass of a decoder: embedding, layers, output layer.
 
 `decode_layer` is the one place that says what a layer computes. It is written in the few operations
-of `Operations`, of which there are two implementations (`model.operations`): `RunNow` calls a kernel
-for each operation, and `Record` writes the calls down as a program that is run for every later step
-of as many rows.
+of `Operations`, of which there are two implementations (`model.operations`): `RunNow` calls a
+kernel for each operation, and `Record` writes the calls down as a program that is run for every
+later step of as many rows.
 
 Weights and rotary tables are those of the loaded transformers modules. The load check compares the
 results with these modules before the decoder is used. Knows nothing of requests.
@@ -50,7 +50,9 @@ class Decoder:
     """The forward pass of one model. Calls that use the same pool must not overlap."""
 
     def __init__(self, model: Any, family: Family, attend: Kernel = attend_cpu) -> None:
-        """`model` is row-wise (`model.rowwise`). `attend` serves the steps that are not recorded."""
+        """`model` is row-wise (`model.rowwise`). `attend` serves the steps that are not
+        recorded.
+        """
         self._embed = model.model.embed_tokens
         self._rotary = model.model.rotary_emb
         layers = model.model.layers

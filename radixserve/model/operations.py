@@ -18,7 +18,7 @@ so they give the same bits.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,9 @@ from radixserve.tensors.kv import KVPool, KVShape
 _LAUNCHES = 9  # operations of a layer
 _ENOUGH = 1 << 15  # numbers in a tensor, from which on waking other threads is worth it
 
-# The kernels of an operation by the dtype of activations.
+Kernels = Mapping[torch.dtype, Callable[[Any], None]]
+"""The kernels of an operation by the dtype of activations."""
+
 _ADD_NORM = {torch.float32: rows.add_norm, torch.bfloat16: rows.add_norm_bfloat16}
 _ROTATE = {torch.float32: rows.rotate, torch.bfloat16: rows.rotate_bfloat16}
 _GATE = {torch.float32: rows.gate, torch.bfloat16: rows.gate_bfloat16}
@@ -151,9 +153,7 @@ class Operations(ABC):
         """Memory for a result [rows, columns]."""
 
     @abstractmethod
-    def _launch(
-        self, kernels: dict[torch.dtype, Callable[[Any], None]], block: Any, largest: torch.Tensor
-    ) -> None:
+    def _launch(self, kernels: Kernels, block: Any, largest: torch.Tensor) -> None:
         """Call the kernel for the stream's dtype with `block`, whose counter is not yet set."""
 
 
@@ -186,9 +186,7 @@ class RunNow(Operations):
     def _new(self, columns: int) -> torch.Tensor:
         return self.hidden.new_empty(len(self.hidden), columns)
 
-    def _launch(
-        self, kernels: dict[torch.dtype, Callable[[Any], None]], block: Any, largest: torch.Tensor
-    ) -> None:
+    def _launch(self, kernels: Kernels, block: Any, largest: torch.Tensor) -> None:
         self._counter[0] = 0
         block.counter = self._counter
         function = native.address(kernels[self.hidden.dtype])
@@ -292,9 +290,7 @@ class Record(Operations):
         """A counter for the operation whose result was made last."""
         return self._counters[self._layer.index, self._place - 1 :][:1]
 
-    def _launch(
-        self, kernels: dict[torch.dtype, Callable[[Any], None]], block: Any, largest: torch.Tensor
-    ) -> None:
+    def _launch(self, kernels: Kernels, block: Any, largest: torch.Tensor) -> None:
         block.counter = self._counter()
         self._blocks.append(block)
         self.calls.append((native.address(kernels[self.hidden.dtype]), block.address))

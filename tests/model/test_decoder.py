@@ -1,22 +1,24 @@
-"""The lean forward: used where it agrees with the model's own modules, and its kernels against
+"""The decoder: used where it agrees with the model's own modules, and its kernels against
 torch.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from radixserve.kernels.cpu import gemm, native
-from radixserve.kernels.cpu.rows import add_norm, gate, rotate
-from radixserve.kernels.cpu.rows_block import LayerBlock
+from radixserve.kernels.cpu import gemm, native, threads
+from radixserve.kernels.cpu.gemm import segments_of
+from radixserve.kernels.cpu.rows import GateBlock, NormBlock, RotateBlock, add_norm, gate, rotate
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.decoder import Decoder
-from radixserve.model.decoder_program import segments_of
 from radixserve.model.runner import Runner
 from radixserve.step import Logits
 from radixserve.tensors.kv import KVPool, KVShape
@@ -37,11 +39,11 @@ def test_it_serves_the_architectures_it_knows_and_no_other(name: str) -> None:
 def test_its_logits_are_those_of_the_models_own_modules(name: str) -> None:
     loaded = load_tiny(name)
     ids = torch.randint(0, VOCAB, (100,), generator=torch.Generator().manual_seed(0)).tolist()
-    lean, own = (
+    ours, own = (
         Runner(each, KVPool(each.shape, 100, CPU)).forward([chunk(ids, 0, range(100))])
         for each in (loaded, replace(loaded, decoder=None))
     )
-    torch.testing.assert_close(lean, own, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(ours, own, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", IN_PANELS)
@@ -49,12 +51,12 @@ def test_a_step_of_few_rows_as_one_program_gives_the_bits_of_layer_by_layer(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_tiny(name)
-    assert loaded.decoder is not None
-    assert loaded.decoder.has_few == gemm.FITS  # type: ignore[attr-defined]
+    assert isinstance(loaded.decoder, Decoder)
+    assert loaded.decoder.most_recorded == (gemm.FEW if gemm.FITS else 0)
     ids = torch.randint(0, VOCAB, (340,), generator=torch.Generator().manual_seed(0)).tolist()
     found = []
-    for program in (gemm.FITS, False):
-        monkeypatch.setattr(loaded.decoder, "has_few", program)
+    for most_recorded in (loaded.decoder.most_recorded, 0):
+        monkeypatch.setattr(loaded.decoder, "most_recorded", most_recorded)
         pool = KVPool(loaded.shape, 1000, CPU)
         run = Runner(loaded, pool)
         run.forward([chunk(ids[:300], 0, range(300))])
@@ -103,8 +105,11 @@ def test_another_activation_keeps_the_models_own_modules() -> None:
     assert Decoder.of(model) is None
 
 
-def block() -> LayerBlock:
-    return LayerBlock(SHAPE, HEADS, 1e-5)
+def call(kernel: Callable[[Any], None], block: Any, parallel: bool = True) -> None:
+    """Run a row-wise kernel with a fresh counter."""
+    counter = np.zeros(1, np.int64)
+    block.counter = counter
+    threads.run(native.address(kernel), block.address, parallel)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 50])
@@ -112,13 +117,14 @@ def block() -> LayerBlock:
 def test_the_norm_is_that_of_torch_after_adding(rows: int, width: int) -> None:
     hidden, delta, weight = torch.randn(rows, width), torch.randn(rows, width), torch.randn(width)
     total, normed = hidden + delta, torch.empty(rows, width)
-    each = block()
-    each.point(hidden=hidden, delta=delta, weight=weight, normed=normed)
-    each.run(native.address(add_norm), rows, True)
+    block = NormBlock(
+        hidden=hidden, delta=delta, weight=weight, normed=normed, rows=rows, epsilon=1e-5
+    )
+    call(add_norm, block)
     assert torch.equal(hidden, total)
     torch.testing.assert_close(normed, F.rms_norm(total, (width,), weight, 1e-5))
-    each.point(delta=None)
-    each.run(native.address(add_norm), rows, False)
+    block.delta = None
+    call(add_norm, block, parallel=False)
     assert torch.equal(hidden, total)
 
 
@@ -127,9 +133,7 @@ def test_gating_is_that_of_torch_also_far_from_zero(inner: int) -> None:
     gate_up = torch.randn(19, 2 * inner) * 20
     gate_up[:, :5] = torch.tensor([0.0, -88.0, -1e30, 1e30, 88.0])
     gated = torch.empty(19, inner)
-    each = block()
-    each.point(gate_up=gate_up, gated=gated)
-    each.run(native.address(gate), 19, True)
+    call(gate, GateBlock(gate_up=gate_up, gated=gated, rows=19))
     torch.testing.assert_close(
         gated, F.silu(gate_up[:, :inner]) * gate_up[:, inner:], atol=1e-5, rtol=2e-6
     )
@@ -137,9 +141,7 @@ def test_gating_is_that_of_torch_also_far_from_zero(inner: int) -> None:
 
 def test_what_is_not_a_number_stays_visible() -> None:
     gate_up, gated = torch.full((1, 10), torch.nan), torch.empty(1, 5)
-    each = block()
-    each.point(gate_up=gate_up, gated=gated)
-    each.run(native.address(gate), 1, False)
+    call(gate, GateBlock(gate_up=gate_up, gated=gated, rows=1), parallel=False)
     assert gated.isnan().all()
 
 
@@ -148,26 +150,15 @@ def test_rotation_writes_queries_and_the_slots_of_its_rows_only(normed: bool) ->
     rows, dim = 20, SHAPE.k_dim
     qkv, angle = torch.randn(rows, HEADS + 4, dim), torch.randn(rows, 1, dim // 2).repeat(1, 1, 2)
     cos, sin, weight = angle.cos(), angle.sin(), torch.rand(dim) + 0.5
-    q, pool, slots = (
-        torch.empty(rows, HEADS, dim),
-        KVPool(SHAPE, 64, CPU),
-        torch.randperm(64)[:rows],
-    )
+    q, pool = torch.empty(rows, HEADS, dim), KVPool(SHAPE, 64, CPU)
+    slots = torch.randperm(64)[:rows]
     heads = F.rms_norm(qkv[:, :-2], (dim,), weight, 1e-5) if normed else qkv[:, :-2].clone()
     expected = heads * cos + torch.cat([-heads[..., dim // 2 :], heads[..., : dim // 2]], -1) * sin
-    each, of_heads = block(), weight if normed else None
-    each.point(
-        qkv=qkv,
-        cos=cos,
-        sin=sin,
-        q=q,
-        k=pool.k,
-        v=pool.v,
-        slots=slots,
-        q_weight=of_heads,
-        k_weight=of_heads,
-    )
-    each.run(native.address(rotate), rows, True)
+    of_heads = weight if normed else None
+    tensors = {"qkv": qkv, "cos": cos, "sin": sin, "q": q, "k": pool.k, "v": pool.v}
+    norms = {"q_weight": of_heads, "k_weight": of_heads, "epsilon": 1e-5}
+    sizes = {"rows": rows, "heads": HEADS, "kv_heads": SHAPE.kv_heads, "dim": dim}
+    call(rotate, RotateBlock(slots=slots, **tensors, **norms, **sizes))
     torch.testing.assert_close(q, expected[:, :HEADS])
     torch.testing.assert_close(pool.k[0, slots], expected[:, HEADS:])
     assert torch.equal(pool.v[0, slots], qkv[:, -2:])

@@ -197,8 +197,8 @@ def _gate(block: Any) -> None:
 
 
 def add_norm(address: Any) -> None:
-    """The kernel of `NormBlock` in float32. Every thread calls it with the block's address; `native`
-    compiles it, and the five below.
+    """The kernel of `NormBlock` in float32. Every thread calls it with the block's address.
+    `native` compiles it, and the five below.
     """
     _add_norm(NormBlock.read(address))
 
