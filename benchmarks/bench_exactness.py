@@ -43,7 +43,7 @@ from radixserve.kernels.cpu.attend import attend_cpu
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.decoder import Decoder
 from radixserve.model.families import Layer
-from radixserve.model.linear import PackedWeight
+from radixserve.model.linear import PackedLinear, PackedWeight
 from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
@@ -120,9 +120,11 @@ def forwards(loaded: LoadedModel, model: str) -> dict[str, Decoder]:
     original = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     plain = [plain_layer(*pair) for pair in zip(served.layers, original.model.layers, strict=True)]
     unguarded = [unguarded_layer(layer) for layer in served.layers]
+    head = loaded.model.lm_head
+    assert isinstance(head, PackedLinear)
     return {
         "packed": served,
-        "unguarded": forward_with(served, unguarded, Unguarded(served.head.packed)),
+        "unguarded": forward_with(served, unguarded, Unguarded(head.packed)),
         "torch": forward_with(served, plain, Plain(original.lm_head)),
     }
 
