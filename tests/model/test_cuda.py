@@ -78,7 +78,7 @@ def test_without_triton_the_reference_serves(monkeypatch: pytest.MonkeyPatch) ->
     plain = builtins.__import__
 
     def without(name: str, *rest: Any) -> Any:
-        if name.endswith("attention_triton"):
+        if name.endswith("kernels.cuda.attention"):
             raise ModuleNotFoundError("No module named 'triton'")
         return plain(name, *rest)
 
