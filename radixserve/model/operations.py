@@ -240,6 +240,9 @@ class Record(Operations):
         self._place, self._attended = 0, False
 
     def linear(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor:
+        """Record a linear. It prefetches K and V of this layer's attention if that is still to
+        come, else of the next layer's.
+        """
         assert weight.few is not None, "see Decoder.most_recorded"
         out = self._new(weight.out_features)
         queue = self._queues[self._layer.index + self._attended]
@@ -252,6 +255,7 @@ class Record(Operations):
         raise NotImplementedError("a recorded step computes all of its rows")
 
     def attend(self, q: torch.Tensor) -> torch.Tensor:
+        """Record the layer's attention, whose block `start` fills for each step."""
         self._attended = True
         out = self._new(self._sizes.heads * self._pool.shape.v_dim)
         index = self._layer.index
