@@ -34,11 +34,11 @@ class Grammars:
         self._kept: OrderedDict[Grammar, Future[Compiled]] = OrderedDict()
         self._threads = ThreadPoolExecutor(_THREADS, "grammars")
 
-    def get(self, grammar: Grammar) -> Compiled | None:
-        """`grammar` compiled; None while that is under way. The first call begins it.
+    def compile(self, grammar: Grammar) -> Future[Compiled]:
+        """`grammar` compiled, now or soon. The future raises BadRequest if it cannot be compiled.
 
-        Raises:
-            BadRequest: it cannot be compiled.
+        Callers keep the future: if more grammars than are kept are wanted at a time, a second call
+        would begin again.
         """
         found = self._kept.get(grammar)
         if found is None:
@@ -46,7 +46,7 @@ class Grammars:
             if len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(grammar)
-        return found.result() if found.done() else None
+        return found
 
     def _begin(self, grammar: Grammar) -> Future[Compiled]:
         usual = threading.stack_size(_STACK_BYTES)  # of threads that are started from now on

@@ -12,17 +12,18 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
 
 from radixserve.cache.kvcache import KVCache, Lease
-from radixserve.engine.constraint import Constraint
 from radixserve.engine.faults import NOT_FINITE, Fault
 from radixserve.engine.grammars import Grammars
 from radixserve.engine.planning import Plan, Work, last_slot, second_try, slots_wanted
 from radixserve.engine.sequence import Sequence
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import BadRequest
+from radixserve.grammar import Compiled
 from radixserve.request import Request
 from radixserve.sampling import Sampled, leaves_no_token
 from radixserve.step import FaultKind, FinishReason, TokenEvent
@@ -64,7 +65,8 @@ class Scheduler:
         self.cache = cache
         self.tiers = tiers or Tiers(cache)
         self._grammars = grammars
-        self._awaiting: list[Sequence] = []  # of those waiting: their grammar is being compiled
+        # of those waiting: the ones whose grammar is being compiled
+        self._awaiting: dict[Sequence, Future[Compiled]] = {}
         self.limits = limits
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # oldest first
@@ -90,10 +92,10 @@ class Scheduler:
             )
         if sequence.num_output >= request.sampling.max_tokens:
             return _ended(sequence, "length")
-        if sequence.awaits_grammar:
+        if request.sampling.grammar is not None:
             if self._grammars is None:
                 return _ended(sequence, "error", "this engine has no grammars")
-            self._awaiting.append(sequence)
+            self._awaiting[sequence] = self._grammars.compile(request.sampling.grammar)
         self.waiting.append(sequence)
         return None
 
@@ -106,28 +108,20 @@ class Scheduler:
         """To be called between two steps: give the sequences that wait for a grammar those that are
         compiled. Returns the ends of sequences whose grammar cannot be compiled.
         """
-        events = []
-        for sequence in list(self._awaiting):
-            try:
-                ready = self._constrain(sequence)
-            except BadRequest as refusal:
-                self._end(sequence)
-                events.append(_refused(sequence, refusal))
-            else:
-                if ready:
-                    self._awaiting.remove(sequence)
-        return events
+        settled = [each for each, future in self._awaiting.items() if future.done()]
+        events = (self._constrain(each) for each in settled)
+        return [event for event in events if event is not None]
 
-    def _constrain(self, sequence: Sequence) -> bool:
-        sampling = sequence.request.sampling
-        assert self._grammars is not None, "such a sequence is not added"
-        assert sampling.grammar is not None, "it waits for one"
-        compiled = self._grammars.get(sampling.grammar)
-        if compiled is None:
-            return False
-        sequence.constraint = Constraint(compiled, sampling, sequence.output_ids.tolist())
-        sequence.append_forced()
-        return True
+    def _constrain(self, sequence: Sequence) -> TokenEvent | None:
+        """Give `sequence` its grammar, which is compiled, or end it if that failed."""
+        try:
+            compiled = self._awaiting[sequence].result()
+        except BadRequest as refusal:
+            self._end(sequence)
+            return _refused(sequence, refusal)
+        del self._awaiting[sequence]
+        sequence.constrain(compiled)
+        return None
 
     def abort(self, request_id: str) -> TokenEvent | None:
         """End a request in any state. None if it is unknown, or has ended."""
@@ -306,8 +300,7 @@ class Scheduler:
     # release: every sequence ends here
 
     def _end(self, sequence: Sequence, publish: bool = True) -> None:
-        if sequence in self._awaiting:
-            self._awaiting.remove(sequence)
+        self._awaiting.pop(sequence, None)
         if sequence.lease is None:
             self.waiting.remove(sequence)
             return

@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from radixserve.cache.kvcache import Lease
 from radixserve.engine.constraint import Constraint
+from radixserve.grammar import Compiled
 from radixserve.request import Request
 from radixserve.step import TokenLogprob
 
@@ -145,6 +146,11 @@ class Sequence:
     def key(self, num_tokens: int) -> bytes:
         """The first `num_tokens` tokens as the cache compares them: packed int32."""
         return self.ids[:num_tokens].tobytes()
+
+    def constrain(self, compiled: Compiled) -> None:
+        """Follow its grammar from now on, and append the tokens that it forces first."""
+        self.constraint = Constraint(compiled, self.request.sampling, self.output_ids.tolist())
+        self.append_forced()
 
     def append(self, token_id: int) -> None:
         """Append a drawn token."""
