@@ -113,3 +113,21 @@ def test_lists_of_tokens_and_words_leave_what_a_reader_would_leave(
     else:
         assert drawn is not None
         assert drawn.token_id == max(left, key=lambda token: float(logits[0, token]))
+
+
+@pytest.mark.parametrize("fault", [torch.nan, torch.inf])
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("bias", [{}, {0: -100.0}])
+def test_a_mask_hides_no_logit_that_is_not_finite(
+    fault: float, place: int, bias: dict[int, float]
+) -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
+    logits[0, place] = fault
+    rows = [
+        Row(Sampling(max_tokens=4, seed=1, logit_bias=bias), NOTHING, NOTHING, mask_of([1, 2], 3))
+        for _ in range(2)
+    ]
+    faulty, fine = sample(logits, rows)
+    assert faulty is None
+    assert fine is not None
+    assert fine.token_id in (1, 2)

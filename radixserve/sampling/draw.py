@@ -25,6 +25,8 @@ from radixserve.tensors.transfer import upload, upload_ids
 
 # The weight of the most likely token. Sums stay below 2**63 for vocabularies up to 2**22.
 _ONE = 2.0**40
+# An exponent that gives a weight of 0. Below -87 a processor takes a hundred times as long for exp.
+_NOTHING = -60.0
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -112,7 +114,8 @@ def _weights(d: Draw, logits: torch.Tensor) -> torch.Tensor:
     """Integer weights of some logits [n, m]: the highest logit has 2**40, a token that cannot be
     drawn 0.
     """
-    return (logits - d.highest).div_(d.temperature).exp_().mul_(_ONE).long()
+    exponents = (logits - d.highest).div_(d.temperature).clamp_(min=_NOTHING)
+    return exponents.exp_().mul_(_ONE).long()
 
 
 def _pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ presence and frequency as in the OpenAI API reference.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,16 @@ from radixserve.tensors.transfer import upload, upload_ids
 
 def is_edited(row: Row) -> bool:
     """Whether any of the edits below changes a logit of this row."""
+    return row.allowed is not None or is_changed(row)
+
+
+def is_changed(row: Row) -> bool:
+    """Whether an edit other than the mask changes a logit of this row. Such an edit can hide a NaN
+    or an infinite logit; a mask adds 0 or -inf, which leaves a NaN or makes one.
+    """
     sampling = row.sampling
     lists = sampling.logit_bias, sampling.allowed_token_ids, sampling.bad_words
-    return any(lists) or _counts(row) or _forbids_stop(row) or row.allowed is not None
+    return any(lists) or _counts(row) or _forbids_stop(row)
 
 
 def reads_output(row: Row) -> bool:
@@ -51,17 +58,21 @@ def leaves_no_token(row: Row) -> bool:
     return left <= forbidden.union(_completing(row))
 
 
-def edit(logits: torch.Tensor, rows: Sequence[Row]) -> None:
-    """Apply all edits to float32 logits [len(rows), vocab] in place. Cost: O(prompt + output) per
-    row with penalties.
+def edit(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """A copy of float32 logits [len(rows), vocab] with all edits. Cost: O(prompt + output) per row
+    with penalties.
     """
-    _penalise_repetition(logits, rows)
-    _penalise_output(logits, rows)
-    _add_bias(logits, rows)
-    _forbid_stop(logits, rows)
-    _keep_listed(logits, rows)
-    _forbid_words(logits, rows)
-    _keep_allowed(logits, rows)
+    if all(row.allowed is not None and not is_changed(row) for row in rows):
+        return _added_by_masks(rows, logits).add_(logits)
+    edited = logits.clone()
+    _penalise_repetition(edited, rows)
+    _penalise_output(edited, rows)
+    _add_bias(edited, rows)
+    _forbid_stop(edited, rows)
+    _keep_listed(edited, rows)
+    _forbid_words(edited, rows)
+    _keep_allowed(edited, rows)
+    return edited
 
 
 def _counts(row: Row) -> bool:
@@ -148,30 +159,48 @@ def _forbid_words(logits: torch.Tensor, rows: Sequence[Row]) -> None:
 
 def _completing(row: Row) -> list[int]:
     """The last tokens of those `bad_words` whose other tokens end the output."""
-    output = row.output_ids
-    return [
-        word[-1]
-        for word in row.sampling.bad_words
-        if len(word) <= len(output) + 1
-        and tuple(output[len(output) + 1 - len(word) :].tolist()) == word[:-1]
-    ]
+    if not row.sampling.bad_words:
+        return []
+    found, output = list[int](), row.output_ids
+    for length, last in _by_beginning(row.sampling.bad_words).items():
+        if length <= len(output):
+            found += last.get(tuple(output[len(output) - length :].tolist()), ())
+    return found
+
+
+@lru_cache(maxsize=64)
+def _by_beginning(
+    words: tuple[tuple[int, ...], ...],
+) -> dict[int, dict[tuple[int, ...], list[int]]]:
+    """The last tokens of `words`, by the length of what is before them, and by what it is: one
+    look-up for each length finds the words that an output has begun.
+    """
+    found: dict[int, dict[tuple[int, ...], list[int]]] = {}
+    for *beginning, last in words:
+        by_beginning = found.setdefault(len(beginning), {})
+        by_beginning.setdefault(tuple(beginning), []).append(last)
+    return found
 
 
 def _keep_allowed(logits: torch.Tensor, rows: Sequence[Row]) -> None:
     """Set the logits of all tokens that a row's `allowed` leaves out to -inf."""
-    masks = {i: row.allowed for i, row in enumerate(rows) if row.allowed is not None}
-    if not masks:
-        return
+    masked = [i for i, row in enumerate(rows) if row.allowed is not None]
+    if masked:
+        added = _added_by_masks([rows[i] for i in masked], logits)
+        logits.index_add_(0, upload_ids(masked, logits.device), added)
+
+
+def _added_by_masks(rows: Sequence[Row], logits: torch.Tensor) -> torch.Tensor:
+    """What the masks of `rows`, which all have one, add to their logits: 0 or -inf, float32
+    [len(rows), vocab].
+    """
     vocab = logits.shape[-1]
-    words = np.zeros((len(masks), (vocab + 31) // 32), np.uint32)
-    for line, mask in zip(words, masks.values(), strict=True):
-        line[: len(mask)] = mask[: len(line)]
+    words = np.zeros((len(rows), (vocab + 31) // 32), np.uint32)
+    for line, row in zip(words, rows, strict=True):
+        assert row.allowed is not None
+        line[: len(row.allowed)] = row.allowed[: len(line)]
     octets = upload(words.view(np.uint8), logits.device).int()
-    added = F.embedding(octets, _added_by_octet(logits.device)).view(len(masks), -1)[:, :vocab]
-    if len(masks) == len(rows):
-        logits += added
-    else:
-        logits.index_add_(0, upload_ids(list(masks), logits.device), added)
+    return F.embedding(octets, _added_by_octet(logits.device)).view(len(rows), -1)[:, :vocab]
 
 
 @cache

@@ -12,7 +12,7 @@ import torch
 
 from radixserve.request import Sampling
 from radixserve.sampling.draw import draw_any, draw_first, prepare
-from radixserve.sampling.edits import edit, is_edited
+from radixserve.sampling.edits import edit, is_changed, is_edited
 from radixserve.sampling.logprobs import first_logprobs, token_logprobs
 from radixserve.sampling.order import best
 from radixserve.sampling.row import Row, Sampled
@@ -57,14 +57,11 @@ def sample(logits: torch.Tensor, rows: Sequence[Row], *, ahead: bool = False) ->
     host checks whether the first 256 tokens were enough, for which it waits; with `ahead` it never
     waits: whole rows are sorted, and the tokens are the same.
     """
-    highest, ids = best(logits)
+    edited = edit(logits, rows) if any(map(is_edited, rows)) else logits
+    highest, ids = best(edited)
     usable = torch.isfinite(highest)
-    edited = logits
-    if any(map(is_edited, rows)):
-        edited = logits.clone()
-        edit(edited, rows)
-        highest, ids = best(edited)
-        usable &= torch.isfinite(highest)
+    if any(map(is_changed, rows)):
+        usable &= torch.isfinite(logits.amax(-1))
     for count, index in _groups(rows, logits.shape[-1], ahead):
         _draw(edited, highest, rows, index, count, ids)
     return Samples(logits, rows, ids, usable)
