@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 MAX_CHARS = 512 * 1024  # of a source
 MAX_CHOICES = 10_000
 
-# One space, or a line break and its indentation. With unlimited whitespace a weak model may write
-# nothing else until its last token.
-_WHITESPACE = r"( |\r?\n[ \t]{0,64})"
+# One space, or a line break and its indentation: ten levels of four spaces or of a tab. A weak model
+# may write as much whitespace as it is allowed to, at every place, until its last token.
+_WHITESPACE = r"( |\r?\n( {0,40}|\t{0,10}))"
 
 # JSON as chat templates write it into the next prompt.
 _ON_ONE_LINE: Final[JsonCompileOptions] = {

@@ -52,6 +52,8 @@ LAYOUTS = {
     "compact": json.dumps({"name": "x", "age": 3}, separators=(",", ":")),
     "usual": json.dumps({"name": "x", "age": 3}),
     "indented": json.dumps({"name": "x", "age": 3}, indent=4),
+    "deep": json.dumps({"name": "x", "age": 3}, indent=40),
+    "tabs": json.dumps({"name": "x", "age": 3}, indent=10 * "\t"),
 }
 
 
@@ -61,7 +63,15 @@ def test_json_may_be_laid_out_as_people_do(layout: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [' {"name": "x", "age": 3}', '{"name":  "x", "age": 3}', '{\n\n"name": "x", "age": 3}']
+    "text",
+    [
+        ' {"name": "x", "age": 3}',
+        '{"name":  "x", "age": 3}',
+        '{\n\n"name": "x", "age": 3}',
+        '{\n \t"name": "x", "age": 3}',
+        "{\n" + " " * 41 + '"name": "x", "age": 3}',
+        "{\n" + "\t" * 11 + '"name": "x", "age": 3}',
+    ],
 )
 def test_whitespace_has_an_end(text: str) -> None:
     assert not accepts(grammar("json_schema", PERSON), text)
@@ -69,10 +79,10 @@ def test_whitespace_has_an_end(text: str) -> None:
 
 def test_whitespace_is_what_the_grammar_says() -> None:
     none, two = (grammar("json_schema", PERSON, whitespace) for whitespace in ("", "  "))
-    assert [accepts(none, text) for text in LAYOUTS.values()] == [True, False, False]
+    assert [accepts(none, text) for text in LAYOUTS.values()] == [True, False, False, False, False]
     assert accepts(two, '{"name":  "x",  "age":  3}')
     embedded = grammar("lark", "start: %json " + json.dumps(PERSON), whitespace="")
-    assert [accepts(embedded, text) for text in LAYOUTS.values()] == [True, False, False]
+    assert [accepts(embedded, text) for text in LAYOUTS.values()] == [True, False, False, False, False]
 
 
 def test_a_name_of_a_control_token_in_a_string_is_text() -> None:
