@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 MAX_CHARS = 512 * 1024  # of a source
 MAX_CHOICES = 10_000
 
-# One space, or a line break and its indentation: ten levels of four spaces or of a tab. A weak model
-# may write as much whitespace as it is allowed to, at every place, until its last token.
+# One space, or a line break and its indentation: ten levels of four spaces or of a tab. A weak
+# model may write as much whitespace as it is allowed to, at every place, until its last token.
 _WHITESPACE = r"( |\r?\n( {0,40}|\t{0,10}))"
 
 # JSON as chat templates write it into the next prompt.

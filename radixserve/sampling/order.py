@@ -31,8 +31,8 @@ def first_ids(logits: torch.Tensor, count: int) -> torch.Tensor:
 
 def best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row's highest logit [n] (NaN if the row holds one) and the lowest id that has it [n]."""
-    # numpy's argmax is vectorised over the row: 20 times as fast as torch's on a CPU. It takes a NaN
-    # for the highest, as torch does.
+    # numpy's argmax is vectorised over the row: 20 times as fast as torch's on a CPU. It takes a
+    # NaN for the highest, as torch does.
     if logits.device.type == "cpu":
         ids = torch.from_numpy(logits.detach().numpy().argmax(-1))
         return logits.gather(-1, ids[:, None])[:, 0], ids
