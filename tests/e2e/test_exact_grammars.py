@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 import json
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -56,8 +55,7 @@ def ascii_grammars() -> Grammars:
 
 def compile_all(grammars: Grammars, wanted: Sequence[Grammar]) -> None:
     for each in wanted:
-        while grammars.get(each) is None:
-            time.sleep(0.001)
+        grammars.compile(each).result(timeout=60)
 
 
 def constrained(requests: Sequence[Request], draw: random.Random) -> list[Request]:
