@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CLIENTS := .venv-clients
 CLIENTS_PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+CLIENT_SETS := current openai2 aider
+LOAD := $(CLIENTS)/load
+VLLM := vllm==0.33.0
 UV := $(CLIENTS)/installer/bin/uv
 # Tests of one file stay together, because they share servers and models. No test reads the terminal.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -35,7 +38,7 @@ test: $(STAMP)  ## run the whole suite, WORKERS=2 files at a time
 test-fast: $(STAMP)  ## run what takes two minutes: no real servers and models, no long searches for faults
 	@$(PYTEST) -m "not slow and not model" --durations=10 < /dev/null
 
-clients: $(CLIENTS)/.installed  ## install the clients that docs/clients.md names; `make test` runs them, too
+clients: $(CLIENTS)/.installed $(LOAD)/.installed  ## install the clients that docs/clients.md names; `make test` runs them, too
 
 check: $(STAMP)  ## formatting, lint, types, documentation
 	$(BIN)/ruff check .
@@ -65,11 +68,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Away from .venv, because clients want other versions of what they use, and aider a Python older
 # than 3.13. uv installs them in seconds, where pip takes minutes.
-$(CLIENTS)/.installed: $(wildcard tests/clients/*.txt) tests/clients/package-lock.json
-	@echo "Installing clients into $(CLIENTS); that takes 2 GB:"
-	@test -x $(UV) || { $(PYTHON) -m venv $(CLIENTS)/installer && \
-		$(PYTHON) tools/install.py $(CLIENTS)/installer/bin/python uv; }
-	@for set in current openai2 aider; do \
+$(CLIENTS)/.installed: $(CLIENT_SETS:%=tests/clients/%.txt) tests/clients/package-lock.json | $(UV)
+	@echo "Installing clients into $(CLIENTS); that takes 1.5 GB:"
+	@for set in $(CLIENT_SETS); do \
 		$(UV) venv --quiet --clear --python $(CLIENTS_PYTHON) $(CLIENTS)/$$set && \
 		$(UV) pip install --quiet --python $(CLIENTS)/$$set/bin/python --no-deps \
 			--requirement tests/clients/$$set.txt || exit 1; done
@@ -78,3 +79,19 @@ $(CLIENTS)/.installed: $(wildcard tests/clients/*.txt) tests/clients/package-loc
 		npm ci --prefix $(CLIENTS)/node --loglevel=error --no-audit --no-fund; \
 	else echo "make: no npm, so the tests of clients for Node will be skipped"; fi
 	@touch $@
+
+# Programs that measure need torch and transformers, and see those of .venv behind their own
+# packages. The benchmark of vLLM needs none of its kernels: VLLM_TARGET_DEVICE builds it without.
+$(LOAD)/.installed: tests/clients/load.txt | $(STAMP) $(UV)
+	@echo "Installing programs that measure into $(LOAD); that takes 0.6 GB:"
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(LOAD)
+	@folder='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		$(BIN)/python -c "$$folder" > "$$($(LOAD)/bin/python -c "$$folder")/project.pth"
+	@$(UV) pip install --quiet --python $(LOAD)/bin/python --no-deps --requirement $<
+	@VLLM_TARGET_DEVICE=empty $(UV) pip install --quiet --python $(LOAD)/bin/python \
+		--no-deps --no-build-isolation --no-binary vllm $(VLLM)
+	@touch $@
+
+$(UV):
+	@$(PYTHON) -m venv $(CLIENTS)/installer
+	@$(PYTHON) tools/install.py $(CLIENTS)/installer/bin/python uv

@@ -13,13 +13,23 @@ from pathlib import Path
 
 import pytest
 
+from radixserve.cache_folder import cache_dir
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "clients"
 INSTALLED = ROOT / ".venv-clients"
 
 ADDRESS = "http://127.0.0.1:8000"
 SECONDS = 200  # most of the time passes while large packages are imported
-SETS = {"aider.sh": "aider", "instructor_models.py": "openai2", "llamaindex.py": "openai2"}
+SETS = {
+    "aider.sh": "aider",
+    "aiperf.sh": "load",
+    "guidellm.sh": "load",
+    "instructor_models.py": "openai2",
+    "llamaindex.py": "openai2",
+    "lm_eval.sh": "load",
+    "vllm_bench.sh": "load",
+}
 
 
 def environment_of(name: str) -> Path:
@@ -60,7 +70,14 @@ def interpreter(name: str, packages: Path) -> list[str]:
 
 
 def surroundings(folder: Path, packages: Path) -> dict[str, str]:
-    """Environment variables: a home of its own, and nothing that is fetched from elsewhere."""
+    """Environment variables: a home of its own, and nothing that is fetched from elsewhere.
+
+    The server's models are where a script expects them, below the home: some need a tokenizer.
+    """
+    models = folder / ".cache" / "radixserve"
+    if not models.exists():
+        models.parent.mkdir(exist_ok=True)
+        models.symlink_to(cache_dir())
     modules = folder / "node_modules"
     if packages.name == "node" and not modules.exists():
         modules.symlink_to(packages / "node_modules")  # node looks for packages beside the script
