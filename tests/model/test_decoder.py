@@ -1,22 +1,15 @@
-"""The decoder: used where it agrees with the model's own modules, and its kernels against
-torch.
-"""
+"""The decoder: used where it agrees with the model's own modules; run now or recorded."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from radixserve.kernels.cpu import gemm, native, threads
+from radixserve.kernels.cpu import gemm
 from radixserve.kernels.cpu.gemm import segments_of
-from radixserve.kernels.cpu.rows import GateBlock, NormBlock, RotateBlock, add_norm, gate, rotate
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.decoder import Decoder
 from radixserve.model.runner import Runner
@@ -27,7 +20,6 @@ from tests.tiny import CONFIGS, CPU, VOCAB, chunk, load_tiny
 IN_PANELS = ("llama_in_panels", "qwen3_in_panels")
 KNOWN = ("llama", "llama_grouped", *IN_PANELS, "qwen2", "qwen3", "mistral")
 SHAPE = KVShape(1, 2, 24, 24, torch.float32)
-HEADS = 4
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -103,65 +95,3 @@ def test_another_activation_keeps_the_models_own_modules() -> None:
     model = load_tiny("llama").model
     model.config.hidden_act = "gelu"  # type: ignore[union-attr]
     assert Decoder.of(model) is None
-
-
-def call(kernel: Callable[[Any], None], block: Any, parallel: bool = True) -> None:
-    """Run a row-wise kernel with a fresh counter."""
-    counter = np.zeros(1, np.int64)
-    block.counter = counter
-    threads.run(native.address(kernel), block.address, parallel)
-
-
-@pytest.mark.parametrize("rows", [1, 3, 50])
-@pytest.mark.parametrize("width", [24, 64, 100, 576])
-def test_the_norm_is_that_of_torch_after_adding(rows: int, width: int) -> None:
-    hidden, delta, weight = torch.randn(rows, width), torch.randn(rows, width), torch.randn(width)
-    total, normed = hidden + delta, torch.empty(rows, width)
-    block = NormBlock(
-        hidden=hidden, delta=delta, weight=weight, normed=normed, rows=rows, epsilon=1e-5
-    )
-    call(add_norm, block)
-    assert torch.equal(hidden, total)
-    torch.testing.assert_close(normed, F.rms_norm(total, (width,), weight, 1e-5))
-    block.delta = None
-    call(add_norm, block, parallel=False)
-    assert torch.equal(hidden, total)
-
-
-@pytest.mark.parametrize("inner", [5, 64, 100, 1536])
-def test_gating_is_that_of_torch_also_far_from_zero(inner: int) -> None:
-    gate_up = torch.randn(19, 2 * inner) * 20
-    gate_up[:, :5] = torch.tensor([0.0, -88.0, -1e30, 1e30, 88.0])
-    gated = torch.empty(19, inner)
-    call(gate, GateBlock(gate_up=gate_up, gated=gated, rows=19))
-    torch.testing.assert_close(
-        gated, F.silu(gate_up[:, :inner]) * gate_up[:, inner:], atol=1e-5, rtol=2e-6
-    )
-
-
-def test_what_is_not_a_number_stays_visible() -> None:
-    gate_up, gated = torch.full((1, 10), torch.nan), torch.empty(1, 5)
-    call(gate, GateBlock(gate_up=gate_up, gated=gated, rows=1), parallel=False)
-    assert gated.isnan().all()
-
-
-@pytest.mark.parametrize("normed", [False, True])
-def test_rotation_writes_queries_and_the_slots_of_its_rows_only(normed: bool) -> None:
-    rows, dim = 20, SHAPE.k_dim
-    qkv, angle = torch.randn(rows, HEADS + 4, dim), torch.randn(rows, 1, dim // 2).repeat(1, 1, 2)
-    cos, sin, weight = angle.cos(), angle.sin(), torch.rand(dim) + 0.5
-    q, pool = torch.empty(rows, HEADS, dim), KVPool(SHAPE, 64, CPU)
-    slots = torch.randperm(64)[:rows]
-    heads = F.rms_norm(qkv[:, :-2], (dim,), weight, 1e-5) if normed else qkv[:, :-2].clone()
-    expected = heads * cos + torch.cat([-heads[..., dim // 2 :], heads[..., : dim // 2]], -1) * sin
-    of_heads = weight if normed else None
-    tensors = {"qkv": qkv, "cos": cos, "sin": sin, "q": q, "k": pool.k, "v": pool.v}
-    norms = {"q_weight": of_heads, "k_weight": of_heads, "epsilon": 1e-5}
-    sizes = {"rows": rows, "heads": HEADS, "kv_heads": SHAPE.kv_heads, "dim": dim}
-    call(rotate, RotateBlock(slots=slots, **tensors, **norms, **sizes))
-    torch.testing.assert_close(q, expected[:, :HEADS])
-    torch.testing.assert_close(pool.k[0, slots], expected[:, HEADS:])
-    assert torch.equal(pool.v[0, slots], qkv[:, -2:])
-    others = torch.ones(64, dtype=torch.bool).index_fill_(0, slots, False)
-    assert not pool.k[0, others].any()
-    assert not pool.v[0, others].any()
