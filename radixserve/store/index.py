@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,9 @@ class Newer(Exception):
 
 
 class Index:
-    """The table of runs. One thread at a time; all methods raise sqlite3.Error."""
+    """The table of runs. One thread at a time; all methods raise sqlite3.Error. An index that is
+    forgotten is closed.
+    """
 
     def __init__(self, disk: Disk, path: Path, *, read_only: bool = False) -> None:
         """Open or create.
@@ -94,13 +97,14 @@ class Index:
         """
         self.disk = disk
         self._connection = disk.connect(path, read_only=read_only)
+        self._closing = weakref.finalize(self, self._connection.close)
         try:
             self._open(read_only)
             self._clock: int = self._one("SELECT coalesce(max(last_use), 0) FROM runs")
             if not 0 <= self._clock < _LATEST:
                 raise Unusable("the index counts uses beyond reason")
         except BaseException:
-            self._connection.close()
+            self.close()
             raise
 
     def _open(self, read_only: bool) -> None:
@@ -127,7 +131,7 @@ class Index:
             self._sql(f"PRAGMA user_version = {SCHEMA}")
 
     def close(self) -> None:
-        self._connection.close()
+        self._closing()
 
     # The tree.
 

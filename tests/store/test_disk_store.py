@@ -4,6 +4,7 @@ counts.
 
 from __future__ import annotations
 
+import gc
 import re
 import sqlite3
 import time
@@ -41,6 +42,15 @@ def test_what_is_put_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert [loads(store, "a", [1, 2, 3, 4, 5], start) for start in range(5)] == [4, 3, 2, 1, 0]
     assert loads(store, "a", [1, 2, 3, 4], 1, 3) == 2
     assert loads(store, "a", [1, 2, 9, 4]) == 2
+
+
+def test_a_store_that_is_forgotten_closes_its_index(tmp_path: Path) -> None:
+    store = opened(tmp_path / "s")
+    connection = store._folder.index._connection
+    del store
+    gc.collect()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
 
 
 def test_putting_again_writes_nothing(tmp_path: Path) -> None:
