@@ -161,7 +161,7 @@ def _refuse_unsupported(body: GenerationBody) -> None:
     served = {*type(body).__annotations__}
     if isinstance(body, CompletionBody):
         served |= {*WITHOUT_EFFECT_ON_TEXT}
-    for name in KnownElsewhere.__struct_fields__:
+    for name in KnownElsewhere.__annotations__:  # without those of its base
         value = None if name in served else getattr(body, name)
         accepted = AS_IF_ABSENT.get(name, ())
         if value is not None and not any(_same(value, each) for each in accepted):

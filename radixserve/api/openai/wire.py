@@ -22,7 +22,59 @@ from radixserve.api.openai.wire_tools import (
 from radixserve.defaults import Defaults
 
 
-class KnownElsewhere(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class SharedBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The fields that all bodies of this dialect have which ask for answers, by the same name and
+    with the same meaning.
+    """
+
+    model: str | None = None  # the model served
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    stream: bool | None = None
+    # the cache
+    cache_salt: str | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
+    # These fields have no effect here, because the server keeps no records of its users, has one
+    # tier of service and no tools, and its cache needs no hints.
+    metadata: dict[str, str] | None = None
+    parallel_tool_calls: bool | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    store: bool | None = None
+    user: str | None = None
+
+    @property
+    def has_breakpoints(self) -> bool:
+        """Whether parts of the prompt are marked for caches."""
+        return False
+
+    @property
+    def stores_cache(self) -> bool:
+        """Whether computed K/V may be kept: OpenAI's explicit mode without a mark forbids it."""
+        options = self.prompt_cache_options
+        return options is None or options.mode != "explicit" or self.has_breakpoints
+
+    @property
+    def wants_pin(self) -> bool:
+        """Whether the prompt's K/V is to be kept for some time."""
+        options = self.prompt_cache_options
+        return self.has_breakpoints or (options is not None and options.ttl is not None)
+
+
+class KnownElsewhere(SharedBody, kw_only=True, forbid_unknown_fields=True):
     """Fields of the OpenAI API and of its popular extensions that radixserve does not implement.
 
     Some are served by chat only, which declares them again with their types. All are declared so
@@ -130,23 +182,8 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
     """The fields that chat and text completions have in common."""
 
-    model: str | None = None  # the model served
     max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    ignore_eos: bool | None = None
-    min_tokens: int | None = None
     n: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     # the form of the answer, in the words of several servers
     response_format: ResponseFormat | None = None
@@ -171,21 +208,10 @@ class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     # the cache
-    cache_salt: str | None = None
     extra_key: str | None = None
     cache_prompt: bool | None = None
-    prompt_cache_options: PromptCacheOptions | None = None
-    # These fields have no effect here, because the server keeps no records of its users, has one
-    # tier of service and no tools, and its cache needs no hints.
-    metadata: dict[str, str] | None = None
-    parallel_tool_calls: bool | None = None
+    # These fields have no effect here.
     prediction: Prediction | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    safety_identifier: str | None = None
-    service_tier: str | None = None
-    store: bool | None = None
-    user: str | None = None
     verbosity: str | None = None
 
     @property
@@ -214,26 +240,9 @@ class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
         return None
 
     @property
-    def has_breakpoints(self) -> bool:
-        """Whether parts of the prompt are marked for caches."""
-        return False
-
-    @property
     def reads_cache(self) -> bool:
         """Whether cached K/V may be used."""
         return self.cache_prompt is not False and self.stores_cache
-
-    @property
-    def stores_cache(self) -> bool:
-        """Whether computed K/V may be kept: OpenAI's explicit mode without a mark forbids it."""
-        options = self.prompt_cache_options
-        return options is None or options.mode != "explicit" or self.has_breakpoints
-
-    @property
-    def wants_pin(self) -> bool:
-        """Whether the prompt's K/V is to be kept for some time."""
-        options = self.prompt_cache_options
-        return self.has_breakpoints or (options is not None and options.ttl is not None)
 
     @property
     def wants_echo(self) -> bool:
@@ -332,7 +341,7 @@ class ChatBody(GenerationBody, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def has_breakpoints(self) -> bool:
-        """See `GenerationBody.has_breakpoints`."""
+        """See `SharedBody.has_breakpoints`."""
         return any(message.has_breakpoints for message in self.messages)
 
 

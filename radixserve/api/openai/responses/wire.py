@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from radixserve.api.openai.wire import PromptCacheOptions
+from radixserve.api.openai.wire import SharedBody
 
 
 class TextConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -40,50 +40,24 @@ class ResponsesStreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields
     include_obfuscation: bool | None = None
 
 
-class ResponsesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ResponsesBody(SharedBody, kw_only=True, forbid_unknown_fields=True):
     """Items to be answered."""
 
     input: str | list[dict[str, Any]]
-    model: str | None = None
     instructions: str | None = None
     max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     top_logprobs: int | None = None
     include: list[str] | None = None
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
     max_tool_calls: int | None = None  # of tools that the server runs, of which there are none
     truncation: Literal["auto", "disabled"] | None = None
-    stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     # These fields have no effect, as in chat completions; answers repeat some of them.
     client_metadata: dict[str, str] | None = None
-    metadata: dict[str, str] | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    safety_identifier: str | None = None
-    service_tier: str | None = None
-    store: bool | None = None
-    user: str | None = None
-    # Fields of chat completions that clients send here, too; they have the same meaning.
-    cache_salt: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    frequency_penalty: float | None = None
-    ignore_eos: bool | None = None
-    logit_bias: dict[str, float] | None = None
-    min_p: float | None = None
-    min_tokens: int | None = None
-    presence_penalty: float | None = None
-    prompt_cache_options: PromptCacheOptions | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    top_k: int | None = None
     # Fields that are refused by name, because nothing is stored and no tool runs in the server.
     access_programs: Any = None
     background: Any = None
@@ -110,33 +84,14 @@ class ResponsesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def has_breakpoints(self) -> bool:
-        """Whether parts of the input are marked for caches."""
+        """See `SharedBody.has_breakpoints`."""
         items = self.input if isinstance(self.input, list) else ()
         contents = [each for item in items for each in (item.get("content"), item.get("output"))]
         parts = [part for each in contents if isinstance(each, list) for part in each]
         return any(part.get("prompt_cache_breakpoint") for part in parts)
 
-    @property
-    def stores_cache(self) -> bool:
-        """See `GenerationBody.stores_cache`."""
-        options = self.prompt_cache_options
-        return options is None or options.mode != "explicit" or self.has_breakpoints
 
-    @property
-    def wants_pin(self) -> bool:
-        """See `GenerationBody.wants_pin`."""
-        options = self.prompt_cache_options
-        return self.has_breakpoints or (options is not None and options.ttl is not None)
-
-
-SAME_IN_CHAT = (
-    *("model", "temperature", "top_p", "top_logprobs", "parallel_tool_calls", "stream"),
-    *("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
-    *("service_tier", "store", "user", "cache_salt", "chat_template_kwargs"),
-    *("frequency_penalty", "ignore_eos", "logit_bias", "min_p", "min_tokens"),
-    *("presence_penalty", "prompt_cache_options", "repetition_penalty", "seed", "stop"),
-    *("stop_token_ids", "top_k"),
-)
+SAME_IN_CHAT = (*SharedBody.__struct_fields__, "top_logprobs", "chat_template_kwargs")
 """The fields that a chat body has by the same name and with the same meaning."""
 
 REFUSED = (
