@@ -29,7 +29,8 @@ from tests.api.conftest import (
 from tests.fakes import LocalTokenizer
 
 BOTH = (CHAT, COMPLETIONS)
-ALL = (*OPENAI_DIALECT, "/tokenize", "/detokenize")
+INPUT_TOKENS = f"{RESPONSES}/input_tokens"
+ALL = (*OPENAI_DIALECT, INPUT_TOKENS, "/tokenize", "/detokenize")
 BODY_TYPES: dict[str, type[msgspec.Struct]] = {
     CHAT: ChatBody,
     COMPLETIONS: CompletionBody,
@@ -48,6 +49,7 @@ NOT_JSON = {
     "surrogate": b'{"model": "\\ud800"}',
     "surrogate in a key": b'{"\\udfff": 1}',
     "NaN": b'{"model": NaN}',
+    "Infinity": b'{"model": -Infinity}',
 }
 
 
@@ -56,6 +58,13 @@ def _missing(param: str) -> tuple[str, str]:
     return "missing_required_parameter", param
 
 
+def _invalid(param: str) -> tuple[str, str]:
+    return "invalid_type", param
+
+
+USER = {"role": "user", "content": "a"}
+
+# field, value, code, and the name the answer gives if it is not the field
 FIELDS: list[tuple[Any, ...]] = [
     ("max_tokens", True, "invalid_type"),
     ("max_tokens", 10.0, "invalid_type"),
@@ -257,6 +266,8 @@ CHAT_FIELDS: list[tuple[Any, ...]] = [
 
 COMPLETION_FIELDS: list[tuple[Any, ...]] = [
     *((name, value, "unsupported_parameter") for name, value in COMPLETION_FIELDS_OF_CHAT.items()),
+    ("best_of", 0, "integer_below_min_value"),
+    ("best_of", 17, "integer_above_max_value"),
     ("prompt", None, "invalid_type"),
     ("prompt", 5, "invalid_type"),
     ("prompt", "", "invalid_value"),
@@ -292,6 +303,16 @@ def fields_of(path: str) -> tuple[str, ...]:
 
 def case_id(case: tuple[Any, ...]) -> str:
     return f"{case[0]}={json.dumps(case[1])}"[:60]
+
+
+def good_body(path: str) -> dict[str, Any]:
+    """A small good body for an endpoint of the OpenAI dialect, those that only count included."""
+    others: dict[str, dict[str, Any]] = {
+        INPUT_TOKENS: {"input": "abc"},
+        "/tokenize": {"prompt": "abc"},
+        "/detokenize": {"tokens": [97]},
+    }
+    return others.get(path) or body_for(path)
 
 
 async def assert_still_serves(server: Server) -> None:
@@ -384,6 +405,20 @@ async def test_a_bad_chat_field_is_refused_by_name(server: Server, case: tuple[A
     )
 
 
+MESSAGE_CASES = [
+    case for case in CHAT_FIELDS if case[0] == "messages" and "x" * 510 not in json.dumps(case[1])
+]
+"""Those that are wrong whether or not an answer is asked for."""
+
+
+@pytest.mark.parametrize("case", MESSAGE_CASES, ids=case_id)
+async def test_bad_messages_are_refused_by_name_where_they_are_only_counted(
+    server: Server, case: tuple[Any, ...]
+) -> None:
+    name, value, code, *param = case
+    await assert_refused(server, "/tokenize", {name: value}, code, param[0] if param else name)
+
+
 @pytest.mark.parametrize("case", COMPLETION_FIELDS, ids=case_id)
 async def test_a_bad_completion_field_is_refused_by_name(
     server: Server, case: tuple[Any, ...]
@@ -404,12 +439,13 @@ async def test_a_bad_completion_field_is_refused_by_name(
         (CHAT, "messages"),
         (COMPLETIONS, "prompt"),
         (RESPONSES, "input"),
+        (INPUT_TOKENS, "input"),
         ("/detokenize", "tokens"),
     ],
 )
 async def test_a_missing_field_is_named(server: Server, path: str, field: str) -> None:
-    body = {} if path == "/detokenize" else body_for(path)
-    body.pop(field, None)
+    body = good_body(path)
+    del body[field]
     await assert_refused(server, path, body, "missing_required_parameter", field)
 
 
@@ -450,6 +486,16 @@ async def test_stream_options_are_checked(
             "prompt",
         ),
         ("/tokenize", {"prompt": 5}, "invalid_type", "prompt"),
+        ("/tokenize", {"prompt": [97]}, "invalid_type", "prompt"),
+        ("/tokenize", {"prompt": "a", "what": 1}, "unknown_parameter", "what"),
+        ("/tokenize", {"prompt": "a", "model": 3}, "invalid_type", "model"),
+        ("/tokenize", {"prompt": "a", "add_special_tokens": 1}, *_invalid("add_special_tokens")),
+        ("/tokenize", {"messages": [USER], "tools": [{}]}, *_missing("tools[0].type")),
+        (
+            "/tokenize",
+            {"messages": [USER], "add_generation_prompt": "a"},
+            *_invalid("add_generation_prompt"),
+        ),
         ("/tokenize", {"prompt": "x" * 10_000}, "context_length_exceeded", "prompt"),
         (
             "/tokenize",
@@ -459,6 +505,11 @@ async def test_stream_options_are_checked(
         ),
         ("/tokenize", {"prompt": "a", "tools": []}, "unsupported_parameter", "tools"),
         ("/detokenize", {"tokens": "a"}, "invalid_type", "tokens"),
+        ("/detokenize", {"tokens": None}, "invalid_type", "tokens"),
+        ("/detokenize", {"tokens": [[97]]}, "invalid_type", "tokens[0]"),
+        ("/detokenize", {"tokens": [97, 10**30]}, "invalid_value", "tokens[1]"),
+        ("/detokenize", {"tokens": [97], "what": 1}, "unknown_parameter", "what"),
+        ("/detokenize", {"tokens": [97], "model": 3}, "invalid_type", "model"),
         ("/detokenize", {"tokens": [258]}, "invalid_value", "tokens[0]"),
         ("/detokenize", {"tokens": [-1]}, "invalid_value", "tokens[0]"),
         ("/detokenize", {"tokens": [1.0]}, "invalid_type", "tokens[0]"),
@@ -473,14 +524,7 @@ async def test_tokenize_and_detokenize_check_their_bodies(
 
 @pytest.mark.parametrize("path", ALL)
 async def test_an_unknown_model_is_not_found(server: Server, path: str) -> None:
-    body = (
-        {"tokens": [1]}
-        if path == "/detokenize"
-        else {"prompt": "x"}
-        if path == "/tokenize"
-        else body_for(path)
-    )
-    status, answer = await server.post(path, body | {"model": "y" * 300})
+    status, answer = await server.post(path, good_body(path) | {"model": "y" * 300})
     assert status == 404
     assert (answer["error"]["param"], answer["error"]["code"]) == ("model", "model_not_found")
     assert "y" * 65 not in answer["error"]["message"]

@@ -63,6 +63,7 @@ async def test_an_unknown_path_is_not_found(server: Server, method: str, path: s
     [
         ("GET", CHAT, "POST"),
         ("GET", RESPONSES, "POST"),
+        ("GET", "/detokenize", "POST"),
         ("PUT", COMPLETIONS, "POST"),
         ("DELETE", "/tokenize", "POST"),
         ("POST", "/", "GET, HEAD"),
@@ -123,8 +124,25 @@ async def test_tokenize_gives_what_generation_computes_and_detokenize_reverses_i
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", BOTH)
+@pytest.mark.parametrize("path", OPENAI_DIALECT)
 async def test_a_full_queue_says_when_to_come_back(server: Server, path: str, stream: bool) -> None:
+    server.engine.refuse_after = 0
+    async with server.session.post(
+        server.url + path, json=body_for(path, stream=stream)
+    ) as response:
+        answer = await response.json()
+        assert (response.status, response.headers["Retry-After"]) == (503, "7")
+    assert answer["error"]["code"] == "server_is_overloaded"
+    assert server.engine.seen == []
+    server.engine.refuse_after = None
+    await assert_still_serves(server)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", BOTH)
+async def test_a_queue_without_room_for_all_choices_takes_none(
+    server: Server, path: str, stream: bool
+) -> None:
     server.engine.refuse_after = 1
     async with server.session.post(
         server.url + path, json=body_for(path, n=3, stream=stream)

@@ -314,6 +314,9 @@ MESSAGE = {"role": "user", "content": "x"}
 LARK = {"type": "grammar", "syntax": "lark", "definition": 'start: "x"'}
 REFERENCE = {"type": "item_reference", "id": "msg_1"}
 
+_MISSING_SCHEMA = ("missing_required_parameter", "text.format.schema")
+_BAD_SCHEMA = ("unsupported_parameter", "text.format")
+
 REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"previous_response_id": "resp_1"}, "unsupported_parameter", "previous_response_id"),
     ({"conversation": "conv_1"}, "unsupported_parameter", "conversation"),
@@ -332,6 +335,10 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"max_tokens": 4}, "unknown_parameter", "max_tokens"),
     ({"messages": [MESSAGE]}, "unknown_parameter", "messages"),
     ({"temperature": 3}, "decimal_above_max_value", "temperature"),
+    ({"chat_template": "x"}, "unknown_parameter", "chat_template"),
+    ({"text": {"format": {"type": "yaml"}}}, "invalid_value", "text.format.type"),
+    ({"text": {"format": {"type": "json_schema"}}}, *_MISSING_SCHEMA),
+    ({"text": {"format": {"type": "json_schema", "schema": {"not": {}}}}}, *_BAD_SCHEMA),
     ({"top_logprobs": 21}, "integer_above_max_value", "top_logprobs"),
     ({"top_logprobs": -1}, "integer_below_min_value", "top_logprobs"),
     ({"stream_options": {"include_obfuscation": True}}, "invalid_value", "stream_options"),
@@ -368,6 +375,11 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"input": [MESSAGE, {"type": "web_search_call"}]}, "unsupported_parameter", "input[1].type"),
     ({"input": [MESSAGE | {"role": "alien"}]}, "invalid_value", "input[0].role"),
     ({"input": [MESSAGE | {"what": 1}]}, "unknown_parameter", "input[0].what"),
+    ({"input": [MESSAGE | {"role": 123}]}, "invalid_type", "input[0].role"),
+    ({"input": [{"role": "user"}]}, "missing_required_parameter", "input[0].content"),
+    ({"input": [MESSAGE | {"content": 5}]}, "invalid_type", "input[0].content"),
+    ({"input": [MESSAGE | {"content": ["x"]}]}, "invalid_type", "input[0].content[0]"),
+    ({"input": {"role": "user"}}, "invalid_type", "input"),
     ({"input": [{"role": "user", "content": []}]}, "empty_array", "input[0].content"),
     (
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:"}]}]},
@@ -396,12 +408,13 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("path", [RESPONSES, f"{RESPONSES}/input_tokens"])
 @pytest.mark.parametrize("case", REFUSALS, ids=lambda case: f"{case[2]}={json.dumps(case[0])}"[:60])
 async def test_a_bad_field_is_refused_by_the_name_that_the_client_wrote(
-    server: Server, case: tuple[dict[str, Any], str, str]
+    server: Server, path: str, case: tuple[dict[str, Any], str, str]
 ) -> None:
     more, code, param = case
-    status, answer = await server.post(RESPONSES, body_for(RESPONSES) | more)
+    status, answer = await server.post(path, body_for(RESPONSES) | more)
     assert status == 400
     assert (answer["error"]["code"], answer["error"]["param"]) == (code, param)
     assert server.engine.seen == []
