@@ -36,3 +36,14 @@ class Extract(dspy.Signature):
 
 text = "Alice and Bob are going to a science fair on Friday."
 print("parsed:", repr(dspy.Predict(Extract)(text=text).event))
+
+
+def get_weather(city: str) -> str:
+    """The weather in a city."""
+    print("call: get_weather", city)
+    return f"It is sunny in {city}."
+
+
+agent = dspy.ReActV2("question -> answer", tools=[get_weather], max_iters=3)
+agent.react.config["tool_choice"] = "required"  # so small a model would call nothing by itself
+print("told:", agent(question="What is the weather in Paris?").answer)

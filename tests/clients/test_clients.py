@@ -46,6 +46,10 @@ def test_a_client_chats(name: str, server: Server, tmp_path: Path) -> None:
     if "call" in said and name not in OBJECT_BY_CALL:
         assert said["call"].startswith("get_weather")
         assert "Paris" in said["call"]
+    if "agent" in said:
+        assert "sunny" in said["agent"]
+    if "code" in said:
+        assert said["code"] == "It is sunny in Paris."
     for label in ("parsed", "call") if name in OBJECT_BY_CALL else ("parsed",):
         if label not in said:
             continue
