@@ -148,3 +148,20 @@ async def test_refusals_become_the_clients_exceptions(
     with pytest.raises(anthropic.APIStatusError, match="queue") as full:
         await client.messages.create(model=MODEL, max_tokens=4, messages=QUESTION)
     assert full.value.status_code == 503
+
+
+async def test_the_refusal_of_a_thread_tells_the_clients_runner_of_tools_to_go_on_without(
+    client: anthropic.AsyncAnthropic,
+) -> None:
+    with pytest.raises(anthropic.BadRequestError, match="thread") as refusal:
+        await client.beta.messages.create(
+            model=MODEL,
+            max_tokens=4,
+            messages=[{"role": "user", "content": "abc"}],
+            thread={"type": "create"},
+        )
+    body: Any = refusal.value.body
+    assert body["error"]["details"] == {
+        "error_code": "thread_unsupported_request",
+        "unsupported": ["thread"],
+    }

@@ -10,6 +10,7 @@ import pytest
 from tests.e2e.server import Server, running
 
 HERE = Path(__file__).parent
+NAMES = ("SmolLM2-135M-Instruct", "gpt-*", "claude-*")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,5 +23,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    with running("--kv-budget", "512MiB") as started:
+    with running("--kv-budget", "512MiB", "--served-model-name", *NAMES) as started:
         yield started

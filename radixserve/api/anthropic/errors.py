@@ -24,9 +24,19 @@ _TYPES: Final = {
 _TOO_LONG: Final = ("context_length_exceeded", "kv_budget_exceeded")
 
 
-class ErrorDetail(msgspec.Struct):
+class ThreadRefused(msgspec.Struct, kw_only=True):
+    """Says that the server holds no conversations. Anthropic's client, whose tool runner asks for a
+    thread by default, then sends the whole conversation with every request.
+    """
+
+    error_code: str = "thread_unsupported_request"
+    unsupported: list[str] = msgspec.field(default_factory=lambda: ["thread"])
+
+
+class ErrorDetail(msgspec.Struct, omit_defaults=True):
     type: str
     message: str
+    details: ThreadRefused | None = None
 
 
 class ErrorEnvelope(msgspec.Struct, tag="error"):
@@ -38,7 +48,8 @@ def encode_error(error: ApiError) -> bytes:
     """The envelope's bytes, with the message cut to a bounded length. The id is that of the request
     that this task handles.
     """
-    detail = ErrorDetail(_type_of(error), _message_of(error)[:_MAX_MESSAGE_CHARS])
+    details = ThreadRefused() if error.param == "thread" else None
+    detail = ErrorDetail(_type_of(error), _message_of(error)[:_MAX_MESSAGE_CHARS], details)
     return msgspec.json.encode(ErrorEnvelope(detail, REQUEST_ID.get()))
 
 
