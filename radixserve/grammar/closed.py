@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from radixserve.grammar.schema import parts_of
+from radixserve.grammar.schema import parts_of, with_parts
 
 _OTHERS = ("additionalProperties", "patternProperties")
 _COMBINING = ("anyOf", "oneOf", "$ref")
@@ -52,21 +52,10 @@ def _all_parts(schema: dict[str, Any]) -> list[Any]:
 def _closed(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
-    result = {keyword: _closed_value(keyword, value) for keyword, value in schema.items()}
+    result = with_parts(schema, _closed)
     if _is_open(schema):
         result["additionalProperties"] = False
     return result
-
-
-def _closed_value(keyword: str, value: Any) -> Any:
-    match keyword, value:
-        case "items" | "additionalItems" | "additionalProperties", dict():
-            return _closed(value)
-        case "allOf" | "anyOf" | "oneOf" | "prefixItems" | "items", list():
-            return [_closed(part) for part in value]
-        case "properties" | "patternProperties" | "$defs" | "definitions", dict():
-            return {name: _closed(part) for name, part in value.items()}
-    return value
 
 
 def _is_open(schema: dict[str, Any]) -> bool:

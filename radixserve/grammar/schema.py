@@ -8,7 +8,7 @@ titles, descriptions, defaults and examples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -63,7 +63,7 @@ def check_keywords(schema: object) -> None:
             continue
         done.add(place)
         for keyword in each:
-            if keyword in REFUSED and not (keyword == "nullable" and each[keyword] is False):
+            if keyword in REFUSED:
                 raise BadRequest(
                     f"The JSON Schema keyword {keyword!r} at {place} is not supported.",
                     code="unsupported_parameter",
@@ -86,6 +86,23 @@ def parts_of(place: str, schema: dict[str, Any]) -> Iterator[tuple[str, object]]
     for keyword in _NAMED:
         if isinstance(named := schema.get(keyword), dict):
             yield from ((f"{place}/{keyword}/{name}", part) for name, part in named.items())
+
+
+def with_parts(schema: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """A copy of `schema` with each schema directly inside it changed, also those that are only kept
+    for references.
+    """
+    return {keyword: _changed(keyword, value, change) for keyword, value in schema.items()}
+
+
+def _changed(keyword: str, value: Any, change: Callable[[Any], Any]) -> Any:
+    if keyword in _ONE and isinstance(value, dict):
+        return change(value)
+    if keyword in _MANY and isinstance(value, list):
+        return [change(part) for part in value]
+    if keyword in (*_NAMED, *_KEPT) and isinstance(value, dict):
+        return {name: change(part) for name, part in value.items()}
+    return value
 
 
 def _targets(root: object, reference: str) -> Iterator[tuple[str, object]]:

@@ -17,6 +17,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from radixserve.errors import BadRequest
 from radixserve.grammar.calls import choice_rules
+from radixserve.grammar.plain import plain
 from radixserve.grammar.schema import check_keywords
 from radixserve.grammar.vocabulary import refusal_of
 from radixserve.request import Grammar
@@ -95,7 +96,7 @@ def _decoded(source: str, what: str) -> Any:
 def _of_schema(schema: Any, whitespace: str | None) -> str:
     if schema is False:
         raise BadRequest("The schema is false: nothing matches it.", code="invalid_value")
-    schema = {} if schema is True else schema
+    schema = {} if schema is True else plain(schema)
     check_keywords(schema)
     try:
         return LLMatcher.grammar_from_json_schema(
@@ -138,6 +139,7 @@ def _rewritten(source: str, whitespace: str | None, token_ids: Mapping[str, int]
         done = found.end()
         if found["json"]:
             schema, done = _schema_at(source, done)
+            schema = plain(schema)
             check_keywords(schema)
             options = _ON_ONE_LINE if found["line"] else _whitespace(whitespace)
             yield "%json " + json.dumps({**schema, "x-guidance": options})

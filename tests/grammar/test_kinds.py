@@ -109,7 +109,7 @@ DEEP = '{"items":' * 3000 + "{}" + "}" * 3000
         (grammar("json_schema", "[]"), "invalid_value", "object"),
         (grammar("json_schema", {"type": "strnig"}), "invalid_value", "strnig"),
         (grammar("json_schema", {"minLength": -1}), "invalid_value", "minLength"),
-        (grammar("json_schema", {"format": "colour"}), "unsupported_parameter", "colour"),
+        (grammar("json_schema", {"format": "idn-email"}), "unsupported_parameter", "idn-email"),
         (grammar("json_schema", {"$ref": "#/nowhere"}), "invalid_value", "nowhere"),
         (grammar("json_schema", DEEP), "grammar_too_complex", "deep"),
         (grammar("json_schema", False), "invalid_value", "false"),

@@ -81,9 +81,19 @@ def test_an_enforced_keyword_is_enforced(keyword: str) -> None:
     assert not accepts(wanted, json.dumps(bad))
 
 
+# Keywords that have an effect only beside another one.
+BESIDE = {
+    "if": "then",
+    "then": "if",
+    "else": "if",
+    "minContains": "contains",
+    "maxContains": "contains",
+}
+
+
 @pytest.mark.parametrize("keyword", sorted(REFUSED))
 def test_any_other_keyword_is_refused_by_name_and_place(keyword: str) -> None:
-    inner = {"type": "object", keyword: {"a": {}}}
+    inner: dict[str, Any] = {keyword: {"a": {}}, BESIDE.get(keyword, "title"): {}}
     for schema, place in (
         (inner, "#"),
         ({"properties": {"p": {"anyOf": [inner]}}}, "#/properties/p/anyOf/0"),
