@@ -16,28 +16,11 @@ from radixserve.request import Grammar
 from radixserve.text.client import TokenizerProcesses
 from radixserve.text.messages import CheckGrammar, Start
 from tests.grammar.accept import grammar
+from tests.grammar.hostile import HOSTILE
 
 pytestmark = pytest.mark.slow  # each starts processes
 
 SECONDS = 8.0  # building the vocabulary is part of the first answer of each process
-MANY = 10_000
-
-RULES = "\n".join(f'r{i}: "a{i}" r{i + 1} | "b"' for i in range(MANY))
-GBNF_RULES = "\n".join(f'r{i} ::= "a{i}" r{i + 1} | "b"' for i in range(MANY))
-WIDE = {f"p{i}": {"type": "object", "properties": {"x": {"type": "string"}}} for i in range(MANY)}
-FORK = {"anyOf": [{"$ref": "#/$defs/n"}, {"$ref": "#/$defs/n"}]}
-BAD = {
-    "a schema of 1 MB": grammar("json_schema", {"enum": ["x" * 50] * 20_000}),
-    "a wide schema": grammar("json_schema", {"type": "object", "properties": WIDE}),
-    "a deep schema": grammar("json_schema", '{"items":' * 50_000 + "1" + "}" * 50_000),
-    "a schema that forks": grammar("json_schema", {"allOf": [FORK] * 40, "$defs": {"n": FORK}}),
-    "10,000 rules in a row": grammar("lark", f'start: r0\n{RULES}\nr{MANY}: "z"'),
-    "10,000 rules of gbnf": grammar("gbnf", f'root ::= r0\n{GBNF_RULES}\nr{MANY} ::= "z"'),
-    "a deep expression": grammar("regex", "(" * 100_000 + "a" + ")" * 100_000),
-    "an intersection of many states": grammar(
-        "lark", "start: X\nX: /(?s:.*)a(?s:.){40}/ & /(?s:.*)b(?s:.){41}/ & ~/(?s:.*)c(?s:.){12}/"
-    ),
-}
 
 
 async def test_the_worst_grammars_are_refused_while_others_are_answered() -> None:
@@ -46,7 +29,7 @@ async def test_the_worst_grammars_are_refused_while_others_are_answered() -> Non
     tokenizer = await processes.start()
     try:
         await tokenizer.check_grammar(grammar("json_object"))
-        for name, bad in BAD.items():
+        for name, bad in HOSTILE.items():
             checking = asyncio.create_task(processes.ask(CheckGrammar(bad)))
             while not checking.done():
                 ids = await tokenizer.encode("hello there", add_special_tokens=False)
