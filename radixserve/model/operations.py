@@ -27,8 +27,7 @@ import torch
 
 from radixserve.kernels.arrays import Longs
 from radixserve.kernels.attention import Kernel
-from radixserve.kernels.cpu import attention, gemm, native, rows, threads
-from radixserve.kernels.cpu.attention_block import BLOCK_LENGTH, StepBlock
+from radixserve.kernels.cpu import attend, gemm, native, rows, threads
 from radixserve.kernels.cpu.gemm import QUEUE_LENGTH, segments_of
 from radixserve.kernels.cpu.program import Program
 from radixserve.kernels.cpu.rows import GateBlock, NormBlock, RotateBlock
@@ -226,9 +225,8 @@ class Record(Operations):
         self._blocks: list[Any] = []  # kept: the program holds bare addresses
         layers = pool.shape.layers
         self._counters = np.zeros((layers, _LAUNCHES), np.int64)
-        self._attention = np.zeros((layers, BLOCK_LENGTH), np.int64)
-        self._scalings = np.zeros(layers, np.float32)
-        self._attention_counters = np.zeros((layers, 4), np.int64)
+        self._attention = attend.AttentionStep(pool.shape, sizes.heads)
+        self._attention_counters = np.zeros((layers, attend.COUNTERS), np.int64)
         # While linears read their weights they prefetch the K/V of the attention that comes next,
         # from a queue for each layer; behind the last attention there is nothing to prefetch.
         self._queues = np.zeros((layers + 1, QUEUE_LENGTH), np.int64)
@@ -255,13 +253,20 @@ class Record(Operations):
         raise NotImplementedError("a recorded step computes all of its rows")
 
     def attend(self, q: torch.Tensor) -> torch.Tensor:
-        """Record the layer's attention, whose block `start` fills for each step."""
+        """Record the layer's attention over the slots of the plan that `start` gets."""
         self._attended = True
         out = self._new(self._sizes.heads * self._pool.shape.v_dim)
         index = self._layer.index
-        self._scalings[index] = self._layer.scaling
-        self._attended_tensors = q, out
-        self.calls.append((native.address(attention.work), self._attention[index].ctypes.data))
+        kernel, block = self._attention.launch(
+            q=q.view(len(q), self._sizes.heads, -1),
+            k=self._pool.k[index],
+            v=self._pool.v[index],
+            out=out,
+            scaling=self._layer.scaling,
+            counters=self._attention_counters[index],
+        )
+        self._blocks.append(block)
+        self.calls.append((kernel, block.address))
         return out
 
     def finish(self, delta: torch.Tensor) -> RecordedStep:
@@ -276,12 +281,8 @@ class Record(Operations):
         sources = hidden, *tables, plan.write_slots
         for target, source in zip((self.hidden, cos, sin, self._slots), sources, strict=True):
             target.copy_(source)
-        q, out = self._attended_tensors
-        by_head = q.view(len(q), self._sizes.heads, -1)
-        self._step = StepBlock(plan, by_head)  # kept until the next step
-        tensors = by_head, plan.pool.k, plan.pool.v, out
+        self._attention.hold(plan)
         self._counters[:], self._attention_counters[:] = 0, 0
-        self._step.fill(self._attention, tensors, self._scalings, self._attention_counters)
         self._segments = segments_of(plan)
         self._queues[:-1, :3] = 0, len(self._segments), self._segments.ctypes.data
 

@@ -34,12 +34,11 @@ def table_of(spans: Spans, prefix: int) -> Ints:
 def meetings(work: TileWork, table: Ints) -> Counter[tuple[int, int, bytes]]:
     """(row, tile, slots) of every item."""
     met: Counter[tuple[int, int, bytes]] = Counter()
-    for first, count, begin, tile, end, stop, _ in work.items.tolist():
-        for row in work.rows[first : first + count].tolist():
-            for t in range(tile, end):
-                met[
-                    row, t, table[begin + t * TILE : begin + min(stop, (t + 1) * TILE)].tobytes()
-                ] += 1
+    for item in work.items:
+        for row in work.rows[item["first"] :][: item["num_rows"]].tolist():
+            for t in range(item["tile"], item["end_tile"]):
+                slots = table[item["begin"] :][t * TILE : min(item["stop"], (t + 1) * TILE)]
+                met[row, t, slots.tobytes()] += 1
     return met
 
 
@@ -78,9 +77,9 @@ def test_every_row_meets_each_of_its_tiles_once(
 def test_sixteen_sequences_over_one_prefix_load_it_once() -> None:
     spans = spans_of([(1123, 1)] * 16)
     work = TileWork.of(spans, table_of(spans, 1024), 3)
-    loads = work.items[:, 4] - work.items[:, 3]
+    loads = work.items["end_tile"] - work.items["tile"]
     assert loads.sum() == 16 + 16 * 2  # 16 shared tiles, and two private ones for each sequence
-    assert work.items[loads == 4][:, 1].tolist() == [16] * 4
+    assert work.items[loads == 4]["num_rows"].tolist() == [16] * 4
 
 
 def test_whole_groups_are_shared_as_one_and_the_group_where_branches_part_tile_by_tile() -> None:
@@ -91,7 +90,8 @@ def test_whole_groups_are_shared_as_one_and_the_group_where_branches_part_tile_b
             1000 * sequence
         )  # part in tile 6
     items = TileWork.of(spans, table, 1).items
-    shared = sorted((tile, end, count) for _, count, _, tile, end, *_ in items.tolist() if end <= 8)
+    items = items[items["end_tile"] <= 8]
+    shared = sorted(items[["tile", "end_tile", "num_rows"]].tolist())
     assert shared == [
         (0, 4, 3),
         (4, 5, 2),
@@ -107,4 +107,4 @@ def test_whole_groups_are_shared_as_one_and_the_group_where_branches_part_tile_b
 def test_sequences_that_hold_equal_slots_at_other_positions_do_not_share() -> None:
     spans = spans_of([(128, 1), (128, 1)])
     table = np.concatenate([np.arange(129), np.roll(np.arange(129), 64)]).astype(np.int32)
-    assert all(count == 1 for _, count, *_ in TileWork.of(spans, table, 1).items)
+    assert (TileWork.of(spans, table, 1).items["num_rows"] == 1).all()

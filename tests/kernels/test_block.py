@@ -17,6 +17,7 @@ from radixserve.kernels import cpu
 from radixserve.kernels.cpu.block import (
     BFloat16s,
     Block,
+    BlockMemory,
     Elements,
     Float,
     Float32s,
@@ -168,6 +169,50 @@ def test_a_field_without_a_kind_is_refused_where_it_is_declared() -> None:
 def test_the_addresses_of_blocks_lead_to_each_of_them() -> None:
     blocks = [Everything(rows=n) for n in range(3)]
     assert [read(address).rows for address in addresses(blocks)] == [0, 1, 2]
+
+
+class Part(Block):
+    halves: BFloat16s
+    count: Int
+    inner: Inner
+    items: Annotated[Any, Elements.of(ITEM)]
+
+
+@njit
+def fill(address: int, value: int) -> int:
+    part = Part.read(address)
+    part.halves[:] = value
+    part.inner.peaks[:] = value
+    for i in range(len(part.items)):
+        part.items[i].row = value
+    return part.halves.ctypes.data + part.inner.peaks.ctypes.data + part.items.ctypes.data
+
+
+def test_equal_blocks_get_memory_of_their_own_that_begins_at_cache_lines() -> None:
+    memory = BlockMemory(Part, 3, {"halves": 5, "inner.peaks": 40, "items": 3})
+    assert len(set(memory.addresses.tolist())) == 3
+    for value, address in enumerate(memory.addresses):
+        assert fill(address, value) % 64 == 0
+
+
+def test_the_blocks_of_a_memory_do_not_overlap() -> None:
+    @njit
+    def part_of(address: int) -> Any:
+        return Part.read(address)
+
+    memory = BlockMemory(Part, 3, {"halves": 33, "inner.peaks": 17, "items": 3})
+    for value, address in enumerate(memory.addresses):
+        fill(address, value)
+    for value, address in enumerate(memory.addresses):
+        part = part_of(address)
+        assert (len(part.halves), len(part.inner.peaks), len(part.items)) == (33, 17, 3)
+        assert (part.count, part.inner.count) == (0, 0)
+        assert set(part.halves) == set(part.inner.peaks) == set(part.items["row"]) == {value}
+
+
+def test_memory_needs_the_length_of_every_array() -> None:
+    with pytest.raises(AssertionError, match="items"):
+        BlockMemory(Part, 1, {"halves": 5, "inner.peaks": 40})
 
 
 def kernels() -> list[str]:

@@ -240,7 +240,7 @@ def test_a_kernel_works_where_nothing_can_be_kept(
 @pytest.mark.slow
 def test_code_that_was_kept_is_linked_in_another_process(folder: Path) -> None:
     program = (
-        "import sys; from tests.model.test_kernel_files import added, native\n"
+        "import sys; from tests.kernels.test_code_files import added, native\n"
         "if len(sys.argv) > 1: native._compile = None\n"
         "sys.exit(added())"
     )

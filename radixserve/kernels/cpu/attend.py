@@ -1,15 +1,112 @@
-"""Attention on the CPU: runs the compiled tile kernel for one layer, on torch's own worker threads.
+"""Attention on the CPU: runs the compiled tile kernel for one layer, on torch's own worker threads,
+or gives its address and arguments to a program.
 
 Knows nothing of tiles.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 
+from radixserve.kernels.arrays import Longs
 from radixserve.kernels.cpu import attention, native, threads
-from radixserve.kernels.cpu.attention_block import StepBlock
+from radixserve.kernels.cpu.attention_block import AttentionBlock, StepBlock
+from radixserve.kernels.cpu.attention_memory import Scratch, scratch_lengths
+from radixserve.kernels.cpu.attention_work import TileWork
+from radixserve.kernels.cpu.block import BlockMemory
+from radixserve.kernels.cpu.vector import PANEL
 from radixserve.kernels.step import AttentionPlan
+from radixserve.tensors.kv import KVShape
+
+COUNTERS = 4
+"""How many counters a launch needs."""
+
+_FEW = 16  # tiles, up to which waking another thread costs more than it saves
+
+
+class AttentionStep:
+    """The attention of one step after the other, for all layers of a model.
+
+    A launch stays valid for all later steps: its tensors stay where they are, and `hold` writes the
+    next step to the same block. Only one step is held at a time.
+    """
+
+    def __init__(self, shape: KVShape, heads: int) -> None:
+        self._shape, self._heads = shape, heads
+        self._width = -(-shape.v_dim // PANEL) * PANEL
+        self._block = StepBlock(
+            heads=heads, kv_heads=shape.kv_heads, k_dim=shape.k_dim, v_dim=shape.v_dim
+        )
+        self.held: AttentionPlan | None = None
+        self._kept: dict[str, Any] = {}  # the block holds bare addresses
+        self._most = 0  # query rows of an item for which there is scratch memory
+        self._parallel = False
+        self._counters = np.zeros(COUNTERS, np.int64)
+        self._call = AttentionBlock(step=self._block.address, **_named(self._counters))
+
+    def hold(self, plan: AttentionPlan) -> None:
+        """Write a step to the block. Cost: as `TileWork.of`."""
+        self.held = plan
+        group = self._heads // self._shape.kv_heads
+        work = TileWork.of(plan.spans, plan.table, group)
+        self._parallel = work.num_tiles * self._shape.kv_heads > _FEW
+        self._keep(table=plan.table, positions=plan.positions, rows=work.rows, places=work.places)
+        self._keep(opens=work.opens, items=work.items, split_rows=work.split_rows)
+        self._make_room(work.max_rows * group)
+        self._make_partials(len(work.opens) * self._heads)
+
+    def launch(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+        scaling: float,
+        counters: Longs,
+    ) -> tuple[int, AttentionBlock]:
+        """The kernel's address and its arguments for one layer, valid as long as this object.
+
+        q [rows, heads, k_dim] and out [rows, heads, v_dim] are float32, K and V are one layer of
+        the pool; `counters` is int64 [COUNTERS], all 0 when the kernel starts.
+        """
+        block = AttentionBlock(q=q, k=k, v=v, out=out, scaling=scaling, **_named(counters))
+        block.step = self._block.address
+        return native.address(attention.work), block
+
+    def run(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, scaling: float
+    ) -> None:
+        """Compute one layer of the step that is held now. The arguments are as for `launch`."""
+        self._call.set(q=q, k=k, v=v, out=out, scaling=scaling)
+        self._counters[:] = 0
+        threads.run(native.address(attention.work), self._call.address, self._parallel)
+
+    def _keep(self, **arrays: Any) -> None:
+        self._kept |= arrays
+        self._block.set(**arrays)
+
+    def _make_room(self, most: int) -> None:
+        """Scratch memory for items of `most` query rows."""
+        if most > self._most:
+            lengths = scratch_lengths(most, self._heads, self._shape.k_dim, self._width)
+            self._scratch = BlockMemory(Scratch, max(1, torch.get_num_threads()), lengths)
+            self._block.scratch = self._scratch.addresses
+            self._most = most
+
+    def _make_partials(self, rows: int) -> None:
+        """Memory for the stored contributions to `rows` query rows at one head each."""
+        self._partials = np.empty(rows * (self._width + 2), np.float32)
+        values, peaks, weights = np.split(self._partials, [rows * self._width, -rows])
+        self._block.partials.set(values=values, peaks=peaks, weights=weights)
+
+
+def _named(counters: Longs) -> dict[str, Longs]:
+    """The counters of a launch by the names of their fields."""
+    names = ("taken", "done", "finished", "threads")
+    return {name: counters[i : i + 1] for i, name in enumerate(names)}
 
 
 def attend_cpu(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
@@ -17,12 +114,11 @@ def attend_cpu(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float)
     call of a step prepares the plan for all layers.
     """
     if plan.prepared is None:
-        plan.prepared = StepBlock(plan, q)
-    block = plan.prepared
-    assert isinstance(block, StepBlock), "one kernel serves all layers of a step"
+        plan.prepared = AttentionStep(plan.pool.shape, q.shape[1])
+        plan.prepared.hold(plan)
+    step = plan.prepared
+    assert isinstance(step, AttentionStep), "one kernel serves all layers of a step"
+    assert step.held is plan, "one step is held at a time"
     out = torch.empty(*q.shape[:2], plan.pool.shape.v_dim)
-    block.point_to(q, plan.pool.k[layer], plan.pool.v[layer], out)
-    block.scaling[0] = scaling
-    block.counters[:] = 0
-    threads.run(native.address(attention.work), block.address, block.parallel)
+    step.run(q, plan.pool.k[layer], plan.pool.v[layer], out, scaling)
     return out

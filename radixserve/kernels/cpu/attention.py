@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from radixserve.kernels.cpu.attention_block import Step, read_step
+from radixserve.kernels.cpu.attention_block import AttentionBlock, StepBlock
 from radixserve.kernels.cpu.attention_loads import (
     Run,
     Tile,
@@ -65,6 +65,7 @@ from radixserve.kernels.cpu.vector import (
     copy,
     exp,
     fma,
+    put_number,
     tile_exp,
     tile_max,
     tile_sum,
@@ -72,14 +73,10 @@ from radixserve.kernels.cpu.vector import (
 
 _MINUS_INFINITY = np.float32(-np.inf)
 _ZERO, _ONE = np.float32(0), np.float32(1)
-# Counters of a layer: items taken, items done, split rows taken, threads that have come.
-_TAKEN, _DONE, _FINISHED, _THREADS = range(4)
 
 
 class Item(NamedTuple):
-    """What a thread takes at a time: the tiles [tile, end_tile) for some rows at one key head. See
-    `attention_work.TileWork.items` for the columns.
-    """
+    """What a thread takes at a time: an ITEM of `attention_work` at one key head."""
 
     kv: Any  # key head
     first: Any
@@ -247,7 +244,7 @@ def _add(total: Sums, index: int, part: Sums, place: int, width: int, fresh: boo
 
 
 @compiled
-def _close_group(step: Step, scratch: Scratch, item: Item, most: int, tile: int) -> None:
+def _close_group(step: StepBlock, scratch: Scratch, item: Item, most: int, tile: int) -> None:
     """The loaded tile is the last one of its group in this item. Add the group's sums to the item's
     totals, or store them as contributions. Rows that do not see the group are left out.
     """
@@ -262,27 +259,24 @@ def _close_group(step: Step, scratch: Scratch, item: Item, most: int, tile: int)
 
 
 @compiled
-def _write(step: Step, place: int, total: Sums, index: int, width: int) -> None:
-    """Write the result of one row at one head: its weighted mean of V."""
-    out, values = (
-        step.out[place * step.v_dim :][: step.v_dim],
-        total.values[index * width :][:width],
-    )
-    weight = total.weights[index]
-    for d in range(step.v_dim):
-        out[d] = values[d] / weight
+def _write(out: Any, place: int, dim: int, total: Sums, index: int, width: int) -> None:
+    """Write the result of one row at one head, its weighted mean of V, to row `place` of `out`."""
+    values = total.values[index * width :][:width]
+    for d in range(dim):
+        put_number(out, place * dim + d, values[d] / total.weights[index])
 
 
 @compiled
-def _item(step: Step, number: int) -> Item:
+def _item(step: StepBlock, number: int) -> Item:
     """Entry `number` of the items times key heads; an item without tiles if there is no such entry,
     as for the one that would follow the last.
     """
-    at = 7 * (number // step.kv_heads)
-    if at >= step.items.shape[0]:
+    index = number // step.kv_heads
+    if index >= step.items.shape[0]:
         return Item(0, 0, 0, 0, 0, 0, 0, 0)
-    c = step.items[at : at + 7]
-    return Item(number % step.kv_heads, c[0], c[1], c[2], c[3], c[4], c[5], c[6])
+    i = step.items[index]
+    kv = number % step.kv_heads
+    return Item(kv, i.first, i.num_rows, i.begin, i.tile, i.end_tile, i.stop, i.stores)
 
 
 @compiled
@@ -304,26 +298,31 @@ def _add_tile(scratch: Scratch, most: int, start: int, tile: Tile, fresh: bool) 
 
 
 @compiled
-def _attend_item(step: Step, scratch: Scratch, item: Item, following: Item) -> None:
+def _attend_item(
+    layer: AttentionBlock, step: StepBlock, scratch: Scratch, item: Item, following: Item
+) -> None:
     """Compute one item: its rows are finished then, or their contributions stored. The last tile
     prefetches the first one of `following`, the item that this thread takes next.
     """
     most = item.num_rows * (step.heads // step.kv_heads)
-    load_queries(step, item.kv, item.first, item.num_rows, scratch)
+    load_queries(layer, step, item.kv, item.first, item.num_rows, scratch)
     for tile in range(item.tile, item.end_tile):
         more = tile + 1 < item.end_tile
         later = _run(item, tile + 1) if more else _run(following, following.tile)
-        loaded = load_tile(step, _run(item, tile), later, scratch)
+        loaded = load_tile(layer, step, _run(item, tile), later, scratch)
         _add_tile(scratch, most, tile * TILE, loaded, tile == item.tile or tile % GROUP == 0)
         if not more or tile % GROUP == GROUP - 1:
             _close_group(step, scratch, item, most, tile)
     if not item.stores:
+        width = scratch.values.shape[0] // TILE
         for i in range(most):
-            _write(step, scratch.places[i], scratch.total, i, scratch.values.shape[0] // TILE)
+            _write(layer.out, scratch.places[i], step.v_dim, scratch.total, i, width)
 
 
 @compiled
-def _finish_group(step: Step, total: Sums, first: int, end: int, width: int, fresh: bool) -> None:
+def _finish_group(
+    step: StepBlock, total: Sums, first: int, end: int, width: int, fresh: bool
+) -> None:
     """Combine the stored contributions [first, end) to one row, which are those of one group, and
     add them to the row's totals. Heads lie side by side.
     """
@@ -339,54 +338,54 @@ def _finish_group(step: Step, total: Sums, first: int, end: int, width: int, fre
 
 
 @compiled
-def _finish_row(step: Step, split: Any, total: Sums, width: int) -> None:
+def _finish_row(out: Any, step: StepBlock, split: Any, total: Sums, width: int) -> None:
     """Combine all stored contributions to one row in the order of the tiles, and write it. `split`
-    is (row, first contribution, end).
+    is a SPLIT_ROW.
     """
-    row, begin, end = split[0], split[1], split[2]
-    first = begin
-    while first < end:
+    first = split.begin
+    while first < split.end:
         after = first + 1
-        while after < end and not step.opens[after]:
+        while after < split.end and not step.opens[after]:
             after += 1
-        _finish_group(step, total, first, after, width, first == begin)
+        _finish_group(step, total, first, after, width, first == split.begin)
         first = after
     for head in range(step.heads):
-        _write(step, row * step.heads + head, total, head, width)
+        _write(out, split.row * step.heads + head, step.v_dim, total, head, width)
 
 
 @compiled
-def _attend(step: Step, scratch: Scratch) -> None:
+def _attend(layer: AttentionBlock, step: StepBlock, scratch: Scratch) -> None:
     """Compute items until none is left, then wait until the other threads have done theirs."""
-    num_items = step.items.shape[0] // 7 * step.kv_heads
-    taken = add_atomically(step.counters, _TAKEN, 1)
+    num_items = step.items.shape[0] * step.kv_heads
+    taken = add_atomically(layer.taken, 0, 1)
     while taken < num_items:
-        following = add_atomically(step.counters, _TAKEN, 1)
-        _attend_item(step, scratch, _item(step, taken), _item(step, following))
-        add_atomically(step.counters, _DONE, 1)
+        following = add_atomically(layer.taken, 0, 1)
+        _attend_item(layer, step, scratch, _item(step, taken), _item(step, following))
+        add_atomically(layer.done, 0, 1)
         taken = following
-    while add_atomically(step.counters, _DONE, 0) < num_items:
+    while add_atomically(layer.done, 0, 0) < num_items:
         pass  # spins: items are sorted by cost, so the last ones are cheap
 
 
 @compiled
-def _finish(step: Step, scratch: Scratch) -> None:
+def _finish(layer: AttentionBlock, step: StepBlock, scratch: Scratch) -> None:
     """Combine the rows whose contributions are stored until none is left."""
     width = scratch.values.shape[0] // TILE
-    taken = add_atomically(step.counters, _FINISHED, 1)
-    while taken < step.split_rows.shape[0] // 3:
-        _finish_row(step, step.split_rows[3 * taken :][:3], scratch.finished, width)
-        taken = add_atomically(step.counters, _FINISHED, 1)
+    taken = add_atomically(layer.finished, 0, 1)
+    while taken < step.split_rows.shape[0]:
+        _finish_row(layer.out, step, step.split_rows[taken], scratch.finished, width)
+        taken = add_atomically(layer.finished, 0, 1)
 
 
 @compiled
-def _work(step: Step) -> None:
+def _work(layer: AttentionBlock) -> None:
     """One thread's part of a layer."""
-    scratch = scratch_of(step.scratch, add_atomically(step.counters, _THREADS, 1))
-    _attend(step, scratch)
-    _finish(step, scratch)
+    step = StepBlock.read(layer.step)
+    scratch = scratch_of(step.scratch, add_atomically(layer.threads, 0, 1))
+    _attend(layer, step, scratch)
+    _finish(layer, step, scratch)
 
 
 def work(address: Any) -> None:
-    """Every thread calls this with the address of a `StepBlock`. `native` compiles it."""
-    _work(read_step(address))
+    """Every thread calls this with the address of an `AttentionBlock`. `native` compiles it."""
+    _work(AttentionBlock.read(address))

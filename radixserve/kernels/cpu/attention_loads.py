@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from radixserve.kernels.cpu.attention_block import Step
+from radixserve.kernels.cpu.attention_block import AttentionBlock, StepBlock
 from radixserve.kernels.cpu.attention_memory import Scratch
 from radixserve.kernels.cpu.attention_work import TILE
 from radixserve.kernels.cpu.compile import compiled
 from radixserve.kernels.cpu.products import Fold, Rows
-from radixserve.kernels.cpu.vector import LANES, PANEL, copy, transpose
+from radixserve.kernels.cpu.vector import LANES, PANEL, copy, number_at, transpose
 
 
 class Run(NamedTuple):
@@ -40,52 +40,44 @@ class Tile(NamedTuple):
 
 
 @compiled
-def _load_keys(step: Step, kv: int, at: int, n: int, scratch: Scratch) -> None:
+def _load_keys(k: Any, step: StepBlock, kv: int, at: int, n: int, scratch: Scratch) -> None:
     """scratch.keys[d, j] = K of position j of the tile whose slots begin at table[at], for j < n.
     Columns from n on hold other positions' numbers, which `_softmax_row` does not look at.
     """
     whole = n - n % LANES  # positions in whole vectors; the rest is padded to one more
     for j in range(0, whole, LANES):
-        _load_lanes(step, kv, step.table, at + j, scratch.keys, j)
+        _load_lanes(k, step, kv, step.table, at + j, scratch.keys, j)
     if whole < n:
         for lane in range(LANES):
             scratch.slots[lane] = step.table[at + min(whole + lane, n - 1)]
-        _load_lanes(step, kv, scratch.slots, 0, scratch.keys, whole)
+        _load_lanes(k, step, kv, scratch.slots, 0, scratch.keys, whole)
 
 
 @compiled
-def _load_lanes(step: Step, kv: int, slots: Any, at: int, target: Any, j: int) -> None:
+def _load_lanes(k: Any, step: StepBlock, kv: int, slots: Any, at: int, target: Any, j: int) -> None:
     """target[d, j + lane] = K of slots[at + lane], for LANES lanes."""
     dim, stride = step.k_dim, step.kv_heads * step.k_dim
     whole = dim - dim % LANES
     for d in range(0, whole, LANES):
-        transpose(step.k, kv * dim + d, stride, slots, at, target, d * TILE + j, TILE)
+        transpose(k, kv * dim + d, stride, slots, at, target, d * TILE + j, TILE)
     for d in range(whole, dim):
         for lane in range(LANES):
-            target[d * TILE + j + lane] = step.k[slots[at + lane] * stride + kv * dim + d]
+            target[d * TILE + j + lane] = k[slots[at + lane] * stride + kv * dim + d]
 
 
 @compiled
-def _load_values(step: Step, kv: int, at: int, n: int, target: Any) -> None:
+def _load_values(v: Any, step: StepBlock, kv: int, at: int, n: int, target: Any) -> None:
     """target[j, d] = V of position j, for j < n. The padding behind v_dim keeps what it holds."""
     dim = step.v_dim
     width = target.shape[0] // TILE
     for j in range(n):
-        copy(step.v, (step.table[at + j] * step.kv_heads + kv) * dim, target, j * width, dim)
+        copy(v, (step.table[at + j] * step.kv_heads + kv) * dim, target, j * width, dim)
 
 
 @compiled
-def _keys_at(step: Step, run: Run) -> Rows:
-    """K of a run, in the pool."""
-    begin, stride = run.kv * step.k_dim, step.kv_heads * step.k_dim
-    return Rows(step.k, step.table, run.at, run.count, begin, stride, step.k_dim)
-
-
-@compiled
-def _values_at(step: Step, run: Run) -> Rows:
-    """V of a run, in the pool."""
-    begin, stride = run.kv * step.v_dim, step.kv_heads * step.v_dim
-    return Rows(step.v, step.table, run.at, run.count, begin, stride, step.v_dim)
+def _rows_at(data: Any, dim: int, step: StepBlock, run: Run) -> Rows:
+    """K or V of a run, in the pool; `dim` is the width of a head."""
+    return Rows(data, step.table, run.at, run.count, run.kv * dim, step.kv_heads * dim, dim)
 
 
 @compiled
@@ -102,18 +94,21 @@ def part_of(rows: Rows, first: int, width: int) -> Rows:
 
 
 @compiled
-def load_tile(step: Step, run: Run, later: Run, scratch: Scratch) -> Tile:
+def load_tile(
+    layer: AttentionBlock, step: StepBlock, run: Run, later: Run, scratch: Scratch
+) -> Tile:
     """Load the tile of `run`, of which K is always copied (transposed), V only to pad its rows.
     `later` is the run to prefetch while the tile is used.
     """
-    _load_keys(step, run.kv, run.at, run.count, scratch)
+    _load_keys(layer.k, step, run.kv, run.at, run.count, scratch)
     keys = Rows(scratch.keys, scratch.order, 0, step.k_dim, 0, TILE, TILE)
-    values = _values_at(step, run)
+    values = _rows_at(layer.v, step.v_dim, step, run)
     if step.v_dim % PANEL:
-        _load_values(step, run.kv, run.at, run.count, scratch.values)
+        _load_values(layer.v, step, run.kv, run.at, run.count, scratch.values)
         width = scratch.values.shape[0] // TILE
         values = Rows(scratch.values, scratch.order, 0, run.count, 0, width, width)
-    return Tile(keys, values, _keys_at(step, later), _values_at(step, later))
+    later_keys = _rows_at(layer.k, step.k_dim, step, later)
+    return Tile(keys, values, later_keys, _rows_at(layer.v, step.v_dim, step, later))
 
 
 @compiled
@@ -131,21 +126,19 @@ def folded_from(fold: Fold, first: int) -> Fold:
 
 
 @compiled
-def load_queries(step: Step, kv: int, first: int, num_rows: int, scratch: Scratch) -> None:
+def load_queries(
+    layer: AttentionBlock, step: StepBlock, kv: int, first: int, num_rows: int, scratch: Scratch
+) -> None:
     """Load the query rows of an item at one key head, scaled, with how many positions each sees and
     where its result goes. Row i of the item at head h of the key head's group has index i * group +
     h.
     """
-    dim, group, scaling = step.k_dim, step.heads // step.kv_heads, step.scaling[0]
+    dim, group = step.k_dim, step.heads // step.kv_heads
     for i in range(num_rows * group):
-        row, place, head = (
-            step.rows[first + i // group],
-            step.places[first + i // group],
-            kv * group + i % group,
-        )
+        row, place = step.rows[first + i // group], step.places[first + i // group]
+        head = kv * group + i % group
         scratch.ends[i] = step.positions[row] + 1
         scratch.places[i] = place * step.heads + head
-        source = step.q[(row * step.heads + head) * dim :][:dim]
-        target = scratch.queries[i * dim :][:dim]
+        source = (row * step.heads + head) * dim
         for d in range(dim):
-            target[d] = source[d] * scaling
+            scratch.queries[i * dim + d] = number_at(layer.q, source + d) * layer.scaling

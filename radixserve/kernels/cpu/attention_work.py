@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from radixserve.kernels.arrays import Bools, Ints, Longs
 from radixserve.kernels.step import Spans
@@ -30,21 +31,35 @@ _FACTORS = np.random.default_rng(0).integers(1, 2**62, TILE, np.int64)
 _BLOCK = 96  # query rows, times heads per key head, that share one load of a long chunk's tile
 
 
+ITEM = np.dtype(
+    [
+        ("first", np.int64),  # index in `TileWork.rows` of its first row
+        ("num_rows", np.int64),
+        ("begin", np.int64),  # index in the table of the slot of position 0
+        ("tile", np.int64),  # its tiles are [tile, end_tile)
+        ("end_tile", np.int64),
+        ("stop", np.int64),  # the position behind the last one that it loads
+        ("stores", np.int64),  # 1: it stores contributions; 0: it finishes its rows
+    ]
+)
+"""The tiles of some positions for some rows, which a thread computes at one key head at a time."""
+
+SPLIT_ROW = np.dtype([("row", np.int64), ("begin", np.int64), ("end", np.int64)])
+"""A row whose contributions are stored, at the places [begin, end)."""
+
+Records = npt.NDArray[np.void]
+
+
 @dataclass(frozen=True)
 class TileWork:
-    """The items as columns, the most expensive first, and where each row's contributions are
-    stored.
-    """
+    """The items, the most expensive first, and where each row's contributions are stored."""
 
-    # [items, 7]: first index and number of its rows in `rows`; begin of its slots in the table;
-    # first tile, end tile, end position; 1 if it stores contributions, 0 if it finishes its rows
-    items: Longs
+    items: Records  # [items] of ITEM
     rows: Ints  # rows of the items, one item after the other
     # for each entry of `rows`: index of the contribution that the item stores, or the row itself
     # if the item finishes it
     places: Ints
-    # [rows whose contributions are stored, 3]: row, index of its first contribution, end of them
-    split_rows: Longs
+    split_rows: Records  # [rows whose contributions are stored] of SPLIT_ROW
     opens: Ints  # [contributions]: whether it is the first of its group
     max_rows: int  # of one item
 
@@ -57,19 +72,23 @@ class TileWork:
         split = _Split.of(spans.where(short), table)
         parts = [_blocks(spans.where(~short), group), split.items()]
         items, rows, places = _joined(parts)
-        order = np.argsort(-items[:, 1] * (items[:, 4] - items[:, 3]), kind="stable")
-        items = np.ascontiguousarray(items[order])
-        return cls(
-            items, rows, places, split.rows(), split.opens(), int(items[:, 1].max(initial=0))
-        )
+        order = np.argsort(-items["num_rows"] * _num_tiles(items), kind="stable")
+        most = int(items["num_rows"].max(initial=0))
+        return cls(items[order], rows, places, split.rows(), split.opens(), most)
 
     @property
     def num_tiles(self) -> int:
         """How many tiles the items load, per key head."""
-        return int((self.items[:, 4] - self.items[:, 3]).sum())
+        return int(_num_tiles(self.items).sum())
 
 
-_Items = tuple[Longs, Ints, Ints]  # `items`, `rows` and `places` as in `TileWork`
+_Items = tuple[Records, Ints, Ints]  # `items`, `rows` and `places` as in `TileWork`
+
+
+def _num_tiles(items: Records) -> Longs:
+    """How many tiles each item loads, per key head."""
+    tiles: Longs = items["end_tile"] - items["tile"]
+    return tiles
 
 
 def _joined(parts: list[_Items]) -> _Items:
@@ -78,18 +97,25 @@ def _joined(parts: list[_Items]) -> _Items:
     """
     first = 0
     for items, rows, _ in parts:
-        items[:, 0] += first
+        items["first"] += first
         first += len(rows)
     columns = list(zip(*parts, strict=True))
     return np.concatenate(columns[0]), np.concatenate(columns[1]), np.concatenate(columns[2])
 
 
-def _item_columns(rows_each: Longs, *columns: Longs) -> Longs:
-    """The array of items [items, 7]. The rows of an item follow those of the item before: item i
-    has rows_each[i] of them.
-    """
-    first = np.cumsum(rows_each) - rows_each
-    return np.stack([first, rows_each, *columns], 1).astype(np.int64)
+def _items(num_rows: Longs, **columns: Longs | int) -> Records:
+    """Items from the columns of ITEM. The rows of an item follow those of the item before."""
+    return _records(ITEM, first=np.cumsum(num_rows) - num_rows, num_rows=num_rows, **columns)
+
+
+def _records(dtype: np.dtype[np.void], **columns: Longs | int) -> Records:
+    """Records from all their columns, of which a number stands for itself in every record."""
+    length = max(len(column) for column in columns.values() if not isinstance(column, int))
+    records = np.empty(length, dtype)
+    assert columns.keys() == set(dtype.names or ()), "every field gets its column"
+    for name, column in columns.items():
+        records[name] = column
+    return records
 
 
 def _ranges(first: Longs, count: Longs) -> Ints:
@@ -113,9 +139,9 @@ def _blocks(spans: Spans, group: int) -> _Items:
     offset = _ranges(np.zeros_like(blocks), blocks).astype(np.int64) * size
     count = np.minimum(size, spans.count[owner] - offset)
     stop = spans.start[owner] + offset + count
-    none = np.zeros_like(stop)
     rows = _ranges(spans.row[owner] + offset, count)
-    return _item_columns(count, spans.begin[owner], none, -(-stop // TILE), stop, none), rows, rows
+    begin, end_tile = spans.begin[owner], -(-stop // TILE)
+    return _items(count, begin=begin, tile=0, end_tile=end_tile, stop=stop, stores=0), rows, rows
 
 
 @dataclass(frozen=True)
@@ -179,12 +205,9 @@ class _Split:
         starts = np.flatnonzero(np.any(np.diff([tile, end, lead], axis=1, prepend=-1), axis=0))
         counts = np.add.reduceat(self.spans.count[member], starts) if len(starts) else starts
         tile, end, lead = tile[starts], end[starts], lead[starts]
-        stop = np.minimum(end * TILE, self.spans.stop[lead])
-        return (
-            _item_columns(counts, self.spans.begin[lead], tile, end, stop, np.ones_like(stop)),
-            rows,
-            places,
-        )
+        begin, stop = self.spans.begin[lead], np.minimum(end * TILE, self.spans.stop[lead])
+        items = _items(counts, begin=begin, tile=tile, end_tile=end, stop=stop, stores=1)
+        return items, rows, places
 
     def _rows_and_places(self, member: Longs, tile: Longs) -> tuple[Ints, Ints]:
         """The rows of each (sequence, tile) pair, one pair after the other, and the index at which
@@ -196,7 +219,7 @@ class _Split:
         places = self.first[index] + self.before[self.owner[index], np.repeat(tile, count[member])]
         return _ranges(self.spans.row[member], count[member]), places.astype(np.int32)
 
-    def rows(self) -> Longs:
+    def rows(self) -> Records:
         """`TileWork.split_rows`. A row combines the contributions of tiles up to the one of its own
         position.
         """
@@ -204,7 +227,7 @@ class _Split:
             _ranges(column, self.spans.count) for column in (self.spans.row, self.spans.start)
         )
         end = self.first + self.before[self.owner, position // TILE + 1]
-        return np.ascontiguousarray(np.stack([row, self.first, end], 1).astype(np.int64))
+        return _records(SPLIT_ROW, row=row.astype(np.int64), begin=self.first, end=end)
 
     def opens(self) -> Ints:
         """`TileWork.opens`."""

@@ -26,7 +26,7 @@ address and its number of elements, a number is one word, a block within a block
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
@@ -37,7 +37,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, typeof_impl
 
-from radixserve.kernels.cpu.compile import Intrinsic, array_of
+from radixserve.kernels.cpu.compile import LINE_BYTES, Intrinsic, array_of
 
 WORD = 8
 """Bytes of a word."""
@@ -235,6 +235,44 @@ class Field:
     kind: Kind
     place: int
     words: int
+
+
+class BlockMemory:
+    """Some equal blocks with memory for all their arrays, for example one for each thread.
+
+    Every array begins at a cache line, because reading a vector that lies across two lines costs
+    twice. The memory lives as long as this object. Cost: some vectorised numpy.
+    """
+
+    def __init__(self, kind: type[Block], copies: int, lengths: Mapping[str, int]) -> None:
+        """`lengths` gives the number of elements of every array; that of a block within the block
+        is named as in `sums.values`.
+        """
+        arrays = _arrays(kind)
+        assert arrays.keys() == lengths.keys(), arrays.keys() ^ lengths.keys()
+        place = np.array([place for place, _ in arrays.values()])
+        length = np.array([lengths[name] for name in arrays])
+        size = -(-length * [size for _, size in arrays.values()] // LINE_BYTES) * LINE_BYTES
+        total, copy = int(size.sum()), np.arange(copies)
+        self._memory = np.empty(copies * total + LINE_BYTES, np.uint8)
+        begin = -(-self._memory.ctypes.data // LINE_BYTES) * LINE_BYTES
+        self._words = np.zeros((copies, kind.length), np.int64)
+        self._words[:, place] = begin + copy[:, None] * total + np.cumsum(size) - size
+        self._words[:, place + 1] = length
+        self.addresses = self._words.ctypes.data + copy * kind.length * WORD
+        """int64 [copies]: a field `Int64s` by which compiled code finds the blocks."""
+
+
+def _arrays(kind: type[Block]) -> dict[str, tuple[int, int]]:
+    """Place and bytes of an element of all arrays of a block and of the blocks within it."""
+    found = {}
+    for name, field in kind.fields.items():
+        if isinstance(field.kind, type):
+            for inner, (place, size) in _arrays(field.kind).items():
+                found[f"{name}.{inner}"] = field.place + place, size
+        elif isinstance(field.kind, Elements):
+            found[name] = field.place, max(each.itemsize for each in field.kind.allowed)
+    return found
 
 
 def addresses(blocks: Sequence[Block]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -11,7 +11,7 @@ calls some hundreds of kernels. Knows nothing of what the kernels compute.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from llvmlite import ir
@@ -19,9 +19,21 @@ from numba import types
 from numba.extending import intrinsic
 
 from radixserve.kernels.cpu import native, threads
-from radixserve.kernels.cpu.compile import address_of, compiled, longs_at
+from radixserve.kernels.cpu.block import Block, Elements, Int
+from radixserve.kernels.cpu.compile import compiled
 
 _BYTES = ir.IntType(8).as_pointer()
+
+
+CALL = np.dtype([("kernel", np.int64), ("block", np.int64)])
+"""The address of a kernel, and that of the block that it is called with."""
+
+
+class ProgramBlock(Block):
+    """A program as its threads read it."""
+
+    calls: Annotated[Any, Elements.of(CALL)]
+    barrier: Int  # the address of the function in which threads wait for each other; 0: no threads
 
 
 class Program:
@@ -29,12 +41,12 @@ class Program:
 
     def __init__(self, calls: Sequence[tuple[int, int]]) -> None:
         """`calls` are pairs of addresses: a kernel, and the block that it is called with."""
-        self._calls = np.array(calls, np.int64)
-        self._block = np.array([self._calls.ctypes.data, len(calls), threads.barrier()], np.int64)
+        self._calls = np.array(calls, CALL)
+        self._block = ProgramBlock(calls=self._calls, barrier=threads.barrier())
 
     def run(self) -> None:
         """Call the kernels in order. The counters in their blocks must be zero."""
-        threads.run(native.address(run_calls), self._block.ctypes.data, True)
+        threads.run(native.address(run_calls), self._block.address, True)
 
 
 @intrinsic
@@ -50,17 +62,15 @@ def _call(typingctx: Any, function: Any, argument: Any) -> Any:
 
 
 @compiled
-def _run_calls(b: Any) -> None:
-    """One thread: call each kernel, then wait at the barrier. `b` is calls, their number,
-    barrier.
-    """
-    calls, count, barrier = longs_at(b[0], 2 * b[1]), b[1], b[2]
-    for i in range(count):
-        _call(calls[2 * i], calls[2 * i + 1])
-        if barrier != 0:
-            _call(barrier, 0)  # takes no argument and ignores this one
+def _run_calls(program: ProgramBlock) -> None:
+    """One thread: call each kernel, then wait at the barrier."""
+    for i in range(program.calls.shape[0]):
+        call = program.calls[i]
+        _call(call.kernel, call.block)
+        if program.barrier != 0:
+            _call(program.barrier, 0)  # takes no argument and ignores this one
 
 
 def run_calls(address: Any) -> None:
-    """Every thread calls this with the address of a program's block. `native` compiles it."""
-    _run_calls(longs_at(address_of(address), 3))
+    """Every thread calls this with the address of a `ProgramBlock`. `native` compiles it."""
+    _run_calls(ProgramBlock.read(address))
