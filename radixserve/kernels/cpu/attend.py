@@ -24,6 +24,8 @@ from radixserve.tensors.kv import KVShape
 COUNTERS = 4
 """How many counters a launch needs."""
 
+_KERNELS = {torch.float32: attention.work, torch.bfloat16: attention.work_bfloat16}
+
 _FEW = 16  # tiles, up to which waking another thread costs more than it saves
 
 
@@ -37,9 +39,9 @@ class AttentionStep:
     def __init__(self, shape: KVShape, heads: int) -> None:
         self._shape, self._heads = shape, heads
         self._width = -(-shape.v_dim // PANEL) * PANEL
-        self._block = StepBlock(
-            heads=heads, kv_heads=shape.kv_heads, k_dim=shape.k_dim, v_dim=shape.v_dim
-        )
+        self._block = StepBlock(heads=heads, kv_heads=shape.kv_heads, width=self._width)
+        self._block.set(k_dim=shape.k_dim, v_dim=shape.v_dim)
+        self._kernel = _KERNELS[shape.dtype]
         self.held: AttentionPlan | None = None
         self._kept: dict[str, Any] = {}  # the block holds bare addresses
         self._most = 0  # query rows of an item for which there is scratch memory
@@ -69,12 +71,12 @@ class AttentionStep:
     ) -> tuple[int, AttentionBlock]:
         """The kernel's address and its arguments for one layer, valid as long as this object.
 
-        q [rows, heads, k_dim] and out [rows, heads, v_dim] are float32, K and V are one layer of
-        the pool; `counters` is int64 [COUNTERS], all 0 when the kernel starts.
+        K and V are one layer of the pool; q [rows, heads, k_dim] and out [rows, heads, v_dim] have
+        its dtype; `counters` is int64 [COUNTERS], all 0 when the kernel starts.
         """
         block = AttentionBlock(q=q, k=k, v=v, out=out, scaling=scaling, **_named(counters))
         block.step = self._block.address
-        return native.address(attention.work), block
+        return native.address(self._kernel), block
 
     def run(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, scaling: float
@@ -82,7 +84,7 @@ class AttentionStep:
         """Compute one layer of the step that is held now. The arguments are as for `launch`."""
         self._call.set(q=q, k=k, v=v, out=out, scaling=scaling)
         self._counters[:] = 0
-        threads.run(native.address(attention.work), self._call.address, self._parallel)
+        threads.run(native.address(self._kernel), self._call.address, self._parallel)
 
     def _keep(self, **arrays: Any) -> None:
         self._kept |= arrays
@@ -110,8 +112,8 @@ def _named(counters: Longs) -> dict[str, Longs]:
 
 
 def attend_cpu(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
-    """Attention of one layer, float32 on the CPU only; see `attention` for the shapes. The first
-    call of a step prepares the plan for all layers.
+    """Attention of one layer on the CPU, in the pool's dtype, float32 or bfloat16; see
+    `kernels.attention` for the shapes. The first call of a step prepares the plan for all layers.
     """
     if plan.prepared is None:
         plan.prepared = AttentionStep(plan.pool.shape, q.shape[1])
@@ -119,6 +121,6 @@ def attend_cpu(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float)
     step = plan.prepared
     assert isinstance(step, AttentionStep), "one kernel serves all layers of a step"
     assert step.held is plan, "one step is held at a time"
-    out = torch.empty(*q.shape[:2], plan.pool.shape.v_dim)
+    out = q.new_empty(*q.shape[:2], plan.pool.shape.v_dim)
     step.run(q, plan.pool.k[layer], plan.pool.v[layer], out, scaling)
     return out

@@ -1,5 +1,5 @@
-"""The CPU attention kernel: float32, exact, aware of grouped queries, reads K/V by slot. Compiled
-by numba at first use.
+"""The CPU attention kernel: exact, aware of grouped queries, reads K/V by slot. Its arithmetic is
+that of float32, and so is its input, or bfloat16. Compiled by numba at first use.
 
 The context is cut into tiles of 64 positions at absolute multiples of 64. For one query row, a
 tile's contribution (largest score, sum of weights, weighted sum of V) depends on that row and that
@@ -42,13 +42,14 @@ from radixserve.kernels.cpu.attention_loads import (
     folded_from,
     load_queries,
     load_tile,
+    load_tile_bfloat16,
     part_of,
     settled,
     without_rows,
 )
 from radixserve.kernels.cpu.attention_memory import ROWS, Scratch, Sums, scratch_of
 from radixserve.kernels.cpu.attention_work import GROUP, TILE
-from radixserve.kernels.cpu.compile import compiled
+from radixserve.kernels.cpu.compile import LINE_BYTES, compiled
 from radixserve.kernels.cpu.products import (
     Fold,
     Rows,
@@ -59,7 +60,6 @@ from radixserve.kernels.cpu.products import (
     multiply_6,
 )
 from radixserve.kernels.cpu.vector import (
-    LINE,
     PANEL,
     add_atomically,
     copy,
@@ -73,6 +73,20 @@ from radixserve.kernels.cpu.vector import (
 
 _MINUS_INFINITY = np.float32(-np.inf)
 _ZERO, _ONE = np.float32(0), np.float32(1)
+
+
+class Means(NamedTuple):
+    """The compiled functions that depend on the type of the numbers and on the instructions; the
+    walk over items and tiles is the same for all. A scratch memory has at least `ends`, `places`,
+    `sums`, `total` and `finished` as in `attention_memory.Scratch`.
+    """
+
+    scratch_of: Any  # (addresses, thread) -> scratch
+    load_queries: Any  # (layer, step, key head, first row, number of rows, scratch)
+    load_tile: Any  # (layer, step, run, later run, scratch) -> tile
+    # (layer, scratch, number of query rows, position where the tile starts, tile, fresh): adds the
+    # tile to `scratch.sums`; if `fresh`, it is the first one
+    add_tile: Any
 
 
 class Item(NamedTuple):
@@ -107,8 +121,9 @@ def _multiply(
     A block of PANEL columns is computed at a time. The rows of `later` are prefetched meanwhile,
     each panel an equal share of their width.
     """
-    # Floats of each later row to prefetch per panel, in whole cache lines.
-    share = -(-later.width * PANEL // (columns * LINE)) * LINE
+    # Numbers of each later row to prefetch per panel, in whole cache lines.
+    line = LINE_BYTES // later.data.itemsize
+    share = -(-later.width * PANEL // (columns * line)) * line
     whole = later
     for column in range(0, columns, PANEL):
         later = part_of(whole, column // PANEL * share, share)
@@ -195,10 +210,8 @@ def _contribute(
     for r in range(count):
         peak, weight = _softmax_row(scores, r * TILE, min(TILE, ends[block + r] - start))
         _add_scores(sums, block + r, peak, weight, fresh, plain, r)
-    width, fold = (
-        scratch.values.shape[0] // TILE,
-        Fold(scratch.old, scratch.new, 0, 0 if fresh else 1),
-    )
+    width = scratch.values.shape[0] // TILE
+    fold = Fold(scratch.old, scratch.new, 0, 0 if fresh else 1)
     _multiply(
         count,
         scores,
@@ -244,11 +257,11 @@ def _add(total: Sums, index: int, part: Sums, place: int, width: int, fresh: boo
 
 
 @compiled
-def _close_group(step: StepBlock, scratch: Scratch, item: Item, most: int, tile: int) -> None:
+def _close_group(step: StepBlock, scratch: Any, item: Item, most: int, tile: int) -> None:
     """The loaded tile is the last one of its group in this item. Add the group's sums to the item's
     totals, or store them as contributions. Rows that do not see the group are left out.
     """
-    width, start = scratch.values.shape[0] // TILE, max(item.tile, tile // GROUP * GROUP) * TILE
+    width, start = step.width, max(item.tile, tile // GROUP * GROUP) * TILE
     for i in range(most):
         if scratch.ends[i] <= start:
             continue
@@ -286,7 +299,9 @@ def _run(item: Item, tile: int) -> Run:
 
 
 @compiled
-def _add_tile(scratch: Scratch, most: int, start: int, tile: Tile, fresh: bool) -> None:
+def _add_tile(
+    layer: AttentionBlock, scratch: Scratch, most: int, start: int, tile: Tile, fresh: bool
+) -> None:
     """Add the loaded tile, which begins at position `start`, to all rows that see it."""
     for block in range(0, most, ROWS):
         first, end = block, min(block + ROWS, most)
@@ -299,24 +314,29 @@ def _add_tile(scratch: Scratch, most: int, start: int, tile: Tile, fresh: bool) 
 
 @compiled
 def _attend_item(
-    layer: AttentionBlock, step: StepBlock, scratch: Scratch, item: Item, following: Item
+    means: Means,
+    layer: AttentionBlock,
+    step: StepBlock,
+    scratch: Any,
+    item: Item,
+    following: Item,
 ) -> None:
     """Compute one item: its rows are finished then, or their contributions stored. The last tile
     prefetches the first one of `following`, the item that this thread takes next.
     """
     most = item.num_rows * (step.heads // step.kv_heads)
-    load_queries(layer, step, item.kv, item.first, item.num_rows, scratch)
+    means.load_queries(layer, step, item.kv, item.first, item.num_rows, scratch)
     for tile in range(item.tile, item.end_tile):
         more = tile + 1 < item.end_tile
         later = _run(item, tile + 1) if more else _run(following, following.tile)
-        loaded = load_tile(layer, step, _run(item, tile), later, scratch)
-        _add_tile(scratch, most, tile * TILE, loaded, tile == item.tile or tile % GROUP == 0)
+        loaded = means.load_tile(layer, step, _run(item, tile), later, scratch)
+        fresh = tile == item.tile or tile % GROUP == 0
+        means.add_tile(layer, scratch, most, tile * TILE, loaded, fresh)
         if not more or tile % GROUP == GROUP - 1:
             _close_group(step, scratch, item, most, tile)
     if not item.stores:
-        width = scratch.values.shape[0] // TILE
         for i in range(most):
-            _write(layer.out, scratch.places[i], step.v_dim, scratch.total, i, width)
+            _write(layer.out, scratch.places[i], step.v_dim, scratch.total, i, step.width)
 
 
 @compiled
@@ -354,13 +374,13 @@ def _finish_row(out: Any, step: StepBlock, split: Any, total: Sums, width: int) 
 
 
 @compiled
-def _attend(layer: AttentionBlock, step: StepBlock, scratch: Scratch) -> None:
+def _attend(means: Means, layer: AttentionBlock, step: StepBlock, scratch: Any) -> None:
     """Compute items until none is left, then wait until the other threads have done theirs."""
     num_items = step.items.shape[0] * step.kv_heads
     taken = add_atomically(layer.taken, 0, 1)
     while taken < num_items:
         following = add_atomically(layer.taken, 0, 1)
-        _attend_item(layer, step, scratch, _item(step, taken), _item(step, following))
+        _attend_item(means, layer, step, scratch, _item(step, taken), _item(step, following))
         add_atomically(layer.done, 0, 1)
         taken = following
     while add_atomically(layer.done, 0, 0) < num_items:
@@ -368,24 +388,32 @@ def _attend(layer: AttentionBlock, step: StepBlock, scratch: Scratch) -> None:
 
 
 @compiled
-def _finish(layer: AttentionBlock, step: StepBlock, scratch: Scratch) -> None:
+def _finish(layer: AttentionBlock, step: StepBlock, scratch: Any) -> None:
     """Combine the rows whose contributions are stored until none is left."""
-    width = scratch.values.shape[0] // TILE
     taken = add_atomically(layer.finished, 0, 1)
     while taken < step.split_rows.shape[0]:
-        _finish_row(layer.out, step, step.split_rows[taken], scratch.finished, width)
+        _finish_row(layer.out, step, step.split_rows[taken], scratch.finished, step.width)
         taken = add_atomically(layer.finished, 0, 1)
 
 
 @compiled
-def _work(layer: AttentionBlock) -> None:
+def attend(means: Means, layer: AttentionBlock) -> None:
     """One thread's part of a layer."""
     step = StepBlock.read(layer.step)
-    scratch = scratch_of(step.scratch, add_atomically(layer.threads, 0, 1))
-    _attend(layer, step, scratch)
+    scratch = means.scratch_of(step.scratch, add_atomically(layer.threads, 0, 1))
+    _attend(means, layer, step, scratch)
     _finish(layer, step, scratch)
+
+
+_FLOAT32 = Means(scratch_of, load_queries, load_tile, _add_tile)
+_BFLOAT16 = Means(scratch_of, load_queries, load_tile_bfloat16, _add_tile)
 
 
 def work(address: Any) -> None:
     """Every thread calls this with the address of an `AttentionBlock`. `native` compiles it."""
-    _work(AttentionBlock.read(address))
+    attend(_FLOAT32, AttentionBlock.read(address))
+
+
+def work_bfloat16(address: Any) -> None:
+    """`work` where q, K, V and out are bfloat16; the arithmetic is that of float32."""
+    attend(_BFLOAT16, AttentionBlock.read_bfloat16(address))

@@ -42,3 +42,4 @@ class StepBlock(Block):
     kv_heads: Int
     k_dim: Int
     v_dim: Int
+    width: Int  # v_dim, padded to whole panels

@@ -1,11 +1,12 @@
 """Reads the attention kernel's input into one thread's scratch memory: K and V of a tile by slot,
 and the query rows of an item.
 
-It moves floats and computes nothing, except that queries are scaled. It is compiled together with
-`attention`, its only user.
+It moves numbers and computes nothing, except that queries are scaled. bfloat16 becomes float32 on
+the way, so that from there on both types are one. It is compiled together with `attention`, its
+only user.
 """
 
-# mypy: disable-error-code="untyped-decorator"
+# mypy: disable-error-code="untyped-decorator,no-any-return"
 # (numba has no type hints)
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from radixserve.kernels.cpu.attention_memory import Scratch
 from radixserve.kernels.cpu.attention_work import TILE
 from radixserve.kernels.cpu.compile import compiled
 from radixserve.kernels.cpu.products import Fold, Rows
-from radixserve.kernels.cpu.vector import LANES, PANEL, copy, number_at, transpose
+from radixserve.kernels.cpu.vector import LANES, number_at, transpose, transposed_dims
 
 
 class Run(NamedTuple):
@@ -57,21 +58,24 @@ def _load_keys(k: Any, step: StepBlock, kv: int, at: int, n: int, scratch: Scrat
 def _load_lanes(k: Any, step: StepBlock, kv: int, slots: Any, at: int, target: Any, j: int) -> None:
     """target[d, j + lane] = K of slots[at + lane], for LANES lanes."""
     dim, stride = step.k_dim, step.kv_heads * step.k_dim
-    whole = dim - dim % LANES
-    for d in range(0, whole, LANES):
+    square = transposed_dims(k)
+    whole = dim - dim % square
+    for d in range(0, whole, square):
         transpose(k, kv * dim + d, stride, slots, at, target, d * TILE + j, TILE)
     for d in range(whole, dim):
         for lane in range(LANES):
-            target[d * TILE + j + lane] = k[slots[at + lane] * stride + kv * dim + d]
+            place = slots[at + lane] * stride + kv * dim + d
+            target[d * TILE + j + lane] = number_at(k, place)
 
 
 @compiled
 def _load_values(v: Any, step: StepBlock, kv: int, at: int, n: int, target: Any) -> None:
     """target[j, d] = V of position j, for j < n. The padding behind v_dim keeps what it holds."""
     dim = step.v_dim
-    width = target.shape[0] // TILE
     for j in range(n):
-        copy(v, (step.table[at + j] * step.kv_heads + kv) * dim, target, j * width, dim)
+        place = (step.table[at + j] * step.kv_heads + kv) * dim
+        for d in range(dim):
+            target[j * step.width + d] = number_at(v, place + d)
 
 
 @compiled
@@ -94,21 +98,44 @@ def part_of(rows: Rows, first: int, width: int) -> Rows:
 
 
 @compiled
+def _tile(
+    layer: AttentionBlock, step: StepBlock, values: Rows, later: Run, scratch: Scratch
+) -> Tile:
+    """The tile whose K has been loaded and whose V lies at `values`."""
+    keys = Rows(scratch.keys, scratch.order, 0, step.k_dim, 0, TILE, TILE)
+    later_keys = _rows_at(layer.k, step.k_dim, step, later)
+    return Tile(keys, values, later_keys, _rows_at(layer.v, step.v_dim, step, later))
+
+
+@compiled
+def _copied_values(layer: AttentionBlock, step: StepBlock, run: Run, scratch: Scratch) -> Rows:
+    """V of a run, copied to the scratch memory."""
+    _load_values(layer.v, step, run.kv, run.at, run.count, scratch.values)
+    return Rows(scratch.values, scratch.order, 0, run.count, 0, step.width, step.width)
+
+
+@compiled
 def load_tile(
     layer: AttentionBlock, step: StepBlock, run: Run, later: Run, scratch: Scratch
 ) -> Tile:
-    """Load the tile of `run`, of which K is always copied (transposed), V only to pad its rows.
-    `later` is the run to prefetch while the tile is used.
+    """Load the tile of `run` in float32, of which K is always copied (transposed), V only to pad
+    its rows. `later` is the run to prefetch while the tile is used.
     """
     _load_keys(layer.k, step, run.kv, run.at, run.count, scratch)
-    keys = Rows(scratch.keys, scratch.order, 0, step.k_dim, 0, TILE, TILE)
     values = _rows_at(layer.v, step.v_dim, step, run)
-    if step.v_dim % PANEL:
-        _load_values(layer.v, step, run.kv, run.at, run.count, scratch.values)
-        width = scratch.values.shape[0] // TILE
-        values = Rows(scratch.values, scratch.order, 0, run.count, 0, width, width)
-    later_keys = _rows_at(layer.k, step.k_dim, step, later)
-    return Tile(keys, values, later_keys, _rows_at(layer.v, step.v_dim, step, later))
+    if step.v_dim != step.width:
+        values = _copied_values(layer, step, run, scratch)
+    return _tile(layer, step, values, later, scratch)
+
+
+@compiled
+def load_tile_bfloat16(
+    layer: AttentionBlock, step: StepBlock, run: Run, later: Run, scratch: Scratch
+) -> Tile:
+    """`load_tile` for bfloat16: K and V become float32 when they are copied."""
+    _load_keys(layer.k, step, run.kv, run.at, run.count, scratch)
+    values = _copied_values(layer, step, run, scratch)
+    return _tile(layer, step, values, later, scratch)
 
 
 @compiled

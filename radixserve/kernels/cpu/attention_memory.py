@@ -39,7 +39,7 @@ class Scratch(Block):
     slots: Int32s  # [LANES]: slots of a tile's last positions, padded by repeating the last
     order: Int32s  # 0, 1, 2, ...: the table of `Rows` that lie one behind the other
     keys: Float32s  # [k_dim * TILE]: the tile's K, transposed
-    values: Float32s  # [TILE * width]: the tile's V, where v_dim is not whole panels
+    values: Float32s  # [TILE * width]: the tile's V, where it cannot be used as it lies
     scores: Float32s  # [ROWS * TILE]: of one block of rows
     old: Float32s  # [ROWS]: of one block of rows, the factors of the sums so far
     new: Float32s  # [ROWS]: of one block of rows, the factors of the tile's contributions

@@ -18,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from radixserve.kernels.cpu.compile import Intrinsic
+from radixserve.kernels.cpu.compile import LINE_BYTES, Intrinsic
 from radixserve.kernels.cpu.vector import (
     LANES,
     LINE,
@@ -43,11 +43,11 @@ class Rows(NamedTuple):
     :][:width].
     """
 
-    data: Any  # flat float32
+    data: Any  # flat float32; rows that are prefetched only may be bfloat16
     table: Any  # int32
     first: Any  # index in the table of row 0
     count: Any  # number of rows
-    begin: Any  # in floats, as stride and width
+    begin: Any  # in numbers, as stride and width
     stride: Any
     width: Any
 
@@ -135,8 +135,9 @@ def _rows(context: Any, builder: ir.IRBuilder, kind: Any, rows: Any) -> Any:
 
 
 def _prefetch_row(builder: ir.IRBuilder, row: Any, width: Any) -> None:
-    """Prefetch `width` floats from a pointer on."""
-    nothing, line = ir.Constant(width.type, 0), ir.Constant(width.type, LINE)
+    """Prefetch `width` numbers, float32 or bfloat16, from a pointer on."""
+    size = 2 if row.type.pointee == ir.IntType(16) else 4
+    nothing, line = ir.Constant(width.type, 0), ir.Constant(width.type, LINE_BYTES // size)
     with cgutils.for_range_slice(builder, nothing, width, line) as (offset, _):
         prefetch_line(builder, builder.gep(row, [offset]))
 

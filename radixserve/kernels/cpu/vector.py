@@ -282,8 +282,11 @@ def transpose(
     tt: Any,
     ld: Any,
 ) -> Any:
-    """target[d, j] = source[at + slots[st + j] * stride + d] for d and j below LANES: a square of
-    one row per slot becomes a square of one row per dimension. `ld` is the row stride of target.
+    """target[d, j] = source[at + slots[st + j] * stride + d] as float32, for j below LANES and d
+    below `transposed_dims`: one row per slot becomes one row per dimension. `ld` is the row stride
+    of target.
+
+    bfloat16 is transposed as words of 32 bits, of two dimensions each, that are taken apart then.
     """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
@@ -291,18 +294,49 @@ def transpose(
         source = element_at(context, builder, kinds[0], args[0], args[1])
         slots = element_at(context, builder, kinds[3], args[3], args[4])
         target = element_at(context, builder, kinds[5], args[5], args[6])
-        stride, ld = args[2], args[7]
-        index = stride.type
-        rows = []
-        for j in range(LANES):
-            slot = builder.sext(builder.load(builder.gep(slots, [ir.Constant(index, j)])), index)
-            rows.append(builder.gep(source, [builder.mul(slot, stride)]))
-        for d, column in enumerate(_columns(builder, rows)):
-            store(builder, column, builder.gep(target, [builder.mul(ir.Constant(index, d), ld)]))
+        columns = _columns(builder, _rows_of_slots(builder, source, args[2], slots))
+        if source.type.pointee != _FLOAT:
+            columns = [half for column in columns for half in _halves(builder, column)]
+        for d, column in enumerate(columns):
+            offset = builder.mul(ir.Constant(args[7].type, d), args[7])
+            store(builder, column, builder.gep(target, [offset]))
         return context.get_dummy_value()
 
     n = types.intp
     return types.void(source, n, n, slots, n, target, n, n), generate
+
+
+@intrinsic
+def transposed_dims(typingctx: Any, source: Any) -> Any:
+    """How many dimensions `transpose` takes at a time from an array of this type."""
+    count = LANES if source.dtype == types.float32 else 2 * LANES
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return context.get_constant(types.intp, count)
+
+    return types.intp(source), generate
+
+
+def _rows_of_slots(builder: ir.IRBuilder, source: Any, stride: Any, slots: Any) -> list[Any]:
+    """Pointers to the rows of LANES slots, of which the first lies at the pointer `slots`."""
+    rows = []
+    for j in range(LANES):
+        place = builder.gep(slots, [ir.Constant(stride.type, j)])
+        slot = builder.sext(builder.load(place), stride.type)
+        row = builder.gep(source, [builder.mul(slot, stride)])
+        rows.append(builder.bitcast(row, _FLOAT.as_pointer()))
+    return rows
+
+
+def _halves(builder: ir.IRBuilder, words: Any) -> list[Any]:
+    """Two vectors of floats from words of two bfloat16 each: the first of all, the second of
+    all.
+    """
+    integers = ir.VectorType(ir.IntType(32), LANES)
+    bits = builder.bitcast(words, integers)
+    first = builder.shl(bits, _each(integers, 16))
+    second = builder.and_(bits, _each(integers, 0xFFFF0000))
+    return [builder.bitcast(half, VECTOR) for half in (first, second)]
 
 
 def _columns(builder: ir.IRBuilder, rows: list[Any]) -> list[Any]:
@@ -328,7 +362,7 @@ def _quarter(builder: ir.IRBuilder, row: Any, at: int) -> Any:
     """128 bits (four floats) of a row, from float `at` on."""
     place = builder.gep(row, [ir.Constant(ir.IntType(64), at)])
     return builder.load(
-        builder.bitcast(place, ir.VectorType(_FLOAT, _QUARTER).as_pointer()), align=4
+        builder.bitcast(place, ir.VectorType(_FLOAT, _QUARTER).as_pointer()), align=2
     )
 
 
