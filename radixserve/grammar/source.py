@@ -39,10 +39,13 @@ _ON_ONE_LINE: Final[JsonCompileOptions] = {
     "key_separator": ": ",
 }
 
-# The parts of a lark source in which nothing is changed, then what is changed.
+# The parts of a lark source in which nothing is changed, then what is changed. A string or regular
+# expression that is never closed is one such part, too, because looking for its end again from
+# every character in it would take quadratic time. The library refuses it.
 _LARK = re.compile(
     r"""
-    (?P<skip> //[^\n]* | \#[^\n]* | "(?:[^"\\\n]|\\.)*" | /(?:[^/\\\n]|\\.)+/ | <\[[^\]]*\]> )
+    (?P<skip> //[^\n]*+ | \#[^\n]*+ | "(?:[^"\\\n]|\\.)*+"? | /(?:[^/\\]|\\.)++/?
+        | <\[[^\]<>\s]*+\]> )
     | (?P<json> %json(?P<line>_line)?\s* ) (?=\{)
     | (?P<token> <[^<>\s"]+> )
     """,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from llguidance import LLMatcher
 
 from radixserve.errors import BadRequest
-from radixserve.grammar import check
-from radixserve.grammar.source import MAX_CHARS, MAX_CHOICES
+from radixserve.grammar import check, compile_grammar
+from radixserve.grammar.source import MAX_CHARS, MAX_CHOICES, library_source
 from radixserve.request import Grammar
-from tests.grammar.accept import accepts, compiled, grammar, vocabulary
+from tests.grammar.accept import accepts, byte_vocabulary, compiled, grammar, vocabulary
 
 PERSON = {
     "type": "object",
@@ -143,3 +144,15 @@ def test_a_lone_surrogate_is_refused() -> None:
     for kind in ("json_schema", "regex", "choice", "lark", "gbnf"):
         with pytest.raises(BadRequest):
             check(Grammar(kind=kind, source='["\ud800"]'), vocabulary())
+
+
+@pytest.mark.parametrize("unit", ['\\"', "\\/", "<[", "<a", "<", "%json ", "\\", '"a/<[', "/a\n"])
+@pytest.mark.parametrize("beginning", ['start: "', "start: /", "start: <[", ""])
+def test_a_part_that_is_never_closed_is_read_once(beginning: str, unit: str) -> None:
+    """With a search for its end from every character this would take minutes."""
+    source = beginning + unit * (200_000 // len(unit))
+    assert library_source(Grammar(kind="lark", source=source), {}) == (
+        LLMatcher.grammar_from_lark(source)
+    )
+    with pytest.raises(BadRequest):
+        compile_grammar(Grammar(kind="lark", source=source), byte_vocabulary())
