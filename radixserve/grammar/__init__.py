@@ -11,7 +11,9 @@ read:
     lark          a context-free grammar in the Lark dialect of llguidance, whose first rule is
                   `start`; `<name>` is a control token, `"<name>"` is text that looks like one,
                   `%json {...}` is a schema; of `%json_line {...}` the JSON is written as
-                  `json.dumps` writes it
+                  `json.dumps` writes it; `%json_string {"lark": ...}` is a JSON string whose text
+                  matches another grammar, `%text_until {"lark": ..., "end": ...}` such a text with
+                  a tag behind it (`grammar.quoted_lark`)
     gbnf          a context-free grammar as llama.cpp writes it, whose first rule is `root`
 
 `grammar.calls` writes the lark sources that tool calls need. The library llguidance compiles and

@@ -76,6 +76,16 @@ def json_arguments(schema: Mapping[str, Any]) -> str:
     return "%json_line " + json.dumps(schema)
 
 
+def json_string(definition: str) -> str:
+    """The expansion of a JSON string whose text matches a grammar in Lark's syntax."""
+    return "%json_string " + json.dumps({"lark": definition})
+
+
+def text_until(definition: str, end: str) -> str:
+    """The expansion of a text that matches a grammar in Lark's syntax, and of `end` behind it."""
+    return "%text_until " + json.dumps({"lark": definition, "end": end})
+
+
 def tool_calls(
     tools: Sequence[Tool],
     layout: Layout,
@@ -125,10 +135,14 @@ def until(marker: str, control: Mapping[str, int]) -> tuple[str, list[str]]:
 
 
 class Text:
-    """Expansions for text that is given and for text that is free, and the rules they need."""
+    """Expansions for text that is given and for text that is free, and the rules they need.
+
+    Attributes:
+        control: the control tokens by name.
+    """
 
     def __init__(self, control: Mapping[str, int]) -> None:
-        self._control = control
+        self.control = control
         self._names = _names_in(control)
         self._rules: dict[str, None] = {}  # in the order in which they were needed
 
@@ -146,32 +160,32 @@ class Text:
     def literal(self, text: str) -> str:
         """Exactly `text`."""
         return " ".join(
-            f"<[{self._control[part]}]>" if part in self._control else quoted(part)
+            f"<[{self.control[part]}]>" if part in self.control else quoted(part)
             for part in self._parts(text)
         )
 
     def first_part(self, text: str) -> str:
         """The control token with which `text` begins, or else all of it."""
         first = next(self._parts(text), "")
-        return first if first in self._control else text
+        return first if first in self.control else text
 
     def free(self, marker: str) -> str:
         """Any text without `marker`."""
-        if marker in self._control:
-            return f"<[^{self._control[marker]}]>*"
+        if marker in self.control:
+            return f"<[^{self.control[marker]}]>*"
         return f"{self._pieces()} TEXT"
 
     def until(self, name: str, marker: str) -> str:
         """Any text up to and including the first `marker`; `name` is for its rule."""
-        if marker in self._control:
-            return f"<[^{self._control[marker]}]>* <[{self._control[marker]}]>"
+        if marker in self.control:
+            return f"<[^{self.control[marker]}]>* <[{self.control[marker]}]>"
         return f"{self._pieces()} {self._lazy(name, marker)}"
 
     def value(self, marker: str) -> str:
         """Any text without control tokens, up to and including the first `marker`."""
-        if marker in self._control:
+        if marker in self.control:
             self._add(_ANY_TEXT)
-            return f"TEXT <[{self._control[marker]}]>"
+            return f"TEXT <[{self.control[marker]}]>"
         return self._lazy("value", marker)
 
     def _lazy(self, name: str, marker: str) -> str:
@@ -188,9 +202,9 @@ class Text:
     def _pieces(self) -> str:
         """Text, each piece of which ends with a control token."""
         self._add(_ANY_TEXT)
-        if not self._control:
+        if not self.control:
             return ""
-        ids = ",".join(map(str, sorted(self._control.values())))
+        ids = ",".join(map(str, sorted(self.control.values())))
         self._add(f"piece: TEXT <[{ids}]>")
         return "piece*"
 

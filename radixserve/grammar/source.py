@@ -1,7 +1,8 @@
 """From a `Grammar` to the source that the library compiles.
 
 Owns the limits of a source's size, what whitespace JSON may have, and the changes to lark sources:
-control tokens are named by their ids, schemas are checked and get the grammar's whitespace.
+control tokens are named by their ids, schemas are checked and get the grammar's whitespace, texts
+inside JSON get grammars of their own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from radixserve.errors import BadRequest
 from radixserve.grammar.calls import choice_rules
 from radixserve.grammar.plain import plain
+from radixserve.grammar.quoted_lark import lark_until, quoted_lark
 from radixserve.grammar.schema import check_keywords
 from radixserve.grammar.vocabulary import refusal_of
 from radixserve.request import Grammar
@@ -46,7 +48,7 @@ _LARK = re.compile(
     r"""
     (?P<skip> //[^\n]*+ | \#[^\n]*+ | "(?:[^"\\\n]|\\.)*+"? | /(?:[^/\\]|\\.)++/?
         | <\[[^\]<>\s]*+\]> )
-    | (?P<json> %json(?P<line>_line)?\s* ) (?=\{)
+    | % (?P<json> json | json_line | json_string | text_until ) \s* (?=\{)
     | (?P<token> <[^<>\s"]+> )
     """,
     re.VERBOSE,
@@ -82,7 +84,7 @@ def library_source(grammar: Grammar, token_ids: Mapping[str, int]) -> str:
         case "choice":
             return LLMatcher.grammar_from_lark(_alternatives(source))
         case "lark":
-            return LLMatcher.grammar_from_lark(_lark(source, grammar.whitespace, token_ids))
+            return _Lark(grammar.whitespace, token_ids).library_source(source)
         case "gbnf":
             return LLMatcher.grammar_from_lark(_from_gbnf(source))
 
@@ -128,32 +130,57 @@ def _alternatives(source: str) -> str:
     return f"start: {choice_rules(choices)}"
 
 
-def _lark(source: str, whitespace: str | None, token_ids: Mapping[str, int]) -> str:
-    return "".join(_rewritten(source, whitespace, token_ids))
-
-
-def _rewritten(source: str, whitespace: str | None, token_ids: Mapping[str, int]) -> Iterator[str]:
-    """The parts of a lark source, with ids for the names of control tokens, and every schema
-    checked and given its whitespace.
+class _Lark:
+    """Changes one lark source: ids for the names of control tokens, every schema checked and given
+    its whitespace, and the grammars of texts inside JSON as grammars of their own.
     """
-    done = 0
-    while (found := _LARK.search(source, done)) is not None:
-        yield source[done : found.start()]
-        done = found.end()
-        if found["json"]:
-            schema, done = _schema_at(source, done)
-            schema = plain(schema)
-            check_keywords(schema)
-            options = _ON_ONE_LINE if found["line"] else _whitespace(whitespace)
-            yield "%json " + json.dumps({**schema, "x-guidance": options})
-        elif found["token"]:
-            yield _token(found[0], token_ids)
-        else:
-            yield found[0]
-    yield source[done:]
+
+    def __init__(self, whitespace: str | None, token_ids: Mapping[str, int]) -> None:
+        self._whitespace = whitespace
+        self._token_ids = token_ids
+        self._texts: dict[str, str] = {}  # names of grammars for texts, by their sources
+
+    def library_source(self, source: str) -> str:
+        """The source of all grammars for the library."""
+        changed = "".join(self._parts(source))
+        if not self._texts:
+            return LLMatcher.grammar_from_lark(changed)
+        texts = [{"name": name, "lark_grammar": each} for each, name in self._texts.items()]
+        return json.dumps({"grammars": [{"lark_grammar": changed}, *texts]})
+
+    def _parts(self, source: str) -> Iterator[str]:
+        done = 0
+        while (found := _LARK.search(source, done)) is not None:
+            yield source[done : found.start()]
+            done = found.end()
+            if found["json"]:
+                value, done = _value_at(source, done)
+                yield self._of_value(found["json"], value)
+            elif found["token"]:
+                yield _token(found[0], self._token_ids)
+            else:
+                yield found[0]
+        yield source[done:]
+
+    def _of_value(self, word: str, value: dict[str, Any]) -> str:
+        match word, value:
+            case "json_string", {"lark": str(definition)}:
+                return rf'"\"" {self._text(quoted_lark(definition))} "\""'
+            case "text_until", {"lark": str(definition), "end": str(end)}:
+                return self._text(lark_until(definition, end))
+            case "json_string" | "text_until", _:
+                raise BadRequest(f"%{word} needs a grammar, 'lark'.", code="invalid_value")
+        schema = plain(value)
+        check_keywords(schema)
+        options = _ON_ONE_LINE if word == "json_line" else _whitespace(self._whitespace)
+        return "%json " + json.dumps({**schema, "x-guidance": options})
+
+    def _text(self, source: str) -> str:
+        """The name of the grammar with this source."""
+        return "@" + self._texts.setdefault(source, f"text_{len(self._texts)}")
 
 
-def _schema_at(source: str, start: int) -> tuple[dict[str, Any], int]:
+def _value_at(source: str, start: int) -> tuple[dict[str, Any], int]:
     try:
         return json.JSONDecoder().raw_decode(source, start)
     except ValueError as error:

@@ -7,21 +7,41 @@ schema of all arguments only `properties`, `required` and what they refer to.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from radixserve.grammar.calls import Text, json_arguments, quoted
+from radixserve.grammar.calls import Text, json_arguments, json_string, quoted, text_until
 from radixserve.parsing.values import BOOLEAN, STRING, types_of
 
-Arguments = Callable[[Mapping[str, Any], Text], str]
-"""From the schema of a call's arguments to the expansion that they match."""
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """How a format writes the arguments of a call.
+
+    Attributes:
+        of_schema: the expansion of arguments that obey a schema.
+        of_text: the expansion of a single argument, by its name and the grammar of its text.
+    """
+
+    of_schema: Callable[[Mapping[str, Any], Text], str]
+    of_text: Callable[[str, str, Text], str]
+
 
 _ANY_NAME = r"/[A-Za-z_][A-Za-z0-9_-]*/"
 
 
-def json_object(schema: Mapping[str, Any], text: Text) -> str:
-    """One JSON object."""
+def _json_object(schema: Mapping[str, Any], text: Text) -> str:
     return json_arguments(schema)
+
+
+def _json_text(name: str, definition: str, text: Text) -> str:
+    return f'{quoted("{" + json.dumps(name) + ": ")} {json_string(definition)} "}}"'
+
+
+JSON_OBJECT = Arguments(_json_object, _json_text)
+"""One JSON object."""
 
 
 def tagged(begin: str, space: str, end: str, separator: str) -> Arguments:
@@ -46,11 +66,15 @@ def tagged(begin: str, space: str, end: str, separator: str) -> Arguments:
         written = (each if name in required else f"({each})?" for name, each in members.items())
         return " ".join(written) or '""'
 
-    return arguments
+    def of_text(name: str, definition: str, text: Text) -> str:
+        tag = "" if end in text.control else space + end
+        closing = text.literal((space + end + separator).removeprefix(tag))
+        return f"{text.literal(before + name + after)} {text_until(definition, tag)} {closing}"
+
+    return Arguments(arguments, of_text)
 
 
-def keywords(schema: Mapping[str, Any], text: Text) -> str:
-    """`a=1, b="x"`: the required arguments in order, then the others, which may be left out."""
+def _keywords(schema: Mapping[str, Any], text: Text) -> str:
     if _is_free(schema):
         member = text.rule(f'{_ANY_NAME} "=" {json_arguments({})}')
         return f'({member} (", " {member})*)?'
@@ -65,6 +89,14 @@ def keywords(schema: Mapping[str, Any], text: Text) -> str:
         return " ".join([' ", " '.join(first), _each_after_a_comma(others, text)])
     starts = " | ".join(_each_as_the_first(others, text))
     return f"({starts})?" if starts else '""'
+
+
+def _keyword_text(name: str, definition: str, text: Text) -> str:
+    return f"{quoted(name + '=')} {json_string(definition)}"
+
+
+KEYWORDS = Arguments(_keywords, _keyword_text)
+"""`a=1, b="x"`: the required arguments in order, then the others, which may be left out."""
 
 
 def _each_after_a_comma(members: Sequence[str], text: Text) -> str:

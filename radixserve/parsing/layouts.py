@@ -16,7 +16,7 @@ from radixserve.grammar import calls
 from radixserve.grammar.calls import Layout, Text
 from radixserve.grammar.opening_calls import Opening, opening_calls
 from radixserve.parsing import harmony_grammar
-from radixserve.parsing.argument_layouts import Arguments, json_object, keywords, tagged
+from radixserve.parsing.argument_layouts import JSON_OBJECT, KEYWORDS, Arguments, tagged
 from radixserve.parsing.tool import Tool
 from radixserve.request import Grammar
 
@@ -51,7 +51,7 @@ class Constraint:
     """
 
     layout: Layout
-    arguments: Arguments = json_object
+    arguments: Arguments = JSON_OBJECT
     opening: Opening | None = None
 
     def grammar(
@@ -93,7 +93,7 @@ class HarmonyConstraint:
     ) -> Grammar | None:
         """See `Constrains.grammar`."""
         write = harmony_grammar.required_call if required else harmony_grammar.optional_call
-        written = _written(tools, json_object)
+        written = _written(tools, JSON_OBJECT)
         return write(written, control=control, in_reasoning=bool(after))
 
 
@@ -101,7 +101,9 @@ def _written(tools: Sequence[Tool], arguments: Arguments) -> list[calls.Tool]:
     """`tools` with their arguments as a format writes them."""
 
     def arguments_of(tool: Tool) -> Callable[[Text], str]:
-        return lambda text: arguments({**ANY_OBJECT, **tool.parameters}, text)
+        if (grammar := tool.text_grammar) is not None:
+            return lambda text: arguments.of_text(tool.text_parameter, grammar, text)
+        return lambda text: arguments.of_schema({**ANY_OBJECT, **tool.parameters}, text)
 
     return [calls.Tool(tool.name, arguments_of(tool)) for tool in tools]
 
@@ -174,7 +176,7 @@ CONSTRAINTS: Mapping[str, Constrains] = {
     ),
     "llama_pythonic": Constraint(
         Layout(opening="[", before="", between="(", after=")", separator=", ", closing="]"),
-        keywords,
+        KEYWORDS,
         _PYTHONIC,
     ),
     "mistral": Constraint(

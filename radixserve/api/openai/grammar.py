@@ -13,16 +13,18 @@ be. Other tools with such a schema are called with any JSON object.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
 from radixserve.api.context import Api
 from radixserve.api.openai.form import Asked
 from radixserve.api.openai.tools import Offer
-from radixserve.api.openai.wire_tools import Function
+from radixserve.api.openai.wire_tools import Function, TextFunction
 from radixserve.errors import BadRequest
 from radixserve.grammar.answers import calls_or_form, form_after, form_rules
+from radixserve.grammar.calls import json_string
 from radixserve.grammar.closed import closed
 from radixserve.parsing.call_grammars import call_grammar
 from radixserve.parsing.tool import Tool
@@ -48,7 +50,7 @@ async def answer_grammar(
     if asked is not None and not offer.required:
         await check_grammar(api, *asked)
         _check_combines(*asked)
-    tools = [Tool(each.name, closed(each.parameters or {})) for each in offer.callable]
+    tools = [_wanted(each) for each in offer.callable]
     grammar = _with_calls(api, tools, offer, asked, after)
     if grammar is None:
         return None
@@ -63,11 +65,8 @@ async def answer_grammar(
 
 def _check_combines(param: str, form: Grammar) -> None:
     """Raises BadRequest that names `param` if `form` cannot be a part of another grammar."""
-    try:
+    with _naming(param):
         form_rules(form)
-    except BadRequest as refusal:
-        refusal.param = param
-        raise
 
 
 def _with_calls(
@@ -89,22 +88,41 @@ def _with_calls(
 
 async def _tool(api: Api, function: Function, offer: Offer) -> Tool:
     """The tool as its calls are constrained."""
-    parameters = closed(function.parameters or {})
-    schema = Grammar(kind="json_schema", source=msgspec.json.encode(parameters).decode())
+    wanted = _wanted(function)
     try:
-        await check_grammar(api, "tools", schema)
+        await check_grammar(api, "tools", _of_arguments(wanted))
     except BadRequest as refusal:
         if offer.required or function.strict or refusal.code == "grammar_too_complex":
             refusal.message = f"The parameters of '{function.name}': {refusal.message}"
             raise
         return Tool(function.name)
-    return Tool(function.name, parameters)
+    return wanted
+
+
+def _wanted(function: Function) -> Tool:
+    """The tool as its calls should be constrained."""
+    text_grammar = function.text_grammar if isinstance(function, TextFunction) else None
+    return Tool(function.name, closed(function.parameters or {}), text_grammar)
+
+
+def _of_arguments(tool: Tool) -> Grammar:
+    """What constrains the arguments of this tool alone."""
+    if tool.text_grammar is not None:
+        return Grammar(kind="lark", source=f"start: {json_string(tool.text_grammar)}")
+    return Grammar(kind="json_schema", source=msgspec.json.encode(tool.parameters).decode())
 
 
 async def check_grammar(api: Api, param: str, grammar: Grammar) -> None:
     """Raises BadRequest that names `param` if the engine could not use `grammar`."""
-    try:
+    with _naming(param):
         await api.tokenizer.check_grammar(grammar)
+
+
+@contextmanager
+def _naming(param: str) -> Iterator[None]:
+    """Let refusals name `param`."""
+    try:
+        yield
     except BadRequest as refusal:
         refusal.param = param
         raise

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import msgspec
-
 from radixserve.api.openai.wire import ChatBody
 from radixserve.api.openai.wire_tools import Function, Tool, ToolChoice
 from radixserve.api.refusals import missing, shown, too_many, unsupported
@@ -170,8 +168,7 @@ def _shown(functions: Sequence[Function]) -> list[dict[str, Any]]:
 
 def _function_shown(function: Function) -> dict[str, Any]:
     """The function without what the client left out; `strict` is no matter of the model."""
-    members = msgspec.structs.asdict(function)
-    del members["strict"]
+    members = {name: getattr(function, name) for name in ("name", "description", "parameters")}
     return {name: value for name, value in members.items() if value is not None}
 
 

@@ -18,6 +18,14 @@ class Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     strict: bool | None = None
 
 
+class TextFunction(Function, kw_only=True):
+    """The function that stands for a custom tool of Responses: its only argument is a text that
+    matches a grammar in Lark's syntax. No client can write it.
+    """
+
+    text_grammar: str
+
+
 class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A tool of a body. Only functions are served; `custom` is declared so that it is refused by
     name.

@@ -18,6 +18,7 @@ from radixserve.api.openai.wire_tools import (
     AllowedTools,
     Function,
     NamedFunction,
+    TextFunction,
     Tool,
     ToolChoice,
 )
@@ -172,20 +173,31 @@ def _custom_function(tool: CustomTool, path: str) -> Function:
     """The function with one text that stands for a custom tool."""
     _refuse_programs(tool, path)
     text: dict[str, Any] = {"type": "string"}
-    if (form := tool.format) is not None and form.type != "text":
-        if form.type != "grammar" or form.syntax != "regex" or form.definition is None:
-            what = "formats of custom tools other than text and regex grammars"
-            raise unsupported(f"{path}.format", what)
-        text["pattern"] = f"^(?:{form.definition})$"
+    match tool.format:
+        case None | CustomFormat(type="text"):
+            grammar = None
+        case CustomFormat(type="grammar", syntax="regex", definition=str(pattern)):
+            text["pattern"], grammar = f"^(?:{pattern})$", None
+        case CustomFormat(type="grammar", syntax="lark", definition=str(grammar)):
+            text["description"] = f"Text that matches this grammar, in Lark's syntax:\n{grammar}"
+        case _:
+            raise unsupported(
+                f"{path}.format",
+                "formats of custom tools other than text and grammars, whose 'syntax' is 'lark' or "
+                "'regex' and which have a 'definition'",
+            )
     parameters = {
         "type": "object",
         "properties": {"input": text},
         "required": ["input"],
         "additionalProperties": False,
     }
-    return Function(
+    function = Function(
         name=tool.name, description=tool.description, parameters=parameters, strict=True
     )
+    if grammar is None:
+        return function
+    return TextFunction(**msgspec.structs.asdict(function), text_grammar=grammar)
 
 
 def _refuse_programs(tool: FunctionTool | CustomTool, path: str) -> None:
