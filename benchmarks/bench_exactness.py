@@ -40,10 +40,11 @@ from transformers import AutoModelForCausalLM
 from radixserve.checkpoints.embedded import embedded_model
 from radixserve.kernels.attention import Kernel
 from radixserve.kernels.cpu.attend import attend_cpu
+from radixserve.kernels.cpu.gemm import Gemm
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.decoder import Decoder
 from radixserve.model.families import Layer
-from radixserve.model.linear import PackedLinear, PackedWeight
+from radixserve.model.linear import PackedLinear
 from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
@@ -53,17 +54,23 @@ from radixserve.tensors.kv import KVPool
 EXACT = "packed, tiles"
 CHUNK, BEHIND = 256, 640
 MIX_BATCH = 8
+ROWS_PACKED_FOR = 16
 
 
 class Unguarded:
-    """A packed weight without what only exactness asks for."""
+    """A weight that is packed and multiplied by oneDNN, which promises nothing about rows."""
 
-    def __init__(self, weight: PackedWeight) -> None:
+    def __init__(self, weight: Gemm) -> None:
         self.in_features = weight.in_features
-        self._weight = weight
+        values = weight.lookup()(torch.arange(weight.out_features))
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(values, ROWS_PACKED_FOR)
+        self._bias = weight.bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._weight.multiply(x)
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._packed, self._bias, "none", [], ""
+        )
+        return out
 
 
 class Plain:
@@ -102,7 +109,7 @@ def plain_layer(layer: Layer, original: Any) -> Layer:
 
 
 def replaced(layer: Layer, **linears: Unguarded | Plain) -> Layer:
-    return replace(layer, **linears)  # type: ignore[arg-type]  # they are called like a PackedWeight
+    return replace(layer, **linears)  # type: ignore[arg-type]  # they are called like a Gemm
 
 
 def forward_with(

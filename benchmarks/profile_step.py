@@ -35,8 +35,8 @@ from radixserve.checkpoints.embedded import embedded_model
 from radixserve.engine import flight
 from radixserve.engine.core import EngineCore
 from radixserve.engine.scheduler import Limits
+from radixserve.kernels.cpu.gemm import Gemm
 from radixserve.model import decoder
-from radixserve.model.linear import PackedWeight
 from radixserve.model.load import load_model
 from radixserve.model.operations import RunNow
 from radixserve.model.runner import Runner
@@ -51,7 +51,7 @@ DEVICE = torch.device("cpu")
 
 # Who is called for each part: the holder of the name and the name.
 PARTS: dict[str, list[tuple[Any, str]]] = {
-    "linears": [(PackedWeight, "__call__")],
+    "linears": [(Gemm, "__call__")],
     "attention": [(RunNow, "attend")],
     "row-wise": [(RunNow, "_launch")],
     "sampling": [(flight, "sample"), (Samples, "wait")],

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from radixserve.checkpoints.embedded import embedded_model
-from radixserve.model.linear import FusedPart, PackedLinear, PackedWeight
+from radixserve.kernels.cpu.gemm import Gemm
+from radixserve.model.linear import FusedPart, PackedLinear
 from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
 
@@ -79,9 +80,9 @@ class Roofline:
         return operations / self.rate
 
 
-def packed_weights(loaded: LoadedModel) -> list[PackedWeight]:
+def packed_weights(loaded: LoadedModel) -> list[Gemm]:
     """Every packed weight once, in the order of the forward pass."""
-    found: dict[PackedWeight, None] = {}
+    found: dict[Gemm, None] = {}
     for module in loaded.model.modules():
         if isinstance(module, FusedPart):
             found[module.fused.weight] = None

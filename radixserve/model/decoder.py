@@ -61,9 +61,7 @@ class Decoder:
         self.head: Callable[[torch.Tensor], torch.Tensor] = model.lm_head
         self._sizes = Sizes.of(model.config)
         self.attend = attend
-        weights = (w for each in self.layers for w in (each.qkv, each.o, each.gate_up, each.down))
-        # Rows of the largest step that is recorded.
-        self.most_recorded = FEW if all(weight.few is not None for weight in weights) else 0
+        self.most_recorded = FEW  # rows of the largest step that is recorded
         self._records: WeakKeyDictionary[KVPool, tuple[Memory, dict[int, RecordedStep]]]
         self._records = WeakKeyDictionary()
 

@@ -20,7 +20,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from radixserve.model.linear import FusedPart, PackedLinear, PackedWeight
+from radixserve.kernels.cpu.gemm import Gemm
+from radixserve.model.linear import FusedPart, PackedLinear
 
 ACTIVATIONS = ("silu",)
 
@@ -52,14 +53,14 @@ class Layer:
 
     index: int
     input_norm: torch.Tensor  # [width]
-    qkv: PackedWeight  # [(heads + 2 * kv_heads) * dim, width]
+    qkv: Gemm  # [(heads + 2 * kv_heads) * dim, width]
     q_norm: torch.Tensor | None  # [dim]
     k_norm: torch.Tensor | None
     scaling: float  # of queries
-    o: PackedWeight
+    o: Gemm
     post_norm: torch.Tensor
-    gate_up: PackedWeight  # [2 * inner, width]: gate, then up
-    down: PackedWeight
+    gate_up: Gemm  # [2 * inner, width]: gate, then up
+    down: Gemm
 
     @classmethod
     def of(cls, index: int, layer: Any, family: Family) -> Layer:
@@ -79,6 +80,6 @@ class Layer:
         )
 
 
-def _weight(module: PackedLinear | FusedPart) -> PackedWeight:
+def _weight(module: PackedLinear | FusedPart) -> Gemm:
     """The packed weight that a module calls: its own, or the one fused of several modules."""
     return module.fused.weight if isinstance(module, FusedPart) else module.packed

@@ -27,13 +27,13 @@ import torch
 
 from radixserve.kernels.arrays import Longs
 from radixserve.kernels.attention import Kernel
-from radixserve.kernels.cpu import attend, gemm, native, rows, threads
-from radixserve.kernels.cpu.gemm import QUEUE_LENGTH, segments_of
+from radixserve.kernels.cpu import attend, native, rows, threads
+from radixserve.kernels.cpu.gemm import Gemm, segments_of
+from radixserve.kernels.cpu.gemm_block import COUNTERS, QUEUE_LENGTH
 from radixserve.kernels.cpu.program import Program
 from radixserve.kernels.cpu.rows import GateBlock, NormBlock, RotateBlock
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.families import Layer
-from radixserve.model.linear import PackedWeight
 from radixserve.tensors.kv import KVPool, KVShape
 
 _LAUNCHES = 9  # operations of a layer
@@ -134,7 +134,7 @@ class Operations(ABC):
         return gated
 
     @abstractmethod
-    def linear(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor:
+    def linear(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
         """[rows, out], from x [rows, in]."""
 
     @abstractmethod
@@ -170,7 +170,7 @@ class RunNow(Operations):
         super().__init__(sizes, plan.pool, hidden, tables, plan.write_slots)
         self._plan, self._attend, self._counter = plan, attend, np.zeros(1, np.int64)
 
-    def linear(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor:
+    def linear(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
         return weight(x)
 
     def keep(self, q: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -224,7 +224,7 @@ class Record(Operations):
         self.calls: list[tuple[int, int]] = []
         self._blocks: list[Any] = []  # kept: the program holds bare addresses
         layers = pool.shape.layers
-        self._counters = np.zeros((layers, _LAUNCHES), np.int64)
+        self._counters = np.zeros((layers, _LAUNCHES, COUNTERS), np.int64)
         self._attention = attend.AttentionStep(pool.shape, sizes.heads)
         self._attention_counters = np.zeros((layers, attend.COUNTERS), np.int64)
         # While linears read their weights they prefetch the K/V of the attention that comes next,
@@ -237,16 +237,15 @@ class Record(Operations):
         super().begin(layer)
         self._place, self._attended = 0, False
 
-    def linear(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor:
+    def linear(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
         """Record a linear. It prefetches K and V of this layer's attention if that is still to
         come, else of the next layer's.
         """
-        assert weight.few is not None, "see Decoder.most_recorded"
         out = self._new(weight.out_features)
         queue = self._queues[self._layer.index + self._attended]
-        block = weight.few.block(x, out, self._counter(), queue)
+        kernel, block = weight.launch(x, out, self._counter(), queue)
         self._blocks.append(block)
-        self.calls.append((native.address(gemm.multiply), block.ctypes.data))
+        self.calls.append((kernel, block.address))
         return out
 
     def keep(self, q: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -293,7 +292,8 @@ class Record(Operations):
 
     def _counter(self) -> Longs:
         """A counter for the operation whose result was made last."""
-        return self._counters[self._layer.index, self._place - 1 :][:1]
+        counter: Longs = self._counters[self._layer.index, self._place - 1]
+        return counter
 
     def _launch(self, kernels: Kernels, block: Any, largest: torch.Tensor) -> None:
         block.counter = self._counter()

@@ -19,14 +19,12 @@ from torch import nn
 from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
+from radixserve.kernels.cpu.gemm import Gemm
 from radixserve.model.linear import (
     FusedLinears,
     FusedPart,
     PackedEmbedding,
     PackedLinear,
-    PackedWeight,
-    RowTest,
-    Untrusted,
 )
 from radixserve.progress import long_stage
 
@@ -46,11 +44,8 @@ def make_rowwise(model: nn.Module) -> str | None:
     """
     _replace_elementwise(model)
     packing = _Packing(model)
-    try:
-        with long_stage("packing linear layers", packing.total, lambda: packing.done):
-            packing.run()
-    except Untrusted as error:
-        return str(error)
+    with long_stage("packing linear layers", packing.total, lambda: packing.done):
+        packing.run()
     return _unpacked(model)
 
 
@@ -59,7 +54,6 @@ class _Packing:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._test = RowTest()
         self._tables = {id(each.weight) for each in model.modules() if _is_plain_embedding(each)}
         self.total = sum(type(each) in _LINEARS for each in model.modules())
         self.done = 0
@@ -67,9 +61,6 @@ class _Packing:
     def run(self) -> None:
         """The output layer comes last: if its weight is that of the embedding, both are there
         until it is packed.
-
-        Raises:
-            Untrusted: the rows of a linear depend on their number.
         """
         parents = [each for each in self._model.modules() if type(each) not in _LINEARS]
         for parent in reversed(parents):
@@ -85,7 +76,7 @@ class _Packing:
         if id(linear.weight) in self._tables:
             self._share(linear.weight, packed)
 
-    def _share(self, table: torch.Tensor, packed: PackedWeight) -> None:
+    def _share(self, table: torch.Tensor, packed: Gemm) -> None:
         """Look embeddings with the weight `table` up in `packed`."""
         for parent in list(self._model.modules()):
             for name, child in list(parent.named_children()):
@@ -103,8 +94,8 @@ class _Packing:
         for index, name in enumerate(names):
             setattr(parent, name, FusedPart(fused, index))
 
-    def _packed(self, linears: Sequence[nn.Module]) -> PackedWeight:
-        packed = _packed(linears, self._test)
+    def _packed(self, linears: Sequence[nn.Module]) -> Gemm:
+        packed = _packed(linears)
         self.done += len(linears)
         return packed
 
@@ -134,7 +125,7 @@ def _unpacked(model: nn.Module) -> str | None:
     return None
 
 
-def _packed(linears: Sequence[nn.Module], test: RowTest) -> PackedWeight:
+def _packed(linears: Sequence[nn.Module]) -> Gemm:
     weights = [_weight(linear) for linear in linears]
     biases: list[Any] = [linear.bias for linear in linears]
     bias = None
@@ -142,9 +133,7 @@ def _packed(linears: Sequence[nn.Module], test: RowTest) -> PackedWeight:
         bias = torch.cat(
             [torch.zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)]
         )
-    packed = PackedWeight(torch.cat(weights) if len(weights) > 1 else weights[0], bias)
-    test.prepare(packed)
-    return packed
+    return Gemm(torch.cat(weights) if len(weights) > 1 else weights[0], bias)
 
 
 def _weight(linear: nn.Module) -> torch.Tensor:

@@ -10,7 +10,7 @@ import pytest
 from radixserve.kernels.cpu import native
 
 FOLDER = Path(native.__file__).parent
-KERNELS = ("attention", "gemm", "quantised", "program", "rows", "lookup")
+KERNELS = ("attention", "gemm_vectors", "gemm_tiles", "quantised", "program", "rows", "lookup")
 
 
 @pytest.mark.parametrize("module", KERNELS)

@@ -10,16 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radixserve.kernels.cpu.products import WIDTH
+from radixserve.kernels.cpu.gemm import Gemm
+from radixserve.kernels.cpu.panel_products import WIDTH
 from radixserve.kernels.cpu.quantised import Codes
 from radixserve.kernels.cpu.quantised_products import GROUP, record_size
-from radixserve.kernels.cpu.vector import PANEL
-from radixserve.model.linear import PackedWeight, RowTest
 
 SHAPE = (128, 96)
-pytestmark = pytest.mark.skipif(
-    PANEL < 32, reason="weights are packed in panels of 64 with AVX-512 only"
-)
 
 
 def grid(bits: int, seed: int, shape: tuple[int, int] = SHAPE) -> torch.Tensor:
@@ -97,44 +93,22 @@ def test_a_shape_without_whole_panels_and_groups_is_left_alone(shape: tuple[int,
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("shape", [(128, 64), (960, 576), (576, 1536), (128, 96)])
-def test_rows_multiplied_by_codes_have_the_bits_of_the_packed_operator(
+def test_rows_multiplied_by_codes_have_the_bits_of_the_values(
     bits: int, shape: tuple[int, int]
 ) -> None:
-    packed = PackedWeight(grid(bits, 3, shape), torch.randn(shape[0]))
+    weight = grid(bits, 3, shape)
+    other = weight.clone()
+    other[-1, -1] = 1 / 3  # on no grid, so the weight is kept in float32
+    coded, plain = Gemm(weight), Gemm(other)
+    assert (coded.bits, plain.bits) == (bits, 32)
     x = torch.randn(320, shape[1])
-    expected = packed.multiply(x)
-    RowTest().prepare(packed)
-    assert packed.code_bits == bits
+    expected = plain(x)[:, :-1]
     for rows in (*range(1, 14), 47, 48, 96, 97, 150, 192, 193, 256, 320):
-        assert torch.equal(packed(x[:rows]), expected[:rows])
-    assert packed(x[:0]).shape == (0, shape[0])
+        assert torch.equal(coded(x[:rows])[:, :-1], expected[:rows])
 
 
-def test_a_weight_that_has_codes_is_kept_as_codes_only() -> None:
-    packed = PackedWeight(grid(4, 3), None)
-    RowTest().prepare(packed)
-    assert packed._packed is None
-    plain = PackedWeight(torch.randn(SHAPE), None)
-    RowTest().prepare(plain)
-    assert plain._packed is not None
-    assert plain.code_bits == 0
-
-
-@pytest.mark.parametrize("bits", [0, 4, 8])
-@pytest.mark.parametrize("shape", [(128, 64), (192, 96), (640, 576)])
-def test_rows_of_a_packed_weight_are_looked_up_as_an_embedding_does(
-    bits: int, shape: tuple[int, int]
-) -> None:
-    weight = grid(bits, 5, shape) if bits else torch.randn(shape)
-    packed = PackedWeight(weight, None)
-    RowTest().prepare(packed)
-    assert packed.code_bits == bits
-    assert packed.few is not None
-    look_up = packed.few.lookup()
-    assert torch.equal(look_up(torch.arange(shape[0])), weight)
-    ids = torch.randint(0, shape[0], (3, 7), dtype=torch.int32)
-    assert torch.equal(look_up(ids), weight[ids])
-    assert look_up(ids[:0]).shape == (0, 7, shape[1])
-    for beyond in (-1, shape[0]):
-        with pytest.raises(IndexError, match=f"the weight has {shape[0]} rows"):
-            look_up(torch.tensor([0, beyond]))
+def test_outputs_that_fill_no_panel_have_codes_of_their_own() -> None:
+    weight = grid(4, 3, (100, 96))
+    coded = Gemm(weight)
+    assert coded.bits == 4
+    assert torch.equal(coded.lookup()(torch.arange(100)), weight)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from radixserve.kernels.cpu import gemm
-from radixserve.kernels.cpu.gemm import segments_of
+from radixserve.kernels.cpu.gemm import FEW, segments_of
+from radixserve.kernels.cpu.gemm_vectors import SEGMENT
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.decoder import Decoder
 from radixserve.model.runner import Runner
@@ -44,7 +44,7 @@ def test_a_step_of_few_rows_as_one_program_gives_the_bits_of_layer_by_layer(
 ) -> None:
     loaded = load_tiny(name)
     assert isinstance(loaded.decoder, Decoder)
-    assert loaded.decoder.most_recorded == (gemm.FEW if gemm.FITS else 0)
+    assert loaded.decoder.most_recorded == FEW
     ids = torch.randint(0, VOCAB, (340,), generator=torch.Generator().manual_seed(0)).tolist()
     found = []
     for most_recorded in (loaded.decoder.most_recorded, 0):
@@ -71,11 +71,11 @@ def test_what_is_asked_for_early_covers_the_slots_of_the_step_and_little_else() 
         pool,
     )
     size, offsets = SHAPE.kv_heads * SHAPE.k_dim * 4, segments_of(step)
-    asked = {place for offset in offsets for place in range(offset, offset + gemm.SEGMENT)}
+    asked = {place for offset in offsets for place in range(offset, offset + SEGMENT)}
     assert {
         place for slot in step.table.tolist() for place in (slot * size, (slot + 1) * size - 1)
     } <= asked
-    assert len(asked) <= 1000 * size + 4 * gemm.SEGMENT
+    assert len(asked) <= 1000 * size + 4 * SEGMENT
 
 
 def test_one_that_disagrees_is_not_used_and_the_log_says_so(

@@ -17,7 +17,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import cfunc, njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
@@ -26,7 +25,14 @@ Intrinsic = Callable[..., Any]
 LINE_BYTES = 64
 """Bytes of a cache line."""
 
-compiled = partial(njit, error_model="numpy", forceinline=True, _nrt=False)
+compiled = partial(
+    njit,
+    error_model="numpy",
+    forceinline=True,
+    _nrt=False,
+    no_cpython_wrapper=True,  # neither Python nor C calls them; each wrapper takes time to compile
+    no_cfunc_wrapper=True,
+)
 """Decorates functions that kernels call."""
 
 kernel = partial(cfunc, types.void(types.voidptr), error_model="numpy", _nrt=False)
@@ -84,7 +90,7 @@ def _in_block(element: types.Type) -> Intrinsic:
 
 def on_stack(element: types.Type, count: int) -> Intrinsic:
     """Generates: an array of `count` elements on the stack, which lives as long as the function
-    that calls this. It begins at a cache line.
+    that calls this. It begins at a cache line, and holds anything.
     """
 
     @intrinsic
@@ -93,7 +99,8 @@ def on_stack(element: types.Type, count: int) -> Intrinsic:
 
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             number = context.get_data_type(element)
-            place = cgutils.alloca_once(builder, ir.ArrayType(number, count))
+            with builder.goto_entry_block():  # numba's own function would fill it with zeros
+                place = builder.alloca(ir.ArrayType(number, count))
             place.align = LINE_BYTES
             data = builder.bitcast(place, number.as_pointer())
             return array_of(context, builder, kind, data, context.get_constant(types.intp, count))
@@ -104,6 +111,7 @@ def on_stack(element: types.Type, count: int) -> Intrinsic:
 
 
 floats_at, words_at, longs_at = _at(types.float32), _at(types.uint32), _at(types.int64)
+halves_at = _at(types.uint16)
 floats_in, ints_in, longs_in = (
     _in_block(types.float32),
     _in_block(types.int32),
@@ -119,3 +127,27 @@ def address_of(typingctx: Any, pointer: Any) -> Any:
         return builder.ptrtoint(args[0], ir.IntType(64))
 
     return types.int64(types.voidptr), generate
+
+
+@intrinsic
+def data_of(typingctx: Any, array: Any) -> Any:
+    """The address of an array's first element, as int64."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.int64(array), generate
+
+
+@intrinsic
+def call_address(typingctx: Any, function: Any, argument: Any) -> Any:
+    """Call `void f(void *argument)` at the address `function`; both are int64."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer]).as_pointer()
+        builder.call(builder.inttoptr(args[0], kind), [builder.inttoptr(args[1], pointer)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate

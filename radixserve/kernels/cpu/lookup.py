@@ -1,8 +1,8 @@
-"""Looks up rows of a packed weight [out, in], as an embedding does, whether the weight is kept as
-float32 or as codes.
+"""Looks up rows of a packed weight [out, in], as an embedding does, in whichever form the weight is
+kept.
 
 A model whose output layer shares its weight with the embedding then needs that weight only once.
-The layouts are those that `gemm` and `quantised` describe. Knows nothing of models.
+The layouts are those that `panels` and `quantised` describe. Knows nothing of models.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -16,32 +16,46 @@ import numpy as np
 import torch
 
 from radixserve.kernels.cpu import native, threads
-from radixserve.kernels.cpu.compile import address_of, compiled, floats_at, longs_at, words_at
-from radixserve.kernels.cpu.products import WIDTH
+from radixserve.kernels.cpu.block import Block, Float32s, Int, Int64s, Numbers
+from radixserve.kernels.cpu.compile import compiled, data_of, halves_at, words_at
+from radixserve.kernels.cpu.panel_products import WIDTH
+from radixserve.kernels.cpu.panels import BFLOAT_BITS, FLOAT_BITS, Panels
 from radixserve.kernels.cpu.quantised_products import GROUP, record_size
-from radixserve.kernels.cpu.vector import add_atomically, fma
+from radixserve.kernels.cpu.vector import add_atomically, fma, number_at, put_number
 
 _WORD = 32  # bits
 _ONE = np.float32(1)
 _ENOUGH = 1 << 15  # values, from which on waking other threads is worth it
-_WEIGHT, _IDS, _OUT, _COUNTER, _COUNT, _IN, _OUTPUTS, _STRIDE, _BITS, _LENGTH = range(10)
+
+
+class LookupBlock(Block):
+    """out = weight[ids]."""
+
+    weight: Float32s  # the panels, as words of 4 bytes whatever they hold
+    ids: Int64s  # [rows]
+    out: Numbers  # [rows * inputs]
+    counter: Int64s  # [1]
+    inputs: Int
+    padded: Int  # inputs in `weight`
+    bits: Int  # of a number of the weight
 
 
 class Lookup:
     """The rows of one packed weight. One call at a time: calls share a counter."""
 
-    def __init__(self, address: int, shape: tuple[int, int], bits: int) -> None:
-        """`address` is that of the panels (`bits` is 0) or of the records of codes of `bits` bits.
-        The memory must outlive this object. `shape` is (out, in).
-        """
-        self._outputs, self._inputs = shape
+    def __init__(self, panels: Panels, dtype: torch.dtype) -> None:
+        """`dtype` is that of the rows it gives, float32 or bfloat16."""
+        self._panels, self._dtype = panels, dtype
         self._counter = np.zeros(1, np.int64)
-        self._block = np.zeros(_LENGTH, np.int64)
-        self._block[[_WEIGHT, _COUNTER]] = address, self._counter.ctypes.data
-        self._block[[_OUTPUTS, _IN]] = shape
-        # Floats of memory that GROUP inputs of a panel take.
-        self._block[_STRIDE] = record_size(bits) if bits else GROUP * WIDTH
-        self._block[_BITS] = bits
+        self._block = LookupBlock(
+            weight=panels.memory,
+            counter=self._counter,
+            inputs=panels.shape[1],
+            padded=panels.padded,
+            bits=panels.bits,
+        )
+        kernel = look_up_bfloat16 if dtype == torch.bfloat16 else look_up
+        self._address = native.address(kernel)
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """The rows [..., in] whose numbers are `ids` [...].
@@ -49,56 +63,69 @@ class Lookup:
         Raises:
             IndexError: there is no such row.
         """
+        outputs, inputs = self._panels.shape
         flat = ids.reshape(-1).to(torch.int64).contiguous()
-        if len(flat) and not (int(flat.min()) >= 0 and int(flat.max()) < self._outputs):
-            raise IndexError(f"the weight has {self._outputs:,} rows")
-        out = torch.empty(len(flat), self._inputs)
-        self._block[[_IDS, _OUT, _COUNT]] = flat.data_ptr(), out.data_ptr(), len(flat)
+        if len(flat) and not (int(flat.min()) >= 0 and int(flat.max()) < outputs):
+            raise IndexError(f"the weight has {outputs:,} rows")
+        out = torch.empty(len(flat), inputs, dtype=self._dtype)
+        self._block.set(ids=flat, out=out)
         self._counter[0] = 0
-        threads.run(native.address(look_up), self._block.ctypes.data, out.numel() >= _ENOUGH)
-        return out.view(*ids.shape, self._inputs)
+        threads.run(self._address, self._block.address, out.numel() >= _ENOUGH)
+        return out.view(*ids.shape, inputs)
 
 
 @compiled
-def _copy_row(b: Any, weight: Any, begin: int, target: Any) -> None:
-    """Copy the row whose first value is element `begin` of a weight in float32."""
-    for i in range(b[_IN]):
-        target[i] = weight[begin + i * WIDTH]
+def _copy_floats(b: Any, panel: int, lane: int, to: int) -> None:
+    """Copy a row of a weight in float32."""
+    begin = panel * b.padded * WIDTH + lane
+    for i in range(b.inputs):
+        put_number(b.out, to + i, b.weight[begin + i * WIDTH])
 
 
 @compiled
-def _decode_row(b: Any, weight: Any, words: Any, begin: int, target: Any) -> None:
-    """Decode the row whose first scale is element `begin` of a weight in codes."""
-    bits = b[_BITS]
+def _copy_halves(b: Any, panel: int, lane: int, to: int) -> None:
+    """Copy a row of a weight in bfloat16; pairs of inputs lie together."""
+    halves = halves_at(data_of(b.weight), 2 * len(b.weight))
+    begin = panel * b.padded * WIDTH + 2 * lane
+    for i in range(b.inputs):
+        put_number(b.out, to + i, number_at(halves, begin + i // 2 * 2 * WIDTH + i % 2))
+
+
+@compiled
+def _decode_row(b: Any, panel: int, lane: int, to: int) -> None:
+    """Decode a row of a weight in codes."""
+    bits, words = b.bits, words_at(data_of(b.weight), len(b.weight))
+    size = record_size(bits)
+    begin = panel * (b.padded // GROUP) * size + lane
     count, mask = np.float32(1 << bits), np.uint32((1 << bits) - 1)
-    for i in range(b[_IN]):
-        record, bit = begin + i // GROUP * b[_STRIDE], i % GROUP * bits
+    for i in range(b.inputs):
+        record, bit = begin + i // GROUP * size, i % GROUP * bits
         word = words[record + (2 + bit // _WORD) * WIDTH]
         code = np.float32((word >> np.uint32(bit % _WORD)) & mask)
-        target[i] = fma(weight[record], _ONE + code / count, weight[record + WIDTH])
+        value = fma(b.weight[record], _ONE + code / count, b.weight[record + WIDTH])
+        put_number(b.out, to + i, value)
 
 
 @compiled
 def _work(b: Any) -> None:
     """One thread: take rows until none is left."""
-    inputs, count = b[_IN], b[_COUNT]
-    size = b[_OUTPUTS] * inputs * b[_STRIDE] // (GROUP * WIDTH)
-    weight, words = floats_at(b[_WEIGHT], size), words_at(b[_WEIGHT], size)
-    ids, out = longs_at(b[_IDS], count), floats_at(b[_OUT], count * inputs)
-    counter = longs_at(b[_COUNTER], 1)
-    row = add_atomically(counter, 0, 1)
-    while row < count:
-        panel, lane = ids[row] // WIDTH, ids[row] % WIDTH
-        begin, target = panel * inputs * b[_STRIDE] // GROUP + lane, out[row * inputs :][:inputs]
-        if b[_BITS] == 0:
-            _copy_row(b, weight, begin, target)
+    row = add_atomically(b.counter, 0, 1)
+    while row < len(b.ids):
+        panel, lane, to = b.ids[row] // WIDTH, b.ids[row] % WIDTH, row * b.inputs
+        if b.bits == FLOAT_BITS:
+            _copy_floats(b, panel, lane, to)
+        elif b.bits == BFLOAT_BITS:
+            _copy_halves(b, panel, lane, to)
         else:
-            _decode_row(b, weight, words, begin, target)
-        row = add_atomically(counter, 0, 1)
+            _decode_row(b, panel, lane, to)
+        row = add_atomically(b.counter, 0, 1)
 
 
 def look_up(address: Any) -> None:
-    """Every thread calls this with the address of an argument block, as `Lookup` fills it. `native`
-    compiles it.
-    """
-    _work(longs_at(address_of(address), _LENGTH))
+    """Every thread calls this with the address of a `LookupBlock`. `native` compiles it."""
+    _work(LookupBlock.read(address))
+
+
+def look_up_bfloat16(address: Any) -> None:
+    """`look_up` for rows of bfloat16."""
+    _work(LookupBlock.read_bfloat16(address))

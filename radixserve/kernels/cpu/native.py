@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import platform
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -20,8 +21,9 @@ import llvmlite.binding as llvm
 import numba
 from numba.core.registry import cpu_target
 
-from radixserve.kernels.cpu import code_files, compile
+from radixserve.kernels.cpu import code_files, compile, levels
 from radixserve.kernels.cpu.code_files import Code
+from radixserve.kernels.cpu.levels import Level
 from radixserve.progress import long_stage
 
 _FOLDER = Path(__file__).parent
@@ -29,34 +31,54 @@ _PACKAGE = __name__.rpartition(".")[0]
 _engines: list[Any] = []  # the code lives as long as these
 
 
-@cache
-def address(kernel: Callable[[Any], None]) -> int:
-    """The address of `void kernel(void *block)`. The first time ever it compiles the kernel, which
-    takes seconds; later it reads the code from the disk.
+def address(kernel: Callable[[Any], None], level: Level | None = None) -> int:
+    """The address of `void kernel(void *block)`, compiled for a level, by default the current one.
+    The first time ever it compiles the kernel, which takes seconds; later it reads the code from
+    the disk.
     """
+    return _address(kernel, levels.current() if level is None else level)
+
+
+@cache
+def _address(kernel: Callable[[Any], None], level: Level) -> int:
     module = kernel.__module__.rpartition(".")[2]
-    name = f"{module}.{kernel.__name__}-{_digest(module)}"
+    name = f"{module}.{kernel.__name__}-{_digest(module, level)}"
     code = code_files.read(name)
     if code is None:
-        code = _compile(kernel)
+        code = _compile(kernel, level)
         code_files.keep(name, code)
     return _link(code)
 
 
-def _compile(kernel: Callable[[Any], None]) -> Code:
+def _compile(kernel: Callable[[Any], None], level: Level) -> Code:
     what = kernel.__module__.rpartition(".")[2].replace("_", " ")
     with long_stage(f"compiling the kernel of {what}, once for later starts, too"):
         function: Any = compile.kernel()(kernel)
-        return Code(function.native_name, function._library._get_compiled_object())
+        if level == levels.highest():
+            return Code(function.native_name, function._library._get_compiled_object())
+        module = function._library._final_module
+        return Code(function.native_name, machine(level).emit_object(module))
+
+
+def machine(level: Level) -> llvm.TargetMachine:
+    """LLVM's code generator for this processor without the features above `level`."""
+    return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=levels.features(level),
+        opt=numba.config.OPT,
+        reloc="static" if platform.machine() == "x86_64" else "default",
+        codemodel="jitdefault",
+        jit=True,
+    )
 
 
 def _link(code: Code) -> int:
     """Load an object file into this process and give the function's address. Takes a
     millisecond.
     """
-    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine()
+    target = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine()
     engine = llvm.create_mcjit_compiler(
-        llvm.parse_assembly(""), machine, use_lmm=numba.config.USE_LLVMLITE_MEMORY_MANAGER
+        llvm.parse_assembly(""), target, use_lmm=numba.config.USE_LLVMLITE_MEMORY_MANAGER
     )
     engine.add_object_file(llvm.ObjectFileRef.from_data(code.object))
     engine.finalize_object()
@@ -65,14 +87,15 @@ def _link(code: Code) -> int:
 
 
 @cache
-def _digest(module: str) -> str:
-    """A digest of the processor and the versions of compilers and kernel; code is valid for one."""
+def _digest(module: str, level: Level) -> str:
+    """A digest of the processor, the level, and the versions of compilers and kernel; code is valid
+    for one.
+    """
     versions = (sys.version, numba.__version__, llvmlite.__version__)
     # Asking for the target also makes numba's helper functions known to LLVM.
     target = cpu_target.target_context.codegen().magic_tuple()
-    return hashlib.sha256(repr((sources_digest(module), versions, target)).encode()).hexdigest()[
-        :24
-    ]
+    what = (sources_digest(module), versions, target, levels.features(level))
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:24]
 
 
 def sources_digest(module: str, folder: Path = _FOLDER) -> str:

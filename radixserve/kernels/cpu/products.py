@@ -32,11 +32,6 @@ from radixserve.kernels.cpu.vector import (
     vector_fma,
 )
 
-WIDTH = 64
-"""Outputs of a panel. A packed weight consists of panels, and a panel of one row of WIDTH floats
-per input.
-"""
-
 
 class Rows(NamedTuple):
     """Rows that a table of slots finds: row k is data[begin + table[first + k] * stride
@@ -192,63 +187,3 @@ def store_row(builder: ir.IRBuilder, vectors: list[Any], pointer: Any) -> None:
 
 multiply_1, multiply_2, multiply_3 = _multiply_rows(1), _multiply_rows(2), _multiply_rows(3)
 multiply_4, multiply_6 = _multiply_rows(4), _multiply_rows(6)
-
-
-def chains_of(builder: ir.IRBuilder, out: Any, rows: int) -> tuple[list[Any], list[list[Any]]]:
-    """Pointers to `rows` rows of 64 floats, and variables that hold those floats as vectors."""
-    outs = [builder.gep(out, [ir.Constant(ir.IntType(64), r * WIDTH)]) for r in range(rows)]
-    rows_of = [vectors_at(builder, pointer, WIDTH // LANES) for pointer in outs]
-    return outs, [[cgutils.alloca_once_value(builder, vector) for vector in row] for row in rows_of]
-
-
-def _panel(rows: int) -> Intrinsic:
-    """Generates sums[r, 0:64] += x[r, 0:depth] @ weight[0:depth, 0:64] for `rows` rows of x.
-
-    x, weight and sums are flat float32 arrays, each with the offset of its first element; rows of x
-    are `inputs` floats apart. Each row of 64 weights also prefetches the one `ahead` floats further
-    on.
-    """
-
-    @intrinsic
-    def multiply(
-        typingctx: Any,
-        x: Any,
-        at: Any,
-        inputs: Any,
-        weight: Any,
-        wt: Any,
-        sums: Any,
-        to: Any,
-        depth: Any,
-        ahead: Any,
-    ) -> Any:
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            kinds = signature.args
-            x_data, weights, out = (
-                element_at(context, builder, kinds[i], args[i], args[i + 1]) for i in (0, 3, 5)
-            )
-            inputs, depth, ahead = args[2], args[7], args[8]
-            index = depth.type
-            outs, chains = chains_of(builder, out, rows)
-            with cgutils.for_range(builder, depth) as loop:
-                line = builder.gep(weights, [builder.mul(loop.index, ir.Constant(index, WIDTH))])
-                for j in range(0, WIDTH, LINE):
-                    prefetch_line(
-                        builder, builder.gep(line, [builder.add(ahead, ir.Constant(index, j))])
-                    )
-                columns = vectors_at(builder, line, WIDTH // LANES)
-                for r in range(rows):
-                    element = builder.add(builder.mul(ir.Constant(index, r), inputs), loop.index)
-                    add_product(builder, builder.gep(x_data, [element]), columns, chains[r])
-            for pointer, chain in zip(outs, chains, strict=True):
-                store_all(builder, chain, pointer)
-            return context.get_dummy_value()
-
-        n = types.intp
-        return types.void(x, n, n, weight, n, sums, n, n, n), generate
-
-    return multiply  # type: ignore[no-any-return]
-
-
-panel_1, panel_2, panel_3 = _panel(1), _panel(2), _panel(3)
-panel_4, panel_5, panel_6 = _panel(4), _panel(5), _panel(6)

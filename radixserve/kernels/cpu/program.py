@@ -14,16 +14,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from radixserve.kernels.cpu import native, threads
 from radixserve.kernels.cpu.block import Block, Elements, Int
-from radixserve.kernels.cpu.compile import compiled
-
-_BYTES = ir.IntType(8).as_pointer()
-
+from radixserve.kernels.cpu.compile import call_address, compiled
 
 CALL = np.dtype([("kernel", np.int64), ("block", np.int64)])
 """The address of a kernel, and that of the block that it is called with."""
@@ -49,26 +43,14 @@ class Program:
         threads.run(native.address(run_calls), self._block.address, True)
 
 
-@intrinsic
-def _call(typingctx: Any, function: Any, argument: Any) -> Any:
-    """Call `void f(void *argument)` at the address `function`; both are int64."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [_BYTES]).as_pointer()
-        builder.call(builder.inttoptr(args[0], kind), [builder.inttoptr(args[1], _BYTES)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
-
-
 @compiled
 def _run_calls(program: ProgramBlock) -> None:
     """One thread: call each kernel, then wait at the barrier."""
     for i in range(program.calls.shape[0]):
         call = program.calls[i]
-        _call(call.kernel, call.block)
+        call_address(call.kernel, call.block)
         if program.barrier != 0:
-            _call(program.barrier, 0)  # takes no argument and ignores this one
+            call_address(program.barrier, 0)  # takes no argument and ignores this one
 
 
 def run_calls(address: Any) -> None:

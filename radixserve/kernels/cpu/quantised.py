@@ -38,7 +38,7 @@ from radixserve.kernels.cpu.compile import (
     on_stack,
     words_at,
 )
-from radixserve.kernels.cpu.products import WIDTH
+from radixserve.kernels.cpu.panel_products import WIDTH
 from radixserve.kernels.cpu.quantised_products import GROUP, record_size
 from radixserve.kernels.cpu.vector import add_atomically, fma
 

@@ -16,17 +16,11 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from radixserve.kernels.cpu.compile import Intrinsic
-from radixserve.kernels.cpu.products import (
-    WIDTH,
-    add_product,
-    chains_of,
-    store_all,
-    store_row,
-    vectors_at,
-)
+from radixserve.kernels.cpu.panel_products import WIDTH, chains_of
+from radixserve.kernels.cpu.products import add_product, store_all, store_row, vectors_at
 from radixserve.kernels.cpu.vector import LANES, LINE, VECTOR, element_at, prefetch_line, vector_fma
 
 GROUP = 32
@@ -52,6 +46,7 @@ class Records(NamedTuple):
     bits: Any  # bits of a code: 4 or 8
 
 
+@register_jitable  # compiled code calls it, too
 def record_size(bits: int) -> int:
     """The length of a record in words of 32 bits (float32 or int32): 64 scales, 64 offsets, then
     the codes of GROUP inputs in rows of 64 words. With 4 bits it is 384, with 8 bits 640.
