@@ -21,7 +21,6 @@ from numba.extending import intrinsic
 from radixserve.kernels.cpu.compile import LINE_BYTES, Intrinsic
 from radixserve.kernels.cpu.vector import (
     LANES,
-    LINE,
     VECTOR,
     VECTORS,
     element_at,
