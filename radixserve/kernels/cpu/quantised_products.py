@@ -59,7 +59,7 @@ def _coded_panel(rows: int) -> Intrinsic:
     also overwrites `block` with the next block, decoded from `later`.
 
     `later` is `Records`; `depth` is a multiple of GROUP. The other arguments are those of
-    `products.panel_1`. For each input, PREFETCH_BYTES of the next K/V are prefetched, from the
+    `panel_products`. For each input, PREFETCH_BYTES of the next K/V are prefetched, from the
     address `upcoming` on.
     """
 
