@@ -33,7 +33,7 @@ from radixserve.grammar.closed import closed
 from radixserve.request import Grammar, Request, Sampling
 
 ROWS = 16
-MAX_TOKENS = 200
+MAX_TOKENS = 150
 END = 2  # <|im_end|>
 VALID, CUT = "valid", "cut by max_tokens"
 
@@ -91,7 +91,7 @@ class Answers:
 
     def _ask(self) -> None:
         i, (schema, grammar) = next(self._schemas)
-        text = f"Write a short JSON document for this schema: {json.dumps(schema)[:2000]}"
+        text = f"Write a short JSON document for this schema: {json.dumps(schema)[:200]}"
         prompt = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
         sampling = Sampling(
             max_tokens=MAX_TOKENS, seed=i, temperature=0.7, grammar=grammar, stop_token_ids=(END,)
