@@ -73,15 +73,22 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 }
 
 
+_BFLOAT16 = "_bfloat16"
+IN_BFLOAT16 = tuple(f"{name}{_BFLOAT16}" for name in ("llama_grouped", "qwen3_in_panels", "gpt2"))
+
+
 def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
-    """The transformers model itself, float32, untouched by us."""
+    """The transformers model itself, untouched by us: of CONFIGS in float32, of IN_BFLOAT16 in
+    bfloat16.
+    """
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name]()).eval()
+    config = CONFIGS[name.removesuffix(_BFLOAT16)]()
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(4)
-    return model
+    return model.bfloat16() if name.endswith(_BFLOAT16) else model
 
 
 def load_tiny(name: str, seed: int = 0) -> LoadedModel:

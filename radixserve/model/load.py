@@ -95,7 +95,7 @@ def _not_rowwise(model: PreTrainedModel, device: torch.device) -> str | None:
     """Make the model row-wise. Returns None, or why it is not."""
     if device.type != "cpu":
         return f"kernels on {device.type} are not verified to be independent of the batch"
-    if model.dtype != torch.float32:
+    if model.dtype not in (torch.float32, torch.bfloat16):
         return f"{dtype_name(model.dtype)} linears on the CPU depend on the number of rows"
     return make_rowwise(model)
 

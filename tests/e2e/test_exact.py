@@ -39,7 +39,7 @@ from tests.e2e.answers import (
     trace,
 )
 
-FAMILIES = ["llama_grouped", "qwen2", "qwen3", "mistral", "gpt2", "phi", "gemma"]
+FAMILIES = ["llama_grouped", "qwen2", "qwen3", "mistral", "gpt2", "phi", "gemma", *tiny.IN_BFLOAT16]
 BOTH_PATHS = ["qwen2", "gpt2"]  # our decoder, and the model's own modules
 
 

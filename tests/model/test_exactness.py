@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from radixserve.model.runner import Runner
 from radixserve.step import Chunk, Logits
-from tests.tiny import CONFIGS, VOCAB, chunk, chunks_of, tiny_runner
+from tests.tiny import CONFIGS, IN_BFLOAT16, VOCAB, chunk, chunks_of, tiny_runner
 
 pytestmark = pytest.mark.slow
 
+NAMES = (*CONFIGS, *IN_BFLOAT16)
 NUM_TOKENS = 500  # nearly two groups of tiles
 SLOTS = 4096
 
@@ -50,17 +51,17 @@ def permuted(seed: int) -> list[int]:
     return slots
 
 
-names = st.sampled_from(sorted(CONFIGS))
+names = st.sampled_from(sorted(NAMES))
 cuts = st.lists(st.integers(1, NUM_TOKENS - 1), unique=True, max_size=8).map(sorted)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_architecture_claims_to_be_exact(name: str) -> None:
     assert runner(name).loaded.inexact_reason is None
     assert runner(name).loaded.exact
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_token_by_token_equals_one_prefill(name: str) -> None:
     one_by_one = chunks_of(tokens(0), permuted(1), range(1, NUM_TOKENS))
     assert torch.equal(logits(runner(name), one_by_one), one_prefill(name))
