@@ -58,7 +58,8 @@ class Decoder:
         layers = model.model.layers
         self.layers = [Layer.of(index, layer, family) for index, layer in enumerate(layers)]
         self._norm = model.model.norm.weight.float()
-        self.head: Callable[[torch.Tensor], torch.Tensor] = model.lm_head
+        # Logits are float32 also where activations are bfloat16: rounded, many would be equal.
+        self.head: Callable[[torch.Tensor], torch.Tensor] = model.lm_head.packed.unrounded
         self._sizes = Sizes.of(model.config)
         self.attend = attend
         self.most_recorded = FEW  # rows of the largest step that is recorded
@@ -88,7 +89,7 @@ class Decoder:
             delta = self._run_layers(run, wanted if len(wanted) < len(ids) else None)
             hidden = run.hidden
         last = RunNow(self._sizes, plan, hidden, tables, self.attend)
-        return self.head(last.add_norm(delta, self._norm)).float()
+        return self.head(last.add_norm(delta, self._norm))
 
     def _run_layers(self, run: Operations, wanted: torch.Tensor | None = None) -> torch.Tensor:
         """All layers: what the last one adds to the rows `wanted` (None: to all rows)."""

@@ -171,6 +171,17 @@ def test_any_shape(
     assert torch.equal(gemm(x[first:]), out[first:])
 
 
+@pytest.mark.parametrize(("level", "form", "dtype", "shape"), ONE_SHAPE)
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_product_may_be_left_in_float32(
+    level: Level, form: str, dtype: torch.dtype, shape: tuple[int, int], rows: int
+) -> None:
+    gemm, x = made(level, form, dtype, shape), rows_of(rows, shape[1], dtype)
+    unrounded = gemm.unrounded(x)
+    assert unrounded.dtype == torch.float32
+    assert torch.equal(unrounded.to(dtype), gemm(x))
+
+
 def test_leading_dimensions_stay() -> None:
     gemm = Gemm(weight_of("float32", (64, 64)))
     x = rows_of(6, 64, torch.float32)

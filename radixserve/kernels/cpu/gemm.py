@@ -121,9 +121,16 @@ class Gemm:
         )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The product [..., out] of x [..., in]."""
+        """The product [..., out] of x [..., in], rounded to the type of the activations."""
+        return self._product(x, self.dtype)
+
+    def unrounded(self, x: torch.Tensor) -> torch.Tensor:
+        """The product [..., out] of x [..., in] in float32, whatever the activations' type."""
+        return self._product(x, torch.float32)
+
+    def _product(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         flat = x.reshape(-1, self.in_features).contiguous()
-        out = torch.empty(len(flat), self.out_features, dtype=self.dtype)
+        out = torch.empty(len(flat), self.out_features, dtype=dtype)
         if len(flat):
             self._point(self._block, flat, out, self._scratch(len(flat)))
             self._counter[:] = 0
@@ -153,7 +160,9 @@ class Gemm:
         self, block: GemmBlock, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor | None
     ) -> None:
         rows = len(x)
-        block.set(x=x, out=out, scratch=scratch, rows=rows)
+        rounded = out.dtype == self.dtype
+        results = {"out": out if rounded else None, "unrounded": None if rounded else out}
+        block.set(x=x, scratch=scratch, rows=rows, **results)
         block.slice, block.panels = _shares(rows, self.out_features, self._kernel)
 
     def _scratch(self, rows: int) -> torch.Tensor | None:

@@ -31,7 +31,8 @@ class GemmBlock(Block):
     """out = x @ weight.T + bias."""
 
     x: Numbers  # [rows * inputs]
-    out: Numbers  # [rows * outputs]
+    out: Numbers  # [rows * outputs], or empty
+    unrounded: Float32s  # [rows * outputs], where `out` is empty: the sums as they are
     weight: Float32s  # the panels, as words of 4 bytes whatever they hold
     bias: Float32s  # [outputs], or empty
     counter: Int64s  # [COUNTERS]; zero before each call
@@ -107,9 +108,11 @@ def write_row(b: Any, row: int, panel: int, sums: Any, at: int) -> None:
     first = panel * WIDTH
     count = min(WIDTH, b.outputs - first)
     place = row * b.outputs + first
-    if len(b.bias):
+    for j in range(count if len(b.bias) else 0):
+        sums[at + j] = sums[at + j] + b.bias[first + j]
+    if len(b.unrounded):
         for j in range(count):
-            put_number(b.out, place + j, sums[at + j] + b.bias[first + j])
+            b.unrounded[place + j] = sums[at + j]
     else:
         for j in range(count):
             put_number(b.out, place + j, sums[at + j])
