@@ -1,4 +1,7 @@
-// The AI SDK: `npm install ai zod @ai-sdk/openai-compatible`.
+// The AI SDK: `npm install ai zod @ai-sdk/openai-compatible`. The last lines show two other
+// providers: `npm install @ai-sdk/openai @ai-sdk/anthropic`.
+import { createAnthropic } from "@ai-sdk/anthropic";
+import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { generateText, Output, stepCountIs, streamText, tool } from "ai";
 import { z } from "zod";
@@ -49,3 +52,12 @@ const { output } = await generateText({
   }),
 });
 console.log("parsed:", JSON.stringify(output));
+
+const openai = createOpenAI({ baseURL: "http://127.0.0.1:8000/v1", apiKey: "none" });
+const overResponses = openai("SmolLM2-135M-Instruct");
+console.log("responses:", (await generateText({ model: overResponses, prompt })).text);
+
+const anthropic = createAnthropic({ baseURL: "http://127.0.0.1:8000/v1", apiKey: "none" });
+const overMessages = anthropic("SmolLM2-135M-Instruct");
+const maxOutputTokens = 200;
+console.log("messages:", (await generateText({ model: overMessages, prompt, maxOutputTokens })).text);

@@ -14,6 +14,14 @@ answer = chat.invoke(question)
 print("chat:", answer.content)
 print("cached:", answer.usage_metadata["input_token_details"]["cache_read"])
 
+over_responses = ChatOpenAI(
+    base_url="http://127.0.0.1:8000/v1",
+    api_key="none",
+    model="SmolLM2-135M-Instruct",
+    use_responses_api=True,
+)
+print("responses:", over_responses.invoke(question).text)
+
 
 def get_weather(city: str) -> str:
     """The weather in a city."""

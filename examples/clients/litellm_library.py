@@ -13,6 +13,18 @@ messages = [{"role": "user", "content": "What is the capital of France?"}]
 answer = litellm.completion(messages=messages, **connection)
 print("chat:", answer.choices[0].message.content)
 
+over_messages = litellm.completion(
+    model="anthropic/SmolLM2-135M-Instruct",
+    api_base="http://127.0.0.1:8000",
+    api_key="none",
+    messages=messages,
+    max_tokens=200,
+)
+print("messages:", over_messages.choices[0].message.content)
+
+response = litellm.responses(input="What is the capital of France?", **connection)
+print("responses:", response.output[0].content[0].text)
+
 stream = litellm.completion(messages=messages, stream=True, **connection)
 print("stream:", "|".join(chunk.choices[0].delta.content or "" for chunk in stream))
 

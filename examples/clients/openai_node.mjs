@@ -15,6 +15,9 @@ const stream = await client.chat.completions.create({ model, messages, stream: t
 for await (const chunk of stream) parts.push(chunk.choices[0]?.delta?.content ?? "");
 console.log("stream:", parts.join("|"));
 
+const response = await client.responses.create({ model, input: messages });
+console.log("responses:", response.output_text);
+
 // A loop with tools, which the client runs by itself.
 const runner = client.chat.completions.runTools({
   model,

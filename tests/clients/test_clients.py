@@ -41,6 +41,7 @@ def test_a_client_chats(name: str, server: Server, tmp_path: Path) -> None:
         parts = said["stream"].split("|")
         assert "".join(parts) == ANSWER
         assert len([part for part in parts if part]) > 3, "the stream came in one piece"
+    assert {said.get(label, ANSWER) for label in ("responses", "messages")} == {ANSWER}
     if "cached" in said:
         assert int(said["cached"]) > 0
     if "call" in said and name not in OBJECT_BY_CALL:
