@@ -31,6 +31,7 @@ from tests.e2e.server import running
 from tests.grammar.hostile import HOSTILE, hostile_body
 
 PATH = "/v1/completions"
+DEADLINE = 15  # seconds, longer than the default of `render_seconds`
 POSTERS = 2  # as many as there are tokenizer processes
 TEXT = "The quick brown fox jumps over the lazy dog. " * 4
 STREAM = {"prompt": TEXT, "max_tokens": 256, "stream": True, "temperature": 0, "ignore_eos": True}
@@ -103,6 +104,7 @@ async def measure(url: str, args: argparse.Namespace) -> int:
                 posters = [asyncio.create_task(watch.post(session, i * 4)) for i in range(POSTERS)]
                 async with together(*posters):
                     beside.append(await watch.turn(args.seconds))
+                await asyncio.sleep(DEADLINE)  # what was posted last may still be checked
                 print(f"{alone[-1][0]:.1f} {beside[-1][0]:.1f} tokens/s", file=sys.stderr)
     print(HEAD.format(args.streams))
     for name, turns in (("alone", alone), ("beside hostile grammars", beside)):
