@@ -52,6 +52,7 @@ _Name = Annotated[str, Meta(min_length=1)]
 
 # The names of the formats in `radixserve.parsing`, which this module may not import; a test
 # compares them. As literals they are checked before anything starts.
+CpuLevel = Literal["auto", "avx2", "avx512", "avx512_bf16", "amx"]
 ToolParser = Literal[
     "auto",
     "hermes",
@@ -272,6 +273,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Doc(
             "model",
             "type of weights, keys and values; auto is float32 on the CPU, bfloat16 on CUDA",
+        ),
+    ] = "auto"
+    cpu_level: Annotated[
+        CpuLevel,
+        Doc(
+            "model",
+            "most instructions that CPU kernels use; auto: all that the processor has. "
+            "Each level gives other bits, each is exact",
         ),
     ] = "auto"
     threads: Annotated[

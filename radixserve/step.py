@@ -110,6 +110,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     slot_bytes: int  # bytes of K/V per token at all layers
     device: str
     dtype: str
+    cpu_level: str | None = None  # the instructions that CPU kernels use; None on other devices
     attention: str  # name of the attention kernel in use
     exact: bool  # a cache hit equals a miss bit for bit in this configuration
     inexact_reason: str | None = None

@@ -16,6 +16,7 @@ from radixserve.engine.grammars import grammars_of
 from radixserve.engine.lengths import context_length_of, max_request_tokens
 from radixserve.engine.scheduler import Limits
 from radixserve.errors import ConfigError
+from radixserve.kernels.cpu import levels
 from radixserve.model.cuda import start_graphs
 from radixserve.model.load import load_opened
 from radixserve.model.runner import Runner
@@ -36,6 +37,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     device = _device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    levels.limit(settings.cpu_level)
     dtype = _dtype(settings.dtype, device)
     opened = open_model(model)
     context_length = context_length_of(settings, opened.context_length)
@@ -59,6 +61,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         slot_bytes=loaded.shape.slot_bytes,
         device=device.type,
         dtype=str(loaded.dtype).removeprefix("torch."),
+        cpu_level=levels.current().name.lower() if device.type == "cpu" else None,
         attention=loaded.attention,
         exact=loaded.exact and not lossy,
         inexact_reason=loaded.inexact_reason or (LOSSY if lossy else None),

@@ -21,6 +21,7 @@ from radixserve.cache.kvcache import KVCache
 from radixserve.config import Settings, format_size
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import ConfigError, StartupError
+from radixserve.kernels.cpu import levels
 from radixserve.model.loaded import LoadedModel
 from radixserve.store.disk_store import DiskStore
 from radixserve.store.fingerprint import folder_fingerprint, tree_digest
@@ -109,7 +110,11 @@ def _open(settings: Settings, model: str, loaded: LoadedModel, shape: KVShape) -
 
 def _fingerprint(store: StoreFolder, model: str, loaded: LoadedModel, shape: KVShape) -> str:
     """The fingerprint of the model's files and of everything that computes with them here."""
-    processor = (loaded.device.type, torch.backends.cpu.get_cpu_capability())
+    processor = (
+        loaded.device.type,
+        torch.backends.cpu.get_cpu_capability(),
+        levels.current().name,
+    )
     path = (loaded.attention, "exact" if loaded.exact else "not exact")
     forward = "decoder" if loaded.decoder else "modules"
     how = (code(), *processor, *path, forward, str(loaded.dtype), str(shape.dtype))

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from radixserve.kernels.cpu import levels
 from radixserve.model.runner import Runner
 from radixserve.step import Chunk, Logits
 from tests.tiny import CONFIGS, IN_BFLOAT16, VOCAB, chunk, chunks_of, tiny_runner
@@ -65,6 +66,20 @@ def test_every_architecture_claims_to_be_exact(name: str) -> None:
 def test_token_by_token_equals_one_prefill(name: str) -> None:
     one_by_one = chunks_of(tokens(0), permuted(1), range(1, NUM_TOKENS))
     assert torch.equal(logits(runner(name), one_by_one), one_prefill(name))
+
+
+@pytest.mark.parametrize("level", [each.name.lower() for each in levels.available()])
+@pytest.mark.parametrize("name", ["llama_grouped", "llama_grouped_bfloat16"])
+def test_every_level_of_the_processor_is_exact(name: str, level: str) -> None:
+    levels.limit(level)
+    try:
+        run = tiny_runner(name, SLOTS)
+        assert run.loaded.exact
+        whole = logits(run, chunks_of(tokens(0), range(NUM_TOKENS), ()))
+        one_by_one = chunks_of(tokens(0), permuted(1), (*range(1, 60), 100, 290, 420))
+        assert torch.equal(logits(run, one_by_one), whole)
+    finally:
+        levels.limit("auto")
 
 
 @settings(max_examples=40, deadline=None)
