@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from radixserve.kernels.arrays import Longs
-from radixserve.kernels.cpu import attention, native, threads
+from radixserve.kernels.cpu import attention, attention_tiles, levels, native, threads
 from radixserve.kernels.cpu.attention_block import AttentionBlock, StepBlock
 from radixserve.kernels.cpu.attention_memory import Scratch, scratch_lengths
+from radixserve.kernels.cpu.attention_tiles import MULTIPLE, TileScratch, tile_scratch_lengths
 from radixserve.kernels.cpu.attention_work import TileWork
 from radixserve.kernels.cpu.block import BlockMemory
+from radixserve.kernels.cpu.levels import Level
 from radixserve.kernels.cpu.vector import PANEL
 from radixserve.kernels.step import AttentionPlan
 from radixserve.tensors.kv import KVShape
@@ -41,7 +43,8 @@ class AttentionStep:
         self._width = -(-shape.v_dim // PANEL) * PANEL
         self._block = StepBlock(heads=heads, kv_heads=shape.kv_heads, width=self._width)
         self._block.set(k_dim=shape.k_dim, v_dim=shape.v_dim)
-        self._kernel = _KERNELS[shape.dtype]
+        self._tiles = _has_tiles(shape)
+        self._kernel = attention_tiles.work if self._tiles else _KERNELS[shape.dtype]
         self.held: AttentionPlan | None = None
         self._kept: dict[str, Any] = {}  # the block holds bare addresses
         self._most = 0  # query rows of an item for which there is scratch memory
@@ -93,8 +96,11 @@ class AttentionStep:
     def _make_room(self, most: int) -> None:
         """Scratch memory for items of `most` query rows."""
         if most > self._most:
-            lengths = scratch_lengths(most, self._heads, self._shape.k_dim, self._width)
-            self._scratch = BlockMemory(Scratch, max(1, torch.get_num_threads()), lengths)
+            kind, lengths = (
+                (TileScratch, tile_scratch_lengths) if self._tiles else (Scratch, scratch_lengths)
+            )
+            sizes = lengths(most, self._heads, self._shape.k_dim, self._width)
+            self._scratch = BlockMemory(kind, max(1, torch.get_num_threads()), sizes)
             self._block.scratch = self._scratch.addresses
             self._most = most
 
@@ -109,6 +115,12 @@ def _named(counters: Longs) -> dict[str, Longs]:
     """The counters of a launch by the names of their fields."""
     names = ("taken", "done", "finished", "threads")
     return {name: counters[i : i + 1] for i, name in enumerate(names)}
+
+
+def _has_tiles(shape: KVShape) -> bool:
+    """Whether the kernel with tiles of bfloat16 serves this shape."""
+    whole = shape.k_dim % MULTIPLE == shape.v_dim % MULTIPLE == 0
+    return shape.dtype == torch.bfloat16 and whole and levels.current() >= Level.AMX
 
 
 def attend_cpu(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:

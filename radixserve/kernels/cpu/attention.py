@@ -170,7 +170,7 @@ def _factors(before: Any, peak: Any) -> Any:
 
 
 @compiled
-def _add_scores(
+def add_scores(
     sums: Sums, index: int, peak: Any, weight: Any, fresh: bool, fold: Fold, place: int
 ) -> None:
     """Add a tile's largest score and sum of weights to row `index`, and write the factors for its
@@ -209,7 +209,7 @@ def _contribute(
     )
     for r in range(count):
         peak, weight = _softmax_row(scores, r * TILE, min(TILE, ends[block + r] - start))
-        _add_scores(sums, block + r, peak, weight, fresh, plain, r)
+        add_scores(sums, block + r, peak, weight, fresh, plain, r)
     width = scratch.values.shape[0] // TILE
     fold = Fold(scratch.old, scratch.new, 0, 0 if fresh else 1)
     _multiply(

@@ -41,17 +41,20 @@ class Tile(NamedTuple):
 
 
 @compiled
-def _load_keys(k: Any, step: StepBlock, kv: int, at: int, n: int, scratch: Scratch) -> None:
+def load_keys(
+    load_lanes: Any, k: Any, step: StepBlock, kv: int, at: int, n: int, scratch: Any
+) -> None:
     """scratch.keys[d, j] = K of position j of the tile whose slots begin at table[at], for j < n.
-    Columns from n on hold other positions' numbers, which `_softmax_row` does not look at.
+    Columns from n on hold other positions' numbers, which the softmax does not look at.
+    `load_lanes` loads LANES positions.
     """
     whole = n - n % LANES  # positions in whole vectors; the rest is padded to one more
     for j in range(0, whole, LANES):
-        _load_lanes(k, step, kv, step.table, at + j, scratch.keys, j)
+        load_lanes(k, step, kv, step.table, at + j, scratch.keys, j)
     if whole < n:
         for lane in range(LANES):
             scratch.slots[lane] = step.table[at + min(whole + lane, n - 1)]
-        _load_lanes(k, step, kv, scratch.slots, 0, scratch.keys, whole)
+        load_lanes(k, step, kv, scratch.slots, 0, scratch.keys, whole)
 
 
 @compiled
@@ -79,7 +82,7 @@ def _load_values(v: Any, step: StepBlock, kv: int, at: int, n: int, target: Any)
 
 
 @compiled
-def _rows_at(data: Any, dim: int, step: StepBlock, run: Run) -> Rows:
+def rows_at(data: Any, dim: int, step: StepBlock, run: Run) -> Rows:
     """K or V of a run, in the pool; `dim` is the width of a head."""
     return Rows(data, step.table, run.at, run.count, run.kv * dim, step.kv_heads * dim, dim)
 
@@ -103,8 +106,8 @@ def _tile(
 ) -> Tile:
     """The tile whose K has been loaded and whose V lies at `values`."""
     keys = Rows(scratch.keys, scratch.order, 0, step.k_dim, 0, TILE, TILE)
-    later_keys = _rows_at(layer.k, step.k_dim, step, later)
-    return Tile(keys, values, later_keys, _rows_at(layer.v, step.v_dim, step, later))
+    later_keys = rows_at(layer.k, step.k_dim, step, later)
+    return Tile(keys, values, later_keys, rows_at(layer.v, step.v_dim, step, later))
 
 
 @compiled
@@ -121,8 +124,8 @@ def load_tile(
     """Load the tile of `run` in float32, of which K is always copied (transposed), V only to pad
     its rows. `later` is the run to prefetch while the tile is used.
     """
-    _load_keys(layer.k, step, run.kv, run.at, run.count, scratch)
-    values = _rows_at(layer.v, step.v_dim, step, run)
+    load_keys(_load_lanes, layer.k, step, run.kv, run.at, run.count, scratch)
+    values = rows_at(layer.v, step.v_dim, step, run)
     if step.v_dim != step.width:
         values = _copied_values(layer, step, run, scratch)
     return _tile(layer, step, values, later, scratch)
@@ -133,7 +136,7 @@ def load_tile_bfloat16(
     layer: AttentionBlock, step: StepBlock, run: Run, later: Run, scratch: Scratch
 ) -> Tile:
     """`load_tile` for bfloat16: K and V become float32 when they are copied."""
-    _load_keys(layer.k, step, run.kv, run.at, run.count, scratch)
+    load_keys(_load_lanes, layer.k, step, run.kv, run.at, run.count, scratch)
     values = _copied_values(layer, step, run, scratch)
     return _tile(layer, step, values, later, scratch)
 

@@ -23,7 +23,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numpy as np
 from numba import types
 
 from radixserve.kernels.cpu.activations import copy_tiles
@@ -43,7 +42,7 @@ from radixserve.kernels.cpu.tiles import (
     TILE_ROWS,
     Ahead,
     Walk,
-    configure_tiles,
+    configure,
     multiply_tiles,
     release_tiles,
 )
@@ -61,22 +60,6 @@ _PANEL_STEP = STEP // 2 * _PANEL_ROW
 _LINES = _PANEL_STEP // 64  # cache lines of the weight that a step of a panel reads
 
 _room_for_sums = on_stack(types.float32, PANELS * SLICE * WIDTH)
-_room_for_sizes = on_stack(types.uint8, 64)
-
-
-@compiled
-def _configure(rows: int) -> None:
-    """Set the sizes of the tiles: 16 rows of 64 bytes, but `rows` rows for sums and x.
-
-    The 64 bytes are: palette 1; at 16 the bytes of a row of each tile (uint16); at 48 the rows.
-    """
-    sizes = _room_for_sizes()
-    sizes[:] = np.uint8(0)
-    sizes[0] = np.uint8(1)
-    for tile in range(8):
-        sizes[16 + 2 * tile] = np.uint8(_ROW)
-        sizes[48 + tile] = np.uint8(rows if tile < 6 else TILE_ROWS)
-    configure_tiles(data_of(sizes))
 
 
 @cache
@@ -148,7 +131,7 @@ def gemm_kernel(bfloat16: bool) -> Callable[[Any], None]:
         """One thread: take items until none is left."""
         b = read(address)
         x, sums = tiles_of_x(b), _room_for_sums()
-        _configure(min(b.rows, TILE_ROWS))
+        configure(min(b.rows, TILE_ROWS))
         index, count = take_item(b), num_items(b)
         while index < count:
             item, index = item_at(b, index), take_item(b)

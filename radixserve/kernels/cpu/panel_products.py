@@ -28,7 +28,15 @@ from numba.extending import intrinsic
 
 from radixserve.kernels.cpu.compile import Intrinsic, compiled
 from radixserve.kernels.cpu.products import add_product, store_all, vectors_at
-from radixserve.kernels.cpu.vector import LANES, LINE, VECTOR, element_at, prefetch_line, splat
+from radixserve.kernels.cpu.vector import (
+    LANES,
+    LINE,
+    VECTOR,
+    BFloat,
+    element_at,
+    prefetch_line,
+    splat,
+)
 
 WIDTH = 64
 """Outputs of a panel."""
@@ -48,20 +56,7 @@ class Operands(Enum):
     PAIRS = "bfloat16 x, bfloat16 panels, by the processor's product of pairs"
 
 
-class _BFloat(ir.Type):  # type: ignore[misc]
-    """LLVM's bfloat, which llvmlite does not know."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat)
-
-
-_HALVES = ir.VectorType(_BFloat(), 2 * LANES)
+_HALVES = ir.VectorType(BFloat(), 2 * LANES)
 _DOT = ir.FunctionType(VECTOR, [VECTOR, _HALVES, _HALVES])
 
 

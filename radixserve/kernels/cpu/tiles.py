@@ -23,12 +23,13 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from radixserve.kernels.cpu.compile import Intrinsic
+from radixserve.kernels.cpu.compile import Intrinsic, compiled, data_of, on_stack
 from radixserve.kernels.cpu.vector import prefetch_line
 
 TILE_ROWS = 16
@@ -189,3 +190,21 @@ def release_tiles(typingctx: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+_room_for_sizes = on_stack(types.uint8, 64)
+
+
+@compiled
+def configure(rows: int) -> None:
+    """Set the sizes of the tiles: 16 rows of 64 bytes, but `rows` rows for sums and x.
+
+    The 64 bytes are: palette 1; at 16 the bytes of a row of each tile (uint16); at 48 the rows.
+    """
+    sizes = _room_for_sizes()
+    sizes[:] = np.uint8(0)
+    sizes[0] = np.uint8(1)
+    for tile in range(8):
+        sizes[16 + 2 * tile] = np.uint8(_ROW_BYTES)
+        sizes[48 + tile] = np.uint8(rows if tile < _WEIGHT else TILE_ROWS)
+    configure_tiles(data_of(sizes))

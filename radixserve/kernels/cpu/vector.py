@@ -24,7 +24,22 @@ from radixserve.kernels.cpu.compile import Intrinsic
 
 LANES = 16  # floats of a vector
 _FLOAT = ir.FloatType()
-_HALF = ir.IntType(16)  # bfloat16 in compiled code
+HALF = ir.IntType(16)  # bfloat16 in compiled code
+
+
+class BFloat(ir.Type):  # type: ignore[misc]
+    """LLVM's own type for bfloat16, which llvmlite does not have."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFloat)
+
+    def __hash__(self) -> int:
+        return hash(BFloat)
+
+
 VECTOR = ir.VectorType(_FLOAT, LANES)
 VECTORS = 2 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 1
 PANEL = LANES * VECTORS
@@ -61,8 +76,8 @@ def load_numbers(builder: ir.IRBuilder, pointer: Any) -> Any:
     """LANES numbers from a pointer to float32 or bfloat16 (uint16) on, as floats."""
     if pointer.type.pointee == _FLOAT:
         return load(builder, pointer)
-    halves = ir.VectorType(_HALF, LANES)
-    return _widened(builder, builder.load(builder.bitcast(pointer, halves.as_pointer()), align=2))
+    halves = ir.VectorType(HALF, LANES)
+    return widened(builder, builder.load(builder.bitcast(pointer, halves.as_pointer()), align=2))
 
 
 def store_numbers(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
@@ -74,7 +89,7 @@ def store_numbers(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
         builder.store(halves, builder.bitcast(pointer, halves.type.as_pointer()), align=2)
 
 
-def _widened(builder: ir.IRBuilder, halves: Any) -> Any:
+def widened(builder: ir.IRBuilder, halves: Any) -> Any:
     """bfloat16 as float32, exactly: the 16 bits are the upper half of the float. It takes a number
     or a vector.
     """
@@ -102,7 +117,7 @@ def _rounded(builder: ir.IRBuilder, floats: Any) -> Any:
     carried = builder.add(bits, builder.add(odd, _each(words, 0x7FFF)))
     sane = builder.fcmp_ordered("ord", floats, floats)
     kept = builder.select(sane, carried, builder.or_(bits, _each(words, 0x400000)))
-    return builder.trunc(builder.lshr(kept, _each(words, 16)), _like(floats.type, _HALF))
+    return builder.trunc(builder.lshr(kept, _each(words, 16)), _like(floats.type, HALF))
 
 
 def _like(kind: Any, element: Any) -> Any:
@@ -121,7 +136,7 @@ def number_at(typingctx: Any, array: Any, index: Any) -> Any:
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         value = builder.load(element_at(context, builder, signature.args[0], args[0], args[1]))
-        return value if value.type == _FLOAT else _widened(builder, value)
+        return value if value.type == _FLOAT else widened(builder, value)
 
     return types.float32(array, types.intp), generate
 
@@ -149,8 +164,9 @@ def vector_fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
 
 def splat(builder: ir.IRBuilder, scalar: Any) -> Any:
     """A vector that holds one number in every lane."""
+    kind = ir.VectorType(scalar.type, LANES)
     vector = builder.insert_element(
-        ir.Constant(VECTOR, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
+        ir.Constant(kind, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
     )
     return builder.shuffle_vector(vector, vector, _mask([0] * LANES))
 
@@ -178,34 +194,37 @@ def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     return types.float32(types.float32, types.float32, types.float32), generate
 
 
-_LOG2_E = 1.4426950408889634
+LOG2_E = 1.4426950408889634
 _LN2_HIGH = 0.693359375  # few bits: n * high is exact
 _LN2_LOW = -2.12194440e-4
-_ROUND = 12582912.0  # 1.5 * 2**23: adding it leaves the nearest integer in the low bits
-_LOWEST = -87.0
+ROUND = 12582912.0  # 1.5 * 2**23: adding it leaves the nearest integer in the low bits
+LOWEST = -87.0
 _TAYLOR = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 
 
 def _exp(builder: ir.IRBuilder, x: Any) -> Any:
     """e**x for a vector x <= 0: 2**n times a polynomial of the rest, |rest| <= ln(2) / 2."""
-    integers = ir.VectorType(ir.IntType(32), LANES)
-
-    def constant(value: float) -> Any:
-        return ir.Constant(VECTOR, [ir.Constant(_FLOAT, float(np.float32(value)))] * LANES)
-
-    x = builder.select(builder.fcmp_ordered("<", x, constant(_LOWEST)), constant(_LOWEST), x)
-    shifted = vector_fma(builder, x, constant(_LOG2_E), constant(_ROUND))
-    n = builder.fsub(shifted, constant(_ROUND))
-    rest = vector_fma(builder, n, constant(-_LN2_HIGH), x)
-    rest = vector_fma(builder, n, constant(-_LN2_LOW), rest)
-    result = constant(_TAYLOR[0])
+    x = builder.select(builder.fcmp_ordered("<", x, every(LOWEST)), every(LOWEST), x)
+    shifted = vector_fma(builder, x, every(LOG2_E), every(ROUND))
+    n = builder.fsub(shifted, every(ROUND))
+    rest = vector_fma(builder, n, every(-_LN2_HIGH), x)
+    rest = vector_fma(builder, n, every(-_LN2_LOW), rest)
+    result = every(_TAYLOR[0])
     for coefficient in _TAYLOR[1:]:
-        result = vector_fma(builder, result, rest, constant(coefficient))
-    biased = builder.add(builder.bitcast(shifted, integers), ir.Constant(integers, [127] * LANES))
-    power = builder.shl(
-        biased, ir.Constant(integers, [23] * LANES)
-    )  # n + 127 into the exponent bits
-    return builder.fmul(result, builder.bitcast(power, VECTOR))
+        result = vector_fma(builder, result, rest, every(coefficient))
+    return builder.fmul(result, power_of_two(builder, shifted))
+
+
+def every(value: float) -> ir.Constant:
+    """A vector that holds one float in every lane."""
+    return ir.Constant(VECTOR, [ir.Constant(_FLOAT, float(np.float32(value)))] * LANES)
+
+
+def power_of_two(builder: ir.IRBuilder, shifted: Any) -> Any:
+    """2**n, where `shifted` is n + ROUND: n + 127 goes into the bits of the exponent."""
+    integers = ir.VectorType(ir.IntType(32), LANES)
+    biased = builder.add(builder.bitcast(shifted, integers), _each(integers, 127))
+    return builder.bitcast(builder.shl(biased, _each(integers, 23)), VECTOR)
 
 
 @intrinsic
@@ -287,6 +306,7 @@ def transpose(
     of target.
 
     bfloat16 is transposed as words of 32 bits, of two dimensions each, that are taken apart then.
+    If target is uint32, words stay whole: row d of it holds dimensions 2 * d and 2 * d + 1.
     """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
@@ -295,7 +315,9 @@ def transpose(
         slots = element_at(context, builder, kinds[3], args[3], args[4])
         target = element_at(context, builder, kinds[5], args[5], args[6])
         columns = _columns(builder, _rows_of_slots(builder, source, args[2], slots))
-        if source.type.pointee != _FLOAT:
+        if target.type.pointee != _FLOAT:
+            target = builder.bitcast(target, _FLOAT.as_pointer())
+        elif source.type.pointee != _FLOAT:
             columns = [half for column in columns for half in _halves(builder, column)]
         for d, column in enumerate(columns):
             offset = builder.mul(ir.Constant(args[7].type, d), args[7])
@@ -388,10 +410,34 @@ def _interleaved(builder: ir.IRBuilder, a: Any, b: Any, size: int) -> list[Any]:
     return [builder.shuffle_vector(a, b, _mask(mask)) for mask in masks]
 
 
-def _reduce(combine: Callable[[ir.IRBuilder, Any, Any], Any]) -> Intrinsic:
-    """Generates the reduction of 4 * LANES floats from an offset on, always in the same order:
-    vector by vector, then the upper half of the vector onto the lower one until one float is left.
+@intrinsic
+def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Prefetch the cache line of array[index]; the index may lie outside the array."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        prefetch_line(builder, element_at(context, builder, signature.args[0], args[0], args[1]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+def reduced(
+    builder: ir.IRBuilder, combine: Callable[[ir.IRBuilder, Any, Any], Any], parts: list[Any]
+) -> Any:
+    """Four vectors combined to one number, always in the same order: vector by vector, then the
+    upper half of the vector onto the lower one until one number is left.
     """
+    first, second = combine(builder, *parts[:2]), combine(builder, *parts[2:])
+    vector, width = combine(builder, first, second), LANES // 2
+    while width:
+        mask = _mask([(i + width) % LANES for i in range(LANES)])
+        vector = combine(builder, vector, builder.shuffle_vector(vector, vector, mask))
+        width //= 2
+    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+
+def _reduce(combine: Callable[[ir.IRBuilder, Any, Any], Any]) -> Intrinsic:
+    """Generates the reduction of 4 * LANES floats from an offset on, in the order of `reduced`."""
 
     @intrinsic
     def reduce(typingctx: Any, array: Any, at: Any) -> Any:
@@ -401,28 +447,19 @@ def _reduce(combine: Callable[[ir.IRBuilder, Any, Any], Any]) -> Intrinsic:
                 load(builder, builder.gep(data, [ir.Constant(args[1].type, i * LANES)]))
                 for i in range(4)
             ]
-            vector = combine(
-                builder, combine(builder, parts[0], parts[1]), combine(builder, parts[2], parts[3])
-            )
-            width = LANES // 2
-            while width:
-                upper = builder.shuffle_vector(
-                    vector, vector, _mask([(i + width) % LANES for i in range(LANES)])
-                )
-                vector = combine(builder, vector, upper)
-                width //= 2
-            return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+            return reduced(builder, combine, parts)
 
         return types.float32(array, types.intp), generate
 
     return reduce  # type: ignore[no-any-return]
 
 
-def _larger(builder: ir.IRBuilder, a: Any, b: Any) -> Any:
+def larger(builder: ir.IRBuilder, a: Any, b: Any) -> Any:
+    """The larger number of each lane of two vectors; it may ignore a NaN in `a`."""
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-tile_max = _reduce(_larger)
+tile_max = _reduce(larger)
 """The largest of 64 floats. It may ignore a NaN, which then is still among the 64 floats."""
 tile_sum = _reduce(lambda builder, a, b: builder.fadd(a, b))
 """The sum of 64 floats, in one fixed order."""
