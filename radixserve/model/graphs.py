@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from radixserve.kernels.arrays import Ints, Longs
 from radixserve.kernels.cuda.attention_work import (
     MAX_PLACES,
     SPLIT,
+    BlockColumns,
     Blocks,
     Cut,
+    RowColumns,
     SplitSums,
     lanes_for,
 )
@@ -39,22 +40,25 @@ _MAX_BATCH = 256
 # Slots in one step's tables (16 MiB on each side); a step with more runs without a graph.
 _MAX_TABLE = 1 << 21
 _TOLERANCE = 1e-2  # of the largest logit: libraries may choose other algorithms in a graph
-# int64 per row: token id, position, slot to write; 5 of `Cut.blocks` and 3 of `Cut.rows`. They lie
-# column by column, from columns 0, 1, 2, 3 and 8 on; the table of slots follows.
-_COLUMNS = 3 + 5 + 3
+# Columns of the buffers, int64 for each row of the step.
+_IDS, _POSITION, _WRITTEN = "token id", "position", "slot to write"
+_BLOCKS = tuple(f"block's {name}" for name in BlockColumns._fields)
+_ROWS = tuple(f"row's {name}" for name in RowColumns._fields)
+_COLUMNS = (_IDS, _POSITION, _WRITTEN, *_BLOCKS, *_ROWS)
 
 
 class StepInputs:
     """The input of a decode step at fixed addresses, copied to the device once per step.
 
-    The host writes each step into new pinned memory, because the copy of the step before may not
-    have run yet.
+    They are int64: the columns, one behind the other with `max_batch` rows each, then the table of
+    slots. The host writes each step into new pinned memory, because the copy of the step before may
+    not have run yet.
     """
 
     def __init__(self, max_batch: int, table_size: int, device: torch.device) -> None:
         self.max_batch = max_batch
         self.table_size = table_size
-        size = _COLUMNS * max_batch + table_size
+        size = len(_COLUMNS) * max_batch + table_size
         self._device = torch.zeros(size, dtype=torch.int64, device=device)
         self.spans = Spans(*[np.zeros(0, np.int64)] * 4)
         self.table = np.zeros(0, np.int32)
@@ -79,34 +83,33 @@ class StepInputs:
         self.table = np.concatenate([chunk.slots[: chunk.stop] for chunk in chunks])
         self.positions = start.astype(np.int32)
         cut = Cut.of(self.spans, 1, kv_heads)
-        rows, used = self.max_batch, _COLUMNS * self.max_batch + len(self.table)
+        used = len(_COLUMNS) * self.max_batch + len(self.table)
         host = torch.empty(used, dtype=torch.int64, pin_memory=self._device.is_cuda)
         into = host.numpy()
         ids = np.array([chunk.token_ids[0] for chunk in chunks], np.int64)
-        columns: tuple[Longs | Ints, ...] = (
-            ids,
-            start,
-            self.table[ends - 1],
-            cut.blocks.ravel(),
-            cut.rows.ravel(),
-        )
-        for offset, values in zip((0, 1, 2, 3, 8), columns, strict=True):
-            into[offset * rows : offset * rows + len(values)] = values
-        into[_COLUMNS * rows :] = self.table
+        written = self.table[ends - 1]
+        columns = zip(_COLUMNS, (ids, start, written, *cut.blocks, *cut.rows), strict=True)
+        for name, values in columns:
+            into[self._place(name) :][: len(values)] = values
+        into[len(_COLUMNS) * self.max_batch :] = self.table
         self._device[:used].copy_(host, non_blocking=True)
-        insert_drawn(self.column(0, len(chunks)), chunks, drawn)
+        insert_drawn(self.column(_IDS, len(chunks)), chunks, drawn)
 
-    def column(self, index: int, size: int, width: int = 1) -> torch.Tensor:
-        """The first `size` rows of the columns from `index` on, on the device: [size], or [size,
-        width] for more than one column.
-        """
-        start = index * self.max_batch
-        values = self._device[start : start + size * width]
-        return values.view(size, width) if width > 1 else values
+    def _place(self, name: str) -> int:
+        """Where a column begins."""
+        return _COLUMNS.index(name) * self.max_batch
+
+    def column(self, name: str, size: int) -> torch.Tensor:
+        """The first `size` rows of a column, on the device."""
+        return self._device[self._place(name) :][:size]
+
+    def columns(self, names: Sequence[str], size: int) -> list[torch.Tensor]:
+        """`column` for several of them."""
+        return [self.column(name, size) for name in names]
 
     @property
     def device_table(self) -> torch.Tensor:
-        return self._device[_COLUMNS * self.max_batch :]
+        return self._device[len(_COLUMNS) * self.max_batch :]
 
 
 class DecodeGraphs:
@@ -183,8 +186,8 @@ class DecodeGraphs:
         """One step over the input buffers, which is what a graph records."""
         inputs = self._inputs
         output = self._loaded.model(
-            input_ids=inputs.column(0, size)[None],
-            position_ids=inputs.column(1, size)[None],
+            input_ids=inputs.column(_IDS, size)[None],
+            position_ids=inputs.column(_POSITION, size)[None],
             use_cache=False,
             plan=self._plan(size),
         )
@@ -197,7 +200,11 @@ class DecodeGraphs:
         # The same for every batch size, because all graphs share the memory of partial sums.
         num_places = min(MAX_PLACES, inputs.max_batch * self._max_splits)
         blocks = Blocks(
-            inputs.column(3, size, 5), inputs.column(8, size, 3), lanes, num_places, self._sums
+            BlockColumns(*inputs.columns(_BLOCKS, size)),
+            RowColumns(*inputs.columns(_ROWS, size)),
+            lanes,
+            num_places,
+            self._sums,
         )
         return AttentionPlan(
             self._pool,
@@ -205,7 +212,7 @@ class DecodeGraphs:
             inputs.table,
             inputs.positions,
             inputs.device_table,
-            inputs.column(2, size),
+            inputs.column(_WRITTEN, size),
             prepared=blocks,
         )
 

@@ -42,7 +42,7 @@ def test_every_row_is_in_one_block_and_no_two_splits_share_a_place(
     taken = np.zeros(cut.num_places, bool)
     owner = np.repeat(np.arange(len(spans)), spans.count)
     next_row = 0
-    for row, count, begin, start, place in cut.blocks.tolist():
+    for row, count, begin, start, place in zip(*cut.blocks, strict=True):
         assert row == next_row
         assert 1 <= count <= rows_per_block
         assert set(owner[row : row + count]) == {owner[row]}, "one sequence"
@@ -67,25 +67,26 @@ def test_the_combining_program_looks_where_the_attending_one_stored(
 ) -> None:
     cut = Cut.of(spans_of(chunks), rows_per_block, 1)
     stored = {}
-    for row, count, _, start, place in cut.blocks.tolist():
+    for row, count, _, start, place in zip(*cut.blocks, strict=True):
         splits = -(-(start + count) // SPLIT)
         for member in range(count):
             stored[row + member] = (start + member, place + member * splits if place >= 0 else -1)
-    assert {row: (position, place) for row, position, place in cut.rows.tolist()} == stored
+    found = zip(*cut.rows, strict=True)
+    assert {row: (position, place) for row, position, place in found} == stored
 
 
 def test_a_lone_decode_is_spread_over_its_splits() -> None:
     cut = Cut.of(spans_of([(1099, 1)]), 21, 3)
-    assert cut.blocks.tolist() == [[0, 1, 0, 1099, 0]]
+    assert cut.blocks == (0, 1, 0, 1099, 0)
     assert cut.num_places == 5
     blocks = Blocks.of(cut, 3, CPU)
-    assert (blocks.lanes, blocks.rows.tolist()) == (5, [[0, 1099, 0]])
+    assert (blocks.lanes, blocks.rows) == (5, (0, 1099, 0))
 
 
 def test_a_context_of_one_split_needs_no_combining() -> None:
     blocks = Blocks.of(Cut.of(spans_of([(255, 1), (0, 21)]), 21, 3), 3, CPU)
-    assert (blocks.lanes, blocks.num_places, len(blocks.rows)) == (1, 0, 0)
-    assert blocks.blocks[:, 4].tolist() == [-1, -1]
+    assert (blocks.lanes, blocks.num_places, len(blocks.rows.row)) == (1, 0, 0)
+    assert blocks.blocks.place.tolist() == [-1, -1]
 
 
 def test_enough_blocks_are_not_spread() -> None:
@@ -96,7 +97,7 @@ def test_enough_blocks_are_not_spread() -> None:
 def test_the_longest_contexts_are_spread_first_while_there_is_room() -> None:
     long, short = (SPLIT * 3000 - 1, 1), (SPLIT * 1000 - 1, 1)
     cut = Cut.of(spans_of([short, short, long]), 1, 1)
-    assert cut.blocks[:, 4].tolist() == [3000, -1, 0]
+    assert cut.blocks.place.tolist() == [3000, -1, 0]
     assert cut.num_places == 4000
 
 

@@ -196,12 +196,13 @@ def test_it_compiles_to_one_program_for_prefill_and_decode(
     for spans in (((0, 100),), ((70, 1),), ((590, 1),)):
         q, plan = Case(heads, kv_heads, dim, dtype, spans).inputs()
         launch = kernels.prepare(q, 0, plan, 0.125)
-        compiled = kernels._attend.warmup(*launch[:4], grid=launch.grid, **launch.options)
+        arguments = launch.step, launch.blocks, launch.partials, launch.scale, launch.size
+        compiled = kernels._attend.warmup(*arguments, grid=launch.grid, **launch.options)
         assert compiled.metadata.shared <= 99 * 1024, (
             "the least that a device since Ampere gives a program"
         )
         combine = kernels._combine.warmup(
-            launch.step, launch.partials, launch.size, grid=(1, 1), num_warps=1
+            launch.step, launch.rows, launch.partials, launch.size, grid=(1, 1), num_warps=1
         )
         assert combine.asm["cubin"]
     programs = kernels._attend.device_caches[absent_device][0]

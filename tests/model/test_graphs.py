@@ -37,7 +37,8 @@ def attend_buffers(
     if not isinstance(plan.prepared, Blocks):
         plan.prepared = Blocks.of(Cut.of(plan.spans, 1, kv_heads), kv_heads, q.device)
     out = torch.empty_like(q)
-    for row, _, begin, start, _ in plan.prepared.blocks.tolist():
+    blocks = plan.prepared.blocks
+    for row, begin, start in zip(blocks.row, blocks.begin, blocks.start, strict=True):
         slots = plan.device_table[begin : begin + start + 1]
         k, v = (
             pool[layer][slots].repeat_interleave(q.shape[1] // kv_heads, 1)
@@ -151,7 +152,8 @@ def test_inputs_never_move(loaded: LoadedModel) -> None:
 
     def attend(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
         assert isinstance(plan.prepared, Blocks)
-        tensors = (plan.write_slots, plan.device_table, plan.prepared.blocks, plan.prepared.rows)
+        columns = (*plan.prepared.blocks, *plan.prepared.rows)
+        tensors = (plan.write_slots, plan.device_table, *columns)
         seen.append([(tensor.data_ptr(), tensor.shape) for tensor in tensors])
         assert all(tensor.data_ptr() % 16 == seen[0][0][0] % 16 for tensor in tensors), (
             "one compiled kernel for all"

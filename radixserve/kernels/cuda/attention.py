@@ -22,7 +22,15 @@ import torch
 import triton
 import triton.language as tl
 
-from radixserve.kernels.cuda.attention_work import SPLIT, TILE, Blocks, Cut, entries_per_block
+from radixserve.kernels.cuda.attention_work import (
+    SPLIT,
+    TILE,
+    BlockColumns,
+    Blocks,
+    Cut,
+    RowColumns,
+    entries_per_block,
+)
 from radixserve.kernels.step import AttentionPlan
 
 _TILE = tl.constexpr(TILE)
@@ -38,8 +46,6 @@ class Step(NamedTuple):
     v: Any  # [slots, kv_heads, v_dim]
     out: Any  # [rows, heads, v_dim]
     table: Any  # int64: slots, as in `AttentionPlan`
-    blocks: Any  # [blocks, 5], as in `attention_work.Cut`
-    rows: Any  # [rows to combine, 3], as in `attention_work.Cut`
 
 
 class Sums(NamedTuple):
@@ -81,14 +87,14 @@ class Sizes(NamedTuple):
 
 
 @triton.jit
-def _block(step: tl.tensor, size: tl.constexpr) -> tl.tensor:
-    """The block of this program. A row of `step.blocks` is row, count, begin, start, place."""
-    columns = step.blocks + tl.program_id(0) * 5
-    row = tl.load(columns)
-    count = tl.load(columns + 1).to(tl.int32)
-    begin = tl.load(columns + 2)
-    start = tl.load(columns + 3).to(tl.int32)
-    place = tl.load(columns + 4)
+def _block(blocks: tl.tensor, size: tl.constexpr) -> tl.tensor:
+    """The block of this program, from `BlockColumns`."""
+    number = tl.program_id(0)
+    row = tl.load(blocks.row + number)
+    count = tl.load(blocks.count + number).to(tl.int32)
+    begin = tl.load(blocks.begin + number)
+    start = tl.load(blocks.start + number).to(tl.int32)
+    place = tl.load(blocks.place + number)
     group: tl.constexpr = size.heads // size.kv_heads
     i = tl.arange(0, size.m)
     member = i // group
@@ -179,12 +185,12 @@ def _store(
 
 @triton.jit
 def _attend(
-    step: tl.tensor, partials: tl.tensor, scale: tl.tensor, size: tl.constexpr
+    step: tl.tensor, blocks: tl.tensor, partials: tl.tensor, scale: tl.tensor, size: tl.constexpr
 ) -> tl.tensor:
     """Program (block, key head, lane). If the block has no place for partial sums, lane 0 walks all
     its splits; otherwise each lane takes every n-th split, n being the number of lanes.
     """
-    block = _block(step, size)
+    block = _block(blocks, size)
     lane = tl.program_id(2)
     there = block.position >= 0
     q = _rows(step.q, block.index, there, size.k_dim, size.k_width)
@@ -210,14 +216,16 @@ def _attend(
 
 
 @triton.jit
-def _combine(step: tl.tensor, partials: tl.tensor, size: tl.constexpr) -> tl.tensor:
-    """Program (entry of `rows`, head): combine the splits of a row that were spread over
+def _combine(
+    step: tl.tensor, rows: tl.tensor, partials: tl.tensor, size: tl.constexpr
+) -> tl.tensor:
+    """Program (entry of `RowColumns`, head): combine the splits of a row that were spread over
     programs.
     """
-    columns, head = step.rows + tl.program_id(0) * 3, tl.program_id(1)
-    row = tl.load(columns)
-    position = tl.load(columns + 1).to(tl.int32)
-    place = tl.load(columns + 2)
+    number, head = tl.program_id(0), tl.program_id(1)
+    row = tl.load(rows.row + number)
+    position = tl.load(rows.position + number).to(tl.int32)
+    place = tl.load(rows.place + number)
     if place >= 0:
         one = tl.arange(0, 1)
         d = tl.arange(0, size.v_width)
@@ -236,9 +244,11 @@ def _combine(step: tl.tensor, partials: tl.tensor, size: tl.constexpr) -> tl.ten
 
 
 class Launch(NamedTuple):
-    """The arguments of one layer's launch of `_attend`, some of which `_combine` shares."""
+    """The arguments of one layer's launch of `_attend`, most of which `_combine` shares."""
 
     step: Step
+    blocks: BlockColumns
+    rows: RowColumns  # for `_combine` only
     partials: Sums
     scale: float
     size: Sizes
@@ -251,10 +261,10 @@ def attend_triton(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: flo
     shapes. Launches one or two kernels and does not wait for them.
     """
     launch = prepare(q, layer, plan, scaling)
-    step, partials, scale, size, grid, options = launch
-    _attend[grid](step, partials, scale, size, **options)
+    step, blocks, rows, partials, scale, size, grid, options = launch
+    _attend[grid](step, blocks, partials, scale, size, **options)
     if grid[2] > 1:
-        _combine[(len(step.rows), size.heads)](step, partials, size, num_warps=1)
+        _combine[(len(rows.row), size.heads)](step, rows, partials, size, num_warps=1)
     out: torch.Tensor = step.out
     return out
 
@@ -270,11 +280,13 @@ def prepare(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) ->
     out = q.new_empty(num_rows, heads, v_dim)
     partials = Sums(*blocks.sums.tensors(max(1, blocks.num_places * heads), size.v_width, q.device))
     return Launch(
-        Step(q, k, v, out, plan.device_table, blocks.blocks, blocks.rows),
+        Step(q, k, v, out, plan.device_table),
+        blocks.blocks,
+        blocks.rows,
         partials,
         scaling * _LOG2_E,
         size,
-        (len(blocks.blocks), kv_heads, blocks.lanes),
+        (len(blocks.blocks.row), kv_heads, blocks.lanes),
         launch_options(size, q.dtype),
     )
 

@@ -9,7 +9,9 @@ stores its partial sums in a place of its own, and they are combined afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,15 +42,30 @@ def lanes_for(num_blocks: int, kv_heads: int) -> int:
     return max(1, min(_MAX_LANES, _PROGRAMS // (num_blocks * kv_heads)))
 
 
+class BlockColumns(NamedTuple):
+    """Blocks as columns, int64 [blocks] each: arrays on the host, tensors on the device."""
+
+    row: Any  # the first row
+    count: Any  # number of rows
+    begin: Any  # where the sequence begins in the table
+    start: Any  # position of the first row
+    place: Any  # index of its first partial sum; -1 if its splits are not spread
+
+
+class RowColumns(NamedTuple):
+    """Rows as columns, int64 [rows] each: arrays on the host, tensors on the device."""
+
+    row: Any
+    position: Any
+    place: Any  # index of its first partial sum; -1 if its splits are not spread
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """The blocks of one step, on the host."""
 
-    # [blocks, 5]: first row, number of rows, begin of the sequence in the table, position of the
-    # first row, index of its first partial sum or -1 if its splits are not spread
-    blocks: Longs
-    # [rows, 3]: row, its position, index of its first partial sum or -1
-    rows: Longs
+    blocks: BlockColumns
+    rows: RowColumns
     num_places: int
 
     @classmethod
@@ -59,13 +76,12 @@ class Cut:
         place, num_places = _places(count, splits, lanes_for(len(row), kv_heads))
         member = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         row_place = np.repeat(place, count) + member * np.repeat(splits, count)
-        split = np.repeat(place >= 0, count)
-        rows = (
-            np.repeat(row, count) + member,
-            np.repeat(start, count) + member,
-            np.where(split, row_place, -1),
+        rows = RowColumns(
+            row=np.repeat(row, count) + member,
+            position=np.repeat(start, count) + member,
+            place=np.where(np.repeat(place >= 0, count), row_place, -1),
         )
-        return cls(np.stack([row, count, begin, start, place], 1), np.stack(rows, 1), num_places)
+        return cls(BlockColumns(row, count, begin, start, place), rows, num_places)
 
 
 def _blocks(spans: Spans, size: int) -> tuple[Longs, Longs, Longs, Longs]:
@@ -121,8 +137,8 @@ class SplitSums:
 class Blocks:
     """The blocks of one step, on the device."""
 
-    blocks: torch.Tensor  # int64, as in `Cut`
-    rows: torch.Tensor  # int64, as in `Cut`
+    blocks: BlockColumns
+    rows: RowColumns  # those that have partial sums to combine
     lanes: int
     num_places: int
     sums: SplitSums
@@ -130,10 +146,25 @@ class Blocks:
     @classmethod
     def of(cls, cut: Cut, kv_heads: int, device: torch.device) -> Blocks:
         """Upload `cut`; of its rows only those that have partial sums to combine."""
-        split = cut.blocks[cut.blocks[:, 4] >= 0]
-        most = int((-(-(split[:, 3] + split[:, 1]) // SPLIT)).max(initial=1))
-        lanes = min(most, lanes_for(len(cut.blocks), kv_heads))
-        rows = cut.rows[cut.rows[:, 2] >= 0]
+        blocks, spread = cut.blocks, cut.rows.place >= 0
+        stop = (blocks.start + blocks.count)[blocks.place >= 0]
+        most = int((-(-stop // SPLIT)).max(initial=1))
+        lanes = min(most, lanes_for(len(blocks.row), kv_heads))
+        rows = [column[spread] for column in cut.rows]
         return cls(
-            upload(cut.blocks, device), upload(rows, device), lanes, cut.num_places, SplitSums()
+            BlockColumns(*_upload(blocks, device)),
+            RowColumns(*_upload(rows, device)),
+            lanes,
+            cut.num_places,
+            SplitSums(),
         )
+
+
+def _upload(columns: Sequence[Longs], device: torch.device) -> list[torch.Tensor]:
+    """Columns of equal length on the device, in one copy. Each begins at a multiple of 16 bytes:
+    Triton would compile another program for other addresses.
+    """
+    count = len(columns[0])
+    host = np.zeros((len(columns), count + count % 2), np.int64)
+    host[:, :count] = columns
+    return [column[:count] for column in upload(host, device)]
