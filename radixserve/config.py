@@ -272,7 +272,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["auto", "float32", "bfloat16", "float16"],
         Doc(
             "model",
-            "type of weights, keys and values; auto is float32 on the CPU, bfloat16 on CUDA",
+            "type of weights, keys and values; auto is float32 on the CPU, and on CUDA float16 for "
+            "a float16 checkpoint, else bfloat16",
         ),
     ] = "auto"
     cpu_level: Annotated[

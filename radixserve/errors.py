@@ -41,6 +41,7 @@ CODES: Final = (
 
 
 _MAX_REASON_CHARS = 300
+_MAX_REFUSAL_CHARS = 1200
 
 
 class RadixserveError(Exception):
@@ -48,12 +49,25 @@ class RadixserveError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error message, cut to the length of a sentence; the type of the
-    error if it has no message.
+    """The first line of a library's error message, with the next one where the first ends with a
+    colon, cut to the length of a sentence; the type of the error if it has no message.
     """
-    lines = (line.strip() for line in str(error).splitlines())
-    line = next((line for line in lines if line), type(error).__name__)
-    return line if len(line) <= _MAX_REASON_CHARS else line[:_MAX_REASON_CHARS] + "..."
+    lines = [line for line in map(str.strip, str(error).splitlines()) if line]
+    line = lines[0] if lines else type(error).__name__
+    if line.endswith(":") and len(lines) > 1:
+        line = f"{line} {lines[1]}"
+    return _cut(line, _MAX_REASON_CHARS)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most] + "..."
+
+
+def _on_one_line(text: str) -> str:
+    """`text` without characters that move a terminal's cursor or change its colours: names of
+    tensors and files can hold any.
+    """
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 class DeviceLost(RadixserveError):
@@ -70,6 +84,9 @@ class ConfigError(StartupError):
 
 class ModelRefused(StartupError):
     """The model cannot be served exactly, or cannot be loaded."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(_cut(_on_one_line(sentence), _MAX_REFUSAL_CHARS))
 
 
 class ApiError(RadixserveError):

@@ -109,7 +109,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_slots: int  # tokens of K/V that the budget holds
     slot_bytes: int  # bytes of K/V per token at all layers
     device: str
-    dtype: str
+    dtype: str  # of weights, K and V
+    checkpoint_dtype: str  # of the weights in the model's files
     cpu_level: str | None = None  # the instructions that CPU kernels use; None on other devices
     attention: str  # name of the attention kernel in use
     exact: bool  # a cache hit equals a miss bit for bit in this configuration

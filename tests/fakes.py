@@ -37,6 +37,7 @@ INFO = EngineInfo(
     slot_bytes=64,
     device="none",
     dtype="float32",
+    checkpoint_dtype="bfloat16",
     attention="fake",
     exact=True,
 )

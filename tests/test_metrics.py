@@ -24,6 +24,7 @@ INFO = EngineInfo(
     slot_bytes=1000,
     device="cpu",
     dtype="float32",
+    checkpoint_dtype="float32",
     attention="numba",
     exact=True,
 )

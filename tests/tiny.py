@@ -46,7 +46,7 @@ _SIZE = {
     "pad_token_id": 1,
 }
 
-_IN_PANELS = {
+IN_PANELS = {
     **_SIZE,
     "intermediate_size": 128,
 }  # all linears as wide as our kernel for few rows needs them
@@ -54,8 +54,8 @@ _IN_PANELS = {
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**_SIZE, num_key_value_heads=4),
     "llama_grouped": lambda: LlamaConfig(**_SIZE, num_key_value_heads=2, tie_word_embeddings=True),
-    "llama_in_panels": lambda: LlamaConfig(**_IN_PANELS, num_key_value_heads=2),
-    "qwen3_in_panels": lambda: Qwen3Config(**_IN_PANELS, num_key_value_heads=2, head_dim=32),
+    "llama_in_panels": lambda: LlamaConfig(**IN_PANELS, num_key_value_heads=2),
+    "qwen3_in_panels": lambda: Qwen3Config(**IN_PANELS, num_key_value_heads=2, head_dim=32),
     "qwen2": lambda: Qwen2Config(**_SIZE, num_key_value_heads=1),
     "qwen3": lambda: Qwen3Config(**_SIZE, num_key_value_heads=2, head_dim=24),
     "mistral": lambda: MistralConfig(**_SIZE, num_key_value_heads=2, sliding_window=None),

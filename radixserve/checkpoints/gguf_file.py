@@ -12,8 +12,11 @@ import io
 from pathlib import Path
 from typing import Any
 
+import torch
 from gguf import GGUFReader
 from transformers import PreTrainedModel
+
+from radixserve.errors import ModelRefused, first_line
 
 GGUF_FILE = "model.gguf"
 
@@ -22,10 +25,19 @@ class GgufFile:
     """The names and shapes of the tensors in a model's GGUF file."""
 
     num_read = 0  # transformers does not tell how far it is
+    dtype = torch.float32  # of the weights once they are dequantised
 
     def __init__(self, folder: Path) -> None:
-        """Reads the headers. The file was opened by `convert` before."""
-        self._sizes = [int(tensor.n_elements) for tensor in GGUFReader(folder / GGUF_FILE).tensors]
+        """Reads the headers.
+
+        Raises:
+            ModelRefused: the file is damaged.
+        """
+        file = folder / GGUF_FILE
+        try:
+            self._sizes = [int(tensor.n_elements) for tensor in GGUFReader(file).tensors]
+        except Exception as error:  # of a reader that checks nothing
+            raise ModelRefused(f"{file} is damaged: {first_line(error)}") from error
 
     def __len__(self) -> int:
         return len(self._sizes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from radixserve.checkpoints.folder_files import present
 from radixserve.errors import ModelRefused, first_line
 
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_MOST_SHOWN = 120  # characters of a name
+_FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class StoredTensor:
@@ -30,7 +34,7 @@ class StoredTensor:
 
     def __init__(self, name: str, file: Path, content: Any, on_read: Callable[[], None]) -> None:
         self.name = name
-        self._file = file
+        self.file = file
         self._content = content
         self._on_read = on_read
 
@@ -42,6 +46,11 @@ class StoredTensor:
         """The dtype as safetensors names it, such as "BF16"."""
         return str(self._content.get_dtype())
 
+    @property
+    def holds_floats(self) -> bool:
+        """Whether its values are floats of some kind."""
+        return self.get_dtype().startswith(("F", "BF"))
+
     def __getitem__(self, key: Any) -> torch.Tensor:
         """Read the tensor, or the part that `key` selects.
 
@@ -51,11 +60,11 @@ class StoredTensor:
         try:
             tensor: torch.Tensor = self._content[key]
         except (SafetensorError, OSError) as error:
-            raise ModelRefused(f"Cannot read {self._file}: {first_line(error)}") from error
+            raise ModelRefused(f"Cannot read {self.file}: {first_line(error)}") from error
         if tensor.is_floating_point() and tensor.itemsize > 1 and tensor.numel():
             least = torch.aminmax(tensor).min  # NaN if any value is NaN
             if least.isnan():
-                raise ModelRefused(f"{self._file} is damaged: {self.name} holds NaN.")
+                raise ModelRefused(f"{self.file} is damaged: {short(self.name)} holds NaN.")
         self._on_read()
         return tensor
 
@@ -76,6 +85,7 @@ class Checkpoint:
         self._tensors: dict[str, StoredTensor] = {}
         for file in _files(folder):
             for name, content in _open(file):
+                self._refuse_twice(name, file)
                 self._tensors[name] = StoredTensor(name, file, content, self._count)
 
     def __len__(self) -> int:
@@ -91,23 +101,31 @@ class Checkpoint:
         """The number of values in all tensors together."""
         return sum(math.prod(each.get_shape()) for each in self._tensors.values())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The float dtype of most values; float32 if there is none that a model is served in."""
+        counts = Counter[str]()
+        for each in self._tensors.values():
+            counts[each.get_dtype()] += math.prod(each.get_shape())
+        return _FLOATS[max(_FLOATS, key=lambda name: counts[name])]
+
     def _count(self) -> None:
         self.num_read += 1
+
+    def _refuse_twice(self, name: str, file: Path) -> None:
+        if name in self._tensors:
+            raise ModelRefused(f"{self._tensors[name].file} and {file} both hold {short(name)}.")
 
 
 def _files(folder: Path) -> list[Path]:
     """The only file, or the files that the index names."""
-    if (folder / _WHOLE).is_file():
+    if present(folder / _WHOLE):
         return [folder / _WHOLE]
     index = folder / _INDEX
-    if not index.is_file():
+    if not present(index):
         raise ModelRefused(f"There are no weights in {folder}: {_WHOLE} or {_INDEX} is needed.")
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [folder / name for name in names]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelRefused(f"{index} is damaged: {first_line(error)}") from error
-    missing = [file.name for file in files if not file.is_file()]
+    files = [folder / name for name in _indexed(index)]
+    missing = [file.name for file in files if not present(file)]
     if missing:
         raise ModelRefused(
             f"{len(missing)} of {len(files)} files of weights are missing in {folder}: "
@@ -116,16 +134,49 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
+def _indexed(index: Path) -> list[str]:
+    """The names of the files in an index. They lie beside it: an index that names other files of
+    the machine is refused before any is opened.
+    """
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelRefused(f"{index} is damaged: {first_line(error)}") from error
+    wrong = [each for each in names if not _is_file_name(each)]
+    if wrong:
+        raise ModelRefused(
+            f"{index} is damaged: it names {short(repr(wrong[0]))}, which is no safetensors file "
+            "of its folder."
+        )
+    if not names:
+        raise ModelRefused(f"{index} is damaged: it names no files.")
+    return sorted(names)
+
+
+def _is_file_name(name: object) -> bool:
+    return (
+        isinstance(name, str)
+        and name.endswith(".safetensors")
+        and len(name) < 256
+        and not set("/\\\0") & set(name)
+    )
+
+
 def _open(file: Path) -> Iterator[tuple[str, Any]]:
     try:
         opened: Any = safe_open(file, framework="pt", backend="pread")
         for name in opened.keys():  # noqa: SIM118 (no dict)
             yield name, opened.get_slice(name)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         raise ModelRefused(f"{file} is damaged: {first_line(error)}") from error
 
 
 def listed(names: list[str], most: int = 3) -> str:
     """The first `most` of `names`, and how many more there are, as text."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(short, names[:most])) + more
+
+
+def short(name: str) -> str:
+    """A name from a file, cut to a length that a sentence can hold."""
+    return name if len(name) <= _MOST_SHOWN else f"{name[:_MOST_SHOWN]}..."

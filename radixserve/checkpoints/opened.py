@@ -17,6 +17,7 @@ import msgspec
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from radixserve.checkpoints.folder_files import check_files
 from radixserve.checkpoints.gguf_file import GGUF_FILE, GgufFile
 from radixserve.checkpoints.headers import Checkpoint
 from radixserve.checkpoints.supported import check_config
@@ -37,6 +38,9 @@ _SIZES = (
 _HEADS = ("num_key_value_heads", "head_dim")  # may be left out or null
 _MOST_POSITIONS = 2**31 - 1  # positions are int32
 _GENERATE = ("ForCausalLM", "HeadModel", "ForConditionalGeneration")
+_PARTS = ("text_config", "decoder")
+_LISTED = ("layer", "label", "expert")  # of these the classes make lists
+_MOST_LISTED = 1_000_000
 _TOO_MANY = 2.0  # times the weights of the checkpoint, as the configuration counts them
 
 
@@ -59,6 +63,11 @@ class OpenedModel:
         """The most tokens of prompt and answer together."""
         return context_length(decoder_config(self.config))
 
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype of most of the stored weights."""
+        return self.checkpoint.dtype
+
     def num_bytes(self, dtype: torch.dtype) -> int:
         """Bytes that its weights take in memory."""
         return self.checkpoint.num_weights * dtype.itemsize
@@ -75,13 +84,11 @@ def open_model(folder: str) -> OpenedModel:
         ModelRefused: the model is damaged, or cannot be served; one sentence names file and reason.
     """
     path = Path(folder)
+    check_files(path)
     _refuse_marks(path)
     config = _config(path)
-    _refuse_sizes(decoder_config(config), path)
-    check_config(decoder_config(config))
-    _refuse_kind(config)
     _refuse_vocabulary(path, decoder_config(config).vocab_size)
-    checkpoint = GgufFile(path) if (path / GGUF_FILE).is_file() else Checkpoint(path)
+    checkpoint = _checkpoint(path)
     _refuse_fewer_layers(config, checkpoint, path)
     empty = _empty_model(config, path)
     _refuse_fewer_weights(empty, checkpoint, path)
@@ -117,7 +124,7 @@ def _refuse_marks(folder: Path) -> None:
             f"{folder} holds an adapter ({_ADAPTER}): adapters are not served; merge it into its "
             "model, or remove its files to serve the model without it."
         )
-    if (folder / _POOLING).is_file() and "Pooling" in (folder / _POOLING).read_text():
+    if (folder / _POOLING).is_file() and b"Pooling" in (folder / _POOLING).read_bytes():
         raise ModelRefused(
             f"{folder} holds an embedding model ({_POOLING} names a pooling layer), which "
             "generates no text."
@@ -130,8 +137,11 @@ def _config(folder: Path) -> PretrainedConfig:
         raw = json.loads(file.read_bytes())
         if not isinstance(raw, dict):
             raise ValueError("it holds no object")
-        _refuse_no_sizes(raw, file)
+        _refuse_values(raw, file)
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        _refuse_sizes(decoder_config(config), folder)
+        check_config(decoder_config(config))
+        _refuse_kind(config)
     except ModelRefused:
         raise
     except Exception as error:  # the classes of 300 architectures may raise anything
@@ -139,13 +149,25 @@ def _config(folder: Path) -> PretrainedConfig:
     return config
 
 
-def _refuse_no_sizes(raw: dict[str, Any], file: Path) -> None:
-    """Refuse sizes of zero or less, by which the classes of configurations would divide."""
-    part = raw.get("text_config")
-    for values in (raw, part if isinstance(part, dict) else {}):
-        for name in (*_SIZES, *_HEADS):
-            if isinstance(values.get(name), int | float) and values[name] < 1:
-                raise ModelRefused(f"{file} is damaged: {name} is {values[name]!r}.")
+def _refuse_values(raw: dict[str, Any], file: Path) -> None:
+    """Refuse values that the classes of configurations do not survive: sizes of zero, by which they
+    divide; numbers of layers, labels and experts so large that their lists fill the memory; and
+    names of code on the hub, which is never run.
+    """
+    parts = [raw, *(value for value in raw.values() if isinstance(value, dict))]
+    for name, value in (item for part in parts for item in part.items()):
+        if name in _PARTS and value is not None and not isinstance(value, dict):
+            raise ModelRefused(f"{file} is damaged: {name} is no object.")
+        if "attn_implementation" in name and isinstance(value, str) and "/" in value:
+            raise ModelRefused(f"{file} names code, which is never run: {name} is {value!r}.")
+        if isinstance(value, int | float) and _impossible(name, value):
+            raise ModelRefused(f"{file} is damaged: {name} is {value!r}.")
+
+
+def _impossible(name: str, value: float) -> bool:
+    if name in (*_SIZES, *_HEADS) and value < 1:
+        return True
+    return value > _MOST_LISTED and any(word in name for word in _LISTED)
 
 
 def _refuse_sizes(config: PretrainedConfig, folder: Path) -> None:
@@ -179,6 +201,8 @@ def _refuse_kind(config: PretrainedConfig) -> None:
     tokens.
     """
     names = config.architectures or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("architectures is no list of names")
     if names and not any(name.endswith(_GENERATE) for name in names):
         raise ModelRefused(f"The model is a {names[0]}, which generates no text.")
 
@@ -197,16 +221,23 @@ def _refuse_vocabulary(folder: Path, vocab_size: int) -> None:
         ids = set(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
         added = {each["id"] for each in tokenizer.get("added_tokens") or ()}
         largest = max(ids - added)
+        beyond = [each for each in added if each >= vocab_size]
+        other = largest >= vocab_size
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return  # the front reads this file and reports what is wrong with it
-    if largest >= vocab_size:
+    if other:
         raise ModelRefused(
             f"{file} and config.json do not belong together: the tokenizer makes tokens up to "
             f"{largest:,}, the model has {vocab_size:,}."
         )
-    beyond = [each for each in added if each >= vocab_size]
     if beyond:
         log.warning("%d tokens of the tokenizer are not the model's: not taken", len(beyond))
+
+
+def _checkpoint(folder: Path) -> Checkpoint | GgufFile:
+    """The weights: safetensors where there are some, else the GGUF file that `convert` linked."""
+    linked = (folder / GGUF_FILE).is_file() and not any(folder.glob("*.safetensors"))
+    return GgufFile(folder) if linked else Checkpoint(folder)
 
 
 def _refuse_fewer_layers(

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from radixserve.checkpoints.gguf_file import GgufFile, read_gguf
-from radixserve.checkpoints.headers import listed
+from radixserve.checkpoints.headers import listed, short
 from radixserve.checkpoints.opened import OpenedModel
 from radixserve.errors import ModelRefused, first_line
 from radixserve.progress import long_stage
@@ -41,6 +41,7 @@ def read_weights(opened: OpenedModel, dtype: torch.dtype) -> PreTrainedModel:
         raise ModelRefused(f"Cannot load {opened.folder}: {first_line(error)}") from error
     _refuse_unfit(report, opened)
     _refuse_ignored_quantisation(model, opened)
+    _refuse_integers(model, opened)
     loaded: PreTrainedModel = model
     loaded.generation_config = _generation_config(opened, loaded)
     return loaded
@@ -94,7 +95,7 @@ def _refuse_unfit(report: dict[str, Any], opened: OpenedModel) -> None:
 
 def _shapes(mismatch: tuple[str, Any, Any]) -> str:
     name, stored, wanted = mismatch
-    return f"{name} is {list(stored)} and not {list(wanted)}"
+    return f"{short(name)} is {short(str(list(stored)))} and not {list(wanted)}"
 
 
 def _refuse_ignored_quantisation(model: PreTrainedModel, opened: OpenedModel) -> None:
@@ -109,6 +110,22 @@ def _refuse_ignored_quantisation(model: PreTrainedModel, opened: OpenedModel) ->
         f"The model in {opened.folder} is quantised by {settings.get('quant_method', 'a method')}, "
         "which is not supported here."
     )
+
+
+def _refuse_integers(model: PreTrainedModel, opened: OpenedModel) -> None:
+    """Refuse weights that are stored as integers, unless a quantiser has read them: transformers
+    takes them for the values themselves.
+    """
+    if isinstance(opened.checkpoint, GgufFile) or getattr(model, "hf_quantizer", None) is not None:
+        return
+    names = [name for name, _ in model.named_parameters()]
+    stored = opened.checkpoint.tensors
+    wrong = [name for name in names if name in stored and not stored[name].holds_floats]
+    if wrong:
+        raise ModelRefused(
+            f"The weights in {opened.folder} are integers, but no quantiser reads them: "
+            f"{listed(wrong)}."
+        )
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from typing import Any
 
 from radixserve.checkpoints.converted import FORMAT, converted
 from radixserve.checkpoints.embedded import EMBEDDED_NAME, embedded_model
+from radixserve.checkpoints.folder_files import check_files
 from radixserve.config import Settings
 from radixserve.errors import ModelRefused
 
@@ -104,6 +105,7 @@ def _in_folder(path: Path, typed: str, revision: str | None) -> ModelSource:
         return ModelSource(_snapshot(path, revision), _names(_hub_name(absolute)))
     if revision is not None:
         raise ModelRefused(f"{path} is a folder, which has no revision {revision!r}")
+    check_files(path)
     if not (path / "config.json").is_file():
         raise ModelRefused(_no_model(path))
     if absolute.parent.name == "snapshots" and absolute.parts[-3].startswith(_HUB_FOLDER):

@@ -18,6 +18,7 @@ from radixserve.engine.scheduler import Limits
 from radixserve.errors import ConfigError
 from radixserve.kernels.cpu import levels
 from radixserve.model.cuda import start_graphs
+from radixserve.model.dtypes import dtype_for, dtype_name
 from radixserve.model.load import load_opened
 from radixserve.model.runner import Runner
 from radixserve.step import EngineInfo
@@ -38,8 +39,8 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     if settings.threads:
         torch.set_num_threads(settings.threads)
     levels.limit(settings.cpu_level)
-    dtype = _dtype(settings.dtype, device)
     opened = open_model(model)
+    dtype = dtype_for(settings.dtype, opened.stored_dtype, device)
     context_length = context_length_of(settings, opened.context_length)
     check_room(opened.num_bytes(dtype), opened.kv_shape(dtype), device, settings.kv_budget)
     loaded = load_opened(opened, device, dtype)
@@ -60,7 +61,8 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         num_slots=cache.allocator.num_slots,
         slot_bytes=loaded.shape.slot_bytes,
         device=device.type,
-        dtype=str(loaded.dtype).removeprefix("torch."),
+        dtype=dtype_name(loaded.dtype),
+        checkpoint_dtype=dtype_name(opened.stored_dtype),
         cpu_level=levels.current().name.lower() if device.type == "cpu" else None,
         attention=loaded.attention,
         exact=loaded.exact and not lossy,
@@ -80,9 +82,3 @@ def _device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but torch finds no CUDA device")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _dtype(wanted: str, device: torch.device) -> torch.dtype:
-    if wanted == "auto":
-        wanted = "bfloat16" if device.type == "cuda" else "float32"
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]

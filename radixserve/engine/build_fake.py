@@ -45,6 +45,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         slot_bytes=_SLOT_BYTES,
         device="cpu",
         dtype="float32",
+        checkpoint_dtype="float32",
         attention="none",
         exact=True,
         cache_enabled=settings.cache,

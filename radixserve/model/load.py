@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from itertools import compress
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -23,8 +25,9 @@ from radixserve.checkpoints.read_weights import read_weights
 from radixserve.checkpoints.supported import check_config
 from radixserve.errors import ModelRefused
 from radixserve.model import attention
-from radixserve.model.check import Expected, dtype_name, own_logits, probe
+from radixserve.model.check import Expected, own_logits, probe
 from radixserve.model.cuda import choose_attention
+from radixserve.model.dtypes import dtype_name, told
 from radixserve.model.heap import freed_at_once
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.rowwise import make_rowwise
@@ -51,7 +54,7 @@ def load_opened(opened: OpenedModel, device: torch.device, dtype: torch.dtype) -
         ModelRefused: its weights are damaged or not those of its configuration, or it cannot be
             served correctly.
     """
-    log.info("loading %s on %s as %s", opened.name, device, dtype_name(dtype))
+    log.info("loading %s on %s as %s", opened.name, device, told(opened.stored_dtype, dtype))
     with freed_at_once():
         return prepare_model(read_weights(opened, dtype), device)
 
@@ -121,14 +124,15 @@ def _eos_token_ids(model: PreTrainedModel, vocab_size: int) -> tuple[int, ...]:
     """Ids that end a text, from the generation config first, then the model's; in order,
     each once. Ids beyond the vocabulary, which no text can have, are left out.
     """
-    found: list[int] = []
+    found: list[Any] = []
     for holder in (model.generation_config, model.config):
         ids = getattr(holder, "eos_token_id", None)
-        found += [ids] if isinstance(ids, int) else ids or []
-    beyond = [each for each in found if not 0 <= each < vocab_size]
-    if beyond:
-        log.warning("the model has no token %d, which should end its texts", beyond[0])
-    return tuple(dict.fromkeys(each for each in found if each not in beyond))
+        found += ids if isinstance(ids, list) else [] if ids is None else [ids]
+    known = [type(each) is int and 0 <= each < vocab_size for each in found]
+    if not all(known):
+        other = found[known.index(False)]
+        log.warning("the model has no token %.80r, which should end its texts", other)
+    return tuple(dict.fromkeys(compress(found, known)))
 
 
 def _checked(loaded: LoadedModel, expected: Expected) -> LoadedModel:

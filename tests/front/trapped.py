@@ -104,6 +104,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         slot_bytes=16,
         device="cpu",
         dtype="float32",
+        checkpoint_dtype="float32",
         attention="none",
         exact=True,
     )

@@ -113,12 +113,12 @@ def test_positions_that_depend_on_the_chunk_are_refused(
         prepare_model(model, CPU)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_tolerance_is_what_rounding_explains(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "times"), [(torch.float32, 30), *((d, 3) for d in DTYPES[1:])])
+def test_the_tolerance_is_what_rounding_explains(dtype: torch.dtype, times: int) -> None:
     expected = own_logits(tiny_model("llama").to(dtype), VOCAB, CPU)
     eps = torch.finfo(dtype).eps
     assert eps / 4 < expected.rounding < 16 * eps
-    assert expected.rounding < expected.tolerance < 0.2
+    assert expected.tolerance == times * expected.rounding < 0.2
 
 
 def test_a_model_whose_logits_are_not_finite_is_refused() -> None:

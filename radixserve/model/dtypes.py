@@ -1,0 +1,37 @@
+"""Which dtype a model is served in, and what is said of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Wanted = Literal["auto", "float32", "bfloat16", "float16"]
+
+_NAMED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def dtype_for(wanted: Wanted, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of weights, activations, K and V, where a setting asks for `wanted` and most of the
+    checkpoint's weights are `stored` as another or the same one.
+
+    What a setting names is used as it is. "auto" is the checkpoint's own half precision on CUDA,
+    and bfloat16 for all other checkpoints. On the CPU it is float32, which holds every value of
+    both half precisions: no rounding is added, and K/V take twice the memory.
+    """
+    if wanted != "auto":
+        return _NAMED[wanted]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.float16 if stored == torch.float16 else torch.bfloat16
+
+
+def told(stored: torch.dtype, served: torch.dtype) -> str:
+    """The served dtype for a log line, with the checkpoint's own where it is another."""
+    name = dtype_name(served)
+    return name if stored == served else f"{name} (its weights are stored as {dtype_name(stored)})"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The short name of a dtype, such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
