@@ -16,6 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,9 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from radixserve.checkpoints.embedded import embedded_model
+from radixserve.kernels.cpu import levels
 from radixserve.kernels.cpu.attend import attend_cpu
+from radixserve.kernels.cpu.levels import Level
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.attention import CPU as CPU_KERNEL
 from radixserve.model.load import load_model
@@ -39,6 +42,7 @@ from radixserve.tensors.kv import KVPool, KVShape
 PREFIX, PRIVATE = 1024, 100
 BATCHES = (1, 8, 16)
 LENGTHS = (1024, 2048)
+ONE_PREFILL = 1424
 SLOTS = 20_480
 DEVICE = torch.device("cpu")
 SLOT_ORDER = np.arange(SLOTS, dtype=np.int32)
@@ -198,6 +202,51 @@ def bench_shared_attention(pool: KVPool, heads: int, rounds: int) -> None:
     table(title, ["batch", "shared ms", "not shared ms", "gain"], rows)
 
 
+def bench_attention_kernels(shape: KVShape, heads: int, rounds: int) -> None:
+    """The kernels for float32, bfloat16 as float32, and bfloat16 on tiles, where there are any."""
+    kernels = {"float32": (torch.float32, "auto"), "bfloat16": (torch.bfloat16, "auto")}
+    if levels.highest() >= Level.AMX:
+        kernels["bfloat16 without AMX"] = (torch.bfloat16, "avx512_bf16")
+    prefills: dict[str, Work] = {}
+    decodes: dict[str, Work] = {}
+    for name, (dtype, level) in kernels.items():
+        pool = KVPool(replace(shape, dtype=dtype), SLOTS, DEVICE)
+        pool.k.normal_()
+        pool.v.normal_()
+        chunk = Chunk(np.zeros(ONE_PREFILL, np.int32), 0, SLOT_ORDER[:ONE_PREFILL])
+        prefills[name] = at_level(level, attention_of([chunk], heads, pool, 1))
+        decodes[name] = at_level(
+            level, attention_of(decode_chunks(16, True), heads, pool, shape.layers)
+        )
+    first, second = interleaved(prefills, rounds), interleaved(decodes, rounds)
+    title = f"Attention: one layer of a prefill of {ONE_PREFILL} tokens, all layers of a decode"
+    rows = [[name, ms(first[name]), ms(second[name])] for name in kernels]
+    table(title, ["kernel", "prefill ms", "decode of 16, shared, ms"], rows)
+
+
+def attention_of(chunks: list[Chunk], heads: int, pool: KVPool, layers: int) -> Work:
+    """Attention of some layers of a step."""
+    plan = AttentionPlan.of(chunks, pool)
+    q = torch.randn(len(plan.positions), heads, pool.shape.k_dim).to(pool.shape.dtype)
+
+    def attend() -> None:
+        for layer in range(layers):
+            attend_cpu(q, layer, plan, 0.125)
+
+    return attend
+
+
+def at_level(level: str, work: Work) -> Work:
+    """`work` with at most these instructions."""
+
+    def limited() -> None:
+        levels.limit(level)
+        work()
+        levels.limit("auto")
+
+    return limited
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time of a step and of its attention.")
     parser.add_argument("--rounds", type=int, default=15)
@@ -216,6 +265,7 @@ def main() -> None:
     generic = generic_runner(ours, model)
     config: Any = loaded.model.config
     bench_attention(loaded.shape, config.num_attention_heads, options.rounds)
+    bench_attention_kernels(loaded.shape, config.num_attention_heads, options.rounds)
     bench_decode(ours, generic, options.rounds)
     bench_prefill(ours, generic, max(3, options.rounds // 4))
 

@@ -65,29 +65,6 @@ def _at(element: types.Type) -> Intrinsic:
     return at  # type: ignore[no-any-return]
 
 
-def _in_block(element: types.Type) -> Intrinsic:
-    """Generates: array number `index` of a block of int64, in which the address and the length of
-    each array take turns.
-    """
-
-    @intrinsic
-    def in_block(typingctx: Any, block: Any, index: Any) -> Any:
-        kind = types.Array(element, 1, "C")
-
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            entries = context.make_array(signature.args[0])(context, builder, args[0]).data
-            first = builder.gep(entries, [builder.mul(args[1], ir.Constant(args[1].type, 2))])
-            count = builder.load(builder.gep(first, [ir.Constant(args[1].type, 1)]))
-            data = builder.inttoptr(
-                builder.load(first), context.get_data_type(element).as_pointer()
-            )
-            return array_of(context, builder, kind, data, count)
-
-        return kind(block, types.intp), generate
-
-    return in_block  # type: ignore[no-any-return]
-
-
 def on_stack(element: types.Type, count: int) -> Intrinsic:
     """Generates: an array of `count` elements on the stack, which lives as long as the function
     that calls this. It begins at a cache line, and holds anything.
@@ -112,11 +89,6 @@ def on_stack(element: types.Type, count: int) -> Intrinsic:
 
 floats_at, words_at, longs_at = _at(types.float32), _at(types.uint32), _at(types.int64)
 halves_at = _at(types.uint16)
-floats_in, ints_in, longs_in = (
-    _in_block(types.float32),
-    _in_block(types.int32),
-    _in_block(types.int64),
-)
 
 
 @intrinsic

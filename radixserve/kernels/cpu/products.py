@@ -101,9 +101,8 @@ def _multiply_rows(rows: int) -> Intrinsic:
             targets = [
                 builder.gep(c_data, [builder.mul(ir.Constant(index, r), ldc)]) for r in range(rows)
             ]
-            with builder.if_then(
-                builder.icmp_signed("!=", builder.extract_value(args[8], 3), ir.Constant(index, 0))
-            ):
+            active = builder.extract_value(args[8], Fold._fields.index("active"))
+            with builder.if_then(builder.icmp_signed("!=", active, ir.Constant(index, 0))):
                 _fold(context, builder, kinds[8], args[8], sums, targets)
             for total, target in zip(sums, targets, strict=True):
                 store_all(builder, total, target)
