@@ -20,6 +20,7 @@ from tests.fakes import FakeEngine, byte_tokenizer, repeat_prompt
 
 QUESTION = [{"role": "user", "content": "abc"}]
 FOUR = SamplingParams(max_tokens=4)
+STRANGE = frozenset[int]()  # no JSON; printed without an address, so that tests keep their names
 
 
 class FakeAssembly:
@@ -99,7 +100,7 @@ CONVERSATIONS: list[tuple[Any, str]] = [
     ([[5]], "messages[0]"),
     ([[{5: "user"}]], "messages[0]"),
     ([{"role": "user", "content": 5}], "messages[0].content"),
-    ([{"role": "user", "content": object()}], "messages[0].content"),
+    ([{"role": "user", "content": STRANGE}], "messages[0].content"),
 ]
 
 
@@ -119,7 +120,7 @@ PARAMS: list[tuple[Any, str]] = [
     (SamplingParams(logit_bias={5: "x"}), "logit_bias[...]"),  # type: ignore[dict-item]
     (SamplingParams(stop=5), "stop"),  # type: ignore[arg-type]
     (SamplingParams(json=5), "structured_outputs.json"),  # type: ignore[arg-type]
-    (SamplingParams(json={"enum": [object()]}), "structured_outputs"),
+    (SamplingParams(json={"enum": [STRANGE]}), "structured_outputs"),
     (SamplingParams(json={"enum": nested()}), "structured_outputs"),
     (SamplingParams(temperature=float("nan")), "temperature"),
 ]
@@ -135,8 +136,8 @@ def test_wrong_parameters_are_refused_by_name(llm: LLM, params: Any, named: str)
 FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"no_such_field": 1}, "no_such_field"),
     ({"tools": 5}, "tools"),
-    ({"tools": [object()]}, "tools[0]"),
-    ({"chat_template_kwargs": {"a": object()}}, "chat_template_kwargs"),
+    ({"tools": [STRANGE]}, "tools[0]"),
+    ({"chat_template_kwargs": {"a": STRANGE}}, "chat_template_kwargs"),
     ({"messages": QUESTION}, "messages"),
     ({"stream": True}, "stream"),
 ]
