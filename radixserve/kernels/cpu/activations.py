@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from radixserve.kernels.cpu.compile import Intrinsic, compiled, on_stack
@@ -31,6 +32,7 @@ from radixserve.kernels.cpu.vector import (
 )
 
 _TILE = TILE_BYTES // 2  # numbers of a tile
+_UNIT = 16  # tiles that a thread takes at a time
 _ZERO = np.float32(0)
 _INFINITE = ir.Constant(VECTOR, [float("inf")] * LANES)
 _MINUS = ir.Constant(VECTOR, [float("-inf")] * LANES)
@@ -57,14 +59,17 @@ def copy_tiles(b: Any, target: Any, parts: int) -> None:
     inputs][parts][16][32]. The values of x are the sums of `parts` bfloat16.
     """
     steps = b.padded // STEP
-    row = add_atomically(b.counter, PREPARED, 1)
-    while row < b.rows:
-        place = (row // TILE_ROWS * steps * parts) * _TILE + row % TILE_ROWS * STEP
-        for step in range(steps):
-            begin = row * b.inputs + step * STEP
+    units = (steps + _UNIT - 1) // _UNIT  # of a tile of rows
+    unit = add_atomically(b.counter, PREPARED, 1)
+    while unit // units * TILE_ROWS < b.rows:
+        first, begin = unit // units * TILE_ROWS, unit % units * _UNIT
+        for step in range(begin, min(begin + _UNIT, steps)):
+            tile = (first // TILE_ROWS * steps + step) * parts * _TILE
             count = min(STEP, b.inputs - step * STEP)
-            _copy_step(b.x, begin, count, target, place + step * parts * _TILE, parts)
-        row = add_atomically(b.counter, PREPARED, 1)
+            for row in range(first, min(first + TILE_ROWS, b.rows)):
+                to = tile + row % TILE_ROWS * STEP
+                _copy_step(b.x, row * b.inputs + step * STEP, count, target, to, parts)
+        unit = add_atomically(b.counter, PREPARED, 1)
     wait_for_others(b)
 
 
@@ -72,21 +77,22 @@ def copy_tiles(b: Any, target: Any, parts: int) -> None:
 def _copy_step(x: Any, begin: int, count: int, target: Any, to: int, parts: int) -> None:
     """Copy up to 32 inputs of a row, zeros behind them."""
     if count == STEP:
-        for half in range(0, STEP, LANES):
-            if parts == 1:
-                _split_1(x, begin + half, target, to + half)
-            else:
-                _split_3(x, begin + half, target, to + half)
+        _copy_whole_step(x, begin, target, to, parts)
     else:
         values = _room_for_step()
         values[:] = _ZERO
         for i in range(count):
             values[i] = number_at(x, begin + i)
-        for half in range(0, STEP, LANES):
-            if parts == 1:
-                _split_1(values, half, target, to + half)
-            else:
-                _split_3(values, half, target, to + half)
+        _copy_whole_step(values, 0, target, to, parts)
+
+
+@compiled
+def _copy_whole_step(x: Any, begin: int, target: Any, to: int, parts: int) -> None:
+    for half in range(0, STEP, LANES):
+        if parts == 1:
+            _split_1(x, begin + half, target, to + half)
+        else:
+            _split_3(x, begin + half, target, to + half)
 
 
 def _split(parts: int) -> Intrinsic:
@@ -101,19 +107,27 @@ def _split(parts: int) -> Intrinsic:
             kinds = signature.args
             source = element_at(context, builder, kinds[0], args[0], args[1])
             place = element_at(context, builder, kinds[2], args[2], args[3])
+            if source.type == place.type:  # bfloat16 already
+                cgutils.raw_memcpy(builder, place, source, _number(LANES), 2)
+                return context.get_dummy_value()
             zero = ir.Constant(VECTOR, [0.0] * LANES)
             rest = load_numbers(builder, source)
             for part in range(parts):
-                here = builder.gep(place, [ir.Constant(args[1].type, part * _TILE)])
+                here = builder.gep(place, [_number(part * _TILE)])
                 store_numbers(builder, rest, here)
-                rest = builder.fsub(rest, load_numbers(builder, here))
-                rest = builder.select(builder.fcmp_ordered("<", rest, _INFINITE), rest, zero)
-                rest = builder.select(builder.fcmp_ordered(">", rest, _MINUS), rest, zero)
+                if part < parts - 1:
+                    rest = builder.fsub(rest, load_numbers(builder, here))
+                    rest = builder.select(builder.fcmp_ordered("<", rest, _INFINITE), rest, zero)
+                    rest = builder.select(builder.fcmp_ordered(">", rest, _MINUS), rest, zero)
             return context.get_dummy_value()
 
         return types.void(x, types.intp, target, types.intp), generate
 
     return split  # type: ignore[no-any-return]
+
+
+def _number(value: int) -> ir.Constant:
+    return ir.Constant(ir.IntType(64), value)
 
 
 _split_1, _split_3 = _split(1), _split(3)

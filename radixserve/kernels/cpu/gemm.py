@@ -108,6 +108,7 @@ class Gemm:
         self._counter = np.zeros(COUNTERS, np.int64)
         self._block = self._new_block()
         self._block.counter = self._counter
+        self._last_call: tuple[int, torch.dtype, int] | None = None
 
     def _new_block(self) -> GemmBlock:
         return GemmBlock(
@@ -129,12 +130,19 @@ class Gemm:
         return self._product(x, torch.float32)
 
     def _product(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        flat = x.reshape(-1, self.in_features).contiguous()
-        out = torch.empty(len(flat), self.out_features, dtype=dtype)
-        if len(flat):
-            self._point(self._block, flat, out, self._scratch(len(flat)))
+        flat, block = x.reshape(-1, self.in_features).contiguous(), self._block
+        rows = flat.shape[0]
+        out = torch.empty(rows, self.out_features, dtype=dtype)
+        call = rows, dtype, threading.get_ident()
+        if call != self._last_call:  # calls like the one before have the same sizes and memory
+            self._size(block, rows)
+            block.set(out=None, unrounded=None)
+            self._last_call = call
+        if rows:
+            block.x = flat
+            setattr(block, "out" if dtype == self.dtype else "unrounded", out)
             self._counter[:] = 0
-            threads.run(self._kernel.address, self._block.address, True)
+            threads.run(self._kernel.address, block.address, True)
         return out.view(*x.shape[:-1], self.out_features)
 
     def launch(
@@ -148,22 +156,18 @@ class Gemm:
         outlive the block.
         """
         block = self._new_block()
-        self._point(block, x, out, self._scratch(len(x)))
-        block.set(counter=counter, queue=queue)
+        self._size(block, len(x))
+        block.set(x=x, out=out, counter=counter, queue=queue)
         return self._kernel.address, block
 
     def lookup(self) -> Lookup:
         """Gives rows of the weight, from the same memory."""
         return Lookup(self.panels, self.dtype)
 
-    def _point(
-        self, block: GemmBlock, x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor | None
-    ) -> None:
-        rows = len(x)
-        rounded = out.dtype == self.dtype
-        results = {"out": out if rounded else None, "unrounded": None if rounded else out}
-        block.set(x=x, scratch=scratch, rows=rows, **results)
-        block.slice, block.panels = _shares(rows, self.out_features, self._kernel)
+    def _size(self, block: GemmBlock, rows: int) -> None:
+        """Set what depends on the number of rows."""
+        block.set(rows=rows, scratch=self._scratch(rows))
+        block.slice, block.panels = _shares(max(rows, 1), self.panels, self._kernel)
 
     def _scratch(self, rows: int) -> torch.Tensor | None:
         """Memory for x in the form that the kernel multiplies, if it is in another one."""
@@ -187,18 +191,19 @@ def _scratch(size: int) -> torch.Tensor:
     return kept[-1]
 
 
-def _shares(rows: int, outputs: int, kernel: _Kernel) -> tuple[int, int]:
+def _shares(rows: int, panels: Panels, kernel: _Kernel) -> tuple[int, int]:
     """Rows and panels of an item: as many as the kernel can take, but enough items for all
-    threads.
+    threads. Several panels share an item only if their inputs are more than one block.
     """
-    panels = -(-outputs // WIDTH)
+    count = -(-panels.shape[0] // WIDTH)
     slices = -(-rows // kernel.most_rows)
     size = -(-rows // slices)
     if kernel.row_unit == 1:
         return size, 1
     size = -(-size // (2 * TILE_ROWS)) * 2 * TILE_ROWS
     wanted = _ITEMS_PER_THREAD * torch.get_num_threads()
-    return size, max(1, min(gemm_tiles.PANELS, panels * slices // wanted))
+    most = gemm_tiles.PANELS if panels.padded > gemm_tiles.BLOCK_INPUTS else 1
+    return size, max(1, min(most, count * slices // wanted))
 
 
 def segments_of(plan: AttentionPlan) -> Longs:

@@ -5,8 +5,8 @@ whose sum is exactly the same number; each part is multiplied and all products a
 so that the result is as accurate as a float32 product. Each output is one sum, in the order of the
 inputs, and for each 32 inputs in the order of the parts.
 
-    a panel's block: 16 steps of 32 inputs x 64 outputs; its halves are multiplied one after the
-    other, because 32 KB of a half fit into the first-level cache while rows pass by
+    a panel's block: up to 20 steps of 32 inputs x 64 outputs; its halves are multiplied one after
+    the other, because 40 KB of a half fit into the first-level cache while rows pass by
 
               32 outputs   32 outputs                       1st   2nd half
     steps     [  1 KB ][  1 KB ] [  1 KB ][  1 KB ]   rows  0-31   1     5
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba import types
 
@@ -32,8 +32,8 @@ from radixserve.kernels.cpu.gemm_block import (
     Item,
     item_at,
     num_items,
+    sums_writer,
     take_item,
-    write_row,
 )
 from radixserve.kernels.cpu.panel_products import WIDTH
 from radixserve.kernels.cpu.tiles import (
@@ -53,13 +53,35 @@ SLICE = 256
 PANELS = 4
 """The most panels of an item."""
 
-_STEPS = 16  # of a block
+_STEPS = 20  # of a block, at most
+BLOCK_INPUTS = _STEPS * STEP
+"""The most inputs of a block."""
+
 _ROW = 64  # bytes of a row of a tile
 _PANEL_ROW = 4 * WIDTH  # bytes of a row of sums, or of a pair of inputs of the weight
 _PANEL_STEP = STEP // 2 * _PANEL_ROW
+_HALF = WIDTH // 2
 _LINES = _PANEL_STEP // 64  # cache lines of the weight that a step of a panel reads
 
 _room_for_sums = on_stack(types.float32, PANELS * SLICE * WIDTH)
+
+
+class Part(NamedTuple):
+    """The sums of one panel for a slice of the rows."""
+
+    place: Any  # index of the first one in the thread's room
+    row: Any  # the first row
+    rows: Any
+    output: Any  # the first output
+    fresh: Any  # 1: they begin with zeros
+    complete: Any  # 1: they are complete after this block of inputs
+
+
+@compiled
+def _depth(steps: int) -> Any:
+    """Steps of a block, so that all blocks are about equal."""
+    blocks = (steps + _STEPS - 1) // _STEPS
+    return (steps + blocks - 1) // blocks
 
 
 @cache
@@ -67,6 +89,7 @@ def gemm_kernel(bfloat16: bool) -> Callable[[Any], None]:
     """The kernel for activations of bfloat16 or float32. `native` compiles it."""
     read = GemmBlock.read_bfloat16 if bfloat16 else GemmBlock.read
     parts = 1 if bfloat16 else 3
+    write_sums = sums_writer(rounds=True)
     two, one = multiply_tiles(2, 2, parts), multiply_tiles(1, 4, parts)
 
     @compiled
@@ -82,39 +105,42 @@ def gemm_kernel(bfloat16: bool) -> Callable[[Any], None]:
 
     @compiled
     def multiply_block(
-        x: Walk, weight: int, sums: int, rows: int, steps: int, fresh: int, later: int
+        b: Any, x: Walk, weight: int, sums: Any, part: Part, steps: int, later: int
     ) -> None:
-        """sums[rows, 64] += rows of x @ a block of a panel at address `weight`. A block at address
-        `later` is prefetched, a part of it in each call.
+        """sums[rows, 64] += rows of x @ a block of a panel at address `weight`. What is complete is
+        written while it is in the cache. A block at address `later` is prefetched, a part of it in
+        each call.
         """
-        pairs = (rows + TILE_ROWS - 1) // TILE_ROWS // 2
-        single = (rows + TILE_ROWS - 1) // TILE_ROWS % 2
-        calls, call = 2 * pairs + single, 0
-        lines = (_LINES + 4 * calls - 1) // (4 * calls) * 4
-        for half in range(2):
+        blocks = (part.rows + TILE_ROWS - 1) // TILE_ROWS
+        pairs, single = blocks // 2, blocks % 2
+        lines = (_LINES + 4 * (2 * pairs + single) - 1) // (4 * (2 * pairs + single)) * 4
+        ahead = later
+        for half in range(2 if pairs else 0):
             columns = Walk(weight + half * 2 * _ROW, _PANEL_ROW, _ROW, _PANEL_STEP)
             for pair in range(pairs):
-                ahead = Ahead(later + call * steps * lines * _ROW, lines)
                 here = Walk(x.begin + 2 * pair * x.beside, x.row, x.beside, x.step)
-                place = sums + 2 * pair * TILE_ROWS * _PANEL_ROW + half * 2 * _ROW
-                two(here, columns, place, _PANEL_ROW, steps, fresh, ahead)
-                call += 1
+                at = part.place + (2 * pair * TILE_ROWS * 2 + half) * _HALF
+                place = data_of(sums) + at * 4
+                two(here, columns, place, _PANEL_ROW, steps, part.fresh, Ahead(ahead, lines))
+                ahead += steps * lines * _ROW
         if single:
             columns = Walk(weight, _PANEL_ROW, _ROW, _PANEL_STEP)
-            ahead = Ahead(later + call * steps * lines * _ROW, lines)
             here = Walk(x.begin + 2 * pairs * x.beside, x.row, x.beside, x.step)
-            place = sums + 2 * pairs * TILE_ROWS * _PANEL_ROW
-            one(here, columns, place, _PANEL_ROW, steps, fresh, ahead)
+            place = data_of(sums) + (part.place + 2 * pairs * TILE_ROWS * WIDTH) * 4
+            one(here, columns, place, _PANEL_ROW, steps, part.fresh, Ahead(ahead, lines))
+        if part.complete:
+            write_sums(b, part.row, part.rows, part.output, WIDTH, sums, part.place)
 
     @compiled
-    def multiply_item(b: Any, x: Walk, item: Item, following: int, sums: int) -> None:
-        """sums[panel, rows, 64] = a slice of x @ some panels, block after block of inputs, so that
-        a block of x serves all panels. `following` is the panel that this thread multiplies next.
+    def multiply_item(b: Any, x: Walk, item: Item, following: int, sums: Any) -> None:
+        """A slice of x @ some panels, block after block of inputs, so that a block of x serves all
+        panels. `following` is the panel that this thread multiplies next.
         """
         steps, size = b.padded // STEP, b.padded // STEP * _PANEL_STEP
         weight, begin = data_of(b.weight), item.row // TILE_ROWS * x.beside + x.begin
-        for first in range(0, steps, _STEPS):
-            now = min(_STEPS, steps - first)
+        depth = _depth(steps)
+        for first in range(0, steps, depth):
+            now = min(depth, steps - first)
             here = Walk(begin + first * x.step, x.row, x.beside, x.step)
             for panel in range(item.panels):
                 block = weight + (item.panel + panel) * size + first * _PANEL_STEP
@@ -124,8 +150,15 @@ def gemm_kernel(bfloat16: bool) -> Callable[[Any], None]:
                     later = weight + item.panel * size + (first + now) * _PANEL_STEP
                 else:
                     later = weight + following * size
-                place = sums + panel * SLICE * _PANEL_ROW
-                multiply_block(here, block, place, item.rows, now, int(first == 0), later)
+                part = Part(
+                    panel * SLICE * WIDTH,
+                    item.row,
+                    item.rows,
+                    (item.panel + panel) * WIDTH,
+                    int(first == 0),
+                    int(first + now == steps),
+                )
+                multiply_block(b, here, block, sums, part, now, later)
 
     def kernel(address: Any) -> None:
         """One thread: take items until none is left."""
@@ -135,11 +168,7 @@ def gemm_kernel(bfloat16: bool) -> Callable[[Any], None]:
         index, count = take_item(b), num_items(b)
         while index < count:
             item, index = item_at(b, index), take_item(b)
-            multiply_item(b, x, item, item_at(b, index).panel, data_of(sums))
-            for panel in range(item.panels):
-                for row in range(item.rows):
-                    at = (panel * SLICE + row) * WIDTH
-                    write_row(b, item.row + row, item.panel + panel, sums, at)
+            multiply_item(b, x, item, item_at(b, index).panel, sums)
         release_tiles()
 
     kernel.__name__ = "multiply_tiles_bfloat16" if bfloat16 else "multiply_tiles_float32"

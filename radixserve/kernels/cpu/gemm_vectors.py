@@ -31,8 +31,8 @@ from radixserve.kernels.cpu.gemm_block import (
     item_at,
     next_segment,
     num_items,
+    sums_writer,
     take_item,
-    write_row,
 )
 from radixserve.kernels.cpu.panel_products import WIDTH, Operands, panel_product
 from radixserve.kernels.cpu.quantised_products import (
@@ -98,6 +98,7 @@ def gemm_kernel(operands: Operands, wide: bool, bfloat16: bool) -> Callable[[Any
     multiply = panel_product(Operands.FLOATS, wide)
     multiply_halves = panel_product(operands, wide)
     pairs = operands is Operands.PAIRS
+    write_sums = sums_writer(rounds=pairs)
 
     @compiled
     def place_of_x(b: Any) -> Any:
@@ -196,8 +197,8 @@ def gemm_kernel(operands: Operands, wide: bool, bfloat16: bool) -> Callable[[Any
         while index < count:
             item, index = item_at(b, index), take_item(b)
             multiply_panel(b, x, item, item_at(b, index).panel, room)
-            for row in range(item.rows):
-                write_row(b, item.row + row, item.panel, room.total, row * WIDTH)
+            first = item.panel * WIDTH
+            write_sums(b, item.row, item.rows, first, WIDTH, room.total, 0)
 
     names = operands.name, "wide" if wide else "narrow", "bfloat16" if bfloat16 else "float32"
     kernel.__name__ = "_".join(("multiply", *names)).lower()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from radixserve.kernels.cpu.pages import in_large_pages
 from radixserve.kernels.cpu.panel_products import WIDTH
 from radixserve.kernels.cpu.quantised import Codes
 from radixserve.kernels.cpu.tiles import STEP
@@ -46,11 +47,12 @@ class Panels:
             packed = _packed_floats(weight)
             codes = Codes.of(packed.data_ptr(), (len(packed) // shape[1], shape[1]))
             if codes is not None:
-                return cls(codes.records, codes.bits, shape, shape[1])
+                return cls(in_large_pages(codes.records), codes.bits, shape, shape[1])
             if not fits_bfloat16(weight):
-                return cls(packed, FLOAT_BITS, shape, shape[1])
+                return cls(in_large_pages(packed), FLOAT_BITS, shape, shape[1])
         padded = -(-shape[1] // STEP) * STEP
-        return cls(_packed_halves(weight.bfloat16(), padded), BFLOAT_BITS, shape, padded)
+        halves = _packed_halves(weight.bfloat16(), padded)
+        return cls(in_large_pages(halves), BFLOAT_BITS, shape, padded)
 
 
 def fits_bfloat16(weight: torch.Tensor) -> bool:
