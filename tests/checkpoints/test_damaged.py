@@ -108,9 +108,9 @@ def test_every_sound_model_passes_tied_or_not(name: str, tmp_path: Path) -> None
 
 
 def test_the_weights_are_those_of_the_files(folder: Path) -> None:
-    loaded = load_model(str(folder), CPU, torch.bfloat16)
+    loaded = load_model(str(folder), CPU, torch.float16)  # whose linears are not packed
     for name, tensor in load_file(folder / WEIGHTS).items():
-        assert torch.equal(loaded.model.get_parameter(name), tensor.to(torch.bfloat16))
+        assert torch.equal(loaded.model.get_parameter(name), tensor.to(torch.float16))
 
 
 def test_weights_in_several_files_are_read_and_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.fakes import FakeEngine, byte_tokenizer, repeat_prompt
 
 QUESTION = [{"role": "user", "content": "abc"}]
 FOUR = SamplingParams(max_tokens=4)
-STRANGE = frozenset[int]()  # no JSON; printed without an address, so that tests keep their names
+STRANGE = ...  # no JSON; printed without an address, so that tests keep their names
 
 
 class FakeAssembly:
