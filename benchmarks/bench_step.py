@@ -82,7 +82,7 @@ def generic_runner(ours: Runner, model: str) -> Runner:
     loaded = ours.loaded
     facts = {
         name: getattr(loaded, name)
-        for name in ("device", "shape", "vocab_size", "context_length", "attention")
+        for name in ("device", "dtype", "shape", "vocab_size", "context_length", "attention")
     }
     return Runner(LoadedModel(model=generic, eos_token_ids=(), exact=False, **facts), ours.pool)
 

@@ -272,10 +272,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["auto", "float32", "bfloat16", "float16"],
         Doc(
             "model",
-            "type of weights, keys and values; auto is float32 on the CPU, and on CUDA float16 for "
+            "type of weights and activations; auto is float32 on the CPU, and on CUDA float16 for "
             "a float16 checkpoint, else bfloat16",
         ),
     ] = "auto"
+    kv_dtype: Annotated[
+        Literal["same", "float32", "bfloat16", "int8", "fp8"],
+        Doc(
+            "model",
+            "type of keys and values; same: that of the weights. int8 and fp8 take half of "
+            "bfloat16 and change answers a little, the same for a cache hit and a miss. On CUDA "
+            "only same",
+        ),
+    ] = "same"
     cpu_level: Annotated[
         CpuLevel,
         Doc(

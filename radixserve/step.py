@@ -109,8 +109,9 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_slots: int  # tokens of K/V that the budget holds
     slot_bytes: int  # bytes of K/V per token at all layers
     device: str
-    dtype: str  # of weights, K and V
+    dtype: str  # of weights and activations
     checkpoint_dtype: str  # of the weights in the model's files
+    kv_dtype: str  # of keys and values on the device
     cpu_level: str | None = None  # the instructions that CPU kernels use; None on other devices
     attention: str  # name of the attention kernel in use
     exact: bool  # a cache hit equals a miss bit for bit in this configuration

@@ -38,6 +38,7 @@ INFO = EngineInfo(
     device="none",
     dtype="float32",
     checkpoint_dtype="bfloat16",
+    kv_dtype="float32",
     attention="fake",
     exact=True,
 )

@@ -23,7 +23,7 @@ from radixserve.model.load import load_opened
 from radixserve.model.runner import Runner
 from radixserve.step import EngineInfo
 from radixserve.tensors.budget import check_room, slots_for_budget
-from radixserve.tensors.kv import KVPool
+from radixserve.tensors.kv import KV_DTYPES, KVPool
 
 _STEP_TOKENS = {"cpu": 256, "cuda": 2048}
 
@@ -41,9 +41,10 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     levels.limit(settings.cpu_level)
     opened = open_model(model)
     dtype = dtype_for(settings.dtype, opened.stored_dtype, device)
+    kv_dtype = kv_dtype_of(settings.kv_dtype, dtype, device)
     context_length = context_length_of(settings, opened.context_length)
-    check_room(opened.num_bytes(dtype), opened.kv_shape(dtype), device, settings.kv_budget)
-    loaded = load_opened(opened, device, dtype)
+    check_room(opened.num_bytes(dtype), opened.kv_shape(kv_dtype), device, settings.kv_budget)
+    loaded = load_opened(opened, device, dtype, kv_dtype)
     num_slots = slots_for_budget(
         loaded.shape, context_length, device, settings.kv_budget, settings.kv_share
     )
@@ -63,6 +64,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         device=device.type,
         dtype=dtype_name(loaded.dtype),
         checkpoint_dtype=dtype_name(opened.stored_dtype),
+        kv_dtype=loaded.shape.dtype_name,
         cpu_level=levels.current().name.lower() if device.type == "cpu" else None,
         attention=loaded.attention,
         exact=loaded.exact and not lossy,
@@ -82,3 +84,18 @@ def _device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but torch finds no CUDA device")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def kv_dtype_of(wanted: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of K/V beside weights of `dtype`.
+
+    Raises:
+        ConfigError: the device has no kernel for it.
+    """
+    chosen = dtype if wanted == "same" else KV_DTYPES[wanted]
+    if device.type == "cuda" and chosen != dtype:
+        raise ConfigError(
+            f"kv_dtype is {wanted!r}, but on CUDA keys and values have the type of the weights "
+            f"({dtype_name(dtype)}); use 'same'"
+        )
+    return chosen

@@ -28,7 +28,7 @@ from radixserve.store.fingerprint import folder_fingerprint, tree_digest
 from radixserve.store.folder import StoreFolder
 from radixserve.tensors.budget import MIN_SLOTS, free_bytes
 from radixserve.tensors.copies import Copies
-from radixserve.tensors.kv import KVPool, KVShape
+from radixserve.tensors.kv import SCALED, KVPool, KVShape
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.host import HostTier
 from radixserve.tiers.pace import Pace
@@ -61,10 +61,17 @@ def make_tiers(
     `model`.
 
     Raises:
-        StartupError: the folder is no store, is locked by another process or cannot be used, or a
-            budget is too small or too large.
+        StartupError: the folder is no store, is locked by another process or cannot be used, a
+            budget is too small or too large, or K/V has scales and cannot become float8.
     """
-    dtype = torch.float8_e4m3fn if settings.tier_dtype == "float8" else loaded.dtype
+    dtype = loaded.shape.dtype
+    if settings.tier_dtype == "float8":
+        if dtype in SCALED:
+            raise ConfigError(
+                f"tier_dtype is 'float8', but keys and values are {loaded.shape.dtype_name} "
+                "(kv_dtype), which tiers keep as they are"
+            )
+        dtype = torch.float8_e4m3fn
     shape = replace(loaded.shape, dtype=dtype)
     host = _host(settings.host_budget, shape, pool) if settings.host_budget else None
     disk = None
@@ -117,7 +124,8 @@ def _fingerprint(store: StoreFolder, model: str, loaded: LoadedModel, shape: KVS
     )
     path = (loaded.attention, "exact" if loaded.exact else "not exact")
     forward = "decoder" if loaded.decoder else "modules"
-    how = (code(), *processor, *path, forward, str(loaded.dtype), str(shape.dtype))
+    dtypes = (loaded.dtype, loaded.shape.dtype, shape.dtype)
+    how = (code(), *processor, *path, forward, *map(str, dtypes))
     return folder_fingerprint(_folder_of(model), store, "; ".join(how))
 
 

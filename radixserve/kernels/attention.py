@@ -13,15 +13,18 @@ import torch
 import torch.nn.functional as F
 
 from radixserve.kernels.step import AttentionPlan
+from radixserve.tensors.one_byte import numbers_of
 
 Kernel = Callable[[torch.Tensor, int, AttentionPlan, float], torch.Tensor]
 
 
 def attend_torch(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
     """The reference for any device: gathers each sequence's K/V and calls
-    `scaled_dot_product_attention`. Memory: O(context) per sequence.
+    `scaled_dot_product_attention`, in float32 where q and K/V have different dtypes. Memory:
+    O(context) per sequence.
     """
-    k_pool, v_pool = plan.pool.k[layer], plan.pool.v[layer]
+    k_pool, v_pool, dtype = plan.pool.k[layer], plan.pool.v[layer], plan.pool.shape.dtype
+    given, q = q.dtype, q if q.dtype == dtype else q.float()
     parts = []
     spans = plan.spans
     for row, count, begin, start in zip(
@@ -29,7 +32,9 @@ def attend_torch(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: floa
     ):
         stop = start + count
         slots = plan.device_table[begin : begin + stop]
-        k, v = k_pool[slots].transpose(0, 1), v_pool[slots].transpose(0, 1)  # [kv_heads, stop, dim]
+        k, v = (  # [kv_heads, stop, dim]
+            numbers_of(each[slots], dtype).transpose(0, 1).to(q.dtype) for each in (k_pool, v_pool)
+        )
         rows = q[row : row + count].transpose(0, 1)  # [heads, count, dim]
         seen = (
             torch.arange(stop, device=q.device)
@@ -44,4 +49,4 @@ def attend_torch(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: floa
             enable_gqa=q.shape[1] != k.shape[0],
         )
         parts.append(out[0].transpose(0, 1))
-    return torch.cat(parts)
+    return torch.cat(parts).to(given)

@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 from radixserve.errors import ModelRefused
 from radixserve.kernels.attention import Kernel, attend_torch
 from radixserve.kernels.step import AttentionPlan
+from radixserve.tensors.one_byte import rows_of
 
 TORCH = "radixserve_torch"
 CPU = "radixserve_cpu"
@@ -37,8 +38,10 @@ def interface(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
     ) -> tuple[torch.Tensor, None]:
         refuse_unknown(module, mask, rest, plan)
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        plan.pool.k[layer].index_copy_(0, plan.write_slots, key[0].transpose(0, 1))
-        plan.pool.v[layer].index_copy_(0, plan.write_slots, value[0].transpose(0, 1))
+        pool = plan.pool
+        for target, numbers in ((pool.k[layer], key[0]), (pool.v[layer], value[0])):
+            rows = rows_of(numbers.transpose(0, 1), pool.shape.dtype)
+            target.index_copy_(0, plan.write_slots, rows)
         plan.layers_seen += 1
         q = query[0].transpose(0, 1).contiguous()
         return kernel(q, layer, plan, query.shape[-1] ** -0.5 if scaling is None else scaling)[

@@ -82,7 +82,9 @@ class Decoder:
         cos, sin = self._rotary(hidden[None], torch.from_numpy(plan.positions)[None].long())
         tables = cos[0].float().contiguous(), sin[0].float().contiguous()
         if len(ids) <= self.most_recorded:
-            hidden, delta = self._recorded(len(ids), plan.pool).run(plan, hidden, tables)
+            hidden, delta = self._recorded(len(ids), plan.pool, hidden.dtype).run(
+                plan, hidden, tables
+            )
             hidden, delta = hidden[wanted], delta[wanted]
         else:
             run = RunNow(self._sizes, plan, hidden, tables, self.attend)
@@ -98,11 +100,12 @@ class Decoder:
             delta = decode_layer(run, layer, delta)
         return decode_layer(run, self.layers[-1], delta, wanted)
 
-    def _recorded(self, rows: int, pool: KVPool) -> RecordedStep:
+    def _recorded(self, rows: int, pool: KVPool, dtype: torch.dtype) -> RecordedStep:
         """The layers as a program for this number of rows over `pool`, recorded at first use."""
         if pool not in self._records:
-            width = self.layers[0].qkv.in_features
-            self._records[pool] = Memory(self.most_recorded, width, pool.shape), {}
+            width, dim = self.layers[0].qkv.in_features, pool.shape.k_dim
+            memory = Memory(self.most_recorded, width, dim, dtype)
+            self._records[pool] = memory, {}
         memory, steps = self._records[pool]
         if rows not in steps:
             record = Record(self._sizes, pool, memory, rows)

@@ -37,16 +37,23 @@ from radixserve.tensors.kv import KVShape
 log = logging.getLogger(__name__)
 
 
-def load_model(folder: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
-    """The model in a folder, ready for a `Runner`.
+def load_model(
+    folder: str, device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype | None = None
+) -> LoadedModel:
+    """The model in a folder, ready for a `Runner`; `kv_dtype` is as for `prepare_model`.
 
     Raises:
         ModelRefused: it cannot be found, read, or served correctly; the sentence says why.
     """
-    return load_opened(open_model(folder), device, dtype)
+    return load_opened(open_model(folder), device, dtype, kv_dtype)
 
 
-def load_opened(opened: OpenedModel, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+def load_opened(
+    opened: OpenedModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype | None = None,
+) -> LoadedModel:
     """The same for a model that was opened before. Weights are read one tensor at a time: the peak
     of memory is the loaded model and a few of its largest tensors.
 
@@ -56,11 +63,14 @@ def load_opened(opened: OpenedModel, device: torch.device, dtype: torch.dtype) -
     """
     log.info("loading %s on %s as %s", opened.name, device, told(opened.stored_dtype, dtype))
     with freed_at_once():
-        return prepare_model(read_weights(opened, dtype), device)
+        return prepare_model(read_weights(opened, dtype), device, kv_dtype)
 
 
-def prepare_model(model: PreTrainedModel, device: torch.device) -> LoadedModel:
+def prepare_model(
+    model: PreTrainedModel, device: torch.device, kv_dtype: torch.dtype | None = None
+) -> LoadedModel:
     """Check `model`, replace its linears and attention by ours in place, and collect its facts.
+    `kv_dtype` is a dtype of `tensors.kv.KV_DTYPES`; None is that of the model.
 
     Raises:
         ModelRefused: it cannot be served correctly.
@@ -80,6 +90,7 @@ def prepare_model(model: PreTrainedModel, device: torch.device) -> LoadedModel:
     loaded = LoadedModel(
         model=model,
         device=device,
+        dtype=model.dtype,
         shape=shape,
         vocab_size=vocab_size,
         context_length=context_length(config),
@@ -90,6 +101,7 @@ def prepare_model(model: PreTrainedModel, device: torch.device) -> LoadedModel:
         fallback_reason=fallback,
     )
     loaded = _with_decoder(_checked(loaded, expected), expected)
+    loaded = _with_kv_dtype(loaded, kv_dtype or model.dtype, expected)
     _tell(loaded)
     return loaded
 
@@ -165,6 +177,21 @@ def _with_decoder(loaded: LoadedModel, expected: Expected) -> LoadedModel:
         log.warning("the model's own modules are used, which are slower: %s", reason)
         return replace(loaded, generic_reason=reason)
     return candidate
+
+
+def _with_kv_dtype(loaded: LoadedModel, dtype: torch.dtype, expected: Expected) -> LoadedModel:
+    """`loaded` with K/V of this dtype. That its attention is right was seen with K/V of its own
+    dtype; fewer bits change the logits by more than rounding does, so that only logits that have
+    nothing to do with the expected ones are refused here.
+    """
+    if dtype == loaded.shape.dtype:
+        return loaded
+    loaded = replace(loaded, shape=replace(loaded.shape, dtype=dtype))
+    try:
+        return _checked(loaded, replace(expected, rounding=1.0))
+    except ModelRefused as error:
+        name = loaded.shape.dtype_name
+        raise ModelRefused(f"Keys and values as {name} (kv_dtype) do not serve: {error}") from error
 
 
 def _tell(loaded: LoadedModel) -> None:

@@ -21,6 +21,7 @@ class LoadedModel:
 
     model: torch.nn.Module
     device: torch.device
+    dtype: torch.dtype  # of weights and activations
     shape: KVShape
     vocab_size: int
     context_length: int  # prompt + generated tokens at most
@@ -32,7 +33,3 @@ class LoadedModel:
     generic_reason: str | None = None  # why `decoder` is None
     # Replaces a call of `model`: maps token ids [rows], plan and wanted rows to logits.
     decoder: Forward | None = None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.shape.dtype

@@ -18,7 +18,7 @@ so they give the same bits.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,16 +34,15 @@ from radixserve.kernels.cpu.program import Program
 from radixserve.kernels.cpu.rows import GateBlock, NormBlock, RotateBlock
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.families import Layer
-from radixserve.tensors.kv import KVPool, KVShape
+from radixserve.tensors.kv import KVPool
 
 _LAUNCHES = 9  # operations of a layer
 _ENOUGH = 1 << 15  # numbers in a tensor, from which on waking other threads is worth it
 
-Kernels = Mapping[torch.dtype, Callable[[Any], None]]
-"""The kernels of an operation by the dtype of activations."""
+Compiled = Callable[[Any], None]
+"""A kernel that `native` compiles."""
 
 _ADD_NORM = {torch.float32: rows.add_norm, torch.bfloat16: rows.add_norm_bfloat16}
-_ROTATE = {torch.float32: rows.rotate, torch.bfloat16: rows.rotate_bfloat16}
 _GATE = {torch.float32: rows.gate, torch.bfloat16: rows.gate_bfloat16}
 
 
@@ -97,7 +96,7 @@ class Operations(ABC):
             rows=len(normed),
             epsilon=self._sizes.epsilon,
         )
-        self._launch(_ADD_NORM, block, normed)
+        self._launch(_ADD_NORM[self.hidden.dtype], block, normed)
         return normed
 
     def rotate(self, qkv: torch.Tensor) -> torch.Tensor:
@@ -121,16 +120,17 @@ class Operations(ABC):
             heads=heads,
             kv_heads=shape.kv_heads,
             dim=shape.k_dim,
+            row=shape.k_row,
             epsilon=self._sizes.epsilon,
         )
-        self._launch(_ROTATE, block, qkv)
+        self._launch(rows.rotate_of(self.hidden.dtype, shape.dtype), block, qkv)
         return q
 
     def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(first half) * second half, [rows, inner]."""
         gated = self._new(gate_up.shape[1] // 2)
         block = GateBlock(gate_up=gate_up, gated=gated, rows=len(gated))
-        self._launch(_GATE, block, gate_up)
+        self._launch(_GATE[self.hidden.dtype], block, gate_up)
         return gated
 
     @abstractmethod
@@ -152,8 +152,8 @@ class Operations(ABC):
         """Memory for a result [rows, columns]."""
 
     @abstractmethod
-    def _launch(self, kernels: Kernels, block: Any, largest: torch.Tensor) -> None:
-        """Call the kernel for the stream's dtype with `block`, whose counter is not yet set."""
+    def _launch(self, kernel: Compiled, block: Any, largest: torch.Tensor) -> None:
+        """Call a kernel with `block`, whose counter is not yet set."""
 
 
 class RunNow(Operations):
@@ -185,11 +185,10 @@ class RunNow(Operations):
     def _new(self, columns: int) -> torch.Tensor:
         return self.hidden.new_empty(len(self.hidden), columns)
 
-    def _launch(self, kernels: Kernels, block: Any, largest: torch.Tensor) -> None:
+    def _launch(self, kernel: Compiled, block: Any, largest: torch.Tensor) -> None:
         self._counter[0] = 0
         block.counter = self._counter
-        function = native.address(kernels[self.hidden.dtype])
-        threads.run(function, block.address, largest.numel() >= _ENOUGH)
+        threads.run(native.address(kernel), block.address, largest.numel() >= _ENOUGH)
 
 
 class Memory:
@@ -197,9 +196,10 @@ class Memory:
     each result of a layer's operations. All layers, and all programs over one pool, share them.
     """
 
-    def __init__(self, most: int, width: int, shape: KVShape) -> None:
-        dim, self._most, self._dtype = shape.k_dim, most, shape.dtype
-        self.hidden = torch.empty(most, width, dtype=shape.dtype)
+    def __init__(self, most: int, width: int, dim: int, dtype: torch.dtype) -> None:
+        """`dim` is the width of a head, `dtype` that of activations."""
+        self._most, self._dtype = most, dtype
+        self.hidden = torch.empty(most, width, dtype=dtype)
         self.cos, self.sin = torch.empty(most, dim), torch.empty(most, dim)
         self.slots = torch.empty(most, dtype=torch.int64)
         self._results: list[torch.Tensor] = []
@@ -225,7 +225,7 @@ class Record(Operations):
         self._blocks: list[Any] = []  # kept: the program holds bare addresses
         layers = pool.shape.layers
         self._counters = np.zeros((layers, _LAUNCHES, COUNTERS), np.int64)
-        self._attention = attend.AttentionStep(pool.shape, sizes.heads)
+        self._attention = attend.AttentionStep(pool.shape, sizes.heads, memory.hidden.dtype)
         self._attention_counters = np.zeros((layers, attend.COUNTERS), np.int64)
         # While linears read their weights they prefetch the K/V of the attention that comes next,
         # from a queue for each layer; behind the last attention there is nothing to prefetch.
@@ -295,10 +295,10 @@ class Record(Operations):
         counter: Longs = self._counters[self._layer.index, self._place - 1]
         return counter
 
-    def _launch(self, kernels: Kernels, block: Any, largest: torch.Tensor) -> None:
+    def _launch(self, kernel: Compiled, block: Any, largest: torch.Tensor) -> None:
         block.counter = self._counter()
         self._blocks.append(block)
-        self.calls.append((native.address(kernels[self.hidden.dtype]), block.address))
+        self.calls.append((native.address(kernel), block.address))
 
 
 class RecordedStep:

@@ -41,6 +41,8 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "F8_E4M3": torch.float8_e4m3fn,
+    "I8": torch.int8,
+    "U8": torch.uint8,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -97,7 +99,7 @@ class RunHeader:
     def sizes(self) -> tuple[int, int, int]:
         """Bytes of tokens, k and v."""
         rows = self.shape.layers * self.num_tokens * self.shape.kv_heads * self.shape.dtype.itemsize
-        return self.stop * TOKEN_BYTES, rows * self.shape.k_dim, rows * self.shape.v_dim
+        return self.stop * TOKEN_BYTES, rows * self.shape.k_row, rows * self.shape.v_row
 
     @property
     def file_bytes(self) -> int:
@@ -113,8 +115,8 @@ class RunHeader:
         return _Json(
             metadata,
             _Tensor("I32", [self.stop], [0, tokens]),
-            _Tensor(name, [*rows, self.shape.k_dim], [tokens, tokens + k]),
-            _Tensor(name, [*rows, self.shape.v_dim], [tokens + k, tokens + k + v]),
+            _Tensor(name, [*rows, self.shape.k_row], [tokens, tokens + k]),
+            _Tensor(name, [*rows, self.shape.v_row], [tokens + k, tokens + k + v]),
         )
 
 
@@ -167,8 +169,8 @@ def read_run(disk: Disk, path: Path, header: RunHeader, tokens: bytes) -> KV:
     k, v = buffer[second : second + num_k], buffer[second + num_k :]
     rows = (header.shape.layers, header.num_tokens, header.shape.kv_heads)
     dtype = header.shape.dtype
-    return k.view(dtype).view(*rows, header.shape.k_dim), v.view(dtype).view(
-        *rows, header.shape.v_dim
+    return k.view(dtype).view(*rows, header.shape.k_row), v.view(dtype).view(
+        *rows, header.shape.v_row
     )
 
 
@@ -200,8 +202,9 @@ def read_tokens(disk: Disk, path: Path, header: RunHeader) -> bytes:
 
 
 def _understood(json: _Json) -> RunHeader:
-    (layers, num_tokens, kv_heads, k_dim), v_dim = json.k.shape, json.v.shape[3]
-    shape = KVShape(layers, kv_heads, k_dim, v_dim, _DTYPES[json.k.dtype])
+    (layers, num_tokens, kv_heads, k_row), v_row = json.k.shape, json.v.shape[3]
+    shape = KVShape.of_rows(layers, kv_heads, k_row, v_row, _DTYPES[json.k.dtype])
+    k_dim, v_dim = shape.k_dim, shape.v_dim
     if min(layers, num_tokens, kv_heads, k_dim, v_dim) < 1 or not json.metadata.start.isdecimal():
         raise ValueError("a size is not positive")
     about = json.metadata

@@ -3,6 +3,9 @@
 One slot is one token at all layers. Knows nothing of who owns a slot; a freed slot keeps its old
 content until it is written again. The memory is zeroed at start, because the content of slots that
 were never written must be finite.
+
+Where numbers take one byte (int8, fp8), each head's row of a token is followed by its scale, in the
+same tensor; `tensors.one_byte` says how. Who copies rows need not know.
 """
 
 from __future__ import annotations
@@ -12,12 +15,27 @@ from dataclasses import dataclass
 import torch
 
 KV = tuple[torch.Tensor, torch.Tensor]
-"""K [layers, tokens, kv_heads, k_dim] and V [layers, tokens, kv_heads, v_dim] of some tokens."""
+"""K [layers, tokens, kv_heads, k_row] and V [layers, tokens, kv_heads, v_row] of some tokens."""
+
+KV_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+    "fp8": torch.uint8,
+}
+"""The dtypes of a pool's elements by the names that users know."""
+
+SCALED = (torch.int8, torch.uint8)
+"""The dtypes of rows that end with a scale: int8, and the bytes of float8_e4m3fn. torch's own
+float8 dtype means numbers without a scale, which the tiers may hold.
+"""
+SCALE_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """The shape of one token's K/V."""
+    """The shape of one token's K/V. `k_dim` and `v_dim` are numbers of a head."""
 
     layers: int
     kv_heads: int
@@ -25,14 +43,42 @@ class KVShape:
     v_dim: int
     dtype: torch.dtype
 
+    @classmethod
+    def of_rows(
+        cls, layers: int, kv_heads: int, k_row: int, v_row: int, dtype: torch.dtype
+    ) -> KVShape:
+        """The shape whose rows have these sizes."""
+        scale = _scale_elements(dtype)
+        return cls(layers, kv_heads, k_row - scale, v_row - scale, dtype)
+
+    @property
+    def k_row(self) -> int:
+        """Elements of K per head and token: the numbers, and where they have one, their scale."""
+        return self.k_dim + _scale_elements(self.dtype)
+
+    @property
+    def v_row(self) -> int:
+        """The same of V."""
+        return self.v_dim + _scale_elements(self.dtype)
+
     @property
     def slot_bytes(self) -> int:
         """Bytes of K/V per token at all layers."""
-        return self.layers * self.kv_heads * (self.k_dim + self.v_dim) * self.dtype.itemsize
+        return self.layers * self.kv_heads * (self.k_row + self.v_row) * self.dtype.itemsize
+
+    @property
+    def dtype_name(self) -> str:
+        """The name in KV_DTYPES."""
+        return next(name for name, dtype in KV_DTYPES.items() if dtype == self.dtype)
+
+
+def _scale_elements(dtype: torch.dtype) -> int:
+    """Elements of a row that hold its scale."""
+    return SCALE_BYTES if dtype in SCALED else 0
 
 
 class KVPool:
-    """`k` [layers, slots, kv_heads, k_dim] and `v` [layers, slots, kv_heads, v_dim] on
+    """`k` [layers, slots, kv_heads, k_row] and `v` [layers, slots, kv_heads, v_row] on
     one device.
     """
 
@@ -40,8 +86,8 @@ class KVPool:
         self.shape = shape
         self.num_slots = num_slots
         size = (shape.layers, num_slots, shape.kv_heads)
-        self.k = torch.zeros(*size, shape.k_dim, dtype=shape.dtype, device=device)
-        self.v = torch.zeros(*size, shape.v_dim, dtype=shape.dtype, device=device)
+        self.k = torch.zeros(*size, shape.k_row, dtype=shape.dtype, device=device)
+        self.v = torch.zeros(*size, shape.v_row, dtype=shape.dtype, device=device)
 
     @property
     def slot_bytes(self) -> int:

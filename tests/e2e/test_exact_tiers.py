@@ -21,7 +21,7 @@ from radixserve.engine import build
 from radixserve.engine.core import EngineCore
 from radixserve.engine.scheduler import Limits
 from radixserve.engine.tiers import Tiers
-from radixserve.model.load import load_model
+from radixserve.model.load import load_model, prepare_model
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
 from radixserve.request import Request
@@ -104,6 +104,21 @@ def test_tiny_models_answer_with_the_same_bits_from_every_tier(
         core = engine(loaded, folder, 260, host_slots, budget)
         assert run(core, order, gap) == expected
         core.tiers.close(10.0)
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.int8, torch.uint8], ids=["int8", "fp8"])
+def test_k_v_of_one_byte_comes_back_with_the_same_bits_from_every_tier(
+    tmp_path: Path, kv_dtype: torch.dtype
+) -> None:
+    loaded = prepare_model(tiny.tiny_model("llama_grouped"), tiny.CPU, kv_dtype)
+    requests = trace(random.Random(3), tiny.VOCAB, count=10, length=60)
+    expected = alone(loaded, requests)
+    budget = (560 << 10) + 300 * loaded.shape.slot_bytes
+    for order in (requests, requests[::-1], requests):
+        core = engine(loaded, tmp_path / "s", 260, 200, budget)
+        assert run(core, order, gap=1) == expected
+        core.tiers.close(10.0)
+    assert sum(promoted(core)) > 0
 
 
 @pytest.fixture(scope="module")

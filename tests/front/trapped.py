@@ -105,6 +105,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         device="cpu",
         dtype="float32",
         checkpoint_dtype="float32",
+        kv_dtype="float32",
         attention="none",
         exact=True,
     )

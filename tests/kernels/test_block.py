@@ -25,6 +25,7 @@ from radixserve.kernels.cpu.block import (
     Int8s,
     Int32s,
     Int64s,
+    KVNumbers,
     Numbers,
     UInt8s,
     UInt32s,
@@ -233,3 +234,25 @@ def test_the_fields_of_every_block_lie_one_behind_the_other() -> None:
             end += words
         assert block.length == end > 0
         assert list(block.record._fields) == list(block.fields)  # type: ignore[attr-defined]
+
+
+def test_k_v_has_a_type_of_its_own_which_all_of_its_fields_share() -> None:
+    class Both(Block):
+        hidden: Numbers
+        k: KVNumbers
+        v: KVNumbers
+
+    read = Both.reader(torch.bfloat16, torch.int8)
+
+    @njit
+    def sums(address: Any) -> Any:
+        both = read(address)
+        return both.hidden[0], both.k[1], both.v.shape[0]
+
+    hidden, k = torch.ones(3, dtype=torch.bfloat16), torch.tensor([1, -2], dtype=torch.int8)
+    both = Both(hidden=hidden, k=k, v=k)
+    assert sums(both.address) == (0x3F80, -2, 2)
+    with pytest.raises(TypeError, match=r"Both.v is uint8, but another field of the block int8"):
+        both.v = torch.zeros(2, dtype=torch.uint8)
+    with pytest.raises(TypeError, match=r"Both.hidden takes float32 or uint16"):
+        both.hidden = k

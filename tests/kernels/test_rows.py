@@ -19,7 +19,6 @@ Kernels = dict[torch.dtype, Callable[[Any], None]]
 
 DTYPES = (torch.float32, torch.bfloat16)
 ADD_NORM: Kernels = {torch.float32: rows.add_norm, torch.bfloat16: rows.add_norm_bfloat16}
-ROTATE: Kernels = {torch.float32: rows.rotate, torch.bfloat16: rows.rotate_bfloat16}
 GATE: Kernels = {torch.float32: rows.gate, torch.bfloat16: rows.gate_bfloat16}
 HEADS, KV_HEADS, DIM, SLOTS = 4, 2, 24, 64
 EPSILON = 1e-5
@@ -96,8 +95,8 @@ def test_rotation_writes_queries_and_the_slots_of_its_rows_only(
     expected, of_heads = heads * cos + turned * sin, weight if normed else None
     tensors = {"qkv": qkv, "cos": cos, "sin": sin, "q": q, "k": pool.k, "v": pool.v}
     norms = {"q_weight": of_heads, "k_weight": of_heads, "epsilon": EPSILON}
-    sizes = {"rows": count, "heads": HEADS, "kv_heads": KV_HEADS, "dim": DIM}
-    call(ROTATE[dtype], RotateBlock(slots=slots, **tensors, **norms, **sizes))
+    sizes = {"rows": count, "heads": HEADS, "kv_heads": KV_HEADS, "dim": DIM, "row": DIM}
+    call(rows.rotate_of(dtype, dtype), RotateBlock(slots=slots, **tensors, **norms, **sizes))
     near(q, expected[:, :HEADS])
     near(pool.k[0, slots], expected[:, HEADS:])
     assert torch.equal(pool.v[0, slots], qkv[:, -KV_HEADS:])

@@ -18,6 +18,7 @@ from radixserve.store import disk_store, run_file, tools
 from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore, pack
 from radixserve.tensors.kv import KVShape
+from radixserve.tensors.one_byte import rows_of
 from tests.store.parts import (
     MODEL,
     SHAPE,
@@ -99,11 +100,13 @@ def test_a_long_rest_is_cut_into_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert loads(store, "a", tokens, 3, 9) == 6
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.uint8]
+)
 def test_every_dtype_comes_back(tmp_path: Path, dtype: torch.dtype) -> None:
     shape = KVShape(2, 3, 4, 5, dtype)
     store = DiskStore(tmp_path / "s", 1 << 30, MODEL, shape)
-    k, v = torch.randn(2, 7, 3, 4).to(dtype), torch.randn(2, 7, 3, 5).to(dtype)
+    k, v = rows_of(torch.randn(2, 7, 3, 4), dtype), rows_of(torch.randn(2, 7, 3, 5), dtype)
     store.put("a", pack([1, 2, 3, 4, 5, 6, 7]), 0, k, v)
     kv = store.load("a", pack([1, 2, 3, 4, 5, 6, 7]), 0, 7)
     assert kv is not None

@@ -26,8 +26,6 @@ from radixserve.tensors.kv import KVShape
 COUNTERS = 4
 """How many counters a launch needs."""
 
-_KERNELS = {torch.float32: attention.work, torch.bfloat16: attention.work_bfloat16}
-
 _FEW = 16  # tiles, up to which waking another thread costs more than it saves
 
 
@@ -38,13 +36,16 @@ class AttentionStep:
     next step to the same block. Only one step is held at a time.
     """
 
-    def __init__(self, shape: KVShape, heads: int) -> None:
+    def __init__(self, shape: KVShape, heads: int, dtype: torch.dtype) -> None:
+        """`dtype` is that of activations; the pool's may be another."""
         self._shape, self._heads = shape, heads
         self._width = -(-shape.v_dim // PANEL) * PANEL
         self._block = StepBlock(heads=heads, kv_heads=shape.kv_heads, width=self._width)
         self._block.set(k_dim=shape.k_dim, v_dim=shape.v_dim)
-        self._tiles = _has_tiles(shape)
-        self._kernel = attention_tiles.work if self._tiles else _KERNELS[shape.dtype]
+        self._block.set(k_row=shape.k_row, v_row=shape.v_row)
+        self._tiles = _has_tiles(shape, dtype)
+        plain = attention.work_of(dtype, shape.dtype)
+        self._kernel = attention_tiles.work if self._tiles else plain
         self.held: AttentionPlan | None = None
         self._kept: dict[str, Any] = {}  # the block holds bare addresses
         self._most = 0  # query rows of an item for which there is scratch memory
@@ -74,8 +75,8 @@ class AttentionStep:
     ) -> tuple[int, AttentionBlock]:
         """The kernel's address and its arguments for one layer, valid as long as this object.
 
-        K and V are one layer of the pool; q [rows, heads, k_dim] and out [rows, heads, v_dim] have
-        its dtype; `counters` is int64 [COUNTERS], all 0 when the kernel starts.
+        K and V are one layer of the pool; q [rows, heads, k_dim] and out [rows, heads, v_dim] are
+        activations; `counters` is int64 [COUNTERS], all 0 when the kernel starts.
         """
         block = AttentionBlock(q=q, k=k, v=v, out=out, scaling=scaling, **_named(counters))
         block.step = self._block.address
@@ -117,18 +118,19 @@ def _named(counters: Longs) -> dict[str, Longs]:
     return {name: counters[i : i + 1] for i, name in enumerate(names)}
 
 
-def _has_tiles(shape: KVShape) -> bool:
-    """Whether the kernel with tiles of bfloat16 serves this shape."""
+def _has_tiles(shape: KVShape, dtype: torch.dtype) -> bool:
+    """Whether the kernel with tiles of bfloat16 serves this shape and dtype of activations."""
     whole = shape.k_dim % MULTIPLE == shape.v_dim % MULTIPLE == 0
-    return shape.dtype == torch.bfloat16 and whole and levels.current() >= Level.AMX
+    return shape.dtype == dtype == torch.bfloat16 and whole and levels.current() >= Level.AMX
 
 
 def attend_cpu(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
-    """Attention of one layer on the CPU, in the pool's dtype, float32 or bfloat16; see
-    `kernels.attention` for the shapes. The first call of a step prepares the plan for all layers.
+    """Attention of one layer on the CPU; q is float32 or bfloat16, and the pool may have another
+    dtype. See `kernels.attention` for the shapes. The first call of a step prepares the plan for
+    all layers.
     """
     if plan.prepared is None:
-        plan.prepared = AttentionStep(plan.pool.shape, q.shape[1])
+        plan.prepared = AttentionStep(plan.pool.shape, q.shape[1], q.dtype)
         plan.prepared.hold(plan)
     step = plan.prepared
     assert isinstance(step, AttentionStep), "one kernel serves all layers of a step"

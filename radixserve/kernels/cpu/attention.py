@@ -1,5 +1,6 @@
 """The CPU attention kernel: exact, aware of grouped queries, reads K/V by slot. Its arithmetic is
-that of float32, and so is its input, or bfloat16. Compiled by numba at first use.
+that of float32; activations are float32 or bfloat16, and K/V has a type of its own. Compiled by
+numba at first use.
 
 The context is cut into tiles of 64 positions at absolute multiples of 64. For one query row, a
 tile's contribution (largest score, sum of weights, weighted sum of V) depends on that row and that
@@ -31,9 +32,12 @@ For one item a thread walks its tiles like this:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from radixserve.kernels.cpu.attention_block import AttentionBlock, StepBlock
 from radixserve.kernels.cpu.attention_loads import (
@@ -42,7 +46,7 @@ from radixserve.kernels.cpu.attention_loads import (
     folded_from,
     load_queries,
     load_tile,
-    load_tile_bfloat16,
+    load_tile_widened,
     part_of,
     settled,
     without_rows,
@@ -406,14 +410,19 @@ def attend(means: Means, layer: AttentionBlock) -> None:
 
 
 _FLOAT32 = Means(scratch_of, load_queries, load_tile, _add_tile)
-_BFLOAT16 = Means(scratch_of, load_queries, load_tile_bfloat16, _add_tile)
+_WIDENED = Means(scratch_of, load_queries, load_tile_widened, _add_tile)
 
 
-def work(address: Any) -> None:
-    """Every thread calls this with the address of an `AttentionBlock`. `native` compiles it."""
-    attend(_FLOAT32, AttentionBlock.read(address))
+@cache
+def work_of(numbers: torch.dtype, kv: torch.dtype) -> Callable[[Any], None]:
+    """The kernel for q and out of the dtype `numbers`, and a pool of the dtype `kv`. Every thread
+    calls it with the address of an `AttentionBlock`. `native` compiles it.
+    """
+    means = _FLOAT32 if kv == torch.float32 else _WIDENED
+    read = AttentionBlock.reader(numbers, kv)
 
+    def work(address: Any) -> None:
+        attend(means, read(address))
 
-def work_bfloat16(address: Any) -> None:
-    """`work` where q, K, V and out are bfloat16; the arithmetic is that of float32."""
-    attend(_BFLOAT16, AttentionBlock.read_bfloat16(address))
+    work.__name__ = f"work_{numbers}_{kv}".replace("torch.", "")
+    return work

@@ -8,15 +8,24 @@ from typing import Annotated, Any
 
 from radixserve.kernels.cpu.attention_memory import Sums
 from radixserve.kernels.cpu.attention_work import ITEM, SPLIT_ROW
-from radixserve.kernels.cpu.block import Block, Elements, Float, Int, Int32s, Int64s, Numbers
+from radixserve.kernels.cpu.block import (
+    Block,
+    Elements,
+    Float,
+    Int,
+    Int32s,
+    Int64s,
+    KVNumbers,
+    Numbers,
+)
 
 
 class AttentionBlock(Block):
     """One layer of a step. The counters are int64 [1] each, and 0 when the kernel starts."""
 
     q: Numbers  # [rows * heads * k_dim]
-    k: Numbers  # [slots * kv_heads * k_dim]
-    v: Numbers  # [slots * kv_heads * v_dim]
+    k: KVNumbers  # [slots * kv_heads * k_row]
+    v: KVNumbers  # [slots * kv_heads * v_row]
     out: Numbers  # [rows * heads * v_dim]
     scaling: Float
     step: Int  # the address of a `StepBlock`
@@ -42,4 +51,6 @@ class StepBlock(Block):
     kv_heads: Int
     k_dim: Int
     v_dim: Int
+    k_row: Int  # elements of a head's row in the pool: numbers, and a scale where there is one
+    v_row: Int
     width: Int  # v_dim, padded to whole panels

@@ -1,9 +1,9 @@
 """Reads the attention kernel's input into one thread's scratch memory: K and V of a tile by slot,
 and the query rows of an item.
 
-It moves numbers and computes nothing, except that queries are scaled. bfloat16 becomes float32 on
-the way, so that from there on both types are one. It is compiled together with `attention`, its
-only user.
+It moves numbers and computes nothing, except that queries are scaled. Other types become float32 on
+the way, numbers of one byte times their scale, so that from there on all types are one. It is
+compiled together with `attention`.
 """
 
 # mypy: disable-error-code="untyped-decorator,no-any-return"
@@ -13,12 +13,25 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+from numba import types
+
 from radixserve.kernels.cpu.attention_block import AttentionBlock, StepBlock
 from radixserve.kernels.cpu.attention_memory import Scratch
 from radixserve.kernels.cpu.attention_work import TILE
-from radixserve.kernels.cpu.compile import compiled
+from radixserve.kernels.cpu.compile import compiled, on_stack
+from radixserve.kernels.cpu.one_byte import largest_code, scale_at
 from radixserve.kernels.cpu.products import Fold, Rows
-from radixserve.kernels.cpu.vector import LANES, number_at, transpose, transposed_dims
+from radixserve.kernels.cpu.vector import (
+    LANES,
+    number_at,
+    scale_lanes,
+    transpose,
+    transposed_dims,
+)
+
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_scales = on_stack(types.float32, LANES)
 
 
 class Run(NamedTuple):
@@ -60,15 +73,21 @@ def load_keys(
 @compiled
 def _load_lanes(k: Any, step: StepBlock, kv: int, slots: Any, at: int, target: Any, j: int) -> None:
     """target[d, j + lane] = K of slots[at + lane], for LANES lanes."""
-    dim, stride = step.k_dim, step.kv_heads * step.k_dim
+    dim, begin, stride = step.k_dim, kv * step.k_row, step.kv_heads * step.k_row
     square = transposed_dims(k)
     whole = dim - dim % square
     for d in range(0, whole, square):
-        transpose(k, kv * dim + d, stride, slots, at, target, d * TILE + j, TILE)
+        transpose(k, begin + d, stride, slots, at, target, d * TILE + j, TILE)
     for d in range(whole, dim):
         for lane in range(LANES):
-            place = slots[at + lane] * stride + kv * dim + d
+            place = slots[at + lane] * stride + begin + d
             target[d * TILE + j + lane] = number_at(k, place)
+    if largest_code(k) > _ZERO:
+        scales = _scales()
+        for lane in range(LANES):
+            scales[lane] = scale_at(k, slots[at + lane] * stride + begin + dim)
+        for d in range(dim):
+            scale_lanes(target, d * TILE + j, scales)
 
 
 @compiled
@@ -76,14 +95,15 @@ def _load_values(v: Any, step: StepBlock, kv: int, at: int, n: int, target: Any)
     """target[j, d] = V of position j, for j < n. The padding behind v_dim keeps what it holds."""
     dim = step.v_dim
     for j in range(n):
-        place = (step.table[at + j] * step.kv_heads + kv) * dim
+        place = (step.table[at + j] * step.kv_heads + kv) * step.v_row
+        scale = scale_at(v, place + dim) if largest_code(v) > _ZERO else _ONE
         for d in range(dim):
-            target[j * step.width + d] = number_at(v, place + d)
+            target[j * step.width + d] = number_at(v, place + d) * scale
 
 
 @compiled
 def rows_at(data: Any, dim: int, step: StepBlock, run: Run) -> Rows:
-    """K or V of a run, in the pool; `dim` is the width of a head."""
+    """K or V of a run, in the pool; `dim` is the elements of a head's row."""
     return Rows(data, step.table, run.at, run.count, run.kv * dim, step.kv_heads * dim, dim)
 
 
@@ -106,8 +126,8 @@ def _tile(
 ) -> Tile:
     """The tile whose K has been loaded and whose V lies at `values`."""
     keys = Rows(scratch.keys, scratch.order, 0, step.k_dim, 0, TILE, TILE)
-    later_keys = rows_at(layer.k, step.k_dim, step, later)
-    return Tile(keys, values, later_keys, rows_at(layer.v, step.v_dim, step, later))
+    later_keys = rows_at(layer.k, step.k_row, step, later)
+    return Tile(keys, values, later_keys, rows_at(layer.v, step.v_row, step, later))
 
 
 @compiled
@@ -132,10 +152,10 @@ def load_tile(
 
 
 @compiled
-def load_tile_bfloat16(
+def load_tile_widened(
     layer: AttentionBlock, step: StepBlock, run: Run, later: Run, scratch: Scratch
 ) -> Tile:
-    """`load_tile` for bfloat16: K and V become float32 when they are copied."""
+    """`load_tile` for other types: K and V become float32 when they are copied."""
     load_keys(_load_lanes, layer.k, step, run.kv, run.at, run.count, scratch)
     values = _copied_values(layer, step, run, scratch)
     return _tile(layer, step, values, later, scratch)

@@ -258,7 +258,7 @@ _TILES = Means(_scratch_of, _load_queries, _load_tile, _add_tile)
 
 
 def work(address: Any) -> None:
-    """As `attention.work_bfloat16`, for processors with AMX."""
+    """As the kernel of `attention.work_of` for bfloat16, for processors with AMX."""
     configure(TILE_ROWS)
     attend(_TILES, AttentionBlock.read_bfloat16(address))
     release_tiles()

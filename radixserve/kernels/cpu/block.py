@@ -45,9 +45,12 @@ WORD = 8
 
 @dataclass(frozen=True)
 class Elements:
-    """The kind of a field that holds a flat array, and the types that its elements may have."""
+    """The kind of a field that holds a flat array, and the types that its elements may have. All
+    fields of a block with the same `group` have the same type.
+    """
 
     allowed: tuple[np.dtype[Any], ...]
+    group: str = ""
 
     words: ClassVar[int] = 2
 
@@ -73,11 +76,16 @@ class Number:
         return 2 if self.is_float else 1
 
 
-_NUMBERS = Elements((np.dtype(np.float32), np.dtype(np.uint16)))
+_ACTIVATIONS = (np.dtype(np.float32), np.dtype(np.uint16))
+_ONE_BYTE = (np.dtype(np.int8), np.dtype(np.uint8))
 
-Numbers = Annotated[Any, _NUMBERS]
+Numbers = Annotated[Any, Elements(_ACTIVATIONS, "numbers")]
 """Activations: float32, or bfloat16, which compiled code sees as uint16. All fields of this kind in
 one block have the same type.
+"""
+KVNumbers = Annotated[Any, Elements(_ACTIVATIONS + _ONE_BYTE, "kv")]
+"""K or V in a pool: float32, bfloat16 (uint16), or rows of one-byte numbers with scales, int8 or
+fp8 (uint8). All fields of this kind in one block have the same type.
 """
 Float32s = Annotated[Any, Elements.of(np.float32)]
 BFloat16s = Annotated[Any, Elements.of(np.uint16)]
@@ -122,20 +130,28 @@ class Block(metaclass=_Readable):
         cls.fields = _declared(cls)
         cls.length = sum(field.words for field in cls.fields.values())
         cls.record = namedtuple(cls.__name__, list(cls.fields))  # type: ignore[misc]
-        cls.read = _reader(cls, types.float32)  # type: ignore[method-assign]
-        cls.read_bfloat16 = _reader(cls, types.uint16)  # type: ignore[method-assign]
+        cls.read = cls.reader(torch.float32)  # type: ignore[method-assign]
+        cls.read_bfloat16 = cls.reader(torch.bfloat16)  # type: ignore[method-assign]
 
     @classmethod
     def read(cls, address: Any) -> Self:
-        """Compiled code only: the fields of the block at `address`, by name. `Numbers` are
-        float32.
+        """Compiled code only: the fields of the block at `address`, by name. `Numbers` and
+        `KVNumbers` are float32.
         """
         raise NotImplementedError("compiled code reads a block")
 
     @classmethod
     def read_bfloat16(cls, address: Any) -> Self:
-        """`read`, where `Numbers` are bfloat16."""
+        """`read`, where `Numbers` and `KVNumbers` are bfloat16."""
         raise NotImplementedError("compiled code reads a block")
+
+    @classmethod
+    def reader(cls, numbers: torch.dtype, kv: torch.dtype | None = None) -> Intrinsic:
+        """`read` for compiled code, where `Numbers` and `KVNumbers` have these dtypes; by default
+        both the same.
+        """
+        kinds = {"numbers": numbers, "kv": kv or numbers}
+        return _reader(cls, {name: numba.from_dtype(_NUMPY[kinds[name]]) for name in kinds})
 
     def __init__(self, **values: Any) -> None:
         """Raises: as `set`; fields that are not named are empty or 0."""
@@ -150,7 +166,7 @@ class Block(metaclass=_Readable):
         put(self, "_words", memoryview(words))
         put(self, "_floats", memoryview(words.view(np.float32)))
         put(self, "address", words.ctypes.data)
-        put(self, "_numbers", None)
+        put(self, "_groups", {})
         for name, field in type(self).fields.items():
             if isinstance(field.kind, type):
                 inner = object.__new__(field.kind)
@@ -199,16 +215,9 @@ class Block(metaclass=_Readable):
         if not _is_flat(value):
             name = f"{type(self).__name__}.{name}"
             raise ValueError(f"{name} takes contiguous memory of the CPU")
-        if kind is _NUMBERS and dtype is not self._numbers:
-            self._same_numbers(name, dtype)
-
-    def _same_numbers(self, name: str, dtype: Any) -> None:
-        """Refuse activations of two types in one block."""
-        if self._numbers is None:
-            object.__setattr__(self, "_numbers", dtype)
-        elif self._numbers != dtype:
-            name = f"{type(self).__name__}.{name}"
-            raise TypeError(f"{name} is {dtype}, but another field of the block {self._numbers}")
+        if kind.group and self._groups.setdefault(kind.group, dtype) != dtype:
+            name, other = f"{type(self).__name__}.{name}", self._groups[kind.group]
+            raise TypeError(f"{name} is {dtype}, but another field of the block {other}")
 
 
 def _memory_of(value: Any) -> tuple[int, int]:
@@ -309,9 +318,11 @@ def _class_in_compiled_code(block: type[Block], context: Any) -> types.Type:
     return types.Module(block)
 
 
-def _reader(block: type[Block], numbers: types.Type) -> Intrinsic:
-    """Generates: the fields of the block at an address, as a named tuple."""
-    kind = _tuple_of(block, numbers)
+def _reader(block: type[Block], groups: Mapping[str, types.Type]) -> Intrinsic:
+    """Generates: the fields of the block at an address, as a named tuple. `groups` gives the
+    elements' types of grouped fields.
+    """
+    kind = _tuple_of(block, groups)
 
     @intrinsic
     def read(typingctx: Any, address: Any) -> Any:
@@ -327,16 +338,16 @@ def _reader(block: type[Block], numbers: types.Type) -> Intrinsic:
     return read  # type: ignore[no-any-return]
 
 
-def _tuple_of(block: type[Block], numbers: types.Type) -> types.NamedTuple:
-    """The type of the named tuple of a block whose `Numbers` are of this type."""
+def _tuple_of(block: type[Block], groups: Mapping[str, types.Type]) -> types.NamedTuple:
+    """The type of the named tuple of a block, with these types of grouped fields."""
 
     def kind_of(field: Field) -> types.Type:
         kind = field.kind
         if isinstance(kind, type):
-            return _tuple_of(kind, numbers)
+            return _tuple_of(kind, groups)
         if isinstance(kind, Number):
             return types.float32 if kind.is_float else types.int64
-        element = numbers if kind is _NUMBERS else numba.from_dtype(kind.allowed[0])
+        element = groups[kind.group] if kind.group else numba.from_dtype(kind.allowed[0])
         return types.Array(element, 1, "C")
 
     return types.NamedTuple([kind_of(field) for field in block.fields.values()], block.record)

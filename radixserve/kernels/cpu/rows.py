@@ -2,9 +2,9 @@
 positions, gating.
 
 One path of code computes a row, whatever the number of rows and threads: nothing is reassociated,
-sums run in one fixed order. Activations are float32 or bfloat16. Arithmetic is float32, and each
-value is rounded once, when it is written. Rotary positions: Su et al. 2021 (arXiv:2104.09864);
-RMSNorm: Zhang & Sennrich 2019 (arXiv:1910.07467).
+sums run in one fixed order. Activations are float32 or bfloat16, and K/V has a type of its own.
+Arithmetic is float32, and each value is rounded once, when it is written. Rotary positions: Su et
+al. 2021 (arXiv:2104.09864); RMSNorm: Zhang & Sennrich 2019 (arXiv:1910.07467).
 
 Every thread of a kernel takes the next rows that no thread has taken, until there are none.
 """
@@ -14,13 +14,17 @@ Every thread of a kernel takes the next rows that no thread has taken, until the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from numba import types
 
-from radixserve.kernels.cpu.block import Block, Float, Float32s, Int, Int64s, Numbers
+from radixserve.kernels.cpu.block import Block, Float, Float32s, Int, Int64s, KVNumbers, Numbers
 from radixserve.kernels.cpu.compile import compiled, on_stack
+from radixserve.kernels.cpu.one_byte import largest_code, put_scale
 from radixserve.kernels.cpu.vector import (
     add_atomically,
     fma,
@@ -30,7 +34,8 @@ from radixserve.kernels.cpu.vector import (
     tile_sum,
 )
 
-_ZERO, _ONE = np.float32(0), np.float32(1)
+_ZERO, _ONE, _NAN = np.float32(0), np.float32(1), np.float32(np.nan)
+_INFINITY, _TINY = np.float32(np.inf), np.finfo(np.float32).tiny
 _STRIPE = 64  # columns at a time: what `tile_exp` and `tile_sum` take
 _GROUP = 16  # rows that a thread takes at a time
 _MOST_DIM = 1024  # of a head
@@ -61,14 +66,15 @@ class RotateBlock(Block):
     q_weight: Float32s  # [dim], of the norm of a head; or empty
     k_weight: Float32s  # [dim], or empty
     q: Numbers  # [rows * heads * dim]
-    k: Numbers  # [slots * kv_heads * dim]
-    v: Numbers  # [slots * kv_heads * dim]
+    k: KVNumbers  # [slots * kv_heads * row]
+    v: KVNumbers  # [slots * kv_heads * row]
     slots: Int64s  # [rows]: where K and V go
     counter: Int64s
     rows: Int
     heads: Int
     kv_heads: Int
     dim: Int
+    row: Int  # elements of a head's row in the pool: `dim`, and a scale where there is one
     epsilon: Float
 
 
@@ -129,31 +135,58 @@ def _load_head(block: Any, at: int, weight: Any, head: Any) -> None:
 
 
 @compiled
-def _rotate_head(block: Any, row: int, head: Any, target: Any, to: int) -> None:
-    """Rotate the two halves of a head against each other; the result goes to `target` from element
-    `to` on.
-    """
+def _rotate_head(block: Any, row: int, head: Any) -> None:
+    """Rotate the two halves of a head against each other, in place."""
     dim, half = block.dim, block.dim // 2
     cos, sin = block.cos[row * dim :][:dim], block.sin[row * dim :][:dim]
     for j in range(half):
         low, high = head[j], head[half + j]
-        put_number(target, to + j, low * cos[j] - high * sin[j])
-        put_number(target, to + half + j, high * cos[half + j] + low * sin[half + j])
+        head[j] = low * cos[j] - high * sin[j]
+        head[half + j] = high * cos[half + j] + low * sin[half + j]
+
+
+@compiled
+def _scale_of(head: Any, dim: int, largest: Any) -> Any:
+    """The scale of a head's numbers of one byte, as in `tensors.one_byte`."""
+    peak = _ZERO
+    for j in range(dim):
+        size = abs(head[j])
+        if size > peak or np.isnan(size):
+            peak = size
+    scale = peak / largest
+    if scale < _TINY:
+        return _ZERO
+    return scale if scale < _INFINITY else _NAN
+
+
+@compiled
+def _put_head(target: Any, to: int, head: Any, dim: int) -> None:
+    """Write a head from element `to` of `target` on, with its scale where its type has one."""
+    scale = _ONE
+    if largest_code(target) > _ZERO:
+        scale = _scale_of(head, dim, largest_code(target))
+        put_scale(target, to + dim, scale)
+    for j in range(dim):
+        put_number(target, to + j, head[j] / scale if scale > _ZERO else _ZERO)
 
 
 @compiled
 def _rotate_row(block: Any, row: int, head: Any) -> None:
     heads, kv_heads, dim = block.heads, block.kv_heads, block.dim
-    source, place = row * (heads + 2 * kv_heads) * dim, block.slots[row] * kv_heads * dim
+    source, place = row * (heads + 2 * kv_heads) * dim, block.slots[row] * kv_heads * block.row
     for index in range(heads):
         _load_head(block, source + index * dim, block.q_weight, head)
-        _rotate_head(block, row, head, block.q, (row * heads + index) * dim)
+        _rotate_head(block, row, head)
+        _put_head(block.q, (row * heads + index) * dim, head, dim)
     for index in range(kv_heads):
         _load_head(block, source + (heads + index) * dim, block.k_weight, head)
-        _rotate_head(block, row, head, block.k, place + index * dim)
+        _rotate_head(block, row, head)
+        _put_head(block.k, place + index * block.row, head, dim)
     values = source + (heads + kv_heads) * dim
-    for j in range(kv_heads * dim):
-        block.v[place + j] = block.qkv[values + j]
+    for index in range(kv_heads):
+        for j in range(dim):
+            head[j] = number_at(block.qkv, values + index * dim + j)
+        _put_head(block.v, place + index * block.row, head, dim)
 
 
 @compiled
@@ -198,7 +231,7 @@ def _gate(block: Any) -> None:
 
 def add_norm(address: Any) -> None:
     """The kernel of `NormBlock` in float32. Every thread calls it with the block's address.
-    `native` compiles it, and the five below.
+    `native` compiles it, and those below.
     """
     _add_norm(NormBlock.read(address))
 
@@ -208,14 +241,16 @@ def add_norm_bfloat16(address: Any) -> None:
     _add_norm(NormBlock.read_bfloat16(address))
 
 
-def rotate(address: Any) -> None:
-    """The kernel of `RotateBlock` in float32."""
-    _rotate(RotateBlock.read(address))
+@cache
+def rotate_of(numbers: torch.dtype, kv: torch.dtype) -> Callable[[Any], None]:
+    """The kernel of `RotateBlock` for activations and a pool of these dtypes."""
+    read = RotateBlock.reader(numbers, kv)
 
+    def rotate(address: Any) -> None:
+        _rotate(read(address))
 
-def rotate_bfloat16(address: Any) -> None:
-    """The kernel of `RotateBlock` in bfloat16."""
-    _rotate(RotateBlock.read_bfloat16(address))
+    rotate.__name__ = f"rotate_{numbers}_{kv}".replace("torch.", "")
+    return rotate
 
 
 def gate(address: Any) -> None:

@@ -21,6 +21,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from radixserve.kernels.cpu.compile import Intrinsic
+from radixserve.kernels.cpu.one_byte import code_of, is_one_byte, widened_byte, widened_words
 
 LANES = 16  # floats of a vector
 _FLOAT = ir.FloatType()
@@ -132,10 +133,14 @@ def _each(kind: Any, value: int) -> ir.Constant:
 
 @intrinsic
 def number_at(typingctx: Any, array: Any, index: Any) -> Any:
-    """array[index] as a float32. The array is float32 or bfloat16 (uint16)."""
+    """array[index] as a float32. The array is float32, bfloat16 (uint16), or of one byte, then the
+    scale is not applied.
+    """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         value = builder.load(element_at(context, builder, signature.args[0], args[0], args[1]))
+        if is_one_byte(array.dtype):
+            return widened_byte(builder, array.dtype, value)
         return value if value.type == _FLOAT else widened(builder, value)
 
     return types.float32(array, types.intp), generate
@@ -143,12 +148,15 @@ def number_at(typingctx: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def put_number(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    """array[index] = value, a float32. The array is float32 or bfloat16 (uint16), then the value is
-    rounded.
+    """array[index] = value, a float32. The array is float32, bfloat16 (uint16) or of one byte; the
+    value is rounded to that. A value for one byte must be within its range.
     """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         pointer = element_at(context, builder, signature.args[0], args[0], args[1])
+        if is_one_byte(array.dtype):
+            builder.store(code_of(builder, array.dtype, args[2]), pointer)
+            return context.get_dummy_value()
         whole = pointer.type.pointee == _FLOAT
         builder.store(args[2] if whole else _rounded(builder, args[2]), pointer)
         return context.get_dummy_value()
@@ -275,6 +283,20 @@ def copy(typingctx: Any, source: Any, at: Any, target: Any, to: Any, count: Any)
 
 
 @intrinsic
+def scale_lanes(typingctx: Any, array: Any, at: Any, scales: Any) -> Any:
+    """array[at + i] *= scales[i] for LANES floats."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        kinds, none = signature.args, context.get_constant(types.intp, 0)
+        place = element_at(context, builder, kinds[0], args[0], args[1])
+        by = load(builder, element_at(context, builder, kinds[2], args[2], none))
+        store(builder, builder.fmul(load(builder, place), by), place)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, scales), generate
+
+
+@intrinsic
 def add_atomically(typingctx: Any, counters: Any, index: Any, value: Any) -> Any:
     """counters[index] += value (int64), atomically among threads. Returns the value before."""
 
@@ -305,7 +327,8 @@ def transpose(
     below `transposed_dims`: one row per slot becomes one row per dimension. `ld` is the row stride
     of target.
 
-    bfloat16 is transposed as words of 32 bits, of two dimensions each, that are taken apart then.
+    bfloat16 is transposed as words of 32 bits, of two dimensions each, that are taken apart then;
+    so are numbers of one byte, in words of four, and their scale is not applied.
     If target is uint32, words stay whole: row d of it holds dimensions 2 * d and 2 * d + 1.
     """
 
@@ -317,6 +340,9 @@ def transpose(
         columns = _columns(builder, _rows_of_slots(builder, source, args[2], slots))
         if target.type.pointee != _FLOAT:
             target = builder.bitcast(target, _FLOAT.as_pointer())
+        elif is_one_byte(kinds[0].dtype):
+            apart = [_bytes(builder, kinds[0].dtype, column) for column in columns]
+            columns = [each for column in apart for each in column]
         elif source.type.pointee != _FLOAT:
             columns = [half for column in columns for half in _halves(builder, column)]
         for d, column in enumerate(columns):
@@ -331,7 +357,7 @@ def transpose(
 @intrinsic
 def transposed_dims(typingctx: Any, source: Any) -> Any:
     """How many dimensions `transpose` takes at a time from an array of this type."""
-    count = LANES if source.dtype == types.float32 else 2 * LANES
+    count = LANES * 4 * 8 // source.dtype.bitwidth
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         return context.get_constant(types.intp, count)
@@ -361,6 +387,17 @@ def _halves(builder: ir.IRBuilder, words: Any) -> list[Any]:
     return [builder.bitcast(half, VECTOR) for half in (first, second)]
 
 
+def _bytes(builder: ir.IRBuilder, kind: Any, words: Any) -> list[Any]:
+    """Four vectors of floats from words of four numbers of one byte: the first of all, and so
+    on.
+    """
+    integers = ir.VectorType(ir.IntType(32), LANES)
+    bits = builder.bitcast(words, integers)
+    return [
+        widened_words(builder, kind, builder.lshr(bits, _each(integers, 8 * i))) for i in range(4)
+    ]
+
+
 def _columns(builder: ir.IRBuilder, rows: list[Any]) -> list[Any]:
     """The columns of a square of LANES x LANES floats whose rows begin at these pointers.
 
@@ -384,7 +421,7 @@ def _quarter(builder: ir.IRBuilder, row: Any, at: int) -> Any:
     """128 bits (four floats) of a row, from float `at` on."""
     place = builder.gep(row, [ir.Constant(ir.IntType(64), at)])
     return builder.load(
-        builder.bitcast(place, ir.VectorType(_FLOAT, _QUARTER).as_pointer()), align=2
+        builder.bitcast(place, ir.VectorType(_FLOAT, _QUARTER).as_pointer()), align=1
     )
 
 
