@@ -272,8 +272,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["auto", "float32", "bfloat16", "float16"],
         Doc(
             "model",
-            "type of weights and activations; auto is float32 on the CPU, and on CUDA float16 for "
-            "a float16 checkpoint, else bfloat16",
+            "type of weights and activations; auto is float32 on the CPU, but bfloat16 for a "
+            "bfloat16 checkpoint where the CPU has AMX; on CUDA float16 for a float16 checkpoint, "
+            "else bfloat16",
         ),
     ] = "auto"
     kv_dtype: Annotated[

@@ -11,6 +11,8 @@ import torch
 from radixserve.checkpoints.opened import open_model
 from radixserve.config import Settings
 from radixserve.engine.build import build_engine
+from radixserve.kernels.cpu import levels
+from radixserve.kernels.cpu.levels import Level
 from radixserve.model.dtypes import dtype_for
 from tests.tiny import CPU, tiny_model
 
@@ -19,9 +21,14 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 STORED = (F32, BF16, F16)
 
 
+@pytest.mark.parametrize("level", Level)
 @pytest.mark.parametrize("stored", STORED, ids=str)
-def test_auto_on_the_cpu_adds_no_rounding(stored: torch.dtype) -> None:
-    assert dtype_for("auto", stored, CPU) == F32
+def test_auto_on_the_cpu_is_bfloat16_where_that_is_stored_and_fast(
+    stored: torch.dtype, level: Level, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(levels, "current", lambda: level)
+    fast = level == Level.AMX and stored == BF16
+    assert dtype_for("auto", stored, CPU) == (BF16 if fast else F32)
 
 
 @pytest.mark.parametrize(("stored", "served"), [(F32, BF16), (BF16, BF16), (F16, F16)], ids=str)
