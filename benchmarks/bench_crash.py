@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import aiohttp
+from soak_readings import is_spare
 
 from radixserve.loadtest.client import Answer, Refused, ask
 from radixserve.loadtest.server import server
@@ -75,12 +76,14 @@ def bodies(model: str) -> list[tuple[str, Json]]:
 def engine_pid() -> int:
     """The process that a child of this one started as its engine."""
     listed = subprocess.run(
-        ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+        ["ps", "-eo", "pid=,ppid=,comm=,args="], capture_output=True, text=True, check=True
     ).stdout
-    rows = [line.split(None, 2) for line in listed.splitlines()]
-    parents = {int(pid): int(parent) for pid, parent, *_ in rows}
+    rows = [line.split(None, 3) for line in listed.splitlines()]
+    parents = {int(row[0]): int(row[1]) for row in rows}
     engines = [
-        int(pid) for pid, _, *args in rows if args and "radixserve.engine.process" in args[0]
+        int(pid)
+        for pid, _, name, *args in rows
+        if args and "radixserve.engine.process" in args[0] and not is_spare(name, args[0])
     ]
     (pid,) = [each for each in engines if parents.get(parents[each]) == os.getpid()]
     return pid

@@ -35,7 +35,7 @@ def front_pid() -> int:
 
 
 def engine_pid(front: int) -> int | None:
-    """The engine of a server; None between its death and the next."""
+    """The engine of a server; None between its death and the next. A spare is none."""
     return next(
         (
             pid
@@ -47,16 +47,23 @@ def engine_pid(front: int) -> int | None:
 
 
 def _processes() -> dict[int, tuple[int, str]]:
-    """Parent and command of each process that has not ended."""
+    """Parent and command of each process that has not ended. Spare engines are left out."""
     listed = subprocess.run(
-        ["ps", "-eo", "pid=,ppid=,stat=,args="], capture_output=True, text=True, check=True
+        ["ps", "-eo", "pid=,ppid=,stat=,comm=,args="], capture_output=True, text=True, check=True
     ).stdout
-    rows = [line.split(None, 3) for line in listed.splitlines()]
+    rows = [line.split(None, 4) for line in listed.splitlines()]
     return {
-        int(row[0]): (int(row[1]), row[3])
+        int(row[0]): (int(row[1]), row[4])
         for row in rows
-        if len(row) == 4 and not row[2].startswith("Z")
+        if len(row) == 5 and not row[2].startswith("Z") and not is_spare(row[3], row[4])
     }
+
+
+def is_spare(name: str, command: str) -> bool:
+    """Whether a process is a spare engine. One that has taken over keeps its command line, but not
+    its name.
+    """
+    return command.endswith(" spare") and name != "radix-engine"
 
 
 @dataclass(frozen=True, slots=True)

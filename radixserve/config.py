@@ -162,6 +162,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "seconds",
         ),
     ] = 60.0
+    spare_engine: Annotated[
+        Literal["auto", "on", "off"],
+        Doc(
+            "server",
+            "whether a second engine process, which has imported everything but loaded no model, "
+            "waits for the death of the first: an engine is back in half the time, for 240 MiB of "
+            "memory; auto: if the model is a real one and 2 GiB of memory are free",
+        ),
+    ] = "auto"
     stream_comment_seconds: Annotated[
         float,
         Meta(ge=0, le=3600),

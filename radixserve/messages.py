@@ -29,10 +29,22 @@ class Start(msgspec.Struct, tag="start", frozen=True):
     model: str
 
 
+class Prepare(msgspec.Struct, tag="prepare", frozen=True):
+    """To a spare engine: import what an engine with these settings needs, and answer `Prepared`. It
+    may be sent again, to ask whether the spare still answers.
+    """
+
+    settings: Settings
+
+
 class Abort(msgspec.Struct, tag="abort", frozen=True):
     """Stop a request. Unknown ids are ignored, because the request may just have ended."""
 
     request_id: str
+
+
+class Prepared(msgspec.Struct, tag="prepared", frozen=True):
+    """The spare engine has imported everything and waits for `Start`."""
 
 
 class Loading(msgspec.Struct, tag="loading", frozen=True):
@@ -62,8 +74,8 @@ class Report(msgspec.Struct, tag="report", frozen=True):
     stats: EngineStats | None = None
 
 
-ToEngine = Start | Request | Abort
-ToFront = Loading | Ready | Refused | Report
+ToEngine = Prepare | Start | Request | Abort
+ToFront = Prepared | Loading | Ready | Refused | Report
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -81,22 +93,25 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The bodies that are complete after `data`.
+        """The bodies that are complete after `data`. One that was yielded never comes again, even
+        if the caller stops in between.
 
         Raises:
             ValueError: a frame claims more than MAX_FRAME_BYTES; the stream is not ours.
         """
         self._buffer += data
         start = 0
-        while len(self._buffer) - start >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer, start)
-            if length > MAX_FRAME_BYTES:
-                raise ValueError(
-                    f"a frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}"
-                )
-            stop = start + _LENGTH.size + length
-            if stop > len(self._buffer):
-                break
-            yield bytes(self._buffer[start + _LENGTH.size : stop])
-            start = stop
-        del self._buffer[:start]
+        try:
+            while len(self._buffer) - start >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(self._buffer, start)
+                if length > MAX_FRAME_BYTES:
+                    raise ValueError(
+                        f"a frame of {length} bytes exceeds the limit of {MAX_FRAME_BYTES}"
+                    )
+                begin, stop = start + _LENGTH.size, start + _LENGTH.size + length
+                if stop > len(self._buffer):
+                    break
+                start = stop
+                yield bytes(self._buffer[begin:stop])
+        finally:
+            del self._buffer[:start]

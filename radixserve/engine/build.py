@@ -53,6 +53,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     # The padding rows of graphs write to the last slot, so the cache must not use it.
     cache = KVCache(num_slots - 1 if graphs else num_slots, enabled=settings.cache)
     tiers = make_tiers(settings, model, loaded, pool, cache)
+    pool.fill()
     lossy = settings.tier_dtype != "same" and bool(tiers.below)
     info = EngineInfo(
         vocab_size=loaded.vocab_size,

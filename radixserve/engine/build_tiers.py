@@ -83,6 +83,9 @@ def make_tiers(
 
 def _host(budget: int, shape: KVShape, pool: KVPool) -> HostTier:
     num_slots, free = budget // shape.slot_bytes, free_bytes(torch.device("cpu"))
+    if pool.k.device.type == "cpu":
+        # Its memory is reserved, but the system has not made it yet.
+        free = max(0, free - pool.num_slots * pool.slot_bytes)
     if num_slots < MIN_SLOTS:
         raise ConfigError(
             f"host_budget holds {num_slots} tokens at {shape.slot_bytes:,} bytes; "

@@ -1,9 +1,10 @@
 """The engine process: loads the model, then takes messages and runs steps until the front is gone.
 
 Started by `front.child` as `python -m radixserve.engine.process FD`, FD being its end of a Unix
-socket pair; the first message is `Start`. It has one thread: between two steps it reads its
-messages, and while there is nothing to compute it sleeps in `select`. The end of the stream means
-that the front is gone, so the engine exits and nothing outlives the front.
+socket pair; the first message is `Start`. A spare engine, which has the word "spare" behind FD,
+gets `Prepare` before that. The process has one thread: between two steps it reads its messages, and
+while there is nothing to compute it sleeps in `select`. The end of the stream means that the front
+is gone, so the engine exits and nothing outlives the front.
 """
 
 from __future__ import annotations
@@ -18,17 +19,21 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
 from radixserve.config import Settings
+from radixserve.engine.spare import ENGINE, SPARE, Imports, name_process
 from radixserve.errors import DeviceLost, StartupError, first_line
 from radixserve.logs import configure_logging
 from radixserve.messages import (
     Abort,
     FrameReader,
     Loading,
+    Prepare,
+    Prepared,
     Ready,
     Refused,
     Report,
@@ -51,6 +56,7 @@ STATS_INTERVAL_SECONDS = 0.1
 BEAT_SECONDS = 1.0  # an engine with work reports at least that often, or it is taken for hung
 # For writing to the disk what is queued, once the front is gone. Less than `child.EXIT_SECONDS`.
 CLOSE_SECONDS = 3.0
+IMPORT_CHECK_SECONDS = 0.05  # how often a spare looks whether it has imported everything
 _RECEIVE_BYTES = 1 << 20
 
 
@@ -168,14 +174,25 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     Raises:
         StartupError: the model or a setting makes it impossible; gives the reason.
     """
+    import_engine(settings)
     if settings.fake_model:
         from radixserve.engine import build_fake
 
         return build_fake.build_engine(settings, model)
-    with _nothing_collected():
-        from radixserve.engine import build
+    from radixserve.engine import build
 
     return build.build_engine(settings, model)
+
+
+def import_engine(settings: Settings) -> None:
+    """Import what an engine with these settings needs: for a real model torch, transformers and
+    the compiler of kernels, 2,900 modules, about half of a start.
+    """
+    with _nothing_collected():
+        if settings.fake_model:
+            from radixserve.engine import build_fake  # noqa: F401
+        else:
+            from radixserve.engine import build  # noqa: F401
 
 
 @contextlib.contextmanager
@@ -192,9 +209,31 @@ def _nothing_collected() -> Iterator[None]:
         gc.enable()
 
 
+def _start(channel: Channel) -> Start:
+    """The message `Start`, once it comes. A spare imports everything before that, and answers each
+    `Prepare` when it has.
+
+    Raises:
+        FrontGone: the front closed the socket, also while the spare imports.
+    """
+    imports: Imports | None = None
+    is_asked = False
+    while True:
+        for message in channel.receive(IMPORT_CHECK_SECONDS if is_asked else None):
+            if isinstance(message, Start):
+                return message
+            assert isinstance(message, Prepare), "before Start only Prepare can come"
+            name_process(SPARE)
+            imports = imports or Imports(partial(import_engine, message.settings))
+            is_asked = True
+        if is_asked and imports is not None and imports.are_done:
+            channel.send(Prepared())
+            is_asked = False
+
+
 def _serve(channel: Channel) -> int:
-    start = next(channel.receive(None))
-    assert isinstance(start, Start), f"the first message must be Start, not {type(start).__name__}"
+    start = _start(channel)
+    name_process(ENGINE)
     configure_logging(start.settings.log_level, "engine")
     channel.send(Loading("loading the model"))
     try:

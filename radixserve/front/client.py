@@ -103,6 +103,11 @@ class ProcessEngine:
         """The process id of the engine; None while there is none."""
         return self._supervisor.pid
 
+    @property
+    def spare_pid(self) -> int | None:
+        """The process id of a spare engine that could take over; None if there is none."""
+        return self._supervisor.spare_pid
+
     # life
 
     async def start(self) -> EngineInfo:

@@ -1,6 +1,7 @@
 """Starts the engine process, and starts it again when it has died or hung.
 
-Owns the child process and the pauses between its lives. Knows no requests.
+Owns the child process, the pauses between its lives, and the spare that may be the next one. Knows
+no requests.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from radixserve.errors import StartupError
-from radixserve.front.child import Child, Hung
+from radixserve.front.child import Child, Hung, how_it_ended
+from radixserve.front.spare import Spare
 from radixserve.front.watchdog import Watchdog
-from radixserve.messages import Loading, Ready, Refused, Report, Start, ToEngine, ToFront
+from radixserve.messages import Loading, Prepared, Ready, Refused, Report, Start, ToEngine, ToFront
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class Supervisor:
         self._handle = handle
         self._on_death = on_death
         self._watchdog = Watchdog(start.settings.hang_seconds, has_work)
+        self._spare = Spare(start.settings, has_work)
         self._child = Child()
         self._ready = False  # the engine of this life is loaded
         self._ever_ready = False
@@ -79,12 +82,23 @@ class Supervisor:
     def pid(self) -> int | None:
         return self._child.pid
 
+    @property
+    def spare_pid(self) -> int | None:
+        """The process id of a spare that could take over; None if there is none."""
+        return self._spare.pid
+
     def send(self, message: ToEngine) -> None:
         """Queue `message` for the present engine."""
         self._child.send(message)
 
     async def run(self) -> None:
         """Runs until it is cancelled, or raises StartupError if the first start fails."""
+        try:
+            await self._lives()
+        finally:
+            await self._spare.close()
+
+    async def _lives(self) -> None:
         deaths = 0
         while True:
             began = time.monotonic()
@@ -102,7 +116,8 @@ class Supervisor:
         """Run one life of the engine; returns how it ended. Raises errors that make the first start
         impossible.
         """
-        self._child, self._ready, self._has_worked = Child(), False, False
+        self._ready = self._has_worked = False
+        self._child = await self._spare.take() or Child()
         self._watchdog.watch_anew()
         try:
             code = await self._child.run(self._start, self._hear, self._watchdog)
@@ -114,7 +129,7 @@ class Supervisor:
             if not self._ever_ready:
                 raise
             return _Ending("crash", f"failed: {error}")
-        return _Ending("crash", _words(code))
+        return _Ending("crash", how_it_ended(code))
 
     def _hear(self, message: ToFront) -> None:
         if isinstance(message, Refused):
@@ -122,10 +137,13 @@ class Supervisor:
         if isinstance(message, Loading):
             log.info("engine: %s", message.stage)
             return
+        if isinstance(message, Prepared):
+            return  # belongs to its time as a spare
         if isinstance(message, Ready):
             self._ready = self._ever_ready = True
             self._failed_starts = 0
             self._watchdog.loaded()
+            self._spare.keep()
         else:
             self._has_worked = self._has_worked or any(event.token_ids for event in message.events)
         self._handle(message)
@@ -141,10 +159,3 @@ def _not_started(ending: _Ending) -> str:
         else "its last words are above"
     )
     return f"the engine process {ending.words} while it started: {hint}"
-
-
-def _words(code: int | None) -> str:
-    """How a process with this exit code ended; a negative code is a signal's number."""
-    if code is not None and -code in signal.valid_signals():
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"

@@ -1,8 +1,8 @@
 """The K and V tensors that slots index: the device memory for K/V, allocated once at start.
 
 One slot is one token at all layers. Knows nothing of who owns a slot; a freed slot keeps its old
-content until it is written again. The memory is zeroed at start, because the content of slots that
-were never written must be finite.
+content until it is written again. The memory is zeroed, because the content of slots that were
+never written must be finite.
 
 Where numbers take one byte (int8, fp8), each head's row of a token is followed by its scale, in the
 same tensor; `tensors.one_byte` says how. Who copies rows need not know.
@@ -10,9 +10,12 @@ same tensor; `tensors.one_byte` says how. Who copies rows need not know.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from radixserve.tensors.pages import fill, zeroed
 
 KV = tuple[torch.Tensor, torch.Tensor]
 """K [layers, tokens, kv_heads, k_row] and V [layers, tokens, kv_heads, v_row] of some tokens."""
@@ -86,13 +89,26 @@ class KVPool:
         self.shape = shape
         self.num_slots = num_slots
         size = (shape.layers, num_slots, shape.kv_heads)
-        self.k = torch.zeros(*size, shape.k_row, dtype=shape.dtype, device=device)
-        self.v = torch.zeros(*size, shape.v_row, dtype=shape.dtype, device=device)
+        self.k = _zeros((*size, shape.k_row), shape.dtype, device)
+        self.v = _zeros((*size, shape.v_row), shape.dtype, device)
 
     @property
     def slot_bytes(self) -> int:
         return self.shape.slot_bytes
 
+    def fill(self) -> None:
+        """Let the system make the pool's memory in the background. Host memory is only reserved
+        until it is touched.
+        """
+        if self.k.device.type == "cpu":
+            fill(*self.tensors)
+
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.k, self.v
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type == "cpu":
+        return zeroed(shape, dtype)
+    return torch.zeros(*shape, dtype=dtype, device=device)

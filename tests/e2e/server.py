@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from tests.signals import usual_signals
 
+_ENGINE = "radixserve.engine.process"
 START_SECONDS = 240  # the first start on a machine converts the model and compiles the kernels
 STOP_SECONDS = 60
 
@@ -68,22 +69,42 @@ def running(*args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
 
 
 def engines(server: Server) -> list[int]:
-    """Process id of its engine; nothing for a moment after the engine's death."""
-    return _children(server, "radixserve.engine.process")
+    """Process id of its engine; nothing for a moment after the engine's death. A spare is none
+    until it takes over.
+    """
+    return [each.pid for each in _children(server, _ENGINE) if not each.is_spare]
+
+
+def spares(server: Server) -> list[int]:
+    """Process ids of spare engines, ready or not."""
+    return [each.pid for each in _children(server, _ENGINE) if each.is_spare]
 
 
 def tokenizers(server: Server) -> list[int]:
     """Process ids of its tokenizer processes."""
-    return _children(server, "radixserve.text.worker")
+    return [each.pid for each in _children(server, "radixserve.text.worker")]
 
 
-def _children(server: Server, module: str) -> list[int]:
+@dataclass(frozen=True)
+class _Listed:
+    """A process as `ps` lists it."""
+
+    pid: int
+    is_spare: bool
+
+
+def _children(server: Server, module: str) -> list[_Listed]:
     listed = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(server.process.pid)],
+        ["ps", "-o", "pid=,comm=,args=", "--ppid", str(server.process.pid)],
         capture_output=True,
         text=True,
     )
-    return [int(line.split()[0]) for line in listed.stdout.splitlines() if module in line.split()]
+    found = []
+    for pid, name, *words in map(str.split, listed.stdout.splitlines()):
+        if module in words:
+            # A spare that has taken over keeps its command line, but not its name.
+            found.append(_Listed(int(pid), words[-1] == "spare" and name != "radix-engine"))
+    return found
 
 
 def _read_in_background(server: Server) -> tuple[threading.Thread, queue.Queue[str | None]]:

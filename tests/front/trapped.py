@@ -3,7 +3,8 @@ radixserve.engine.process`.
 
 Some token ids are traps that go off when the model of no cost computes them: see `Trap`. Files in
 the folder named by the variable `TRAPS_FOLDER` count how often, and say whether a step is held;
-with `TRAPS_HANG_AT_START` it never gets so far.
+with `TRAPS_HANG_AT_START` it never gets so far. What a spare imports is a trap, too: it hangs while
+the file "hang_import" is there.
 """
 
 from __future__ import annotations
@@ -112,6 +113,15 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     return core, info
 
 
+def import_engine(settings: Settings) -> None:
+    """In the place of the imports of a spare."""
+    folder = Path(os.environ["TRAPS_FOLDER"])
+    mark(folder, "spares")
+    while (folder / "hang_import").exists():
+        time.sleep(0.005)
+
+
 if __name__ == "__main__":
     process.build_engine = build_engine
+    process.import_engine = import_engine
     sys.exit(process.main())

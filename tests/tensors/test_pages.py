@@ -1,0 +1,51 @@
+"""Zeroed tensors whose memory is made page by page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from radixserve.tensors.kv import KVPool, KVShape
+from radixserve.tensors.pages import fill, zeroed
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reserves memory on Linux only")
+
+GIB = 1 << 30
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_all_values_are_zero_and_can_be_written(dtype: torch.dtype) -> None:
+    tensor = zeroed((3, 5, 7), dtype)
+    assert tensor.dtype == dtype
+    assert tensor.shape == (3, 5, 7)
+    assert torch.equal(tensor.float(), torch.zeros(3, 5, 7))
+    tensor[1, 2] = torch.ones(7).to(dtype)
+    assert tensor.float().sum() == 7
+
+
+def test_a_pool_takes_memory_only_where_it_is_written() -> None:
+    before = resident()
+    pool = KVPool(KVShape(4, 2, 64, 64, torch.float32), 1 << 20, torch.device("cpu"))
+    assert pool.num_slots * pool.slot_bytes == 4 * GIB
+    pool.k[:, 7] = 1.0
+    assert resident() - before < GIB // 8
+    assert pool.k[:, 6:9].sum() == 4 * 2 * 64
+
+
+def test_filling_makes_the_memory_and_changes_nothing() -> None:
+    tensor = zeroed((256, 1 << 16), torch.float32)
+    tensor[3] = 1.0
+    before = resident()
+    fill(tensor).join()
+    if resident() - before < tensor.nbytes // 2:
+        pytest.skip("this system makes pages only when they are touched")
+    assert tensor[3].sum() == 1 << 16
+    assert tensor.sum() == 1 << 16
