@@ -195,18 +195,15 @@ async def kill(server: Server) -> int:
     return engines(server)[0]
 
 
-async def ready_spare(server: Server) -> int:
-    """Process id of the spare engine, once it has imported everything."""
+async def until_spare_is_ready(server: Server) -> None:
     await until(lambda: any("is ready to take over" in line for line in server.lines))
-    (pid,) = spares(server)
-    return pid
 
 
 async def disturb(server: Server, crowd: Crowd, first_seconds: float, more_seconds: float) -> None:
     """Let the engine die after so many seconds, again while it loads, and again when all have gone
-    on. The spare takes over at the first death. At the second there is none yet.
+    on. A spare takes over at the first death. At the second there is none yet.
     """
-    spare = await ready_spare(server)
+    (spare,) = spares(server)
     await asyncio.sleep(first_seconds)
     assert await kill(server) == spare
     await kill(server)
@@ -237,6 +234,7 @@ async def undisturbed_and_disturbed(
     await crowd.start()
     undisturbed = await crowd.answers()
     seconds = time.monotonic() - began
+    await until_spare_is_ready(server)
     await again.start()
     moments = random.uniform(0.0, 0.3) * seconds, random.uniform(0.0, 0.05) * seconds
     print(f"killed after {moments} seconds")
