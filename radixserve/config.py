@@ -167,8 +167,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Doc(
             "server",
             "whether a second engine process, which has imported everything but loaded no model, "
-            "waits for the death of the first: an engine is back in half the time, for 290 MiB of "
-            "memory; auto: if the model is a real one and 2 GiB of memory are free",
+            "waits for the death of the first, so that the next engine need not import; takes "
+            "290 MiB of memory; auto: if the model is a real one and 2 GiB of memory are free",
         ),
     ] = "auto"
     stream_comment_seconds: Annotated[
