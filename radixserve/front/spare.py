@@ -1,5 +1,5 @@
-"""Keeps a spare engine process beside the engine that serves: it has imported everything, so it only
-has to load the model when it takes over.
+"""Keeps a spare engine process beside the engine that serves: it has imported everything, so it
+only has to load the model when it takes over.
 
 It is started at the first quiet moment of an engine and ended with the server. It is not watched,
 and counted nowhere, until it serves. Whatever happens to it, the worst result is that the next
