@@ -30,6 +30,7 @@ INFO = EngineInfo(
     slot_bytes=16,
     device="cpu",
     dtype="float32",
+    checkpoint_dtype="float32",
     attention="none",
     exact=True,
 )
