@@ -31,6 +31,7 @@ INFO = EngineInfo(
     device="cpu",
     dtype="float32",
     checkpoint_dtype="float32",
+    kv_dtype="float32",
     attention="none",
     exact=True,
 )
