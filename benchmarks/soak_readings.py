@@ -49,7 +49,7 @@ def engine_pid(front: int) -> int | None:
 def _processes() -> dict[int, tuple[int, str]]:
     """Parent and command of each process that has not ended. Spare engines are left out."""
     listed = subprocess.run(
-        ["ps", "-eo", "pid=,ppid=,stat=,comm=,args="], capture_output=True, text=True, check=True
+        ["ps", "-wweo", "pid=,ppid=,stat=,comm=,args="], capture_output=True, text=True, check=True
     ).stdout
     rows = [line.split(None, 4) for line in listed.splitlines()]
     return {

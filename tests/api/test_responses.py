@@ -311,7 +311,7 @@ class TestClient:
 
 
 MESSAGE = {"role": "user", "content": "x"}
-LARK = {"type": "grammar", "syntax": "lark", "definition": 'start: "x"'}
+NO_SYNTAX = {"type": "grammar", "syntax": "ebnf", "definition": 'start = "x"'}
 REFERENCE = {"type": "item_reference", "id": "msg_1"}
 
 _MISSING_SCHEMA = ("missing_required_parameter", "text.format.schema")
@@ -353,7 +353,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"type": "function"}]}, "missing_required_parameter", "tools[0].name"),
     ({"tools": [{"type": "function", "name": 1}]}, "invalid_type", "tools[0].name"),
     (
-        {"tools": [{"type": "custom", "name": "f", "format": LARK}]},
+        {"tools": [{"type": "custom", "name": "f", "format": NO_SYNTAX}]},
         "unsupported_parameter",
         "tools[0].format",
     ),
