@@ -76,7 +76,7 @@ def bodies(model: str) -> list[tuple[str, Json]]:
 def engine_pid() -> int:
     """The process that a child of this one started as its engine."""
     listed = subprocess.run(
-        ["ps", "-eo", "pid=,ppid=,comm=,args="], capture_output=True, text=True, check=True
+        ["ps", "-wweo", "pid=,ppid=,comm=,args="], capture_output=True, text=True, check=True
     ).stdout
     rows = [line.split(None, 3) for line in listed.splitlines()]
     parents = {int(row[0]): int(row[1]) for row in rows}

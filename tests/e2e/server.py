@@ -95,7 +95,7 @@ class _Listed:
 
 def _children(server: Server, module: str) -> list[_Listed]:
     listed = subprocess.run(
-        ["ps", "-o", "pid=,comm=,args=", "--ppid", str(server.process.pid)],
+        ["ps", "-wwo", "pid=,comm=,args=", "--ppid", str(server.process.pid)],
         capture_output=True,
         text=True,
     )

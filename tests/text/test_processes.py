@@ -89,7 +89,7 @@ def ids_of(text: str) -> list[int]:
 def pids() -> list[int]:
     """Of the tokenizer processes that this process has started."""
     listed = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True
+        ["ps", "-wwo", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True
     )
     lines = [line.split() for line in listed.stdout.splitlines()]
     return [int(line[0]) for line in lines if "radixserve.text.worker" in line]
