@@ -17,7 +17,8 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stands for the file system in memory; the choice of a folder is open again."""
     monkeypatch.setattr(temporary, "MEMORY", tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "")  # so that whatever the test sets is undone
+    monkeypatch.delenv("TMPDIR")
     return tmp_path
 
 
