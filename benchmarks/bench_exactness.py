@@ -39,8 +39,8 @@ from transformers import AutoModelForCausalLM
 
 from radixserve.checkpoints.embedded import embedded_model
 from radixserve.kernels.attention import Kernel
-from radixserve.kernels.cpu.attend import attend_cpu
-from radixserve.kernels.cpu.gemm import Gemm
+from radixserve.kernels.cpu.attention.call import attend_cpu
+from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.decoder import Decoder
 from radixserve.model.families import Layer

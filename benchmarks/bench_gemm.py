@@ -21,7 +21,7 @@ from itertools import cycle
 import torch
 
 from radixserve.kernels.cpu import levels
-from radixserve.kernels.cpu.gemm import Gemm
+from radixserve.kernels.cpu.gemm.call import Gemm
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 ROWS = (1, 4, 16, 64, 256)

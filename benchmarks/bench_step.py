@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 
 from radixserve.checkpoints.embedded import embedded_model
 from radixserve.kernels.cpu import levels
-from radixserve.kernels.cpu.attend import attend_cpu
+from radixserve.kernels.cpu.attention.call import attend_cpu
 from radixserve.kernels.cpu.levels import Level
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.attention import CPU as CPU_KERNEL

@@ -35,7 +35,7 @@ from radixserve.checkpoints.embedded import embedded_model
 from radixserve.engine import flight
 from radixserve.engine.core import EngineCore
 from radixserve.engine.scheduler import Limits
-from radixserve.kernels.cpu.gemm import Gemm
+from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.model import decoder
 from radixserve.model.load import load_model
 from radixserve.model.operations import RunNow

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from radixserve.checkpoints.embedded import embedded_model
-from radixserve.kernels.cpu.gemm import Gemm
+from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.model.linear import FusedPart, PackedLinear
 from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel

@@ -87,7 +87,7 @@ def register_cpu_kernel() -> str:
     """Register the compiled kernel and return its name. Imports numba, which takes about a
     second.
     """
-    from radixserve.kernels.cpu.attend import attend_cpu
+    from radixserve.kernels.cpu.attention.call import attend_cpu
 
     AttentionInterface.register(CPU, interface(attend_cpu))
     return CPU

@@ -19,8 +19,8 @@ import torch
 from transformers import PreTrainedModel
 
 from radixserve.kernels.attention import Kernel
-from radixserve.kernels.cpu.attend import attend_cpu
-from radixserve.kernels.cpu.gemm import FEW
+from radixserve.kernels.cpu.attention.call import attend_cpu
+from radixserve.kernels.cpu.gemm.call import FEW
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.families import Family, Layer, family_of
 from radixserve.model.operations import Memory, Operations, Record, RecordedStep, RunNow, Sizes

@@ -20,7 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from radixserve.kernels.cpu.gemm import Gemm
+from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.model.linear import FusedPart, PackedLinear
 
 ACTIVATIONS = ("silu",)

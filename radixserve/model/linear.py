@@ -1,7 +1,7 @@
 """Modules that multiply by packed weights, in place of torch's own.
 
-A row's result does not depend on how many rows there are (`kernels.cpu.gemm`). Knows nothing of
-models.
+A row's result does not depend on how many rows there are (`kernels.cpu.gemm`). Knows
+nothing of models.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from radixserve.kernels.cpu.gemm import Gemm
-from radixserve.kernels.cpu.lookup import Lookup
+from radixserve.kernels.cpu.gemm.call import Gemm
+from radixserve.kernels.cpu.gemm.lookup import Lookup
 
 _ROWS_COMPARED = 4096  # of an embedding, at a time
 

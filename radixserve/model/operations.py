@@ -27,9 +27,10 @@ import torch
 
 from radixserve.kernels.arrays import Longs
 from radixserve.kernels.attention import Kernel
-from radixserve.kernels.cpu import attend, native, rows, threads
-from radixserve.kernels.cpu.gemm import Gemm, segments_of
-from radixserve.kernels.cpu.gemm_block import COUNTERS, QUEUE_LENGTH
+from radixserve.kernels.cpu import native, rows, threads
+from radixserve.kernels.cpu.attention import call as attention
+from radixserve.kernels.cpu.gemm.block import COUNTERS, QUEUE_LENGTH
+from radixserve.kernels.cpu.gemm.call import Gemm, segments_of
 from radixserve.kernels.cpu.program import Program
 from radixserve.kernels.cpu.rows import GateBlock, NormBlock, RotateBlock
 from radixserve.kernels.step import AttentionPlan
@@ -225,8 +226,8 @@ class Record(Operations):
         self._blocks: list[Any] = []  # kept: the program holds bare addresses
         layers = pool.shape.layers
         self._counters = np.zeros((layers, _LAUNCHES, COUNTERS), np.int64)
-        self._attention = attend.AttentionStep(pool.shape, sizes.heads, memory.hidden.dtype)
-        self._attention_counters = np.zeros((layers, attend.COUNTERS), np.int64)
+        self._attention = attention.AttentionStep(pool.shape, sizes.heads, memory.hidden.dtype)
+        self._attention_counters = np.zeros((layers, attention.COUNTERS), np.int64)
         # While linears read their weights they prefetch the K/V of the attention that comes next,
         # from a queue for each layer; behind the last attention there is nothing to prefetch.
         self._queues = np.zeros((layers + 1, QUEUE_LENGTH), np.int64)

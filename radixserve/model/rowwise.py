@@ -19,7 +19,7 @@ from torch import nn
 from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
-from radixserve.kernels.cpu.gemm import Gemm
+from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.model.linear import (
     FusedLinears,
     FusedPart,

@@ -12,7 +12,7 @@ exact with respect to K/V of this dtype.
 
 A row that holds NaN or an infinity gets the scale NaN: all of its numbers are NaN when they are
 read. A row whose scale would be below the normal floats becomes zeros. `kernels.cpu.rows` writes
-and `kernels.cpu.attention_loads` reads the same bits on the CPU.
+and `kernels.cpu.attention.loads` reads the same bits on the CPU.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from radixserve.model.runner import Runner
 from radixserve.request import Request, Sampling
 from radixserve.step import TokenLogprob
 from radixserve.tensors.kv import KVPool, KVShape
-from tests.kernels.interpreted import interpreter
+from tests.kernels.cuda.interpreted import interpreter
 from tests.tiny import VOCAB, chunk, greedy, load_tiny, tiny_model
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from radixserve.kernels.cpu.gemm import FEW, segments_of
-from radixserve.kernels.cpu.gemm_vectors import SEGMENT
+from radixserve.kernels.cpu.gemm.call import FEW, segments_of
+from radixserve.kernels.cpu.gemm.vectors import SEGMENT
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.decoder import Decoder
 from radixserve.model.runner import Runner

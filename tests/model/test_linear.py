@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import ACT2FN
 
-from radixserve.kernels.cpu.lookup import Lookup
+from radixserve.kernels.cpu.gemm.lookup import Lookup
 from radixserve.model.linear import FusedPart, PackedEmbedding, PackedLinear
 from radixserve.model.rowwise import RowwiseActivation, make_rowwise
 from tests.tiny import CONFIGS, tiny_model

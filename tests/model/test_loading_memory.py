@@ -20,7 +20,7 @@ _MIB = 1 << 20
 # Run alone: the peak of a process never falls.
 _LOAD = """
 import json, sys, torch
-import radixserve.kernels.cpu.attend, radixserve.model.decoder
+import radixserve.kernels.cpu.attention.call, radixserve.model.decoder
 from radixserve.model.load import load_model
 
 def status():

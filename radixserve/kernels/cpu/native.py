@@ -28,6 +28,7 @@ from radixserve.progress import long_stage
 
 _FOLDER = Path(__file__).parent
 _PACKAGE = __name__.rpartition(".")[0]
+_AS_WORDS = str.maketrans("._", "  ")
 _engines: list[Any] = []  # the code lives as long as these
 
 
@@ -41,7 +42,7 @@ def address(kernel: Callable[[Any], None], level: Level | None = None) -> int:
 
 @cache
 def _address(kernel: Callable[[Any], None], level: Level) -> int:
-    module = kernel.__module__.rpartition(".")[2]
+    module = kernel.__module__.removeprefix(f"{_PACKAGE}.")
     name = f"{module}.{kernel.__name__}-{_digest(module, level)}"
     code = code_files.read(name)
     if code is None:
@@ -51,7 +52,7 @@ def _address(kernel: Callable[[Any], None], level: Level) -> int:
 
 
 def _compile(kernel: Callable[[Any], None], level: Level) -> Code:
-    what = kernel.__module__.rpartition(".")[2].replace("_", " ")
+    what = kernel.__module__.removeprefix(f"{_PACKAGE}.").translate(_AS_WORDS)
     with long_stage(f"compiling the kernel of {what}, once for later starts, too"):
         function: Any = compile.kernel()(kernel)
         if level == levels.highest():
@@ -102,32 +103,40 @@ def sources_digest(module: str, folder: Path = _FOLDER) -> str:
     """A digest of the source files that a kernel's machine code can depend on."""
     found = hashlib.sha256()
     for path in sources_of(module, folder):
-        found.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        name = path.relative_to(folder).as_posix()
+        found.update(name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()[:16]
 
 
 def sources_of(module: str, folder: Path = _FOLDER) -> list[Path]:
-    """The file of `module` in `folder` and those that it imports from there, directly or not,
-    sorted by name: all files that a kernel's machine code can depend on.
+    """The file of `module`, such as gemm.vectors, below `folder` and those that it imports from
+    there, directly or not, sorted by name: all files that a kernel's machine code can depend on.
     """
     found: dict[str, Path] = {}
     missing = {module}
     while missing:
         name = missing.pop()
-        path = folder / f"{name}.py"
-        if name not in found and path.is_file():
+        if name not in found and (path := _file(name, folder)) is not None:
             found[name] = path
             missing |= _imported(path.read_text())
     return [found[name] for name in sorted(found)]
 
 
+def _file(module: str, folder: Path) -> Path | None:
+    """The file of a module or package below `folder`; None if there is none."""
+    path = folder.joinpath(*module.split("."))
+    candidates = (path.with_name(f"{path.name}.py"), path / "__init__.py")
+    return next((each for each in candidates if each.is_file()), None)
+
+
 def _imported(source: str) -> set[str]:
-    """Names of this folder's modules that `source` imports by `from radixserve.kernels.cpu`."""
+    """What `source` imports by `from radixserve.kernels.cpu`, without this prefix: the modules, and
+    their members, which may be modules of a package.
+    """
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            if node.module == _PACKAGE:
-                names |= {alias.name for alias in node.names}
-            elif node.module.startswith(f"{_PACKAGE}."):
-                names.add(node.module.removeprefix(f"{_PACKAGE}."))
-    return names
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                names |= {f"{node.module}", f"{node.module}.{alias.name}"}
+    prefix = f"{_PACKAGE}."
+    return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}

@@ -1,0 +1,428 @@
+"""The CPU attention kernel: exact, aware of grouped queries, reads K/V by slot. Its arithmetic is
+that of float32; activations are float32 or bfloat16, and K/V has a type of its own. Compiled by
+numba at first use.
+
+The context is cut into tiles of 64 positions at absolute multiples of 64. For one query row, a
+tile's contribution (largest score, sum of weights, weighted sum of V) depends on that row and that
+tile alone. Contributions are combined in the order of the tiles, first within groups of four, which
+lie at absolute places too, then group after group. So no chunking, no other sequence of the batch,
+no slot, no thread and no sharing of loaded tiles can change a bit; `work` decides only which
+thread computes what.
+
+Two contributions, with largest scores p <= p', sums of weights w and w', sums of V v and v',
+combine like this, where e is never raised to a power above 0:
+
+    largest score     p'
+    sum of weights    w * e**(p - p') + w'
+    sum of V          v * e**(p - p') + v'
+
+The result is the sum of V over the sum of weights. This is the online softmax of Milakov &
+Gimelshein 2018 (arXiv:1805.02867).
+
+For one item a thread walks its tiles like this:
+
+    load_queries
+    for each tile:  load_tile -> scores = q @ K, softmax, sums = sums * old + scores @ V * new
+                    last tile of a group: add the sums to the total, or store them
+    write the result, if nothing was stored; else `_finish` combines the stored sums of all items
+"""
+
+# mypy: disable-error-code="untyped-decorator"
+# (numba has no type hints)
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from radixserve.kernels.cpu.attention.block import AttentionBlock, StepBlock
+from radixserve.kernels.cpu.attention.loads import (
+    Run,
+    Tile,
+    folded_from,
+    load_queries,
+    load_tile,
+    load_tile_widened,
+    part_of,
+    settled,
+    without_rows,
+)
+from radixserve.kernels.cpu.attention.memory import ROWS, Scratch, Sums, scratch_of
+from radixserve.kernels.cpu.attention.work import GROUP, TILE
+from radixserve.kernels.cpu.compile import LINE_BYTES, compiled
+from radixserve.kernels.cpu.products import (
+    Fold,
+    Rows,
+    multiply_1,
+    multiply_2,
+    multiply_3,
+    multiply_4,
+    multiply_6,
+)
+from radixserve.kernels.cpu.vector import (
+    PANEL,
+    add_atomically,
+    copy,
+    exp,
+    fma,
+    put_number,
+    tile_exp,
+    tile_max,
+    tile_sum,
+)
+
+_MINUS_INFINITY = np.float32(-np.inf)
+_ZERO, _ONE = np.float32(0), np.float32(1)
+
+
+class Means(NamedTuple):
+    """The compiled functions that depend on the type of the numbers and on the instructions; the
+    walk over items and tiles is the same for all. A scratch memory has at least `ends`, `places`,
+    `sums`, `total` and `finished` as in `memory.Scratch`.
+    """
+
+    scratch_of: Any  # (addresses, thread) -> scratch
+    load_queries: Any  # (layer, step, key head, first row, number of rows, scratch)
+    load_tile: Any  # (layer, step, run, later run, scratch) -> tile
+    # (layer, scratch, number of query rows, position where the tile starts, tile, fresh): adds the
+    # tile to `scratch.sums`; if `fresh`, it is the first one
+    add_tile: Any
+
+
+class Item(NamedTuple):
+    """What a thread takes at a time: an ITEM of `work` at one key head."""
+
+    kv: Any  # key head
+    first: Any
+    num_rows: Any
+    begin: Any
+    tile: Any
+    end_tile: Any
+    stop: Any
+    stores: Any
+
+
+@compiled
+def _multiply(
+    rows: int,
+    a: Any,
+    at: int,
+    lda: int,
+    b: Rows,
+    columns: int,
+    c: Any,
+    to: int,
+    fold: Fold,
+    later: Rows,
+) -> None:
+    """c = a[0:rows, 0:b.count] @ b[:, 0:columns] for at most 6 rows, folded into c as `fold` says.
+    a and c begin at elements `at` and `to`.
+
+    A block of PANEL columns is computed at a time. The rows of `later` are prefetched meanwhile,
+    each panel an equal share of their width.
+    """
+    # Numbers of each later row to prefetch per panel, in whole cache lines.
+    line = LINE_BYTES // later.data.itemsize
+    share = -(-later.width * PANEL // (columns * line)) * line
+    whole = later
+    for column in range(0, columns, PANEL):
+        later = part_of(whole, column // PANEL * share, share)
+        here = to + column
+        if rows == 6:
+            multiply_6(a, at, lda, b, column, c, here, columns, fold, later)
+        elif rows >= 4:
+            multiply_4(a, at, lda, b, column, c, here, columns, fold, later)
+            if rows == 5:  # 4 + 1: too rare for a loop of its own
+                last, nothing = folded_from(fold, 4), without_rows(later)
+                multiply_1(
+                    a, at + 4 * lda, lda, b, column, c, here + 4 * columns, columns, last, nothing
+                )
+        elif rows == 3:
+            multiply_3(a, at, lda, b, column, c, here, columns, fold, later)
+        elif rows == 2:
+            multiply_2(a, at, lda, b, column, c, here, columns, fold, later)
+        else:
+            multiply_1(a, at, lda, b, column, c, here, columns, fold, later)
+
+
+@compiled
+def _softmax_row(scores: Any, at: int, seen: int) -> Any:
+    """Turn 64 scores into weights relative to the largest of the first `seen`; the others get
+    weight 0. Returns that score and the sum of the weights.
+    """
+    for j in range(at + seen, at + TILE):
+        scores[j] = _MINUS_INFINITY
+    peak = tile_max(scores, at)
+    tile_exp(scores, at, peak)
+    for j in range(at + seen, at + TILE):
+        scores[j] = _ZERO
+    return peak, tile_sum(scores, at)
+
+
+@compiled
+def _factors(before: Any, peak: Any) -> Any:
+    """The factors of the old and the new sums, when `before` and `peak` are their largest scores: e
+    to the difference for the smaller, 1 for the larger.
+    """
+    grows = peak > before
+    less = exp(before - peak if grows else peak - before)
+    return (less, _ONE) if grows else (_ONE, less)
+
+
+@compiled
+def add_scores(
+    sums: Sums, index: int, peak: Any, weight: Any, fresh: bool, fold: Fold, place: int
+) -> None:
+    """Add a tile's largest score and sum of weights to row `index`, and write the factors for its
+    sum of V to `fold` at `place`. If `fresh`, the tile is the first of the sums.
+    """
+    if fresh:
+        sums.peaks[index], sums.weights[index] = peak, weight
+        return
+    old, new = _factors(sums.peaks[index], peak)
+    fold.old[place], fold.new[place] = old, new
+    sums.weights[index] = fma(weight, new, sums.weights[index] * old)
+    if peak > sums.peaks[index]:
+        sums.peaks[index] = peak
+
+
+@compiled
+def _contribute(
+    scratch: Scratch, block: int, count: int, start: int, tile: Tile, fresh: bool
+) -> None:
+    """Add the loaded tile, which begins at position `start`, to the group's sums of rows [block,
+    block + count) of the item. If `fresh`, it is the first tile of these sums.
+    """
+    scores, ends, sums, k_dim = scratch.scores, scratch.ends, scratch.sums, tile.keys.count
+    plain = Fold(scratch.old, scratch.new, 0, 0)
+    _multiply(
+        count,
+        scratch.queries,
+        block * k_dim,
+        k_dim,
+        tile.keys,
+        TILE,
+        scores,
+        0,
+        plain,
+        tile.later_keys,
+    )
+    for r in range(count):
+        peak, weight = _softmax_row(scores, r * TILE, min(TILE, ends[block + r] - start))
+        add_scores(sums, block + r, peak, weight, fresh, plain, r)
+    width = scratch.values.shape[0] // TILE
+    fold = Fold(scratch.old, scratch.new, 0, 0 if fresh else 1)
+    _multiply(
+        count,
+        scores,
+        0,
+        TILE,
+        tile.values,
+        width,
+        sums.values,
+        block * width,
+        fold,
+        tile.later_values,
+    )
+
+
+@compiled
+def _combine(total: Sums, index: int, part: Sums, place: int, width: int) -> None:
+    """total[index] = total[index] combined with part[place]; rows of V are `width` floats. See the
+    top for the formula.
+    """
+    old, new = _factors(total.peaks[index], part.peaks[place])
+    into, values = total.values[index * width :][:width], part.values[place * width :][:width]
+    for d in range(width):
+        into[d] = fma(values[d], new, into[d] * old)
+    total.weights[index] = fma(part.weights[place], new, total.weights[index] * old)
+    if part.peaks[place] > total.peaks[index]:
+        total.peaks[index] = part.peaks[place]
+
+
+@compiled
+def _copy(target: Sums, index: int, source: Sums, place: int, width: int) -> None:
+    """target[index] = source[place]."""
+    copy(source.values, place * width, target.values, index * width, width)
+    target.peaks[index], target.weights[index] = source.peaks[place], source.weights[place]
+
+
+@compiled
+def _add(total: Sums, index: int, part: Sums, place: int, width: int, fresh: bool) -> None:
+    """`_combine`; or `_copy` if the total is empty."""
+    if fresh:
+        _copy(total, index, part, place, width)
+    else:
+        _combine(total, index, part, place, width)
+
+
+@compiled
+def _close_group(step: StepBlock, scratch: Any, item: Item, most: int, tile: int) -> None:
+    """The loaded tile is the last one of its group in this item. Add the group's sums to the item's
+    totals, or store them as contributions. Rows that do not see the group are left out.
+    """
+    width, start = step.width, max(item.tile, tile // GROUP * GROUP) * TILE
+    for i in range(most):
+        if scratch.ends[i] <= start:
+            continue
+        if item.stores:
+            _copy(step.partials, scratch.places[i], scratch.sums, i, width)
+        else:
+            _add(scratch.total, i, scratch.sums, i, width, start == 0)
+
+
+@compiled
+def _write(out: Any, place: int, dim: int, total: Sums, index: int, width: int) -> None:
+    """Write the result of one row at one head, its weighted mean of V, to row `place` of `out`."""
+    values = total.values[index * width :][:width]
+    for d in range(dim):
+        put_number(out, place * dim + d, values[d] / total.weights[index])
+
+
+@compiled
+def _item(step: StepBlock, number: int) -> Item:
+    """Entry `number` of the items times key heads; an item without tiles if there is no such entry,
+    as for the one that would follow the last.
+    """
+    index = number // step.kv_heads
+    if index >= step.items.shape[0]:
+        return Item(0, 0, 0, 0, 0, 0, 0, 0)
+    i = step.items[index]
+    kv = number % step.kv_heads
+    return Item(kv, i.first, i.num_rows, i.begin, i.tile, i.end_tile, i.stop, i.stores)
+
+
+@compiled
+def _run(item: Item, tile: int) -> Run:
+    """The positions of the item that lie in `tile`."""
+    return Run(item.kv, item.begin + tile * TILE, max(0, min(TILE, item.stop - tile * TILE)))
+
+
+@compiled
+def _add_tile(
+    layer: AttentionBlock, scratch: Scratch, most: int, start: int, tile: Tile, fresh: bool
+) -> None:
+    """Add the loaded tile, which begins at position `start`, to all rows that see it."""
+    for block in range(0, most, ROWS):
+        first, end = block, min(block + ROWS, most)
+        while first < end and scratch.ends[first] <= start:  # positions of rows ascend
+            first += 1
+        if first < end:
+            _contribute(scratch, first, end - first, start, tile, fresh)
+            tile = settled(tile)  # the first block has prefetched the next tile
+
+
+@compiled
+def _attend_item(
+    means: Means,
+    layer: AttentionBlock,
+    step: StepBlock,
+    scratch: Any,
+    item: Item,
+    following: Item,
+) -> None:
+    """Compute one item: its rows are finished then, or their contributions stored. The last tile
+    prefetches the first one of `following`, the item that this thread takes next.
+    """
+    most = item.num_rows * (step.heads // step.kv_heads)
+    means.load_queries(layer, step, item.kv, item.first, item.num_rows, scratch)
+    for tile in range(item.tile, item.end_tile):
+        more = tile + 1 < item.end_tile
+        later = _run(item, tile + 1) if more else _run(following, following.tile)
+        loaded = means.load_tile(layer, step, _run(item, tile), later, scratch)
+        fresh = tile == item.tile or tile % GROUP == 0
+        means.add_tile(layer, scratch, most, tile * TILE, loaded, fresh)
+        if not more or tile % GROUP == GROUP - 1:
+            _close_group(step, scratch, item, most, tile)
+    if not item.stores:
+        for i in range(most):
+            _write(layer.out, scratch.places[i], step.v_dim, scratch.total, i, step.width)
+
+
+@compiled
+def _finish_group(
+    step: StepBlock, total: Sums, first: int, end: int, width: int, fresh: bool
+) -> None:
+    """Combine the stored contributions [first, end) to one row, which are those of one group, and
+    add them to the row's totals. Heads lie side by side.
+    """
+    heads = step.heads
+    for head in range(heads):
+        if end > first + 1:
+            _copy(total, heads + head, step.partials, first * heads + head, width)
+            for place in range(first + 1, end):
+                _combine(total, heads + head, step.partials, place * heads + head, width)
+            _add(total, head, total, heads + head, width, fresh)
+        else:
+            _add(total, head, step.partials, first * heads + head, width, fresh)
+
+
+@compiled
+def _finish_row(out: Any, step: StepBlock, split: Any, total: Sums, width: int) -> None:
+    """Combine all stored contributions to one row in the order of the tiles, and write it. `split`
+    is a SPLIT_ROW.
+    """
+    first = split.begin
+    while first < split.end:
+        after = first + 1
+        while after < split.end and not step.opens[after]:
+            after += 1
+        _finish_group(step, total, first, after, width, first == split.begin)
+        first = after
+    for head in range(step.heads):
+        _write(out, split.row * step.heads + head, step.v_dim, total, head, width)
+
+
+@compiled
+def _attend(means: Means, layer: AttentionBlock, step: StepBlock, scratch: Any) -> None:
+    """Compute items until none is left, then wait until the other threads have done theirs."""
+    num_items = step.items.shape[0] * step.kv_heads
+    taken = add_atomically(layer.taken, 0, 1)
+    while taken < num_items:
+        following = add_atomically(layer.taken, 0, 1)
+        _attend_item(means, layer, step, scratch, _item(step, taken), _item(step, following))
+        add_atomically(layer.done, 0, 1)
+        taken = following
+    while add_atomically(layer.done, 0, 0) < num_items:
+        pass  # spins: items are sorted by cost, so the last ones are cheap
+
+
+@compiled
+def _finish(layer: AttentionBlock, step: StepBlock, scratch: Any) -> None:
+    """Combine the rows whose contributions are stored until none is left."""
+    taken = add_atomically(layer.finished, 0, 1)
+    while taken < step.split_rows.shape[0]:
+        _finish_row(layer.out, step, step.split_rows[taken], scratch.finished, step.width)
+        taken = add_atomically(layer.finished, 0, 1)
+
+
+@compiled
+def attend(means: Means, layer: AttentionBlock) -> None:
+    """One thread's part of a layer."""
+    step = StepBlock.read(layer.step)
+    scratch = means.scratch_of(step.scratch, add_atomically(layer.threads, 0, 1))
+    _attend(means, layer, step, scratch)
+    _finish(layer, step, scratch)
+
+
+_FLOAT32 = Means(scratch_of, load_queries, load_tile, _add_tile)
+_WIDENED = Means(scratch_of, load_queries, load_tile_widened, _add_tile)
+
+
+@cache
+def work_of(numbers: torch.dtype, kv: torch.dtype) -> Callable[[Any], None]:
+    """The kernel for q and out of the dtype `numbers`, and a pool of the dtype `kv`. Every thread
+    calls it with the address of an `AttentionBlock`. `native` compiles it.
+    """
+    means = _FLOAT32 if kv == torch.float32 else _WIDENED
+    read = AttentionBlock.reader(numbers, kv)
+
+    def work(address: Any) -> None:
+        attend(means, read(address))
+
+    work.__name__ = f"work_{numbers}_{kv}".replace("torch.", "")
+    return work

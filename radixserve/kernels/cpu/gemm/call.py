@@ -1,0 +1,217 @@
+"""GEMM: x [rows, in] times a weight [out, in], for any number of rows, with the same bits for a row
+whatever the number of rows.
+
+Which arithmetic multiplies a weight is chosen once, from the form in which it is packed (`panels`),
+the type of the activations, and the level of the processor (`levels`); it does not depend on the
+number of rows. Each output is a sum in one fixed order, so nothing that only concerns speed (how
+many rows share a pass, which thread computes them, blocks, prefetching) can change a bit.
+
+    activations  weight         AVX2, AVX512      AVX512_BF16       AMX
+    float32      float32        multiply-adds     multiply-adds     multiply-adds
+    float32      bfloat16       multiply-adds     multiply-adds     tiles, x in three parts
+    float32      4-, 8-bit      multiply-adds     multiply-adds     multiply-adds
+    bfloat16     bfloat16       multiply-adds     products of pairs tiles
+    bfloat16     4-, 8-bit      multiply-adds     multiply-adds     multiply-adds
+
+Sums are float32; the result has the type of the activations, rounded once. Knows nothing of layers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from radixserve.kernels.arrays import Longs
+from radixserve.kernels.cpu import levels, native, threads
+from radixserve.kernels.cpu.amx import TILE_ROWS
+from radixserve.kernels.cpu.gemm import amx, vectors
+from radixserve.kernels.cpu.gemm.block import COUNTERS, GemmBlock
+from radixserve.kernels.cpu.gemm.lookup import Lookup
+from radixserve.kernels.cpu.gemm.panel_products import WIDTH, Operands
+from radixserve.kernels.cpu.gemm.panels import BFLOAT_BITS, Panels
+from radixserve.kernels.cpu.gemm.vectors import SEGMENT
+from radixserve.kernels.cpu.levels import Level
+from radixserve.kernels.step import AttentionPlan
+
+FEW = 96
+"""Rows up to which a step is worth recording as a program: starting kernels one by one costs more
+than it should then.
+"""
+
+_ITEMS_PER_THREAD = 4  # at least, so that no thread waits long for the others
+_memory = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kernel:
+    """A compiled kernel, and the form of x that it multiplies."""
+
+    address: int
+    most_rows: int  # of an item
+    row_unit: int  # rows of x in scratch memory are a multiple of it
+    number_bytes: int  # of a number of x in that form, of all its parts
+    same: bool  # x is in that form already, unless inputs are padded
+    same_rows: int | None  # up to this many rows; None: any number
+
+
+@cache
+def _kernel(dtype: torch.dtype, bits: int, level: Level) -> _Kernel:
+    """The kernel for activations of `dtype` and a weight of `bits`; see the top."""
+    bfloat16, halves = dtype == torch.bfloat16, bits == BFLOAT_BITS
+    if halves and level == Level.AMX:
+        address = _compiled(amx.gemm_kernel, Level.AMX, bfloat16)
+        size = 2 if bfloat16 else 2 * 3
+        return _Kernel(address, amx.SLICE, TILE_ROWS, size, bfloat16, TILE_ROWS)
+    pairs = halves and bfloat16 and level == Level.AVX512_BF16
+    least = Level.AVX512_BF16 if pairs else min(level, Level.AVX512)
+    operands = Operands.PAIRS if pairs else Operands.WIDENED
+    address = _compiled(vectors.gemm_kernel, least, operands, level >= Level.AVX512, bfloat16)
+    return _Kernel(address, vectors.MOST_ROWS, 1, 2 if pairs else 4, pairs or not bfloat16, None)
+
+
+def _compiled(make: Callable[..., Any], level: Level, *which: Any) -> int:
+    """The address of a kernel, which is made and compiled once."""
+    return native.address(make(*which), level)
+
+
+class Gemm:
+    """One packed weight [out, in], with its bias. One call at a time in a thread: calls share
+    memory.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        level: Level | None = None,
+    ) -> None:
+        """`weight` [out, in] is float32 or bfloat16, and is copied, as `bias` [out] is. `dtype` is
+        that of the activations, float32 or bfloat16, by default that of the weight; `level` is by
+        default the current one.
+
+        Cost: see `Panels.of`; the first time ever a kernel is compiled, which takes seconds.
+        """
+        self.dtype = weight.dtype if dtype is None else dtype
+        self.panels = Panels.of(weight.detach())
+        self.out_features, self.in_features = self.panels.shape
+        self.bits = self.panels.bits
+        self.bias = None if bias is None else bias.detach().float().clone()
+        self._kernel = _kernel(self.dtype, self.bits, levels.current() if level is None else level)
+        self._counter = np.zeros(COUNTERS, np.int64)
+        self._block = self._new_block()
+        self._block.counter = self._counter
+        self._last_call: tuple[int, torch.dtype, int] | None = None
+
+    def _new_block(self) -> GemmBlock:
+        return GemmBlock(
+            weight=self.panels.memory,
+            bias=self.bias,
+            inputs=self.in_features,
+            outputs=self.out_features,
+            padded=self.panels.padded,
+            bits=self.bits,
+            barrier=threads.barrier(),
+        )
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The product [..., out] of x [..., in], rounded to the type of the activations."""
+        return self._product(x, self.dtype)
+
+    def unrounded(self, x: torch.Tensor) -> torch.Tensor:
+        """The product [..., out] of x [..., in] in float32, whatever the activations' type."""
+        return self._product(x, torch.float32)
+
+    def _product(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        flat, block = x.reshape(-1, self.in_features).contiguous(), self._block
+        rows = flat.shape[0]
+        out = torch.empty(rows, self.out_features, dtype=dtype)
+        call = rows, dtype, threading.get_ident()
+        if call != self._last_call:  # calls like the one before have the same sizes and memory
+            self._size(block, rows)
+            block.set(out=None, unrounded=None)
+            self._last_call = call
+        if rows:
+            block.x = flat
+            setattr(block, "out" if dtype == self.dtype else "unrounded", out)
+            self._counter[:] = 0
+            threads.run(self._kernel.address, block.address, True)
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def launch(
+        self, x: torch.Tensor, out: torch.Tensor, counter: Longs, queue: Longs | None = None
+    ) -> tuple[int, GemmBlock]:
+        """A kernel's address, and the block with which all threads must call it to compute `out`
+        [rows, out] from `x` [rows, in].
+
+        `counter` [COUNTERS] must be zero before each call; `queue` is the prefetch queue of the
+        next K/V, laid out as `QUEUE_LENGTH` says. They, `x`, `out` and this object must
+        outlive the block.
+        """
+        block = self._new_block()
+        self._size(block, len(x))
+        block.set(x=x, out=out, counter=counter, queue=queue)
+        return self._kernel.address, block
+
+    def lookup(self) -> Lookup:
+        """Gives rows of the weight, from the same memory."""
+        return Lookup(self.panels, self.dtype)
+
+    def _size(self, block: GemmBlock, rows: int) -> None:
+        """Set what depends on the number of rows."""
+        block.set(rows=rows, scratch=self._scratch(rows))
+        block.slice, block.panels = _shares(max(rows, 1), self.panels, self._kernel)
+
+    def _scratch(self, rows: int) -> torch.Tensor | None:
+        """Memory for x in the form that the kernel multiplies, if it is in another one."""
+        kernel, padded = self._kernel, self.panels.padded
+        fits = kernel.same_rows is None or rows <= kernel.same_rows
+        if kernel.same and fits and padded == self.in_features:
+            return None
+        whole = -(-rows // kernel.row_unit) * kernel.row_unit
+        return _scratch(whole * padded * kernel.number_bytes)
+
+
+def _scratch(size: int) -> torch.Tensor:
+    """This thread's scratch memory, at least `size` bytes. Kernels of one thread run one after the
+    other, so they share it. It is never freed, because blocks hold its address, and it doubles when
+    it grows: all of it together is less than four times the largest need.
+    """
+    kept: list[torch.Tensor] = _memory.__dict__.setdefault("scratch", [])
+    if not kept or len(kept[-1]) < size:
+        before = len(kept[-1]) if kept else 0
+        kept.append(torch.empty(max(size, 2 * before), dtype=torch.uint8))
+    return kept[-1]
+
+
+def _shares(rows: int, panels: Panels, kernel: _Kernel) -> tuple[int, int]:
+    """Rows and panels of an item: as many as the kernel can take, but enough items for all
+    threads. Several panels share an item only if their inputs are more than one block.
+    """
+    count = -(-panels.shape[0] // WIDTH)
+    slices = -(-rows // kernel.most_rows)
+    size = -(-rows // slices)
+    if kernel.row_unit == 1:
+        return size, 1
+    size = -(-size // (2 * TILE_ROWS)) * 2 * TILE_ROWS
+    wanted = _ITEMS_PER_THREAD * torch.get_num_threads()
+    most = amx.PANELS if panels.padded > amx.BLOCK_INPUTS else 1
+    return size, max(1, min(most, count * slices // wanted))
+
+
+def segments_of(plan: AttentionPlan) -> Longs:
+    """Byte offsets of the segments of SEGMENT bytes that one layer's attention reads of K,
+    ascending, each once. They are those of V, too.
+    """
+    size = plan.pool.k.stride(1) * plan.pool.k.element_size()
+    needed = np.zeros(plan.pool.num_slots * size // SEGMENT + 1, np.bool_)
+    begin = plan.table.astype(np.int64) * size
+    needed[begin // SEGMENT] = True
+    needed[(begin + size - 1) // SEGMENT] = True
+    return np.flatnonzero(needed) * SEGMENT

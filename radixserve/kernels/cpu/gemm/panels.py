@@ -1,0 +1,82 @@
+"""Weights packed into panels of 64 outputs, the order in which GEMM kernels read them.
+
+    weight [out, in]  ->  float32   [panels][in][64]
+                          bfloat16  [panels][in / 2][64][2], inputs padded to a multiple of 32
+                          codes     see `quantised`
+
+Outputs are padded to whole panels; all padding is zeros. A weight is kept in the smallest form that
+gives back every value, bit for bit: codes of 4 or 8 bits, bfloat16, float32. Knows nothing of how
+rows are multiplied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from radixserve.kernels.cpu.amx import STEP
+from radixserve.kernels.cpu.gemm.panel_products import WIDTH
+from radixserve.kernels.cpu.gemm.quantised import Codes
+from radixserve.kernels.cpu.pages import in_large_pages
+
+FLOAT_BITS, BFLOAT_BITS = 32, 16
+_LOWER_HALF = 0xFFFF
+_CHECKED = 1 << 20  # values that are looked at in one go
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """One packed weight."""
+
+    memory: torch.Tensor  # flat, seen as float32 whatever it holds
+    bits: int  # of a number: 32, 16 (bfloat16), or those of a code, 8 or 4
+    shape: tuple[int, int]  # (out, in), without padding
+    padded: int  # inputs, with padding
+
+    @classmethod
+    def of(cls, weight: torch.Tensor) -> Panels:
+        """Pack a weight [out, in], float32 or bfloat16, on the CPU. It is not changed.
+
+        Cost: reading and writing it some times. Looking for codes takes some 10 ns per value and
+        thread if there are any.
+        """
+        shape = weight.shape[0], weight.shape[1]
+        if weight.dtype == torch.float32:
+            packed = _packed_floats(weight)
+            codes = Codes.of(packed.data_ptr(), (len(packed) // shape[1], shape[1]))
+            if codes is not None:
+                return cls(in_large_pages(codes.records), codes.bits, shape, shape[1])
+            if not fits_bfloat16(weight):
+                return cls(in_large_pages(packed), FLOAT_BITS, shape, shape[1])
+        padded = -(-shape[1] // STEP) * STEP
+        halves = _packed_halves(weight.bfloat16(), padded)
+        return cls(in_large_pages(halves), BFLOAT_BITS, shape, padded)
+
+
+def fits_bfloat16(weight: torch.Tensor) -> bool:
+    """Whether bfloat16 holds every value of a float32 tensor exactly: the lower half of its bits is
+    zero.
+    """
+    rows = max(1, _CHECKED // weight.shape[1])
+    parts = torch.split(weight.contiguous().view(torch.int32), rows)
+    return all(not bool((part & _LOWER_HALF).any()) for part in parts)
+
+
+def _packed_floats(weight: torch.Tensor) -> torch.Tensor:
+    inputs = weight.shape[1]
+    whole = _with_whole_panels(weight)
+    return whole.view(-1, WIDTH, inputs).transpose(1, 2).reshape(-1)
+
+
+def _packed_halves(weight: torch.Tensor, padded: int) -> torch.Tensor:
+    """Pairs of inputs stay together, so they are moved as one word."""
+    whole = _with_whole_panels(F.pad(weight, (0, padded - weight.shape[1]))).contiguous()
+    pairs = whole.view(torch.float32).view(torch.int32).view(-1, WIDTH, padded // 2)
+    return pairs.transpose(1, 2).reshape(-1).view(torch.float32)
+
+
+def _with_whole_panels(weight: torch.Tensor) -> torch.Tensor:
+    missing = -len(weight) % WIDTH
+    return F.pad(weight, (0, 0, 0, missing)) if missing else weight

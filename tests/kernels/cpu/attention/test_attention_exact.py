@@ -1,0 +1,178 @@
+"""A row's result is right and has the same bits however it is computed: alone or in a chunk, with
+whom, from which slots, on how many threads; in each dtype, with tiles (AMX) and without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from radixserve.kernels.cpu import levels
+from radixserve.kernels.cpu.attention.amx import MULTIPLE
+from radixserve.kernels.cpu.attention.call import attend_cpu
+from radixserve.kernels.cpu.levels import Level
+from radixserve.kernels.step import AttentionPlan
+from radixserve.step import Chunk
+from radixserve.tensors.kv import KVPool, KVShape
+
+LENGTH = 330  # a group of tiles, a whole tile, and a part of one
+SLOTS = 4 * LENGTH
+SIZES = ((9, 3, 64), (8, 1, 128), (4, 2, 32), (5, 1, 80), (3, 3, 24))  # heads, key heads, width
+AMX = pytest.mark.skipif(levels.highest() < Level.AMX, reason="this processor has no AMX")
+CASES = (
+    (torch.float32, False),
+    (torch.bfloat16, False),
+    pytest.param(torch.bfloat16, True, marks=AMX),
+)
+
+
+def numbers(seed: int, heads: int, dim: int, dtype: torch.dtype) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(LENGTH, heads, dim, generator=generator).to(dtype)
+
+
+@contextmanager
+def at_most(level: Level) -> Iterator[None]:
+    before = levels.current()
+    levels.limit(level.name.lower())
+    try:
+        yield
+    finally:
+        levels.limit(before.name.lower())
+
+
+class Sequences:
+    """Three sequences that share no tokens, of one size and dtype, and what attends them."""
+
+    def __init__(self, size: tuple[int, int, int], dtype: torch.dtype, tiles: bool) -> None:
+        """`tiles`: whether to use AMX."""
+        heads, kv_heads, dim = size
+        self.level = Level.AMX if tiles else min(levels.highest(), Level.AVX512_BF16)
+        self.dim, self.dtype, self.kv_heads = dim, dtype, kv_heads
+        self.q, self.k, self.v = (
+            [numbers(10 * seed + part, many, dim, dtype) for seed in range(3)]
+            for part, many in enumerate((heads, kv_heads, kv_heads))
+        )
+
+    def attend(self, parts: Sequence[tuple[int, int, int]], slots: np.ndarray) -> torch.Tensor:
+        """Rows [start, stop) of sequences (sequence, start, stop), in one step; sequence n lies in
+        slots[n * LENGTH :].
+        """
+        shape = KVShape(1, self.kv_heads, self.dim, self.dim, self.dtype)
+        pool = KVPool(shape, SLOTS, torch.device("cpu"))
+        pool.k.fill_(7.0)  # what others left behind
+        pool.v.fill_(-7.0)
+        chunks = []
+        for n, start, stop in parts:
+            table = slots[n * LENGTH : (n + 1) * LENGTH]
+            pool.k[0, table[:stop]], pool.v[0, table[:stop]] = self.k[n][:stop], self.v[n][:stop]
+            chunks.append(Chunk(np.zeros(stop - start, np.int32), start, table[:stop]))
+        q = torch.cat([self.q[n][start:stop] for n, start, stop in parts])
+        plan = AttentionPlan.of(chunks, pool)
+        with at_most(self.level):
+            return attend_cpu(q, 0, plan, self.dim**-0.5)
+
+    @cache  # noqa: B019 - as many as there are sizes
+    def alone(self, n: int) -> torch.Tensor:
+        """All rows of sequence `n` in one chunk."""
+        return self.attend([(n, 0, LENGTH)], np.arange(SLOTS, dtype=np.int32))
+
+    def exact(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same in float64, by definition; and the same of absolute values of V."""
+        group = self.q[n].shape[1] // self.kv_heads
+        q, k, v = self.q[n].double(), self.k[n].double(), self.v[n].double()
+        scores = torch.einsum("ihd,jhd->hij", q, k.repeat_interleave(group, 1)) * self.dim**-0.5
+        scores += torch.full((LENGTH, LENGTH), -torch.inf).triu(1)
+        values, weights = v.repeat_interleave(group, 1), scores.softmax(-1)
+        return (
+            torch.einsum("hij,jhd->ihd", weights, values),
+            torch.einsum("hij,jhd->ihd", weights, values.abs()),
+        )
+
+
+@cache
+def sequences(size: tuple[int, int, int], dtype: torch.dtype, tiles: bool) -> Sequences:
+    return Sequences(size, dtype, tiles)
+
+
+cases = pytest.mark.parametrize(("dtype", "tiles"), CASES, ids=str)
+sizes = pytest.mark.parametrize("size", SIZES, ids=str)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@cases
+@sizes
+def test_it_is_what_attention_is_by_definition(
+    size: tuple[int, int, int], dtype: torch.dtype, tiles: bool
+) -> None:
+    every = sequences(size, dtype, tiles)
+    found, (expected, absolute) = every.alone(0), every.exact(0)
+    assert found.dtype == dtype
+    allowed = 1e-5 * (1 + absolute)
+    if dtype == torch.bfloat16:  # the result is rounded to 8 bits: at most half of the last place
+        allowed += 2.0**-8 * expected.abs()
+    if tiles and size[2] % MULTIPLE == 0:  # so are the weights, in sums above and below
+        allowed += 2 * 2.0**-8 * absolute
+    assert bool(((found.double() - expected).abs() <= allowed).all())
+
+
+@cases
+@sizes
+def test_one_row_at_a_time_gives_the_bits_of_one_chunk(
+    size: tuple[int, int, int], dtype: torch.dtype, tiles: bool
+) -> None:
+    every = sequences(size, dtype, tiles)
+    slots = np.random.default_rng(1).permutation(SLOTS).astype(np.int32)
+    for row in [*range(0, LENGTH, 37), 63, 64, 255, 256, 319, 320]:
+        assert torch.equal(every.attend([(0, row, row + 1)], slots)[0], every.alone(0)[row]), row
+
+
+parts = st.tuples(st.integers(0, 2), st.integers(0, LENGTH - 1), st.integers(1, 120))
+
+
+@cases
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(SIZES), st.lists(parts, min_size=1, max_size=12), st.integers(0, 5))
+def test_who_is_computed_together_changes_no_bit(
+    dtype: torch.dtype,
+    tiles: bool,
+    size: tuple[int, int, int],
+    drawn: list[tuple[int, int, int]],
+    seed: int,
+) -> None:
+    """The same sequence may be there several times: then it shares all of its slots."""
+    every = sequences(size, dtype, tiles)
+    steps = [(n, start, min(LENGTH, start + count)) for n, start, count in drawn]
+    slots = np.random.default_rng(seed).permutation(SLOTS).astype(np.int32)
+    expected = torch.cat([every.alone(n)[start:stop] for n, start, stop in steps])
+    for count in (1, 2):
+        with threads(count):
+            assert torch.equal(every.attend(steps, slots), expected)
+
+
+@cases
+@sizes
+def test_a_nan_shows_in_the_rows_that_see_it_only(
+    size: tuple[int, int, int], dtype: torch.dtype, tiles: bool
+) -> None:
+    every = Sequences(size, dtype, tiles)
+    every.k[0][200] = torch.nan
+    found = every.attend([(0, 0, LENGTH)], np.arange(SLOTS, dtype=np.int32))
+    assert torch.equal(found[:200], sequences(size, dtype, tiles).alone(0)[:200])
+    assert found[200:].isnan().all()

@@ -1,0 +1,110 @@
+"""Work items: every row meets each of its tiles exactly once, and equal slots are loaded once for
+all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from radixserve.kernels.arrays import Ints
+from radixserve.kernels.cpu.attention.work import TILE, TileWork
+from radixserve.kernels.step import Spans
+
+
+def spans_of(chunks: list[tuple[int, int]]) -> Spans:
+    """Chunks (start, count), packed."""
+    start, count = np.array(chunks, np.int64).T
+    return Spans(np.cumsum(count) - count, count, np.cumsum(start + count) - (start + count), start)
+
+
+def table_of(spans: Spans, prefix: int) -> Ints:
+    """Slots: the first `prefix` positions are everybody's, the others their own."""
+    tables, free = [], prefix
+    for stop in spans.stop:
+        own = max(0, int(stop) - prefix)
+        tables.append(np.concatenate([np.arange(min(prefix, stop)), np.arange(free, free + own)]))
+        free += own
+    return np.concatenate(tables).astype(np.int32)
+
+
+def meetings(work: TileWork, table: Ints) -> Counter[tuple[int, int, bytes]]:
+    """(row, tile, slots) of every item."""
+    met: Counter[tuple[int, int, bytes]] = Counter()
+    for item in work.items:
+        for row in work.rows[item["first"] :][: item["num_rows"]].tolist():
+            for t in range(item["tile"], item["end_tile"]):
+                slots = table[item["begin"] :][t * TILE : min(item["stop"], (t + 1) * TILE)]
+                met[row, t, slots.tobytes()] += 1
+    return met
+
+
+def expected(spans: Spans, table: Ints) -> dict[tuple[int, int], Ints]:
+    """(row, tile) -> the slots that the row must see there."""
+    wanted = {}
+    for row, count, begin, start in zip(
+        *(column.tolist() for column in spans.columns), strict=True
+    ):
+        for i in range(count):
+            for t in range((start + i) // TILE + 1):
+                wanted[row + i, t] = table[
+                    begin + t * TILE : begin + min(start + i + 1, (t + 1) * TILE)
+                ]
+    return wanted
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 300), st.integers(1, 80)), min_size=1, max_size=8),
+    st.integers(0, 300),
+    st.integers(1, 8),
+)
+def test_every_row_meets_each_of_its_tiles_once(
+    chunks: list[tuple[int, int]], prefix: int, group: int
+) -> None:
+    spans = spans_of(chunks)
+    table = table_of(spans, prefix)
+    met = meetings(TileWork.of(spans, table, group), table)
+    assert set(met.values()) == {1}
+    by_place = {(row, tile): np.frombuffer(slots, np.int32) for row, tile, slots in met}
+    for place, slots in expected(spans, table).items():
+        np.testing.assert_array_equal(by_place[place][: len(slots)], slots)
+
+
+def test_sixteen_sequences_over_one_prefix_load_it_once() -> None:
+    spans = spans_of([(1123, 1)] * 16)
+    work = TileWork.of(spans, table_of(spans, 1024), 3)
+    loads = work.items["end_tile"] - work.items["tile"]
+    assert loads.sum() == 16 + 16 * 2  # 16 shared tiles, and two private ones for each sequence
+    assert work.items[loads == 4]["num_rows"].tolist() == [16] * 4
+
+
+def test_whole_groups_are_shared_as_one_and_the_group_where_branches_part_tile_by_tile() -> None:
+    spans = spans_of([(512, 1), (512, 1), (512, 1)])
+    table = table_of(spans, 512)
+    for sequence in (1, 2):
+        table[513 * sequence + 4 * TILE + 130 : 513 * (sequence + 1)] += (
+            1000 * sequence
+        )  # part in tile 6
+    items = TileWork.of(spans, table, 1).items
+    items = items[items["end_tile"] <= 8]
+    shared = sorted(items[["tile", "end_tile", "num_rows"]].tolist())
+    assert shared == [
+        (0, 4, 3),
+        (4, 5, 2),
+        (4, 8, 1),
+        (5, 6, 2),
+        (6, 7, 1),
+        (6, 7, 1),
+        (7, 8, 1),
+        (7, 8, 1),
+    ]
+
+
+def test_sequences_that_hold_equal_slots_at_other_positions_do_not_share() -> None:
+    spans = spans_of([(128, 1), (128, 1)])
+    table = np.concatenate([np.arange(129), np.roll(np.arange(129), 64)]).astype(np.int32)
+    assert (TileWork.of(spans, table, 1).items["num_rows"] == 1).all()
