@@ -92,16 +92,6 @@ halves_at = _at(types.uint16)
 
 
 @intrinsic
-def address_of(typingctx: Any, pointer: Any) -> Any:
-    """An untyped pointer as int64."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(args[0], ir.IntType(64))
-
-    return types.int64(types.voidptr), generate
-
-
-@intrinsic
 def data_of(typingctx: Any, array: Any) -> Any:
     """The address of an array's first element, as int64."""
 

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from radixserve import cache_folder
-from radixserve.kernels.cpu import code_files, compile, native, threads
+from radixserve.kernels.cpu import code_files, native, threads
+from radixserve.kernels.cpu.block import Block, Int64s
 from radixserve.kernels.cpu.code_files import Code
 
 CODE = Code("work", bytes(range(256)) * 8)
@@ -201,14 +202,18 @@ def test_a_file_that_cannot_be_written_whole_is_removed(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def add_one(block: Any) -> None:
-    compile.longs_at(compile.address_of(block), 1)[0] += 1
+class Counter(Block):
+    value: Int64s  # [1]
+
+
+def add_one(address: Any) -> None:
+    Counter.read(address).value[0] += 1
 
 
 def added() -> int:
     native._address.cache_clear()
     numbers = np.array([41], np.int64)
-    threads.run(native.address(add_one), numbers.ctypes.data, False)
+    threads.run(native.address(add_one), Counter(value=numbers).address, False)
     return int(numbers[0])
 
 

@@ -45,7 +45,7 @@ class Panels:
         shape = weight.shape[0], weight.shape[1]
         if weight.dtype == torch.float32:
             packed = _packed_floats(weight)
-            codes = Codes.of(packed.data_ptr(), (len(packed) // shape[1], shape[1]))
+            codes = Codes.of(packed, (len(packed) // shape[1], shape[1]))
             if codes is not None:
                 return cls(in_large_pages(codes.records), codes.bits, shape, shape[1])
             if not fits_bfloat16(weight):

@@ -30,14 +30,8 @@ import torch
 from numba import types
 
 from radixserve.kernels.cpu import native, threads
-from radixserve.kernels.cpu.compile import (
-    address_of,
-    compiled,
-    floats_at,
-    longs_at,
-    on_stack,
-    words_at,
-)
+from radixserve.kernels.cpu.block import Block, Float32s, Int, Int64s
+from radixserve.kernels.cpu.compile import compiled, data_of, on_stack, words_at
 from radixserve.kernels.cpu.gemm.panel_products import WIDTH
 from radixserve.kernels.cpu.gemm.quantised_products import GROUP, record_size
 from radixserve.kernels.cpu.vector import add_atomically, fma
@@ -46,7 +40,16 @@ _WORD = 32  # bits
 _TO_11_BITS = np.float32(1 << 13 | 1)  # the factor that splits a float32 behind its 11th bit
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _room_for_values, _room_for_codes = on_stack(types.float32, GROUP), on_stack(types.uint32, GROUP)
-_WEIGHT, _OUT, _STATE, _GROUPS, _SIZE, _BITS, _LENGTH = range(7)
+
+
+class EncodeBlock(Block):
+    """records = the codes of a weight."""
+
+    weight: Float32s  # [groups * GROUP * 64], the panels of the weight
+    records: Float32s  # [groups * record_size(bits)]
+    taken: Int64s  # [1]: how many groups threads have taken
+    failed: Int64s  # [1]: 1 once a group fits no grid
+    bits: Int  # of a code
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,9 @@ class Codes:
     bits: int  # of a code: 4 or 8
 
     @classmethod
-    def of(cls, packed: int, shape: tuple[int, int]) -> Codes | None:
-        """The codes of the weight of `shape` (out, in) whose panels lie at address `packed`; None
-        if its values need more than 8 bits.
+    def of(cls, packed: torch.Tensor, shape: tuple[int, int]) -> Codes | None:
+        """The codes of the weight of `shape` (out, in) whose panels are `packed`, flat float32;
+        None if its values need more than 8 bits.
 
         Cost: some 10 ns per value and thread for a weight that is on a grid; next to nothing for
         others, because the first group that fits no grid ends the search.
@@ -73,14 +76,13 @@ class Codes:
                 return codes
         return None
 
-    def _filled(self, packed: int) -> bool:
-        """Encode the weight at address `packed` into `records`; whether all of it is on a grid."""
-        size = record_size(self.bits)
-        state = np.zeros(2, np.int64)  # [groups taken by threads, 1 once a group fits no grid]
-        addresses = packed, self.records.data_ptr(), state.ctypes.data
-        block = np.array([*addresses, len(self.records) // size, size, self.bits], np.int64)
-        threads.run(native.address(encode), block.ctypes.data, True)
-        return not state[1]
+    def _filled(self, packed: torch.Tensor) -> bool:
+        """Encode the weight `packed` into `records`; whether all of it is on a grid."""
+        taken, failed = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        block = EncodeBlock(weight=packed, records=self.records, bits=self.bits)
+        block.set(taken=taken, failed=failed)
+        threads.run(native.address(encode), block.address, True)
+        return not failed[0]
 
 
 @compiled
@@ -118,12 +120,15 @@ def _find_step(values: Any, low: Any, high: Any, count: Any, codes: Any) -> Any:
 
 
 @compiled
-def _encode_group(weight: Any, at: int, bits: int, out: Any, words: Any, to: int) -> bool:
-    """Encode the GROUP rows of the weight from element `at` on as one record at element `to`. False
-    if the values of an output fit no grid.
+def _encode_group(b: Any, group: int) -> bool:
+    """Encode GROUP rows of the weight as one record. False if the values of an output fit no
+    grid.
     """
-    values, codes, per_word = _room_for_values(), _room_for_codes(), _WORD // bits
-    count = np.float32(1 << bits)
+    at, to = group * GROUP * WIDTH, group * record_size(b.bits)
+    weight, out = b.weight, b.records
+    words = words_at(data_of(out), len(out))
+    values, codes, per_word = _room_for_values(), _room_for_codes(), _WORD // b.bits
+    count = np.float32(1 << b.bits)
     for lane in range(WIDTH):
         low = high = weight[at + lane]
         for i in range(GROUP):
@@ -136,7 +141,7 @@ def _encode_group(weight: Any, at: int, bits: int, out: Any, words: Any, to: int
         for row in range(GROUP // per_word):
             word = np.uint32(0)
             for i in range(per_word):
-                word |= codes[row * per_word + i] << np.uint32(i * bits)
+                word |= codes[row * per_word + i] << np.uint32(i * b.bits)
             words[to + (2 + row) * WIDTH + lane] = word
     return True
 
@@ -144,20 +149,14 @@ def _encode_group(weight: Any, at: int, bits: int, out: Any, words: Any, to: int
 @compiled
 def _encode(b: Any) -> None:
     """One thread: take groups until none is left, or until a group fits no grid."""
-    groups, size, bits = b[_GROUPS], b[_SIZE], b[_BITS]
-    weight = floats_at(b[_WEIGHT], groups * GROUP * WIDTH)
-    out = floats_at(b[_OUT], groups * size)
-    words = words_at(b[_OUT], groups * size)
-    state = longs_at(b[_STATE], 2)
-    group = add_atomically(state, 0, 1)
-    while group < groups and state[1] == 0:
-        if not _encode_group(weight, group * GROUP * WIDTH, bits, out, words, group * size):
-            state[1] = 1
-        group = add_atomically(state, 0, 1)
+    groups = len(b.weight) // (GROUP * WIDTH)
+    group = add_atomically(b.taken, 0, 1)
+    while group < groups and b.failed[0] == 0:
+        if not _encode_group(b, group):
+            b.failed[0] = 1
+        group = add_atomically(b.taken, 0, 1)
 
 
 def encode(address: Any) -> None:
-    """Every thread calls this with the address of an argument block, as `Codes._filled` fills it.
-    `native` compiles it.
-    """
-    _encode(longs_at(address_of(address), _LENGTH))
+    """Every thread calls this with the address of an `EncodeBlock`. `native` compiles it."""
+    _encode(EncodeBlock.read(address))
