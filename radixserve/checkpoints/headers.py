@@ -24,6 +24,10 @@ from radixserve.errors import ModelRefused, first_line
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _MOST_SHOWN = 120  # characters of a name
+MOST_TENSORS = 300_000
+"""That are read. The largest published checkpoints, of 384 experts a layer, hold 210,000; a header
+may name a million, which transformers would compare with its own names for half a minute.
+"""
 _FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -79,12 +83,13 @@ class Checkpoint:
         """Reads the headers.
 
         Raises:
-            ModelRefused: there are no weights, or a file is missing or damaged; names it.
+            ModelRefused: there are no weights, a file is missing or damaged, or there are more than
+                MOST_TENSORS tensors; names it.
         """
         self.num_read = 0
         self._tensors: dict[str, StoredTensor] = {}
         for file in _files(folder):
-            for name, content in _open(file):
+            for name, content in _open(file, MOST_TENSORS - len(self._tensors)):
                 self._refuse_twice(name, file)
                 self._tensors[name] = StoredTensor(name, file, content, self._count)
 
@@ -162,10 +167,19 @@ def _is_file_name(name: object) -> bool:
     )
 
 
-def _open(file: Path) -> Iterator[tuple[str, Any]]:
+def _open(file: Path, most: int) -> Iterator[tuple[str, Any]]:
+    """The names and contents of the tensors in a file; it is refused if there are more than
+    `most`.
+    """
     try:
         opened: Any = safe_open(file, framework="pt", backend="pread")
-        for name in opened.keys():  # noqa: SIM118 (no dict)
+        names = opened.keys()
+        if len(names) > most:
+            raise ModelRefused(
+                f"{file} holds {len(names):,} tensors; of one model at most {MOST_TENSORS:,} are "
+                "read."
+            )
+        for name in names:
             yield name, opened.get_slice(name)
     except (SafetensorError, OSError, MemoryError) as error:
         raise ModelRefused(f"{file} is damaged: {first_line(error)}") from error

@@ -42,6 +42,9 @@ _PARTS = ("text_config", "decoder")
 _LISTED = ("layer", "label", "expert")  # of these the classes make lists
 _MOST_LISTED = 1_000_000
 _TOO_MANY = 2.0  # times the weights of the checkpoint, as the configuration counts them
+# A weight may be stored in so many tensors: in parts that the model joins, quantised with scales.
+_MOST_PARTS = 8
+_FEW_TENSORS = 1000  # so many are compared by name whatever the model is
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ def open_model(folder: str) -> OpenedModel:
     _refuse_fewer_layers(config, checkpoint, path)
     empty = _empty_model(config, path)
     _refuse_fewer_weights(empty, checkpoint, path)
+    _refuse_more_tensors(empty, checkpoint, path)
     return OpenedModel(path, config, type(empty), checkpoint)
 
 
@@ -277,6 +281,21 @@ def _refuse_fewer_weights(
         raise ModelRefused(
             f"{folder / 'config.json'} describes a model of {wanted:,} weights, but {folder} holds "
             f"only {there:,}."
+        )
+
+
+def _refuse_more_tensors(
+    empty: PreTrainedModel, checkpoint: Checkpoint | GgufFile, folder: Path
+) -> None:
+    """Refuse many more tensors than the model has weights, before transformers looks for the place
+    of each of them, which takes 20 us a name. Experts, which a model joins in one weight of three
+    dimensions, may be stored one by one.
+    """
+    weights = sum(each.shape[0] if each.dim() == 3 else 1 for each in empty.parameters())
+    if len(checkpoint) > max(_FEW_TENSORS, _MOST_PARTS * weights):
+        raise ModelRefused(
+            f"{folder / 'config.json'} describes a model of {weights:,} tensors, but {folder} "
+            f"holds {len(checkpoint):,}."
         )
 
 

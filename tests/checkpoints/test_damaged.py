@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -28,9 +27,14 @@ from transformers import (
 from radixserve.checkpoints.opened import open_model
 from radixserve.errors import ModelRefused
 from radixserve.model.load import load_model
+from tests.checkpoints.damage import (
+    WEIGHTS,
+    change_config,
+    change_weights,
+    header_and_data,
+    write_header,
+)
 from tests.tiny import CONFIGS, CPU, VOCAB, tiny_model
-
-WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
@@ -48,17 +52,6 @@ def refusal(folder: Path) -> str:
     assert "\n" not in sentence
     assert len(sentence) < 600
     return sentence.replace(str(folder), "FOLDER")
-
-
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def change_config(folder: Path, **values: Any) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 # Weights that are not those of the model.
@@ -135,8 +128,8 @@ def cut_short(folder: Path) -> None:
 
 
 def oversized_header(folder: Path) -> None:
-    content = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(struct.pack("<Q", 1 << 40) + content[8:])
+    header, data = header_and_data(folder)
+    write_header(folder, json.dumps(header).encode(), data, length=1 << 40)
 
 
 def zeroed(folder: Path) -> None:
@@ -144,15 +137,10 @@ def zeroed(folder: Path) -> None:
 
 
 def overlapping(folder: Path) -> None:
-    content = (folder / WEIGHTS).read_bytes()
-    [length] = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])
-    names = [name for name in header if name != "__metadata__"]
-    header[names[1]]["data_offsets"] = header[names[0]]["data_offsets"]
-    changed = json.dumps(header).encode()
-    (folder / WEIGHTS).write_bytes(
-        struct.pack("<Q", len(changed)) + changed + content[8 + length :]
-    )
+    header, data = header_and_data(folder)
+    one, other = [name for name in header if name != "__metadata__"][:2]
+    header[other]["data_offsets"] = header[one]["data_offsets"]
+    write_header(folder, json.dumps(header).encode(), data)
 
 
 @pytest.mark.parametrize("damage", [cut_short, oversized_header, zeroed, overlapping])

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from radixserve.checkpoints import headers
 from radixserve.checkpoints.folder_files import MOST_BYTES, SMALL_FILES
 from radixserve.checkpoints.opened import open_model
 from radixserve.checkpoints.source import find_model
 from radixserve.config import Settings
 from radixserve.errors import ModelRefused
 from radixserve.model.load import load_model, load_opened
+from tests.checkpoints.damage import (
+    WEIGHTS,
+    add_names,
+    change_config,
+    header_and_data,
+    write_header,
+)
 from tests.tiny import CPU, tiny_model
 
-WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 NORM = "model.norm.weight"
 
@@ -57,23 +63,10 @@ def refusal(folder: Path) -> str:
 # Headers of safetensors files.
 
 
-def parts(folder: Path) -> tuple[dict[str, Any], bytes]:
-    """The header of the weights, and what follows it."""
-    content = (folder / WEIGHTS).read_bytes()
-    [length] = struct.unpack("<Q", content[:8])
-    return json.loads(content[8 : 8 + length]), content[8 + length :]
-
-
-def with_header(folder: Path, header: bytes, data: bytes, length: int | None = None) -> None:
-    """Write weights whose header claims to have `length` bytes."""
-    claimed = struct.pack("<Q", len(header) if length is None else length)
-    (folder / WEIGHTS).write_bytes(claimed + header + data)
-
-
 @pytest.mark.parametrize("length", [0, 1, 10**8 + 1, 2**31, 2**32, 2**63, 2**64 - 1])
 def test_a_header_of_another_length_is_refused(length: int, folder: Path) -> None:
-    header, data = parts(folder)
-    with_header(folder, json.dumps(header).encode(), data, length)
+    header, data = header_and_data(folder)
+    write_header(folder, json.dumps(header).encode(), data, length)
     assert refusal(folder).startswith("FOLDER/model.safetensors is damaged: ")
 
 
@@ -102,9 +95,9 @@ def test_a_header_of_another_length_is_refused(length: int, folder: Path) -> Non
 def test_a_header_with_an_impossible_tensor_is_refused(
     values: dict[str, Any], folder: Path
 ) -> None:
-    header, data = parts(folder)
+    header, data = header_and_data(folder)
     header[NORM] |= values
-    with_header(folder, json.dumps(header).encode(), data)
+    write_header(folder, json.dumps(header).encode(), data)
     assert refusal(folder).startswith("FOLDER/model.safetensors is damaged: ")
 
 
@@ -123,8 +116,8 @@ HEADERS: dict[str, Callable[[dict[str, Any]], bytes]] = {
 
 @pytest.mark.parametrize("kind", HEADERS)
 def test_a_header_that_is_none_is_refused(kind: str, folder: Path) -> None:
-    header, data = parts(folder)
-    with_header(folder, HEADERS[kind](header), data)
+    header, data = header_and_data(folder)
+    write_header(folder, HEADERS[kind](header), data)
     assert refusal(folder).startswith("FOLDER/model.safetensors is damaged: ")
 
 
@@ -134,25 +127,46 @@ def test_bytes_that_belong_to_no_tensor_are_refused(folder: Path) -> None:
     assert "is damaged: Error while deserializing header: incomplete" in refusal(folder)
 
 
+def test_a_header_with_more_names_than_any_model_has_is_refused_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(headers, "MOST_TENSORS", 1020)
+    add_names(folder, 1000)
+    assert refusal(folder) == (
+        "FOLDER/model.safetensors holds 1,021 tensors; of one model at most 1,020 are read."
+    )
+
+
+def test_of_a_few_tensors_too_many_the_names_are_told_and_of_thousands_the_number(
+    folder: Path,
+) -> None:
+    add_names(folder, 900)
+    assert "900 unexpected (extra.0, " in refusal(folder)
+    add_names(folder, 1000)
+    assert refusal(folder) == (
+        "FOLDER/config.json describes a model of 21 tensors, but FOLDER holds 1,021."
+    )
+
+
 @pytest.mark.parametrize("name", ["a\n\x1b[31mred\nTraceback", "x" * 100_000])
 def test_a_name_that_no_terminal_should_print_is_told_in_one_line(name: str, folder: Path) -> None:
-    header, data = parts(folder)
+    header, data = header_and_data(folder)
     header[name] = {"dtype": "F32", "shape": [0], "data_offsets": [len(data), len(data)]}
-    with_header(folder, json.dumps(header).encode(), data)
+    write_header(folder, json.dumps(header).encode(), data)
     assert "1 unexpected (" in refusal(folder)
 
 
 def test_a_shape_of_a_thousand_dimensions_is_told_in_one_line(folder: Path) -> None:
-    header, data = parts(folder)
+    header, data = header_and_data(folder)
     header[NORM]["shape"] = [64] + [1] * 1000
-    with_header(folder, json.dumps(header).encode(), data)
+    write_header(folder, json.dumps(header).encode(), data)
     assert "1 of another shape (model.norm.weight is [64, 1, 1, 1, " in refusal(folder)
 
 
 def test_weights_stored_as_integers_are_no_weights(folder: Path) -> None:
-    header, data = parts(folder)
+    header, data = header_and_data(folder)
     header[NORM]["dtype"] = "I32"
-    with_header(folder, json.dumps(header).encode(), data)
+    write_header(folder, json.dumps(header).encode(), data)
     assert refusal(folder) == (
         "The weights in FOLDER are integers, but no quantiser reads them: model.norm.weight."
     )
@@ -298,11 +312,6 @@ def test_a_damaged_gguf_file_in_a_folder_is_named_and_ignored_beside_safetensors
 
 
 # Configurations that lie.
-
-
-def change_config(folder: Path, **values: Any) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 NAN = float("nan")
