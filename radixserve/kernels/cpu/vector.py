@@ -21,10 +21,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from radixserve.kernels.cpu.compile import Intrinsic
-from radixserve.kernels.cpu.one_byte import code_of, is_one_byte, widened_byte, widened_words
+from radixserve.kernels.cpu.one_byte import code_of, is_one_byte, widened_byte
 
 LANES = 16  # floats of a vector
-_FLOAT = ir.FloatType()
+FLOAT = ir.FloatType()
 HALF = ir.IntType(16)  # bfloat16 in compiled code
 
 
@@ -41,7 +41,7 @@ class BFloat(ir.Type):  # type: ignore[misc]
         return hash(BFloat)
 
 
-VECTOR = ir.VectorType(_FLOAT, LANES)
+VECTOR = ir.VectorType(FLOAT, LANES)
 VECTORS = 2 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 1
 PANEL = LANES * VECTORS
 """Columns that one block of `products`, such as `multiply_6`, computes: as many as fit into
@@ -50,8 +50,6 @@ registers.
 
 LINE = 16
 """Floats of a cache line."""
-
-_QUARTER = 4  # floats of 128 bits
 
 _LOCALITY = 2  # prefetch to the second-level cache: a tile of K and V fills the first
 
@@ -75,7 +73,7 @@ def store(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
 
 def load_numbers(builder: ir.IRBuilder, pointer: Any) -> Any:
     """LANES numbers from a pointer to float32 or bfloat16 (uint16) on, as floats."""
-    if pointer.type.pointee == _FLOAT:
+    if pointer.type.pointee == FLOAT:
         return load(builder, pointer)
     halves = ir.VectorType(HALF, LANES)
     return widened(builder, builder.load(builder.bitcast(pointer, halves.as_pointer()), align=2))
@@ -83,7 +81,7 @@ def load_numbers(builder: ir.IRBuilder, pointer: Any) -> Any:
 
 def store_numbers(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
     """Write LANES floats from a pointer to float32 or bfloat16 (uint16) on."""
-    if pointer.type.pointee == _FLOAT:
+    if pointer.type.pointee == FLOAT:
         store(builder, value, pointer)
     else:
         halves = _rounded(builder, value)
@@ -95,8 +93,8 @@ def widened(builder: ir.IRBuilder, halves: Any) -> Any:
     or a vector.
     """
     words = _like(halves.type, ir.IntType(32))
-    upper = builder.shl(builder.zext(halves, words), _each(words, 16))
-    return builder.bitcast(upper, _like(halves.type, _FLOAT))
+    upper = builder.shl(builder.zext(halves, words), each_lane(words, 16))
+    return builder.bitcast(upper, _like(halves.type, FLOAT))
 
 
 def _rounded(builder: ir.IRBuilder, floats: Any) -> Any:
@@ -114,11 +112,11 @@ def _rounded(builder: ir.IRBuilder, floats: Any) -> Any:
     """
     words = _like(floats.type, ir.IntType(32))
     bits = builder.bitcast(floats, words)
-    odd = builder.and_(builder.lshr(bits, _each(words, 16)), _each(words, 1))
-    carried = builder.add(bits, builder.add(odd, _each(words, 0x7FFF)))
+    odd = builder.and_(builder.lshr(bits, each_lane(words, 16)), each_lane(words, 1))
+    carried = builder.add(bits, builder.add(odd, each_lane(words, 0x7FFF)))
     sane = builder.fcmp_ordered("ord", floats, floats)
-    kept = builder.select(sane, carried, builder.or_(bits, _each(words, 0x400000)))
-    return builder.trunc(builder.lshr(kept, _each(words, 16)), _like(floats.type, HALF))
+    kept = builder.select(sane, carried, builder.or_(bits, each_lane(words, 0x400000)))
+    return builder.trunc(builder.lshr(kept, each_lane(words, 16)), _like(floats.type, HALF))
 
 
 def _like(kind: Any, element: Any) -> Any:
@@ -126,7 +124,7 @@ def _like(kind: Any, element: Any) -> Any:
     return ir.VectorType(element, kind.count) if isinstance(kind, ir.VectorType) else element
 
 
-def _each(kind: Any, value: int) -> ir.Constant:
+def each_lane(kind: Any, value: int) -> ir.Constant:
     """A constant of an integer type, or of a vector of integers."""
     return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
 
@@ -141,7 +139,7 @@ def number_at(typingctx: Any, array: Any, index: Any) -> Any:
         value = builder.load(element_at(context, builder, signature.args[0], args[0], args[1]))
         if is_one_byte(array.dtype):
             return widened_byte(builder, array.dtype, value)
-        return value if value.type == _FLOAT else widened(builder, value)
+        return value if value.type == FLOAT else widened(builder, value)
 
     return types.float32(array, types.intp), generate
 
@@ -157,7 +155,7 @@ def put_number(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
         if is_one_byte(array.dtype):
             builder.store(code_of(builder, array.dtype, args[2]), pointer)
             return context.get_dummy_value()
-        whole = pointer.type.pointee == _FLOAT
+        whole = pointer.type.pointee == FLOAT
         builder.store(args[2] if whole else _rounded(builder, args[2]), pointer)
         return context.get_dummy_value()
 
@@ -176,10 +174,11 @@ def splat(builder: ir.IRBuilder, scalar: Any) -> Any:
     vector = builder.insert_element(
         ir.Constant(kind, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
     )
-    return builder.shuffle_vector(vector, vector, _mask([0] * LANES))
+    return builder.shuffle_vector(vector, vector, mask_of([0] * LANES))
 
 
-def _mask(indices: list[int]) -> ir.Constant:
+def mask_of(indices: list[int]) -> ir.Constant:
+    """The indices of a shuffle of vectors."""
     return ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), indices)
 
 
@@ -225,14 +224,14 @@ def _exp(builder: ir.IRBuilder, x: Any) -> Any:
 
 def every(value: float) -> ir.Constant:
     """A vector that holds one float in every lane."""
-    return ir.Constant(VECTOR, [ir.Constant(_FLOAT, float(np.float32(value)))] * LANES)
+    return ir.Constant(VECTOR, [ir.Constant(FLOAT, float(np.float32(value)))] * LANES)
 
 
 def power_of_two(builder: ir.IRBuilder, shifted: Any) -> Any:
     """2**n, where `shifted` is n + ROUND: n + 127 goes into the bits of the exponent."""
     integers = ir.VectorType(ir.IntType(32), LANES)
-    biased = builder.add(builder.bitcast(shifted, integers), _each(integers, 127))
-    return builder.bitcast(builder.shl(biased, _each(integers, 23)), VECTOR)
+    biased = builder.add(builder.bitcast(shifted, integers), each_lane(integers, 127))
+    return builder.bitcast(builder.shl(biased, each_lane(integers, 23)), VECTOR)
 
 
 @intrinsic
@@ -312,142 +311,6 @@ def add_atomically(typingctx: Any, counters: Any, index: Any, value: Any) -> Any
 
 
 @intrinsic
-def transpose(
-    typingctx: Any,
-    source: Any,
-    at: Any,
-    stride: Any,
-    slots: Any,
-    st: Any,
-    target: Any,
-    tt: Any,
-    ld: Any,
-) -> Any:
-    """target[d, j] = source[at + slots[st + j] * stride + d] as float32, for j below LANES and d
-    below `transposed_dims`: one row per slot becomes one row per dimension. `ld` is the row stride
-    of target.
-
-    bfloat16 is transposed as words of 32 bits, of two dimensions each, that are taken apart then;
-    so are numbers of one byte, in words of four, and their scale is not applied.
-    If target is uint32, words stay whole: row d of it holds dimensions 2 * d and 2 * d + 1.
-    """
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        kinds = signature.args
-        source = element_at(context, builder, kinds[0], args[0], args[1])
-        slots = element_at(context, builder, kinds[3], args[3], args[4])
-        target = element_at(context, builder, kinds[5], args[5], args[6])
-        columns = _columns(builder, _rows_of_slots(builder, source, args[2], slots))
-        if target.type.pointee != _FLOAT:
-            target = builder.bitcast(target, _FLOAT.as_pointer())
-        elif is_one_byte(kinds[0].dtype):
-            apart = [_bytes(builder, kinds[0].dtype, column) for column in columns]
-            columns = [each for column in apart for each in column]
-        elif source.type.pointee != _FLOAT:
-            columns = [half for column in columns for half in _halves(builder, column)]
-        for d, column in enumerate(columns):
-            offset = builder.mul(ir.Constant(args[7].type, d), args[7])
-            store(builder, column, builder.gep(target, [offset]))
-        return context.get_dummy_value()
-
-    n = types.intp
-    return types.void(source, n, n, slots, n, target, n, n), generate
-
-
-@intrinsic
-def transposed_dims(typingctx: Any, source: Any) -> Any:
-    """How many dimensions `transpose` takes at a time from an array of this type."""
-    count = LANES * 4 * 8 // source.dtype.bitwidth
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return context.get_constant(types.intp, count)
-
-    return types.intp(source), generate
-
-
-def _rows_of_slots(builder: ir.IRBuilder, source: Any, stride: Any, slots: Any) -> list[Any]:
-    """Pointers to the rows of LANES slots, of which the first lies at the pointer `slots`."""
-    rows = []
-    for j in range(LANES):
-        place = builder.gep(slots, [ir.Constant(stride.type, j)])
-        slot = builder.sext(builder.load(place), stride.type)
-        row = builder.gep(source, [builder.mul(slot, stride)])
-        rows.append(builder.bitcast(row, _FLOAT.as_pointer()))
-    return rows
-
-
-def _halves(builder: ir.IRBuilder, words: Any) -> list[Any]:
-    """Two vectors of floats from words of two bfloat16 each: the first of all, the second of
-    all.
-    """
-    integers = ir.VectorType(ir.IntType(32), LANES)
-    bits = builder.bitcast(words, integers)
-    first = builder.shl(bits, _each(integers, 16))
-    second = builder.and_(bits, _each(integers, 0xFFFF0000))
-    return [builder.bitcast(half, VECTOR) for half in (first, second)]
-
-
-def _bytes(builder: ir.IRBuilder, kind: Any, words: Any) -> list[Any]:
-    """Four vectors of floats from words of four numbers of one byte: the first of all, and so
-    on.
-    """
-    integers = ir.VectorType(ir.IntType(32), LANES)
-    bits = builder.bitcast(words, integers)
-    return [
-        widened_words(builder, kind, builder.lshr(bits, _each(integers, 8 * i))) for i in range(4)
-    ]
-
-
-def _columns(builder: ir.IRBuilder, rows: list[Any]) -> list[Any]:
-    """The columns of a square of LANES x LANES floats whose rows begin at these pointers.
-
-    It makes four columns at a time. From each row it loads four floats, and puts those of rows r, r
-    + 4, r + 8, ... into one vector; then pairs of these four vectors are interleaved twice.
-    Processors move floats within 128 bits at less cost than across them.
-    """
-    columns = []
-    for first in range(0, LANES, _QUARTER):
-        parts = [
-            _behind_each_other(builder, [_quarter(builder, row, first) for row in rows[r::4]])
-            for r in range(4)
-        ]
-        low, high = (_interleaved(builder, a, b, 1) for a, b in (parts[:2], parts[2:]))
-        for a, b in zip(low, high, strict=True):
-            columns += _interleaved(builder, a, b, 2)
-    return columns
-
-
-def _quarter(builder: ir.IRBuilder, row: Any, at: int) -> Any:
-    """128 bits (four floats) of a row, from float `at` on."""
-    place = builder.gep(row, [ir.Constant(ir.IntType(64), at)])
-    return builder.load(
-        builder.bitcast(place, ir.VectorType(_FLOAT, _QUARTER).as_pointer()), align=1
-    )
-
-
-def _behind_each_other(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
-    """Vectors of equal length, as many as a power of two, concatenated."""
-    while len(vectors) > 1:
-        mask = _mask(list(range(2 * vectors[0].type.count)))
-        vectors = [
-            builder.shuffle_vector(*vectors[i : i + 2], mask) for i in range(0, len(vectors), 2)
-        ]
-    return vectors[0]
-
-
-def _interleaved(builder: ir.IRBuilder, a: Any, b: Any, size: int) -> list[Any]:
-    """Pieces of `size` floats of a and b in turns: one vector from the lower halves of all
-    quarters, one from the upper halves.
-    """
-    masks: list[list[int]] = [[], []]
-    for quarter in range(0, LANES, _QUARTER):
-        for half, mask in enumerate(masks):
-            for piece in range(quarter + 2 * half, quarter + 2 * half + 2, size):
-                mask += [*range(piece, piece + size), *range(LANES + piece, LANES + piece + size)]
-    return [builder.shuffle_vector(a, b, _mask(mask)) for mask in masks]
-
-
-@intrinsic
 def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     """Prefetch the cache line of array[index]; the index may lie outside the array."""
 
@@ -467,7 +330,7 @@ def reduced(
     first, second = combine(builder, *parts[:2]), combine(builder, *parts[2:])
     vector, width = combine(builder, first, second), LANES // 2
     while width:
-        mask = _mask([(i + width) % LANES for i in range(LANES)])
+        mask = mask_of([(i + width) % LANES for i in range(LANES)])
         vector = combine(builder, vector, builder.shuffle_vector(vector, vector, mask))
         width //= 2
     return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))

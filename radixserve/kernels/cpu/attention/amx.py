@@ -36,11 +36,12 @@ from radixserve.kernels.cpu.attention.kernel import Means, add_scores, attend
 from radixserve.kernels.cpu.attention.loads import Run, load_keys, rows_at, without_rows
 from radixserve.kernels.cpu.attention.memory import Sums
 from radixserve.kernels.cpu.attention.softmax import some_tile_shares, tile_shares
+from radixserve.kernels.cpu.attention.transpose import transpose
 from radixserve.kernels.cpu.attention.work import TILE
 from radixserve.kernels.cpu.block import BFloat16s, Block, Float32s, Int32s, Int64s, UInt32s
 from radixserve.kernels.cpu.compile import LINE_BYTES, compiled, data_of
 from radixserve.kernels.cpu.products import Fold, Rows
-from radixserve.kernels.cpu.vector import LANES, copy, fma, prefetch, transpose
+from radixserve.kernels.cpu.vector import LANES, copy, fma, prefetch
 
 MULTIPLE = 32
 """`k_dim` and `v_dim` must be multiples of it."""

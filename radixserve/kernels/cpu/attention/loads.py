@@ -18,6 +18,7 @@ from numba import types
 
 from radixserve.kernels.cpu.attention.block import AttentionBlock, StepBlock
 from radixserve.kernels.cpu.attention.memory import Scratch
+from radixserve.kernels.cpu.attention.transpose import transpose, transposed_dims
 from radixserve.kernels.cpu.attention.work import TILE
 from radixserve.kernels.cpu.compile import compiled, on_stack
 from radixserve.kernels.cpu.one_byte import largest_code, scale_at
@@ -26,8 +27,6 @@ from radixserve.kernels.cpu.vector import (
     LANES,
     number_at,
     scale_lanes,
-    transpose,
-    transposed_dims,
 )
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
