@@ -1,7 +1,7 @@
 """Where a step's time goes: decode at batch 1, 8 and 16, and a chunk of 256 prompt tokens.
 
     GOMP_SPINCOUNT=5000 python benchmarks/profile_step.py [--steps 20] [--model FOLDER_OR_NAME]
-        [--threads N]
+        [--dtype bfloat16] [--threads N]
 
 An engine without its process takes real steps, from plan to commit. Wrappers around what the
 forward and the step call add up wall time, all threads of it side by side:
@@ -91,8 +91,8 @@ def _timed(function: Callable[..., Any], part: str, seconds: Profile) -> Callabl
 class Steps:
     """One engine, brought to where its next step is of the kind wanted."""
 
-    def __init__(self, model: str) -> None:
-        loaded = load_model(model, DEVICE, torch.float32)
+    def __init__(self, model: str, dtype: torch.dtype) -> None:
+        loaded = load_model(model, DEVICE, dtype)
         assert isinstance(loaded.decoder, decoder.Decoder), (
             "this profile is for models that our decoder computes"
         )
@@ -173,11 +173,13 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=20, help="of each kind, 3 to 80")
     parser.add_argument("--model", default=None)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    steps = Steps(options.model or str(embedded_model()))
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    steps = Steps(options.model or str(embedded_model()), dtype)
     columns = {
         f"decode, batch {batch}": medians(steps.decode(batch, options.steps)) for batch in BATCHES
     }
