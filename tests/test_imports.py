@@ -51,6 +51,7 @@ LAYERS = (
         "machine",
         "rotary",
         "token_names",
+        "background",
         "cache_folder",
         "progress",
         "__init__",

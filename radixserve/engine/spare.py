@@ -1,7 +1,7 @@
 """What an engine process does while it is a spare: it imports what an engine needs, which is about
 half of a start, and waits. It loads no model.
 
-The imports run in a thread of the lowest priority, so that they take only time that the serving
+The imports run in a thread that yields to all others, so that they take only time that the serving
 engine leaves. Only that thread is slow: an ordinary process that has lowered its own priority is
 not allowed to raise it again. Importing starts threads of libraries, so a process that has imported
 cannot be forked safely; that is why a spare serves once and is not copied.
@@ -10,16 +10,14 @@ cannot be forked safely; that is why a spare serves once and is not copied.
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from radixserve.background import yield_to_others
+
 SPARE, ENGINE = "radix-spare", "radix-engine"
 """The names of a process in its two roles, as `top` and `ps -o comm` show them."""
-
-_LOWEST = 19
 
 
 class Imports:
@@ -42,17 +40,10 @@ class Imports:
 
     def _run(self) -> None:
         try:
-            _lower_priority()
+            yield_to_others()
             self._imports()
         except BaseException as error:  # raised again in the main thread
             self._error = error
-
-
-def _lower_priority() -> None:
-    """Give the calling thread the lowest priority, on Linux, where threads have their own."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
 
 
 def name_process(name: str) -> None:
