@@ -22,7 +22,6 @@ from radixserve.kernels.cpu.compile import LINE_BYTES, Intrinsic
 from radixserve.kernels.cpu.vector import (
     LANES,
     VECTOR,
-    VECTORS,
     element_at,
     load,
     prefetch_line,
@@ -57,13 +56,22 @@ class Fold(NamedTuple):
     active: Any  # 0 or 1
 
 
-def _multiply_rows(rows: int) -> Intrinsic:
-    """Generates c[r, 0:PANEL] = sum over k of a[r, k] * b[k, column : column + PANEL] for `rows`
-    rows, k ascending.
+def panel_of(wide: bool) -> int:
+    """Columns that `multiply_rows` computes at a time: as many as fit into registers for six rows.
+    `wide` is for processors with AVX-512.
+    """
+    return LANES * (2 if wide else 1)
+
+
+def multiply_rows(rows: int, wide: bool) -> Intrinsic:
+    """Generates c[r, 0:n] = sum over k of a[r, k] * b[k, column : column + n] for `rows` rows, k
+    ascending, where n is `panel_of(wide)`.
 
     a and c are flat float32 arrays, each with the offset of its first element and its row stride; b
     is `Rows`. `later` is `Rows` too: its row k is prefetched in iteration k. `fold` is `Fold`.
     """
+
+    vectors = panel_of(wide) // LANES
 
     @intrinsic
     def multiply(
@@ -89,12 +97,12 @@ def _multiply_rows(rows: int) -> Intrinsic:
             width = builder.extract_value(args[9], Rows._fields.index("width"))
             lda, column, ldc = args[2], args[4], args[7]
             index = depth.type
-            sums = [[_zero(builder) for _ in range(VECTORS)] for _ in range(rows)]
+            sums = [[_zero(builder) for _ in range(vectors)] for _ in range(rows)]
             with cgutils.for_range(builder, depth) as loop:
                 with builder.if_then(builder.icmp_signed("<", loop.index, num_later)):
                     _prefetch_row(builder, row_of_later(loop.index), width)
                 row = builder.gep(row_of_b(loop.index), [column])
-                columns = vectors_at(builder, row, VECTORS)
+                columns = vectors_at(builder, row, vectors)
                 for r in range(rows):
                     element = builder.add(builder.mul(ir.Constant(index, r), lda), loop.index)
                     add_product(builder, builder.gep(a_data, [element]), columns, sums[r])
@@ -147,7 +155,7 @@ def _fold(
     for r, (total, target) in enumerate(zip(sums, targets, strict=True)):
         place = ir.Constant(first.type, r)
         old, new = (splat(builder, builder.load(builder.gep(array, [place]))) for array in arrays)
-        for variable, before in zip(total, vectors_at(builder, target, VECTORS), strict=True):
+        for variable, before in zip(total, vectors_at(builder, target, len(total)), strict=True):
             scaled = builder.fmul(before, old)
             builder.store(vector_fma(builder, builder.load(variable), new, scaled), variable)
 
@@ -181,7 +189,3 @@ def store_row(builder: ir.IRBuilder, vectors: list[Any], pointer: Any) -> None:
     """Write vectors, one behind the other, from a pointer on."""
     for v, vector in enumerate(vectors):
         store(builder, vector, builder.gep(pointer, [ir.Constant(ir.IntType(64), v * LANES)]))
-
-
-multiply_1, multiply_2, multiply_3 = _multiply_rows(1), _multiply_rows(2), _multiply_rows(3)
-multiply_4, multiply_6 = _multiply_rows(4), _multiply_rows(6)

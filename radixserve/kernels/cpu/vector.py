@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -42,11 +41,6 @@ class BFloat(ir.Type):  # type: ignore[misc]
 
 
 VECTOR = ir.VectorType(FLOAT, LANES)
-VECTORS = 2 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 1
-PANEL = LANES * VECTORS
-"""Columns that one block of `products`, such as `multiply_6`, computes: as many as fit into
-registers.
-"""
 
 LINE = 16
 """Floats of a cache line."""

@@ -20,7 +20,7 @@ from radixserve.kernels.cpu.attention.memory import Scratch, scratch_lengths
 from radixserve.kernels.cpu.attention.work import TileWork
 from radixserve.kernels.cpu.block import BlockMemory
 from radixserve.kernels.cpu.levels import Level
-from radixserve.kernels.cpu.vector import PANEL
+from radixserve.kernels.cpu.products import panel_of
 from radixserve.kernels.step import AttentionPlan
 from radixserve.tensors.kv import KVShape
 
@@ -38,15 +38,19 @@ class AttentionStep:
     """
 
     def __init__(self, shape: KVShape, heads: int, dtype: torch.dtype) -> None:
-        """`dtype` is that of activations; the pool's may be another."""
+        """`dtype` is that of activations; the pool's may be another. The current level chooses the
+        kernel, which is compiled if it never was: seconds.
+        """
         self._shape, self._heads = shape, heads
-        self._width = -(-shape.v_dim // PANEL) * PANEL
+        level = levels.current()
+        wide = level >= Level.AVX512
+        self._width = -(-shape.v_dim // panel_of(wide)) * panel_of(wide)
         self._block = StepBlock(heads=heads, kv_heads=shape.kv_heads, width=self._width)
         self._block.set(k_dim=shape.k_dim, v_dim=shape.v_dim)
         self._block.set(k_row=shape.k_row, v_row=shape.v_row)
-        self._tiles = _has_tiles(shape, dtype)
-        plain = kernel.work_of(dtype, shape.dtype)
-        self._kernel = amx.work if self._tiles else plain
+        self._tiles = level >= Level.AMX and _has_tiles(shape, dtype)
+        work = amx.work if self._tiles else kernel.work_of(dtype, shape.dtype, wide)
+        self._kernel = native.address(work, level)
         self.held: AttentionPlan | None = None
         self._kept: dict[str, Any] = {}  # the block holds bare addresses
         self._most = 0  # query rows of an item for which there is scratch memory
@@ -81,7 +85,7 @@ class AttentionStep:
         """
         block = AttentionBlock(q=q, k=k, v=v, out=out, scaling=scaling, **_named(counters))
         block.step = self._block.address
-        return native.address(self._kernel), block
+        return self._kernel, block
 
     def run(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, scaling: float
@@ -89,7 +93,7 @@ class AttentionStep:
         """Compute one layer of the step that is held now. The arguments are as for `launch`."""
         self._call.set(q=q, k=k, v=v, out=out, scaling=scaling)
         self._counters[:] = 0
-        threads.run(native.address(self._kernel), self._call.address, self._parallel)
+        threads.run(self._kernel, self._call.address, self._parallel)
 
     def _keep(self, **arrays: Any) -> None:
         self._kept |= arrays
@@ -120,9 +124,9 @@ def _named(counters: Longs) -> dict[str, Longs]:
 
 
 def _has_tiles(shape: KVShape, dtype: torch.dtype) -> bool:
-    """Whether the kernel with tiles of bfloat16 serves this shape and dtype of activations."""
+    """Whether the kernel with tiles of bfloat16 can serve this shape and dtype of activations."""
     whole = shape.k_dim % MULTIPLE == shape.v_dim % MULTIPLE == 0
-    return shape.dtype == dtype == torch.bfloat16 and whole and levels.current() >= Level.AMX
+    return shape.dtype == dtype == torch.bfloat16 and whole
 
 
 def attend_cpu(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:

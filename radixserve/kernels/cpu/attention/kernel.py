@@ -54,17 +54,8 @@ from radixserve.kernels.cpu.attention.loads import (
 from radixserve.kernels.cpu.attention.memory import ROWS, Scratch, Sums, scratch_of
 from radixserve.kernels.cpu.attention.work import GROUP, TILE
 from radixserve.kernels.cpu.compile import LINE_BYTES, compiled
-from radixserve.kernels.cpu.products import (
-    Fold,
-    Rows,
-    multiply_1,
-    multiply_2,
-    multiply_3,
-    multiply_4,
-    multiply_6,
-)
+from radixserve.kernels.cpu.products import Fold, Rows, multiply_rows, panel_of
 from radixserve.kernels.cpu.vector import (
-    PANEL,
     add_atomically,
     copy,
     exp,
@@ -106,47 +97,65 @@ class Item(NamedTuple):
     stores: Any
 
 
-@compiled
-def _multiply(
-    rows: int,
-    a: Any,
-    at: int,
-    lda: int,
-    b: Rows,
-    columns: int,
-    c: Any,
-    to: int,
-    fold: Fold,
-    later: Rows,
-) -> None:
-    """c = a[0:rows, 0:b.count] @ b[:, 0:columns] for at most 6 rows, folded into c as `fold` says.
-    a and c begin at elements `at` and `to`.
+@cache
+def _multiplier(wide: bool) -> Any:
+    """`multiply` for a level; `wide` is for processors with AVX-512."""
+    panel = panel_of(wide)
+    multiply_1, multiply_2, multiply_3 = (multiply_rows(rows, wide) for rows in (1, 2, 3))
+    multiply_4, multiply_6 = multiply_rows(4, wide), multiply_rows(6, wide)
 
-    A block of PANEL columns is computed at a time. The rows of `later` are prefetched meanwhile,
-    each panel an equal share of their width.
-    """
-    # Numbers of each later row to prefetch per panel, in whole cache lines.
-    line = LINE_BYTES // later.data.itemsize
-    share = -(-later.width * PANEL // (columns * line)) * line
-    whole = later
-    for column in range(0, columns, PANEL):
-        later = part_of(whole, column // PANEL * share, share)
-        here = to + column
-        if rows == 6:
-            multiply_6(a, at, lda, b, column, c, here, columns, fold, later)
-        elif rows >= 4:
-            multiply_4(a, at, lda, b, column, c, here, columns, fold, later)
-            if rows == 5:  # 4 + 1: too rare for a loop of its own
-                last, nothing = folded_from(fold, 4), without_rows(later)
-                multiply_1(
-                    a, at + 4 * lda, lda, b, column, c, here + 4 * columns, columns, last, nothing
-                )
-        elif rows == 3:
-            multiply_3(a, at, lda, b, column, c, here, columns, fold, later)
-        elif rows == 2:
-            multiply_2(a, at, lda, b, column, c, here, columns, fold, later)
-        else:
-            multiply_1(a, at, lda, b, column, c, here, columns, fold, later)
+    @compiled
+    def multiply(
+        rows: int,
+        a: Any,
+        at: int,
+        lda: int,
+        b: Rows,
+        columns: int,
+        c: Any,
+        to: int,
+        fold: Fold,
+        later: Rows,
+    ) -> None:
+        """c = a[0:rows, 0:b.count] @ b[:, 0:columns] for at most 6 rows, folded into c as `fold`
+        says. a and c begin at elements `at` and `to`.
+
+        The columns are computed panel by panel. The rows of `later` are prefetched meanwhile, for
+        each panel an equal share of their width.
+        """
+        # Numbers of each later row to prefetch per panel, in whole cache lines.
+        line = LINE_BYTES // later.data.itemsize
+        share = -(-later.width * panel // (columns * line)) * line
+        whole = later
+        for column in range(0, columns, panel):
+            later = part_of(whole, column // panel * share, share)
+            here = to + column
+            if rows == 6:
+                multiply_6(a, at, lda, b, column, c, here, columns, fold, later)
+            elif rows >= 4:
+                multiply_4(a, at, lda, b, column, c, here, columns, fold, later)
+                if rows == 5:  # 4 + 1: too rare for a loop of its own
+                    last, nothing = folded_from(fold, 4), without_rows(later)
+                    multiply_1(
+                        a,
+                        at + 4 * lda,
+                        lda,
+                        b,
+                        column,
+                        c,
+                        here + 4 * columns,
+                        columns,
+                        last,
+                        nothing,
+                    )
+            elif rows == 3:
+                multiply_3(a, at, lda, b, column, c, here, columns, fold, later)
+            elif rows == 2:
+                multiply_2(a, at, lda, b, column, c, here, columns, fold, later)
+            else:
+                multiply_1(a, at, lda, b, column, c, here, columns, fold, later)
+
+    return multiply
 
 
 @compiled
@@ -192,14 +201,21 @@ def add_scores(
 
 @compiled
 def _contribute(
-    scratch: Scratch, block: int, count: int, start: int, tile: Tile, fresh: bool
+    multiply: Any,
+    scratch: Scratch,
+    block: int,
+    count: int,
+    start: int,
+    tile: Tile,
+    fresh: bool,
 ) -> None:
     """Add the loaded tile, which begins at position `start`, to the group's sums of rows [block,
-    block + count) of the item. If `fresh`, it is the first tile of these sums.
+    block + count) of the item. If `fresh`, it is the first tile of these sums. `multiply` is that
+    of `_multiplier`.
     """
     scores, ends, sums, k_dim = scratch.scores, scratch.ends, scratch.sums, tile.keys.count
     plain = Fold(scratch.old, scratch.new, 0, 0)
-    _multiply(
+    multiply(
         count,
         scratch.queries,
         block * k_dim,
@@ -216,7 +232,7 @@ def _contribute(
         add_scores(sums, block + r, peak, weight, fresh, plain, r)
     width = scratch.values.shape[0] // TILE
     fold = Fold(scratch.old, scratch.new, 0, 0 if fresh else 1)
-    _multiply(
+    multiply(
         count,
         scores,
         0,
@@ -302,18 +318,25 @@ def _run(item: Item, tile: int) -> Run:
     return Run(item.kv, item.begin + tile * TILE, max(0, min(TILE, item.stop - tile * TILE)))
 
 
-@compiled
-def _add_tile(
-    layer: AttentionBlock, scratch: Scratch, most: int, start: int, tile: Tile, fresh: bool
-) -> None:
-    """Add the loaded tile, which begins at position `start`, to all rows that see it."""
-    for block in range(0, most, ROWS):
-        first, end = block, min(block + ROWS, most)
-        while first < end and scratch.ends[first] <= start:  # positions of rows ascend
-            first += 1
-        if first < end:
-            _contribute(scratch, first, end - first, start, tile, fresh)
-            tile = settled(tile)  # the first block has prefetched the next tile
+@cache
+def _adder(wide: bool) -> Any:
+    """`add_tile` for a level; `wide` is for processors with AVX-512."""
+    multiply = _multiplier(wide)
+
+    @compiled
+    def add_tile(
+        layer: AttentionBlock, scratch: Scratch, most: int, start: int, tile: Tile, fresh: bool
+    ) -> None:
+        """Add the loaded tile, which begins at position `start`, to all rows that see it."""
+        for block in range(0, most, ROWS):
+            first, end = block, min(block + ROWS, most)
+            while first < end and scratch.ends[first] <= start:  # positions of rows ascend
+                first += 1
+            if first < end:
+                _contribute(multiply, scratch, first, end - first, start, tile, fresh)
+                tile = settled(tile)  # the first block has prefetched the next tile
+
+    return add_tile
 
 
 @compiled
@@ -409,20 +432,19 @@ def attend(means: Means, layer: AttentionBlock) -> None:
     _finish(layer, step, scratch)
 
 
-_FLOAT32 = Means(scratch_of, load_queries, load_tile, _add_tile)
-_WIDENED = Means(scratch_of, load_queries, load_tile_widened, _add_tile)
-
-
 @cache
-def work_of(numbers: torch.dtype, kv: torch.dtype) -> Callable[[Any], None]:
-    """The kernel for q and out of the dtype `numbers`, and a pool of the dtype `kv`. Every thread
-    calls it with the address of an `AttentionBlock`. `native` compiles it.
+def work_of(numbers: torch.dtype, kv: torch.dtype, wide: bool) -> Callable[[Any], None]:
+    """The kernel for q and out of the dtype `numbers`, and a pool of the dtype `kv`; `wide` is for
+    processors with AVX-512. Every thread calls it with the address of an `AttentionBlock`. `native`
+    compiles it.
     """
-    means = _FLOAT32 if kv == torch.float32 else _WIDENED
+    load = load_tile if kv == torch.float32 else load_tile_widened
+    means = Means(scratch_of, load_queries, load, _adder(wide))
     read = AttentionBlock.reader(numbers, kv)
 
     def work(address: Any) -> None:
         attend(means, read(address))
 
-    work.__name__ = f"work_{numbers}_{kv}".replace("torch.", "")
+    width = "wide" if wide else "narrow"
+    work.__name__ = f"work_{numbers}_{kv}_{width}".replace("torch.", "")
     return work

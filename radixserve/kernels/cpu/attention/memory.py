@@ -15,7 +15,7 @@ from radixserve.kernels.cpu.compile import compiled
 from radixserve.kernels.cpu.vector import LANES
 
 ROWS = 6
-"""Query rows of a block of rows: as many as `multiply_6` keeps in registers."""
+"""Query rows of a block of rows: as many as `multiply_rows` keeps in registers."""
 
 
 class Sums(Block):

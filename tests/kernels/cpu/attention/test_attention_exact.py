@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radixserve.kernels.cpu import levels
+from radixserve.kernels.cpu import levels, native
 from radixserve.kernels.cpu.attention.amx import MULTIPLE
-from radixserve.kernels.cpu.attention.call import attend_cpu
+from radixserve.kernels.cpu.attention.call import AttentionStep, attend_cpu
 from radixserve.kernels.cpu.levels import Level
 from radixserve.kernels.step import AttentionPlan
 from radixserve.step import Chunk
@@ -164,6 +165,34 @@ def test_who_is_computed_together_changes_no_bit(
     for count in (1, 2):
         with threads(count):
             assert torch.equal(every.attend(steps, slots), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@sizes
+def test_a_lower_level_gives_the_bits_of_the_highest_one_without_tiles(
+    size: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    every = Sequences(size, dtype, tiles=False)
+    expected = every.alone(0)
+    every.level = Level.AVX2
+    assert torch.equal(every.attend([(0, 0, LENGTH)], np.arange(SLOTS, dtype=np.int32)), expected)
+
+
+@pytest.mark.parametrize("level", levels.available(), ids=lambda level: level.name)
+def test_the_level_decides_how_many_columns_a_loop_computes(
+    level: Level, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, Level]] = []
+
+    def address(kernel: Any, level: Level) -> int:
+        asked.append((kernel.__name__, level))
+        return 0
+
+    monkeypatch.setattr(native, "address", address)
+    with at_most(level):
+        AttentionStep(KVShape(1, 2, 80, 80, torch.float32), 4, torch.float32)
+    width = "wide" if level >= Level.AVX512 else "narrow"
+    assert asked == [(f"work_float32_float32_{width}", level)]
 
 
 @cases
