@@ -1,4 +1,5 @@
-"""What only CUDA needs: the check of the attention kernel at start, and captured decode steps.
+"""What a model on CUDA needs at its start: the check of the attention kernel, and that of captured
+decode steps.
 
 The kernel is compared with the plain torch reference on random data of the model's shapes. If it
 cannot be built or disagrees, the reference serves and the reason goes to the log, /version and a
@@ -8,7 +9,6 @@ metric. On a CPU only the comparison itself runs, which takes any kernel.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from transformers import AttentionInterface
 
 from radixserve.kernels.attention import Kernel, attend_torch
+from radixserve.kernels.cuda.capture import CudaCapture
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model import attention
 from radixserve.model.graphs import DecodeGraphs
@@ -145,33 +146,3 @@ def start_graphs(
         log.warning("decode without graphs: %s", reason)
         return None, reason
     return graphs, None
-
-
-class CudaCapture:
-    """Records what a function without arguments launches, as a graph to be replayed. All graphs
-    share one memory pool.
-    """
-
-    def __init__(self) -> None:
-        self._memory = torch.cuda.graph_pool_handle()
-
-    def __call__(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-        """Run once outside a graph, which compiles kernels and makes workspaces, then record.
-
-        Raises:
-            RuntimeError: something that `run` does cannot be captured.
-        """
-        side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            run()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
-            out = run()
-
-        def replay() -> torch.Tensor:
-            graph.replay()
-            return out
-
-        return replay

@@ -185,7 +185,7 @@ def test_only_decode_steps_that_fit_are_replayed(loaded: LoadedModel) -> None:
 def test_a_step_with_larger_tables_than_the_buffer_is_not_replayed(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("radixserve.model.graphs._MAX_TABLE", 30)
+    monkeypatch.setattr("radixserve.kernels.cuda.step_inputs._MAX_TABLE", 30)
     made, _ = graphs(loaded, Capture())
     assert made.forward(decodes(14, 14)) is not None
     assert made.forward(decodes(14, 15)) is None

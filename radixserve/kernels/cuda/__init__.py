@@ -1,1 +1,1 @@
-"""The kernels of CUDA devices, in Triton."""
+"""The kernels of CUDA devices, in Triton, and what captures them as graphs."""
