@@ -46,6 +46,7 @@ class Watch:
         self.longest = 0.0  # seconds between two tokens of a stream
         self.refusals: defaultdict[str, list[float]] = defaultdict(list)
         self.wrong: list[str] = []
+        self._numbers = itertools.count(1)
 
     async def stream(self, session: aiohttp.ClientSession) -> None:
         """Stream one answer after the other, until cancelled."""
@@ -62,10 +63,11 @@ class Watch:
                     last = now
 
     async def post(self, session: aiohttp.ClientSession, first: int) -> None:
-        """Post one grammar after the other, until cancelled."""
+        """Post one grammar after the other, until cancelled. No two have the same text."""
         for name in itertools.islice(itertools.cycle(HOSTILE), first, None):
             begun = time.perf_counter()
-            async with session.post(PATH, data=hostile_body(name)) as answer:
+            body = hostile_body(name, next(self._numbers))
+            async with session.post(PATH, data=body) as answer:
                 text = await answer.text()
             self.refusals[name].append(time.perf_counter() - begun)
             if answer.status != 400:

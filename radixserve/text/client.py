@@ -19,9 +19,12 @@ from radixserve.errors import BadRequest, ModelRefused, StartupError, Unavailabl
 from radixserve.request import Grammar
 from radixserve.text.conversation import Conversation
 from radixserve.text.detokenizer import Detokenizer
+from radixserve.text.grammar_checks import GrammarChecks
 from radixserve.text.messages import (
+    CHECK_SECONDS,
     NOT_UNICODE,
     TOO_DEEP,
+    Checked,
     CheckGrammar,
     Encode,
     EncodeChat,
@@ -31,8 +34,8 @@ from radixserve.text.messages import (
     Ready,
     Start,
     encode,
+    grammar_took_too_long,
 )
-from radixserve.text.passed import PassedGrammars
 from radixserve.text.stream import TextStream
 from radixserve.text.worker_process import WorkerDied, WorkerProcess
 
@@ -43,8 +46,7 @@ _GENERIC_TOOLS = (
     "the chat template has no place for tools: tools of requests are written into the system "
     "message as text (docs/api.md, Tools)"
 )
-# A process may die for a reason other than the question. For a grammar the question is the likely
-# one, and a second try could leave no process to other requests.
+# A process may die for a reason other than the question.
 _MAX_TRIES = 2
 _WAIT_SECONDS = 60.0  # wait for a free process, in addition to the deadline
 _RESTART_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # delay before the n-th start in a row
@@ -132,7 +134,7 @@ class ProcessTokenizer(Detokenizer):
         self.drops_reasoning = ready.drops_reasoning
         self.eos_token_id = ready.eos_token_id
         self._processes = processes
-        self._passed = PassedGrammars()
+        self._checks = GrammarChecks(processes.ask_about)
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """See `TokenizerClient.encode`."""
@@ -143,10 +145,8 @@ class ProcessTokenizer(Detokenizer):
         return await self._processes.ask(EncodeChat(conversation))
 
     async def check_grammar(self, grammar: Grammar) -> None:
-        """See `TokenizerClient.check_grammar`. One that has passed is not asked for again."""
-        if grammar not in self._passed:
-            await self._processes.ask(CheckGrammar(grammar))
-            self._passed.add(grammar)
+        """See `TokenizerClient.check_grammar`."""
+        await self._checks.check(grammar)
 
 
 class _Job:
@@ -157,7 +157,7 @@ class _Job:
     def __init__(self, question: Question) -> None:
         self.question = question
         self.frame = encode(question)
-        self.answer: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[Encoded | Checked] = asyncio.get_running_loop().create_future()
         self.tries = 0
 
     def fail(self, error: Exception) -> None:
@@ -213,25 +213,41 @@ class TokenizerProcesses:
         while not self._jobs.empty():
             self._jobs.get_nowait().fail(Unavailable(_SHUTTING_DOWN))
 
-    async def ask(self, question: Question) -> Encoded:
-        """The answer to `question`.
+    async def ask(self, question: Encode | EncodeChat) -> Encoded:
+        """The answer to `question`. Raises what `ask_about` raises."""
+        answer = await self._ask(question)
+        assert isinstance(answer, Encoded), type(answer)
+        return answer
+
+    async def ask_about(self, question: CheckGrammar) -> Checked:
+        """Whether a grammar has passed.
 
         Raises:
             BadRequest: the question is refused, took too long, or ended two processes.
             Unavailable: too many questions wait already, or no process became free.
         """
+        answer = await self._ask(question)
+        assert isinstance(answer, Checked), type(answer)
+        return answer
+
+    async def _ask(self, question: Question) -> Encoded | Checked:
         if self._num_waiting >= self._max_waiting:
             raise Unavailable("Too many prompts wait to be tokenised.")
         job = _job(question)
         self._jobs.put_nowait(job)
         self._num_waiting += 1
         try:
-            async with asyncio.timeout(_WAIT_SECONDS + self._start.render_seconds):
+            async with asyncio.timeout(_WAIT_SECONDS + self._seconds(question)):
                 return await job.answer
         except TimeoutError:
             raise Unavailable("No tokenizer process is free.") from None
         finally:
             self._num_waiting -= 1
+
+    def _seconds(self, question: Question) -> float:
+        """How long a process may take to answer."""
+        more = CHECK_SECONDS if isinstance(question, CheckGrammar) else 0.0
+        return self._start.render_seconds + more
 
     async def _serve(self, worker: WorkerProcess | None) -> None:
         """Answer one question after another; start a new process whenever the last one has
@@ -271,7 +287,7 @@ class TokenizerProcesses:
         """Let `worker` answer `job`; returns whether it can answer further questions."""
         job.tries += 1
         try:
-            answer = await worker.ask(job.frame, self._start.render_seconds)
+            answer = await worker.ask(job.frame, self._seconds(job.question))
         except TimeoutError:
             refusal = _too_long(job.question, self._start.render_seconds)
             log.error("a tokenizer process is killed: %s", refusal.message)
@@ -279,7 +295,7 @@ class TokenizerProcesses:
             return False
         except WorkerDied as died:
             log.error("a tokenizer process %s", died)
-            if job.tries < _MAX_TRIES and not isinstance(job.question, CheckGrammar):
+            if job.tries < _MAX_TRIES:
                 self._jobs.put_nowait(job)
             else:
                 job.fail(_ended_processes(job.question, died))
@@ -312,10 +328,8 @@ def _param(question: Question) -> str | None:
 
 def _too_long(question: Question, seconds: float) -> BadRequest:
     if isinstance(question, CheckGrammar):
-        return BadRequest(
-            f"Compiling the grammar took longer than the limit of {seconds:g} s.",
-            code="grammar_too_complex",
-        )
+        refusal = grammar_took_too_long(seconds)
+        return BadRequest(refusal.message, code=refusal.code)
     if isinstance(question, EncodeChat):
         return BadRequest(
             "Rendering these messages with the model's chat template and tokenising them took "
@@ -329,14 +343,12 @@ def _too_long(question: Question, seconds: float) -> BadRequest:
 
 
 def _ended_processes(question: Question, died: WorkerDied) -> BadRequest:
-    if isinstance(question, CheckGrammar):
-        return BadRequest(
-            f"The process that compiled the grammar {died}; the grammar may be nested too deeply "
-            "or need too much memory.",
-            code="grammar_too_complex",
-        )
-    chat, text = "rendered and tokenised these messages", "tokenised the text"
-    what = chat if isinstance(question, EncodeChat) else text
+    whats = {
+        CheckGrammar: "checked the grammar",
+        EncodeChat: "rendered and tokenised these messages",
+        Encode: "tokenised the text",
+    }
+    what = whats[type(question)]
     return BadRequest(
         f"The process that {what} {died}, two times; it may have needed too much memory.",
         param=_param(question),

@@ -16,6 +16,7 @@ from radixserve.text.conversation import Conversation
 
 # Extra time, beyond that of one request, for trying the tokenizer and its chat template at start.
 TRY_SECONDS = 20.0
+CHECK_SECONDS = 2.0  # the same for a grammar, whose trial ends by itself after its own time
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 TAIL_CHARS = 64
 LENGTH = struct.Struct(">I")
@@ -47,9 +48,10 @@ class EncodeChat(msgspec.Struct, tag="encode_chat", frozen=True):
 
 
 class CheckGrammar(msgspec.Struct, tag="check_grammar", frozen=True):
-    """Whether a grammar can be compiled over this tokenizer's tokens."""
+    """Whether a grammar can be compiled over this tokenizer's tokens. The first trial is short."""
 
     grammar: Grammar
+    is_first: bool = True
 
 
 class Loaded(msgspec.Struct, tag="loaded", frozen=True):
@@ -74,13 +76,19 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
 
 
 class Encoded(msgspec.Struct, tag="encoded", frozen=True):
-    """The token ids of a text or of a conversation; none for a grammar that passed."""
+    """The token ids of a text or of a conversation."""
 
     ids: list[int]
     rendered_tail: str = ""
     """The last characters of the rendered conversation, at most `TAIL_CHARS`; "" for a text. They
     show what the prompt leaves open, such as a `<think>` in which the answer begins.
     """
+
+
+class Checked(msgspec.Struct, tag="checked", frozen=True):
+    """The grammar has passed; if it `is_done` only, otherwise a first trial was too short."""
+
+    is_done: bool
 
 
 class Failed(msgspec.Struct, tag="failed", frozen=True):
@@ -92,8 +100,9 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
 
 
 Question = Encode | EncodeChat | CheckGrammar
+Answer = Encoded | Checked | Failed
 ToWorker = Start | Question
-ToFront = Loaded | Ready | Refused | Encoded | Failed
+ToFront = Loaded | Ready | Refused | Answer
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -102,6 +111,12 @@ def encode(message: ToWorker | ToFront) -> bytes:
     """The frame of `message`."""
     body = _encoder.encode(message)
     return LENGTH.pack(len(body)) + body
+
+
+def grammar_took_too_long(seconds: float) -> Failed:
+    """The refusal of a grammar whose check took longer than `seconds`."""
+    text = f"Compiling the grammar took longer than the limit of {seconds:g} s."
+    return Failed(text, None, "grammar_too_complex")
 
 
 def frame_length(header: bytes) -> int:

@@ -10,24 +10,24 @@ limits the memory that one answer may take.
 from __future__ import annotations
 
 import contextlib
-import os
+import gc
 import resource
 import signal
 import socket
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import BinaryIO
 
 import msgspec
 
 from radixserve import grammar
 from radixserve.errors import BadRequest, ModelRefused
-from radixserve.request import Grammar
+from radixserve.text.grammar_trial import try_grammar
 from radixserve.text.messages import (
+    CHECK_SECONDS,
     LENGTH,
     TRY_SECONDS,
+    Answer,
     CheckGrammar,
     Encode,
     Encoded,
@@ -46,8 +46,6 @@ from radixserve.text.tokenizer import Tokenizer, load_files
 
 # Memory that answering one question may take; a text of 4 MiB takes half of it.
 ANSWER_BYTES = 1 << 30
-USUAL_SECONDS = 0.05  # for checking a grammar; 99 of 100 schemas of real programs take 0.01
-LOWEST_PRIORITY = 19
 _ALARM_AFTER_SECONDS = 2.0  # after the deadline, so that the front kills first
 
 
@@ -88,7 +86,7 @@ def main() -> int:
 def _serve(channel: Channel) -> int:
     start = channel.receive()
     assert isinstance(start, Start), f"the first message must be Start, not {type(start).__name__}"
-    alarm_seconds = start.render_seconds + _ALARM_AFTER_SECONDS
+    alarm_seconds = start.render_seconds + CHECK_SECONDS + _ALARM_AFTER_SECONDS
     try:
         loaded = load_files(start.model)
         channel.send(Loaded())
@@ -108,7 +106,7 @@ def _serve(channel: Channel) -> int:
         question = channel.receive()
         assert not isinstance(question, Start), "Start comes once"
         signal.setitimer(signal.ITIMER_REAL, alarm_seconds)
-        channel.send(_answer(tokenizer, question))
+        channel.send(_answer(tokenizer, question, start.render_seconds))
 
 
 def _ready(tokenizer: Tokenizer) -> Ready:
@@ -122,35 +120,24 @@ def _ready(tokenizer: Tokenizer) -> Ready:
     )
 
 
-def _answer(tokenizer: Tokenizer, question: Question) -> Encoded | Failed:
+def _answer(tokenizer: Tokenizer, question: Question, seconds: float) -> Answer:
     try:
         if isinstance(question, Encode):
             add = question.add_special_tokens
             return Encoded(tokenizer.encode(question.text, add_special_tokens=add))
         if isinstance(question, CheckGrammar):
-            check(question.grammar, _vocabulary(tokenizer))
-            return Encoded([])
+            check = partial(grammar.check, question.grammar, _vocabulary(tokenizer))
+            return try_grammar(check, seconds, is_first=question.is_first)
         return tokenizer.encode_chat(question.conversation)
     except BadRequest as refusal:
         return Failed(refusal.message, refusal.param, refusal.code)
 
 
-def check(wanted: Grammar, vocabulary: grammar.Vocabulary) -> None:
-    """Check a grammar on a thread of its own, which falls to the lowest priority when it takes
-    longer than usual grammars. The engine's threads then get all the processor time they need,
-    whatever is posted. A thread can give up priority, but only the superuser could give it back.
-    """
-    with ThreadPoolExecutor(1) as thread:
-        thread_id = thread.submit(threading.get_native_id).result()
-        checking = thread.submit(grammar.check, wanted, vocabulary)
-        if not wait((checking,), USUAL_SECONDS).done:
-            os.setpriority(os.PRIO_PROCESS, thread_id, LOWEST_PRIORITY)
-        checking.result()
-
-
 @lru_cache(maxsize=1)
 def _vocabulary(tokenizer: Tokenizer) -> grammar.Vocabulary:
-    return grammar.Vocabulary(tokenizer.to_json())
+    vocabulary = grammar.Vocabulary(tokenizer.to_json())
+    gc.freeze()  # what is here now is shared with forks, as long as nobody writes to it
+    return vocabulary
 
 
 def _limit_memory() -> None:

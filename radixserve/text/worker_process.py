@@ -18,8 +18,7 @@ from radixserve.errors import ModelRefused
 from radixserve.text.messages import (
     LENGTH,
     TRY_SECONDS,
-    Encoded,
-    Failed,
+    Answer,
     Loaded,
     Ready,
     Refused,
@@ -79,7 +78,7 @@ class WorkerProcess:
             raise WorkerDied(f"said {type(answer).__name__} while it started")
         return answer
 
-    async def ask(self, question: bytes, seconds: float) -> Encoded | Failed:
+    async def ask(self, question: bytes, seconds: float) -> Answer:
         """Send a question, given as its frame, and return the answer.
 
         Raises:
@@ -89,7 +88,7 @@ class WorkerProcess:
         async with asyncio.timeout(seconds):
             await self._send(question)
             answer = await self._receive()
-        if not isinstance(answer, Encoded | Failed):
+        if not isinstance(answer, Answer):
             raise WorkerDied(f"answered {type(answer).__name__}")
         return answer
 

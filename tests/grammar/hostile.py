@@ -27,10 +27,17 @@ HOSTILE = {
 }
 
 _FIELDS = {"json_schema": "json", "regex": "regex", "lark": "grammar", "gbnf": "grammar"}
+_NOTES = {"regex": "{}", "lark": "\n// {}", "gbnf": "\n# {}"}
 
 
-def hostile_body(name: str) -> io.BytesIO:
-    """The body of a request for a completion of this form."""
+def hostile_body(name: str, number: int = 0) -> io.BytesIO:
+    """The body of a request for a completion of this form. Other numbers change nothing but the
+    text of the grammar.
+    """
     wanted = HOSTILE[name]
-    asked = {"structured_outputs": {_FIELDS[wanted.kind]: wanted.source}}
+    source = wanted.source
+    if number:
+        note = _NOTES.get(wanted.kind)
+        source += note.format(number) if note else " " * number
+    asked = {"structured_outputs": {_FIELDS[wanted.kind]: source}}
     return io.BytesIO(json.dumps({"prompt": "x", "max_tokens": 4} | asked).encode())

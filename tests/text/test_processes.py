@@ -23,7 +23,13 @@ from radixserve.errors import BadRequest, ModelRefused, StartupError, Unavailabl
 from radixserve.text import client, worker_process
 from radixserve.text.client import ProcessTokenizer, TokenizerProcesses
 from radixserve.text.conversation import Conversation
-from radixserve.text.messages import EncodeChat, Encoded, Failed, Start, encode, frame_length
+from radixserve.text.messages import (
+    Answer,
+    EncodeChat,
+    Start,
+    encode,
+    frame_length,
+)
 from radixserve.text.worker_process import WorkerProcess
 from tests.fakes import byte_tokenizer
 
@@ -210,9 +216,7 @@ async def test_a_text_that_ends_two_processes_is_refused(
 ) -> None:
     ask = WorkerProcess.ask
 
-    async def ask_and_kill(
-        self: WorkerProcess, question: bytes, seconds: float
-    ) -> Encoded | Failed:
+    async def ask_and_kill(self: WorkerProcess, question: bytes, seconds: float) -> Answer:
         if b"deadly" in question:
             assert self.pid is not None
             os.kill(self.pid, signal.SIGKILL)

@@ -1,0 +1,64 @@
+"""Which grammars may go to the engine: asks tokenizer processes, in the right order, and remembers
+the verdicts.
+
+A grammar gets a first, short trial at once. If that is not enough it waits for the second, long
+one, of which there is one at a time in the whole server. So grammars that take long wait for each
+other, and not the usual grammars and prompts for them, as long as there are two processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from radixserve.errors import BadRequest, Unavailable
+from radixserve.request import Grammar
+from radixserve.text.messages import Checked, CheckGrammar
+from radixserve.text.verdicts import Verdicts
+
+MAX_LONG = 8  # grammars that wait for the long trial or are in it
+
+
+class GrammarChecks:
+    """The checks of one server."""
+
+    def __init__(self, ask: Callable[[CheckGrammar], Awaitable[Checked]]) -> None:
+        self._ask = ask
+        self._verdicts = Verdicts()
+        self._num_long = 0
+        self._turn = asyncio.Lock()
+
+    async def check(self, grammar: Grammar) -> None:
+        """See `TokenizerClient.check_grammar`. A grammar of a known verdict is not tried."""
+        if not self._verdicts.has_passed(grammar) and not await self._try(grammar, is_first=True):
+            await self._check_long(grammar)
+
+    async def _check_long(self, grammar: Grammar) -> None:
+        if self._num_long >= MAX_LONG:
+            raise Unavailable("Too many grammars that take long wait to be checked.")
+        self._num_long += 1
+        try:
+            await self._turn.acquire()
+        finally:
+            self._num_long -= 1
+        # A client that leaves does not end the trial, so it does not end its turn either.
+        trial = asyncio.ensure_future(self._try_long(grammar))
+        await asyncio.shield(trial)
+
+    async def _try_long(self, grammar: Grammar) -> None:
+        try:
+            if not self._verdicts.has_passed(grammar):  # the same one may have been before it
+                await self._try(grammar, is_first=False)
+        finally:
+            self._turn.release()
+
+    async def _try(self, grammar: Grammar, *, is_first: bool) -> bool:
+        """Whether the trial was long enough, and the grammar has passed. Raises its refusal."""
+        try:
+            checked = await self._ask(CheckGrammar(grammar, is_first=is_first))
+        except BadRequest as refusal:
+            self._verdicts.refused(grammar, refusal)
+            raise
+        if checked.is_done:
+            self._verdicts.passed(grammar)
+        return checked.is_done

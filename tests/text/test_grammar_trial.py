@@ -1,0 +1,84 @@
+"""A trial ends in a verdict, whatever the check does, and leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from radixserve.errors import BadRequest
+from radixserve.text.grammar_trial import try_grammar
+from radixserve.text.messages import Checked, Failed
+
+# Later versions of Python warn of forks of processes with threads, such as those of tests are.
+pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+
+LONG = 60.0  # seconds
+
+
+def refuse() -> None:
+    raise BadRequest("No.", code="invalid_value")
+
+
+def compute() -> None:
+    while True:
+        pass
+
+
+def crash() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def give_up() -> None:
+    os._exit(3)
+
+
+def only_when_idle() -> None:
+    assert os.sched_getscheduler(0) == os.SCHED_IDLE
+
+
+def as_usual() -> None:
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def refuse_at_length() -> None:
+    raise BadRequest("No. " * 100_000)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_verdicts_arrive(is_first: bool) -> None:
+    assert try_grammar(lambda: None, LONG, is_first=is_first) == Checked(is_done=True)
+    assert try_grammar(refuse, LONG, is_first=is_first) == Failed("No.", None, "invalid_value")
+    verdict = try_grammar(refuse_at_length, LONG, is_first=is_first)
+    assert isinstance(verdict, Failed)
+    assert verdict.message.startswith("No. No. ")
+    for check, how in ((crash, "SIGKILL"), (give_up, "said nothing")):
+        verdict = try_grammar(check, LONG, is_first=is_first)
+        assert isinstance(verdict, Failed)
+        assert verdict.code == "grammar_too_complex"
+        assert how in verdict.message
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_what_takes_long_goes_on_in_a_second_trial_that_has_an_end() -> None:
+    assert try_grammar(compute, LONG, is_first=True) == Checked(is_done=False)
+    verdict = try_grammar(compute, 0.2, is_first=False)
+    assert isinstance(verdict, Failed)
+    assert "longer than the limit of 0.2 s" in verdict.message
+
+
+def test_waiting_costs_a_first_trial_no_processor_time_but_its_whole_limit() -> None:
+    verdict = try_grammar(lambda: time.sleep(LONG), 0.2, is_first=True)
+    assert verdict == Checked(is_done=False)
+
+
+@pytest.mark.parametrize(("check", "is_first"), [(as_usual, True), (only_when_idle, False)])
+def test_only_the_second_trial_waits_for_idle_processors(
+    check: Callable[[], None], is_first: bool
+) -> None:
+    assert try_grammar(check, LONG, is_first=is_first) == Checked(is_done=True)
+    as_usual()
