@@ -22,6 +22,7 @@ from radixserve.kernels.cpu.compile import LINE_BYTES, Intrinsic
 from radixserve.kernels.cpu.vector import (
     LANES,
     VECTOR,
+    BFloat,
     element_at,
     load,
     prefetch_line,
@@ -29,6 +30,9 @@ from radixserve.kernels.cpu.vector import (
     store,
     vector_fma,
 )
+
+_PAIRS = ir.VectorType(BFloat(), 2 * LANES)
+_DOT = ir.FunctionType(VECTOR, [VECTOR, _PAIRS, _PAIRS])
 
 
 class Rows(NamedTuple):
@@ -97,7 +101,7 @@ def multiply_rows(rows: int, wide: bool) -> Intrinsic:
             width = builder.extract_value(args[9], Rows._fields.index("width"))
             lda, column, ldc = args[2], args[4], args[7]
             index = depth.type
-            sums = [[_zero(builder) for _ in range(vectors)] for _ in range(rows)]
+            sums = [zero_sums(builder, vectors) for _ in range(rows)]
             with cgutils.for_range(builder, depth) as loop:
                 with builder.if_then(builder.icmp_signed("<", loop.index, num_later)):
                     _prefetch_row(builder, row_of_later(loop.index), width)
@@ -109,9 +113,7 @@ def multiply_rows(rows: int, wide: bool) -> Intrinsic:
             targets = [
                 builder.gep(c_data, [builder.mul(ir.Constant(index, r), ldc)]) for r in range(rows)
             ]
-            active = builder.extract_value(args[8], Fold._fields.index("active"))
-            with builder.if_then(builder.icmp_signed("!=", active, ir.Constant(index, 0))):
-                _fold(context, builder, kinds[8], args[8], sums, targets)
+            fold_sums(context, builder, kinds[8], args[8], sums, targets)
             for total, target in zip(sums, targets, strict=True):
                 store_all(builder, total, target)
             return context.get_dummy_value()
@@ -143,10 +145,20 @@ def _prefetch_row(builder: ir.IRBuilder, row: Any, width: Any) -> None:
         prefetch_line(builder, builder.gep(row, [offset]))
 
 
+def fold_sums(
+    context: Any, builder: ir.IRBuilder, kind: Any, fold: Any, sums: list[Any], targets: list[Any]
+) -> None:
+    """If `fold` is active: sums = targets * old + sums * new, row by row, in the variables
+    `sums`.
+    """
+    active = builder.extract_value(fold, Fold._fields.index("active"))
+    with builder.if_then(builder.icmp_signed("!=", active, ir.Constant(active.type, 0))):
+        _fold(context, builder, kind, fold, sums, targets)
+
+
 def _fold(
     context: Any, builder: ir.IRBuilder, kind: Any, fold: Any, sums: list[Any], targets: list[Any]
 ) -> None:
-    """sums = targets * old + sums * new, row by row, in the variables `sums`."""
     first = builder.extract_value(fold, Fold._fields.index("first"))
     arrays = [
         element_at(context, builder, kind[i], builder.extract_value(fold, i), first)
@@ -160,9 +172,10 @@ def _fold(
             builder.store(vector_fma(builder, builder.load(variable), new, scaled), variable)
 
 
-def _zero(builder: ir.IRBuilder) -> Any:
-    """A variable that holds a vector of zeros."""
-    return cgutils.alloca_once_value(builder, ir.Constant(VECTOR, [0.0] * LANES))
+def zero_sums(builder: ir.IRBuilder, vectors: int) -> list[Any]:
+    """Variables that hold vectors of zeros."""
+    zero = ir.Constant(VECTOR, [0.0] * LANES)
+    return [cgutils.alloca_once_value(builder, zero) for _ in range(vectors)]
 
 
 def vectors_at(builder: ir.IRBuilder, pointer: Any, count: int) -> list[Any]:
@@ -178,6 +191,19 @@ def add_product(builder: ir.IRBuilder, factor: Any, columns: list[Any], sums: li
     vector = splat(builder, builder.load(factor))
     for column, total in zip(columns, sums, strict=True):
         builder.store(vector_fma(builder, vector, column, builder.load(total)), total)
+
+
+def add_pair_products(
+    builder: ir.IRBuilder, row: Any, i: Any, columns: list[Any], sums: list[Any]
+) -> None:
+    """sums += products of pair `i` of bfloat16 with `columns`, words of two bfloat16, by the
+    processor's product of pairs. `row` points to floats that are pairs in truth.
+    """
+    pair = builder.bitcast(splat(builder, builder.load(builder.gep(row, [i]))), _PAIRS)
+    dot = cgutils.get_or_insert_function(builder.module, _DOT, "llvm.x86.avx512bf16.dpbf16ps.512")
+    for column, total in zip(columns, sums, strict=True):
+        product = [builder.load(total), pair, builder.bitcast(column, _PAIRS)]
+        builder.store(builder.call(dot, product), total)
 
 
 def store_all(builder: ir.IRBuilder, sums: list[Any], pointer: Any) -> None:

@@ -13,6 +13,7 @@ FOLDER = Path(native.__file__).parent
 KERNELS = (
     "attention.kernel",
     "attention.amx",
+    "attention.pairs",
     "gemm.vectors",
     "gemm.amx",
     "gemm.quantised",

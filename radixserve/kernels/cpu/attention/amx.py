@@ -1,16 +1,5 @@
-"""The CPU attention kernel with tiles of bfloat16 (AMX): `kernel`'s walk over items and tiles of
-the context, with other means of loading and adding a tile.
-
-The processor multiplies 16 query rows at a time; see `kernels.cpu.amx` for its instructions. It
-adds pairs of neighbours in a sum, so both factors on the right are kept as words of two bfloat16:
-
-    scores [16, 64] = queries [16, k_dim] @ keys       keys [k_dim / 2, 64]: two dimensions of a
-                                                       position in a word
-    sums of V [16, v_dim] = shares [16, 64] @ values   values [32, v_dim]: two positions in a word
-
-Scores, the softmax and all sums are float32. The weights of a tile's positions, relative to its
-largest score, are rounded to bfloat16 ("shares"), and the sum of weights is that of the rounded
-ones. A query row's numbers do not depend on the other 15.
+"""Attention in bfloat16 with the processor's tiles (AMX), which multiply 16 query rows at a time;
+see `kernels.cpu.amx` for the instructions.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -18,9 +7,7 @@ ones. A query row's numbers do not depend on the other 15.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from radixserve.kernels.cpu.amx import (
     STEP,
@@ -31,145 +18,23 @@ from radixserve.kernels.cpu.amx import (
     multiply_tiles,
     release_tiles,
 )
-from radixserve.kernels.cpu.attention.block import AttentionBlock, StepBlock
-from radixserve.kernels.cpu.attention.kernel import Means, add_scores, attend
-from radixserve.kernels.cpu.attention.loads import Run, load_keys, rows_at, without_rows
-from radixserve.kernels.cpu.attention.memory import Sums
-from radixserve.kernels.cpu.attention.softmax import some_tile_shares, tile_shares
-from radixserve.kernels.cpu.attention.transpose import transpose
+from radixserve.kernels.cpu.attention.bfloat16 import MOST_ROWS, TileScratch, means_of
+from radixserve.kernels.cpu.attention.block import AttentionBlock
+from radixserve.kernels.cpu.attention.kernel import attend
 from radixserve.kernels.cpu.attention.work import TILE
-from radixserve.kernels.cpu.block import BFloat16s, Block, Float32s, Int32s, Int64s, UInt32s
-from radixserve.kernels.cpu.compile import LINE_BYTES, compiled, data_of
-from radixserve.kernels.cpu.products import Fold, Rows
-from radixserve.kernels.cpu.vector import LANES, copy, fma, prefetch
+from radixserve.kernels.cpu.compile import compiled, data_of
+from radixserve.kernels.cpu.vector import fma
 
-MULTIPLE = 32
-"""`k_dim` and `v_dim` must be multiples of it."""
+assert MOST_ROWS == TILE_ROWS
 
 _ROW = 64  # bytes of a row of a tile
 _WORD = 4  # bytes
 _four, _two = multiply_tiles(1, 4, 1), multiply_tiles(1, 2, 1)
 
 
-class TileScratch(Block):
-    """One thread's memory. A "row" is a query row at one head. Where 16 rows are multiplied at a
-    time there is room for 16 rows more than there are.
-    """
-
-    queries: BFloat16s  # [(rows + 16) * k_dim]: the item's query rows
-    ends: Int64s  # [rows]: how many positions each of them sees
-    places: Int64s  # [rows]: index of its result in the output, or among the contributions
-    slots: Int32s  # [LANES]: slots of a tile's last positions, padded by repeating the last
-    keys: UInt32s  # [k_dim / 2 * TILE]
-    values: UInt32s  # [TILE / 2 * v_dim]
-    scores: Float32s  # [16 * TILE], not scaled
-    shares: BFloat16s  # [16 * TILE]
-    products: Float32s  # [16 * v_dim]: the sums of V of one tile
-    old: Float32s  # [16]: the factors of the sums so far
-    new: Float32s  # [16]: the factors of the tile's products
-    sums: Sums  # per row of the item: the tiles of the present group so far
-    total: Sums  # per row of the item: the groups before
-    finished: Sums  # as in `memory.Scratch`
-
-
-def tile_scratch_lengths(most: int, heads: int, k_dim: int, v_dim: int) -> dict[str, int]:
-    """The lengths of the arrays of a `TileScratch` for items of at most `most` rows."""
-    lengths = {
-        "queries": (most + TILE_ROWS) * k_dim,
-        "ends": most,
-        "places": most,
-        "slots": LANES,
-        "keys": k_dim // 2 * TILE,
-        "values": TILE // 2 * v_dim,
-        "scores": TILE_ROWS * TILE,
-        "shares": TILE_ROWS * TILE,
-        "products": TILE_ROWS * v_dim,
-        "old": TILE_ROWS,
-        "new": TILE_ROWS,
-    }
-    for name, rows in (("sums", most + TILE_ROWS), ("total", most), ("finished", 2 * heads)):
-        lengths |= {f"{name}.values": rows * v_dim, f"{name}.peaks": rows, f"{name}.weights": rows}
-    return lengths
-
-
-class Later(NamedTuple):
-    """What to prefetch while a tile is used: K and V of the next one, in the pool."""
-
-    keys: Rows
-    values: Rows
-
-
 @compiled
-def _scratch_of(addresses: Any, thread: int) -> TileScratch:
-    """The part of thread number `thread`."""
-    return TileScratch.read(addresses[thread])
-
-
-@compiled
-def _load_queries(
-    layer: AttentionBlock, step: StepBlock, kv: int, first: int, num_rows: int, scratch: TileScratch
-) -> None:
-    """As `loads.load_queries`, but queries are neither widened nor scaled."""
-    dim, group = step.k_dim, step.heads // step.kv_heads
-    for i in range(num_rows):
-        row, place = step.rows[first + i], step.places[first + i]
-        source = (row * step.heads + kv * group) * dim
-        copy(layer.q, source, scratch.queries, i * group * dim, group * dim)
-        for h in range(group):
-            scratch.ends[i * group + h] = step.positions[row] + 1
-            scratch.places[i * group + h] = place * step.heads + kv * group + h
-
-
-@compiled
-def _load_lanes(k: Any, step: StepBlock, kv: int, slots: Any, at: int, target: Any, j: int) -> None:
-    """target[d, j + lane] = dimensions 2 * d and 2 * d + 1 of K of slots[at + lane]."""
-    dim = step.k_dim
-    for d in range(0, dim, 2 * LANES):
-        to = d // 2 * TILE + j
-        transpose(k, kv * dim + d, step.kv_heads * dim, slots, at, target, to, TILE)
-
-
-@compiled
-def _load_values(v: Any, step: StepBlock, run: Run, target: Any) -> None:
-    """target[j, d] = V of positions 2 * j and 2 * j + 1, 0 for positions behind the run."""
-    dim, stride = step.v_dim, step.kv_heads * step.v_dim
-    begin, whole = run.kv * dim, run.count // 2
-    for j in range(whole):
-        low = v[step.table[run.at + 2 * j] * stride + begin :][:dim]
-        high = v[step.table[run.at + 2 * j + 1] * stride + begin :][:dim]
-        row = target[j * dim :][:dim]
-        for d in range(dim):
-            row[d] = np.uint32(low[d]) | np.uint32(high[d]) << np.uint32(16)
-    target[whole * dim :] = np.uint32(0)
-    if run.count % 2:
-        low = v[step.table[run.at + 2 * whole] * stride + begin :][:dim]
-        for d in range(dim):
-            target[whole * dim + d] = np.uint32(low[d])
-
-
-@compiled
-def _load_tile(
-    layer: AttentionBlock, step: StepBlock, run: Run, later: Run, scratch: TileScratch
-) -> Later:
-    """Load the tile of `run`. `later` is the run to prefetch while it is used."""
-    load_keys(_load_lanes, layer.k, step, run.kv, run.at, run.count, scratch)
-    _load_values(layer.v, step, run, scratch.values)
-    keys = rows_at(layer.k, step.k_dim, step, later)
-    return Later(keys, rows_at(layer.v, step.v_dim, step, later))
-
-
-@compiled
-def _prefetch(rows: Rows, first: int, end: int) -> None:
-    """Prefetch rows [first, end), as far as there are any."""
-    for j in range(first, min(end, rows.count)):
-        place = rows.table[rows.first + j] * rows.stride + rows.begin
-        for d in range(0, rows.width, LINE_BYTES // rows.data.itemsize):
-            prefetch(rows.data, place + d)
-
-
-@compiled
-def _multiply_queries(scratch: TileScratch, first: int) -> None:
-    """scratch.scores = 16 query rows from `first` on @ keys."""
+def _multiply_queries(scratch: TileScratch, first: int, count: int) -> None:
+    """As `bfloat16.means_of` says, always for 16 rows."""
     steps = scratch.keys.shape[0] // TILE * 2 // STEP
     row = steps * _ROW  # bytes of a query
     queries = Walk(data_of(scratch.queries) + first * row, row, 0, _ROW)
@@ -204,58 +69,17 @@ def _add_products(scratch: TileScratch, first: int, count: int) -> None:
 
 
 @compiled
-def _contribute(
-    scaling: Any,
-    scratch: TileScratch,
-    first: int,
-    count: int,
-    start: int,
-    later: Later,
-    fresh: bool,
-) -> None:
-    """Add the loaded tile, which begins at position `start`, to the group's sums of rows [first,
-    first + count) of the item, at most 16. If `fresh`, it is the first tile of these sums; then
-    rows behind the last are overwritten, too, whose own products follow.
-    """
-    _multiply_queries(scratch, first)
-    sums, fold = scratch.sums, Fold(scratch.old, scratch.new, 0, 0)
-    share = -(-TILE // count)  # positions of the next tile to prefetch with each row
-    for r in range(count):
-        seen = scratch.ends[first + r] - start
-        if seen >= TILE:
-            peak, weight = tile_shares(
-                scratch.scores, r * TILE, TILE, scaling, scratch.shares, r * TILE
-            )
-        else:
-            peak, weight = some_tile_shares(
-                scratch.scores, r * TILE, seen, scaling, scratch.shares, r * TILE
-            )
-        add_scores(sums, first + r, peak, weight, fresh, fold, r)
-        _prefetch(later.keys, r * share, (r + 1) * share)
-        _prefetch(later.values, r * share, (r + 1) * share)
+def _add_values(scratch: TileScratch, first: int, count: int, fresh: bool) -> None:
+    """As `bfloat16.means_of` says."""
     if fresh:
         width = scratch.products.shape[0] // TILE_ROWS
-        _multiply_shares(scratch, data_of(sums.values) + first * width * _WORD)
+        _multiply_shares(scratch, data_of(scratch.sums.values) + first * width * _WORD)
     else:
         _multiply_shares(scratch, data_of(scratch.products))
         _add_products(scratch, first, count)
 
 
-@compiled
-def _add_tile(
-    layer: AttentionBlock, scratch: TileScratch, most: int, start: int, later: Later, fresh: bool
-) -> None:
-    """Add the loaded tile, which begins at position `start`, to all rows that see it."""
-    for block in range(0, most, TILE_ROWS):
-        first, end = block, min(block + TILE_ROWS, most)
-        while first < end and scratch.ends[first] <= start:  # positions of rows ascend
-            first += 1
-        if first < end:
-            _contribute(layer.scaling, scratch, first, end - first, start, later, fresh)
-            later = Later(without_rows(later.keys), without_rows(later.values))
-
-
-_TILES = Means(_scratch_of, _load_queries, _load_tile, _add_tile)
+_TILES = means_of(_multiply_queries, _add_values)
 
 
 def work(address: Any) -> None:

@@ -13,8 +13,8 @@ import torch
 
 from radixserve.kernels.arrays import Longs
 from radixserve.kernels.cpu import levels, native, threads
-from radixserve.kernels.cpu.attention import amx, kernel
-from radixserve.kernels.cpu.attention.amx import MULTIPLE, TileScratch, tile_scratch_lengths
+from radixserve.kernels.cpu.attention import amx, kernel, pairs
+from radixserve.kernels.cpu.attention.bfloat16 import MULTIPLE, TileScratch, tile_scratch_lengths
 from radixserve.kernels.cpu.attention.block import AttentionBlock, StepBlock
 from radixserve.kernels.cpu.attention.memory import Scratch, scratch_lengths
 from radixserve.kernels.cpu.attention.work import TileWork
@@ -48,8 +48,10 @@ class AttentionStep:
         self._block = StepBlock(heads=heads, kv_heads=shape.kv_heads, width=self._width)
         self._block.set(k_dim=shape.k_dim, v_dim=shape.v_dim)
         self._block.set(k_row=shape.k_row, v_row=shape.v_row)
-        self._tiles = level >= Level.AMX and _has_tiles(shape, dtype)
-        work = amx.work if self._tiles else kernel.work_of(dtype, shape.dtype, wide)
+        self._in_bfloat16 = level >= Level.AVX512_BF16 and _in_bfloat16(shape, dtype)
+        work = kernel.work_of(dtype, shape.dtype, wide)
+        if self._in_bfloat16:
+            work = amx.work if level >= Level.AMX else pairs.work
         self._kernel = native.address(work, level)
         self.held: AttentionPlan | None = None
         self._kept: dict[str, Any] = {}  # the block holds bare addresses
@@ -102,9 +104,8 @@ class AttentionStep:
     def _make_room(self, most: int) -> None:
         """Scratch memory for items of `most` query rows."""
         if most > self._most:
-            kind, lengths = (
-                (TileScratch, tile_scratch_lengths) if self._tiles else (Scratch, scratch_lengths)
-            )
+            bfloat16 = TileScratch, tile_scratch_lengths
+            kind, lengths = bfloat16 if self._in_bfloat16 else (Scratch, scratch_lengths)
             sizes = lengths(most, self._heads, self._shape.k_dim, self._width)
             self._scratch = BlockMemory(kind, max(1, torch.get_num_threads()), sizes)
             self._block.scratch = self._scratch.addresses
@@ -123,8 +124,8 @@ def _named(counters: Longs) -> dict[str, Longs]:
     return {name: counters[i : i + 1] for i, name in enumerate(names)}
 
 
-def _has_tiles(shape: KVShape, dtype: torch.dtype) -> bool:
-    """Whether the kernel with tiles of bfloat16 can serve this shape and dtype of activations."""
+def _in_bfloat16(shape: KVShape, dtype: torch.dtype) -> bool:
+    """Whether kernels that multiply bfloat16 can serve this shape and dtype of activations."""
     whole = shape.k_dim % MULTIPLE == shape.v_dim % MULTIPLE == 0
     return shape.dtype == dtype == torch.bfloat16 and whole
 

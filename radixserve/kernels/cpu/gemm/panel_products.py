@@ -27,15 +27,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from radixserve.kernels.cpu.compile import Intrinsic, compiled
-from radixserve.kernels.cpu.products import add_product, store_all, vectors_at
+from radixserve.kernels.cpu.products import add_pair_products, add_product, store_all, vectors_at
 from radixserve.kernels.cpu.vector import (
     LANES,
     LINE,
     VECTOR,
-    BFloat,
     element_at,
     prefetch_line,
-    splat,
 )
 
 WIDTH = 64
@@ -54,10 +52,6 @@ class Operands(Enum):
     FLOATS = "float32 x, float32 panels"
     WIDENED = "float32 x, bfloat16 panels, made float32 on the way"
     PAIRS = "bfloat16 x, bfloat16 panels, by the processor's product of pairs"
-
-
-_HALVES = ir.VectorType(BFloat(), 2 * LANES)
-_DOT = ir.FunctionType(VECTOR, [VECTOR, _HALVES, _HALVES])
 
 
 def chains_of(
@@ -137,19 +131,10 @@ def _add_widened(builder: ir.IRBuilder, row: Any, i: Any, columns: Any, sums: An
     add_product(builder, builder.gep(place, [ir.Constant(i.type, 1)]), second, sums)
 
 
-def _add_pairs(builder: ir.IRBuilder, row: Any, i: Any, columns: Any, sums: Any) -> None:
-    """Add the products of pair i. `row` points to floats that are pairs in truth."""
-    pair = builder.bitcast(splat(builder, builder.load(builder.gep(row, [i]))), _HALVES)
-    dot = cgutils.get_or_insert_function(builder.module, _DOT, "llvm.x86.avx512bf16.dpbf16ps.512")
-    for column, total in zip(columns, sums, strict=True):
-        product = [builder.load(total), pair, builder.bitcast(column, _HALVES)]
-        builder.store(builder.call(dot, product), total)
-
-
 _ADD: dict[Operands, Callable[..., None]] = {
     Operands.FLOATS: _add_floats,
     Operands.WIDENED: _add_widened,
-    Operands.PAIRS: _add_pairs,
+    Operands.PAIRS: add_pair_products,
 }
 
 

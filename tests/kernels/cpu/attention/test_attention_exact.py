@@ -1,5 +1,6 @@
 """A row's result is right and has the same bits however it is computed: alone or in a chunk, with
-whom, from which slots, on how many threads; in each dtype, with tiles (AMX) and without.
+whom, from which slots, on how many threads; in each dtype, with each kind of instructions that the
+processor has.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixserve.kernels.cpu import levels, native
-from radixserve.kernels.cpu.attention.amx import MULTIPLE
+from radixserve.kernels.cpu.attention.bfloat16 import MULTIPLE
 from radixserve.kernels.cpu.attention.call import AttentionStep, attend_cpu
 from radixserve.kernels.cpu.levels import Level
 from radixserve.kernels.step import AttentionPlan
@@ -26,12 +27,13 @@ from radixserve.tensors.kv import KVPool, KVShape
 LENGTH = 330  # a group of tiles, a whole tile, and a part of one
 SLOTS = 4 * LENGTH
 SIZES = ((9, 3, 64), (8, 1, 128), (4, 2, 32), (5, 1, 80), (3, 3, 24))  # heads, key heads, width
-AMX = pytest.mark.skipif(levels.highest() < Level.AMX, reason="this processor has no AMX")
-CASES = (
-    (torch.float32, False),
-    (torch.bfloat16, False),
-    pytest.param(torch.bfloat16, True, marks=AMX),
+ARITHMETIC = (
+    (torch.float32, Level.AVX512),
+    (torch.bfloat16, Level.AVX512),  # widened to float32
+    (torch.bfloat16, Level.AVX512_BF16),  # products of pairs
+    (torch.bfloat16, Level.AMX),  # tiles
 )
+CASES = [case for case in ARITHMETIC if case[1] <= max(levels.highest(), Level.AVX512)]
 
 
 def numbers(seed: int, heads: int, dim: int, dtype: torch.dtype) -> torch.Tensor:
@@ -52,10 +54,9 @@ def at_most(level: Level) -> Iterator[None]:
 class Sequences:
     """Three sequences that share no tokens, of one size and dtype, and what attends them."""
 
-    def __init__(self, size: tuple[int, int, int], dtype: torch.dtype, tiles: bool) -> None:
-        """`tiles`: whether to use AMX."""
+    def __init__(self, size: tuple[int, int, int], dtype: torch.dtype, level: Level) -> None:
         heads, kv_heads, dim = size
-        self.level = Level.AMX if tiles else min(levels.highest(), Level.AVX512_BF16)
+        self.level = min(levels.highest(), level)
         self.dim, self.dtype, self.kv_heads = dim, dtype, kv_heads
         self.q, self.k, self.v = (
             [numbers(10 * seed + part, many, dim, dtype) for seed in range(3)]
@@ -99,11 +100,11 @@ class Sequences:
 
 
 @cache
-def sequences(size: tuple[int, int, int], dtype: torch.dtype, tiles: bool) -> Sequences:
-    return Sequences(size, dtype, tiles)
+def sequences(size: tuple[int, int, int], dtype: torch.dtype, level: Level) -> Sequences:
+    return Sequences(size, dtype, level)
 
 
-cases = pytest.mark.parametrize(("dtype", "tiles"), CASES, ids=str)
+cases = pytest.mark.parametrize(("dtype", "level"), CASES, ids=str)
 sizes = pytest.mark.parametrize("size", SIZES, ids=str)
 
 
@@ -120,15 +121,17 @@ def threads(count: int) -> Iterator[None]:
 @cases
 @sizes
 def test_it_is_what_attention_is_by_definition(
-    size: tuple[int, int, int], dtype: torch.dtype, tiles: bool
+    size: tuple[int, int, int], dtype: torch.dtype, level: Level
 ) -> None:
-    every = sequences(size, dtype, tiles)
+    every = sequences(size, dtype, level)
     found, (expected, absolute) = every.alone(0), every.exact(0)
     assert found.dtype == dtype
     allowed = 1e-5 * (1 + absolute)
     if dtype == torch.bfloat16:  # the result is rounded to 8 bits: at most half of the last place
         allowed += 2.0**-8 * expected.abs()
-    if tiles and size[2] % MULTIPLE == 0:  # so are the weights, in sums above and below
+    if (
+        level >= Level.AVX512_BF16 and size[2] % MULTIPLE == 0
+    ):  # so are the weights, in sums above and below
         allowed += 2 * 2.0**-8 * absolute
     assert bool(((found.double() - expected).abs() <= allowed).all())
 
@@ -136,9 +139,9 @@ def test_it_is_what_attention_is_by_definition(
 @cases
 @sizes
 def test_one_row_at_a_time_gives_the_bits_of_one_chunk(
-    size: tuple[int, int, int], dtype: torch.dtype, tiles: bool
+    size: tuple[int, int, int], dtype: torch.dtype, level: Level
 ) -> None:
-    every = sequences(size, dtype, tiles)
+    every = sequences(size, dtype, level)
     slots = np.random.default_rng(1).permutation(SLOTS).astype(np.int32)
     for row in [*range(0, LENGTH, 37), 63, 64, 255, 256, 319, 320]:
         assert torch.equal(every.attend([(0, row, row + 1)], slots)[0], every.alone(0)[row]), row
@@ -152,13 +155,13 @@ parts = st.tuples(st.integers(0, 2), st.integers(0, LENGTH - 1), st.integers(1, 
 @given(st.sampled_from(SIZES), st.lists(parts, min_size=1, max_size=12), st.integers(0, 5))
 def test_who_is_computed_together_changes_no_bit(
     dtype: torch.dtype,
-    tiles: bool,
+    level: Level,
     size: tuple[int, int, int],
     drawn: list[tuple[int, int, int]],
     seed: int,
 ) -> None:
     """The same sequence may be there several times: then it shares all of its slots."""
-    every = sequences(size, dtype, tiles)
+    every = sequences(size, dtype, level)
     steps = [(n, start, min(LENGTH, start + count)) for n, start, count in drawn]
     slots = np.random.default_rng(seed).permutation(SLOTS).astype(np.int32)
     expected = torch.cat([every.alone(n)[start:stop] for n, start, stop in steps])
@@ -198,10 +201,10 @@ def test_the_level_decides_how_many_columns_a_loop_computes(
 @cases
 @sizes
 def test_a_nan_shows_in_the_rows_that_see_it_only(
-    size: tuple[int, int, int], dtype: torch.dtype, tiles: bool
+    size: tuple[int, int, int], dtype: torch.dtype, level: Level
 ) -> None:
-    every = Sequences(size, dtype, tiles)
+    every = Sequences(size, dtype, level)
     every.k[0][200] = torch.nan
     found = every.attend([(0, 0, LENGTH)], np.arange(SLOTS, dtype=np.int32))
-    assert torch.equal(found[:200], sequences(size, dtype, tiles).alone(0)[:200])
+    assert torch.equal(found[:200], sequences(size, dtype, level).alone(0)[:200])
     assert found[200:].isnan().all()
