@@ -172,13 +172,28 @@ def test_who_is_computed_together_changes_no_bit(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @sizes
-def test_a_lower_level_gives_the_bits_of_the_highest_one_without_tiles(
+def test_avx2_gives_the_bits_of_wider_registers(
     size: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
-    every = Sequences(size, dtype, tiles=False)
+    every = Sequences(size, dtype, Level.AVX512)
     expected = every.alone(0)
     every.level = Level.AVX2
     assert torch.equal(every.attend([(0, 0, LENGTH)], np.arange(SLOTS, dtype=np.int32)), expected)
+
+
+@pytest.mark.parametrize(
+    ("level", "module"),
+    [(Level.AVX512, "kernel"), (Level.AVX512_BF16, "pairs"), (Level.AMX, "amx")],
+)
+def test_the_level_decides_how_bfloat16_is_multiplied(
+    level: Level, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(levels, "current", lambda: level)
+    monkeypatch.setattr(native, "address", lambda kernel, level: asked.append(kernel.__module__))
+    AttentionStep(KVShape(1, 2, 64, 64, torch.bfloat16), 4, torch.bfloat16)
+    AttentionStep(KVShape(1, 2, 80, 80, torch.bfloat16), 4, torch.bfloat16)  # no multiple of 32
+    assert [name.rpartition(".")[2] for name in asked] == [module, "kernel"]
 
 
 @pytest.mark.parametrize("level", levels.available(), ids=lambda level: level.name)
