@@ -48,6 +48,7 @@ class EngineCore:
         self.cache = cache
         self.tiers = tiers or Tiers(cache)
         self.scheduler = Scheduler(cache, limits, self.tiers, grammars)
+        self._grammars = grammars
         self._ahead = ahead
         self._in_flight: Flight | None = None
         self._idle = False  # the last step found nothing to compute
@@ -55,6 +56,13 @@ class EngineCore:
         self._steps = 0
         # seconds, tokens and sequences of each step not reported yet
         self._recent: list[tuple[float, int, int]] = []
+
+    def prepare(self) -> None:
+        """Begin, on another thread, to build what grammars need. Steps are held up for about half a
+        second, so this is best called before there are any.
+        """
+        if self._grammars is not None:
+            self._grammars.prepare()
 
     @property
     def has_work(self) -> bool:

@@ -1,7 +1,8 @@
 """Compiles grammars beside the steps, and keeps the compiled ones.
 
 The front has checked every grammar before it arrives here, within a deadline, so compiling ends
-soon. The vocabulary is built when the first grammar arrives. Knows no sequences.
+soon. Building the vocabulary takes about half a second, in half of which no other thread runs
+Python code, and so no step; hence `prepare`. Knows no sequences.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
 from radixserve.errors import BadRequest, first_line
 from radixserve.grammar import Compiled, Vocabulary, compile_grammar
 from radixserve.request import Grammar
 
+T = TypeVar("T")
 MAX_KEPT = 32  # compiled grammars
 _THREADS = 2  # so that a large grammar does not delay a small one
 # Eight times the stack on which the front's check runs: a grammar that passed there does not
@@ -27,12 +30,18 @@ class Grammars:
     """The compiled grammars of one engine, least recently used first. For one thread."""
 
     def __init__(self, load: Callable[[], Vocabulary]) -> None:
-        """`load` builds the vocabulary; it is called once, on another thread."""
+        """`load` builds the vocabulary; it is called on another thread, and once if it succeeds."""
         self._load = load
         self._vocabulary: Vocabulary | None = None
         self._loading = threading.Lock()
         self._kept: OrderedDict[Grammar, Future[Compiled]] = OrderedDict()
         self._threads = ThreadPoolExecutor(_THREADS, "grammars")
+
+    def prepare(self) -> Future[Vocabulary]:
+        """Begin to build the vocabulary; without this call the first grammar does. The future
+        raises BadRequest if this tokenizer cannot be constrained, as `compile` will.
+        """
+        return self._begin(self._loaded)
 
     def compile(self, grammar: Grammar) -> Future[Compiled]:
         """`grammar` compiled, now or soon. The future raises BadRequest if it cannot be compiled.
@@ -42,24 +51,27 @@ class Grammars:
         """
         found = self._kept.get(grammar)
         if found is None:
-            found = self._kept[grammar] = self._begin(grammar)
+            found = self._kept[grammar] = self._begin(partial(self._compiled, grammar))
             if len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(grammar)
         return found
 
-    def _begin(self, grammar: Grammar) -> Future[Compiled]:
+    def _begin(self, work: Callable[[], T]) -> Future[T]:
         usual = threading.stack_size(_STACK_BYTES)  # of threads that are started from now on
         try:
-            return self._threads.submit(self._compiled, grammar)
+            return self._threads.submit(work)
         finally:
             threading.stack_size(usual)
 
     def _compiled(self, grammar: Grammar) -> Compiled:
+        return compile_grammar(grammar, self._loaded())
+
+    def _loaded(self) -> Vocabulary:
         with self._loading:
             if self._vocabulary is None:
                 self._vocabulary = self._load()
-        return compile_grammar(grammar, self._vocabulary)
+            return self._vocabulary
 
 
 def grammars_of(folder: str) -> Grammars:

@@ -250,6 +250,8 @@ def _serve(channel: Channel) -> int:
         return EXIT_REFUSED
     gc.freeze()  # what was loaded stays; examining it in every collection would stall steps
     channel.send(Ready(info))
+    if not start.settings.fake_model:  # whose engine never imports what this needs
+        core.prepare()
     try:
         EngineLoop(core, channel).run()
     finally:

@@ -412,6 +412,20 @@ def test_compiled_grammars_are_kept_up_to_a_number() -> None:
     assert grammars.compile(wanted[-1]) is grammars.compile(wanted[-1])
 
 
+def test_the_vocabulary_is_built_once_and_before_the_first_grammar_if_asked_for() -> None:
+    loads: list[Vocabulary] = []
+
+    def load() -> Vocabulary:
+        loads.append(byte_vocabulary())
+        return loads[-1]
+
+    grammars = Grammars(load)
+    assert grammars.prepare().result(timeout=20) is byte_vocabulary()
+    assert len(loads) == 1
+    assert grammars.compile(FIXED).result(timeout=20).vocabulary is byte_vocabulary()
+    assert len(loads) == 1
+
+
 def test_more_grammars_than_are_kept_may_be_wanted_at_a_time() -> None:
     harness, slow = slow_engine()
     names = [f"choice {i}" for i in range(2 * MAX_KEPT)]

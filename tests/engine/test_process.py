@@ -1,12 +1,16 @@
-"""The engine process before it has a model."""
+"""The engine process before its first step."""
 
 from __future__ import annotations
 
 import gc
+from unittest.mock import Mock
 
 import pytest
 
-from radixserve.engine.process import _nothing_collected
+from radixserve.config import Settings
+from radixserve.engine import process
+from radixserve.engine.process import EngineLoop, _nothing_collected
+from radixserve.messages import Loading, Start
 
 
 @pytest.mark.parametrize("error", [None, ImportError])
@@ -22,3 +26,34 @@ def test_garbage_is_collected_again_after_imports(error: type[Exception] | None)
     assert gc.isenabled()
     assert gc.get_freeze_count() > frozen
     gc.unfreeze()
+
+
+class Started(Exception):
+    """The loop of steps begins."""
+
+
+@pytest.mark.parametrize("fake_model", [True, False])
+def test_what_grammars_need_is_built_after_ready_and_before_any_step(
+    fake_model: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[object] = []
+    core, info = Mock(), Mock()
+    core.prepare.side_effect = lambda: happened.append("prepare")
+
+    def run(loop: EngineLoop) -> None:
+        happened.append("loop")
+        raise Started
+
+    channel = Mock()
+    channel.receive.return_value = [Start(Settings(fake_model=fake_model), "model")]
+    channel.send.side_effect = lambda message: happened.append(type(message))
+    for name in ("name_process", "configure_logging"):
+        monkeypatch.setattr(process, name, lambda *_: None)
+    monkeypatch.setattr(process, "build_engine", lambda *_: (core, info))
+    monkeypatch.setattr(process, "Ready", lambda info: "ready")
+    monkeypatch.setattr(EngineLoop, "run", run)
+    with pytest.raises(Started):
+        process._serve(channel)
+    gc.unfreeze()
+    prepared = [] if fake_model else ["prepare"]
+    assert happened == [Loading, str, *prepared, "loop"]
