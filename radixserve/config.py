@@ -66,6 +66,10 @@ ToolParser = Literal[
     "deepseek_v31",
     "glm",
     "glm47",
+    "kimi_k2",
+    "minimax_m2",
+    "cohere",
+    "lfm2",
     "harmony",
     "generic",
 ]

@@ -33,6 +33,10 @@ from typing import Any
 
 from radixserve.request import Grammar
 
+NUMBER = "\ufdd0"
+"""Stands for a whole number of up to four digits in the parts of a layout. No text has this
+character.
+"""
 _NO_TOKENS: Mapping[str, int] = {}
 _ANY_TEXT = "TEXT: /(?s:.*)/"
 _REGEX_SIGNS = re.compile(r"[\\.+*?()|\[\]{}^$/]")
@@ -55,7 +59,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How a model writes calls.
+    """How a model writes calls. Its parts may hold `NUMBER`.
 
     opening  before NAME between ARGUMENTS after  separator  before ... after  closing
     """
@@ -158,11 +162,8 @@ class Text:
         return name
 
     def literal(self, text: str) -> str:
-        """Exactly `text`."""
-        return " ".join(
-            f"<[{self.control[part]}]>" if part in self.control else quoted(part)
-            for part in self._parts(text)
-        )
+        """Exactly `text`, with a number in place of each `NUMBER`."""
+        return " ".join(map(self._part, self._parts(text)))
 
     def first_part(self, text: str) -> str:
         """The control token with which `text` begins, or else all of it."""
@@ -195,8 +196,14 @@ class Text:
     def _add(self, rule: str) -> None:
         self._rules[rule] = None
 
+    def _part(self, part: str) -> str:
+        if part == NUMBER:
+            self._add("NUMBER: /[0-9]{1,4}/")
+            return "NUMBER"
+        return f"<[{self.control[part]}]>" if part in self.control else quoted(part)
+
     def _parts(self, text: str) -> Iterator[str]:
-        """`text` cut around the names of control tokens; no part is empty."""
+        """`text` cut around the names of control tokens and `NUMBER`; no part is empty."""
         return filter(None, self._names.split(text))
 
     def _pieces(self) -> str:
@@ -229,6 +236,6 @@ def choice_rules(texts: Iterable[str]) -> str:
 
 
 def _names_in(control: Mapping[str, int]) -> re.Pattern[str]:
-    """Matches the name of a control token, of several the longest."""
+    """Matches `NUMBER` or the name of a control token, of several the longest."""
     names = sorted(control, key=len, reverse=True)
-    return re.compile(f"({'|'.join(map(re.escape, names))})" if names else "(?!)")
+    return re.compile(f"({'|'.join(map(re.escape, [*names, NUMBER]))})")

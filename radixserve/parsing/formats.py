@@ -7,13 +7,20 @@ from dataclasses import dataclass
 
 from radixserve.parsing.answer import Calls, NoCalls, read_answer
 from radixserve.parsing.harmony import HarmonyCalls
-from radixserve.parsing.json_calls import DeepSeekCalls, HermesCalls, LlamaCalls, MistralCalls
+from radixserve.parsing.json_calls import (
+    CohereCalls,
+    DeepSeekCalls,
+    HermesCalls,
+    KimiCalls,
+    LlamaCalls,
+    MistralCalls,
+)
 from radixserve.parsing.output import Output, call_id, short_call_id
 from radixserve.parsing.parser import MarkupParser, Parser, PlainParser
-from radixserve.parsing.pythonic import PythonicCalls
+from radixserve.parsing.pythonic import LfmCalls, PythonicCalls
 from radixserve.parsing.reader import Reader
 from radixserve.parsing.reasoning import HARMONY, ReasoningFormat
-from radixserve.parsing.tag_calls import GlmCalls, QwenCoderCalls
+from radixserve.parsing.tag_calls import GlmCalls, MiniMaxCalls, QwenCoderCalls
 from radixserve.parsing.tool import Tool
 
 
@@ -82,6 +89,10 @@ FORMATS = {
         Format("deepseek_v31", DeepSeekCalls(), DeepSeekCalls.markers),
         Format("glm", GlmCalls(), GlmCalls.markers),
         Format("glm47", GlmCalls(), GlmCalls.markers),
+        Format("kimi_k2", KimiCalls(), KimiCalls.markers),
+        Format("minimax_m2", MiniMaxCalls(), MiniMaxCalls.markers),
+        Format("cohere", CohereCalls(), CohereCalls.markers),
+        Format("lfm2", LfmCalls(), LfmCalls.markers),
         Format("harmony", HarmonyCalls(), HarmonyCalls.markers, ("<|call|>", "<|return|>")),
         Format("generic", HermesCalls(), HermesCalls.markers),
     )
@@ -96,6 +107,11 @@ _SIGNS: tuple[tuple[str | None, tuple[str, ...]], ...] = (
     (None, ("<tool_calls>[",)),
     (None, ("<|python_tag|>", "<function=")),
     ("harmony", ("<|channel|>", "<|message|>")),
+    ("kimi_k2", ("<|tool_calls_section_begin|>", "<|tool_call_argument_begin|>")),
+    ("minimax_m2", ("<minimax:tool_call>", "<invoke name=")),
+    ("cohere", ("<|START_ACTION|>", '"tool_name"')),
+    ("lfm2", ("<|tool_call_start|>",)),
+    ("lfm2", ("<|tool_list_start|>",)),
     ("deepseek", ("<｜tool▁calls▁begin｜>", "```json")),
     ("deepseek_v31", ("<｜tool▁calls▁begin｜>",)),
     ("mistral_args", ("[TOOL_CALLS]", "[ARGS]")),

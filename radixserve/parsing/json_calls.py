@@ -1,4 +1,5 @@
-"""Tool calls as JSON objects with a name and arguments: Hermes, Qwen, Llama 3, Mistral, DeepSeek.
+"""Tool calls as JSON objects with a name and arguments, or with arguments only: Hermes, Qwen,
+Llama 3, Mistral, DeepSeek, Kimi, Cohere.
 
 Arguments are handed on as they arrive, in the model's own text.
 """
@@ -18,9 +19,9 @@ from radixserve.parsing.json_text import (
 from radixserve.parsing.output import Output
 from radixserve.parsing.reader import Broken, Markers, Reader, Reading
 
-_NAME_KEYS = ("name", "function")
+_NAME_KEYS = ("name", "function", "tool_name")
 _ARGUMENT_KEYS = ("arguments", "parameters")
-_OTHER_KEYS = ("type", "id")
+_OTHER_KEYS = ("type", "id", "tool_call_id")
 _AFTER_NAME = re.compile(r"[^\w.:/-]")
 
 
@@ -30,11 +31,11 @@ def read_name(reader: Reader) -> Reading[str]:
 
 
 def read_arguments(
-    reader: Reader, output: Output, name: str, markers: Markers = STRUCTURE
+    reader: Reader, output: Output, name: str, markers: Markers = STRUCTURE, own_id: str = ""
 ) -> Reading[None]:
     """Take a call's arguments, which begins the call; a new mark stands behind them.
 
-    `markers`: see `read_nested`.
+    `markers`: see `read_nested`; `own_id`: see `Output.begin`.
 
     Raises:
         Broken: no such tool, or no object comes next.
@@ -43,7 +44,7 @@ def read_arguments(
     if (yield from reader.peek()) != "{":
         raise Broken
     reader.unmark()
-    output.begin(name)
+    output.begin(name, own_id)
     if (yield from read_nested(reader, output.arguments, markers)):
         output.end()
     reader.mark()
@@ -140,6 +141,17 @@ class JsonCall:
         self._reader.mark()
 
 
+def read_list(reader: Reader, output: Output) -> Reading[None]:
+    """Take a list of objects with name and arguments."""
+    separated = yield from reader.literal("[")
+    while separated:
+        yield from reader.space()
+        yield from JsonCall(reader, output).read()
+        yield from reader.space()
+        separated = yield from reader.literal(",")
+    yield from reader.literal("]")
+
+
 class HermesCalls:
     """`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number of them."""
 
@@ -203,20 +215,11 @@ class MistralCalls:
         yield from reader.space()
         first = yield from reader.peek()
         if first == "[":
-            yield from self._read_list(reader, output)
+            yield from read_list(reader, output)
         elif first == "{":
             yield from JsonCall(reader, output).read()
         else:
             yield from self._read_named(reader, output)
-
-    def _read_list(self, reader: Reader, output: Output) -> Reading[None]:
-        separated = yield from reader.literal("[")
-        while separated:
-            yield from reader.space()
-            yield from JsonCall(reader, output).read()
-            yield from reader.space()
-            separated = yield from reader.literal(",")
-        yield from reader.literal("]")
 
     def _read_named(self, reader: Reader, output: Output) -> Reading[None]:
         name = yield from read_name(reader)
@@ -228,36 +231,73 @@ class MistralCalls:
         yield from read_arguments(reader, output, name)
 
 
-class DeepSeekCalls:
-    """Calls between tags that no other family has: V3 names the type `function` and puts the
-    arguments into a block of code, V3.1 writes name and arguments alone.
+class CohereCalls:
+    """`<|START_ACTION|>`, a list of objects with `tool_call_id`, `tool_name` and `parameters`,
+    `<|END_ACTION|>`.
     """
 
-    _ALL_BEGIN, _ALL_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
-    _BEGIN, _SEPARATOR, _END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
-    begins: tuple[str, ...] = (_ALL_BEGIN, _BEGIN)
-    markers = frozenset((_ALL_BEGIN, _ALL_END, _BEGIN, _SEPARATOR, _END))
-    _structure = structure((_END, _ALL_END))
+    begins: tuple[str, ...] = ("<|START_ACTION|>",)
+    markers = frozenset(("<|START_ACTION|>", "<|END_ACTION|>"))
 
     def at_start(self, reader: Reader, output: Output) -> Reading[None]:
         yield from ()
 
     def read(self, reader: Reader, output: Output) -> Reading[None]:
-        """The calls between the outer tags, which may be missing."""
-        yield from reader.literal(self._ALL_BEGIN)
+        """A list, or one object."""
+        yield from reader.expect("<|START_ACTION|>")
         yield from reader.space()
-        yield from reader.expect(self._BEGIN)
+        if (yield from reader.peek()) == "[":
+            yield from read_list(reader, output)
+        else:
+            yield from JsonCall(reader, output).read()
+        yield from reader.space()
+        yield from reader.literal("<|END_ACTION|>")
+
+
+class _SectionCalls:
+    """Calls between tags of their own, all of them between outer tags, which may be missing."""
+
+    all_begin: str
+    begin: str
+    separator: str
+    all_end: str
+
+    def at_start(self, reader: Reader, output: Output) -> Reading[None]:
+        yield from ()
+
+    def read(self, reader: Reader, output: Output) -> Reading[None]:
+        """The calls between the outer tags."""
+        yield from reader.literal(self.all_begin)
+        yield from reader.space()
+        yield from reader.expect(self.begin)
         begun = True
         while begun:
-            yield from self._read_call(reader, output)
+            yield from self.read_call(reader, output)
             reader.mark()
             yield from reader.space()
-            begun = yield from reader.literal(self._BEGIN)
-        yield from reader.literal(self._ALL_END)
+            begun = yield from reader.literal(self.begin)
+        yield from reader.literal(self.all_end)
 
-    def _read_call(self, reader: Reader, output: Output) -> Reading[None]:
+    def read_call(self, reader: Reader, output: Output) -> Reading[None]:
+        """Take a call, behind its opening tag."""
+        raise NotImplementedError
+
+
+class DeepSeekCalls(_SectionCalls):
+    """Calls between tags that no other family has: V3 names the type `function` and puts the
+    arguments into a block of code, V3.1 writes name and arguments alone.
+    """
+
+    all_begin, all_end = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+    begin, separator, end = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+    begins: tuple[str, ...] = (all_begin, begin)
+    markers = frozenset((all_begin, all_end, begin, separator, end))
+    _structure = structure((end, all_end))
+
+    def read_call(self, reader: Reader, output: Output) -> Reading[None]:
+        """A name and its arguments, in a block of code behind the type or alone."""
         name = yield from read_name(reader)
-        yield from reader.expect(self._SEPARATOR)
+        yield from reader.expect(self.separator)
         yield from reader.space()
         in_block = (yield from reader.peek()) != "{"
         if in_block:
@@ -270,4 +310,31 @@ class DeepSeekCalls:
         if in_block:
             yield from reader.literal("```")
             yield from reader.space()
-        yield from reader.literal(self._END)
+        yield from reader.literal(self.end)
+
+
+class KimiCalls(_SectionCalls):
+    """Calls that begin with an id, `functions.NAME:NUMBER`, which is all that names the function.
+    Clients get this id, because the next prompt has to show it: the model counts on.
+    """
+
+    all_begin, all_end = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
+    begin, separator = "<|tool_call_begin|>", "<|tool_call_argument_begin|>"
+    end = "<|tool_call_end|>"
+    begins: tuple[str, ...] = (all_begin, begin)
+    markers = frozenset((all_begin, all_end, begin, separator, end))
+    _structure = structure((end, all_end))
+    _id = re.compile(r"(?:functions\.)?(.+?)(?::[0-9]+)?")
+
+    def read_call(self, reader: Reader, output: Output) -> Reading[None]:
+        """An id and arguments."""
+        yield from reader.space()
+        own_id = yield from read_name(reader)
+        yield from reader.space()
+        yield from reader.expect(self.separator)
+        yield from reader.space()
+        if (found := self._id.fullmatch(own_id)) is None:
+            raise Broken
+        yield from read_arguments(reader, output, found[1], self._structure, own_id)
+        yield from reader.space()
+        yield from reader.literal(self.end)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from radixserve.grammar import calls
-from radixserve.grammar.calls import Layout, Text
+from radixserve.grammar.calls import NUMBER, Layout, Text
 from radixserve.grammar.opening_calls import Opening, opening_calls
 from radixserve.parsing import harmony_grammar
 from radixserve.parsing.argument_layouts import JSON_OBJECT, KEYWORDS, Arguments, tagged
@@ -208,6 +208,47 @@ CONSTRAINTS: Mapping[str, Constrains] = {
             after="<｜tool▁call▁end｜>",
             closing="<｜tool▁calls▁end｜>",
         )
+    ),
+    "kimi_k2": Constraint(
+        Layout(
+            opening="<|tool_calls_section_begin|>",
+            before="<|tool_call_begin|>functions.",
+            between=f":{NUMBER}<|tool_call_argument_begin|>",
+            after="<|tool_call_end|>",
+            closing="<|tool_calls_section_end|>",
+        )
+    ),
+    "minimax_m2": Constraint(
+        Layout(
+            opening="<minimax:tool_call>\n",
+            before='<invoke name="',
+            between='">\n',
+            after="</invoke>\n",
+            closing="</minimax:tool_call>",
+        ),
+        tagged('<parameter name="{}">', "", "</parameter>", "\n"),
+    ),
+    "cohere": Constraint(
+        Layout(
+            opening="<|START_ACTION|>[\n",
+            before=f'    {{"tool_call_id": "{NUMBER}", "tool_name": "',
+            between='", "parameters": ',
+            after="}",
+            separator=",\n",
+            closing="\n]<|END_ACTION|>",
+            trigger="<|START_ACTION|>",
+        )
+    ),
+    "lfm2": Constraint(
+        Layout(
+            opening="<|tool_call_start|>[",
+            before="",
+            between="(",
+            after=")",
+            separator=", ",
+            closing="]<|tool_call_end|>",
+        ),
+        KEYWORDS,
     ),
     "harmony": HarmonyConstraint(),
 }

@@ -51,6 +51,7 @@ class Output:
         self._kind = ""  # of the pieces that are not yet a part
         self._pieces: list[str] = []
         self._index = -1  # of the newest call
+        self._own_ids = {""}  # that cannot be used (again)
 
     def require(self, name: str) -> Tool:
         """The tool with this name.
@@ -62,12 +63,16 @@ class Output:
             raise Broken
         return self.tools[name]
 
-    def begin(self, name: str) -> None:
-        """A call of this tool begins."""
+    def begin(self, name: str, own_id: str = "") -> None:
+        """A call of this tool begins. `own_id` is the id that the model gave it, which is used if
+        it is the only one of that id.
+        """
         self._flush()
         self.text.touch()
         self._index += 1
-        self._parts.append(CallBegun(self._index, self._new_id(), name))
+        used = self._new_id() if own_id in self._own_ids else own_id
+        self._own_ids.add(own_id)
+        self._parts.append(CallBegun(self._index, used, name))
 
     def arguments(self, piece: str) -> None:
         """The next fragment of the arguments of the call that began last."""

@@ -1,11 +1,11 @@
-"""Tool calls as a Python list of function calls: Llama 4, and Llama 3.2 with some templates.
+"""Tool calls as a Python list of function calls: Llama 4, Llama 3.2 with some templates, LFM2.
 
 Arguments become JSON while they arrive.
 """
 
 from __future__ import annotations
 
-from radixserve.parsing.json_calls import read_name
+from radixserve.parsing.json_calls import JsonCall, read_name
 from radixserve.parsing.output import Output
 from radixserve.parsing.python_text import read_literal
 from radixserve.parsing.reader import Broken, Reader, Reading
@@ -17,30 +17,54 @@ class PythonicCalls:
     `<|python_start|>`.
     """
 
-    begins: tuple[str, ...] = ("<|python_start|>",)
-    markers = frozenset(("<|python_start|>", "<|python_end|>"))
+    begin, end = "<|python_start|>", "<|python_end|>"
+    begins: tuple[str, ...] = (begin,)
+    markers = frozenset((begin, end))
 
     def at_start(self, reader: Reader, output: Output) -> Reading[None]:
         yield from reader.space()
         yield from self._read_list(reader, output)
 
     def read(self, reader: Reader, output: Output) -> Reading[None]:
-        yield from reader.expect("<|python_start|>")
+        yield from reader.expect(self.begin)
         yield from reader.space()
         yield from self._read_list(reader, output)
         yield from reader.space()
-        yield from reader.literal("<|python_end|>")
+        yield from reader.literal(self.end)
 
     def _read_list(self, reader: Reader, output: Output) -> Reading[None]:
         yield from reader.expect("[")
         separated = True
         while separated:
             yield from reader.space()
-            yield from _read_call(reader, output)
+            yield from self.read_call(reader, output)
             yield from reader.space()
             separated = yield from reader.literal(",")
         yield from reader.literal("]")
         reader.mark()
+
+    def read_call(self, reader: Reader, output: Output) -> Reading[None]:
+        """Take one call of the list."""
+        yield from _read_call(reader, output)
+
+
+class LfmCalls(PythonicCalls):
+    """The same between other markers, and only there. Some templates have the calls of earlier
+    turns as JSON objects in the list, so a model may write these, too.
+    """
+
+    begin, end = "<|tool_call_start|>", "<|tool_call_end|>"
+    begins: tuple[str, ...] = (begin,)
+    markers = frozenset((begin, end))
+
+    def at_start(self, reader: Reader, output: Output) -> Reading[None]:
+        yield from ()
+
+    def read_call(self, reader: Reader, output: Output) -> Reading[None]:
+        if (yield from reader.peek()) == "{":
+            yield from JsonCall(reader, output).read()
+        else:
+            yield from super().read_call(reader, output)
 
 
 def _read_call(reader: Reader, output: Output) -> Reading[None]:

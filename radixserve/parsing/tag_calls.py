@@ -1,4 +1,4 @@
-"""Tool calls whose arguments stand between tags, one pair for each: Qwen3-Coder and GLM.
+"""Tool calls whose arguments stand between tags, one pair for each: Qwen3-Coder, GLM, MiniMax.
 
 The values are plain text. Those of parameters that can only be strings are handed on as they
 arrive; the others wait for their end, because the schema decides what they are.
@@ -16,6 +16,7 @@ from radixserve.parsing.reader import Broken, Markers, Reader, Reading
 from radixserve.parsing.values import STRING, Arguments, to_json, types_of
 
 _AFTER_TAG_NAME = re.compile(r"[<>\n]")
+_AFTER_QUOTED_NAME = re.compile(r'["<>\n]')
 
 
 class Tags(Protocol):
@@ -149,3 +150,41 @@ class GlmCalls:
         yield from reader.space()
         yield from reader.expect("<arg_value>")
         return "".join(pieces).strip()
+
+
+class MiniMaxCalls:
+    """`<invoke name="name">` with `<parameter name="name">` for each argument, for each call; all
+    of them within `<minimax:tool_call>`.
+    """
+
+    begins: tuple[str, ...] = ("<minimax:tool_call>",)
+    markers = frozenset(("<minimax:tool_call>", "</minimax:tool_call>"))
+    value_ends = Markers(("</parameter>",))
+    call_end = "</invoke>"
+
+    def at_start(self, reader: Reader, output: Output) -> Reading[None]:
+        yield from ()
+
+    def read(self, reader: Reader, output: Output) -> Reading[None]:
+        """All calls up to the closing tag. What is no call ends them."""
+        yield from reader.expect("<minimax:tool_call>")
+        yield from reader.space()
+        begun = True
+        while begun:
+            yield from read_call(reader, output, self)
+            yield from reader.space()
+            closed = yield from reader.literal("</minimax:tool_call>")
+            begun = not closed and (yield from reader.peek()) == "<"
+
+    def read_name(self, reader: Reader) -> Reading[str]:
+        return (yield from self._read_tag(reader, "invoke"))
+
+    def read_key(self, reader: Reader) -> Reading[str]:
+        return (yield from self._read_tag(reader, "parameter"))
+
+    def _read_tag(self, reader: Reader, tag: str) -> Reading[str]:
+        """Take an opening tag; the name in it."""
+        yield from reader.expect(f'<{tag} name="')
+        name = yield from reader.run(_AFTER_QUOTED_NAME)
+        yield from reader.expect('">')
+        return name

@@ -57,6 +57,14 @@ def call_of(name: str, text: str) -> str:
         "</tool_call>",
         "glm47": f"<tool_call>change<arg_key>input</arg_key><arg_value>{text}</arg_value>"
         "</tool_call>",
+        "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.change:12"
+        f'<|tool_call_argument_begin|>{{"input": {written}}}<|tool_call_end|>'
+        "<|tool_calls_section_end|>",
+        "minimax_m2": '<minimax:tool_call>\n<invoke name="change">\n'
+        f'<parameter name="input">{text}</parameter>\n</invoke>\n</minimax:tool_call>',
+        "cohere": '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "change", '
+        f'"parameters": {{"input": {written}}}}}\n]<|END_ACTION|>',
+        "lfm2": f"<|tool_call_start|>[change(input={written})]<|tool_call_end|>",
         "harmony": " to=functions.change<|channel|>commentary json<|message|>"
         f'{{"input": {written}}}',
     }[name]

@@ -37,6 +37,13 @@ CALLS = {
     '{"city": "Rome"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
     "glm": "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n</tool_call>",
     "glm47": "<tool_call>weather<arg_key>city</arg_key><arg_value>Rome</arg_value></tool_call>",
+    "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0"
+    '<|tool_call_argument_begin|>{"city": "Rome"}<|tool_call_end|><|tool_calls_section_end|>',
+    "minimax_m2": '<minimax:tool_call>\n<invoke name="weather">\n'
+    '<parameter name="city">Rome</parameter>\n</invoke>\n</minimax:tool_call>',
+    "cohere": '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "weather", "parameters": '
+    '{"city": "Rome"}}\n]<|END_ACTION|>',
+    "lfm2": '<|tool_call_start|>[weather(city="Rome")]<|tool_call_end|>',
     "generic": '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>',
 }
 ASKING: dict[str, Any] = {

@@ -16,6 +16,10 @@ CODER = Setup("qwen3_coder")
 GLM = Setup("glm")
 PYTHONIC = Setup("llama_pythonic")
 HARMONY = Setup("harmony", "harmony")
+KIMI = Setup("kimi_k2")
+MINIMAX = Setup("minimax_m2")
+COHERE = Setup("cohere", "cohere")
+LFM = Setup("lfm2")
 
 Case = tuple[Setup, str, list[Part]]
 
@@ -613,6 +617,161 @@ HARMONY_CASES: dict[str, Case] = {
     ),
 }
 
+
+def _kimi(own_id: str, arguments: str) -> str:
+    return f"<|tool_call_begin|>{own_id}<|tool_call_argument_begin|>{arguments}<|tool_call_end|>"
+
+
+_KIMI = "<|tool_calls_section_begin|>{}<|tool_calls_section_end|>"
+KIMI_CASES: dict[str, Case] = {
+    "kimi: text, two calls, text": (
+        KIMI,
+        "Let me look. "
+        + _KIMI.format(_kimi("functions.get_weather:0", BRACES) + _kimi("functions.now:1", "{}"))
+        + "Done.",
+        [
+            Text("Let me look."),
+            *call(0, "get_weather", BRACES),
+            *call(1, "now", "{}"),
+            Text("Done."),
+        ],
+    ),
+    "kimi: spaces, no section, no kind and no number": (
+        KIMI,
+        "<|tool_call_begin|> now \n<|tool_call_argument_begin|> {} <|tool_call_end|>",
+        call(0, "now", "{}"),
+    ),
+    "kimi: an unknown function": (
+        KIMI,
+        _KIMI.format(_kimi("functions.rm:0", "{}")),
+        [Text(_KIMI.format(_kimi("functions.rm:0", "{}")))],
+    ),
+    "kimi: an id of nothing": (
+        KIMI,
+        _KIMI.format(_kimi("", "{}")),
+        [Text(_KIMI.format(_kimi("", "{}")))],
+    ),
+    "kimi: arguments that are no object": (
+        KIMI,
+        _kimi("functions.now:0", "[1]"),
+        [Text(_kimi("functions.now:0", "[1]"))],
+    ),
+    "kimi: cut in the arguments": (
+        KIMI,
+        _KIMI.format(_kimi("functions.get_weather:0", PARIS)).split("is")[0],
+        call(0, "get_weather", '{"city": "Par', ended=False),
+    ),
+}
+
+
+def _minimax(name: str, *arguments: tuple[str, str]) -> str:
+    inner = "".join(f'<parameter name="{key}">{value}</parameter>\n' for key, value in arguments)
+    return f'<invoke name="{name}">\n{inner}</invoke>\n'
+
+
+_MINIMAX = "<minimax:tool_call>\n{}</minimax:tool_call>"
+MINIMAX_CASES: dict[str, Case] = {
+    "minimax: values of all types": (
+        MINIMAX,
+        f"I see.\n{_MINIMAX.format(_minimax('get_weather', *TYPED))}",
+        [Text("I see."), *call(0, "get_weather", TYPED_JSON)],
+    ),
+    "minimax: two calls, text": (
+        MINIMAX,
+        _MINIMAX.format(_minimax("get_weather", ("city", "Paris")) + _minimax("now")) + "\nDone.",
+        [*call(0, "get_weather", PARIS), *call(1, "now", "{}"), Text("Done.")],
+    ),
+    "minimax: an unknown function behind a call": (
+        MINIMAX,
+        _MINIMAX.format(_minimax("now") + _minimax("rm")),
+        [
+            *call(0, "now", "{}"),
+            Text('<invoke name="rm">\n</invoke>\n</minimax:tool_call>'),
+        ],
+    ),
+    "minimax: without the closing tag": (
+        MINIMAX,
+        f"<minimax:tool_call>{_minimax('now')}Done.",
+        [*call(0, "now", "{}"), Text("Done.")],
+    ),
+    "minimax: a parameter without a name": (
+        MINIMAX,
+        "<minimax:tool_call><invoke name=now>",
+        [Text("<minimax:tool_call><invoke name=now>")],
+    ),
+    "minimax: cut in a string": (
+        MINIMAX,
+        '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">Pa',
+        call(0, "get_weather", '{"city": "Pa', ended=False),
+    ),
+}
+
+_COHERE = '{"tool_call_id": "0", "tool_name": "get_weather", "parameters": ' + BRACES + "}"
+_NOW = '{"tool_name": "now", "parameters": {}, "tool_call_id": "1"}'
+COHERE_CASES: dict[str, Case] = {
+    "cohere: reasoning, two calls": (
+        COHERE,
+        f"<|START_THINKING|>Hm.<|END_THINKING|><|START_ACTION|>[\n    {_COHERE},\n    {_NOW}\n]"
+        "<|END_ACTION|>",
+        [Reasoning("Hm."), *call(0, "get_weather", BRACES), *call(1, "now", "{}")],
+    ),
+    "cohere: a response": (
+        COHERE,
+        "<|START_RESPONSE|>It rains.<|END_RESPONSE|>",
+        [Text("It rains.")],
+    ),
+    "cohere: one call without a list": (
+        COHERE,
+        f"<|START_ACTION|>{_NOW}<|END_ACTION|>",
+        call(0, "now", "{}"),
+    ),
+    "cohere: no call": (
+        COHERE,
+        '<|START_ACTION|>[\n    {"tool_name": "rm"}]<|END_ACTION|>',
+        [Text('<|START_ACTION|>[\n    {"tool_name": "rm"}]<|END_ACTION|>')],
+    ),
+    "cohere: cut": (
+        COHERE,
+        '<|START_ACTION|>[{"tool_name": "get_weather", "parameters": {"city": "Par',
+        call(0, "get_weather", '{"city": "Par', ended=False),
+    ),
+}
+
+LFM_CASES: dict[str, Case] = {
+    "lfm: text, two calls, text": (
+        LFM,
+        "Yes.\n<|tool_call_start|>[get_weather(city='Paris', days=3), now()]<|tool_call_end|>Done.",
+        [
+            Text("Yes."),
+            *call(0, "get_weather", '{"city": "Paris", "days": 3}'),
+            *call(1, "now", "{}"),
+            Text("Done."),
+        ],
+    ),
+    "lfm: the end in a string": (
+        LFM,
+        "<|tool_call_start|>[get_weather(city='<|tool_call_end|>')]<|tool_call_end|>",
+        call(0, "get_weather", '{"city": "<|tool_call_end|>"}'),
+    ),
+    "lfm: objects": (
+        LFM,
+        f'<|tool_call_start|>[{WEATHER}, {{"name": "now", "arguments": {{}}, "id": "x"}}]'
+        "<|tool_call_end|>",
+        [*call(0, "get_weather", PARIS), *call(1, "now", "{}")],
+    ),
+    "lfm: calls need their marker": (LFM, "[now()]", [Text("[now()]")]),
+    "lfm: an unknown function": (
+        LFM,
+        "<|tool_call_start|>[rm()]<|tool_call_end|>",
+        [Text("<|tool_call_start|>[rm()]<|tool_call_end|>")],
+    ),
+    "lfm: cut": (
+        LFM,
+        "<|tool_call_start|>[get_weather(city='Pa",
+        call(0, "get_weather", '{"city": "Pa', ended=False),
+    ),
+}
+
 CASES: dict[str, Case] = {
     **HERMES_CASES,
     **LLAMA_CASES,
@@ -622,5 +781,9 @@ CASES: dict[str, Case] = {
     **GLM_CASES,
     **PYTHONIC_CASES,
     **HARMONY_CASES,
+    **KIMI_CASES,
+    **MINIMAX_CASES,
+    **COHERE_CASES,
+    **LFM_CASES,
     **REASONING_CASES,
 }

@@ -27,6 +27,11 @@ TEMPLATES = {
     "mistral_args": "{{ tools }} [TOOL_CALLS]{{ name }}[ARGS]{{ arguments }}",
     "deepseek": "<｜tool▁calls▁begin｜>{{ type }}<｜tool▁sep｜>{{ name }}\n```json\n",
     "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{{ name }}<｜tool▁sep｜>",
+    "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>{{ id }}"
+    "<|tool_call_argument_begin|>{{ arguments }}<|tool_call_end|>",
+    "minimax_m2": "{{ '<minimax:tool_call>' }}\n<invoke name=\"tool-name\">",
+    "cohere": '<|START_ACTION|>[ {"tool_call_id": "0", "tool_name": "{{ name }}"}]<|END_ACTION|>',
+    "lfm2": '{{ "<|tool_call_start|>[" + calls + "]<|tool_call_end|>" }}',
     "harmony": "<|start|>assistant<|channel|>final<|message|>{{ content }}<|return|>",
 }
 
@@ -93,6 +98,15 @@ def test_ids_have_the_form_that_templates_accept(name: str) -> None:
 
 def new_id(name: str) -> str:
     return FORMATS[name].new_id()
+
+
+def test_the_ids_of_kimi_are_the_models_own_unless_it_repeats_one() -> None:
+    call = "<|tool_call_begin|>functions.now:3<|tool_call_argument_begin|>{}<|tool_call_end|>"
+    each = FORMATS["kimi_k2"].parser(TOOLS)
+    parts = each.push(call * 2) + each.finish()
+    first, second = [part.id for part in parts if isinstance(part, CallBegun)]
+    assert first == "functions.now:3"
+    assert re.fullmatch("call_[a-f0-9]{24}", second)
 
 
 def test_arguments_are_handed_on_as_they_arrive() -> None:

@@ -69,6 +69,19 @@ CALLS = {
         "<｜tool▁calls▁begin｜>EACH<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>JSON<｜tool▁call▁end｜>OVER"
         "<｜tool▁calls▁end｜>"
     ),
+    "kimi_k2": (
+        "<|tool_calls_section_begin|>EACH<|tool_call_begin|>functions.NAME:{{ loop.index0 }}"
+        "<|tool_call_argument_begin|>JSON<|tool_call_end|>OVER<|tool_calls_section_end|>"
+    ),
+    "minimax_m2": (
+        '<minimax:tool_call>\nEACH<invoke name="NAME">\n'
+        'KEYS<parameter name="KEY">PLAIN</parameter>\nOVER</invoke>\nOVER</minimax:tool_call>'
+    ),
+    "cohere": (
+        '<|START_ACTION|>[\nEACH    {"tool_call_id": "{{ loop.index0 }}", "tool_name": "NAME", '
+        '"parameters": JSON}{% if not loop.last %},{% endif %}\nOVER]<|END_ACTION|>'
+    ),
+    "lfm2": ("<|tool_call_start|>[EACHNAME(KEYSKEY=PYTHONCOMMAOVER)COMMAOVER]<|tool_call_end|>"),
     "harmony": "ONE to=functions.NAME<|channel|>commentary json<|message|>JSON",
 }
 TOLD = "{% if tools %}<turn>tools: {{ tools | tojson }}\n{% endif %}"
