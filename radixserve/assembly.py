@@ -10,20 +10,18 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
-
 from radixserve.api.context import Api
 from radixserve.api.settings import ApiSettings
 from radixserve.checkpoints.embedded import EMBEDDED_DEFAULTS
 from radixserve.checkpoints.source import ModelSource, find_model
-from radixserve.checkpoints.temporary import ensure_temporary_folder
 from radixserve.config import Settings
 from radixserve.defaults import Defaults, load_defaults
 from radixserve.errors import StartupError
+from radixserve.front.child import Child
 from radixserve.front.client import ProcessEngine
 from radixserve.metrics import Metrics
+from radixserve.preparations import check_folders, for_engine
 from radixserve.step import EngineInfo
-from radixserve.store.claim import prepare
 from radixserve.text.client import TokenizerProcesses
 from radixserve.text.messages import Start
 
@@ -31,24 +29,24 @@ _LOAD_SECONDS = 120.0  # time for a tokenizer process to import its libraries an
 
 
 def find(settings: Settings) -> ModelSource:
-    """The model that `settings` name, downloaded or converted if need be. What makes a start
-    impossible is looked for first: the store's folder, and a folder for temporary files, without
-    which the processes that are started later cannot import torch.
+    """The model that `settings` name, downloaded or converted if need be, after `check_folders`.
 
     Raises:
         StartupError: the store's folder or the model cannot be used.
     """
-    if settings.disk_path is not None:
-        prepare(Path(settings.disk_path), trust_others=settings.disk_trust_others)
-    ensure_temporary_folder()
+    check_folders(settings)
     return find_model(settings)
 
 
 class Assembly:
     """The parts of one server. `start` them, and `close` them in every case."""
 
-    def __init__(self, settings: Settings, source: ModelSource) -> None:
-        """Raises StartupError for a setting that cannot be used."""
+    def __init__(self, settings: Settings, source: ModelSource, first: Child | None = None) -> None:
+        """`first` is the process of the engine if it was begun, with settings `for_engine`.
+
+        Raises:
+            StartupError: a setting cannot be used.
+        """
         model, name = str(source.folder), source.names[0]
         self.metrics = Metrics(name)
         self.settings = settings
@@ -62,8 +60,7 @@ class Assembly:
         )
         metrics = self.metrics
         on_events = (metrics.observe_steps, metrics.engine_restarted, metrics.request_resumed)
-        without_key = msgspec.structs.replace(settings, api_key=None)
-        self.engine = ProcessEngine(without_key, model, *on_events)
+        self.engine = ProcessEngine(for_engine(settings), model, *on_events, first)
         self.loading: asyncio.Task[EngineInfo] | None = None
 
     async def start(self) -> Api:

@@ -225,6 +225,6 @@ def _serve(arguments: argparse.Namespace) -> int:
     configure_logging(resolved.settings.log_level)
     log.info("radixserve %s with %s", __version__, resolved.describe_chosen())
     log.debug("all settings: %s", resolved.describe())
-    from radixserve.serve import serve
+    from radixserve.launch import launch
 
-    return serve(resolved.settings)
+    return launch(resolved.settings)

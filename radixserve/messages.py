@@ -30,11 +30,13 @@ class Start(msgspec.Struct, tag="start", frozen=True):
 
 
 class Prepare(msgspec.Struct, tag="prepare", frozen=True):
-    """To a spare engine: import what an engine with these settings needs, and answer `Prepared`. It
-    may be sent again, to ask whether the spare still answers.
+    """To an engine that gets `Start` later: import what an engine with these settings needs. A
+    spare does so beside the engine that serves, and answers `Prepared`; it may be asked again,
+    whether it still answers. The first engine imports at once, and answers nothing.
     """
 
     settings: Settings
+    at_once: bool = False
 
 
 class Abort(msgspec.Struct, tag="abort", frozen=True):

@@ -1,9 +1,8 @@
-"""`radixserve serve`: wires settings, engine, text, metrics and HTTP together, and ends them in
-order.
+"""The server: wires settings, engine, text, metrics and HTTP together, and ends them in order.
 
-The only module that knows all layers. SIGTERM and SIGINT drain the server: it is no longer ready,
-running requests have `drain_seconds` to finish, then everything is closed. A second signal ends the
-process at once.
+The only module that knows all layers; `launch` imports it. SIGTERM and SIGINT drain the server: it
+is no longer ready, running requests have `drain_seconds` to finish, then everything is closed. A
+second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -19,15 +18,16 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import TypeVar
 
-from radixserve.api.address import Address, take_address
+from radixserve.api.address import Address
 from radixserve.api.app import make_app
 from radixserve.api.context import Api
 from radixserve.api.listen import Listener, warn_if_open
 from radixserve.api.openai.validate import stop_tokens
-from radixserve.assembly import Assembly, find
+from radixserve.assembly import Assembly
 from radixserve.checkpoints.source import ModelSource
 from radixserve.config import Settings
 from radixserve.errors import ApiError
+from radixserve.front.child import Child
 from radixserve.text.turns import CLOSED, OPEN, turn_end
 
 log = logging.getLogger(__name__)
@@ -37,29 +37,14 @@ _TURN_END_SECONDS = 2.0  # time for a check of the chat template before the serv
 T = TypeVar("T")
 
 
-def serve(settings: Settings) -> int:
-    """Serve until a signal; the exit code.
+async def serve(settings: Settings, source: ModelSource, address: Address, engine: Child) -> int:
+    """Serve until a signal; the exit code. `engine` is the engine process, which was begun.
 
     Raises:
-        StartupError: the server cannot start because of a setting, the model or the port.
+        StartupError: the server cannot start because of a setting or the model.
     """
-    signal.signal(signal.SIGTERM, _leave)
-    # A port in use is found before anything that takes long.
-    address = take_address(settings)
-    try:
-        return asyncio.run(_serve(settings, find(settings), address))
-    finally:
-        address.close()
-
-
-def _leave(number: int, frame: object) -> None:
-    """End the process during start, when there is nothing to drain; cleanup runs on the way out."""
-    raise SystemExit(128 + number)
-
-
-async def _serve(settings: Settings, source: ModelSource, address: Address) -> int:
     stopping = _stop_on_signals()
-    assembly = Assembly(settings, source)
+    assembly = Assembly(settings, source, engine)
     try:
         api = await _unless_stopped(stopping, assembly.start())
         if api is not None:

@@ -24,9 +24,9 @@ from radixserve.errors import ConfigError, ModelRefused, StartupError
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """The settings with which `radixserve serve` would have served; nothing is served."""
     calls: list[Settings] = []
-    stub = types.ModuleType("radixserve.serve")
-    stub.serve = lambda settings: calls.append(settings) or 0  # type: ignore[attr-defined, func-returns-value]
-    monkeypatch.setitem(sys.modules, "radixserve.serve", stub)
+    stub = types.ModuleType("radixserve.launch")
+    stub.launch = lambda settings: calls.append(settings) or 0  # type: ignore[attr-defined, func-returns-value]
+    monkeypatch.setitem(sys.modules, "radixserve.launch", stub)
     monkeypatch.setattr(cli, "configure_logging", lambda level: None)
     for row in TABLE:
         monkeypatch.delenv(row.variable, raising=False)
@@ -163,7 +163,7 @@ def test_what_prevents_the_start_is_one_line_and_status_2(
     def refuse(settings: Settings) -> int:
         raise error
 
-    monkeypatch.setattr(sys.modules["radixserve.serve"], "serve", refuse)
+    monkeypatch.setattr(sys.modules["radixserve.launch"], "launch", refuse)
     assert cli.main(["serve"]) == 2
     assert capsys.readouterr().err == f"radixserve: {error}\n"
 
@@ -171,7 +171,7 @@ def test_what_prevents_the_start_is_one_line_and_status_2(
 def test_the_status_of_the_server_is_the_status_of_the_command(
     served: list[Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["radixserve.serve"], "serve", lambda settings: 7)
+    monkeypatch.setattr(sys.modules["radixserve.launch"], "launch", lambda settings: 7)
     assert cli.main(["serve"]) == 7
 
 
@@ -181,7 +181,7 @@ def test_interrupting_is_status_130(
     def interrupt(settings: Settings) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["radixserve.serve"], "serve", interrupt)
+    monkeypatch.setattr(sys.modules["radixserve.launch"], "launch", interrupt)
     assert cli.main(["serve"]) == 130
 
 

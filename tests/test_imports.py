@@ -21,8 +21,10 @@ PACKAGE = ROOT / "radixserve"
 LAYERS = (
     ("__main__",),
     ("cli",),
+    ("launch",),
     ("serve", "chat", "llm"),
     ("assembly",),
+    ("preparations",),
     ("loadtest",),
     ("api",),
     ("front",),
@@ -63,6 +65,7 @@ DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = (
     "__main__",
     "cli",
+    "launch",
     "serve",
     "chat",
     "loadtest",

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from radixserve import assembly, serve
+from radixserve import launch, serve
 from radixserve.api.address import take_address
 from radixserve.api.context import Api
 from radixserve.api.settings import ApiSettings
+from radixserve.checkpoints import source
 from radixserve.config import Settings
 from radixserve.errors import StartupError
 from radixserve.metrics import Metrics
@@ -59,7 +60,8 @@ def test_the_command_for_another_terminal_can_be_typed_there(
 def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Any look at the model fails the test; the handler of SIGTERM is put back."""
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(assembly, "find_model", lambda settings: pytest.fail("looked for a model"))
+    monkeypatch.setattr(source, "find_model", lambda settings: pytest.fail("looked for a model"))
+    monkeypatch.setattr(launch, "Child", lambda: pytest.fail("started a process"))
     yield
     signal.signal(signal.SIGTERM, before)
 
@@ -69,7 +71,7 @@ def test_a_busy_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(StartupError, match=f"127.0.0.1:{port}: Address already in use"):
-            serve.serve(Settings(port=port, disk_path=str(tmp_path / "s")))
+            launch.launch(Settings(port=port, disk_path=str(tmp_path / "s")))
     assert not (tmp_path / "s").exists()
 
 
@@ -91,7 +93,7 @@ def test_an_unusable_folder_is_refused_before_anything_starts(fault: str, tmp_pa
         (tmp_path / "t").touch()
         folder = tmp_path / "t" / "s"
     with pytest.raises(StartupError, match=str(folder)) as refused:
-        serve.serve(Settings(port=0, disk_path=str(folder)))
+        launch.launch(Settings(port=0, disk_path=str(folder)))
     assert "\n" not in str(refused.value)
     assert fault != "not empty" or [path.name for path in folder.iterdir()] == ["precious"]
     if held is not None:
@@ -104,7 +106,7 @@ def test_a_refused_start_gives_the_socket_file_back(tmp_path: Path) -> None:
     (tmp_path / "s").touch()
     settings = Settings(uds=str(tmp_path / "socket"), disk_path=str(tmp_path / "s"))
     with pytest.raises(StartupError, match="s: "):
-        serve.serve(settings)
+        launch.launch(settings)
     take_address(settings).close()
 
 

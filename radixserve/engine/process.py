@@ -1,10 +1,11 @@
 """The engine process: loads the model, then takes messages and runs steps until the front is gone.
 
 Started by `front.child` as `python -m radixserve.engine.process FD`, FD being its end of a Unix
-socket pair; the first message is `Start`. A spare engine, which has the word "spare" behind FD,
-gets `Prepare` before that. The process has one thread: between two steps it reads its messages, and
-while there is nothing to compute it sleeps in `select`. The end of the stream means that the front
-is gone, so the engine exits and nothing outlives the front.
+socket pair; the first message is `Start`. The first engine of a server gets `Prepare` before that,
+and so does a spare engine, which has the word "spare" behind FD. The process has one thread:
+between two steps it reads its messages, and while there is nothing to compute it sleeps in
+`select`. The end of the stream means that the front is gone, so the engine exits and nothing
+outlives the front.
 """
 
 from __future__ import annotations
@@ -210,8 +211,8 @@ def _nothing_collected() -> Iterator[None]:
 
 
 def _start(channel: Channel) -> Start:
-    """The message `Start`, once it comes. A spare imports everything before that, and answers each
-    `Prepare` when it has.
+    """The message `Start`, once it comes. What `Prepare` asks for is imported before that. A spare
+    answers each `Prepare` when it has imported everything.
 
     Raises:
         FrontGone: the front closed the socket, also while the spare imports.
@@ -223,6 +224,10 @@ def _start(channel: Channel) -> Start:
             if isinstance(message, Start):
                 return message
             assert isinstance(message, Prepare), "before Start only Prepare can come"
+            if message.at_once:
+                with contextlib.suppress(Exception):  # it fails again, and is told, after Start
+                    import_engine(message.settings)
+                continue
             name_process(SPARE)
             imports = imports or Imports(partial(import_engine, message.settings))
             is_asked = True

@@ -1,5 +1,5 @@
 """One life of the engine process as the front sees it: start, messages in both directions, end. It
-may begin with a time as a spare, which has imported but serves nothing.
+may begin with a time in which it imports, or waits as a spare, and serves nothing.
 
 Owns the child process and the front's end of the socket. Knows nothing of requests and nothing of
 restarts.
@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from radixserve.config import Settings
 from radixserve.front.watchdog import TICK_SECONDS, Watchdog, processor_seconds
 from radixserve.machine import THIS
 from radixserve.messages import (
@@ -82,7 +83,7 @@ class Child:
     async def run(
         self, start: Start, handle: Callable[[ToFront], None], watchdog: Watchdog
     ) -> int | None:
-        """Start the process unless it was a spare, send it `start`, and pass its messages to
+        """Start the process unless it was begun, send it `start`, and pass its messages to
         `handle`. Returns its exit code once it has ended.
 
         If anything else ends this (an exception of `handle`, cancellation), the process is killed
@@ -106,6 +107,16 @@ class Child:
         finally:
             code = await self.end()
         return code
+
+    async def begin(self, settings: Settings) -> None:
+        """Start the process, which imports what an engine with these settings needs. `run` can
+        follow at any time.
+
+        Raises:
+            OSError: the process cannot be started.
+        """
+        await self._begin(settings.threads)
+        self.send(Prepare(settings, at_once=True))
 
     async def prepare(self, prepare: Prepare) -> bool:
         """Start the process as a spare, if it was not started, and return when it has imported

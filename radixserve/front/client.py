@@ -17,6 +17,7 @@ import msgspec
 
 from radixserve.config import Settings
 from radixserve.errors import StartupError, Unavailable
+from radixserve.front.child import Child
 from radixserve.front.gate import Gate
 from radixserve.front.stream import Stream
 from radixserve.front.streams import Streams
@@ -49,9 +50,10 @@ class ProcessEngine:
         on_stats: Callable[[EngineStats], None],
         on_restart: Callable[[Cause], None],
         on_resume: Callable[[], None],
+        first: Child | None = None,
     ) -> None:
         """`on_restart` is called for each death, `on_resume` for each request that is submitted
-        again to a later engine.
+        again to a later engine. `first` is the process of the first engine, if it was begun.
         """
         self.info: EngineInfo | None = None
         self._settings = settings
@@ -67,6 +69,7 @@ class ProcessEngine:
             self._handle,
             lambda: self._gate.num_inside > 0,
             self._take_death,
+            first,
         )
         self._supervision: asyncio.Task[None] | None = None
         self._loaded: asyncio.Future[EngineInfo] | None = None

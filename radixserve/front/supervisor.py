@@ -48,15 +48,17 @@ class Supervisor:
         handle: Callable[[Ready | Report], None],
         has_work: Callable[[], bool],
         on_death: Callable[[Cause], None],
+        first: Child | None = None,
     ) -> None:
         """`has_work` tells whether a request is inside the engine; `on_death` is called before each
-        restart.
+        restart. `first` is the process of the first life, if it was begun.
         """
         self._start = start
         self._handle = handle
         self._on_death = on_death
         self._watchdog = Watchdog(start.settings.hang_seconds, has_work)
         self._spare = Spare(start.settings, has_work)
+        self._first = first
         self._child = Child()
         self._ready = False  # the engine of this life is loaded
         self._ever_ready = False
@@ -117,7 +119,8 @@ class Supervisor:
         impossible.
         """
         self._ready = self._has_worked = False
-        self._child = await self._spare.take() or Child()
+        first, self._first = self._first, None
+        self._child = first or await self._spare.take() or Child()
         self._watchdog.watch_anew()
         try:
             code = await self._child.run(self._start, self._hear, self._watchdog)

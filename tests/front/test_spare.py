@@ -7,12 +7,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import cast
 
 import msgspec
 import pytest
 
 from radixserve.config import Settings
 from radixserve.front import spare, supervisor
+from radixserve.front.child import Child
 from radixserve.front.spare import Spare
 from radixserve.front.supervisor import Supervisor
 from radixserve.front.watchdog import Watchdog
@@ -108,11 +110,15 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 class Run:
     """A supervisor that runs, and what it told."""
 
-    def __init__(self, setting: str = "on") -> None:
+    def __init__(self, setting: str = "on", first: Child | None = None) -> None:
         self.causes: list[str] = []
         self.has_work = False
         self.supervisor = Supervisor(
-            Start(_with(setting), "m"), lambda _: None, lambda: self.has_work, self.causes.append
+            Start(_with(setting), "m"),
+            lambda _: None,
+            lambda: self.has_work,
+            self.causes.append,
+            first,
         )
         self.task = asyncio.create_task(self.supervisor.run())
 
@@ -243,6 +249,17 @@ async def test_a_server_that_stops_while_a_spare_is_asked_leaves_nothing_behind(
     run.task.cancel()
     await asyncio.wait([run.task])
     assert asked.is_ended
+
+
+async def test_a_process_that_was_begun_is_the_first_engine_and_no_later_one() -> None:
+    begun = Process()
+    begun._begin()
+    run = Run(first=cast(Child, begun))
+    assert await run.up() is begun
+    assert await run.kill() is not begun
+    assert begun.served == 1
+    run.task.cancel()
+    await asyncio.wait([run.task])
 
 
 async def test_the_first_engine_never_waits_for_a_spare(start: Runs) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from radixserve.config import Settings
 from radixserve.engine import process
 from radixserve.engine.process import EXIT_REFUSED, Channel
 from radixserve.errors import ModelRefused, StartupError
 from radixserve.front import supervisor
 from radixserve.front.child import Child
 from radixserve.front.client import ProcessEngine
-from radixserve.messages import FrameReader, Loading, Refused, Start, ToFront, encode
+from radixserve.messages import FrameReader, Loading, Prepare, Refused, Start, ToFront, encode
 from tests.front.test_client import SETTINGS
 
 
@@ -56,6 +57,29 @@ def test_whatever_ends_a_start_is_told_in_one_sentence(
     assert said == [Loading("loading the model"), Refused(sentence)]
 
 
+@pytest.mark.parametrize("error", [None, ImportError("no torch")])
+def test_an_engine_that_is_begun_imports_before_it_is_told_the_model(
+    error: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails then is told when it fails again."""
+    imported = []
+
+    def import_engine(settings: Settings) -> None:
+        imported.append(settings)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(process, "import_engine", import_engine)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(encode(Prepare(SETTINGS, at_once=True)) + encode(Start(SETTINGS, "m")))
+        assert process._start(Channel(theirs)) == Start(SETTINGS, "m")
+        ours.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nothing is answered
+            ours.recv(1)
+    assert imported == [SETTINGS]
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [
@@ -72,7 +96,7 @@ async def test_a_process_that_ends_without_a_word_is_told_by_its_end(
             return code
 
     monkeypatch.setattr(supervisor, "Child", Ended)
-    engine = ProcessEngine(SETTINGS, str(tmp_path), *[lambda *_: None] * 3)
+    engine = ProcessEngine(SETTINGS, str(tmp_path), lambda _: None, lambda _: None, lambda: None)
     with pytest.raises(StartupError, match=words):
         await engine.start()
     await engine.stop()

@@ -129,6 +129,7 @@ def _file(module: str, folder: Path) -> Path | None:
     return next((each for each in candidates if each.is_file()), None)
 
 
+@cache
 def _imported(source: str) -> set[str]:
     """What `source` imports by `from radixserve.kernels.cpu`, without this prefix: the modules, and
     their members, which may be modules of a package.

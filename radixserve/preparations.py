@@ -1,0 +1,30 @@
+"""What is looked at before any process of a server is started. Imports little, because the engine
+process waits for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from radixserve.checkpoints.temporary import ensure_temporary_folder
+from radixserve.config import Settings
+from radixserve.store.claim import prepare
+
+
+def check_folders(settings: Settings) -> None:
+    """Look for the folders without which a start is impossible: the store's, and one for temporary
+    files, without which the processes that are started later cannot import torch.
+
+    Raises:
+        StartupError: the store's folder cannot be used.
+    """
+    if settings.disk_path is not None:
+        prepare(Path(settings.disk_path), trust_others=settings.disk_trust_others)
+    ensure_temporary_folder()
+
+
+def for_engine(settings: Settings) -> Settings:
+    """What the engine process gets of `settings`: all but the key of the API."""
+    return msgspec.structs.replace(settings, api_key=None)
