@@ -174,7 +174,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "waits for the death of the first, so that the next engine need not import; takes "
             "290 MiB of memory; auto: if the model is a real one and 2 GiB of memory are free",
         ),
-    ] = "off"
+    ] = "auto"
     stream_comment_seconds: Annotated[
         float,
         Meta(ge=0, le=3600),

@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.e2e.server import Server, engines, running
+from tests.e2e.server import Server, engines, running, spares
 
 pytestmark = pytest.mark.model
 
@@ -185,19 +185,27 @@ async def metric(session: aiohttp.ClientSession, name: str) -> float:
     return float(value)
 
 
-async def kill(server: Server) -> None:
-    """Kill the engine and return when there is another process in its place, which loads."""
+async def kill(server: Server) -> int:
+    """Kill the engine and return when there is another process in its place, which loads; gives
+    the process id of that one.
+    """
     (pid,) = engines(server)
     os.kill(pid, signal.SIGKILL)
     await until(lambda: engines(server) not in ([], [pid]), 60)
+    return engines(server)[0]
+
+
+async def until_spare_is_ready(server: Server) -> None:
+    await until(lambda: any("is ready to take over" in line for line in server.lines))
 
 
 async def disturb(server: Server, crowd: Crowd, first_seconds: float, more_seconds: float) -> None:
     """Let the engine die after so many seconds, again while it loads, and again when all have gone
-    on.
+    on. A spare takes over at the first death. At the second there is none yet.
     """
+    (spare,) = spares(server)
     await asyncio.sleep(first_seconds)
-    await kill(server)
+    assert await kill(server) == spare
     await kill(server)
     await crowd.all_have_moved()
     await asyncio.sleep(more_seconds)
@@ -226,6 +234,7 @@ async def undisturbed_and_disturbed(
     await crowd.start()
     undisturbed = await crowd.answers()
     seconds = time.monotonic() - began
+    await until_spare_is_ready(server)
     await again.start()
     moments = random.uniform(0.0, 0.3) * seconds, random.uniform(0.0, 0.05) * seconds
     print(f"killed after {moments} seconds")
@@ -235,7 +244,8 @@ async def undisturbed_and_disturbed(
 
 async def test_streams_and_bodies_are_what_they_are_without_a_death() -> None:
     with running(
-        "--served-model-name", MODEL, "--kv-budget", "256MiB", "--log-level", "info"
+        *("--served-model-name", MODEL, "--kv-budget", "256MiB", "--log-level", "info"),
+        *("--spare-engine", "on"),
     ) as server:
         async with aiohttp.ClientSession(
             server.url, timeout=aiohttp.ClientTimeout(total=200)
