@@ -286,8 +286,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Doc(
             "model",
             "type of weights and activations; auto is float32 on the CPU, but bfloat16 for a "
-            "bfloat16 checkpoint where the CPU has AMX; on CUDA float16 for a float16 checkpoint, "
-            "else bfloat16",
+            "bfloat16 checkpoint where the CPU multiplies it (AVX512-BF16, AMX); on CUDA "
+            "float16 for a float16 checkpoint, else bfloat16",
         ),
     ] = "auto"
     kv_dtype: Annotated[

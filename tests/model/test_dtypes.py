@@ -27,7 +27,7 @@ def test_auto_on_the_cpu_is_bfloat16_where_that_is_stored_and_fast(
     stored: torch.dtype, level: Level, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(levels, "current", lambda: level)
-    fast = level == Level.AMX and stored == BF16
+    fast = level >= Level.AVX512_BF16 and stored == BF16
     assert dtype_for("auto", stored, CPU) == (BF16 if fast else F32)
 
 
