@@ -23,6 +23,7 @@ from radixserve.llm.params import SamplingParams
 Messages = Sequence[dict[str, Any]]
 """Messages as the chat endpoint takes them."""
 
+_DEFAULTS = {"log_level": "warning", "spare_engine": "off"}
 _OF_CHAT = "a list of messages, each a dict"
 
 
@@ -44,13 +45,13 @@ class AsyncLLM:
         Args:
             model: a folder, a GGUF file or a hub name; None for the embedded model.
             settings: those of docs/settings.md under the same names. Sizes are bytes or text such
-                as "2GiB". Environment variables are not read; only `log_level` has another
-                default, "warning".
+                as "2GiB". Environment variables are not read. Two have other defaults: `log_level`
+                is "warning", and `spare_engine` "off", because a script ends soon.
 
         Raises:
             ConfigError: there is no such setting, its value is wrong, or two contradict each other.
         """
-        self._settings = from_arguments({"log_level": "warning"} | settings | {"model": model})
+        self._settings = from_arguments(_DEFAULTS | settings | {"model": model})
         self._process: int | None = None  # that has started it
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that it runs on
         self._assembly: Assembly | None = None

@@ -13,6 +13,7 @@ import pytest
 from radixserve import LLM, AsyncLLM, BadRequest, SamplingParams, StartupError, Unavailable
 from radixserve.api.context import Api
 from radixserve.api.settings import ApiSettings
+from radixserve.config import Settings
 from radixserve.llm import async_llm
 from radixserve.metrics import Metrics
 from radixserve.request import Request
@@ -29,7 +30,8 @@ class FakeAssembly:
     made: list[FakeAssembly]
     fails = False
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, settings: Settings, *_: object) -> None:
+        self.settings = settings
         self.made.append(self)
         self.is_closed = False
 
@@ -247,6 +249,16 @@ async def test_a_start_that_failed_may_be_tried_again_and_a_closed_one_stays_clo
             await llm.start()
         await llm.close()
     assert len(assembly.made) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"), [({}, "off"), ({"spare_engine": "auto"}, "auto")], ids=str
+)
+async def test_a_script_has_no_spare_engine_unless_it_asks_for_one(
+    given: dict[str, Any], mode: str, assembly: type[FakeAssembly]
+) -> None:
+    async with AsyncLLM(**given):
+        assert [each.settings.spare_engine for each in assembly.made] == [mode]
 
 
 async def test_two_starts_at_once_start_one(assembly: type[FakeAssembly]) -> None:
