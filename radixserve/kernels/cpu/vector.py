@@ -203,7 +203,7 @@ LOWEST = -87.0
 _TAYLOR = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 
 
-def _exp(builder: ir.IRBuilder, x: Any) -> Any:
+def vector_exp(builder: ir.IRBuilder, x: Any) -> Any:
     """e**x for a vector x <= 0: 2**n times a polynomial of the rest, |rest| <= ln(2) / 2."""
     x = builder.select(builder.fcmp_ordered("<", x, every(LOWEST)), every(LOWEST), x)
     shifted = vector_fma(builder, x, every(LOG2_E), every(ROUND))
@@ -236,7 +236,7 @@ def exp(typingctx: Any, x: Any) -> Any:
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         return builder.extract_element(
-            _exp(builder, splat(builder, args[0])), ir.Constant(ir.IntType(32), 0)
+            vector_exp(builder, splat(builder, args[0])), ir.Constant(ir.IntType(32), 0)
         )
 
     return types.float32(types.float32), generate
@@ -253,7 +253,7 @@ def tile_exp(typingctx: Any, array: Any, at: Any, peak: Any) -> Any:
         )
         for i in range(4):
             pointer = builder.gep(data, [ir.Constant(args[1].type, i * LANES)])
-            store(builder, _exp(builder, builder.fsub(load(builder, pointer), peak)), pointer)
+            store(builder, vector_exp(builder, builder.fsub(load(builder, pointer), peak)), pointer)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.float32), generate

@@ -24,15 +24,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from radixserve.kernels.cpu.attention.block import AttentionBlock, StepBlock
-from radixserve.kernels.cpu.attention.kernel import Means, add_scores
+from radixserve.kernels.cpu.attention.kernel import Means
 from radixserve.kernels.cpu.attention.loads import Run, load_keys, rows_at, without_rows
 from radixserve.kernels.cpu.attention.memory import Sums
-from radixserve.kernels.cpu.attention.softmax import some_tile_shares, tile_shares
+from radixserve.kernels.cpu.attention.softmax import add_scores, tile_shares
 from radixserve.kernels.cpu.attention.transpose import transpose
 from radixserve.kernels.cpu.attention.work import TILE
 from radixserve.kernels.cpu.block import BFloat16s, Block, Float32s, Int32s, Int64s, UInt32s
 from radixserve.kernels.cpu.compile import LINE_BYTES, compiled
-from radixserve.kernels.cpu.products import Fold, Rows
+from radixserve.kernels.cpu.products import Rows
 from radixserve.kernels.cpu.vector import LANES, copy, prefetch
 
 MULTIPLE = 32
@@ -56,6 +56,8 @@ class TileScratch(Block):
     scores: Float32s  # [16 * TILE], not scaled
     shares: BFloat16s  # [16 * TILE]
     products: Float32s  # [16 * v_dim]: the sums of V of one tile
+    peaks: Float32s  # [16]: the rows' largest scores of the tile
+    weights: Float32s  # [16]: the rows' sums of shares of the tile
     old: Float32s  # [16]: the factors of the sums so far
     new: Float32s  # [16]: the factors of the tile's products
     sums: Sums  # per row of the item: the tiles of the present group so far
@@ -75,6 +77,8 @@ def tile_scratch_lengths(most: int, heads: int, k_dim: int, v_dim: int) -> dict[
         "scores": MOST_ROWS * TILE,
         "shares": MOST_ROWS * TILE,
         "products": MOST_ROWS * v_dim,
+        "peaks": MOST_ROWS,
+        "weights": MOST_ROWS,
         "old": MOST_ROWS,
         "new": MOST_ROWS,
     }
@@ -182,21 +186,15 @@ def means_of(multiply_queries: Any, add_values: Any) -> Means:
         [first, first + count) of the item, at most MOST_ROWS.
         """
         multiply_queries(scratch, first, count)
-        fold = Fold(scratch.old, scratch.new, 0, 0)
         share = -(-TILE // count)  # positions of the next tile to prefetch with each row
         for r in range(count):
-            seen = scratch.ends[first + r] - start
-            if seen >= TILE:
-                peak, weight = tile_shares(
-                    scratch.scores, r * TILE, TILE, scaling, scratch.shares, r * TILE
-                )
-            else:
-                peak, weight = some_tile_shares(
-                    scratch.scores, r * TILE, seen, scaling, scratch.shares, r * TILE
-                )
-            add_scores(scratch.sums, first + r, peak, weight, fresh, fold, r)
+            seen, at = scratch.ends[first + r] - start, r * TILE
+            scratch.peaks[r], scratch.weights[r] = tile_shares(
+                scratch.scores, at, seen, scaling, scratch.shares, at
+            )
             _prefetch(later.keys, r * share, (r + 1) * share)
             _prefetch(later.values, r * share, (r + 1) * share)
+        add_scores(scratch.sums, first, count, scratch, fresh)
         add_values(scratch, first, count, fresh)
 
     @compiled

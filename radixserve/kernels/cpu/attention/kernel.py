@@ -52,6 +52,7 @@ from radixserve.kernels.cpu.attention.loads import (
     without_rows,
 )
 from radixserve.kernels.cpu.attention.memory import ROWS, Scratch, Sums, scratch_of
+from radixserve.kernels.cpu.attention.softmax import add_scores, tile_weights
 from radixserve.kernels.cpu.attention.work import GROUP, TILE
 from radixserve.kernels.cpu.compile import LINE_BYTES, compiled
 from radixserve.kernels.cpu.products import Fold, Rows, multiply_rows, panel_of
@@ -61,13 +62,9 @@ from radixserve.kernels.cpu.vector import (
     exp,
     fma,
     put_number,
-    tile_exp,
-    tile_max,
-    tile_sum,
 )
 
-_MINUS_INFINITY = np.float32(-np.inf)
-_ZERO, _ONE = np.float32(0), np.float32(1)
+_ONE = np.float32(1)
 
 
 class Means(NamedTuple):
@@ -159,20 +156,6 @@ def _multiplier(wide: bool) -> Any:
 
 
 @compiled
-def _softmax_row(scores: Any, at: int, seen: int) -> Any:
-    """Turn 64 scores into weights relative to the largest of the first `seen`; the others get
-    weight 0. Returns that score and the sum of the weights.
-    """
-    for j in range(at + seen, at + TILE):
-        scores[j] = _MINUS_INFINITY
-    peak = tile_max(scores, at)
-    tile_exp(scores, at, peak)
-    for j in range(at + seen, at + TILE):
-        scores[j] = _ZERO
-    return peak, tile_sum(scores, at)
-
-
-@compiled
 def _factors(before: Any, peak: Any) -> Any:
     """The factors of the old and the new sums, when `before` and `peak` are their largest scores: e
     to the difference for the smaller, 1 for the larger.
@@ -180,23 +163,6 @@ def _factors(before: Any, peak: Any) -> Any:
     grows = peak > before
     less = exp(before - peak if grows else peak - before)
     return (less, _ONE) if grows else (_ONE, less)
-
-
-@compiled
-def add_scores(
-    sums: Sums, index: int, peak: Any, weight: Any, fresh: bool, fold: Fold, place: int
-) -> None:
-    """Add a tile's largest score and sum of weights to row `index`, and write the factors for its
-    sum of V to `fold` at `place`. If `fresh`, the tile is the first of the sums.
-    """
-    if fresh:
-        sums.peaks[index], sums.weights[index] = peak, weight
-        return
-    old, new = _factors(sums.peaks[index], peak)
-    fold.old[place], fold.new[place] = old, new
-    sums.weights[index] = fma(weight, new, sums.weights[index] * old)
-    if peak > sums.peaks[index]:
-        sums.peaks[index] = peak
 
 
 @compiled
@@ -228,8 +194,9 @@ def _contribute(
         tile.later_keys,
     )
     for r in range(count):
-        peak, weight = _softmax_row(scores, r * TILE, min(TILE, ends[block + r] - start))
-        add_scores(sums, block + r, peak, weight, fresh, plain, r)
+        seen = ends[block + r] - start
+        scratch.peaks[r], scratch.weights[r] = tile_weights(scores, r * TILE, seen)
+    add_scores(sums, block, count, scratch, fresh)
     width = scratch.values.shape[0] // TILE
     fold = Fold(scratch.old, scratch.new, 0, 0 if fresh else 1)
     multiply(

@@ -41,8 +41,11 @@ class Scratch(Block):
     keys: Float32s  # [k_dim * TILE]: the tile's K, transposed
     values: Float32s  # [TILE * width]: the tile's V, where it cannot be used as it lies
     scores: Float32s  # [ROWS * TILE]: of one block of rows
-    old: Float32s  # [ROWS]: of one block of rows, the factors of the sums so far
-    new: Float32s  # [ROWS]: of one block of rows, the factors of the tile's contributions
+    # Of one block of rows, [LANES] each, of which ROWS are used:
+    peaks: Float32s  # the largest scores of the tile
+    weights: Float32s  # the sums of weights of the tile
+    old: Float32s  # the factors of the sums so far
+    new: Float32s  # the factors of the tile's contributions
     sums: Sums  # per row of the item: the tiles of the present group so far
     total: Sums  # per row of the item: the groups before
     # [2 * heads]: for a row whose contributions are combined: per head, all groups before; then
@@ -61,10 +64,13 @@ def scratch_lengths(most: int, heads: int, k_dim: int, width: int) -> dict[str, 
         "keys": k_dim * TILE,
         "values": TILE * width,
         "scores": ROWS * TILE,
-        "old": ROWS,
-        "new": ROWS,
+        "peaks": LANES,
+        "weights": LANES,
+        "old": LANES,
+        "new": LANES,
     }
-    for name, rows in (("sums", most), ("total", most), ("finished", 2 * heads)):
+    # `softmax.add_scores` reads and writes LANES entries of `sums` from any row on.
+    for name, rows in (("sums", most + LANES), ("total", most), ("finished", 2 * heads)):
         lengths |= {f"{name}.values": rows * width, f"{name}.peaks": rows, f"{name}.weights": rows}
     return lengths
 

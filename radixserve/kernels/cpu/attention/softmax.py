@@ -1,5 +1,7 @@
-"""The softmax of one tile in bfloat16, written as LLVM instructions for numba; see `vector` for the
-rules. `amx` uses it.
+"""The softmax of tiles, written as LLVM instructions for numba; see `vector` for the rules.
+
+A tile gives each query row its largest score, its weights relative to that score, and their sum.
+`add_scores` adds the scores and sums of several rows at once: one lane of a vector is a row.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -9,11 +11,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from radixserve.kernels.cpu.compile import Intrinsic
+from radixserve.kernels.cpu.attention.work import TILE
+from radixserve.kernels.cpu.compile import Intrinsic, compiled
 from radixserve.kernels.cpu.vector import (
     HALF,
     LANES,
@@ -29,10 +33,13 @@ from radixserve.kernels.cpu.vector import (
     power_of_two,
     reduced,
     splat,
+    store,
+    vector_exp,
     vector_fma,
     widened,
 )
 
+_ONE = np.float32(1)
 _SHORT = (0.055008931960449314, 0.24221096997568364, 0.6932829281413457, 1.0)
 
 
@@ -59,12 +66,25 @@ def _before(builder: ir.IRBuilder, count: Any) -> Any:
     return builder.icmp_signed("<", lanes, limit)
 
 
-def _tile_shares(some: bool) -> Intrinsic:
-    """Generates `tile_shares`; with `some`, positions from `seen` on get weight 0."""
+def _tile_softmax(some: bool, bfloat16: bool) -> Intrinsic:
+    """Generates `tile_weights` or, with `bfloat16`, `tile_shares`; with `some`, positions from
+    `seen` on get weight 0.
+    """
+
+    def write(builder: ir.IRBuilder, power: Any, target: Any) -> Any:
+        """Write weights; returns them as they were rounded."""
+        if not bfloat16:
+            store(builder, power, target)
+            return power
+        halves = _narrowed(builder, power)
+        builder.store(halves, builder.bitcast(target, halves.type.as_pointer()), align=2)
+        return widened(builder, halves)
+
+    power_of = _short_exp if bfloat16 else vector_exp
 
     @intrinsic
-    def shares_of(
-        typingctx: Any, scores: Any, at: Any, seen: Any, scaling: Any, shares: Any, to: Any
+    def softmax(
+        typingctx: Any, scores: Any, at: Any, seen: Any, scaling: Any, weights: Any, to: Any
     ) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             data = element_at(context, builder, signature.args[0], args[0], args[1])
@@ -72,31 +92,100 @@ def _tile_shares(some: bool) -> Intrinsic:
             scale, index = splat(builder, args[3]), args[1].type
             vectors, masks = [], []
             for place in (ir.Constant(index, i * LANES) for i in range(4)):
-                score = builder.fmul(load(builder, builder.gep(data, [place])), scale)
+                score = load(builder, builder.gep(data, [place]))
+                score = builder.fmul(score, scale) if bfloat16 else score
                 masks.append(_before(builder, builder.sub(args[2], place)) if some else None)
                 vectors.append(_kept(builder, masks[-1], score, float("-inf")))
             peak, sums = reduced(builder, larger, vectors), []
             for i, (mask, vector) in enumerate(zip(masks, vectors, strict=True)):
-                power = _short_exp(builder, builder.fsub(vector, splat(builder, peak)))
-                halves = _narrowed(builder, _kept(builder, mask, power, 0.0))
+                power = power_of(builder, builder.fsub(vector, splat(builder, peak)))
                 into = builder.gep(target, [ir.Constant(index, i * LANES)])
-                builder.store(halves, builder.bitcast(into, halves.type.as_pointer()), align=2)
-                sums.append(widened(builder, halves))
+                sums.append(write(builder, _kept(builder, mask, power, 0.0), into))
             total = reduced(builder, lambda builder, a, b: builder.fadd(a, b), sums)
             return context.make_tuple(builder, signature.return_type, [peak, total])
 
         n, pair = types.intp, types.UniTuple(types.float32, 2)
-        return pair(scores, n, n, types.float32, shares, n), generate
+        return pair(scores, n, n, types.float32, weights, n), generate
 
-    return shares_of  # type: ignore[no-any-return]
+    return softmax  # type: ignore[no-any-return]
 
 
-tile_shares = _tile_shares(False)
-"""Turn 64 scores, from `at` on, into bfloat16 weights, from `to` on, relative to the largest one.
-Returns that score, scaled, and the sum of the weights as they were rounded.
-"""
-some_tile_shares = _tile_shares(True)
-"""`tile_shares` of the first `seen` scores; the others get weight 0."""
+_weights, _some_weights = _tile_softmax(False, False), _tile_softmax(True, False)
+_shares, _some_shares = _tile_softmax(False, True), _tile_softmax(True, True)
+
+
+@compiled
+def tile_weights(scores: Any, at: int, seen: int) -> Any:
+    """Turn the first `seen` of 64 scores, from `at` on, into weights relative to the largest of
+    them, in place; the others get weight 0. Returns that score and the sum of the weights.
+    """
+    if seen >= TILE:
+        return _weights(scores, at, TILE, _ONE, scores, at)
+    return _some_weights(scores, at, seen, _ONE, scores, at)
+
+
+@compiled
+def tile_shares(scores: Any, at: int, seen: int, scaling: Any, shares: Any, to: int) -> Any:
+    """As `tile_weights` of the scores times `scaling`, but the weights go to `shares`, from `to`
+    on, and are rounded to bfloat16. The sum is that of the rounded ones.
+    """
+    if seen >= TILE:
+        return _shares(scores, at, TILE, scaling, shares, to)
+    return _some_shares(scores, at, seen, scaling, shares, to)
+
+
+@intrinsic
+def _add_lanes(
+    typingctx: Any,
+    peaks: Any,
+    weights: Any,
+    index: Any,
+    count: Any,
+    tile_peaks: Any,
+    tile_sums: Any,
+    old: Any,
+    new: Any,
+) -> Any:
+    """`add_scores` for the first `count` lanes of a tile that is not the first."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        kinds, none = signature.args, context.get_constant(types.intp, 0)
+        into = [element_at(context, builder, kinds[i], args[i], args[2]) for i in (0, 1)]
+        here = [element_at(context, builder, kinds[i], args[i], none) for i in range(4, 8)]
+        before, total, peak, added = (load(builder, each) for each in (*into, *here[:2]))
+        inside, one = _before(builder, args[3]), every(1.0)
+        grows = builder.fcmp_ordered(">", peak, before)
+        down, up = builder.fsub(before, peak), builder.fsub(peak, before)
+        less = vector_exp(builder, builder.select(grows, down, up))
+        factor = builder.select(grows, less, one)
+        by = builder.select(grows, one, less)
+        summed = vector_fma(builder, added, by, builder.fmul(total, factor))
+        highest = builder.select(grows, peak, before)
+        store(builder, builder.select(inside, highest, before), into[0])
+        store(builder, builder.select(inside, summed, total), into[1])
+        store(builder, factor, here[2])
+        store(builder, by, here[3])
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(peaks, weights, n, n, tile_peaks, tile_sums, old, new), generate
+
+
+@compiled
+def add_scores(sums: Any, index: int, count: int, scratch: Any, fresh: bool) -> None:
+    """Add a tile's largest scores and sums of weights, `scratch.peaks` and `scratch.weights`, to
+    rows [index, index + count) of `sums`, at most LANES rows, and write the factors for their sums
+    of V to `scratch.old` and `scratch.new`. If `fresh`, the tile is the first of the sums.
+
+    The factors of the old and the new sums are e to the difference of their largest scores for the
+    smaller one and 1 for the larger. LANES entries of `sums` are read and written from `index` on.
+    """
+    if fresh:
+        for r in range(count):
+            sums.peaks[index + r], sums.weights[index + r] = scratch.peaks[r], scratch.weights[r]
+    else:
+        peaks, weights = scratch.peaks, scratch.weights
+        _add_lanes(sums.peaks, sums.weights, index, count, peaks, weights, scratch.old, scratch.new)
 
 
 def _kept(builder: ir.IRBuilder, mask: Any, vector: Any, other: float) -> Any:
