@@ -1,19 +1,20 @@
 """What exactness costs: the throughput with it over that of the fastest configuration without it,
 in one run.
 
-    python benchmarks/bench_exactness.py [--rounds 15] [--model FOLDER_OR_NAME]
+    python benchmarks/bench_exactness.py [--dtype bfloat16] [--rounds 15] [--model FOLDER_OR_NAME]
                                          [--computed 7300] [--generated 1700]
 
-Every configuration is our decoder in float32 with the same row-wise kernels, and two choices:
+Every configuration is our decoder with the same row-wise kernels, and two choices:
 
-    linears    packed      as served: packed for oneDNN, our kernel for few rows where bits agree
-                           bits, a single row doubled where it would be summed in another order
-               unguarded   packed, and always oneDNN's own operator on the rows as they come
-               torch       `F.linear` over plain weights
-    attention  tiles       as served: our kernel over scattered slots, a shared prefix read once
-               dense       torch's `scaled_dot_product_attention`, K and V in order, per sequence
+    linears    ours      as served: our own GEMM, and steps of few rows as one program if the
+                         attention is ours, too
+               oneDNN    weights packed for oneDNN, which chooses the order of a sum by the number
+                         of rows
+               torch     `F.linear` over plain weights
+    attention  tiles     as served: our kernel over scattered slots, a shared prefix read once
+               dense     torch's `scaled_dot_product_attention`, K and V in order, per sequence
 
-"packed, tiles" is exact and the other five are not. They take turns round by round; a table shows
+"ours, tiles" is exact and the other five are not. They take turns round by round; a table shows
 medians. The last row is the mix of steps of the shared-prefix chat, whose counts figures.py prints:
 `computed` uncached prompt tokens in chunks of 256 behind 640 tokens, the middle of a system prompt,
 and `generated` tokens at batch 8. What is without exactness may take the fastest configuration for
@@ -28,18 +29,15 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from bench_step import DEVICE, SLOT_ORDER, SLOTS, Work, decode_chunks, interleaved, ms
-from torch import nn
-from transformers import AutoModelForCausalLM
 
 from radixserve.checkpoints.embedded import embedded_model
 from radixserve.kernels.attention import Kernel
-from radixserve.kernels.cpu.attention.call import attend_cpu
+from radixserve.kernels.cpu import levels
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.decoder import Decoder
@@ -51,89 +49,83 @@ from radixserve.model.runner import Runner
 from radixserve.step import Chunk
 from radixserve.tensors.kv import KVPool
 
-EXACT = "packed, tiles"
+EXACT = "ours, tiles"
 CHUNK, BEHIND = 256, 640
 MIX_BATCH = 8
 ROWS_PACKED_FOR = 16
 
-
-class Unguarded:
-    """A weight that is packed and multiplied by oneDNN, which promises nothing about rows."""
-
-    def __init__(self, weight: Gemm) -> None:
-        self.in_features = weight.in_features
-        values = weight.lookup()(torch.arange(weight.out_features))
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(values, ROWS_PACKED_FOR)
-        self._bias = weight.bias
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._packed, self._bias, "none", [], ""
-        )
-        return out
+Linear = Callable[[torch.Tensor], torch.Tensor]
 
 
-class Plain:
-    """Linears of one input as one plain weight."""
-
-    def __init__(self, *linears: nn.Linear) -> None:
-        self.in_features = linears[0].in_features
-        biases: list[torch.Tensor] = [linear.bias for linear in linears if linear.bias is not None]
-        weights: list[torch.Tensor] = [linear.weight for linear in linears]
-        self._weight = torch.cat(weights)
-        self._bias = torch.cat(biases) if biases else None
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self._weight, self._bias)
+def onednn_linear(weight: Gemm) -> Linear:
+    """The same weight packed for oneDNN."""
+    values, bias = plain(weight)
+    packed = torch.ops.mkldnn._reorder_linear_weight(values, ROWS_PACKED_FOR)
+    return partial(multiply_packed, packed, bias)
 
 
-def unguarded_layer(layer: Layer) -> Layer:
-    return replaced(
-        layer,
-        qkv=Unguarded(layer.qkv),
-        o=Unguarded(layer.o),
-        gate_up=Unguarded(layer.gate_up),
-        down=Unguarded(layer.down),
-    )
+def multiply_packed(
+    packed: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor
+) -> torch.Tensor:
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return out
 
 
-def plain_layer(layer: Layer, original: Any) -> Layer:
-    attention, mlp = original.self_attn, original.mlp
-    return replaced(
-        layer,
-        qkv=Plain(attention.q_proj, attention.k_proj, attention.v_proj),
-        o=Plain(attention.o_proj),
-        gate_up=Plain(mlp.gate_proj, mlp.up_proj),
-        down=Plain(mlp.down_proj),
-    )
+def torch_linear(weight: Gemm) -> Linear:
+    """The same weight for `F.linear`."""
+    values, bias = plain(weight)
+    return lambda x: F.linear(x, values, bias)
 
 
-def replaced(layer: Layer, **linears: Unguarded | Plain) -> Layer:
+def plain(weight: Gemm) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The values [out, in] and the bias [out] of a packed weight, in the activations' dtype."""
+    values = weight.lookup()(torch.arange(weight.out_features))
+    return values, None if weight.bias is None else weight.bias.to(weight.dtype)
+
+
+LINEARS: dict[str, Callable[[Gemm], Linear] | None] = {
+    "ours": None,
+    "oneDNN": onednn_linear,
+    "torch": torch_linear,
+}
+
+
+def with_linears(served: Decoder, head: Gemm, make: Callable[[Gemm], Linear]) -> Decoder:
+    """The decoder with every weight replaced by what `make` makes of it."""
+    decoder = copy.copy(served)
+    decoder.layers = [replaced(layer, make) for layer in served.layers]
+    decoder.head = make(head)
+    decoder.most_recorded = 0  # recorded steps call our own kernels
+    return decoder
+
+
+def replaced(layer: Layer, make: Callable[[Gemm], Linear]) -> Layer:
+    names = "qkv", "o", "gate_up", "down"
+    linears = {name: make(getattr(layer, name)) for name in names}
     return replace(layer, **linears)  # type: ignore[arg-type]  # they are called like a Gemm
 
 
-def forward_with(
-    served: Decoder, layers: list[Layer], head: Callable[..., torch.Tensor]
-) -> Decoder:
-    forward = copy.copy(served)
-    forward.layers, forward.head, forward.most_recorded = layers, head, 0
-    return forward
+def with_attention(served: Decoder, attend: Kernel) -> Decoder:
+    decoder = copy.copy(served)
+    decoder.attend, decoder.most_recorded = attend, 0
+    return decoder
 
 
-def forwards(loaded: LoadedModel, model: str) -> dict[str, Decoder]:
-    """The decoder with each kind of linears."""
-    served = loaded.decoder
+def configurations(loaded: LoadedModel, pool: KVPool) -> dict[str, tuple[str, Runner]]:
+    """By name: the kind of attention, which decides the slots, and the runner."""
+    served, head = loaded.decoder, loaded.model.lm_head
     assert isinstance(served, Decoder), "this benchmark is for models that our decoder computes"
-    original = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    plain = [plain_layer(*pair) for pair in zip(served.layers, original.model.layers, strict=True)]
-    unguarded = [unguarded_layer(layer) for layer in served.layers]
-    head = loaded.model.lm_head
     assert isinstance(head, PackedLinear)
-    return {
-        "packed": served,
-        "unguarded": forward_with(served, unguarded, Unguarded(head.packed)),
-        "torch": forward_with(served, plain, Plain(original.lm_head)),
-    }
+    found = {}
+    for linears, make in LINEARS.items():
+        tiles = with_linears(served, head.packed, make) if make else served
+        for attention, decoder in (
+            ("tiles", tiles),
+            ("dense", with_attention(tiles, attend_dense)),
+        ):
+            runner = Runner(replace(loaded, decoder=decoder), pool)
+            found[f"{linears}, {attention}"] = attention, runner
+    return found
 
 
 @functools.cache
@@ -161,9 +153,6 @@ def attend_dense(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: floa
         enable_gqa=True,
     )
     return out.transpose(1, 2).reshape(q.shape)
-
-
-ATTENTION: dict[str, Kernel] = {"tiles": attend_cpu, "dense": attend_dense}
 
 
 @dataclass(frozen=True)
@@ -198,22 +187,11 @@ def in_order(chunks: Sequence[Chunk]) -> list[Chunk]:
     ]
 
 
-def work(runner: Runner, attention: str, step: Step) -> Work:
-    chunks, kernel, ours = step.chunks[attention], ATTENTION[attention], runner.loaded.decoder
-    assert isinstance(ours, Decoder)
-    if kernel is not attend_cpu:
-        other = forward_with(ours, ours.layers, ours.head)
-        other.attend = kernel
-        runner = Runner(replace(runner.loaded, decoder=other), runner.pool)
-    return partial(runner.forward, chunks)
-
-
-def measure(runners: dict[str, Runner], step: Step, rounds: int) -> dict[str, float]:
+def measure(runners: dict[str, tuple[str, Runner]], step: Step, rounds: int) -> dict[str, float]:
     """Median seconds of every configuration."""
-    names = [(linears, attention) for attention in ATTENTION for linears in runners]
-    works = {
-        f"{linears}, {attention}": work(runners[linears], attention, step)
-        for linears, attention in names
+    works: dict[str, Work] = {
+        name: partial(runner.forward, step.chunks[attention])
+        for name, (attention, runner) in runners.items()
     }
     return interleaved(works, rounds)
 
@@ -244,30 +222,33 @@ def print_row(name: str, seconds: dict[str, float], fastest: float) -> None:
     print(f"| {name} |", " | ".join(map(ms, [*seconds.values(), fastest])), f"| **{ratio:.3f}** |")
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--model", default=None)
     parser.add_argument(
         "--computed", type=int, default=7300, help="uncached prompt tokens of the mix"
     )
     parser.add_argument("--generated", type=int, default=1700, help="generated tokens of the mix")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parsed()
     torch.set_grad_enabled(False)
-    model = options.model or str(embedded_model())
-    loaded = load_model(model, DEVICE, torch.float32)
+    dtype = getattr(torch, options.dtype)
+    loaded = load_model(options.model or str(embedded_model()), DEVICE, dtype)
     pool = KVPool(loaded.shape, SLOTS, DEVICE)
     pool.k.normal_()
     pool.v.normal_()
-    runners = {
-        name: Runner(replace(loaded, decoder=each), pool)
-        for name, each in forwards(loaded, model).items()
-    }
+    runners = configurations(loaded, pool)
     middle, batch = Step.prefill(BEHIND, loaded.vocab_size), Step.decode(MIX_BATCH)
     steps = [Step.decode(1), batch, Step.decode(16), Step.prefill(0, loaded.vocab_size), middle]
     times = {step.name: measure(runners, step, options.rounds) for step in steps}
+    print(f"{options.dtype}, level {levels.current().name}\n")
     report(
         times, {middle.name: options.computed / CHUNK, batch.name: options.generated / MIX_BATCH}
     )

@@ -1,13 +1,13 @@
 """Where a step's time goes: decode with and without sharing, prefill, and the attention kernel
 beside torch's.
 
-    python benchmarks/bench_step.py [--rounds 15] [--model FOLDER_OR_NAME] [--threads N]
-                                    [--scattered]
+    python benchmarks/bench_step.py [--dtype bfloat16] [--rounds 15] [--model FOLDER_OR_NAME]
+                                    [--threads N] [--scattered]
 
 What is compared takes turns round by round, because other work on the machine comes and goes; a
 table shows medians and their ratios. Slots lie in runs, as a server hands them out before much was
 evicted, or scattered: the worst that can happen. "Generic" is transformers' own modules with
-torch's linears and our attention kernel.
+torch's linears in the same dtype, and our attention kernel.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from transformers import AutoModelForCausalLM
 from radixserve.checkpoints.embedded import embedded_model
 from radixserve.kernels.cpu import levels
 from radixserve.kernels.cpu.attention.call import attend_cpu
-from radixserve.kernels.cpu.levels import Level
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.attention import CPU as CPU_KERNEL
 from radixserve.model.load import load_model
@@ -77,7 +76,7 @@ def decode_chunks(batch: int, shared: bool) -> list[Chunk]:
 
 def generic_runner(ours: Runner, model: str) -> Runner:
     """transformers' modules as they are, over the same pool."""
-    generic = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    generic = AutoModelForCausalLM.from_pretrained(model, dtype=ours.loaded.dtype).eval()
     generic.set_attn_implementation(CPU_KERNEL)
     loaded = ours.loaded
     facts = {
@@ -147,8 +146,8 @@ def bench_attention(shape: KVShape, heads: int, rounds: int) -> None:
     pool.v.normal_()
     rows = []
     for length in LENGTHS:
-        q = torch.randn(length, heads, shape.k_dim)
-        k, v = torch.randn(2, 1, shape.kv_heads, length, shape.k_dim).unbind()
+        q = torch.randn(length, heads, shape.k_dim, dtype=shape.dtype)
+        k, v = torch.randn(2, 1, shape.kv_heads, length, shape.k_dim, dtype=shape.dtype).unbind()
         plan = AttentionPlan.of([Chunk(np.zeros(length, np.int32), 0, SLOT_ORDER[:length])], pool)
         q4 = q.transpose(0, 1)[None].contiguous()
         times = interleaved(
@@ -185,7 +184,7 @@ def attend_all_layers(q: torch.Tensor, plan: AttentionPlan) -> None:
 def bench_shared_attention(pool: KVPool, heads: int, rounds: int) -> None:
     rows = []
     for batch in BATCHES:
-        q = torch.randn(batch, heads, pool.shape.k_dim)
+        q = torch.randn(batch, heads, pool.shape.k_dim, dtype=pool.shape.dtype)
         plans = [AttentionPlan.of(decode_chunks(batch, shared), pool) for shared in (True, False)]
         works: dict[str, Work] = {
             name: partial(attend_all_layers, q, plan)
@@ -203,10 +202,10 @@ def bench_shared_attention(pool: KVPool, heads: int, rounds: int) -> None:
 
 
 def bench_attention_kernels(shape: KVShape, heads: int, rounds: int) -> None:
-    """The kernels for float32, bfloat16 as float32, and bfloat16 on tiles, where there are any."""
-    kernels = {"float32": (torch.float32, "auto"), "bfloat16": (torch.bfloat16, "auto")}
-    if levels.highest() >= Level.AMX:
-        kernels["bfloat16 without AMX"] = (torch.bfloat16, "avx512_bf16")
+    """The kernel for float32, and those for bfloat16 at every level that this machine has."""
+    kernels = {"float32": (torch.float32, "auto")}
+    for each in levels.available():
+        kernels[f"bfloat16, {each.name}"] = torch.bfloat16, each.name.lower()
     prefills: dict[str, Work] = {}
     decodes: dict[str, Work] = {}
     for name, (dtype, level) in kernels.items():
@@ -249,6 +248,7 @@ def at_level(level: str, work: Work) -> Work:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time of a step and of its attention.")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--model", default=None)
     parser.add_argument("--threads", type=int, default=None)
@@ -260,7 +260,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
     model = options.model or str(embedded_model())
-    loaded = load_model(model, DEVICE, torch.float32)
+    loaded = load_model(model, DEVICE, getattr(torch, options.dtype))
     ours = Runner(loaded, KVPool(loaded.shape, SLOTS, DEVICE))
     generic = generic_runner(ours, model)
     config: Any = loaded.model.config

@@ -1,14 +1,15 @@
 """The main figure: the shared-system-prompt workload with the prefix cache and without, each on a
 server of its own.
 
-    python benchmarks/figures.py [--repeats 1] [--cache-only] [-- more options of radixserve serve]
+    python benchmarks/figures.py [--dtype bfloat16] [--repeats 1] [--cache-only]
+        [-- more options of radixserve serve]
 
 Starts each server with nothing cached, replays loadtest/workloads/shared_system.toml, stops the
 server, and prints two Markdown tables: the runs, and how far the one with the cache is from the
 roofline (roofline.py says how it is counted). The rate of multiplication is measured before each
 pair of runs and after it, while no server runs; uncached prompt tokens and generated tokens are
-those of the answers' usage. With `--cache-only`, minutes shorter, the run without the cache is left
-out.
+those of the answers' usage. The servers compute in `--dtype`, and so is the rate measured. With
+`--cache-only`, minutes shorter, the run without the cache is left out.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import torch  # noqa: E402
 from roofline import Counts, Roofline  # noqa: E402 - found only after the line above
 
 from radixserve.loadtest.measures import Summary, summarise  # noqa: E402
@@ -105,9 +107,10 @@ def main() -> None:
     parser.add_argument(
         "--model", default="auto", help="folder or hub name; auto: the embedded model"
     )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("options", nargs="*", help="of radixserve serve, for both runs")
     chosen = parser.parse_args()
-    roofline = Roofline(chosen.model)
+    roofline = Roofline(chosen.model, getattr(torch, chosen.dtype))
     for repeat in range(chosen.repeats):
         roofline.measure()
         runs, counts = {}, {}
@@ -116,6 +119,8 @@ def main() -> None:
             options = [
                 "--model",
                 chosen.model,
+                "--dtype",
+                chosen.dtype,
                 *([NO_CACHE] if name == NO_CACHE else []),
                 *chosen.options,
             ]

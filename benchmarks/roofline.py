@@ -4,8 +4,8 @@ alone would take.
 A token costs 2 x parameters operations, all parameters counted once: the embedding is counted as
 the lm head, which shares its weights in the embedded model. `strict` leaves the lm head out where
 no logits are needed, that is for prompt tokens; the limit is lower by it. Attention is in neither.
-The rate is the highest of any measurement: float32, all cores, the model's own packed linears at
-256 rows and one large `torch.mm`.
+The rate is the highest of any measurement in the dtype that the server computes in, on all cores:
+the model's own packed linears at 256 rows and one large `torch.mm`.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ class Counts:
 class Roofline:
     """The rates measured so far, for one model."""
 
-    def __init__(self, model: str) -> None:
-        """`model` is a folder or a hub name; auto: the embedded one."""
-        loaded = load_model(
-            str(embedded_model()) if model == "auto" else model, DEVICE, torch.float32
-        )
+    def __init__(self, model: str, dtype: torch.dtype) -> None:
+        """`model` is a folder or a hub name; auto: the embedded one. `dtype` is that of weights
+        and activations.
+        """
+        loaded = load_model(str(embedded_model()) if model == "auto" else model, DEVICE, dtype)
+        self._dtype = dtype
         self.weights = packed_weights(loaded)
         self.parameters, self.head_parameters = parameters(loaded)
         self.rates: dict[str, list[float]] = {
@@ -59,10 +60,10 @@ class Roofline:
     def measure(self) -> None:
         """Add the best of a few seconds of each kind."""
         inputs = {
-            size: torch.randn(ROWS, size)
+            size: torch.randn(ROWS, size, dtype=self._dtype)
             for size in {weight.in_features for weight in self.weights}
         }
-        a, b = torch.randn(2, LARGE, LARGE)
+        a, b = torch.randn(2, LARGE, LARGE, dtype=self._dtype)
 
         def linears() -> None:
             for weight in self.weights:
