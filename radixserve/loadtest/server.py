@@ -1,5 +1,5 @@
-"""Starts a separate server for a measurement. It is ready when it prints its line, and is stopped
-by its process id.
+"""Starts a separate server for a measurement, waits until its model is loaded, and stops it by its
+process id.
 """
 
 from __future__ import annotations
@@ -8,6 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +19,8 @@ from typing import IO
 from radixserve.loadtest.target import CannotStart
 
 COMMAND = (sys.executable, "-m", "radixserve", "serve")
-READY = "listening on "
+LISTENING = "listening on "
+POLL_SECONDS = 0.05
 STOP_SECONDS = 30.0
 ROOT = Path(__file__).resolve().parents[2]  # where `-m radixserve` is found in a checkout
 
@@ -25,8 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]  # where `-m radixserve` is found in 
 def server(
     options: Sequence[str], command: Sequence[str] = COMMAND, log: IO[bytes] | None = None
 ) -> Iterator[str]:
-    """Run a server on a port that the system chooses until the block ends, and give its URL. Raises
-    CannotStart.
+    """Run a server on a port that the system chooses until the block ends, and give its URL once
+    it is ready: nothing that is measured waits for the model to be loaded. Raises CannotStart.
 
     Its log goes to the file `log`; without one, to our own stderr.
     """
@@ -38,14 +42,38 @@ def server(
         env=_environment(),
     )
     try:
-        assert process.stdout is not None, "stdout is a pipe"
-        for line in process.stdout:
-            if READY in line:
-                yield line.split(READY, 1)[1].split()[0]
-                return
-        raise CannotStart(f"the server ended with code {process.wait()} before it was ready")
+        url = _listening(process)
+        while not _is_ready(url):
+            if process.poll() is not None:
+                raise _ended(process)
+            time.sleep(POLL_SECONDS)
+        yield url
     finally:
         _stop(process)
+
+
+def _listening(process: subprocess.Popen[str]) -> str:
+    """The URL that the server prints when clients can connect."""
+    assert process.stdout is not None, "stdout is a pipe"
+    for line in process.stdout:
+        if LISTENING in line:
+            return line.split(LISTENING, 1)[1].split()[0]
+    raise _ended(process)
+
+
+def _is_ready(url: str) -> bool:
+    """Whether the server has loaded its model. One that has no page for that is ready at once."""
+    try:
+        with urllib.request.urlopen(f"{url}/health/ready", timeout=10):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code == 404
+    except OSError:
+        return False
+
+
+def _ended(process: subprocess.Popen[str]) -> CannotStart:
+    return CannotStart(f"the server ended with code {process.wait()} before it was ready")
 
 
 def _environment() -> dict[str, str]:
