@@ -2,8 +2,8 @@
 
 A thread of low priority (nice 19) still takes turns: Linux lets it finish a slice of some
 milliseconds when a thread of the engine wakes up, and every kernel of a step waits for its slowest
-thread. A thread under the policy SCHED_IDLE is put off the core at once. Knows nothing of what the
-work is.
+thread. A thread under the policy SCHED_IDLE is put off the core at once. This module knows nothing
+of what the work is.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import threading
 
 
 def yield_to_others() -> None:
-    """Let the calling thread run only on cores that nothing else wants, from now on. Threads that
-    it starts inherit that. There is no way back without privileges. A system that has no such
-    policy leaves the thread as it is.
+    """From now on, let the calling thread run only on cores that nothing else wants. Threads that
+    it starts inherit that. A thread needs privileges to leave this policy again. On systems without
+    such a policy nothing changes.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):

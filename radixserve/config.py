@@ -154,7 +154,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     drain_seconds: Annotated[
         float,
         Meta(ge=0, le=86400),
-        Doc("server", "how long SIGTERM waits for running requests", "seconds"),
+        Doc(
+            "server",
+            "how long running requests may take after SIGTERM or Ctrl-C (a second one ends the "
+            "server at once)",
+            "seconds",
+        ),
     ] = 30.0
     hang_seconds: Annotated[
         float,
@@ -304,7 +309,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Doc(
             "model",
             "most instructions that CPU kernels use; auto: all that the processor has. "
-            "Each level gives other bits, each is exact",
+            "Levels may differ in bits; each is exact",
         ),
     ] = "auto"
     threads: Annotated[

@@ -37,7 +37,7 @@ class RequestRecord:
     """The outcome of one request. Times of events that did not happen are None."""
 
     endpoint: str
-    outcome: str  # stop, length, abort, error or rejected
+    outcome: str  # stop, length, tool_calls, abort, error or rejected
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0

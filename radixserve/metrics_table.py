@@ -56,7 +56,8 @@ METRICS: Final = (
         "counter",
         "radixserve_requests_total",
         "requests",
-        "Requests that ended, by endpoint and outcome (stop, length, abort, error, rejected)",
+        "Requests that ended, by endpoint and outcome (stop, length, tool_calls, abort, error, "
+        "rejected)",
         ("endpoint", "outcome"),
         values=(ENDPOINTS, OUTCOMES),
     ),

@@ -19,12 +19,12 @@ from radixserve.messages import Prepare
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS = 0.2  # how often it looks whether the engine works
-QUIET_SECONDS = 1.0  # for so long the engine has no work before a spare is started ...
-LATEST_SECONDS = 30.0  # ... but it waits no longer than this
-AGAIN_SECONDS = 30.0  # from the end of a spare to the start of another
+TICK_SECONDS = 0.2  # between two looks at whether the engine has work
+QUIET_SECONDS = 1.0  # a spare is started once the engine has had no work for so long ...
+LATEST_SECONDS = 30.0  # ... or once that was awaited for so long
+AGAIN_SECONDS = 30.0  # from the end of a spare, before another one waits for a quiet moment
 ANSWER_SECONDS = 2.0  # in which a spare has to answer before it takes over
-ROOM_BYTES = 2 << 30  # of free memory without which "auto" keeps none
+ROOM_BYTES = 2 << 30  # "auto" keeps no spare where less memory is free
 
 
 class Spare:
@@ -79,15 +79,17 @@ class Spare:
             return False
 
     async def _keep(self) -> None:
+        """Start one spare after the other, as long as there is room."""
         while True:
             await self._quiet_moment()
             if self._settings.spare_engine == "auto" and THIS.free_bytes() < ROOM_BYTES:
                 log.info("no spare engine process is kept, because little memory is free")
                 return
-            await self._one()
+            await self._keep_one()
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _quiet_moment(self) -> None:
+        """Return once the engine has had no work for QUIET_SECONDS, or after LATEST_SECONDS."""
         clock = asyncio.get_running_loop().time
         began = quiet_since = clock()
         while clock() - quiet_since < QUIET_SECONDS and clock() - began < LATEST_SECONDS:
@@ -95,7 +97,7 @@ class Spare:
             if self._has_work():
                 quiet_since = clock()
 
-    async def _one(self) -> None:
+    async def _keep_one(self) -> None:
         """Start a spare and wait until it ends. If this is cancelled the spare is ended, unless
         it was taken.
         """
@@ -113,9 +115,9 @@ class Spare:
         finally:
             if not is_taken:
                 self._prepared = None
-                await self._bury(child)
+                await self._end(child)
 
-    async def _bury(self, child: Child) -> None:
+    async def _end(self, child: Child) -> None:
         code = await child.end()
         log.info("the spare engine process %s", how_it_ended(code))
 

@@ -2,8 +2,8 @@
 
 `decode_layer` is the one place that says what a layer computes. It is written in the few operations
 of `Operations`, of which there are two implementations (`model.operations`): `RunNow` calls a
-kernel for each operation, and `Record` writes the calls down as a program that is run for every
-later step of as many rows.
+kernel for each operation. `Record` writes the calls down as a program, which then computes every
+step with that number of rows.
 
 Weights and rotary tables are those of the loaded transformers modules. The load check compares the
 results with these modules before the decoder is used. Knows nothing of requests.
@@ -50,8 +50,8 @@ class Decoder:
     """The forward pass of one model. Calls that use the same pool must not overlap."""
 
     def __init__(self, model: Any, family: Family, attend: Kernel = attend_cpu) -> None:
-        """`model` is row-wise (`model.rowwise`). `attend` serves the steps that are not
-        recorded.
+        """`model` is row-wise (`model.rowwise`). `attend` computes the attention of steps that are
+        too long to be recorded.
         """
         self._embed = model.model.embed_tokens
         self._rotary = model.model.rotary_emb
@@ -94,7 +94,9 @@ class Decoder:
         return self.head(last.add_norm(delta, self._norm))
 
     def _run_layers(self, run: Operations, wanted: torch.Tensor | None = None) -> torch.Tensor:
-        """All layers: what the last one adds to the rows `wanted` (None: to all rows)."""
+        """Run all layers. Returns what the last one adds to the rows `wanted`, or to all rows if
+        that is None.
+        """
         delta = None
         for layer in self.layers[:-1]:
             delta = decode_layer(run, layer, delta)

@@ -85,7 +85,7 @@ def _verdict(check: Callable[[], None]) -> Checked | Failed:
 
 
 def _die_with(parent: int) -> None:
-    """Let the kernel end this process when its parent ends."""
+    """Let the operating system end this process when its parent ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)

@@ -1,10 +1,11 @@
-"""A tokenizer process: loads the tokenizer, then answers one question after another until the front
-closes the socket.
+"""The main program of a tokenizer process. It loads the tokenizer, then answers one question after
+another until the front closes the socket: it renders conversations, tokenises texts, and tries
+grammars in forks of itself.
 
-Started by `worker_process` as `python -m radixserve.text.worker FD`, FD being its end of a Unix
+`worker_process` starts it as `python -m radixserve.text.worker FD`, where FD is its end of a Unix
 socket pair; the first message is `Start`. The front kills it if an answer takes too long. If the
-front is gone, the kernel does so a little later (an alarm without a handler). The kernel also
-limits the memory that one answer may take.
+front is gone, the operating system does so a little later (an alarm without a handler). The
+operating system also limits the memory that one answer may take.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Channel:
 
 
 def main() -> int:
-    """Entry point of the process; its exit code: 0 when the front left, 2 for a refused model."""
+    """Run the process. Returns its exit code: 0 if the front left, 2 if it refused the model."""
     # Ctrl-C reaches the whole process group; the front decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -83,7 +83,9 @@ _TILES = means_of(_multiply_queries, _add_values)
 
 
 def work(address: Any) -> None:
-    """As the kernel of `kernel.work_of` for bfloat16, for processors with AMX."""
+    """The kernel for activations and K/V in bfloat16, for processors with AMX. It is called as
+    those of `kernel.work_of` are.
+    """
     configure(TILE_ROWS)
     attend(_TILES, AttentionBlock.read_bfloat16(address))
     release_tiles()

@@ -1,8 +1,9 @@
-"""Attention in bfloat16 on the CPU: `kernel`'s walk over items and tiles of the context, with other
-means of loading and adding a tile. What multiplies is a choice: `amx` or `pairs`.
+"""Attention in bfloat16 on the CPU: what the kernels `amx` and `pairs` share. They have the walk of
+`kernel` over items and tiles of the context, but load and add a tile in their own way. They differ
+in the instructions that multiply.
 
-Both multiply pairs of neighbours in a sum, so both factors on the right are kept as words of two
-bfloat16:
+These instructions multiply two neighbouring terms of a sum at a time. So the right-hand factors, K
+and V, are kept as words of two bfloat16:
 
     scores [rows, 64] = queries [rows, k_dim] @ keys       keys [k_dim / 2, 64]: two dimensions of a
                                                            position in a word
@@ -10,8 +11,8 @@ bfloat16:
                                                            word
 
 Scores, the softmax and all sums are float32. The weights of a tile's positions, relative to its
-largest score, are rounded to bfloat16 ("shares"), and the sum of weights is that of the rounded
-ones. A query row's numbers do not depend on the rows that are multiplied with it.
+largest score, are rounded to bfloat16. These rounded weights are called shares, and the sum of
+weights is their sum. A query row's numbers do not depend on the rows that are multiplied with it.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -88,7 +89,7 @@ def tile_scratch_lengths(most: int, heads: int, k_dim: int, v_dim: int) -> dict[
 
 
 class Later(NamedTuple):
-    """What to prefetch while a tile is used: K and V of the next one, in the pool."""
+    """What to prefetch while a tile is used: K and V of the next tile, in the pool."""
 
     keys: Rows
     values: Rows
@@ -146,7 +147,7 @@ def _load_values(v: Any, step: StepBlock, run: Run, target: Any) -> None:
 def _load_tile(
     layer: AttentionBlock, step: StepBlock, run: Run, later: Run, scratch: TileScratch
 ) -> Later:
-    """Load the tile of `run`. `later` is the run to prefetch while it is used."""
+    """Load the tile of `run`. Returns what to prefetch while that tile is used: the run `later`."""
     load_keys(_load_lanes, layer.k, step, run.kv, run.at, run.count, scratch)
     _load_values(layer.v, step, run, scratch.values)
     keys = rows_at(layer.k, step.k_dim, step, later)
@@ -163,13 +164,14 @@ def _prefetch(rows: Rows, first: int, end: int) -> None:
 
 
 def means_of(multiply_queries: Any, add_values: Any) -> Means:
-    """The means that use two compiled functions:
+    """The `Means` of a kernel that multiplies with these two compiled functions:
 
-    `multiply_queries(scratch, first, count)`: scratch.scores = queries of `count` rows from `first`
-    on @ keys, not scaled.
-    `add_values(scratch, first, count, fresh)`: add shares @ values to the sums of V of these rows,
-    with the factors in `scratch`; if `fresh` it is the first tile of the sums, and rows behind the
-    last may be overwritten, whose own products follow.
+    `multiply_queries(scratch, first, count)` writes to scratch.scores the products, not scaled, of
+    the queries of rows [first, first + count) with the keys.
+    `add_values(scratch, first, count, fresh)` adds shares @ values to the sums of V of these rows,
+    with the factors in `scratch`. If `fresh`, the tile is the first one of the sums, so they are
+    written instead. Then it may also overwrite the sums of the rows that follow, up to 16 in all:
+    their own are written later.
     """
 
     @compiled
@@ -206,7 +208,9 @@ def means_of(multiply_queries: Any, add_values: Any) -> Means:
         later: Later,
         fresh: bool,
     ) -> None:
-        """Add the loaded tile, which begins at position `start`, to all rows that see it."""
+        """Add the loaded tile, which begins at position `start`, to those of the item's `most`
+        query rows that see it.
+        """
         for block in range(0, most, MOST_ROWS):
             first, end = block, min(block + MOST_ROWS, most)
             while first < end and scratch.ends[first] <= start:  # positions of rows ascend

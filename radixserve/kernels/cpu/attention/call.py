@@ -1,7 +1,8 @@
-"""Attention on the CPU: runs the compiled tile kernel for one layer, on torch's own worker threads,
-or gives its address and arguments to a program.
+"""Attention on the CPU: chooses the kernel for the dtypes and the level of the processor (`kernel`,
+`pairs` or `amx`), and runs it for one layer on torch's own worker threads, or gives its address and
+arguments to a program.
 
-Knows nothing of tiles.
+It knows nothing of how a kernel computes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The CPU attention kernel: exact, aware of grouped queries, reads K/V by slot. Its arithmetic is
-that of float32; activations are float32 or bfloat16, and K/V has a type of its own. Compiled by
-numba at first use.
+that of float32; activations are float32 or bfloat16, and K/V has a type of its own. `amx` and
+`pairs` are kernels with the same walk over tiles that multiply in bfloat16. Compiled by numba at
+first use.
 
 The context is cut into tiles of 64 positions at absolute multiples of 64. For one query row, a
 tile's contribution (largest score, sum of weights, weighted sum of V) depends on that row and that
@@ -68,9 +69,10 @@ _ONE = np.float32(1)
 
 
 class Means(NamedTuple):
-    """The compiled functions that depend on the type of the numbers and on the instructions; the
-    walk over items and tiles is the same for all. A scratch memory has at least `ends`, `places`,
-    `sums`, `total` and `finished` as in `memory.Scratch`.
+    """The means of a kernel to load a tile and to add it to sums: compiled functions that depend on
+    the type of the numbers and on the instructions. The walk over items and tiles is the same for
+    all kernels. A scratch memory has at least `ends`, `places`, `sums`, `total` and `finished` as
+    in `memory.Scratch`.
     """
 
     scratch_of: Any  # (addresses, thread) -> scratch

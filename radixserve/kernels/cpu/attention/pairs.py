@@ -1,5 +1,5 @@
-"""Attention in bfloat16 with the processor's products of pairs (AVX512-BF16), for as many query
-rows as there are.
+"""Attention in bfloat16 with the processor's products of pairs (AVX512-BF16). Unlike `amx`, which
+always multiplies 16 query rows, it multiplies only the rows that there are.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -34,12 +34,12 @@ _TAIL = 2 * LANES  # of the last loop, where the width is no multiple of _BLOCK
 
 
 def _multiply_rows(rows: int, columns: int) -> Intrinsic:
-    """Generates c[r, 0:columns] = sum over k of the products of pair k, a[r, k] * b[k, columns],
-    for `rows` rows, k ascending, written as `fold` says.
+    """Generates c[r, 0:columns] = sum over k of a[r, 2k] * b[k, :].low + a[r, 2k + 1] * b[k,
+    :].high for `rows` rows, k ascending, folded into c as `fold` (a `Fold`) says.
 
-    a is bfloat16, of which two neighbours are a pair, b has words of two bfloat16, c is float32;
-    each with the offset of its first element and its row stride, for a counted in pairs. `depth` is
-    the number of pairs.
+    a is flat bfloat16; b is flat words of two bfloat16, low and high; c is flat float32. Each comes
+    with the offset of its first element and its row stride; the stride of a counts pairs. `depth`
+    is the number of pairs in a row of a, which is the number of rows of b.
     """
 
     @intrinsic
@@ -159,5 +159,7 @@ _PAIRS = means_of(_multiply_queries, _add_values)
 
 
 def work(address: Any) -> None:
-    """As the kernel of `kernel.work_of` for bfloat16, for processors with AVX512-BF16."""
+    """The kernel for activations and K/V in bfloat16, for processors with AVX512-BF16. It is called
+    as those of `kernel.work_of` are.
+    """
     attend(_PAIRS, AttentionBlock.read_bfloat16(address))

@@ -40,8 +40,8 @@ from radixserve.kernels.cpu.levels import Level
 from radixserve.kernels.step import AttentionPlan
 
 FEW = 96
-"""Rows up to which a step is worth recording as a program: starting kernels one by one costs more
-than it should then.
+"""The most rows of a step that is recorded as a program. For so few rows, starting kernels one by
+one would take a good part of the step's time.
 """
 
 _ITEMS_PER_THREAD = 4  # at least, so that no thread waits long for the others
@@ -54,21 +54,21 @@ class _Kernel:
 
     address: int
     most_rows: int  # of an item
-    row_unit: int  # rows of x in scratch memory are a multiple of it
-    number_bytes: int  # of a number of x in that form, of all its parts
-    same: bool  # x is in that form already, unless inputs are padded
-    same_rows: int | None  # up to this many rows; None: any number
+    row_unit: int  # scratch memory has room for a multiple of so many rows of x
+    number_bytes: int  # of a number of x in that form, with all its parts
+    same: bool  # the caller's x has that form already, unless inputs are padded ...
+    same_rows: int | None  # ... and has at most this many rows; None: any number
 
 
 @cache
 def _kernel(dtype: torch.dtype, bits: int, level: Level) -> _Kernel:
     """The kernel for activations of `dtype` and a weight of `bits`; see the top."""
-    bfloat16, halves = dtype == torch.bfloat16, bits == BFLOAT_BITS
-    if halves and level == Level.AMX:
+    bfloat16, bfloat16_weight = dtype == torch.bfloat16, bits == BFLOAT_BITS
+    if bfloat16_weight and level == Level.AMX:
         address = _compiled(amx.gemm_kernel, Level.AMX, bfloat16)
         size = 2 if bfloat16 else 2 * 3
         return _Kernel(address, amx.SLICE, TILE_ROWS, size, bfloat16, TILE_ROWS)
-    pairs = halves and bfloat16 and level == Level.AVX512_BF16
+    pairs = bfloat16_weight and bfloat16 and level == Level.AVX512_BF16
     least = Level.AVX512_BF16 if pairs else min(level, Level.AVX512)
     operands = Operands.PAIRS if pairs else Operands.WIDENED
     address = _compiled(vectors.gemm_kernel, least, operands, level >= Level.AVX512, bfloat16)
@@ -81,8 +81,8 @@ def _compiled(make: Callable[..., Any], level: Level, *which: Any) -> int:
 
 
 class Gemm:
-    """One packed weight [out, in], with its bias. One call at a time in a thread: calls share
-    memory.
+    """One packed weight [out, in], with its bias. Calls of one object must not overlap, because
+    they share a block; calls of all objects in one thread share scratch memory.
     """
 
     def __init__(
