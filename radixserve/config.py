@@ -119,8 +119,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _Key | None,
         Doc(
             "server",
-            "API key, required by every path but /health; other users of the machine can see a "
-            "flag but not the variable",
+            "API key, required by every path but /health, /docs and /openapi.json; other users of "
+            "the machine can see a flag but not the variable",
             zero="none",
             secret=True,
         ),
