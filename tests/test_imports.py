@@ -54,6 +54,7 @@ LAYERS = (
         "rotary",
         "token_names",
         "background",
+        "interrupts",
         "cache_folder",
         "progress",
         "__init__",

@@ -21,6 +21,7 @@ import msgspec
 
 from radixserve.config import Settings
 from radixserve.front.watchdog import TICK_SECONDS, Watchdog, processor_seconds
+from radixserve.interrupts import hidden_from_children
 from radixserve.machine import THIS
 from radixserve.messages import (
     FrameReader,
@@ -243,12 +244,13 @@ async def _spawn(sock: socket.socket, threads: int, *words: str) -> asyncio.subp
     descriptor but those of its output. The sizes of its thread pools are set by its
     environment, because they are fixed when libraries are imported.
     """
-    return await asyncio.create_subprocess_exec(
-        *(*_COMMAND, str(sock.fileno()), *words),
-        pass_fds=[sock.fileno()],
-        stdin=asyncio.subprocess.DEVNULL,
-        env=_thread_pools(threads) | os.environ,
-    )
+    with hidden_from_children():
+        return await asyncio.create_subprocess_exec(
+            *(*_COMMAND, str(sock.fileno()), *words),
+            pass_fds=[sock.fileno()],
+            stdin=asyncio.subprocess.DEVNULL,
+            env=_thread_pools(threads) | os.environ,
+        )
 
 
 def _thread_pools(threads: int) -> dict[str, str]:

@@ -15,6 +15,7 @@ import sys
 import msgspec
 
 from radixserve.errors import ModelRefused
+from radixserve.interrupts import hidden_from_children
 from radixserve.text.messages import (
     LENGTH,
     TRY_SECONDS,
@@ -111,7 +112,7 @@ class WorkerProcess:
     async def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
         try:
-            with theirs:
+            with theirs, hidden_from_children():
                 self._process = await asyncio.create_subprocess_exec(
                     *(*_COMMAND, str(theirs.fileno())),
                     pass_fds=[theirs.fileno()],
