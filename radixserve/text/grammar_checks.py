@@ -16,7 +16,8 @@ from radixserve.request import Grammar
 from radixserve.text.messages import Checked, CheckGrammar
 from radixserve.text.verdicts import Verdicts
 
-MAX_LONG = 8  # grammars that wait for the long trial or are in it
+MAX_LONG = 8  # grammars that wait for the long trial
+_BUSY = "The server is too busy to check a grammar that takes so long to compile."
 
 
 class GrammarChecks:
@@ -47,13 +48,16 @@ class GrammarChecks:
 
     async def _try_long(self, grammar: Grammar) -> None:
         try:
-            if not self._verdicts.has_passed(grammar):  # the same one may have been before it
-                await self._try(grammar, is_first=False)
+            # The same one may have been before it.
+            if not (self._verdicts.has_passed(grammar) or await self._try(grammar, is_first=False)):
+                raise Unavailable(_BUSY)
         finally:
             self._turn.release()
 
     async def _try(self, grammar: Grammar, *, is_first: bool) -> bool:
-        """Whether the trial was long enough, and the grammar has passed. Raises its refusal."""
+        """Whether the trial was long enough, and the grammar has passed. Raises its refusal. A
+        trial that was too short is not remembered.
+        """
         try:
             checked = await self._ask(CheckGrammar(grammar, is_first=is_first))
         except BadRequest as refusal:

@@ -7,7 +7,8 @@ of its time. A second one may take as long as the caller allows, but only proces
 else wants (SCHED_IDLE). A thread of the lowest usual priority would still get its turn of some
 milliseconds now and then, in which a thread of the engine cannot wake, and the others of its step
 wait for that one. What is left is the cost of taking the processor away from it again, hundreds of
-times a second; so it also rests half of the time.
+times a second; so it also rests half of the time. On a busy machine it may get next to nothing;
+then its end says nothing about the grammar.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from radixserve.text.messages import Checked, Failed, grammar_took_too_long
 
 FIRST_SECONDS = 0.05  # of processor time
 TURN_SECONDS = 0.1  # for which a second trial runs, and then rests
+FAIR_SHARE = 0.25  # of its time; a second trial that got less of a processor was held up by others
 _STACK_BYTES = 8 * 1024 * 1024  # the engine, which compiles again, has eight times as much
 _MOST_CHARS = 2_000  # of a refusal; it may name a place by a path of any length
 _MOST_BYTES = 65_536  # that a verdict may take, and that a pipe holds
@@ -37,7 +39,8 @@ _VERDICT = msgspec.msgpack.Decoder(Checked | Failed)
 
 def try_grammar(check: Callable[[], None], seconds: float, *, is_first: bool) -> Checked | Failed:
     """Call `check` in a fork of this process, which must have no other thread: whether it returned,
-    took longer than a first trial may, or why the grammar is refused. Ends within `seconds`.
+    or why the grammar is refused. Ends within `seconds`. It is not done if it needs longer than a
+    first trial may take, or if a second one got too little of the processors to tell.
     Cost: some milliseconds for the fork, more the more memory the process has.
     """
     ours, theirs = os.pipe()
@@ -51,13 +54,17 @@ def try_grammar(check: Callable[[], None], seconds: float, *, is_first: bool) ->
     finally:
         os.close(ours)
         os.kill(child, signal.SIGKILL)  # it is not waited for yet, so the id is still its own
-        _, status = os.waitpid(child, 0)
+        _, status, used = os.wait4(child, 0)
     if told:
         verdict: Checked | Failed = _VERDICT.decode(told)
         return verdict
     if is_first and (told is None or os.WTERMSIG(status) == signal.SIGPROF):
         return Checked(is_done=False)
-    return grammar_took_too_long(seconds) if told is None else _ended(status)
+    if told is not None:
+        return _ended(status)
+    if used.ru_utime + used.ru_stime < FAIR_SHARE * seconds:
+        return Checked(is_done=False)
+    return grammar_took_too_long(seconds)
 
 
 def _run(check: Callable[[], None], told: int, parent: int, is_first: bool) -> None:
@@ -67,6 +74,7 @@ def _run(check: Callable[[], None], told: int, parent: int, is_first: bool) -> N
         _die_with(parent)
         limit = resource.getrlimit(resource.RLIMIT_STACK)[1]
         resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES, limit))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a grammar's end must not fill the disk
         if is_first:
             signal.setitimer(signal.ITIMER_PROF, FIRST_SECONDS)
         else:

@@ -86,7 +86,9 @@ class Encoded(msgspec.Struct, tag="encoded", frozen=True):
 
 
 class Checked(msgspec.Struct, tag="checked", frozen=True):
-    """The grammar has passed; if it `is_done` only, otherwise a first trial was too short."""
+    """The grammar has passed, if it `is_done`. Otherwise the trial was too short: a first one may
+    always be, a second one on a busy machine.
+    """
 
     is_done: bool
 

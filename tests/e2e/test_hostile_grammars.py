@@ -1,5 +1,5 @@
 """Streams go on, with the same text, while other clients post the worst grammars to a real server;
-each of these is refused within the deadline. benchmarks/bench_hostile.py measures the speed.
+each of these is answered within the deadline. benchmarks/bench_hostile.py measures the speed.
 """
 
 from __future__ import annotations
@@ -44,12 +44,15 @@ async def streamed(session: aiohttp.ClientSession, prompt: str) -> str:
 
 
 async def refused(session: aiohttp.ClientSession, name: str) -> None:
-    """Post a grammar that has to be refused in time."""
+    """Post a grammar that has to be refused in time, or sent away because streams leave no
+    processor time for it.
+    """
     begun = time.monotonic()
     async with session.post(PATH, data=hostile_body(name)) as answer:
         error = (await answer.json())["error"]
-    assert answer.status == 400, (name, error)
-    assert error["code"] in ("grammar_too_complex", "invalid_value", "invalid_json"), name
+    assert answer.status in (400, 503), (name, error)
+    codes = ("grammar_too_complex", "invalid_value", "invalid_json", "server_is_overloaded")
+    assert error["code"] in codes, name
     assert time.monotonic() - begun < 2 * DEADLINE + SLACK, name
 
 
