@@ -47,7 +47,8 @@ def read_nested(
 
 
 def read_string(reader: Reader) -> Reading[str]:
-    """Take a string and return its value.
+    """Take a string and return its value. Half of a surrogate pair, which JSON can write and UTF-8
+    cannot, becomes U+FFFD.
 
     Raises:
         Broken: no complete string comes next.
@@ -56,9 +57,10 @@ def read_string(reader: Reader) -> Reading[str]:
     yield from reader.expect('"')
     yield from _rest_of_string(reader, pieces.append)
     try:
-        return str(json.loads('"' + "".join(pieces), strict=False))
+        value = str(json.loads('"' + "".join(pieces), strict=False))
     except ValueError:
         raise Broken from None
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def read_scalar(reader: Reader) -> Reading[str]:

@@ -59,6 +59,12 @@ HERMES_CASES: dict[str, Case] = {
         f'<tool_call>{{"arguments": {BRACES}, "name": "get_weather"}}</tool_call>',
         call(0, "get_weather", BRACES),
     ),
+    "hermes: arguments as a string with half of a surrogate pair": (
+        HERMES,
+        r'<tool_call>{"name": "get_weather", "arguments": "{\"city\": \"\ud83c\ud83c\udf0d\"}"}'
+        "</tool_call>",
+        call(0, "get_weather", '{"city": "\ufffd\N{EARTH GLOBE EUROPE-AFRICA}"}'),
+    ),
     "hermes: arguments as a string": (
         HERMES,
         r'<tool_call>{"name": "get_weather", "arguments": "{\"city\": \"Zürich\"}"}</tool_call>',
