@@ -258,10 +258,16 @@ class TokenizerProcesses:
                 if worker is None:
                     worker = await self._new_worker()
                 job = await self._jobs.get()
-                if not job.answer.done() and not await self._answer(worker, job):
-                    await worker.kill()
-                    self._on_restart()
-                    worker = None
+                if job.answer.done():
+                    continue
+                if worker.pid is None:  # it ended while nobody asked, which is no try
+                    log.error("a tokenizer process ended while it was idle")
+                    self._jobs.put_nowait(job)
+                elif await self._answer(worker, job):
+                    continue
+                await worker.kill()
+                self._on_restart()
+                worker = None
         finally:
             if worker is not None:
                 await worker.kill()

@@ -26,6 +26,7 @@ from radixserve.text.conversation import Conversation
 from radixserve.text.messages import (
     Answer,
     EncodeChat,
+    Ready,
     Start,
     encode,
     frame_length,
@@ -208,6 +209,27 @@ async def test_a_killed_process_costs_no_request(folder: Path) -> None:
         await asyncio.sleep(0.1)
         os.kill(pid, signal.SIGKILL)
         assert [await task for task in asked] == [ids_of(f"{n}") for n in range(3)]
+        assert running.restarts == 1
+
+
+async def test_a_process_that_ended_while_it_was_idle_is_no_try_of_a_request(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers: list[WorkerProcess] = []
+    start = WorkerProcess.start
+
+    async def start_and_note(self: WorkerProcess, first: Start) -> Ready:
+        workers.append(self)
+        return await start(self, first)
+
+    monkeypatch.setattr(WorkerProcess, "start", start_and_note)
+    monkeypatch.setattr(client, "_MAX_TRIES", 1)
+    async with pool(folder, seconds=20.0) as running:
+        [pid] = pids()
+        os.kill(pid, signal.SIGKILL)
+        while workers[0].pid is not None:
+            await asyncio.sleep(0.01)
+        assert await running.chat("next") == ids_of("next")
         assert running.restarts == 1
 
 
