@@ -20,6 +20,12 @@ MAX_LONG = 8  # grammars that wait for the long trial
 _BUSY = "The server is too busy to check a grammar that takes so long to compile."
 
 
+def _retrieve(trial: asyncio.Future[None]) -> None:
+    """Look at a trial's exception, which asyncio logs if nobody does; its client may have left."""
+    if not trial.cancelled():
+        trial.exception()
+
+
 class GrammarChecks:
     """The checks of one server."""
 
@@ -44,6 +50,7 @@ class GrammarChecks:
             self._num_long -= 1
         # A client that leaves does not end the trial, so it does not end its turn either.
         trial = asyncio.ensure_future(self._try_long(grammar))
+        trial.add_done_callback(_retrieve)
         await asyncio.shield(trial)
 
     async def _try_long(self, grammar: Grammar) -> None:

@@ -5,6 +5,7 @@ go on, and no process has to be replaced.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 
 import pytest
@@ -120,6 +121,8 @@ async def test_one_grammar_is_in_a_long_trial_and_short_ones_do_not_wait_for_it(
 
 
 async def test_a_client_that_leaves_keeps_its_turn_until_the_trial_ends() -> None:
+    logged: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
     trials = Trials(long="xyz", bad="x")
     checks = GrammarChecks(trials.ask)
     first, second, third = (asyncio.create_task(checks.check(named(each))) for each in "xyz")
@@ -133,6 +136,9 @@ async def test_a_client_that_leaves_keeps_its_turn_until_the_trial_ends() -> Non
     assert ("y", False) not in trials.asked, "its client left before its turn"
     with pytest.raises(BadRequest):
         await checks.check(named("x"))
+    del first, second, leaving
+    gc.collect()
+    assert not logged, "what a trial raised for nobody"
 
 
 async def test_a_grammar_that_a_busy_machine_cannot_try_is_not_refused() -> None:
