@@ -69,7 +69,9 @@ def test_token_by_token_equals_one_prefill(name: str) -> None:
 
 
 @pytest.mark.parametrize("level", [each.name.lower() for each in levels.available()])
-@pytest.mark.parametrize("name", ["llama_grouped", "llama_grouped_bfloat16"])
+@pytest.mark.parametrize(
+    "name", ["llama_grouped", "llama_grouped_bfloat16", "qwen3_in_panels_bfloat16"]
+)
 def test_every_level_of_the_processor_is_exact(name: str, level: str) -> None:
     levels.limit(level)
     try:
