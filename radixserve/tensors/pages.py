@@ -44,9 +44,10 @@ def zeroed(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
 
 
 def fill(*tensors: torch.Tensor) -> threading.Thread:
-    """Make the pages of tensors of `zeroed` in a thread that yields to all others, and return the
-    thread. The tensors' content does not change, also where it is written meanwhile. Where the
-    system cannot do that, pages are made when they are first touched.
+    """Make the pages of tensors of `zeroed`, [layers, ...] each, in a thread that yields to all
+    others, and return the thread. The beginning of every layer comes first, because the first slots
+    are used first. The tensors' content does not change, also where it is written meanwhile. Where
+    the system cannot do that, pages are made when they are first touched.
     """
     thread = threading.Thread(target=_fill, args=tensors, name="pages", daemon=True)
     thread.start()
@@ -59,8 +60,10 @@ def _fill(*tensors: torch.Tensor) -> None:
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     yield_to_others()
-    for tensor in tensors:
-        for start in range(0, tensor.nbytes, _PART_BYTES):
-            size = min(_PART_BYTES, tensor.nbytes - start)
-            if madvise(tensor.data_ptr() + start, size, _POPULATE_WRITE):
+    layers = [(layer.data_ptr(), layer.nbytes) for tensor in tensors for layer in tensor]
+    for start in range(0, max(size for _, size in layers), _PART_BYTES):
+        for address, size in layers:
+            first = (address + start) // mmap.PAGESIZE * mmap.PAGESIZE  # madvise wants whole pages
+            length = min(address + start + _PART_BYTES, address + size) - first
+            if length > 0 and madvise(first, length, _POPULATE_WRITE):
                 return
