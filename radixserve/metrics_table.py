@@ -24,7 +24,7 @@ WINDOW_SECONDS: Final = 300
 """The time window of the hit ratio."""
 
 ENDPOINTS: Final = ("chat", "completions", "responses", "messages")
-OUTCOMES: Final = ("stop", "length", "abort", "error", "rejected")
+OUTCOMES: Final = ("stop", "length", "tool_calls", "abort", "error", "rejected")
 SOURCES: Final = ("computed", "device", "host", "disk")
 RESTART_CAUSES: Final = ("crash", "hang")
 OTHER_CODE: Final = "other"

@@ -134,7 +134,7 @@ def test_the_known_values_are_those_that_are_counted() -> None:
     assert known["radixserve_step_faults_total"] == (get_args(FaultKind),)
     assert known["radixserve_requests_total"] == (
         ("chat", "completions", "responses", "messages"),
-        ("stop", "length", "abort", "error", "rejected"),
+        ("stop", "length", "tool_calls", "abort", "error", "rejected"),
     )
 
 

@@ -101,7 +101,7 @@ class Spare:
         """Start a spare and wait until it ends. If this is cancelled the spare is ended, unless
         it was taken.
         """
-        child, is_taken = Child(), False
+        child, is_taken, is_closing = Child(), False, False
         try:
             if await child.prepare(Prepare(self._settings)):
                 self._prepared = child
@@ -110,16 +110,15 @@ class Spare:
         except (OSError, ValueError) as error:
             log.warning("the spare engine process failed: %s", error)
         except asyncio.CancelledError:
-            is_taken = child.is_prepared and self._prepared is not child
+            is_taken, is_closing = child.is_prepared and self._prepared is not child, True
             raise
         finally:
             if not is_taken:
                 self._prepared = None
-                await self._end(child)
-
-    async def _end(self, child: Child) -> None:
-        code = await child.end()
-        log.info("the spare engine process %s", how_it_ended(code))
+                code = await child.end()
+                # At the end of the server it is killed, which must not look like an accident.
+                level = logging.DEBUG if is_closing else logging.INFO
+                log.log(level, "the spare engine process %s", how_it_ended(code))
 
 
 def _is_wanted(settings: Settings) -> bool:
