@@ -40,11 +40,18 @@ _VERDICT = msgspec.msgpack.Decoder(Checked | Failed)
 def try_grammar(check: Callable[[], None], seconds: float, *, is_first: bool) -> Checked | Failed:
     """Call `check` in a fork of this process, which must have no other thread: whether it returned,
     or why the grammar is refused. Ends within `seconds`. It is not done if it needs longer than a
-    first trial may take, or if a second one got too little of the processors to tell.
+    first trial may take, if a second one got too little of the processors to tell, or if the system
+    has no process for it.
     Cost: some milliseconds for the fork, more the more memory the process has.
     """
     ours, theirs = os.pipe()
-    parent, child = os.getpid(), os.fork()
+    parent = os.getpid()
+    try:
+        child = os.fork()
+    except OSError:
+        os.close(ours)
+        os.close(theirs)
+        return Checked(is_done=False)
     if child == 0:
         _run(check, theirs, parent, is_first)
     os.close(theirs)

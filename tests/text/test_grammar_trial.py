@@ -88,6 +88,19 @@ def test_a_second_trial_that_got_no_processor_time_says_nothing_about_the_gramma
     assert verdict == Checked(is_done=False)
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_without_a_process_nothing_is_said_about_the_grammar(
+    is_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_process() -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(os, "fork", no_process)
+    before = os.listdir("/proc/self/fd")
+    assert try_grammar(lambda: None, LONG, is_first=is_first) == Checked(is_done=False)
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_a_trial_that_crashes_leaves_no_image_of_its_memory_on_the_disk() -> None:
     assert try_grammar(without_core_files, LONG, is_first=False) == Checked(is_done=True)
 
