@@ -53,8 +53,22 @@ def refuse_at_length() -> None:
     raise BadRequest("No. " * 100_000)
 
 
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ids of the processes that the test forks."""
+    found: list[int] = []
+    fork = os.fork
+
+    def noted() -> int:
+        found.append(fork())
+        return found[-1]
+
+    monkeypatch.setattr(os, "fork", noted)
+    return found
+
+
 @pytest.mark.parametrize("is_first", [True, False])
-def test_verdicts_arrive(is_first: bool) -> None:
+def test_verdicts_arrive(is_first: bool, forks: list[int]) -> None:
     assert try_grammar(lambda: None, LONG, is_first=is_first) == Checked(is_done=True)
     assert try_grammar(refuse, LONG, is_first=is_first) == Failed("No.", None, "invalid_value")
     verdict = try_grammar(refuse_at_length, LONG, is_first=is_first)
@@ -65,8 +79,10 @@ def test_verdicts_arrive(is_first: bool) -> None:
         assert isinstance(verdict, Failed)
         assert verdict.code == "grammar_too_complex"
         assert how in verdict.message
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert len(forks) == 5
+    for each in forks:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(each, os.WNOHANG)
 
 
 def test_what_takes_long_goes_on_in_a_second_trial_that_has_an_end() -> None:
