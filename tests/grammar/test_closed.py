@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from radixserve.grammar.closed import closed
+from radixserve.grammar.source import MAX_CHARS
 
 CLOSED = {"additionalProperties": False}
 NAMED = {"properties": {"a": {"type": "string"}}}
@@ -64,3 +65,8 @@ def test_a_schema_that_is_nested_too_deeply_is_left_to_the_check() -> None:
     assert closed(schema) is schema
     while schema:  # in pieces, because the interpreter would release it by recursion
         schema = schema.pop("items")
+
+
+def test_a_schema_that_will_be_refused_for_its_size_is_not_walked() -> None:
+    large = NAMED | {"description": "x" * MAX_CHARS}
+    assert closed(large) is large

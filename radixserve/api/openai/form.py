@@ -18,7 +18,6 @@ from radixserve.api.openai.wire_format import ResponseFormat, StructuredOutputs
 from radixserve.api.refusals import missing, unsupported
 from radixserve.errors import BadRequest
 from radixserve.grammar.closed import closed
-from radixserve.grammar.source import MAX_CHARS
 from radixserve.request import Grammar
 
 Asked = tuple[str, Grammar]
@@ -87,17 +86,15 @@ def _of_structured_outputs(asked: StructuredOutputs) -> Iterator[Asked]:
 
 def _schema(schema: Any, *, is_open: bool = False) -> Grammar:
     """A schema given as an object, or as the text of one. Its objects have the members that it
-    names (`grammar.closed`), unless `is_open`, or it is so large that it will be refused.
+    names (`grammar.closed`), unless `is_open`.
     """
     if isinstance(schema, str):
         with suppress(msgspec.DecodeError, UnicodeEncodeError, RecursionError):
             schema = msgspec.json.decode(schema)
     if isinstance(schema, str):  # not JSON, which the check of the grammar tells
         return Grammar(kind="json_schema", source=schema)
-    source = msgspec.json.encode(schema).decode()
-    if not is_open and len(source) <= MAX_CHARS:
-        source = msgspec.json.encode(closed(schema)).decode()
-    return Grammar(kind="json_schema", source=source)
+    schema = schema if is_open else closed(schema)
+    return Grammar(kind="json_schema", source=msgspec.json.encode(schema).decode())
 
 
 def _choice(choices: list[str]) -> Grammar:

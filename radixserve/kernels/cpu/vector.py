@@ -19,7 +19,6 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from radixserve.kernels.cpu.compile import Intrinsic
 from radixserve.kernels.cpu.one_byte import code_of, is_one_byte, widened_byte
 
 LANES = 16  # floats of a vector
@@ -330,30 +329,26 @@ def reduced(
     return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
 
-def _reduce(combine: Callable[[ir.IRBuilder, Any, Any], Any]) -> Intrinsic:
-    """Generates the reduction of 4 * LANES floats from an offset on, in the order of `reduced`."""
-
-    @intrinsic
-    def reduce(typingctx: Any, array: Any, at: Any) -> Any:
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            data = element_at(context, builder, signature.args[0], args[0], args[1])
-            parts = [
-                load(builder, builder.gep(data, [ir.Constant(args[1].type, i * LANES)]))
-                for i in range(4)
-            ]
-            return reduced(builder, combine, parts)
-
-        return types.float32(array, types.intp), generate
-
-    return reduce  # type: ignore[no-any-return]
-
-
 def larger(builder: ir.IRBuilder, a: Any, b: Any) -> Any:
     """The larger number of each lane of two vectors; it may ignore a NaN in `a`."""
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-tile_max = _reduce(larger)
-"""The largest of 64 floats. It may ignore a NaN, which then is still among the 64 floats."""
-tile_sum = _reduce(lambda builder, a, b: builder.fadd(a, b))
-"""The sum of 64 floats, in one fixed order."""
+def added(builder: ir.IRBuilder, a: Any, b: Any) -> Any:
+    """The sum of each lane of two vectors."""
+    return builder.fadd(a, b)
+
+
+@intrinsic
+def tile_sum(typingctx: Any, array: Any, at: Any) -> Any:
+    """The sum of 4 * LANES floats from element `at` on, in the order of `reduced`."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = element_at(context, builder, signature.args[0], args[0], args[1])
+        parts = [
+            load(builder, builder.gep(data, [ir.Constant(args[1].type, i * LANES)]))
+            for i in range(4)
+        ]
+        return reduced(builder, added, parts)
+
+    return types.float32(array, types.intp), generate

@@ -27,7 +27,7 @@ import numpy as np
 from radixserve.kernels.cpu.attention.block import AttentionBlock, StepBlock
 from radixserve.kernels.cpu.attention.kernel import Means
 from radixserve.kernels.cpu.attention.loads import Run, load_keys, rows_at, without_rows
-from radixserve.kernels.cpu.attention.memory import Sums
+from radixserve.kernels.cpu.attention.memory import Sums, sums_lengths
 from radixserve.kernels.cpu.attention.softmax import add_scores, tile_shares
 from radixserve.kernels.cpu.attention.transpose import transpose
 from radixserve.kernels.cpu.attention.work import TILE
@@ -83,9 +83,7 @@ def tile_scratch_lengths(most: int, heads: int, k_dim: int, v_dim: int) -> dict[
         "old": MOST_ROWS,
         "new": MOST_ROWS,
     }
-    for name, rows in (("sums", most + MOST_ROWS), ("total", most), ("finished", 2 * heads)):
-        lengths |= {f"{name}.values": rows * v_dim, f"{name}.peaks": rows, f"{name}.weights": rows}
-    return lengths
+    return lengths | sums_lengths(most, heads, v_dim)
 
 
 class Later(NamedTuple):

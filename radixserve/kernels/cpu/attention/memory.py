@@ -69,7 +69,15 @@ def scratch_lengths(most: int, heads: int, k_dim: int, width: int) -> dict[str, 
         "old": LANES,
         "new": LANES,
     }
-    # `softmax.add_scores` reads and writes LANES entries of `sums` from any row on.
+    return lengths | sums_lengths(most, heads, width)
+
+
+def sums_lengths(most: int, heads: int, width: int) -> dict[str, int]:
+    """The lengths of `sums`, `total` and `finished` of a scratch memory, as in `scratch_lengths`.
+    `softmax.add_scores` reads and writes LANES entries of `sums` from any row on, and AMX
+    multiplies as many rows where there are fewer.
+    """
+    lengths: dict[str, int] = {}
     for name, rows in (("sums", most + LANES), ("total", most), ("finished", 2 * heads)):
         lengths |= {f"{name}.values": rows * width, f"{name}.peaks": rows, f"{name}.weights": rows}
     return lengths

@@ -26,6 +26,7 @@ from radixserve.kernels.cpu.vector import (
     ROUND,
     VECTOR,
     BFloat,
+    added,
     element_at,
     every,
     larger,
@@ -101,7 +102,7 @@ def _tile_softmax(some: bool, bfloat16: bool) -> Intrinsic:
                 power = power_of(builder, builder.fsub(vector, splat(builder, peak)))
                 into = builder.gep(target, [ir.Constant(index, i * LANES)])
                 sums.append(write(builder, _kept(builder, mask, power, 0.0), into))
-            total = reduced(builder, lambda builder, a, b: builder.fadd(a, b), sums)
+            total = reduced(builder, added, sums)
             return context.make_tuple(builder, signature.return_type, [peak, total])
 
         n, pair = types.intp, types.UniTuple(types.float32, 2)
