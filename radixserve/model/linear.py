@@ -1,7 +1,7 @@
 """Modules that multiply by packed weights, in place of torch's own.
 
-A row's result does not depend on how many rows there are (`kernels.cpu.gemm`). Knows
-nothing of models.
+A row's result does not depend on how many rows there are (`kernels.cpu.gemm`). Knows nothing of
+models.
 """
 
 from __future__ import annotations
