@@ -8,7 +8,7 @@
     `- ApiError                becomes the OpenAI error envelope with its HTTP status
        |- BadRequest           400: the request is wrong; names the field
        |- Unauthorized         401: the API key is missing or wrong
-       |- Forbidden            403: the server does not answer to this name
+       |- Forbidden            403: not to this host name, or only for an administrator
        |- NotFound             404: unknown model or path
        |- MethodNotAllowed     405
        |- BodyTooLarge         413
@@ -32,7 +32,7 @@ CODES: Final = (
     *("not_found", "model_not_found", "method_not_allowed"),
     *("request_timeout", "request_too_large", "render_timeout", "render_failed"),
     "grammar_too_complex",
-    *("invalid_api_key", "host_not_allowed", "unsupported_content_type"),
+    *("invalid_api_key", "admin_required", "host_not_allowed", "unsupported_content_type"),
     *("malformed_request", "header_too_large"),
     *("generation_failed", "internal_error", "generation_aborted"),
     *("server_is_overloaded", "server_not_ready"),
@@ -119,7 +119,7 @@ class Unauthorized(ApiError):
 
 
 class Forbidden(ApiError):
-    """The server does not answer to this host name."""
+    """The server does not answer to this host name, or to this tenant's key here."""
 
     status = 403
     type = "invalid_request_error"

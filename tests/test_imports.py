@@ -48,6 +48,7 @@ LAYERS = (
     (
         "request",
         "step",
+        "tenants",
         "errors",
         "logs",
         "machine",

@@ -1,4 +1,4 @@
-"""Access control: the API key, the host names this server answers to, and restrictions on requests
+"""Access control: the API key and whose it is, the host names this server answers to, and restrictions on requests
 from web pages of other origins.
 
 A browser on the same machine can reach a server on loopback for any web page that it shows. Such a
@@ -20,17 +20,22 @@ from aiohttp import web
 from radixserve.api.refusals import shown
 from radixserve.config import Settings
 from radixserve.errors import BadRequest, Forbidden, Unauthorized
+from radixserve.tenants import DEFAULT, OWNER, Tenant
 
 _LOCAL_NAMES: Final = ("localhost", "*.localhost", "*.local", "*.internal")
 _WITHOUT_BODY: Final = ("GET", "HEAD", "OPTIONS")
+_FORWARDED: Final = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
+_TENANT: Final = web.RequestKey("tenant", Tenant)
 
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach `host`, an address or a name."""
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        address = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
         return host == "localhost"
+    mapped = getattr(address, "ipv4_mapped", None)  # of IPv6, as in ::ffff:127.0.0.1
+    return (mapped or address).is_loopback
 
 
 def allowed_hosts(settings: Settings) -> tuple[str, ...]:
@@ -74,11 +79,12 @@ def check_content_type(request: web.Request) -> None:
         raise refusal
 
 
-def check_key(request: web.Request, key: str | None) -> None:
-    """Raises Unauthorized unless the request carries `key`, in either of two headers. Compares in
-    constant time.
+def identify_tenant(request: web.Request, key: str | None) -> None:
+    """Find out whose request this is, for `tenant_of`. With a `key`, raises Unauthorized unless the
+    request carries it, in either of two headers. Compares in constant time.
     """
     if key is None:
+        request[_TENANT] = DEFAULT
         return
     scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
     bearer = bearer.strip() if scheme.lower() == "bearer" else ""
@@ -87,6 +93,39 @@ def check_key(request: web.Request, key: str | None) -> None:
     if not any(matches):
         text = "A valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY."
         raise Unauthorized(text)
+    request[_TENANT] = OWNER
+
+
+def tenant_of(request: web.Request) -> Tenant:
+    """The tenant whose key the request carries; `DEFAULT` on a server without keys. Not for paths
+    that are answered to everybody.
+    """
+    return request[_TENANT]
+
+
+def check_admin(request: web.Request) -> None:
+    """For endpoints that show or change what concerns all tenants. Raises Forbidden unless the
+    request carries the key of an administrator; on a server without keys, unless it comes from this
+    machine and not through a proxy.
+    """
+    tenant = tenant_of(request)
+    if tenant.admin:
+        return
+    if tenant is not DEFAULT:
+        raise Forbidden("This needs the key of an administrator.", code="admin_required")
+    if not _is_from_here(request):
+        what = "Without API keys this is allowed from the server's own machine only."
+        raise Forbidden(what, code="admin_required")
+
+
+def _is_from_here(request: web.Request) -> bool:
+    """Whether the client runs on this machine. A proxy names another client in a header."""
+    if any(name in request.headers for name in _FORWARDED):
+        return False
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    if isinstance(peer, tuple):
+        return is_loopback(str(peer[0]))
+    return peer is not None  # the name of a socket file, which is usually empty
 
 
 def _digest(text: str) -> bytes:

@@ -12,7 +12,7 @@ from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
 
 from radixserve.api import openapi, ops
-from radixserve.api.access import check_content_type, check_host, check_key
+from radixserve.api.access import check_content_type, check_host, identify_tenant
 from radixserve.api.anthropic.endpoints import MESSAGES, count_tokens
 from radixserve.api.context import API, Api
 from radixserve.api.cors import add_cors_headers, answer_options
@@ -110,7 +110,7 @@ async def _only_those_who_may(request: web.Request, handler: Handler) -> web.Str
     if request.method == "OPTIONS":  # a browser's preflight request has no key
         return answer_options(request, settings.allow_origin)
     if request.match_info.handler not in _FOR_ALL:
-        check_key(request, settings.api_key)
+        identify_tenant(request, settings.api_key)
     check_content_type(request)
     return await handler(request)
 

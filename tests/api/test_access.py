@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from unittest.mock import Mock
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 import radixserve
-from radixserve.api.access import allowed_hosts
+from radixserve.api.access import allowed_hosts, check_admin, identify_tenant, tenant_of
 from radixserve.api.app import ApiSettings
 from radixserve.config import Settings
 from radixserve.defaults import OPENAI
+from radixserve.errors import Forbidden
 from tests.api.conftest import CHAT, MODEL, OPENAI_DIALECT, Server, body_for, reference, text_of
 
 BODIES = {path: body_for(path) for path in OPENAI_DIALECT} | {
@@ -96,6 +100,45 @@ class TestKey:
 
     def test_no_representation_shows_the_key(self) -> None:
         assert "sk-secret" not in repr(ApiSettings(api_key="sk-secret"))
+
+
+def request_from(peer: object, headers: dict[str, str], key: str | None = None) -> web.Request:
+    """A request whose tenant has been found out; `key` is the server's."""
+    transport = Mock()
+    transport.get_extra_info.return_value = peer
+    request = make_mocked_request("POST", "/flush_cache", headers=headers, transport=transport)
+    identify_tenant(request, key)
+    return request
+
+
+class TestAdmin:
+    @pytest.mark.parametrize("peer", [("127.0.0.1", 1), ("::1", 1, 0, 0), ("::ffff:127.0.0.1", 1),
+                                      ""])  # fmt: skip
+    def test_without_keys_this_machine_is_allowed(self, peer: object) -> None:
+        check_admin(request_from(peer, {}))
+
+    @pytest.mark.parametrize(
+        ("peer", "headers"),
+        [
+            (("10.0.0.7", 1), {}),
+            (("::ffff:10.0.0.7", 1), {}),
+            (("127.0.0.1", 1), {"X-Forwarded-For": "127.0.0.1"}),
+            (("127.0.0.1", 1), {"Forwarded": "for=10.0.0.7"}),
+            (("", {"Via": "1.1 proxy"})),
+            (None, {}),
+        ],
+    )
+    def test_without_keys_another_machine_is_not(
+        self, peer: object, headers: dict[str, str]
+    ) -> None:
+        with pytest.raises(Forbidden) as refusal:
+            check_admin(request_from(peer, headers))
+        assert refusal.value.code == "admin_required"
+
+    def test_the_only_key_is_that_of_an_administrator(self) -> None:
+        request = request_from(("10.0.0.7", 1), {"x-api-key": "k"}, "k")
+        check_admin(request)
+        assert tenant_of(request).name == "default"
 
 
 class TestHost:
