@@ -31,10 +31,11 @@ from radixserve.engine.tiers import Tiers
 from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
+from radixserve.prefix import Prefix
 from radixserve.request import Request, Sampling
 from radixserve.step import Chunk
 from radixserve.store.disk import Disk
-from radixserve.store.disk_store import DiskStore, pack
+from radixserve.store.disk_store import DiskStore
 from radixserve.tensors.copies import read_slots, write_slots
 from radixserve.tensors.kv import KV, KVPool, KVShape
 from radixserve.tiers.disk import DiskTier
@@ -67,7 +68,7 @@ def load_against_prefill(loaded: LoadedModel, num_tokens: int, rounds: int, fold
     pool = KVPool(loaded.shape, num_tokens, CPU)
     runner, slots = Runner(loaded, pool), np.arange(num_tokens, dtype=np.int32)
     ids = np.random.default_rng(0).integers(0, loaded.vocab_size, num_tokens).astype(np.int32)
-    tokens = pack(ids.tolist())
+    prefix = Prefix.of("", ids.tolist())
 
     def prefill() -> None:
         for start in range(0, num_tokens, STEP):
@@ -76,10 +77,10 @@ def load_against_prefill(loaded: LoadedModel, num_tokens: int, rounds: int, fold
 
     prefill()
     store = DiskStore(folder, 1 << 30, "bench", loaded.shape)
-    write = seconds(lambda: store.put("", tokens, 0, *read_slots(pool, slots)), 1)
+    write = seconds(lambda: store.put(prefix, 0, *read_slots(pool, slots)), 1)
 
     def load() -> None:
-        kv = store.load("", tokens, 0, num_tokens)
+        kv = store.load(prefix, 0, num_tokens)
         assert kv is not None, "it was stored a moment ago"
         write_slots(pool, slots, kv)
 
@@ -100,8 +101,8 @@ def restart(loaded: LoadedModel, num_runs: int, num_tokens: int, folder: Path) -
     prompt = draw.integers(0, loaded.vocab_size, num_tokens + 1).tolist()
     store = DiskStore(folder, 4 << 30, "bench", loaded.shape, disk=NoSync())
     for i in track(range(num_runs - 1), "writing runs", console=Console(stderr=True)):
-        store.put(NAMESPACE, pack([i, 1]), 0, *_zeros(loaded.shape, 2))
-    store.put(NAMESPACE, pack(prompt[:-1]), 0, *_zeros(loaded.shape, num_tokens))
+        store.put(Prefix.of(NAMESPACE, [i, 1]), 0, *_zeros(loaded.shape, 2))
+    store.put(Prefix.of(NAMESPACE, prompt[:-1]), 0, *_zeros(loaded.shape, num_tokens))
     stored = store.stats().runs
     store.close()
     since = time.perf_counter()

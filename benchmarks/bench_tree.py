@@ -20,7 +20,7 @@ from functools import partial
 from time import perf_counter_ns
 
 from radixserve.cache.kvcache import KVCache
-from radixserve.cache.radix import pack
+from radixserve.prefix import Prefix, pack
 
 SYSTEM_TOKENS, PROMPT_TOKENS, TOKENS_PER_NODE, NODES_PER_SYSTEM = 1330, 1400, 10, 1000
 VOCABULARY = 49152
@@ -45,10 +45,11 @@ class Traffic:
 
     def serve(self, tokens: bytes) -> None:
         """One request: lease, compute (not here), publish, release."""
-        lease = self.cache.lease(NAMESPACE, tokens, len(tokens) // 4)
+        prefix = Prefix(NAMESPACE, tokens)
+        lease = self.cache.lease(prefix, prefix.num_tokens)
         assert lease is not None
         with lease:
-            lease.publish(tokens)
+            lease.publish(prefix)
 
     def add_turns(self) -> None:
         """Two continuations of a random earlier turn, as users who share a conversation's beginning
@@ -77,8 +78,8 @@ class Traffic:
             yield b"".join(path)[: 4 * PROMPT_TOKENS]
 
     def is_cached(self, path: tuple[bytes, ...]) -> bool:
-        tokens = b"".join(path)
-        return self.cache.match(NAMESPACE, tokens) == len(tokens) // 4
+        prefix = Prefix(NAMESPACE, b"".join(path))
+        return self.cache.match(prefix) == prefix.num_tokens
 
 
 def grow_chat_tree(num_nodes: int) -> Traffic:
@@ -117,26 +118,26 @@ def times(prepare: Iterator[Callable[[], object]], tries: int) -> list[float]:
 
 def matches(traffic: Traffic, tries: int) -> Iterator[Callable[[], object]]:
     for prompt in traffic.prompts(tries):
-        yield partial(traffic.cache.match, NAMESPACE, prompt)
+        yield partial(traffic.cache.match, Prefix(NAMESPACE, prompt))
 
 
 def leases(traffic: Traffic, tries: int) -> Iterator[Callable[[], object]]:
-    def lease_and_release(prompt: bytes) -> None:
-        lease = traffic.cache.lease(NAMESPACE, prompt, PROMPT_TOKENS + 64)
+    def lease_and_release(prefix: Prefix) -> None:
+        lease = traffic.cache.lease(prefix, PROMPT_TOKENS + 64)
         assert lease is not None
         lease.release()
 
     for prompt in traffic.prompts(tries):
-        yield partial(lease_and_release, prompt)
+        yield partial(lease_and_release, Prefix(NAMESPACE, prompt))
 
 
 def publishes(traffic: Traffic, tries: int) -> Iterator[Callable[[], object]]:
     for prompt in traffic.prompts(tries):
-        tokens = prompt + traffic.new_tokens(64)
-        lease = traffic.cache.lease(NAMESPACE, tokens, PROMPT_TOKENS + 64)
+        prefix = Prefix(NAMESPACE, prompt + traffic.new_tokens(64))
+        lease = traffic.cache.lease(prefix, PROMPT_TOKENS + 64)
         assert lease is not None
         with lease:
-            yield partial(lease.publish, tokens)
+            yield partial(lease.publish, prefix)
 
 
 def evictions(traffic: Traffic, _: int) -> Iterator[Callable[[], object]]:

@@ -47,6 +47,7 @@ LAYERS = (
     ("config",),
     (
         "request",
+        "prefix",
         "step",
         "tenants",
         "errors",
@@ -95,6 +96,7 @@ NEVER_TORCH = (
     "cache.eviction",
     "cache.slots",
     "request",
+    "prefix",
     "step",
     "errors",
     "machine",

@@ -13,8 +13,9 @@ from operator import attrgetter
 
 from sortedcontainers import SortedList
 
-from radixserve.cache.radix import TOKEN_BYTES, Node, RadixTree
+from radixserve.cache.radix import Node, RadixTree
 from radixserve.cache.slots import Run
+from radixserve.prefix import TOKEN_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,7 @@ computed, release.
 
 Owns the rules that join tree, eviction and free slots: every slot belongs to the free runs, to one
 tree node or to one lease; only published (computed) tokens can be found; a prompt's last token is
-never taken from the cache. Knows token ids and slot numbers, no tensors, no requests and no steps.
-Tokens are `bytes` of packed int32 (`radix.pack`).
+never taken from the cache. Knows prefixes and slot numbers, no tensors, no requests and no steps.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ from types import TracebackType
 import numpy as np
 
 from radixserve.cache.eviction import LRU, Evictor, Policy
-from radixserve.cache.radix import TOKEN_BYTES, Node, Point, RadixTree, path_runs, path_tokens
+from radixserve.cache.radix import Node, Point, RadixTree, path_prefix, path_runs
 from radixserve.cache.slots import Run, SlotAllocator, append_runs, split_runs, write_slots
+from radixserve.prefix import TOKEN_BYTES, Prefix
 from radixserve.step import Slots
 
-OnEvict = Callable[[str, bytes, Slots], None]
-"""Called before K/V is evicted, with the namespace, the tokens from position 0 to the last of the
-leaf, and their slots.
+OnEvict = Callable[[Prefix, Slots], None]
+"""Called before K/V is evicted, with the tokens from position 0 to the last of the leaf, and their
+slots.
 """
 
 
@@ -59,28 +59,26 @@ class KVCache:
         self._leases: dict[Lease, None] = {}  # the live ones, oldest first
         self._evicted_tokens_total = 0
 
-    def match(self, namespace: str, tokens: bytes) -> int:
-        """How many of `tokens`, from the first on, are cached now.
+    def match(self, prefix: Prefix) -> int:
+        """How many tokens of `prefix`, from the first on, are cached now.
 
         Changes nothing, recency included. Not capped: a lease on a prompt that is cached whole
         takes one less.
         """
-        root = self.tree.roots.get(namespace)
-        return 0 if root is None else self.tree.walk(root, 0, tokens).depth
+        root = self.tree.roots.get(prefix.namespace)
+        return 0 if root is None else self.tree.walk(root, 0, prefix.tokens).depth
 
-    def lease(
-        self, namespace: str, tokens: bytes, num_slots: int, *, read: bool = True
-    ) -> Lease | None:
-        """The longest cached prefix of `tokens` without the last one, and own slots up to position
-        `num_slots` - 1.
+    def lease(self, prefix: Prefix, num_slots: int, *, read: bool = True) -> Lease | None:
+        """A lease on what is cached of `prefix` without its last token, and own slots up to
+        position `num_slots` - 1.
 
         At least one token is left to compute, because the next token is drawn from the last one's
         logits: this rule is enforced here only. With `read` false nothing is taken from the cache.
         If there are too few free slots, unleased tokens are evicted. None if even that is not
         enough: then nothing was evicted, pinned or split.
         """
-        root = self.tree.root(namespace)
-        point = self.tree.walk(root, 0, tokens[:-TOKEN_BYTES] if read else b"")
+        root = self.tree.root(prefix.namespace)
+        point = self.tree.walk(root, 0, prefix.tokens[:-TOKEN_BYTES] if read else b"")
         num_own = max(num_slots - point.depth, 0)
         if num_own > self._room(point):
             if not root.children and not root.pins:
@@ -122,10 +120,10 @@ class KVCache:
 
     def _tell(self, leaf: Node) -> None:
         assert self.on_evict is not None, "somebody wants to be told"
-        namespace, tokens = path_tokens(leaf)
-        slots = np.empty(len(tokens) // TOKEN_BYTES, np.int32)
+        prefix = path_prefix(leaf)
+        slots = np.empty(prefix.num_tokens, np.int32)
         write_slots(path_runs(leaf, None), slots)
-        self.on_evict(namespace, tokens, slots)
+        self.on_evict(prefix, slots)
 
     def stats(self) -> CacheStats:
         """Counts of this moment; O(1)."""
@@ -237,23 +235,23 @@ class Lease:
             self._table = table
         write_slots(runs, self._table[used : self._num_slots])
 
-    def publish(self, tokens: bytes) -> None:
-        """Make the K/V of `tokens`, all computed, visible to others.
+    def publish(self, prefix: Prefix) -> None:
+        """Make the K/V of `prefix`, all computed, visible to others.
 
-        `tokens` is the sequence so far, beginning with what was published before. A step in flight
+        `prefix` is the sequence so far, beginning with what was published before. A step in flight
         may still read slots that this frees: steps run in order, and that of the next owner comes
         later. O(new tokens), apart from copying the edge of a leaf that grows.
         """
         self._assert_live()
-        depth, num_tokens = self.num_published, len(tokens) // TOKEN_BYTES
+        depth, num_tokens = self.num_published, prefix.num_tokens
         assert depth <= num_tokens <= self._num_slots, (
             "publish goes forward, and only over positions that have a slot"
         )
         if not self._cache.enabled:
             return
-        self._adopt(self._cache.tree.walk(self._node, depth, tokens))
+        self._adopt(self._cache.tree.walk(self._node, depth, prefix.tokens))
         if self.num_published < num_tokens:
-            self._contribute(tokens[self.num_published * TOKEN_BYTES :])
+            self._contribute(prefix.behind(self.num_published))
 
     def _adopt(self, point: Point) -> None:
         """Move down to `point`, up to which other sequences have published meanwhile: use their

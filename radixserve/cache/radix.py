@@ -8,20 +8,11 @@ for them.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from radixserve.cache.slots import Run, append_runs, split_runs
-
-TOKEN_BYTES = 4
-
-
-def pack(token_ids: Iterable[int]) -> bytes:
-    """Token ids as packed native int32, the form in which the cache compares them (one memcmp per
-    edge).
-    """
-    return array("i", token_ids).tobytes()
+from radixserve.prefix import TOKEN_BYTES, Prefix
 
 
 class Node:
@@ -225,13 +216,13 @@ def path_runs(node: Node, top: Node | None) -> list[Run]:
     return [run for runs in reversed(path) for run in runs]
 
 
-def path_tokens(node: Node) -> tuple[str, bytes]:
-    """The namespace of `node`, and all tokens from its root down to its end."""
+def path_prefix(node: Node) -> Prefix:
+    """All tokens from the root of `node` down to its end; O(tokens)."""
     edges = [node.edge]
     while node.parent is not None:
         node = node.parent
         edges.append(node.edge)
-    return str(node.key), b"".join(reversed(edges))
+    return Prefix(str(node.key), b"".join(reversed(edges)))
 
 
 def _first_token(edge: bytes) -> int:

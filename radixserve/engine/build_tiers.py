@@ -39,6 +39,7 @@ COMPUTES = (
     "engine",
     "kernels",
     "model",
+    "prefix.py",
     "step.py",
     "store",
     "tensors",

@@ -196,10 +196,8 @@ class Scheduler:
         """Take a lease on the longest cached prefix and slots for the rest. False if there is no
         room now.
         """
-        key = sequence.key(sequence.num_usable)
-        lease = self.cache.lease(
-            sequence.request.namespace, key, slots_wanted(sequence), read=sequence.reads_cache
-        )
+        prefix = sequence.prefix(sequence.num_usable)
+        lease = self.cache.lease(prefix, slots_wanted(sequence), read=sequence.reads_cache)
         if lease is None:
             return False
         self.waiting.remove(sequence)
@@ -229,9 +227,7 @@ class Scheduler:
         shared = max((_shared_pending(sequence, other) for other in prefilling), default=0)
         if shared < MIN_SHARED:
             return False
-        return shared > self.cache.match(
-            sequence.request.namespace, sequence.key(sequence.num_tokens)
-        )
+        return shared > self.cache.match(sequence.prefix(sequence.num_tokens))
 
     # commit
 
@@ -330,7 +326,7 @@ def _shared_pending(sequence: Sequence, other: Sequence) -> int:
 def _publish(sequence: Sequence) -> None:
     """Make the computed K/V of `sequence` visible to others, unless its request forbids it."""
     if sequence.request.keeps_cache:
-        _lease(sequence).publish(sequence.key(sequence.num_computed))
+        _lease(sequence).publish(sequence.prefix(sequence.num_computed))
 
 
 def _lease(sequence: Sequence) -> Lease:

@@ -29,6 +29,7 @@ import numpy.typing as npt
 from radixserve.cache.kvcache import Lease
 from radixserve.engine.constraint import Constraint
 from radixserve.grammar import Compiled
+from radixserve.prefix import Prefix
 from radixserve.request import Request
 from radixserve.step import TokenLogprob
 
@@ -143,9 +144,9 @@ class Sequence:
         first, last = max(start + 1, self.num_reported), min(stop + 1, self.num_tokens)
         return self.request.sampling.logprobs is not None and first < last
 
-    def key(self, num_tokens: int) -> bytes:
-        """The first `num_tokens` tokens as the cache compares them: packed int32."""
-        return self.ids[:num_tokens].tobytes()
+    def prefix(self, num_tokens: int) -> Prefix:
+        """The first `num_tokens` tokens, as cache and tiers know them."""
+        return Prefix(self.request.namespace, self.ids[:num_tokens].tobytes())
 
     def constrain(self, compiled: Compiled) -> None:
         """Follow its grammar from now on, and append the tokens that it forces first."""

@@ -15,8 +15,8 @@ import time
 from dataclasses import dataclass
 
 from radixserve.cache.kvcache import KVCache, Lease
-from radixserve.cache.radix import TOKEN_BYTES
 from radixserve.engine.sequence import Sequence
+from radixserve.prefix import Prefix
 from radixserve.step import TierStats
 from radixserve.tensors.copies import Copies, Copy, write_slots
 from radixserve.tensors.kv import KV, KVPool
@@ -37,7 +37,7 @@ class _Fetch:
 
     sequence: Sequence
     tier: str
-    tokens: bytes
+    prefix: Prefix
     lease: Lease
     until: float  # time.monotonic() seconds when waiting for the disk is no longer worth it
     load: Load | None = None  # while the disk reads it
@@ -98,7 +98,7 @@ class Tiers:
     def save(self, sequence: Sequence) -> None:
         """Queue the computed K/V of `sequence`, all published, to be written to the disk."""
         if self.disk is not None and self._cache.enabled and sequence.request.keeps_cache:
-            self.disk.save(sequence.request.namespace, sequence.key(sequence.num_computed))
+            self.disk.save(sequence.prefix(sequence.num_computed))
 
     def relent(self) -> bool:
         """Slots are short: give up writes that hold some. False if there are none."""
@@ -147,17 +147,17 @@ class Tiers:
 
     def _ask(self, tier: HostTier | DiskTier, sequence: Sequence) -> bool:
         """Ask one tier for what the device does not hold; True if something may come."""
-        namespace, tokens = sequence.request.namespace, sequence.key(sequence.num_tokens)
-        lease = self._cache.lease(namespace, tokens, 0)
+        prefix = sequence.prefix(sequence.num_tokens)
+        lease = self._cache.lease(prefix, 0)
         assert lease is not None, "a lease on nothing new needs no room"
         depth, num_missing = lease.num_cached, sequence.num_tokens - 1 - lease.num_cached
-        fetch = _Fetch(sequence, tier.name, tokens, lease, time.monotonic())
+        fetch = _Fetch(sequence, tier.name, prefix, lease, time.monotonic())
         if num_missing >= MIN_FETCH:
             if isinstance(tier, DiskTier):
                 fetch.until += max(_PATIENCE_SECONDS, tier.pace.prefill_seconds(num_missing))
-                fetch.load = tier.load(namespace, tokens, depth)
+                fetch.load = tier.load(prefix, depth)
             else:
-                self._arrive(fetch, tier.fetch(namespace, tokens, depth))
+                self._arrive(fetch, tier.fetch(prefix, depth))
         if self._ended(fetch):
             return False
         self._fetches.append(fetch)
@@ -190,6 +190,6 @@ class Tiers:
         if not lease.grow(stop):
             return
         write_slots(self._pool, lease.slots[depth:stop], kv)
-        lease.publish(fetch.tokens[: stop * TOKEN_BYTES])
+        lease.publish(fetch.prefix.first(stop))
         self.promoted_tokens[fetch.tier] += stop - depth
         fetch.sequence.num_promoted[fetch.tier] += stop - depth

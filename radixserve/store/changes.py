@@ -14,17 +14,17 @@ from typing import TypeVar
 import msgspec
 
 from radixserve.errors import StartupError
+from radixserve.prefix import Prefix
 from radixserve.store.disk import Disk
 from radixserve.store.disk_store import MAX_RUN_TOKENS, DiskStore
 from radixserve.store.folder import StoreFolder
 from radixserve.store.rows import Row
 from radixserve.store.run_file import (
-    TOKEN_BYTES,
     BadFile,
     RunHeader,
     read_header,
+    read_prefix,
     read_run,
-    read_tokens,
 )
 from radixserve.tensors.kv import KV
 
@@ -83,20 +83,14 @@ def bringing(store: DiskStore, source: Path) -> Parts[Brought]:
     Raises:
         StartupError: the file is damaged or not an export, or there is no room for it.
     """
-    header, tokens, (k, v) = _exported(source)
+    header, prefix, (k, v) = _exported(source)
     yield
     store, num_new = store.of_model(header.fingerprint, header.shape), 0
     for start in range(0, header.stop, MAX_RUN_TOKENS):
         stop = min(start + MAX_RUN_TOKENS, header.stop)
-        num_new += store.put(
-            header.namespace,
-            tokens[: stop * TOKEN_BYTES],
-            start,
-            k[:, start:stop],
-            v[:, start:stop],
-        )
+        num_new += store.put(prefix.first(stop), start, k[:, start:stop], v[:, start:stop])
         yield
-    if store.match(header.namespace, tokens) < header.stop:
+    if store.match(prefix) < header.stop:
         raise StartupError(
             f"cannot import {source}: there is no room for it, or it could not be written"
         )
@@ -122,11 +116,11 @@ def exported_header(source: Path) -> RunHeader:
     return header
 
 
-def _exported(source: Path) -> tuple[RunHeader, bytes, KV]:
+def _exported(source: Path) -> tuple[RunHeader, Prefix, KV]:
     header, disk = exported_header(source), Disk()
     try:
-        tokens = read_tokens(disk, source, header)
-        return header, tokens, read_run(disk, source, header, tokens)
+        prefix = read_prefix(disk, source, header)
+        return header, prefix, read_run(disk, source, header, prefix)
     except (BadFile, OSError) as error:
         why = getattr(error, "strerror", None) or error
         raise StartupError(f"cannot import {source}: {why}") from error
@@ -154,12 +148,12 @@ def verified(disk: Disk, runs: Path, path: list[Row]) -> KV:
     theirs = (header.fingerprint, header.namespace, header.start, header.num_tokens, header.digest)
     if theirs != (row.fingerprint, row.namespace, row.start, row.length, row.digest):
         raise BadFile("file and row disagree")
-    return read_run(disk, file, header, tokens_of(path))
+    return read_run(disk, file, header, prefix_of(path))
 
 
-def tokens_of(path: list[Row]) -> bytes:
-    """Token ids of the whole prefix, up to the end of the last run."""
-    tokens = b""
+def prefix_of(path: list[Row]) -> Prefix:
+    """The whole prefix, up to the end of the last run."""
+    prefix = Prefix(path[-1].namespace, b"")
     for row in path:
-        tokens = tokens[: row.start * TOKEN_BYTES] + row.tokens
-    return tokens
+        prefix = row.prefix_behind(prefix)
+    return prefix

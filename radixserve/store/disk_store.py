@@ -3,8 +3,7 @@ Every failure is a miss.
 
 Owns the rules that connect index, files and budget: only the tokens after the longest stored prefix
 are written, long stretches are cut into several runs, and only verified K/V is returned. Knows
-token ids and tensors, no slots and no requests. One thread at a time may use it. Tokens are `bytes`
-of packed int32.
+token ids and tensors, no slots and no requests. One thread at a time may use it.
 """
 
 from __future__ import annotations
@@ -17,16 +16,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from radixserve.prefix import Prefix
 from radixserve.store.disk import Corrupt, Disk
 from radixserve.store.folder import StoreFolder, room_for_run
 from radixserve.store.index import ROOT
 from radixserve.store.pause import Pause
 from radixserve.store.rows import NewRun, Row, Step
 from radixserve.store.run_file import (
-    TOKEN_BYTES,
     BadFile,
     RunHeader,
     encode_run,
@@ -89,15 +87,15 @@ class DiskStore:
         self._pause = Pause()
         self._stats = StoreStats(budget=budget)
 
-    def match(self, namespace: str, tokens: bytes) -> int:
-        """The length of the longest stored prefix of `tokens`. One query per run; no file is
+    def match(self, prefix: Prefix) -> int:
+        """How many tokens of `prefix`, from the first on, are stored. One query per run; no file is
         read.
         """
         with self._reading():
-            return sum(step.shared for step in self._walk(namespace, tokens))
+            return sum(step.shared for step in self._walk(prefix))
         return 0
 
-    def load(self, namespace: str, tokens: bytes, start: int, stop: int) -> KV | None:
+    def load(self, prefix: Prefix, start: int, stop: int) -> KV | None:
         """K and V of positions `start` to `stop` - 1, or of the first ones of these, or None.
 
         [layers, positions, kv_heads, dim], verified: fingerprint, namespace, token ids of the whole
@@ -105,28 +103,26 @@ class DiskStore:
         whole files.
         """
         with self._reading():
-            steps = self._walk(namespace, tokens[: stop * TOKEN_BYTES])
+            steps = self._walk(prefix.first(stop))
             pieces: list[KV] = []
             for step in steps:
                 if step.row.start + step.shared <= start:
                     continue
-                kv = self._verified(namespace, step.row, tokens)
+                kv = self._verified(step.row, prefix)
                 if kv is None:
                     break
                 pieces.append(_cut(kv, max(start - step.row.start, 0), step.shared))
             return self._given(steps, pieces)
         return None
 
-    def put(
-        self, namespace: str, tokens: bytes, start: int, k: torch.Tensor, v: torch.Tensor
-    ) -> int:
-        """Store the part of `tokens` that is not stored yet; returns how many tokens were new.
+    def put(self, prefix: Prefix, start: int, k: torch.Tensor, v: torch.Tensor) -> int:
+        """Store the part of `prefix` that is not stored yet; returns how many tokens were new.
 
         `k` and `v` [layers, positions, kv_heads, dim] hold positions `start` to the last of
-        `tokens`. Nothing is stored if that would leave a gap before `start`. Waits for the disk. An
+        `prefix`. Nothing is stored if that would leave a gap before `start`. Waits for the disk. An
         error is counted and ends the call.
         """
-        assert k.shape[1] == v.shape[1] == len(tokens) // TOKEN_BYTES - start, (
+        assert k.shape[1] == v.shape[1] == prefix.num_tokens - start, (
             "K/V for every position from start on"
         )
         if self._pause.on:
@@ -134,7 +130,7 @@ class DiskStore:
             return 0
         before = self._stats.stored_tokens_total
         try:
-            self._put(namespace, tokens, start, (k, v))
+            self._put(prefix, start, (k, v))
         except (OSError, sqlite3.Error, UnicodeEncodeError) as error:
             self._stats.write_errors_total += 1
             self._pause.failed(error)
@@ -188,19 +184,19 @@ class DiskStore:
             log.warning("the disk store cannot be read: %s", error)
             self._recover(error)
 
-    def _walk(self, namespace: str, tokens: bytes) -> list[Step]:
-        return self._folder.index.walk(self.fingerprint, namespace, tokens)
+    def _walk(self, prefix: Prefix) -> list[Step]:
+        return self._folder.index.walk(self.fingerprint, prefix)
 
-    def _verified(self, namespace: str, row: Row, tokens: bytes) -> KV | None:
-        """The K/V of one whole run, or None after removing it."""
+    def _verified(self, row: Row, prefix: Prefix) -> KV | None:
+        """The K/V of one whole run on the path of `prefix`, or None after removing it."""
         header = RunHeader(
-            self.fingerprint, namespace, row.start, row.length, self.shape, row.digest
+            self.fingerprint, prefix.namespace, row.start, row.length, self.shape, row.digest
         )
         try:
             if row.length > MAX_RUN_TOKENS:
                 raise BadFile("the run has an impossible length")
-            prefix = tokens[: row.start * TOKEN_BYTES] + row.tokens
-            return read_run(self._disk, self._folder.file(row.name), header, prefix)
+            file, whole = self._folder.file(row.name), row.prefix_behind(prefix)
+            return read_run(self._disk, file, header, whole)
         except BadFile as error:
             self._stats.verify_failures_total += 1
             self._quarantine(row, error)
@@ -238,42 +234,39 @@ class DiskStore:
 
     # Writing.
 
-    def _put(self, namespace: str, tokens: bytes, start: int, kv: KV) -> None:
+    def _put(self, prefix: Prefix, start: int, kv: KV) -> None:
         """Store runs for the tokens after the longest stored prefix, each the child of the one
         before.
         """
-        steps = self._walk(namespace, tokens)
+        steps = self._walk(prefix)
         path, depth = [step.row for step in steps], sum(step.shared for step in steps)
         if depth < start:
             return
         if path:
             self._folder.index.touch([row.id for row in path])
-        for first in range(depth, len(tokens) // TOKEN_BYTES, MAX_RUN_TOKENS):
-            prefix = tokens[: (first + MAX_RUN_TOKENS) * TOKEN_BYTES]
-            part = _cut(kv, first - start, len(prefix) // TOKEN_BYTES - start)
-            row = self._store(namespace, prefix, first, part, path)
+        for first in range(depth, prefix.num_tokens, MAX_RUN_TOKENS):
+            run = prefix.first(first + MAX_RUN_TOKENS)
+            part = _cut(kv, first - start, run.num_tokens - start)
+            row = self._store(run, first, part, path)
             if row is None:
                 return
             path.append(row)
 
-    def _store(
-        self, namespace: str, tokens: bytes, start: int, kv: KV, path: list[Row]
-    ) -> Row | None:
-        """Store one new run from `start` to the end of `tokens`; None if there is no room."""
+    def _store(self, prefix: Prefix, start: int, kv: KV, path: list[Row]) -> Row | None:
+        """Store one new run from `start` to the end of `prefix`; None if there is no room."""
         index = self._folder.index
-        name = run_name(self.fingerprint, namespace, start, tokens)
-        empty = RunHeader(self.fingerprint, namespace, start, kv[0].shape[1], self.shape, _NOT_YET)
-        own, parent = tokens[start * TOKEN_BYTES :], path[-1].id if path else ROOT
+        name = run_name(self.fingerprint, prefix, start)
+        of_run = (prefix.namespace, start, kv[0].shape[1])
+        empty = RunHeader(self.fingerprint, *of_run, self.shape, _NOT_YET)
+        parent = path[-1].id if path else ROOT
         if index.named(name):
             raise Corrupt(f"a row of {name} is there and was not found")
-        if not self._folder.make_room(
-            room_for_run(empty.file_bytes, len(tokens) // TOKEN_BYTES), path
-        ):
+        if not self._folder.make_room(room_for_run(empty.file_bytes, prefix.num_tokens), path):
             self._stats.refused_total += 1
             return None
-        header, parts = encode_run(empty, tokens, kv)
-        about = (self.fingerprint, namespace, name, header.file_bytes, header.digest)
-        self._folder.add(NewRun(parent, start, *about, own), parts)
+        header, parts = encode_run(empty, prefix, kv)
+        about = (self.fingerprint, prefix.namespace, name, header.file_bytes, header.digest)
+        self._folder.add(NewRun(parent, start, *about, prefix.behind(start)), parts)
         self._stats.stored_tokens_total += header.num_tokens
         self._pause.worked()
         return index.named(name)[0]
@@ -282,8 +275,3 @@ class DiskStore:
 def _cut(kv: KV, start: int, stop: int) -> KV:
     """The positions `start` to `stop` - 1, as views."""
     return kv[0][:, start:stop], kv[1][:, start:stop]
-
-
-def pack(token_ids: list[int]) -> bytes:
-    """Token ids as packed native int32."""
-    return np.asarray(token_ids, np.int32).tobytes()

@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from radixserve.prefix import Prefix
 from radixserve.store.claim import APPLICATION
 from radixserve.store.disk import Corrupt, Disk
 from radixserve.store.rows import NewRun, Row, Step, shared
@@ -135,16 +136,16 @@ class Index:
 
     # The tree.
 
-    def walk(self, fingerprint: str, namespace: str, tokens: bytes) -> list[Step]:
-        """The runs that together hold the longest stored prefix of `tokens`. One query per run.
+    def walk(self, fingerprint: str, prefix: Prefix) -> list[Step]:
+        """The runs that together hold the longest stored part of `prefix`. One query per run.
 
         Raises:
             Corrupt: a row on the path is inconsistent.
         """
         steps: list[Step] = []
-        parent, depth, ids = ROOT, 0, np.frombuffer(tokens, np.int32)
+        parent, depth, ids = ROOT, 0, np.frombuffer(prefix.tokens, np.int32)
         while depth < len(ids):
-            where = (parent, depth, int(ids[depth]), fingerprint, namespace)
+            where = (parent, depth, int(ids[depth]), fingerprint, prefix.namespace)
             found = self._rows(
                 "WHERE parent = ? AND start = ? AND first_token = ? AND fingerprint = ? AND "
                 "namespace = ?",

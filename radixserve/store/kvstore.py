@@ -18,10 +18,11 @@ import transformers
 from transformers import DynamicCache, PreTrainedModel
 
 from radixserve.config import parse_size
+from radixserve.prefix import Prefix
 from radixserve.rotary import rotary_refusal
-from radixserve.store.disk_store import DiskStore, StoreStats, pack
+from radixserve.store.disk_store import DiskStore, StoreStats
 from radixserve.store.fingerprint import weights_checksum, weights_fingerprint
-from radixserve.store.run_file import TOKEN_BYTES, digest_fields
+from radixserve.store.run_file import digest_fields
 from radixserve.tensors.kv import KV, KVShape
 
 TokenIds = torch.Tensor | Sequence[int]
@@ -77,15 +78,15 @@ class KVStore:
             return 0
         if kv[0].shape[1] > len(ids):
             raise ValueError(f"{kv[0].shape[1]} positions in the cache, but {len(ids)} token ids")
-        return self._store.put("", pack(ids[: kv[0].shape[1]]), 0, *kv)
+        return self._store.put(Prefix.of("", ids[: kv[0].shape[1]]), 0, *kv)
 
     def get(self, token_ids: TokenIds) -> tuple[DynamicCache, int]:
         """The longest stored prefix short of the last token, and its length; an empty cache and 0
         if none is stored. Only K/V of the model's current weights is found.
         """
         self._changed()
-        tokens = pack(_ids(token_ids))[:-TOKEN_BYTES]
-        kv = self._store.load("", tokens, 0, len(tokens) // TOKEN_BYTES)
+        prefix = Prefix.of("", _ids(token_ids)[:-1])
+        kv = self._store.load(prefix, 0, prefix.num_tokens)
         if kv is None:
             return DynamicCache(), 0
         k, v = (

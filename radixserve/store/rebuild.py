@@ -13,11 +13,10 @@ from radixserve.store.index import ROOT, Index
 from radixserve.store.layout import is_run
 from radixserve.store.rows import NewRun
 from radixserve.store.run_file import (
-    TOKEN_BYTES,
     BadFile,
     RunHeader,
     read_header,
-    read_tokens,
+    read_prefix,
     run_name,
 )
 
@@ -48,16 +47,15 @@ def _adopt(disk: Disk, path: Path, header: RunHeader, index: Index) -> bool:
     tokens.
     """
     try:
-        tokens = read_tokens(disk, path, header)
+        prefix = read_prefix(disk, path, header)
     except (BadFile, OSError):
         return False
-    if path.name != run_name(header.fingerprint, header.namespace, header.start, tokens):
+    if path.name != run_name(header.fingerprint, prefix, header.start):
         return False
-    steps = index.walk(header.fingerprint, header.namespace, tokens)
+    steps = index.walk(header.fingerprint, prefix)
     if sum(step.shared for step in steps) != header.start:
         return False
     parent = steps[-1].row.id if steps else ROOT
-    own = tokens[header.start * TOKEN_BYTES :]
-    about = (header.fingerprint, header.namespace, path.name, header.file_bytes, header.digest)
-    index.insert(NewRun(parent, header.start, *about, own))
+    about = (header.fingerprint, prefix.namespace, path.name, header.file_bytes, header.digest)
+    index.insert(NewRun(parent, header.start, *about, prefix.behind(header.start)))
     return True

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from radixserve.prefix import TOKEN_BYTES, Prefix
 from radixserve.store.disk import Corrupt
-
-TOKEN_BYTES = 4
 
 
 class Row(NamedTuple):
@@ -29,6 +28,10 @@ class Row(NamedTuple):
     last_use: int
     hits: int
     tokens: bytes
+
+    def prefix_behind(self, prefix: Prefix) -> Prefix:
+        """The prefix that ends with this run, if `prefix` begins with the tokens before it."""
+        return Prefix(prefix.namespace, prefix.first(self.start).tokens + self.tokens)
 
 
 class NewRun(NamedTuple):

@@ -28,12 +28,12 @@ from pathlib import Path
 import msgspec
 import torch
 
+from radixserve.prefix import TOKEN_BYTES, Prefix
 from radixserve.store.disk import Disk
 from radixserve.store.layout import SUFFIX
 from radixserve.tensors.kv import KV, KVShape
 
 FORMAT = "radixserve-kv-1"
-TOKEN_BYTES = 4
 MAX_HEADER_BYTES = 1 << 16
 _LENGTH_BYTES = 8
 _DTYPES = {
@@ -120,11 +120,10 @@ class RunHeader:
         )
 
 
-def run_name(fingerprint: str, namespace: str, start: int, tokens: bytes) -> str:
-    """The name of the file for the run that begins at `start`, where `tokens` are those of the
-    whole prefix.
-    """
-    return digest_fields("run", FORMAT, fingerprint, namespace, start, tokens) + SUFFIX
+def run_name(fingerprint: str, prefix: Prefix, start: int) -> str:
+    """The name of the file for the run that holds the tokens of `prefix` from `start` on."""
+    fields = (fingerprint, prefix.namespace, start, prefix.tokens)
+    return digest_fields("run", FORMAT, *fields) + SUFFIX
 
 
 def digest_fields(*fields: str | int | bytes) -> str:
@@ -139,17 +138,17 @@ def digest_fields(*fields: str | int | bytes) -> str:
     return found.hexdigest()
 
 
-def encode_run(header: RunHeader, tokens: bytes, kv: KV) -> tuple[RunHeader, list[memoryview]]:
+def encode_run(header: RunHeader, prefix: Prefix, kv: KV) -> tuple[RunHeader, list[memoryview]]:
     """The header with its digest, and the parts of the file in order; views where the tensors are
     contiguous.
     """
-    data = [memoryview(tokens), *map(_bytes_of, kv)]
+    data = [memoryview(prefix.tokens), *map(_bytes_of, kv)]
     header = replace(header, digest=_digest(data))
     return header, [memoryview(header.encode()), *data]
 
 
-def read_run(disk: Disk, path: Path, header: RunHeader, tokens: bytes) -> KV:
-    """The K/V in a file that must have exactly this header and, for the whole prefix, these tokens.
+def read_run(disk: Disk, path: Path, header: RunHeader, prefix: Prefix) -> KV:
+    """The K/V in a file that must have exactly this header and the tokens of this whole prefix.
 
     Raises:
         BadFile: the file differs in size, header, tokens or digest.
@@ -162,7 +161,7 @@ def read_run(disk: Disk, path: Path, header: RunHeader, tokens: bytes) -> KV:
     first, second = len(expected), len(expected) + num_tokens
     if view[:first] != expected:
         raise BadFile("the header differs")
-    if view[first:second] != tokens:
+    if view[first:second] != prefix.tokens:
         raise BadFile("the token ids differ")
     if _digest([view[first:]]) != header.digest:
         raise BadFile("the digest differs")
@@ -196,9 +195,15 @@ def read_header(disk: Disk, path: Path) -> RunHeader:
     return header
 
 
-def read_tokens(disk: Disk, path: Path, header: RunHeader) -> bytes:
-    """The token ids of the whole prefix, not verified."""
-    return bytes(_read_part(disk, path, len(header.encode()), header.sizes[0]))
+def read_prefix(disk: Disk, path: Path, header: RunHeader) -> Prefix:
+    """The prefix up to the end of the file's run, not verified.
+
+    Raises:
+        BadFile: the file ends early.
+        OSError: it cannot be read.
+    """
+    tokens = _read_part(disk, path, len(header.encode()), header.sizes[0])
+    return Prefix(header.namespace, bytes(tokens))
 
 
 def _understood(json: _Json) -> RunHeader:

@@ -25,8 +25,8 @@ from radixserve.store.changes import (
     bringing,
     exported_header,
     mending,
+    prefix_of,
     problem_of,
-    tokens_of,
     verified,
     whole,
 )
@@ -214,7 +214,7 @@ def _joined(disk: Disk, runs: Path, path: list[Row]) -> tuple[RunHeader, list[me
     kv = tuple(torch.cat(each, dim=1) for each in zip(*cut, strict=True))
     last = read_header(disk, runs / path[-1].name)
     header = RunHeader(last.fingerprint, last.namespace, 0, stops[-1], last.shape, last.digest)
-    return encode_run(header, tokens_of(path), (kv[0], kv[1]))
+    return encode_run(header, prefix_of(path), (kv[0], kv[1]))
 
 
 def _verify(disk: Disk, runs: Path, index: Index) -> Mended:

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from radixserve.cache.kvcache import KVCache, Lease
-from radixserve.cache.radix import TOKEN_BYTES
+from radixserve.prefix import TOKEN_BYTES, Prefix
 from radixserve.step import Slots, TierStats
 from radixserve.store.disk_store import DiskStore
 from radixserve.store.errands import Attendant
@@ -36,12 +36,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Load:
-    """A load from the disk. Once it is `done`, `kv` is K/V of `tokens` from position `depth` on, or
+    """A load from the disk. Once it is `done`, `kv` is K/V of `prefix` from position `depth` on, or
     None.
     """
 
-    namespace: str
-    tokens: bytes
+    prefix: Prefix
     depth: int
     kv: KV | None = None
     done: bool = False
@@ -61,8 +60,7 @@ class _Save:
     most, and not for the disk.
     """
 
-    namespace: str
-    tokens: bytes
+    prefix: Prefix
     slots: Slots
     lease: Lease
     held: bool = True
@@ -121,9 +119,9 @@ class DiskTier:
         )
         stats.skipped_total = seen.skipped_total + seen.refused_total + self.skipped_total
 
-    def load(self, namespace: str, tokens: bytes, depth: int) -> Load:
-        """Start loading K/V of `tokens` (without the last one) from position `depth` on."""
-        load = Load(namespace, tokens[:-TOKEN_BYTES], depth)
+    def load(self, prefix: Prefix, depth: int) -> Load:
+        """Start loading K/V of `prefix` (without the last token) from position `depth` on."""
+        load = Load(prefix.first(prefix.num_tokens - 1), depth)
 
         def done() -> None:
             load.done = True
@@ -131,15 +129,15 @@ class DiskTier:
         self._worker.submit(Job(lambda: self._load(load), done), urgent=True)
         return load
 
-    def save(self, namespace: str, tokens: bytes) -> None:
+    def save(self, prefix: Prefix) -> None:
         """Queue a published prefix to be written, as far as it is not on the disk yet."""
         if self._worker.num_patient >= MAX_QUEUED:
             self.skipped_total += 1
             return
-        lease = self._cache.lease(namespace, tokens + _NEXT, 0)
+        lease = self._cache.lease(Prefix(prefix.namespace, prefix.tokens + _NEXT), 0)
         assert lease is not None, "a lease on nothing new needs no room"
         self._num_saves += 1
-        save = _Save(namespace, tokens[: lease.num_cached * TOKEN_BYTES], lease.slots.copy(), lease)
+        save = _Save(prefix.first(lease.num_cached), lease.slots.copy(), lease)
         self._worker.submit(Job(lambda: self._save(save), lambda: self._let_go(save)), urgent=False)
 
     def relent(self) -> bool:
@@ -211,9 +209,9 @@ class DiskTier:
         if load.given_up:
             return True
         since = time.perf_counter()
-        num_stored = self._store.match(load.namespace, load.tokens)
+        num_stored = self._store.match(load.prefix)
         if num_stored > load.depth and self.pace.worth_loading():
-            kv = self._store.load(load.namespace, load.tokens, load.depth, num_stored)
+            kv = self._store.load(load.prefix, load.depth, num_stored)
             if kv is not None:
                 load.kv = (kv[0].pin_memory(), kv[1].pin_memory()) if self._pool.k.is_cuda else kv
                 self.pace.load.observe(kv[0].shape[1], time.perf_counter() - since)
@@ -225,11 +223,11 @@ class DiskTier:
         already, it is only marked as used.
         """
         self._current = save
-        num_tokens, depth = len(save.slots), self._store.match(save.namespace, save.tokens)
+        num_tokens, depth = len(save.slots), self._store.match(save.prefix)
         stop = min(depth + WRITE_TOKENS, num_tokens)
         kv, stored = self._copied(save, depth, stop), 0
         if kv is not None:
-            stored = self._store.put(save.namespace, save.tokens[: stop * TOKEN_BYTES], depth, *kv)
+            stored = self._store.put(save.prefix.first(stop), depth, *kv)
         finished = stop == num_tokens or stored < stop - depth
         if finished:
             self._current = None

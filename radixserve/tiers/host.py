@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from radixserve.cache.kvcache import KVCache, Lease
-from radixserve.cache.radix import TOKEN_BYTES
+from radixserve.prefix import TOKEN_BYTES, Prefix
 from radixserve.step import Slots, TierStats
 from radixserve.tensors.copies import Copies, Copy, read_slots, write_slots
 from radixserve.tensors.kv import KV, KVPool, KVShape
@@ -27,7 +27,7 @@ _NEXT = bytes(TOKEN_BYTES)
 class _Demotion:
     """K/V on its way from the device to the host. The lease holds its slots in host memory."""
 
-    tokens: bytes
+    prefix: Prefix
     lease: Lease
     copy: Copy
 
@@ -60,13 +60,13 @@ class HostTier:
         """Whether copies from the device are under way."""
         return bool(self._falling)
 
-    def demote(self, namespace: str, tokens: bytes, slots: Slots) -> None:
+    def demote(self, prefix: Prefix, slots: Slots) -> None:
         """Keep K/V that the device is about to evict; its cache calls this as `OnEvict`. Does
         nothing if there is no room for it.
 
         The copy out of the slots is launched here, before anything that could overwrite them.
         """
-        lease = self.cache.lease(namespace, tokens + _NEXT, len(slots))
+        lease = self.cache.lease(Prefix(prefix.namespace, prefix.tokens + _NEXT), len(slots))
         if lease is None:
             return
         lacking = slots[lease.num_cached :]
@@ -74,7 +74,7 @@ class HostTier:
             lease.release()
             return
         self._falling.append(
-            _Demotion(tokens, lease, self._copies.down(read_slots(self._device_pool, lacking)))
+            _Demotion(prefix, lease, self._copies.down(read_slots(self._device_pool, lacking)))
         )
         self.settle()
 
@@ -87,14 +87,14 @@ class HostTier:
             with fallen.lease as lease:
                 first = lease.num_cached
                 write_slots(self._pool, lease.slots[first:], fallen.copy.kv)
-                lease.publish(fallen.tokens)
+                lease.publish(fallen.prefix)
                 self.demoted_tokens_total += lease.num_published - first
 
-    def fetch(self, namespace: str, tokens: bytes, depth: int) -> KV | None:
-        """A copy of K/V of `tokens` (without the last one) from position `depth` on, as far as
+    def fetch(self, prefix: Prefix, depth: int) -> KV | None:
+        """A copy of K/V of `prefix` (without the last token) from position `depth` on, as far as
         there is any; None if there is none.
         """
-        lease = self.cache.lease(namespace, tokens, 0)
+        lease = self.cache.lease(prefix, 0)
         assert lease is not None, "a lease on nothing new needs no room"
         with lease:
             if lease.num_cached <= depth:

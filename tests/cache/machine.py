@@ -16,9 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from radixserve.cache import kvcache
 from radixserve.cache.eviction import LRU, Policy
-from radixserve.cache.radix import pack
+from radixserve.prefix import Prefix
 
-Prefix = tuple[str, tuple[int, ...]]
+Token = tuple[str, tuple[int, ...]]
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=14)
 NAMESPACES = st.sampled_from(["", "tenant"])
 WHICH = st.integers(0, 7)
@@ -34,7 +34,7 @@ class Running:
     computed: int
     published: int
 
-    def prefixes(self, num_tokens: int) -> list[Prefix]:
+    def prefixes(self, num_tokens: int) -> list[Token]:
         return [(self.namespace, tuple(self.tokens[: end + 1])) for end in range(num_tokens)]
 
 
@@ -51,8 +51,8 @@ class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.running: list[Running] = []
-        self.published: dict[Prefix, int] = {}
-        self.content: dict[int, Prefix] = {}
+        self.published: dict[Token, int] = {}
+        self.content: dict[int, Token] = {}
         self.clock = 0
         self.evicted_total = 0
 
@@ -69,7 +69,7 @@ class CacheMachine(RuleBasedStateMachine):
             count += 1
         return count
 
-    def protected(self) -> set[Prefix]:
+    def protected(self) -> set[Token]:
         return {prefix for each in self.running for prefix in each.prefixes(each.published)}
 
     def private(self) -> int:
@@ -78,7 +78,7 @@ class CacheMachine(RuleBasedStateMachine):
     def free(self) -> int:
         return self.num_slots - len(self.published) - self.private()
 
-    def expect_evicted(self, num_tokens: int, protected: set[Prefix]) -> None:
+    def expect_evicted(self, num_tokens: int, protected: set[Token]) -> None:
         """Let go of tokens one by one, always the end of a sequence that nobody leases."""
         if self.recency:
             for _ in range(num_tokens):
@@ -94,16 +94,16 @@ class CacheMachine(RuleBasedStateMachine):
         assert len(kept) == len(self.published) - num_tokens, "more or less than asked was evicted"
         self.published = {each: use for each, use in self.published.items() if each in kept}
 
-    def expect_room_made(self, num_slots: int, protected: set[Prefix], free_before: int) -> None:
+    def expect_room_made(self, num_slots: int, protected: set[Token], free_before: int) -> None:
         short = max(num_slots - free_before, 0)
         self.expect_evicted(short, protected)
         self.evicted_total += short
 
     # What is there.
 
-    def in_tree(self) -> dict[Prefix, int]:
+    def in_tree(self) -> dict[Token, int]:
         """The slot of every token in the tree."""
-        slots: dict[Prefix, int] = {}
+        slots: dict[Token, int] = {}
         stack = [(root, root.key, ()) for root in self.cache.tree.roots.values()]
         while stack:
             node, namespace, above = stack.pop()
@@ -140,7 +140,7 @@ class CacheMachine(RuleBasedStateMachine):
         path = {(namespace, tuple(tokens[: end + 1])) for end in range(hit)}
         protected = self.protected() | path
         free, before = self.free(), self.picture()
-        lease = self.cache.lease(namespace, pack(tokens), len(tokens) + more, read=read)
+        lease = self.cache.lease(Prefix.of(namespace, tokens), len(tokens) + more, read=read)
         if own > free + len(self.published.keys() - protected):
             assert lease is None, "there was no room"
             assert self.picture() == before, "a refused lease left traces"
@@ -200,7 +200,7 @@ class CacheMachine(RuleBasedStateMachine):
     def publish(self, which: int, held_back: int) -> None:
         each = self.pick(which)
         num_tokens = max(each.computed - held_back, each.published)
-        each.lease.publish(pack(each.tokens[:num_tokens]))
+        each.lease.publish(Prefix.of(each.namespace, each.tokens[:num_tokens]))
         if self.enabled:
             each.published = num_tokens
             for prefix in each.prefixes(num_tokens):
@@ -251,7 +251,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(namespace=NAMESPACES, tokens=TOKENS)
     def match(self, namespace: str, tokens: list[int]) -> None:
         before = self.picture()
-        assert self.cache.match(namespace, pack(tokens)) == self.cached(namespace, tokens), (
+        assert self.cache.match(Prefix.of(namespace, tokens)) == self.cached(namespace, tokens), (
             "match is wrong"
         )
         assert self.picture() == before, "match changed something"

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from radixserve.cache.eviction import LRU, Evictor, Policy
-from radixserve.cache.radix import Node, RadixTree, pack
+from radixserve.cache.radix import Node, RadixTree
+from radixserve.prefix import pack
 
 
 def family(policy: Policy = LRU) -> tuple[RadixTree, Evictor, dict[str, Node]]:

@@ -6,29 +6,31 @@ import sys
 import pytest
 
 from radixserve.cache.kvcache import CacheStats, KVCache, Lease
-from radixserve.cache.radix import pack
+from radixserve.prefix import Prefix
 
 PROMPT = [11, 12, 13, 14, 15, 16]
 
 
+def prefix(tokens: list[int]) -> Prefix:
+    return Prefix.of("public", tokens)
+
+
 def take(cache: KVCache, tokens: list[int], num_slots: int | None = None, **options: bool) -> Lease:
-    lease = cache.lease(
-        "public", pack(tokens), len(tokens) if num_slots is None else num_slots, **options
-    )
+    lease = cache.lease(prefix(tokens), len(tokens) if num_slots is None else num_slots, **options)
     assert lease is not None
     return lease
 
 
 def serve(cache: KVCache, tokens: list[int]) -> None:
     with take(cache, tokens) as lease:
-        lease.publish(pack(tokens))
+        lease.publish(prefix(tokens))
     cache.check()
 
 
 def test_a_prompt_seen_before_is_cached_but_for_its_last_token() -> None:
     cache = KVCache(20)
     serve(cache, PROMPT)
-    assert cache.match("public", pack(PROMPT)) == 6
+    assert cache.match(prefix(PROMPT)) == 6
     with take(cache, PROMPT, 8) as lease:
         assert lease.num_cached == 5
         assert lease.slots.tolist() == [0, 1, 2, 3, 4, 6, 7, 8]
@@ -39,8 +41,8 @@ def test_a_partial_overlap_frees_the_duplicate_slots() -> None:
     first, second = take(cache, PROMPT), take(cache, [*PROMPT[:4], 99])
     assert (first.num_cached, second.num_cached) == (0, 0)
     assert second.slots.tolist() == [6, 7, 8, 9, 10]
-    first.publish(pack(PROMPT))
-    second.publish(pack([*PROMPT[:4], 99]))
+    first.publish(prefix(PROMPT))
+    second.publish(prefix([*PROMPT[:4], 99]))
     assert second.slots.tolist() == [0, 1, 2, 3, 10]
     assert cache.allocator.free_runs() == [(6, 4), (11, 9)]
     cache.check()
@@ -49,18 +51,18 @@ def test_a_partial_overlap_frees_the_duplicate_slots() -> None:
 def test_chunks_become_visible_as_they_are_published() -> None:
     cache = KVCache(20)
     with take(cache, PROMPT) as lease:
-        assert cache.match("public", pack(PROMPT)) == 0
-        lease.publish(pack(PROMPT[:2]))
-        assert cache.match("public", pack(PROMPT)) == 2
-        lease.publish(pack(PROMPT[:5]))
-        assert cache.match("public", pack(PROMPT)) == 5
+        assert cache.match(prefix(PROMPT)) == 0
+        lease.publish(prefix(PROMPT[:2]))
+        assert cache.match(prefix(PROMPT)) == 2
+        lease.publish(prefix(PROMPT[:5]))
+        assert cache.match(prefix(PROMPT)) == 5
         assert cache.stats().nodes == 1
 
 
 def test_what_was_not_published_is_gone_after_release() -> None:
     cache = KVCache(20)
     take(cache, PROMPT).release()
-    assert cache.match("public", pack(PROMPT)) == 0
+    assert cache.match(prefix(PROMPT)) == 0
     assert cache.stats().free == 20
 
 
@@ -69,8 +71,8 @@ def test_a_lease_without_room_is_refused_and_leaves_no_trace() -> None:
     serve(cache, PROMPT)
     holder = take(cache, [1, 2])
     before = cache.stats()
-    assert cache.lease("other", pack([1, 2, 3]), 7) is None
-    assert cache.lease("public", pack([*PROMPT[:3], 9]), 7) is None
+    assert cache.lease(Prefix.of("other", [1, 2, 3]), 7) is None
+    assert cache.lease(prefix([*PROMPT[:3], 9]), 7) is None
     assert cache.stats() == before
     assert list(cache.tree.roots) == ["public"]
     holder.release()
@@ -105,7 +107,7 @@ def test_reading_can_be_switched_off_for_one_lease_whose_tokens_then_share_the_s
     serve(cache, PROMPT)
     with take(cache, PROMPT, read=False) as lease:
         assert (lease.num_cached, lease.slots.tolist()) == (0, [6, 7, 8, 9, 10, 11])
-        lease.publish(pack(PROMPT))
+        lease.publish(prefix(PROMPT))
         assert lease.slots.tolist() == [0, 1, 2, 3, 4, 5]
     assert cache.stats().cached == 6
 
@@ -114,9 +116,9 @@ def test_a_cache_that_is_off_hands_out_slots_and_finds_nothing() -> None:
     cache = KVCache(20, enabled=False)
     for _ in range(2):
         with take(cache, PROMPT) as lease:
-            lease.publish(pack(PROMPT))
+            lease.publish(prefix(PROMPT))
             assert (lease.num_cached, cache.stats().cached, cache.stats().private) == (0, 0, 6)
-    assert cache.match("public", pack(PROMPT)) == 0
+    assert cache.match(prefix(PROMPT)) == 0
     assert cache.stats().free == 20
 
 
@@ -129,15 +131,15 @@ def test_a_released_lease_does_nothing_any_more() -> None:
     with pytest.raises(AssertionError, match="released"):
         lease.grow(1)
     with pytest.raises(AssertionError, match="released"):
-        lease.publish(b"")
+        lease.publish(prefix([]))
 
 
 def test_publishing_beyond_the_slots_or_backwards_is_a_bug() -> None:
     lease = take(KVCache(20), PROMPT)
-    lease.publish(pack(PROMPT[:3]))
+    lease.publish(prefix(PROMPT[:3]))
     for tokens in (PROMPT[:2], [*PROMPT, 17]):
         with pytest.raises(AssertionError, match="publish goes forward"):
-            lease.publish(pack(tokens))
+            lease.publish(prefix(tokens))
 
 
 def test_growing_token_by_token_keeps_one_node_and_the_table() -> None:
@@ -147,7 +149,7 @@ def test_growing_token_by_token_keeps_one_node_and_the_table() -> None:
         for token in range(50):
             tokens.append(token)
             assert lease.grow(len(tokens))
-            lease.publish(pack(tokens))
+            lease.publish(prefix(tokens))
         assert lease.slots.tolist() == list(range(56))
         assert cache.stats().nodes == 1
     cache.check()

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from radixserve.cache.radix import RadixTree, pack
+from radixserve.cache.radix import RadixTree
+from radixserve.prefix import pack
 
 SYSTEM = list(range(100, 140))
 

@@ -57,8 +57,8 @@ BUGS = {
     "the matched node is not pinned": ("kvcache", "        self.evictor.pin(node)\n", ""),
     "a cached prompt leaves nothing to compute": (
         "kvcache",
-        "tokens[:-TOKEN_BYTES] if read",
-        "tokens if read",
+        "prefix.tokens[:-TOKEN_BYTES] if read",
+        "prefix.tokens if read",
     ),
     "read=False reads": (
         "kvcache",

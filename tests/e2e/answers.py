@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from radixserve.cache.kvcache import KVCache
-from radixserve.cache.radix import pack
 from radixserve.engine.core import EngineCore
 from radixserve.engine.grammars import Grammars
 from radixserve.engine.scheduler import Limits
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
+from radixserve.prefix import Prefix
 from radixserve.request import Request, Sampling
 from radixserve.step import TokenLogprob
 from radixserve.tensors.kv import KVPool
@@ -129,7 +129,7 @@ def preempt(core: EngineCore, index: int = 0) -> str:
 
 def cached(core: EngineCore, request: Request) -> int:
     """How many tokens of its prompt the request would find now."""
-    found = core.cache.match(request.namespace, pack(request.prompt_ids))
+    found = core.cache.match(Prefix.of(request.namespace, request.prompt_ids))
     return min(found, len(request.prompt_ids) - 1)
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixserve.engine import flight
+from radixserve.prefix import Prefix
 from radixserve.request import Request
 from radixserve.sampling import Samples
 from radixserve.tensors.transfer import Download
@@ -47,8 +47,8 @@ def in_flight(harness: Harness) -> list[str]:
     return [work.sequence.request.id for work in step.works] if step else []
 
 
-def key(tokens: list[int]) -> bytes:
-    return np.array(tokens, np.int32).tobytes()
+def key(tokens: list[int]) -> Prefix:
+    return Prefix.of("public", tokens)
 
 
 # The order of things.
@@ -111,7 +111,7 @@ def test_after_a_stop_token_one_row_is_in_vain_and_nothing_of_it_can_be_found() 
     assert harness.tokens("a") == said
     assert harness.model.computed_tokens == len(prompt) + 3 + 1
     beyond = [*prompt, *said, *expected([*prompt, *said], 2)]
-    assert harness.cache.match("public", key(beyond)) == len(prompt) + 3
+    assert harness.cache.match(key(beyond)) == len(prompt) + 3
     harness.assert_drained()
 
 
@@ -169,7 +169,7 @@ def test_an_abort_at_any_moment_drops_the_row_in_flight(num_steps: int) -> None:
     known = harness.tokens("a")
     harness.take(harness.core.abort("a"))
     harness.cache.check()
-    found = harness.cache.match("public", key(prompt + expected(prompt, 20)))
+    found = harness.cache.match(key(prompt + expected(prompt, 20)))
     assert found <= max(len(prompt), len(prompt) + len(known) - 1)
     harness.run()
     assert harness.tokens("a") == known
@@ -236,7 +236,7 @@ def test_a_step_that_raises_when_it_lands_takes_back_its_sequences_and_not_the_n
         harness.step()
     assert harness.tokens("old") == []
     assert in_flight(harness) == ["old", "new"]
-    assert harness.cache.match("public", key([1, 2, 3])) == 0
+    assert harness.cache.match(key([1, 2, 3])) == 0
     # the step in flight, where the row of `old` is in vain, and the second try of `old`
     harness.step()
     assert harness.tokens("old") == expected([1, 2, 3], 1)
@@ -257,7 +257,7 @@ def test_logits_that_are_not_finite_drop_the_row_in_flight_too() -> None:
     assert harness.tokens("bad") == said[:2]
     assert harness.finish("bad") == "error"
     assert harness.tokens("good") == expected([2, 2], 9)
-    assert harness.cache.match("public", key([1, 1, *said])) == 2
+    assert harness.cache.match(key([1, 1, *said])) == 2
     harness.assert_drained()
 
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from radixserve.engine import core, flight
 from radixserve.engine.faults import FAILED, OUT_OF_MEMORY, Fault, fault_of
 from radixserve.errors import DeviceLost
+from radixserve.prefix import Prefix as CachePrefix
 from tests.engine.content_model import ON_FIRE, ContentModel, Prefix, expected
 from tests.engine.harness import Harness, request
 
@@ -124,10 +125,7 @@ def test_one_that_raises_alone_ends_and_nothing_of_the_step_can_be_found(ahead: 
     assert harness.tokens("r1") == expected(PROMPTS[1], 2)
     last = harness.events["r1"][-1]
     assert (last.finish, last.error) == ("error", FAILED.error)
-    assert (
-        harness.cache.match("public", torch.tensor(cursed, dtype=torch.int32).numpy().tobytes())
-        == 2
-    )
+    assert harness.cache.match(CachePrefix.of("public", cursed)) == 2
     assert_whole(harness, 0, 2)
     harness.assert_drained()
 

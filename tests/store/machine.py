@@ -17,8 +17,9 @@ from pathlib import Path
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from radixserve.prefix import Prefix
 from radixserve.store import disk_store
-from radixserve.store.disk_store import DiskStore, pack
+from radixserve.store.disk_store import DiskStore
 from tests.store.parts import WIDE, QuickDisk, files, flip, loads, on_disk, put
 
 MAX_RUN = 4
@@ -29,14 +30,14 @@ NAMESPACES = st.sampled_from(["", "tenant", "tenant2"])
 MODELS = st.sampled_from(["model-a", "model-b"])
 BUDGETS = st.sampled_from([700 << 10, 800 << 10, 1000 << 10, 1 << 30])
 
-Prefix = tuple[str, str, tuple[int, ...]]
+Token = tuple[str, str, tuple[int, ...]]
 
 
 @dataclass(eq=False)
 class Run:
     """Which prefixes it holds the last position of, in order; its parent; when it was used."""
 
-    prefixes: list[Prefix]
+    prefixes: list[Token]
     parent: Run | None
     start: int
     last_use: int
@@ -50,7 +51,7 @@ class Model:
     runs: list[Run] = field(default_factory=list)  # in the order of their ids
     clock: int = 0
 
-    def owner(self, prefix: Prefix) -> Run | None:
+    def owner(self, prefix: Token) -> Run | None:
         return next((run for run in self.runs if prefix in run.prefixes), None)
 
     def path(self, model: str, namespace: str, tokens: list[int]) -> list[Run]:
@@ -153,7 +154,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(namespace=NAMESPACES, tokens=TOKENS)
     def match(self, namespace: str, tokens: list[int]) -> None:
-        assert self.store.match(namespace, pack(tokens)) == len(
+        assert self.store.match(Prefix.of(namespace, tokens)) == len(
             self.model.path(self.name, namespace, tokens)
         )
 
@@ -189,7 +190,7 @@ class StoreMachine(RuleBasedStateMachine):
             flip(path, data.draw(st.integers(0, path.stat().st_size * 8 - 1)))
             run.damaged = True
 
-    def last_prefix(self, name: str) -> Prefix:
+    def last_prefix(self, name: str) -> Token:
         index = self.store._folder.index
         row = index.named(name)[0]
         tokens: list[int] = []

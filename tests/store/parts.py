@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from radixserve.prefix import Prefix
 from radixserve.store.disk import Disk
-from radixserve.store.disk_store import DiskStore, pack
+from radixserve.store.disk_store import DiskStore
 from radixserve.tensors.kv import KV, KVShape
 
 SHAPE = KVShape(layers=2, kv_heads=1, k_dim=3, v_dim=2, dtype=torch.float32)
@@ -43,7 +44,7 @@ def content(namespace: str, tokens: Sequence[int], start: int = 0, shape: KVShap
 
 def put(store: DiskStore, namespace: str, tokens: Sequence[int], start: int = 0) -> int:
     return store.put(
-        namespace, pack(list(tokens)), start, *content(namespace, tokens, start, store.shape)
+        Prefix.of(namespace, tokens), start, *content(namespace, tokens, start, store.shape)
     )
 
 
@@ -51,7 +52,7 @@ def loads(
     store: DiskStore, namespace: str, tokens: Sequence[int], start: int = 0, stop: int | None = None
 ) -> int:
     """How many positions from `start` on come back, all of them right."""
-    kv = store.load(namespace, pack(list(tokens)), start, len(tokens) if stop is None else stop)
+    kv = store.load(Prefix.of(namespace, tokens), start, len(tokens) if stop is None else stop)
     if kv is None:
         return 0
     count = kv[0].shape[1]

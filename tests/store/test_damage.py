@@ -21,9 +21,10 @@ import pytest
 import torch
 
 from radixserve.errors import StartupError
+from radixserve.prefix import Prefix
 from radixserve.store import run_file
 from radixserve.store.disk import Disk
-from radixserve.store.disk_store import DiskStore, pack
+from radixserve.store.disk_store import DiskStore
 from radixserve.store.run_file import BadFile, RunHeader, read_header, read_run
 from radixserve.tensors.kv import KVShape
 from tests.store.parts import MODEL, PLENTY, SHAPE, CountingDisk, files, flip, loads, opened, put
@@ -190,7 +191,7 @@ def test_kv_of_another_shape_or_dtype_is_a_miss_even_under_the_same_fingerprint(
     put(store, "a", PROMPT)
     store.close()
     other = DiskStore(tmp_path / "s", PLENTY, MODEL, shape)
-    assert other.load("a", pack(PROMPT), 0, 5) is None
+    assert other.load(Prefix.of("a", PROMPT), 0, 5) is None
     assert other.stats().verify_failures_total == 1
     assert put(other, "a", PROMPT) == 5
     assert loads(other, "a", PROMPT) == 5
@@ -359,7 +360,7 @@ def test_without_the_digest_every_bit_before_the_kv_is_still_checked_and_none_ra
         with contextlib.suppress(BadFile):
             read_header(Disk(), path)
         with pytest.raises(BadFile):
-            read_run(Disk(), path, expected, pack(PROMPT))
+            read_run(Disk(), path, expected, Prefix.of("a", PROMPT))
     flip(path, before_kv - 1)
     assert loads(store, "a", PROMPT) == 5
 

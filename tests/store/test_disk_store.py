@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from radixserve.errors import StartupError
+from radixserve.prefix import Prefix
 from radixserve.store import disk_store, run_file, tools
 from radixserve.store.disk import Disk
-from radixserve.store.disk_store import DiskStore, pack
+from radixserve.store.disk_store import DiskStore
 from radixserve.tensors.kv import KVShape
 from radixserve.tensors.one_byte import rows_of
 from tests.store.parts import (
@@ -39,7 +40,7 @@ WIDE = KVShape(
 def test_what_is_put_comes_back_bit_for_bit(tmp_path: Path) -> None:
     store = opened(tmp_path / "s")
     assert put(store, "a", [1, 2, 3, 4]) == 4
-    assert store.match("a", pack([1, 2, 3, 4, 5])) == 4
+    assert store.match(Prefix.of("a", [1, 2, 3, 4, 5])) == 4
     assert [loads(store, "a", [1, 2, 3, 4, 5], start) for start in range(5)] == [4, 3, 2, 1, 0]
     assert loads(store, "a", [1, 2, 3, 4], 1, 3) == 2
     assert loads(store, "a", [1, 2, 9, 4]) == 2
@@ -84,10 +85,15 @@ def test_namespaces_and_models_share_nothing_but_the_folder(tmp_path: Path) -> N
     store = opened(tmp_path / "s")
     put(store, "a", [1, 2, 3])
     put(store, "b", [1, 2])
-    assert [store.match(name, pack([1, 2, 3])) for name in ("a", "b", "", "ab")] == [3, 2, 0, 0]
+    assert [store.match(Prefix.of(name, [1, 2, 3])) for name in ("a", "b", "", "ab")] == [
+        3,
+        2,
+        0,
+        0,
+    ]
     store.close()
     other = opened(tmp_path / "s", model="model-b")
-    assert other.match("a", pack([1, 2, 3])) == 0
+    assert other.match(Prefix.of("a", [1, 2, 3])) == 0
     assert other.stats().runs == 2
 
 
@@ -107,8 +113,8 @@ def test_every_dtype_comes_back(tmp_path: Path, dtype: torch.dtype) -> None:
     shape = KVShape(2, 3, 4, 5, dtype)
     store = DiskStore(tmp_path / "s", 1 << 30, MODEL, shape)
     k, v = rows_of(torch.randn(2, 7, 3, 4), dtype), rows_of(torch.randn(2, 7, 3, 5), dtype)
-    store.put("a", pack([1, 2, 3, 4, 5, 6, 7]), 0, k, v)
-    kv = store.load("a", pack([1, 2, 3, 4, 5, 6, 7]), 0, 7)
+    store.put(Prefix.of("a", [1, 2, 3, 4, 5, 6, 7]), 0, k, v)
+    kv = store.load(Prefix.of("a", [1, 2, 3, 4, 5, 6, 7]), 0, 7)
     assert kv is not None
     assert torch.equal(kv[0].view(torch.uint8), k.view(torch.uint8))
     assert torch.equal(kv[1].view(torch.uint8), v.view(torch.uint8))
@@ -133,7 +139,7 @@ def test_the_least_recently_used_leaves_go_first_and_the_folder_keeps_its_budget
         put(store, "a", [first, *range(10, 17)])  # 256 KiB each
     assert loads(store, "a", [0, 10]) == 2
     put(store, "a", [0, 10, *range(50, 58)])
-    assert [store.match("a", pack([first, 10])) for first in range(3)] == [2, 0, 2]
+    assert [store.match(Prefix.of("a", [first, 10])) for first in range(3)] == [2, 0, 2]
     stats = store.stats()
     assert (stats.evicted_runs_total, stats.runs) == (1, 3)
     assert stats.bytes <= budget
@@ -154,7 +160,7 @@ def test_a_clock_that_jumps_changes_no_order_of_eviction(
     store = DiskStore(tmp_path / "s", budget, MODEL, WIDE)
     for first in range(2, 4):
         put(store, "a", [first, *range(10, 17)])
-    stored = [store.match("a", pack([first, 10])) for first in range(4)]
+    stored = [store.match(Prefix.of("a", [first, 10])) for first in range(4)]
     assert stored == sorted(stored), "the older ones went first"
     assert stored[0] == 0
     assert stored[3] == 2
@@ -166,9 +172,9 @@ def test_a_put_that_can_never_fit_is_refused_and_evicts_nothing(tmp_path: Path) 
     store = DiskStore(tmp_path / "s", 3 << 19, MODEL, WIDE)
     put(store, "a", [1, 2, 3])
     assert put(store, "a", [7] * 40) == 0
-    assert store.match("a", pack([1, 2, 3])) == 3
+    assert store.match(Prefix.of("a", [1, 2, 3])) == 3
     assert put(store, "a", [1, 2, 3, *[7] * 28]) == 0, "its own prefix must not make room for it"
-    assert store.match("a", pack([1, 2, 3])) == 3
+    assert store.match(Prefix.of("a", [1, 2, 3])) == 3
     assert store.stats().refused_total == 2
 
 
@@ -179,8 +185,8 @@ def test_a_smaller_budget_evicts_at_the_start(tmp_path: Path) -> None:
     store.close()
     again = DiskStore(tmp_path / "s", 3 << 19, MODEL, WIDE)
     assert again.stats().bytes <= 3 << 19
-    assert again.match("a", pack([7, 10])) == 2, "the last used stays"
-    assert again.match("a", pack([0, 10])) == 0
+    assert again.match(Prefix.of("a", [7, 10])) == 2, "the last used stays"
+    assert again.match(Prefix.of("a", [0, 10])) == 0
 
 
 def test_clear_removes_everything(tmp_path: Path) -> None:
@@ -207,7 +213,7 @@ def test_matching_touches_no_file(tmp_path: Path) -> None:
     store = opened(tmp_path / "s", disk=disk)
     put(store, "a", [1, 2, 3])
     disk.steps.clear()
-    store.match("a", pack([1, 2, 3]))
+    store.match(Prefix.of("a", [1, 2, 3]))
     assert disk.steps == ["sql SELECT"]
 
 
@@ -288,13 +294,16 @@ def test_leftovers_are_swept(tmp_path: Path) -> None:
     put(store, "a", [1, 2, 3, 4])
     put(store, "a", [5, 6])
     paths = {path.name: path for path in files(tmp_path / "s")}
-    row = store._folder.index.walk(MODEL, "a", pack([1, 2, 3]))[0].row
+    row = store._folder.index.walk(MODEL, Prefix.of("a", [1, 2, 3]))[0].row
     store.close()
     paths[row.name].unlink()
     (tmp_path / "s" / "runs" / ("0" * 64 + ".safetensors")).write_text("no row")
     (tmp_path / "s" / "runs" / ("0" * 64 + ".safetensors.tmp")).write_text("half")
     again = opened(tmp_path / "s")
-    assert (again.match("a", pack([1, 2, 3, 4])), again.match("a", pack([5, 6]))) == (0, 2)
+    assert (again.match(Prefix.of("a", [1, 2, 3, 4])), again.match(Prefix.of("a", [5, 6]))) == (
+        0,
+        2,
+    )
     assert len(files(tmp_path / "s")) == 1
 
 

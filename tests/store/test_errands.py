@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from radixserve.errors import StartupError
+from radixserve.prefix import Prefix
 from radixserve.store import errands, tools, transfer
 from radixserve.store.changes import mending
 from radixserve.store.disk import Disk
-from radixserve.store.disk_store import DiskStore, pack
+from radixserve.store.disk_store import DiskStore
 from radixserve.store.errands import Attendant, Bring, Clear, Mend
 from radixserve.store.lock import is_attended
 from radixserve.store.run_file import read_header
@@ -54,7 +55,7 @@ def exported(folder: Path, tokens: list[int], target: Path, model: str = "model-
     """A file with this prefix, made by another store."""
     store = opened(folder, model=model)
     put(store, "a", tokens)
-    row = store._folder.index.walk(model, "a", pack(tokens))[-1].row
+    row = store._folder.index.walk(model, Prefix.of("a", tokens))[-1].row
     transfer.export_prefix(folder, row.name, target)
     store.close()
     return target

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from radixserve.errors import StartupError
+from radixserve.prefix import Prefix
 from radixserve.store.disk import TEMPORARY, Disk  # type: ignore[attr-defined]
-from radixserve.store.disk_store import DiskStore, pack
+from radixserve.store.disk_store import DiskStore
 from tests.store.parts import (
     FailingDisk,
     LossyDisk,
@@ -74,7 +75,7 @@ def sound(folder: Path) -> None:
     assert list(folder.rglob(f"*{TEMPORARY}")) == []
     assert on_disk(folder) <= BUDGET
     for namespace, tokens in PROMPTS:
-        assert loads(store, namespace, tokens) == store.match(namespace, pack(tokens))
+        assert loads(store, namespace, tokens) == store.match(Prefix.of(namespace, tokens))
     assert store.stats().verify_failures_total == 0
     use(store)
     assert loads(store, "d", [4, 4, 4]) == 3

@@ -180,7 +180,7 @@ def sequences(cache: KVCache) -> list[Sequence]:
         sequence = Sequence.of(
             Request(id=str(i), prompt_ids=list(range(i, i + 20)), sampling=sampling), []
         )
-        sequence.lease = cache.lease("public", sequence.key(20), 30)
+        sequence.lease = cache.lease(sequence.prefix(20), 30)
         made.append(sequence)
     return made
 

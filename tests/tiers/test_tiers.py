@@ -18,6 +18,7 @@ import pytest
 
 from radixserve.engine import tiers
 from radixserve.errors import StartupError
+from radixserve.prefix import Prefix
 from radixserve.store import errands, transfer
 from radixserve.store.disk import Disk
 from radixserve.tiers import disk as disk_tier
@@ -57,7 +58,7 @@ def test_what_the_device_evicts_comes_back_from_host_memory() -> None:
     engine = Tiered(64, host_slots=200)
     engine.ask(request("cold", LONG))
     engine.ask(request("other", OTHER))  # drives the first one out
-    assert engine.cache.match("public", b"") == 0
+    assert engine.cache.match(Prefix("public", b"")) == 0
     engine.ask(request("warm", LONG))
     assert engine.cached("cold") == (0, 0, 0)
     on_device, from_host, _ = engine.cached("warm")
