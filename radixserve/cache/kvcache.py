@@ -2,8 +2,9 @@
 computed, release.
 
 Owns the rules that join tree, eviction and free slots: every slot belongs to the free runs, to one
-tree node or to one lease; only published (computed) tokens can be found; a prompt's last token is
-never taken from the cache. Knows prefixes and slot numbers, no tensors, no requests and no steps.
+tree node or to one lease; only published (computed) tokens can be found; a sequence to be computed
+never takes its last token from the cache. Knows prefixes and slot numbers, no tensors, no requests
+and no steps.
 """
 
 from __future__ import annotations
@@ -77,8 +78,24 @@ class KVCache:
         If there are too few free slots, unleased tokens are evicted. None if even that is not
         enough: then nothing was evicted, pinned or split.
         """
-        root = self.tree.root(prefix.namespace)
-        point = self.tree.walk(root, 0, prefix.tokens[:-TOKEN_BYTES] if read else b"")
+        usable = prefix.tokens[:-TOKEN_BYTES] if read else b""
+        return self._lease(prefix.namespace, usable, num_slots)
+
+    def hold(self, prefix: Prefix) -> Lease:
+        """A lease on all that is cached of `prefix`, its last token included, without own slots."""
+        lease = self._lease(prefix.namespace, prefix.tokens, 0)
+        assert lease is not None, "a lease on nothing new needs no room"
+        return lease
+
+    def receive(self, prefix: Prefix) -> Lease | None:
+        """A lease on all that is cached of `prefix`, as `hold` gives it, and own slots for the rest
+        of it, to be filled with K/V from elsewhere. None if there is no room, as for `lease`.
+        """
+        return self._lease(prefix.namespace, prefix.tokens, prefix.num_tokens)
+
+    def _lease(self, namespace: str, tokens: bytes, num_slots: int) -> Lease | None:
+        root = self.tree.root(namespace)
+        point = self.tree.walk(root, 0, tokens)
         num_own = max(num_slots - point.depth, 0)
         if num_own > self._room(point):
             if not root.children and not root.pins:

@@ -147,10 +147,9 @@ class Tiers:
 
     def _ask(self, tier: HostTier | DiskTier, sequence: Sequence) -> bool:
         """Ask one tier for what the device does not hold; True if something may come."""
-        prefix = sequence.prefix(sequence.num_tokens)
-        lease = self._cache.lease(prefix, 0)
-        assert lease is not None, "a lease on nothing new needs no room"
-        depth, num_missing = lease.num_cached, sequence.num_tokens - 1 - lease.num_cached
+        prefix = sequence.prefix(sequence.num_tokens - 1)  # the last one is computed in any case
+        lease = self._cache.hold(prefix)
+        depth, num_missing = lease.num_cached, prefix.num_tokens - lease.num_cached
         fetch = _Fetch(sequence, tier.name, prefix, lease, time.monotonic())
         if num_missing >= MIN_FETCH:
             if isinstance(tier, DiskTier):

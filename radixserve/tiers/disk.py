@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from radixserve.cache.kvcache import KVCache, Lease
-from radixserve.prefix import TOKEN_BYTES, Prefix
+from radixserve.prefix import Prefix
 from radixserve.step import Slots, TierStats
 from radixserve.store.disk_store import DiskStore
 from radixserve.store.errands import Attendant
@@ -28,8 +28,6 @@ MAX_QUEUED = 64  # writes that may wait; more are skipped
 WRITE_TOKENS = 512  # tokens per part of a write; a load waits for one part at most
 _STATS_SECONDS = 1.0
 _LOOK_SECONDS = 0.25  # how often requests of commands are looked for
-# A lease never takes the last token from the cache, so a token that does not exist is appended.
-_NEXT = bytes(TOKEN_BYTES)
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +118,8 @@ class DiskTier:
         stats.skipped_total = seen.skipped_total + seen.refused_total + self.skipped_total
 
     def load(self, prefix: Prefix, depth: int) -> Load:
-        """Start loading K/V of `prefix` (without the last token) from position `depth` on."""
-        load = Load(prefix.first(prefix.num_tokens - 1), depth)
+        """Start loading K/V of `prefix` from position `depth` on."""
+        load = Load(prefix, depth)
 
         def done() -> None:
             load.done = True
@@ -134,8 +132,7 @@ class DiskTier:
         if self._worker.num_patient >= MAX_QUEUED:
             self.skipped_total += 1
             return
-        lease = self._cache.lease(Prefix(prefix.namespace, prefix.tokens + _NEXT), 0)
-        assert lease is not None, "a lease on nothing new needs no room"
+        lease = self._cache.hold(prefix)
         self._num_saves += 1
         save = _Save(prefix.first(lease.num_cached), lease.slots.copy(), lease)
         self._worker.submit(Job(lambda: self._save(save), lambda: self._let_go(save)), urgent=False)

@@ -14,13 +14,10 @@ from dataclasses import dataclass
 import torch
 
 from radixserve.cache.kvcache import KVCache, Lease
-from radixserve.prefix import TOKEN_BYTES, Prefix
+from radixserve.prefix import Prefix
 from radixserve.step import Slots, TierStats
 from radixserve.tensors.copies import Copies, Copy, read_slots, write_slots
 from radixserve.tensors.kv import KV, KVPool, KVShape
-
-# A lease never takes the last token from the cache, so a token that does not exist is appended.
-_NEXT = bytes(TOKEN_BYTES)
 
 
 @dataclass(slots=True)
@@ -66,7 +63,7 @@ class HostTier:
 
         The copy out of the slots is launched here, before anything that could overwrite them.
         """
-        lease = self.cache.lease(Prefix(prefix.namespace, prefix.tokens + _NEXT), len(slots))
+        lease = self.cache.receive(prefix)
         if lease is None:
             return
         lacking = slots[lease.num_cached :]
@@ -91,12 +88,10 @@ class HostTier:
                 self.demoted_tokens_total += lease.num_published - first
 
     def fetch(self, prefix: Prefix, depth: int) -> KV | None:
-        """A copy of K/V of `prefix` (without the last token) from position `depth` on, as far as
-        there is any; None if there is none.
+        """A copy of K/V of `prefix` from position `depth` on, as far as there is any; None if there
+        is none.
         """
-        lease = self.cache.lease(prefix, 0)
-        assert lease is not None, "a lease on nothing new needs no room"
-        with lease:
+        with self.cache.hold(prefix) as lease:
             if lease.num_cached <= depth:
                 return None
             k, v = read_slots(self._pool, lease.slots[depth:])

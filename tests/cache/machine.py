@@ -8,7 +8,7 @@ K/V shows as a prefix in the wrong place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from hypothesis import strategies as st
@@ -136,11 +136,41 @@ class CacheMachine(RuleBasedStateMachine):
     )
     def lease(self, namespace: str, tokens: list[int], more: int, read: bool) -> None:
         hit = min(self.cached(namespace, tokens), len(tokens) - 1) if read else 0
-        own = max(len(tokens) + more - hit, 0)
+        num_slots = len(tokens) + more
+        self.take(
+            namespace,
+            tokens,
+            hit,
+            num_slots,
+            lambda: self.cache.lease(Prefix.of(namespace, tokens), num_slots, read=read),
+        )
+
+    @rule(namespace=NAMESPACES, tokens=TOKENS)
+    def hold(self, namespace: str, tokens: list[int]) -> None:
+        hit = self.cached(namespace, tokens)
+        self.take(namespace, tokens, hit, 0, lambda: self.cache.hold(Prefix.of(namespace, tokens)))
+
+    @rule(namespace=NAMESPACES, tokens=TOKENS)
+    def receive(self, namespace: str, tokens: list[int]) -> None:
+        hit, prefix = self.cached(namespace, tokens), Prefix.of(namespace, tokens)
+        self.take(namespace, tokens, hit, len(tokens), lambda: self.cache.receive(prefix))
+
+    def take(
+        self,
+        namespace: str,
+        tokens: list[int],
+        hit: int,
+        num_slots: int,
+        taken: Callable[[], kvcache.Lease | None],
+    ) -> None:
+        """Take a lease that must find `hit` tokens and have `num_slots` slots, or must be refused
+        if there is no room for them.
+        """
+        own = max(num_slots - hit, 0)
         path = {(namespace, tuple(tokens[: end + 1])) for end in range(hit)}
         protected = self.protected() | path
         free, before = self.free(), self.picture()
-        lease = self.cache.lease(Prefix.of(namespace, tokens), len(tokens) + more, read=read)
+        lease = taken()
         if own > free + len(self.published.keys() - protected):
             assert lease is None, "there was no room"
             assert self.picture() == before, "a refused lease left traces"

@@ -79,6 +79,24 @@ def test_a_lease_without_room_is_refused_and_leaves_no_trace() -> None:
     assert take(cache, [*PROMPT[:3], 9], 8).num_cached == 3
 
 
+def test_hold_takes_all_that_is_cached_and_receive_slots_for_the_rest() -> None:
+    cache = KVCache(8)
+    serve(cache, PROMPT)
+    with cache.hold(prefix(PROMPT)) as held:
+        assert held.slots.tolist() == [0, 1, 2, 3, 4, 5]
+        assert cache.receive(prefix([1, 2, 3])) is None, "what is held is not evicted"
+    with cache.hold(prefix([*PROMPT[:2], 9])) as held:
+        assert held.slots.tolist() == [0, 1]
+    received = cache.receive(prefix([*PROMPT, 17]))
+    assert received is not None
+    with received:
+        assert (received.num_cached, received.slots.tolist()) == (6, [0, 1, 2, 3, 4, 5, 6])
+    with cache.hold(Prefix.of("other", PROMPT)) as held:
+        assert len(held.slots) == 0
+    assert list(cache.tree.roots) == ["public"]
+    cache.check()
+
+
 def test_growing_evicts_exactly_what_is_short() -> None:
     cache = KVCache(8)
     serve(cache, PROMPT)

@@ -60,6 +60,16 @@ BUGS = {
         "prefix.tokens[:-TOKEN_BYTES] if read",
         "prefix.tokens if read",
     ),
+    "hold leaves out the last token": (
+        "kvcache",
+        "self._lease(prefix.namespace, prefix.tokens, 0)",
+        "self._lease(prefix.namespace, prefix.tokens[:-TOKEN_BYTES], 0)",
+    ),
+    "receive makes room for one token too few": (
+        "kvcache",
+        "prefix.tokens, prefix.num_tokens)",
+        "prefix.tokens, prefix.num_tokens - 1)",
+    ),
     "read=False reads": (
         "kvcache",
         "tokens[:-TOKEN_BYTES] if read else b",
