@@ -1,5 +1,5 @@
-"""Access control: the API key and whose it is, the host names this server answers to, and restrictions on requests
-from web pages of other origins.
+"""Access control: the API key and whose it is, the host names this server answers to, and
+restrictions on requests from web pages of other origins.
 
 A browser on the same machine can reach a server on loopback for any web page that it shows. Such a
 page can post text without a preflight request; so a body with an `Origin` must be declared as JSON,
