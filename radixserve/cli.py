@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import getpass
 import io
 import logging
 import os
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_cache(
         commands.add_parser("cache", help="inspect and repair a disk store", allow_abbrev=False)
     )
+    _add_key(commands.add_parser("key", help="make a key for the key file", allow_abbrev=False))
     completion = commands.add_parser(
         "completion",
         help="print code with which a shell completes commands and flags",
@@ -123,6 +125,35 @@ def _completion(arguments: argparse.Namespace) -> int:
 
     shell = "bash" if arguments.shell == "zsh" else arguments.shell  # one code for both
     print(shellcode(["radixserve"], shell=shell))
+    return 0
+
+
+def _add_key(parser: argparse.ArgumentParser) -> None:
+    """Add `key new` and `key hash`."""
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, run, words in (
+        ("new", _new_key, "draw a key, and print it with its line for the key file"),
+        ("hash", _hash_key, "print the line for a key that is typed or piped in"),
+    ):
+        command = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
+        command.set_defaults(run=run, parser=command)
+
+
+def _new_key(arguments: argparse.Namespace) -> int:
+    from radixserve.key_file import hashed, new_key
+
+    key = new_key()
+    print(f'key (shown only now): {key}\nin the key file:       keys = ["{hashed(key)}"]')
+    return 0
+
+
+def _hash_key(arguments: argparse.Namespace) -> int:
+    from radixserve.key_file import hashed
+
+    key = getpass.getpass("key: ") if sys.stdin.isatty() else sys.stdin.readline()
+    if not key.strip():
+        arguments.parser.error("no key was given")
+    print(f'keys = ["{hashed(key.strip())}"]')
     return 0
 
 

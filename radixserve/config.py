@@ -119,12 +119,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _Key | None,
         Doc(
             "server",
-            "API key, required by every path but /health, /docs and /openapi.json; other users of "
-            "the machine can see a flag but not the variable",
+            "API key of an administrator, required by every path but /health, /docs and "
+            "/openapi.json; other users of the machine can see a flag but not the variable",
             zero="none",
             secret=True,
         ),
     ] = None
+    api_key_file: Annotated[
+        _Name | None,
+        Doc(
+            "server",
+            "TOML file with the keys and limits of tenants (docs/tenants.md), read again on SIGHUP",
+            zero="none",
+            path=True,
+        ),
+    ] = None
+    health_access: Annotated[
+        Literal["open", "admin"],
+        Doc("server", "who may ask for /health*: everybody, or where there are keys an admin"),
+    ] = "open"
+    metrics_access: Annotated[
+        Literal["open", "admin"],
+        Doc("server", "who may ask for /metrics: everybody, or where there are keys an admin"),
+    ] = "admin"
     allowed_hosts: Annotated[
         tuple[_Name, ...],
         Doc(

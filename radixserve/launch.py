@@ -14,7 +14,7 @@ import signal
 from radixserve.api.address import Address, take_address
 from radixserve.config import Settings
 from radixserve.front.child import Child
-from radixserve.preparations import check_folders, for_engine
+from radixserve.preparations import check_folders, check_keys, for_engine
 
 
 def launch(settings: Settings) -> int:
@@ -27,6 +27,7 @@ def launch(settings: Settings) -> int:
     # A port in use and an unusable folder are found before any process is started.
     address = take_address(settings)
     try:
+        check_keys(settings)
         check_folders(settings)
         with asyncio.Runner() as runner:
             return _with_engine(runner, settings, address)

@@ -10,6 +10,7 @@ import msgspec
 
 from radixserve.checkpoints.temporary import ensure_temporary_folder
 from radixserve.config import Settings
+from radixserve.key_file import read_key_file, refuse_two_defaults
 from radixserve.store.claim import prepare
 
 
@@ -23,6 +24,12 @@ def check_folders(settings: Settings) -> None:
     if settings.disk_path is not None:
         prepare(Path(settings.disk_path), trust_others=settings.disk_trust_others)
     ensure_temporary_folder()
+
+
+def check_keys(settings: Settings) -> None:
+    """Raises ConfigError if the key file cannot be used."""
+    if settings.api_key_file is not None:
+        refuse_two_defaults(read_key_file(Path(settings.api_key_file)), settings.api_key)
 
 
 def for_engine(settings: Settings) -> Settings:

@@ -2,7 +2,7 @@
 
 The only module that knows all layers; `launch` imports it. SIGTERM and SIGINT drain the server: it
 is no longer ready, running requests have `drain_seconds` to finish, then everything is closed. A
-second signal ends the process at once.
+second signal ends the process at once. SIGHUP reads the file of keys again, if there is one.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ async def _answer(api: Api, assembly: Assembly, address: Address, stopping: asyn
     assert loading is not None, "the assembly was started"
     listener = Listener(make_app(api), address)
     warn_if_open(settings)
+    if api.keys.has_file:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, api.keys.reload)
     try:
         await listener.start()
         # Meanwhile the port answers that the server is alive but not ready.

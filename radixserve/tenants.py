@@ -1,7 +1,7 @@
 """Tenants: who shares the server, and what each of them may use.
 
-Plain values: the front reads them from the file of keys, the engine gets the shares of the K/V
-budget. Nothing here knows keys, HTTP or slots.
+Plain values: the front reads them from the file of keys (`key_file`), the engine gets them with the
+shares of the K/V budget. Nothing here knows keys, HTTP or slots.
 """
 
 from __future__ import annotations
@@ -12,14 +12,36 @@ import msgspec
 
 
 class Tenant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One tenant and its limits; 0 stands for no limit."""
+    """One tenant and its limits.
+
+    Attributes:
+        admin: may steer the cache and change settings.
+        kv_quota: most of the K/V budget that its cached tokens may fill while others need it; up
+            to 1 a share, above bytes; 0: no limit.
+        kv_floor: what of its cached tokens others cannot evict, in the same units.
+        requests_per_minute: 0: no limit.
+        tokens_per_minute: of prompts and answers, cached ones included; 0: no limit.
+        concurrent_requests: 0: no limit.
+        max_priority: how far its requests may move ahead: `priority` may be -max_priority.
+        weight: its share of the computing, relative to that of other tenants.
+    """
 
     name: str
-    admin: bool = False  # may steer the cache and change settings
+    admin: bool = False
+    kv_quota: float = 0.0
+    kv_floor: float = 0.0
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    concurrent_requests: int = 0
+    max_priority: int = 0
+    weight: float = 1.0
 
 
-DEFAULT: Final = Tenant(name="default")
+MAX_PRIORITY: Final = 100
+"""The range of `priority` is -MAX_PRIORITY .. MAX_PRIORITY."""
+
+DEFAULT: Final = Tenant(name="default", max_priority=MAX_PRIORITY)
 """Everybody, on a server without keys."""
 
-OWNER: Final = Tenant(name="default", admin=True)
+OWNER: Final = Tenant(name="default", admin=True, max_priority=MAX_PRIORITY)
 """Whoever has the one key of the setting `api_key`."""

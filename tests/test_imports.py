@@ -43,7 +43,7 @@ LAYERS = (
     ("tensors",),
     ("cache",),
     ("messages",),
-    ("config_sources", "defaults"),
+    ("config_sources", "defaults", "key_file"),
     ("config",),
     (
         "request",

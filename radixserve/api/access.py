@@ -1,5 +1,5 @@
-"""Access control: the API key and whose it is, the host names this server answers to, and
-restrictions on requests from web pages of other origins.
+"""Access control: whose request it is, what only administrators may do, the host names this server
+answers to, and restrictions on requests from web pages of other origins.
 
 A browser on the same machine can reach a server on loopback for any web page that it shows. Such a
 page can post text without a preflight request; so a body with an `Origin` must be declared as JSON,
@@ -9,18 +9,17 @@ must be one of ours. Knows no endpoint; the caller decides which paths are exemp
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import socket
-from hashlib import sha256
 from typing import Final
 
 from aiohttp import web
 
+from radixserve.api.keys import Keys
 from radixserve.api.refusals import shown
 from radixserve.config import Settings
 from radixserve.errors import BadRequest, Forbidden, Unauthorized
-from radixserve.tenants import DEFAULT, OWNER, Tenant
+from radixserve.tenants import DEFAULT, Tenant
 
 _LOCAL_NAMES: Final = ("localhost", "*.localhost", "*.local", "*.internal")
 _WITHOUT_BODY: Final = ("GET", "HEAD", "OPTIONS")
@@ -46,9 +45,14 @@ def allowed_hosts(settings: Settings) -> tuple[str, ...]:
     """
     if settings.allowed_hosts:
         return settings.allowed_hosts
-    if settings.api_key is not None or settings.uds or not is_loopback(settings.host):
+    if has_keys(settings) or settings.uds or not is_loopback(settings.host):
         return ()
     return (*_LOCAL_NAMES, socket.gethostname())
+
+
+def has_keys(settings: Settings) -> bool:
+    """Whether requests need a key."""
+    return settings.api_key is not None or settings.api_key_file is not None
 
 
 def check_host(request: web.Request, allowed: tuple[str, ...]) -> None:
@@ -79,21 +83,21 @@ def check_content_type(request: web.Request) -> None:
         raise refusal
 
 
-def identify_tenant(request: web.Request, key: str | None) -> None:
-    """Find out whose request this is, for `tenant_of`. With a `key`, raises Unauthorized unless the
-    request carries it, in either of two headers. Compares in constant time.
+def identify_tenant(request: web.Request, keys: Keys) -> None:
+    """Find out whose request this is, for `tenant_of`. Raises Unauthorized unless the request
+    carries a key, in either of two headers, if one is required.
     """
-    if key is None:
+    if not keys.required:
         request[_TENANT] = DEFAULT
         return
     scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
     bearer = bearer.strip() if scheme.lower() == "bearer" else ""
-    given = (bearer, request.headers.get("x-api-key", ""))
-    matches = [hmac.compare_digest(_digest(each), _digest(key)) for each in given]
-    if not any(matches):
+    owners = [keys.owner_of(key) for key in (bearer, request.headers.get("x-api-key", ""))]
+    tenant = next((each for each in owners if each is not None), None)
+    if tenant is None:
         text = "A valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY."
         raise Unauthorized(text)
-    request[_TENANT] = OWNER
+    request[_TENANT] = tenant
 
 
 def tenant_of(request: web.Request) -> Tenant:
@@ -126,10 +130,6 @@ def _is_from_here(request: web.Request) -> bool:
     if isinstance(peer, tuple):
         return is_loopback(str(peer[0]))
     return peer is not None  # the name of a socket file, which is usually empty
-
-
-def _digest(text: str) -> bytes:
-    return sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
 def _name_of(host: str) -> str:

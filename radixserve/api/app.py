@@ -12,7 +12,7 @@ from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
 
 from radixserve.api import openapi, ops
-from radixserve.api.access import check_content_type, check_host, identify_tenant
+from radixserve.api.access import check_admin, check_content_type, check_host, identify_tenant
 from radixserve.api.anthropic.endpoints import MESSAGES, count_tokens
 from radixserve.api.context import API, Api
 from radixserve.api.cors import add_cors_headers, answer_options
@@ -79,6 +79,7 @@ def _routes(prefix: str) -> list[web.RouteDef]:
 
 # These say nothing about the model or its users, and a browser has no key.
 _FOR_ALL = (openapi.openapi, openapi.docs, openapi.docs_asset)
+_HEALTH = (ops.ready, ops.live)
 
 
 @web.middleware
@@ -98,21 +99,34 @@ async def _errors_as_envelope(request: web.Request, handler: Handler) -> web.Str
 
 @web.middleware
 async def _only_those_who_may(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer health to every client, and all other paths, unknown ones included, to permitted
+    """Answer open paths to every client, and all others, unknown ones included, to permitted
     ones.
     """
-    if request.match_info.handler in (ops.ready, ops.live):
+    api = request.app[API]
+    is_open = _is_open(request, api.settings)
+    if is_open and request.match_info.handler in _HEALTH:
         return await handler(request)
     if getattr(request.protocol, "is_extra", False):
         raise Unavailable("The server has as many connections as it takes.")
-    settings = request.app[API].settings
-    check_host(request, settings.allowed_hosts)
+    check_host(request, api.settings.allowed_hosts)
     if request.method == "OPTIONS":  # a browser's preflight request has no key
-        return answer_options(request, settings.allow_origin)
-    if request.match_info.handler not in _FOR_ALL:
-        identify_tenant(request, settings.api_key)
+        return answer_options(request, api.settings.allow_origin)
+    if not is_open:
+        identify_tenant(request, api.keys)
+        if api.keys.required and request.match_info.handler in (*_HEALTH, ops.metrics):
+            check_admin(request)
     check_content_type(request)
     return await handler(request)
+
+
+def _is_open(request: web.Request, settings: ApiSettings) -> bool:
+    """Whether the path is answered without a key."""
+    handler = request.match_info.handler
+    if handler in _HEALTH:
+        return settings.health_access == "open"
+    if handler is ops.metrics:
+        return settings.metrics_access == "open"
+    return handler in _FOR_ALL
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:

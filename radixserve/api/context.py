@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from aiohttp import web
 
 from radixserve.api.answer_formats import AnswerFormats
+from radixserve.api.keys import Keys
 from radixserve.api.settings import ApiSettings
 from radixserve.api.volatile import VolatilePrefixes
 from radixserve.errors import Unavailable
@@ -66,6 +67,7 @@ class Api:
     threads: TokenizerThreads
     formats: AnswerFormats
     volatile: VolatilePrefixes
+    keys: Keys
 
     @classmethod
     def of(
@@ -76,13 +78,21 @@ class Api:
         settings: ApiSettings,
         model_names: tuple[str, ...],
     ) -> Api:
-        """The value for a server that starts now."""
+        """The value for a server that starts now. Raises ConfigError for an unusable key file."""
         formats = AnswerFormats.of(tokenizer, settings.tool_parser, settings.reasoning_parser)
         threads = TokenizerThreads(settings)
         volatile = VolatilePrefixes(settings.volatile_prefix, metrics.volatile_line_removed)
-        now = int(time.time())
         return cls(
-            engine, tokenizer, metrics, settings, model_names, now, threads, formats, volatile
+            engine=engine,
+            tokenizer=tokenizer,
+            metrics=metrics,
+            settings=settings,
+            model_names=model_names,
+            created=int(time.time()),
+            threads=threads,
+            formats=formats,
+            volatile=volatile,
+            keys=Keys(settings.api_key, settings.api_key_file),
         )
 
     @property

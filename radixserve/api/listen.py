@@ -17,7 +17,7 @@ from typing import Final
 
 from aiohttp import web
 
-from radixserve.api.access import is_loopback
+from radixserve.api.access import has_keys, is_loopback
 from radixserve.api.address import Address
 from radixserve.api.connection import Connection
 from radixserve.api.context import API
@@ -172,9 +172,9 @@ class Listener:
 
 def warn_if_open(settings: Settings) -> None:
     """Warn if every client that reaches the address may use the server."""
-    if settings.api_key is None and not settings.uds and not is_loopback(settings.host):
+    if not has_keys(settings) and not settings.uds and not is_loopback(settings.host):
         log.warning(
             "listening on %s without an API key: whoever reaches this address can use the server "
-            "(RADIXSERVE_API_KEY sets a key)",
+            "(RADIXSERVE_API_KEY sets a key, api_key_file one for each tenant)",
             settings.host,
         )

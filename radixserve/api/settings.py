@@ -39,7 +39,10 @@ class ApiSettings:
     stream_comment_seconds: float = (
         5.0  # a stream sends a comment when silent for this long; 0: never
     )
-    api_key: str | None = field(default=None, repr=False)  # None: no key is required
+    api_key: str | None = field(default=None, repr=False)  # None: there is no single key
+    api_key_file: str | None = None  # None: no other keys
+    health_access: str = "open"  # or "admin"
+    metrics_access: str = "admin"  # or "open"
     allowed_hosts: tuple[str, ...] = ()  # empty: any
     allow_origin: tuple[str, ...] = ()
     root_path: str = ""  # as in /prefix; the endpoints are at both
@@ -65,6 +68,9 @@ class ApiSettings:
             max_prompts=settings.max_prompts,
             max_sequences=settings.max_queue,
             api_key=settings.api_key,
+            api_key_file=settings.api_key_file,
+            health_access=settings.health_access,
+            metrics_access=settings.metrics_access,
             keep_alive_seconds=settings.keep_alive_seconds,
             allowed_hosts=allowed_hosts(settings),
             allow_origin=settings.allow_origin,

@@ -12,6 +12,7 @@ import pytest
 from radixserve.api.address import take_address
 from radixserve.api.app import ApiSettings, make_app
 from radixserve.api.context import Api
+from radixserve.api.keys import Keys
 from radixserve.api.listen import Listener
 from radixserve.config import Settings
 from radixserve.metrics import Metrics, RequestRecord
@@ -51,6 +52,7 @@ class Server:
     session: aiohttp.ClientSession
     url: str
     port: int
+    keys: Keys = field(default_factory=Keys)
     unread: list[Any] = field(default_factory=list)
 
     async def post(self, path: str, body: Any, **more: Any) -> tuple[int, Any]:
@@ -114,12 +116,13 @@ def settings() -> ApiSettings:
 @pytest.fixture
 async def server(tokenizer: LocalTokenizer, settings: ApiSettings) -> AsyncIterator[Server]:
     engine, metrics = FakeEngine(), KeepingMetrics()
-    app = make_app(Api.of(engine, tokenizer, metrics, settings, (MODEL, ALIAS, PATTERN)))
+    api = Api.of(engine, tokenizer, metrics, settings, (MODEL, ALIAS, PATTERN))
+    app = make_app(api)
     address = take_address(Settings(port=0))
     listener = Listener(app, address)
     await listener.start()
     async with aiohttp.ClientSession() as session:
-        yield Server(engine, metrics, session, address.url, address.port)
+        yield Server(engine, metrics, session, address.url, address.port, api.keys)
     engine.go_on.set()
     await listener.close()
     assert engine.live == {}, "a request was left running in the engine"

@@ -14,6 +14,7 @@ from aiohttp.test_utils import make_mocked_request
 import radixserve
 from radixserve.api.access import allowed_hosts, check_admin, identify_tenant, tenant_of
 from radixserve.api.app import ApiSettings
+from radixserve.api.keys import Keys
 from radixserve.config import Settings
 from radixserve.defaults import OPENAI
 from radixserve.errors import Forbidden
@@ -107,7 +108,7 @@ def request_from(peer: object, headers: dict[str, str], key: str | None = None) 
     transport = Mock()
     transport.get_extra_info.return_value = peer
     request = make_mocked_request("POST", "/flush_cache", headers=headers, transport=transport)
-    identify_tenant(request, key)
+    identify_tenant(request, Keys(key))
     return request
 
 

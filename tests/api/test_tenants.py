@@ -1,0 +1,125 @@
+"""Tenants with keys in a file: who is let in, who may do what, and reading the file again."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from radixserve.api.app import ApiSettings
+from radixserve.api.keys import Keys
+from tests.api.conftest import CHAT, GENERATING, MESSAGES, Server, body_for
+from tests.api.test_access import GETS, HEALTH, every_endpoint, status
+
+FILE = """
+[tenants.ours]
+keys = ["key-ours", "key-ours-2"]
+[tenants.theirs]
+keys = ["key-theirs"]
+[tenants.boss]
+keys = ["key-boss"]
+admin = true
+"""
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.toml"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.fixture
+def settings(key_file: Path) -> ApiSettings:
+    return ApiSettings(api_key_file=str(key_file), api_key="key-owner", lingering_seconds=0.1)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize("key", ["key-ours", "key-ours-2", "key-theirs", "key-boss", "key-owner"])
+async def test_every_key_is_taken_in_both_headers(server: Server, key: str) -> None:
+    for headers in (bearer(key), {"x-api-key": key}):
+        for path in GENERATING:
+            assert (await server.post(path, body_for(path), headers=headers))[0] == 200
+
+
+async def test_no_key_and_a_wrong_one_are_refused_in_the_dialect(server: Server) -> None:
+    for headers in ({}, bearer("key-our"), {"x-api-key": "sha256:"}):
+        assert await every_endpoint(server, headers) == {(401, "invalid_api_key")}
+        code, answer = await server.post(MESSAGES, body_for(MESSAGES), headers=headers)
+        assert (code, answer["error"]["type"]) == (401, "authentication_error")
+
+
+async def test_metrics_are_for_administrators_by_default(server: Server) -> None:
+    for key, expected in (("key-ours", 403), ("key-boss", 200), ("key-owner", 200)):
+        assert (await status(server, "GET", "/metrics", bearer(key)))[0] == expected
+        for path in GETS:
+            if path != "/metrics":
+                assert await status(server, "GET", path, bearer(key)) == (200, None)
+        for path in HEALTH:
+            assert await status(server, "GET", path, {}) == (200, None)
+
+
+class TestOpenAndClosed:
+    @pytest.fixture
+    def settings(self, key_file: Path) -> ApiSettings:
+        return ApiSettings(api_key_file=str(key_file), health_access="admin", metrics_access="open")
+
+    async def test_settings_open_metrics_and_close_health(self, server: Server) -> None:
+        assert await status(server, "GET", "/metrics", {}) == (200, None)
+        for path in HEALTH:
+            assert await status(server, "GET", path, {}) == (401, "invalid_api_key")
+            assert await status(server, "GET", path, bearer("key-ours")) == (403, "admin_required")
+            assert await status(server, "GET", path, bearer("key-boss")) == (200, None)
+
+
+class TestReload:
+    def test_keys_come_and_go(self, key_file: Path) -> None:
+        keys = Keys(None, str(key_file))
+        key_file.write_text(FILE.replace("key-theirs", "key-new"))
+        assert keys.reload()
+        assert keys.owner_of("key-theirs") is None
+        tenant = keys.owner_of("key-new")
+        assert tenant is not None
+        assert tenant.name == "theirs"
+
+    @pytest.mark.parametrize("broken", ["", "[tenants.a]\nkeys = 1", "\0"])
+    def test_a_broken_file_changes_nothing_and_is_told(
+        self, key_file: Path, broken: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        keys = Keys("key-owner", str(key_file))
+        before = keys.tenants
+        key_file.write_text(broken)
+        assert not keys.reload()
+        assert "stay as they were" in caplog.text
+        key_file.unlink()
+        assert not keys.reload()
+        assert keys.tenants == before
+        assert keys.owner_of("key-ours") is not None
+        assert keys.owner_of("key-owner") is not None
+
+    def test_plain_keys_are_warned_of_and_not_shown(
+        self, key_file: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        Keys(None, str(key_file))
+        assert "ours, theirs, boss" in caplog.text
+        assert "key-" not in caplog.text
+
+
+async def test_a_running_answer_survives_that_its_key_is_withdrawn(
+    server: Server, key_file: Path
+) -> None:
+    server.engine.hold_at = 2
+    body = body_for(CHAT, stream=True)
+    async with server.session.post(
+        server.url + CHAT, json=body, headers=bearer("key-ours")
+    ) as response:
+        await server.engine.held.wait()
+        await asyncio.to_thread(key_file.write_text, "[tenants.boss]\nkeys = ['key-boss']")
+        assert server.keys.reload()
+        server.engine.go_on.set()
+        assert "[DONE]" in await response.text()
+    assert (await server.post(CHAT, body_for(CHAT), headers=bearer("key-ours")))[0] == 401
