@@ -28,6 +28,8 @@ from radixserve.api.openai.endpoints import CHAT, COMPLETIONS
 from radixserve.api.openai.responses.endpoint import RESPONSES, count_input_tokens, not_stored
 from radixserve.api.request_id import identify, request_id_of
 from radixserve.api.settings import ApiSettings
+from radixserve.api.ui import events as ui_events
+from radixserve.api.ui import page as ui_page
 from radixserve.errors import Unavailable
 
 __all__ = ["ApiSettings", "make_app"]
@@ -44,6 +46,7 @@ def make_app(api: Api) -> web.Application:
     app[API] = api
     app.on_response_prepare.append(_add_headers)
     app.cleanup_ctx.append(_close_threads)
+    app.cleanup_ctx.append(_keep_history)
     for prefix in {"", api.settings.root_path}:
         app.add_routes(_routes(prefix))
     return app
@@ -52,6 +55,9 @@ def make_app(api: Api) -> web.Application:
 def _routes(prefix: str) -> list[web.RouteDef]:
     return [
         web.get(f"{prefix}/", ops.about),
+        web.get(f"{prefix}/ui", ui_page.page),
+        web.get(f"{prefix}/ui/events", ui_events.events),
+        web.get(f"{prefix}/ui/{{asset}}", ui_page.asset),
         web.get(f"{prefix}/openapi.json", openapi.openapi),
         web.get(f"{prefix}/docs", openapi.docs),
         web.get(f"{prefix}/docs/{{asset}}", openapi.docs_asset),
@@ -78,7 +84,13 @@ def _routes(prefix: str) -> list[web.RouteDef]:
 
 
 # These say nothing about the model or its users, and a browser has no key.
-_FOR_ALL = (openapi.openapi, openapi.docs, openapi.docs_asset)
+_FOR_ALL = (
+    openapi.openapi,
+    openapi.docs,
+    openapi.docs_asset,
+    ui_page.page,
+    ui_page.asset,
+)
 _HEALTH = (ops.ready, ops.live)
 
 
@@ -144,3 +156,10 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
 async def _close_threads(app: web.Application) -> AsyncIterator[None]:
     yield
     app[API].threads.close()
+
+
+async def _keep_history(app: web.Application) -> AsyncIterator[None]:
+    sampling = asyncio.create_task(app[API].ui.history.run())
+    yield
+    sampling.cancel()
+    await asyncio.wait([sampling])

@@ -16,6 +16,7 @@ from aiohttp import web
 from radixserve.api.answer_formats import AnswerFormats
 from radixserve.api.keys import Keys
 from radixserve.api.settings import ApiSettings
+from radixserve.api.ui.state import PageState
 from radixserve.api.volatile import VolatilePrefixes
 from radixserve.errors import Unavailable
 from radixserve.front.protocol import EngineClient
@@ -68,6 +69,7 @@ class Api:
     formats: AnswerFormats
     volatile: VolatilePrefixes
     keys: Keys
+    ui: PageState
 
     @classmethod
     def of(
@@ -93,6 +95,7 @@ class Api:
             formats=formats,
             volatile=volatile,
             keys=Keys(settings.api_key, settings.api_key_file),
+            ui=PageState(engine),
         )
 
     @property

@@ -73,6 +73,7 @@ async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamRes
         body = await read_body(request, endpoint.body_type)
         generation = await endpoint.prepare(api, body)
         generation.arrived = arrived
+        api.ui.live.begin(generation)
         renderer = endpoint.renderer(api, generation, body)
         answer = _answer_streamed if generation.streamed else _answer_whole
         return await answer(request, generation, renderer)
@@ -84,7 +85,9 @@ async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamRes
         raise
     finally:
         if generation is not None:
-            api.metrics.record(generation.close())
+            record = generation.close()
+            api.ui.live.end(generation, record.outcome)
+            api.metrics.record(record)
 
 
 async def _answer_whole(

@@ -94,6 +94,9 @@ OPERATIONS: Final = (
     Operation("get", "/openapi.json", "This document"),
     Operation("get", "/docs", "This document as a page"),
     Operation("get", "/docs/{asset}", "The files of that page"),
+    Operation("get", "/ui", "The page for operators"),
+    Operation("get", "/ui/events", "What the page shows, once a second, as server-sent events"),
+    Operation("get", "/ui/{asset}", "The files of that page"),
 )
 """Every operation that the server knows."""
 
@@ -131,7 +134,7 @@ def _described(operation: Operation, ref_of: Mapping[type[msgspec.Struct], Any])
     name = f"{operation.method}{operation.path}"
     schema = {"type": "object"} if operation.answer is None else ref_of[operation.answer]
     answer = {"application/json": {"schema": schema}}
-    if operation.path in ("/metrics", "/docs", "/docs/{asset}"):
+    if operation.path in ("/metrics", "/docs", "/docs/{asset}", "/ui", "/ui/{asset}"):
         answer = {"text/plain": {"schema": {"type": "string"}}}
     if operation.streams:
         answer["text/event-stream"] = {"schema": {"type": "string"}}

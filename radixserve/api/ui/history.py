@@ -1,0 +1,76 @@
+"""The last ten minutes of a few numbers, second by second, so that a page that is opened now can
+draw what happened before. Used from the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+
+import msgspec
+
+from radixserve.front.protocol import EngineClient
+
+SECONDS = 600
+
+
+class Sample(msgspec.Struct, kw_only=True):
+    """The server in one second. Counts of tokens are those of this second."""
+
+    at: float  # seconds since the epoch
+    computed: int  # prompt tokens
+    cached: int  # prompt tokens
+    generated: int
+    running: int
+    waiting: int
+    used_bytes: int  # K/V on the device, leased or evictable
+    leased_bytes: int
+    budget_bytes: int
+
+
+class History:
+    """Takes a sample each second; O(1) each."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self.samples: deque[Sample] = deque(maxlen=SECONDS)
+        self._engine = engine
+        self._seen = (0, 0, 0)  # totals at the last sample
+
+    async def run(self) -> None:
+        """Sample until cancelled."""
+        while True:
+            await asyncio.sleep(1 - math.modf(time.time())[0])
+            self.sample()
+
+    def sample(self) -> Sample:
+        """Take a sample now. A total that fell means that a new engine counts from zero."""
+        stats, info = self._engine.stats, self._engine.info
+        totals = (
+            stats.computed_prompt_tokens_total,
+            stats.cached_prompt_tokens_total,
+            stats.generated_tokens_total,
+        )
+        if any(now < before for now, before in zip(totals, self._seen, strict=True)):
+            self._seen = (0, 0, 0)
+        computed, cached, generated = (
+            now - before for now, before in zip(totals, self._seen, strict=True)
+        )
+        self._seen = totals
+        slot_bytes = info.slot_bytes if info else 0
+        budget = info.num_slots * slot_bytes if info else 0
+        is_known = bool(stats.slots_free or stats.slots_leased or stats.slots_cached)
+        taken = Sample(
+            at=time.time(),
+            computed=computed,
+            cached=cached,
+            generated=generated,
+            running=stats.running,
+            waiting=stats.waiting,
+            used_bytes=budget - stats.slots_free * slot_bytes if is_known else 0,
+            leased_bytes=stats.slots_leased * slot_bytes,
+            budget_bytes=budget,
+        )
+        self.samples.append(taken)
+        return taken

@@ -1,0 +1,242 @@
+// The prefix tree as an icicle: one column per level, heights by the tokens of a branch. Shows the
+// upper levels below one node; clicking a box moves there, so that large trees are never sent whole.
+
+import { get, post, remove } from "./server.js";
+import { described, element, made, seconds, styled, tip, tokens } from "./text.js";
+
+const LEVELS = 5; // columns
+const LABEL = 15; // pixels of height that a label needs
+const PIN_SECONDS = 3600;
+
+export class Tree {
+  #ask;
+  #nodes = []; // as the server sent them
+  #path = []; // the nodes above the one in view, from the root on
+  #chosen = null; // the id of the node whose facts are shown
+  #busy = false;
+
+  constructor(ask) {
+    this.#ask = ask;
+    element("colours").addEventListener("change", () => this.draw());
+    element("tree").addEventListener("keydown", (event) => this.#move(event));
+  }
+
+  /** Fetch the view again and draw it. */
+  async refresh() {
+    if (this.#busy) return;
+    this.#busy = true;
+    const at = this.#path.at(-1);
+    try {
+      const answer = await this.#ask(() => get(`cache/tree?depth=${LEVELS}${at ? `&node=${at.id}` : ""}`));
+      this.#nodes = answer.nodes;
+      element("tree-note").textContent = answer.nodes.length ? "" : "Nothing is cached yet.";
+      this.draw();
+    } catch (error) {
+      if (at) this.#path = []; // the node is gone: begin at the root again
+      else element("tree-note").textContent = error.message;
+    } finally {
+      this.#busy = false;
+    }
+  }
+
+  draw() {
+    const svg = d3.select("#tree");
+    const { width, height } = svg.node().getBoundingClientRect();
+    const root = this.#layout(width, height);
+    const colour = colours(chosenColour(), this.#nodes);
+    showScale(colour);
+    const shown = root.descendants().filter((each) => each.data.id !== undefined && each.x1 - each.x0 > 0.7);
+    const focused = document.activeElement?.dataset?.node;
+    const boxes = svg.selectAll("g").data(shown, (each) => each.data.id).join(
+      (entered) => {
+        const g = entered.append("g").attr("role", "treeitem").attr("data-node", (each) => each.data.id);
+        g.append("rect").attr("rx", 2);
+        g.append("text").attr("x", 6).attr("y", 14);
+        g.append("circle").attr("class", "pin").attr("r", 3.5).attr("cy", 7);
+        return g;
+      });
+    boxes.attr("transform", (each) => `translate(${each.y0},${each.x0})`)
+      .attr("aria-level", (each) => each.depth)
+      .attr("aria-label", (each) => spoken(each.data))
+      .attr("aria-selected", (each) => each.data.id === this.#chosen)
+      .attr("tabindex", (each, index) => ((focused ? each.data.id == focused : index === 0) ? 0 : -1))
+      .classed("chosen", (each) => each.data.id === this.#chosen)
+      .on("click", (event, each) => this.#choose(each.data))
+      .on("dblclick", (event, each) => this.#enter(each))
+      .on("pointermove", (event, each) => tip(event, spoken(each.data)))
+      .on("pointerleave", (event) => tip(event, ""));
+    boxes.select("rect").attr("width", (each) => Math.max(1, each.y1 - each.y0 - 1))
+      .attr("height", (each) => Math.max(0.5, each.x1 - each.x0 - 0.5))
+      .attr("fill", (each) => colour.of(each.data));
+    boxes.select("circle").attr("cx", (each) => each.y1 - each.y0 - 9)
+      .attr("visibility", (each) => (each.data.pinned ? null : "hidden"));
+    boxes.select("text").text((each) => label(each))
+      .attr("class", (each) => (d3.lab(colour.of(each.data)).l < 62 ? "on-dark" : "on-light"));
+    this.#showPath();
+  }
+
+  /** The boxes: x is the height, y the column. The root of the view is left out if it is no node. */
+  #layout(width, height) {
+    const ids = new Set(this.#nodes.map((each) => each.id));
+    const stratify = d3.stratify().id((each) => each.id ?? "all")
+      .parentId((each) => (each.id === undefined ? null : ids.has(each.parent) ? each.parent : "all"));
+    const root = stratify([{}, ...this.#nodes]);
+    root.eachAfter((each) => {
+      const inside = d3.sum(each.children ?? [], (child) => child.value);
+      each.value = Math.max(each.data.below ?? 0, inside);
+    });
+    root.sort((one, other) => other.value - one.value);
+    const columns = Math.min(LEVELS, Math.max(1, root.height));
+    const column = width / columns;
+    d3.partition().size([height, column * (root.height + 1)])(root);
+    return root.each((each) => { each.y0 -= column; each.y1 -= column; });
+  }
+
+  #choose(node) {
+    this.#chosen = node.id;
+    this.draw();
+    this.#showNode(node);
+  }
+
+  /** Look inside: the box becomes the first column. */
+  #enter(box) {
+    if (!box.data.children) return;
+    this.#path = [...this.#path, ...box.ancestors().reverse().map((each) => each.data)
+      .filter((data) => data.id !== undefined && !this.#path.some((above) => above.id === data.id))];
+    this.refresh();
+  }
+
+  #leave(length) {
+    this.#path = this.#path.slice(0, length);
+    this.refresh();
+  }
+
+  #showPath() {
+    const steps = [{ name: "all prefixes" }, ...this.#path.map((node) => ({ name: name(node) }))];
+    element("path").replaceChildren(...steps.flatMap((step, index) => {
+      const button = made("button", step.name, { type: "button" });
+      if (index === steps.length - 1) button.setAttribute("aria-current", "location");
+      button.addEventListener("click", () => this.#leave(index));
+      return index ? ["›", button] : [button];
+    }));
+  }
+
+  #showNode(node) {
+    const facts = described([
+      ["tokens", node.below > node.tokens ? `${tokens(node.tokens)}, ${tokens(node.below)} with what follows`
+        : tokens(node.tokens)],
+      ["hits", node.hits], ["last used", ago(node)], ["kept in", node.tier],
+      ["tenant", node.tenant], ["namespace", node.namespace], ["pinned", node.pinned ? "yes" : null],
+    ]);
+    const inside = made("button", "Look inside", { type: "button" });
+    inside.hidden = !node.children;
+    inside.addEventListener("click", () => this.#enter(d3.select(`#tree [data-node="${node.id}"]`).datum()));
+    const pin = made("button", "Pin for an hour", { type: "button" });
+    pin.addEventListener("click", () => this.#act("pinned", () => post("cache/pin", { node: node.id, ttl: PIN_SECONDS })));
+    const drop = made("button", "Drop", { type: "button", class: "danger" });
+    drop.addEventListener("click", () => {
+      if (confirm(`Drop ${tokens(node.below)} from the cache?`)) {
+        this.#act("dropped", () => remove(`cache?node=${node.id}`));
+      }
+    });
+    element("node").replaceChildren(
+      ...(node.text ? [made("pre", node.text)] : []), facts,
+      made("div", [inside, pin, drop], { class: "actions" }));
+  }
+
+  async #act(done, call) {
+    try {
+      const answer = await this.#ask(call);
+      element("tree-note").textContent = `${done}: ${JSON.stringify(answer)}`;
+      await this.refresh();
+    } catch (error) {
+      element("tree-note").textContent = error.message;
+    }
+  }
+
+  /** Arrow keys move to parent, first child and neighbours; Enter looks inside, Escape goes up. */
+  #move(event) {
+    const at = d3.select(event.target.closest("g")).datum();
+    if (!at) return;
+    const beside = (step) => at.parent?.children[at.parent.children.indexOf(at) + step];
+    const to = {
+      ArrowRight: () => at.children?.[0],
+      ArrowLeft: () => (at.parent?.data.id === undefined ? null : at.parent),
+      ArrowDown: () => beside(1),
+      ArrowUp: () => beside(-1),
+    }[event.key]?.();
+    if (to) this.#focus(to.data.id);
+    else if (event.key === "Enter") { this.#choose(at.data); this.#enter(at); }
+    else if (event.key === " ") this.#choose(at.data);
+    else if (event.key === "Escape" && this.#path.length) this.#leave(this.#path.length - 1);
+    else if (!event.key.startsWith("Arrow")) return;
+    event.preventDefault();
+  }
+
+  #focus(id) {
+    const box = document.querySelector(`#tree [data-node="${id}"]`);
+    document.querySelectorAll("#tree g").forEach((each) => each.setAttribute("tabindex", -1));
+    box?.setAttribute("tabindex", 0);
+    box?.focus();
+  }
+}
+
+const chosenColour = () => document.querySelector("#colours input:checked").value;
+
+const ago = (node) => (node.age === null || node.age === undefined ? null
+  : node.age < 0.5 ? "now" : `${seconds(node.age)} ago`);
+
+function name(node) {
+  const text = (node.text ?? "").replace(/\s+/g, " ").trim();
+  return text ? (text.length > 28 ? `${text.slice(0, 27)}…` : text) : tokens(node.tokens);
+}
+
+function label(box) {
+  if (box.x1 - box.x0 < LABEL) return "";
+  const room = Math.floor((box.y1 - box.y0 - 22) / 6.2);
+  const text = (box.data.text ?? "").replace(/\s+/g, " ").trim();
+  const whole = text ? `${box.data.tokens} · ${text}` : `${box.data.tokens}`;
+  return whole.length > room ? `${whole.slice(0, Math.max(0, room - 1))}…` : whole;
+}
+
+function spoken(node) {
+  const parts = [tokens(node.tokens)];
+  if (node.below > node.tokens) parts.push(`${tokens(node.below)} with what follows`);
+  if (node.hits !== undefined) parts.push(`${node.hits} hits`);
+  if (ago(node)) parts.push(`used ${ago(node)}`);
+  parts.push(node.tier);
+  if (node.tenant) parts.push(`tenant ${node.tenant}`);
+  if (node.pinned) parts.push("pinned");
+  if (node.text) parts.push(`begins with: ${node.text.slice(0, 200)}`);
+  return parts.filter(Boolean).join(", ");
+}
+
+/** How nodes are coloured: `of` a node, and either `named` colours or the ends of a ramp. */
+function colours(by, nodes) {
+  const cold = styled("--cold"), hot = styled("--hot");
+  if (by === "age") {
+    const oldest = Math.max(10, d3.max(nodes, (each) => each.age ?? 0) ?? 0);
+    const scale = d3.scaleSymlog([0, oldest], [hot, cold]).constant(5);
+    return { of: (node) => scale(node.age ?? oldest), ends: [`${seconds(oldest)} ago`, "now"] };
+  }
+  if (by === "hits") {
+    const most = Math.max(1, d3.max(nodes, (each) => each.hits ?? 0) ?? 0);
+    const scale = d3.scaleSymlog([0, most], [cold, hot]);
+    return { of: (node) => scale(node.hits ?? 0), ends: ["0 hits", `${most}`] };
+  }
+  const value = (node) => node[by] ?? node.namespace ?? "none";
+  const names = [...new Set(nodes.map(value))].sort();
+  const scale = d3.scaleOrdinal(names, d3.schemeTableau10);
+  return { of: (node) => scale(value(node)), named: names.map((each) => [each, scale(each)]) };
+}
+
+function showScale(colour) {
+  const shown = colour.named
+    ? colour.named.slice(0, 10).map(([text, fill]) => {
+      const swatch = made("span", "", { class: "swatch" });
+      swatch.style.background = fill;
+      return made("span", [swatch, text]);
+    })
+    : [colour.ends[0], made("i", "", { class: "ramp" }), colour.ends[1]];
+  element("tree-scale").replaceChildren(...shown);
+}
