@@ -42,6 +42,4 @@ async def asset(request: web.Request) -> web.Response:
 
 
 def _file(body: bytes, content_type: str) -> web.Response:
-    return web.Response(
-        body=body, content_type=content_type, charset="utf-8", headers=_HEADERS
-    )
+    return web.Response(body=body, content_type=content_type, charset="utf-8", headers=_HEADERS)
