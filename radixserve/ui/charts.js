@@ -1,8 +1,8 @@
 // Three small charts of the last ten minutes: hit share, queue, and the budget of keys and values.
 
-import { bytes, element, share } from "./text.js";
+import { bytes, clock, element, share } from "./text.js";
 
-const MARGIN = { top: 8, right: 10, bottom: 20, left: 44 };
+const MARGIN = { top: 8, right: 10, bottom: 20, left: 56 };
 const WINDOW = 15; // seconds over which a share is smoothed
 
 export class Charts {
@@ -35,10 +35,11 @@ export class Charts {
 
   #budget(samples) {
     const last = samples.at(-1);
-    const plot = new Plot("budget", samples, [0, d3.max(samples, (each) => each.budget_bytes) || 1], bytes);
+    const most = d3.max(samples, (each) => each.budget_bytes) || 1;
+    const plot = new Plot("budget", samples, [0, most], bytes, quarters(most));
     plot.area(samples, "area", (sample) => sample.used_bytes);
     plot.area(samples, "area leased", (sample) => sample.leased_bytes);
-    plot.line(samples, "limit", (sample) => sample.budget_bytes);
+    plot.line(samples, "limit", (sample) => sample.budget_bytes || null);
     say("budget", `${bytes(last.used_bytes)} of ${bytes(last.budget_bytes)} are used, ` +
       `${bytes(last.leased_bytes)} of them by running requests.`);
   }
@@ -54,12 +55,18 @@ function smoothed(samples) {
   });
 }
 
+/** Round numbers of bytes: multiples of a power of two, at most four of them. */
+function quarters(most) {
+  const step = 2 ** Math.ceil(Math.log2(most / 4));
+  return d3.range(0, most + 1, step);
+}
+
 function say(id, text) {
   element(`${id}-said`).textContent = text;
 }
 
 class Plot {
-  constructor(id, samples, domain, format) {
+  constructor(id, samples, domain, format, ticks = null) {
     this.svg = d3.select(`#${id}`);
     this.svg.selectAll("*").remove();
     const { width, height } = this.svg.node().getBoundingClientRect();
@@ -69,9 +76,9 @@ class Plot {
     this.y = d3.scaleLinear(domain, [height - MARGIN.bottom, MARGIN.top]);
     this.svg.append("g").attr("class", "axis")
       .attr("transform", `translate(0,${height - MARGIN.bottom})`)
-      .call(d3.axisBottom(this.x).ticks(Math.max(2, width / 110)).tickSizeOuter(0));
+      .call(d3.axisBottom(this.x).ticks(Math.max(2, width / 110)).tickFormat(clock).tickSizeOuter(0));
     this.svg.append("g").attr("class", "axis").attr("transform", `translate(${MARGIN.left},0)`)
-      .call(d3.axisLeft(this.y).ticks(4).tickFormat(format).tickSizeOuter(0));
+      .call(d3.axisLeft(this.y).ticks(4).tickValues(ticks).tickFormat(format).tickSizeOuter(0));
   }
 
   line(points, className, value) {

@@ -25,6 +25,8 @@ export function seconds(number) {
   return `${Math.round(number / 86400)} days`;
 }
 
+export const clock = d3.timeFormat("%H:%M:%S");
+
 /** An element with text or children; text is never read as HTML. */
 export function made(tag, content = "", attributes = {}) {
   const node = document.createElement(tag);
