@@ -20,7 +20,7 @@ import radixserve
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = ("radixserve",)
-DATA = {".toml", ".jsonl", ".html", ".css", ".js", ".typed"}
+DATA = {".toml", ".jsonl", ".html", ".css", ".js", ".svg", ".LICENSE", ".typed"}
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 # Packages whose import name is not their own.

@@ -4,7 +4,7 @@
 import { get, post, remove } from "./server.js";
 import { described, element, made, seconds, styled, tip, tokens } from "./text.js";
 
-const LEVELS = 5; // columns
+const LEVELS = innerWidth < 600 ? 3 : 5; // columns
 const LABEL = 15; // pixels of height that a label needs
 const PIN_SECONDS = 3600;
 

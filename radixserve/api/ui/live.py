@@ -41,7 +41,8 @@ class LiveRequests:
 
     def begin(self, generation: Generation) -> None:
         """Follow a generation that is about to be submitted; `end` has to be called for it."""
-        self._running[id(generation)] = (generation, time.time())
+        began = time.time() - (time.monotonic() - generation.arrived)
+        self._running[id(generation)] = (generation, began)
 
     def end(self, generation: Generation, outcome: str) -> None:
         """Note how a generation ended."""

@@ -1,0 +1,165 @@
+"""The files of the page, and the events that it gets, over the fake engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from importlib.resources import files
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from radixserve.api.settings import ApiSettings
+from radixserve.api.ui import events
+from radixserve.api.ui.history import SECONDS, History
+from radixserve.api.ui.live import MAX_ENDED, MAX_SHOWN, LiveRequests
+from radixserve.front.generation import Generation
+from tests.api.conftest import CHAT, GENERATING, MODEL, Server, body_for
+from tests.fakes import FakeEngine
+
+OURS = [each for each in (files("radixserve") / "ui").iterdir() if each.is_file()]
+
+
+async def told(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    """The events of an open stream."""
+    async for line in response.content:
+        if line.startswith(b"data: "):
+            yield json.loads(line[6:])
+
+
+async def test_the_page_and_each_of_its_files_are_served_with_a_strict_policy(
+    server: Server,
+) -> None:
+    async with server.session.get(server.url + "/ui") as response:
+        page = await response.text()
+        assert response.content_type == "text/html"
+    for path in re.findall(r'(?:src|href)="(ui/[^"]+)"', page):
+        async with server.session.get(f"{server.url}/{path}") as response:
+            assert response.status == 200, path
+            assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("name", ["nothing.js", "index.html", "..%2Fapp.py", "d3.LICENSE"])
+async def test_other_files_are_not_served(server: Server, name: str) -> None:
+    status, answer = await server.get(f"/ui/{name}")
+    assert (status, answer["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("file", OURS, ids=lambda each: each.name)
+def test_nothing_is_loaded_from_elsewhere(file: Any) -> None:
+    text = file.read_text(encoding="utf-8").replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "innerHTML" not in text  # text of users must not become elements
+
+
+@pytest.mark.parametrize("path", GENERATING)
+async def test_a_request_of_any_endpoint_is_told_while_it_runs_and_when_it_has_ended(
+    server: Server, path: str
+) -> None:
+    server.engine.hold_at, server.engine.num_cached = 2, 3
+    asking = asyncio.create_task(server.post(path, body_for(path)))
+    await server.engine.held.wait()
+    async with server.session.get(server.url + "/ui/events") as response:
+        news = told(response)
+        first = await anext(news)
+        (running,) = first["requests"]
+        assert first["server"]["model"] == MODEL
+        assert running["cached"] == 3
+        assert "outcome" not in running
+        server.engine.go_on.set()
+        await asking
+        (ended,) = (await anext(news))["requests"]
+    assert ended["id"] == running["id"]
+    assert ended["began"] <= ended["first_token"] <= ended["ended"]
+    assert ended["outcome"] in ("stop", "length")
+
+
+async def test_the_first_event_carries_the_history_and_later_ones_what_is_new(
+    server: Server,
+) -> None:
+    async with server.session.get(server.url + "/ui/events") as response:
+        news = told(response)
+        await anext(news)
+        times = [sample["at"] for _ in range(2) for sample in (await anext(news))["samples"]]
+    assert times == sorted(set(times))
+    async with server.session.get(server.url + "/ui/events") as response:
+        first = await anext(told(response))
+    assert [sample["at"] for sample in first["samples"]][: len(times)] == times
+
+
+async def test_the_stream_ends_when_the_server_drains(server: Server) -> None:
+    async with server.session.get(server.url + "/ui/events") as response:
+        news = told(response)
+        await anext(news)
+        server.engine.unready_reason = "draining"
+        assert [each async for each in news] == []
+
+
+async def test_pages_are_bounded_and_a_closed_one_makes_room(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "MAX_PAGES", 1)
+    async with server.session.get(server.url + "/ui/events") as response:
+        await anext(told(response))
+        assert (await server.get("/ui/events"))[0] == 503
+    async with asyncio.timeout(5):
+        while True:
+            async with server.session.get(server.url + "/ui/events") as response:
+                if response.status == 200:
+                    return
+            await asyncio.sleep(0.05)
+
+
+class TestWithKey:
+    @pytest.fixture
+    def settings(self) -> ApiSettings:
+        return ApiSettings(api_key="secret")
+
+    async def test_the_page_needs_no_key_and_its_data_do(self, server: Server) -> None:
+        async with server.session.get(server.url + "/ui") as response:
+            assert response.status == 200
+        assert (await server.get("/ui/events"))[0] == 401
+        key = {"Authorization": "Bearer secret"}
+        async with server.session.get(server.url + "/ui/events", headers=key) as response:
+            assert (await anext(told(response)))["state"] == "ready"
+
+
+def test_requests_that_ended_are_kept_up_to_a_bound_and_told_once() -> None:
+    live = LiveRequests()
+    for number in range(MAX_ENDED + 50):
+        generation = Generation("chat", f"r{number}", [])
+        live.begin(generation)
+        live.end(generation, "stop")
+    shown = live.since(0)
+    assert len(shown) == min(MAX_ENDED, MAX_SHOWN)
+    assert shown[-1].id == f"r{MAX_ENDED + 49}"
+    assert live.since(live.num_ended) == []
+
+
+def test_history_takes_differences_and_survives_a_new_engine() -> None:
+    engine = FakeEngine()
+    history = History(engine)
+    expected = [(100, 0), (40, 160), (5, 10)]
+    for computed, cached in [(100, 0), (140, 160), (5, 10)]:  # the third counts from zero
+        engine.stats = msgspec.structs.replace(
+            engine.stats,
+            computed_prompt_tokens_total=computed,
+            cached_prompt_tokens_total=cached,
+        )
+        history.sample()
+    assert [(each.computed, each.cached) for each in history.samples] == expected
+    for _ in range(SECONDS + 5):
+        history.sample()
+    assert len(history.samples) == SECONDS
+
+
+async def test_a_refused_body_is_not_followed(server: Server) -> None:
+    assert (await server.post(CHAT, {"model": MODEL}))[0] == 400
+    async with server.session.get(server.url + "/ui/events") as response:
+        assert (await anext(told(response)))["requests"] == []
