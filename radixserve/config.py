@@ -134,6 +134,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             path=True,
         ),
     ] = None
+    tenant_secret: Annotated[
+        _Key | None,
+        Doc(
+            "server",
+            "secret from which the namespaces of tenants are made; another one finds nothing that "
+            "was cached before",
+            zero="drawn once and kept in disk_path; without that, drawn at every start",
+            secret=True,
+        ),
+    ] = None
     health_access: Annotated[
         Literal["open", "admin"],
         Doc("server", "who may ask for /health*: everybody, or where there are keys an admin"),

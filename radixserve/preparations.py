@@ -33,5 +33,5 @@ def check_keys(settings: Settings) -> None:
 
 
 def for_engine(settings: Settings) -> Settings:
-    """What the engine process gets of `settings`: all but the key of the API."""
-    return msgspec.structs.replace(settings, api_key=None)
+    """What the engine process gets of `settings`: all but the secrets of the API."""
+    return msgspec.structs.replace(settings, api_key=None, tenant_secret=None)

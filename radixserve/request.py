@@ -64,6 +64,7 @@ class Request(msgspec.Struct, tag="request", frozen=True, kw_only=True):
     # Tokens of the answer that came from an earlier engine; the next one continues behind them.
     output_ids: list[int] = []
     namespace: str = "public"  # requests share K/V only within a namespace
+    tenant: str = "default"  # whose request it is
     reads_cache: bool = True  # cached K/V may be used
     keeps_cache: bool = True  # computed K/V may be found by later requests
     # time.monotonic() seconds when the front accepted it; comparable between processes

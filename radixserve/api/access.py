@@ -13,12 +13,15 @@ import ipaddress
 import socket
 from typing import Final
 
+import msgspec
 from aiohttp import web
 
 from radixserve.api.keys import Keys
+from radixserve.api.namespaces import Namespaces
 from radixserve.api.refusals import shown
 from radixserve.config import Settings
 from radixserve.errors import BadRequest, Forbidden, Unauthorized
+from radixserve.front.generation import Generation
 from radixserve.tenants import DEFAULT, Tenant
 
 _LOCAL_NAMES: Final = ("localhost", "*.localhost", "*.local", "*.internal")
@@ -105,6 +108,19 @@ def tenant_of(request: web.Request) -> Tenant:
     that are answered to everybody.
     """
     return request[_TENANT]
+
+
+def assign_tenant(request: web.Request, generation: Generation, namespaces: Namespaces) -> None:
+    """Make every stream of `generation` the tenant's; to be called before it is run, or before the
+    cache is asked about its prompts.
+    """
+    tenant = tenant_of(request)
+    for stream in generation.streams:
+        stream.request = msgspec.structs.replace(
+            stream.request,
+            tenant=tenant.name,
+            namespace=namespaces.of(tenant.name, stream.request.namespace),
+        )
 
 
 def check_admin(request: web.Request) -> None:

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from radixserve.api.answer_formats import AnswerFormats
 from radixserve.api.keys import Keys
+from radixserve.api.namespaces import Namespaces, tenant_secret
 from radixserve.api.settings import ApiSettings
 from radixserve.api.ui.state import PageState
 from radixserve.api.volatile import VolatilePrefixes
@@ -69,6 +70,7 @@ class Api:
     formats: AnswerFormats
     volatile: VolatilePrefixes
     keys: Keys
+    namespaces: Namespaces
     ui: PageState
 
     @classmethod
@@ -80,10 +82,15 @@ class Api:
         settings: ApiSettings,
         model_names: tuple[str, ...],
     ) -> Api:
-        """The value for a server that starts now. Raises ConfigError for an unusable key file."""
+        """The value for a server that starts now. Raises ConfigError if the file of keys or of
+        the secret cannot be used.
+        """
         formats = AnswerFormats.of(tokenizer, settings.tool_parser, settings.reasoning_parser)
         threads = TokenizerThreads(settings)
         volatile = VolatilePrefixes(settings.volatile_prefix, metrics.volatile_line_removed)
+        keys, secret = Keys(settings.api_key, settings.api_key_file), None
+        if keys.has_file:
+            secret = tenant_secret(settings.tenant_secret, settings.disk_path)
         return cls(
             engine=engine,
             tokenizer=tokenizer,
@@ -94,7 +101,8 @@ class Api:
             threads=threads,
             formats=formats,
             volatile=volatile,
-            keys=Keys(settings.api_key, settings.api_key_file),
+            keys=keys,
+            namespaces=Namespaces(secret),
             ui=PageState(engine),
         )
 

@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from radixserve.api.access import assign_tenant
 from radixserve.api.body import Body, read_body
 from radixserve.api.context import API, Api
 from radixserve.api.envelope import as_api_error, note_error, title
@@ -73,6 +74,7 @@ async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamRes
         body = await read_body(request, endpoint.body_type)
         generation = await endpoint.prepare(api, body)
         generation.arrived = arrived
+        assign_tenant(request, generation, api.namespaces)
         api.ui.live.begin(generation)
         renderer = endpoint.renderer(api, generation, body)
         answer = _answer_streamed if generation.streamed else _answer_whole

@@ -41,6 +41,8 @@ class ApiSettings:
     )
     api_key: str | None = field(default=None, repr=False)  # None: there is no single key
     api_key_file: str | None = None  # None: no other keys
+    tenant_secret: str | None = field(default=None, repr=False)  # None: kept in `disk_path`
+    disk_path: str | None = None
     health_access: str = "open"  # or "admin"
     metrics_access: str = "admin"  # or "open"
     allowed_hosts: tuple[str, ...] = ()  # empty: any
@@ -69,6 +71,8 @@ class ApiSettings:
             max_sequences=settings.max_queue,
             api_key=settings.api_key,
             api_key_file=settings.api_key_file,
+            tenant_secret=settings.tenant_secret,
+            disk_path=settings.disk_path,
             health_access=settings.health_access,
             metrics_access=settings.metrics_access,
             keep_alive_seconds=settings.keep_alive_seconds,

@@ -8,6 +8,7 @@ changed.
     fingerprints.json     digests of model files, see `store.fingerprint`
     runs/*.safetensors    one file per run, named by 64 hex digits
     runs/*.tmp            a file that is being written
+    tenant-secret         not ours: kept here for the server, see `api.namespaces`
     asking, *.json        requests to the server, see `store.errands`
 """
 

@@ -9,7 +9,9 @@ import pytest
 
 from radixserve.api.app import ApiSettings
 from radixserve.api.keys import Keys
-from tests.api.conftest import CHAT, GENERATING, MESSAGES, Server, body_for
+from radixserve.api.namespaces import SECRET_FILE, Namespaces, tenant_secret
+from radixserve.errors import ConfigError
+from tests.api.conftest import CHAT, COMPLETIONS, GENERATING, MESSAGES, Server, body_for
 from tests.api.test_access import GETS, HEALTH, every_endpoint, status
 
 FILE = """
@@ -123,3 +125,53 @@ async def test_a_running_answer_survives_that_its_key_is_withdrawn(
         server.engine.go_on.set()
         assert "[DONE]" in await response.text()
     assert (await server.post(CHAT, body_for(CHAT), headers=bearer("key-ours")))[0] == 401
+
+
+class TestNamespaces:
+    """In pairs: the same tenant shares, another does not, whatever it sends."""
+
+    @pytest.mark.parametrize("path", GENERATING)
+    async def test_each_tenant_has_its_own_at_every_endpoint(
+        self, server: Server, path: str
+    ) -> None:
+        for key in ("key-ours", "key-ours-2", "key-theirs", "key-owner"):
+            assert (await server.post(path, body_for(path), headers=bearer(key)))[0] == 200
+        ours, also_ours, theirs, default = server.engine.seen
+        assert ours.namespace == also_ours.namespace
+        assert len({ours.namespace, theirs.namespace, default.namespace, "public"}) == 4
+        assert [each.tenant for each in server.engine.seen] == ["ours", "ours", "theirs", "default"]
+
+    @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+    async def test_a_salt_separates_within_a_tenant_and_forges_nothing(
+        self, server: Server, path: str
+    ) -> None:
+        async def namespace(key: str, **fields: str) -> str:
+            await server.post(path, body_for(path) | fields, headers=bearer(key))
+            return server.engine.seen[-1].namespace
+
+        ours = await namespace("key-ours")
+        salted = await namespace("key-ours", cache_salt="s")
+        assert salted == await namespace("key-ours", cache_salt="s")
+        guesses = ("s", "public", "ours", ours, salted, ours.partition("/")[2], "ours\0public")
+        forged = [await namespace("key-theirs", cache_salt=each) for each in guesses]
+        forged += [await namespace("key-theirs", extra_key=each) for each in guesses]
+        assert salted != ours
+        assert {ours, salted}.isdisjoint(forged)
+        assert all(each.startswith("theirs/") for each in forged)
+
+    def test_without_a_file_namespaces_are_as_before(self) -> None:
+        assert Namespaces(None).of("default", "public") == "public"
+
+    def test_the_secret_is_kept_in_the_disk_folder_for_its_owner_only(self, tmp_path: Path) -> None:
+        first = tenant_secret(None, str(tmp_path))
+        path = tmp_path / SECRET_FILE
+        assert path.stat().st_mode & 0o777 == 0o600
+        path.chmod(0o644)
+        assert tenant_secret(None, str(tmp_path)) == first
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert tenant_secret("given", str(tmp_path)) == b"given"
+        assert [each.name for each in tmp_path.iterdir()] == [SECRET_FILE]
+        assert tenant_secret(None, None) != tenant_secret(None, None)
+        path.write_text("broken")
+        with pytest.raises(ConfigError, match=SECRET_FILE):
+            tenant_secret(None, str(tmp_path))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
+import urllib.request
 from pathlib import Path
 
 import openai
@@ -49,3 +51,48 @@ def test_keys_are_read_again_and_no_answer_is_lost(tmp_path: Path) -> None:
         with pytest.raises(openai.AuthenticationError):
             client(server, "key-a").models.list()
         assert server.stop() == 0
+
+
+def test_another_tenant_never_hits_at_any_endpoint(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text("[tenants.a]\nkeys = ['key-a']\n[tenants.b]\nkeys = ['key-b']")
+    words = "the same long prompt of all endpoints, again and again. " * 20
+    with running(*FAKE, "--api-key-file", os.fspath(path)) as server:
+        for endpoint in CACHED:
+            text = f"{endpoint} {words}"
+            assert cached(server, "key-a", endpoint, text) < FEW
+            assert cached(server, "key-b", endpoint, text) < FEW
+            assert cached(server, "key-a", endpoint, text) > 100
+            assert cached(server, "key-b", endpoint, text) > 100
+        forged = "public"
+        assert cached(server, "key-b", "/v1/completions", f"x {words}", cache_salt="s") < FEW
+        assert cached(server, "key-a", "/v1/completions", f"x {words}", cache_salt="s") < FEW
+        assert cached(server, "key-b", "/v1/completions", f"x {words}", cache_salt="s") > 100
+        assert cached(server, "key-a", "/v1/completions", f"x {words}", cache_salt=forged) < FEW
+
+
+FEW = 50  # tokens of the chat template, which one tenant has at several endpoints
+CACHED = {
+    "/v1/chat/completions": ("messages", "prompt_tokens_details", "cached_tokens"),
+    "/v1/completions": ("prompt", "prompt_tokens_details", "cached_tokens"),
+    "/v1/responses": ("input", "input_tokens_details", "cached_tokens"),
+    "/v1/messages": ("messages", "cache_read_input_tokens"),
+}
+
+
+def cached(server: Server, key: str, endpoint: str, text: str, **fields: str) -> int:
+    """How many tokens the usage of an answer says were cached."""
+    prompt, *where = CACHED[endpoint]
+    value: object = [{"role": "user", "content": text}] if prompt == "messages" else text
+    limit = "max_output_tokens" if endpoint == "/v1/responses" else "max_tokens"
+    body = {"model": "fake", prompt: value, limit: 16, **fields}
+    request = urllib.request.Request(
+        server.url + endpoint,
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", "x-api-key": key},
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        usage = json.load(response)["usage"]
+    for name in where:
+        usage = usage[name]
+    return int(usage)

@@ -14,11 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from radixserve.engine import tiers
 from radixserve.errors import StartupError
 from radixserve.prefix import Prefix
+from radixserve.request import Request
 from radixserve.store import errands, transfer
 from radixserve.store.disk import Disk
 from radixserve.tiers import disk as disk_tier
@@ -413,3 +415,27 @@ def test_a_job_that_raises_harms_nobody(
     assert right(engine, "a", LONG)
     assert right(engine, "b", OTHER)
     engine.assert_drained()
+
+
+def test_another_tenant_never_hits_in_any_tier(tmp_path: Path) -> None:
+    prompt = list(range(1, 11)) * 4
+
+    def asked(name: str, namespace: str) -> Request:
+        return msgspec.structs.replace(request(name, prompt, 2), namespace=namespace)
+
+    engine = Tiered(64, host_slots=128, folder=tmp_path)
+    engine.ask(asked("ours", "a/1"))
+    engine.ask(asked("theirs on device", "b/2"))
+    engine.cache.evict(64)
+    engine.settle()
+    engine.ask(asked("ours again", "a/1"))
+    engine.ask(asked("theirs in host memory", "c/3"))
+    assert engine.cached("theirs on device") == engine.cached("theirs in host memory") == (0, 0, 0)
+    assert engine.cached("ours again")[1] > 0
+    engine.close()
+    engine = Tiered(64, folder=tmp_path)
+    engine.ask(asked("ours on disk", "a/1"))
+    engine.ask(asked("theirs on disk", "d/4"))
+    assert engine.cached("theirs on disk") == (0, 0, 0)
+    assert engine.cached("ours on disk")[2] > 0
+    engine.close()
