@@ -109,7 +109,7 @@ def restart(loaded: LoadedModel, num_runs: int, num_tokens: int, folder: Path) -
     cache, pool = KVCache(SLOTS), KVPool(loaded.shape, SLOTS, CPU)
     store = DiskStore(folder, 4 << 30, "bench", loaded.shape)
     opened = time.perf_counter() - since
-    tiers = Tiers(cache, pool, None, DiskTier(store, cache, pool, Pace()))
+    tiers = Tiers(cache, pool, [DiskTier(store, cache, pool, Pace())])
     core = EngineCore(
         Runner(loaded, pool), cache, Limits(max_running=16, max_step_tokens=STEP), tiers=tiers
     )
@@ -126,7 +126,7 @@ def restart(loaded: LoadedModel, num_runs: int, num_tokens: int, folder: Path) -
         if not core.step():
             time.sleep(WAIT_SECONDS)
     first = time.perf_counter() - since
-    loads = core.stats().disk_prompt_tokens_total
+    loads = core.stats().promoted_prompt_tokens_total.get("disk", 0)
     tiers.close(10.0)
     assert loads, "the stored prefix was not used"
     print(

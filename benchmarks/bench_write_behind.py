@@ -40,6 +40,7 @@ from radixserve.model.runner import Runner
 from radixserve.request import Request, Sampling
 from radixserve.store.disk_store import DiskStore
 from radixserve.tensors.kv import KVPool
+from radixserve.tiers.contract import Tier
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.pace import Pace
 
@@ -53,12 +54,11 @@ Round = list[Request]
 
 def engine(loaded: LoadedModel, folder: Path | None) -> EngineCore:
     cache, pool = KVCache(SLOTS), KVPool(loaded.shape, SLOTS, DEVICE)
-    disk = (
-        DiskTier(DiskStore(folder, BUDGET, "bench", loaded.shape), cache, pool, Pace())
-        if folder
-        else None
-    )
-    return EngineCore(Runner(loaded, pool), cache, LIMITS, tiers=Tiers(cache, pool, None, disk))
+    below: list[Tier] = []
+    if folder:
+        store = DiskStore(folder, BUDGET, "bench", loaded.shape)
+        below.append(DiskTier(store, cache, pool, Pace()))
+    return EngineCore(Runner(loaded, pool), cache, LIMITS, tiers=Tiers(cache, pool, below))
 
 
 def chats(draw: random.Random, vocab: int) -> Round:
@@ -85,7 +85,7 @@ def seconds(core: EngineCore, rounds: list[Round]) -> float:
 def drain(core: EngineCore) -> float:
     """Seconds until nothing is to be written any more."""
     started = time.perf_counter()
-    while core.tiers.disk is not None and core.tiers.disk.writing:
+    while core.tiers.patience is None:
         core.tiers.settle()
         time.sleep(0.005)
     return time.perf_counter() - started

@@ -12,6 +12,7 @@ from typing import Final, Literal, get_args
 
 from radixserve.errors import CODES
 from radixserve.step import EngineStats, FaultKind
+from radixserve.tiers import DEVICE, NAMES
 
 _SECONDS: Final = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
@@ -25,7 +26,7 @@ WINDOW_SECONDS: Final = 300
 
 ENDPOINTS: Final = ("chat", "completions", "responses", "messages")
 OUTCOMES: Final = ("stop", "length", "tool_calls", "abort", "error", "rejected")
-SOURCES: Final = ("computed", "device", "host", "disk")
+SOURCES: Final = ("computed", DEVICE, *NAMES)
 RESTART_CAUSES: Final = ("crash", "hang")
 OTHER_CODE: Final = "other"
 """The label for codes that are not listed, which bounds the number of series."""
@@ -291,6 +292,20 @@ METRICS: Final = (
 
 _Feeds = tuple[tuple[Callable[[EngineStats], int], str, tuple[str, ...]], ...]
 
+
+def _device_tokens(stats: EngineStats) -> int:
+    """Cached prompt tokens that were on the device already."""
+    return stats.cached_prompt_tokens_total - sum(stats.promoted_prompt_tokens_total.values())
+
+
+def _prompt_tokens_of(tier: str) -> Callable[[EngineStats], int]:
+    return lambda stats: stats.promoted_prompt_tokens_total.get(tier, 0)
+
+
+def _tokens_up_of(tier: str) -> Callable[[EngineStats], int]:
+    return lambda stats: stats.tiers.promoted_tokens_total.get(tier, 0)
+
+
 TOTALS: Final[_Feeds] = (
     (lambda stats: stats.steps_total, "radixserve_steps_total", ()),
     (
@@ -298,9 +313,8 @@ TOTALS: Final[_Feeds] = (
         "radixserve_prompt_tokens_total",
         ("computed",),
     ),
-    (lambda stats: _device_tokens(stats), "radixserve_prompt_tokens_total", ("device",)),
-    (lambda stats: stats.host_prompt_tokens_total, "radixserve_prompt_tokens_total", ("host",)),
-    (lambda stats: stats.disk_prompt_tokens_total, "radixserve_prompt_tokens_total", ("disk",)),
+    (_device_tokens, "radixserve_prompt_tokens_total", ("device",)),
+    *((_prompt_tokens_of(tier), "radixserve_prompt_tokens_total", (tier,)) for tier in NAMES),
     (lambda stats: stats.generated_tokens_total, "radixserve_generated_tokens_total", ()),
     (lambda stats: stats.evicted_tokens_total, "radixserve_evicted_tokens_total", ()),
     (lambda stats: stats.preemptions_total, "radixserve_preemptions_total", ()),
@@ -324,20 +338,11 @@ TOTALS: Final[_Feeds] = (
         "radixserve_tier_tokens_total",
         ("host", "down"),
     ),
-    (
-        lambda stats: stats.tiers.promoted_host_tokens_total,
-        "radixserve_tier_tokens_total",
-        ("host", "up"),
-    ),
+    *((_tokens_up_of(tier), "radixserve_tier_tokens_total", (tier, "up")) for tier in NAMES),
     (
         lambda stats: stats.tiers.stored_tokens_total,
         "radixserve_tier_tokens_total",
         ("disk", "down"),
-    ),
-    (
-        lambda stats: stats.tiers.promoted_disk_tokens_total,
-        "radixserve_tier_tokens_total",
-        ("disk", "up"),
     ),
     (lambda stats: stats.tiers.evicted_runs_total, "radixserve_store_evicted_runs_total", ()),
     (lambda stats: stats.tiers.verify_failures_total, "radixserve_store_verify_failures_total", ()),
@@ -346,15 +351,6 @@ TOTALS: Final[_Feeds] = (
     (lambda stats: stats.tiers.skipped_total, "radixserve_store_skipped_total", ()),
 )
 """A running total of the engine, the counter it feeds, the counter's label values."""
-
-
-def _device_tokens(stats: EngineStats) -> int:
-    """Cached prompt tokens that were on the device already."""
-    return (
-        stats.cached_prompt_tokens_total
-        - stats.host_prompt_tokens_total
-        - stats.disk_prompt_tokens_total
-    )
 
 
 def markdown() -> str:

@@ -74,10 +74,10 @@ class TokenEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The outcome of one step for one request. Every accepted request ends in exactly one event
     with `finish` set.
 
-    The event of the first token carries `num_cached` and `queue_seconds`; an engine that continues
-    the request after another one does not repeat them. `stop_token_id` is set when a stop token
-    ended the request; that token is the last of `token_ids`, and the front keeps it out of the
-    text.
+    The event of the first token carries `num_cached`, `cached_below` and `queue_seconds`; an engine
+    that continues the request after another one does not repeat them. `stop_token_id` is set when a
+    stop token ended the request; that token is the last of `token_ids`, and the front keeps it out
+    of the text.
     """
 
     request_id: str
@@ -92,8 +92,7 @@ class TokenEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     error: str | None = None
     code: str | None = None  # of the refusal, with "refused"
     num_cached: int | None = None
-    num_host: int = 0  # tokens of num_cached that came from host memory
-    num_disk: int = 0  # tokens of num_cached that came from the disk
+    cached_below: dict[str, int] = {}  # tokens of num_cached, by the tier that they came from
     queue_seconds: float | None = None
 
 
@@ -135,8 +134,7 @@ class TierStats(msgspec.Struct, kw_only=True, omit_defaults=True):
     disk_writing: bool = False  # false without a disk, and while writing is paused after errors
     demoted_tokens_total: int = 0  # device to host
     stored_tokens_total: int = 0  # device to disk
-    promoted_host_tokens_total: int = 0
-    promoted_disk_tokens_total: int = 0
+    promoted_tokens_total: dict[str, int] = {}  # to the device, by tier
     evicted_runs_total: int = 0  # from the disk
     verify_failures_total: int = 0
     read_errors_total: int = 0
@@ -160,8 +158,8 @@ class EngineStats(msgspec.Struct, kw_only=True):
     steps_total: int = 0
     computed_prompt_tokens_total: int = 0
     cached_prompt_tokens_total: int = 0  # in any tier
-    host_prompt_tokens_total: int = 0  # of those, copied from host memory for the request
-    disk_prompt_tokens_total: int = 0  # of those, read from the disk for the request
+    # of those, the ones that were copied from a tier for the request
+    promoted_prompt_tokens_total: dict[str, int] = {}
     generated_tokens_total: int = 0
     # steps that raised and rows with logits that are not finite
     faults_total: dict[FaultKind, int] = {}

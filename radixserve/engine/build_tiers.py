@@ -29,6 +29,7 @@ from radixserve.store.folder import StoreFolder
 from radixserve.tensors.budget import MIN_SLOTS, free_bytes
 from radixserve.tensors.copies import Copies
 from radixserve.tensors.kv import SCALED, KVPool, KVShape
+from radixserve.tiers.contract import Tier
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.host import HostTier
 from radixserve.tiers.pace import Pace
@@ -74,12 +75,13 @@ def make_tiers(
             )
         dtype = torch.float8_e4m3fn
     shape = replace(loaded.shape, dtype=dtype)
-    host = _host(settings.host_budget, shape, pool) if settings.host_budget else None
-    disk = None
+    below: list[Tier] = []
+    if settings.host_budget:
+        below.append(_host(settings.host_budget, shape, pool))
     if settings.disk_path is not None:
         store = _open(settings, model, loaded, shape)
-        disk = DiskTier(store, cache, pool, Pace())
-    return Tiers(cache, pool, host, disk)
+        below.append(DiskTier(store, cache, pool, Pace()))
+    return Tiers(cache, pool, below)
 
 
 def _host(budget: int, shape: KVShape, pool: KVPool) -> HostTier:

@@ -109,7 +109,7 @@ class EngineLoop:
     def __init__(self, core: EngineCore, channel: Channel) -> None:
         self._core = core
         self._channel = channel
-        self._also = [each for each in (core.tiers.fileno(),) if each is not None]
+        self._also = core.tiers.filenos()
         self._reported_at = 0.0
 
     def run(self) -> None:

@@ -45,8 +45,8 @@ class Totals:
 
     computed_prompt_tokens: int = 0
     cached_prompt_tokens: int = 0  # in any tier
-    host_prompt_tokens: int = 0  # of those, copied from host memory for the request
-    disk_prompt_tokens: int = 0  # of those, read from the disk for the request
+    # of those, the ones that were copied from a tier for the request
+    promoted_prompt_tokens: Counter[str] = field(default_factory=Counter)
     generated_tokens: int = 0
     preemptions: int = 0
     faults: Counter[FaultKind] = field(default_factory=Counter)
@@ -212,9 +212,7 @@ class Scheduler:
         sequence.admitted_at = time.monotonic()
         sequence.num_cached = min(sequence.num_computed, sequence.num_prompt)
         self.totals.cached_prompt_tokens += sequence.num_cached
-        host, disk = sequence.cached_below
-        self.totals.host_prompt_tokens += host
-        self.totals.disk_prompt_tokens += disk
+        self.totals.promoted_prompt_tokens.update(sequence.cached_below)
         self.totals.computed_prompt_tokens += sequence.num_prompt - sequence.num_cached
 
     def _awaits_prefix(self, sequence: Sequence) -> bool:
@@ -396,4 +394,4 @@ def _describe_start(sequence: Sequence, event: TokenEvent) -> None:
 
 def _describe_cached(sequence: Sequence, event: TokenEvent) -> None:
     event.num_cached = sequence.num_cached
-    event.num_host, event.num_disk = sequence.cached_below
+    event.cached_below = sequence.cached_below

@@ -51,7 +51,7 @@ class Sequence:
     num_cached: int | None = None  # prompt tokens found in the cache at first admission
     num_asked: int = 0  # lower tiers that were asked for K/V since it began to wait
     # tokens whose K/V was copied to the device for it, by tier
-    num_promoted: dict[str, int] = field(default_factory=lambda: {"host": 0, "disk": 0})
+    num_promoted: dict[str, int] = field(default_factory=dict)
     admitted_at: float | None = None  # time.monotonic() seconds
     lease: Lease | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -114,13 +114,13 @@ class Sequence:
         return self.request.sampling.prompt_logprobs is not None and self.num_resumed == 0
 
     @property
-    def cached_below(self) -> tuple[int, int]:
-        """How many of the cached prompt tokens were copied from host memory and from the disk for
-        this request.
-        """
-        cached = self.num_cached or 0
-        host = min(self.num_promoted["host"], cached)
-        return host, min(self.num_promoted["disk"], cached - host)
+    def cached_below(self) -> dict[str, int]:
+        """How many of the cached prompt tokens were copied from each tier for this request."""
+        below, left = {}, self.num_cached or 0
+        for tier, promoted in self.num_promoted.items():
+            below[tier] = min(promoted, left)
+            left -= below[tier]
+        return below
 
     @property
     def awaits_grammar(self) -> bool:

@@ -13,9 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
+from radixserve import tiers
 from radixserve.errors import ApiError
 from radixserve.front.protocol import EngineClient
 from radixserve.front.stream import Delta, Stream, joined
@@ -34,10 +36,14 @@ class Counts:
 
     prompt: int
     cached: int
-    host: int  # of the cached ones
-    disk: int  # of the cached ones
+    cached_below: dict[str, int]  # of the cached ones, by the tier that they came from
     generated: int
     reasoning: int  # of the generated ones
+
+    def cached_in(self) -> dict[str, int]:
+        """Where the cached tokens were when the request arrived: every tier, the device first."""
+        below = {name: self.cached_below.get(name, 0) for name in tiers.NAMES}
+        return {tiers.DEVICE: self.cached - sum(below.values()), **below}
 
 
 @dataclass(slots=True)
@@ -69,8 +75,7 @@ class Generation:
         return Counts(
             prompt=sum(len(stream.request.prompt_ids) for stream in firsts),
             cached=sum(stream.num_cached for stream in firsts),
-            host=sum(stream.num_host for stream in firsts),
-            disk=sum(stream.num_disk for stream in firsts),
+            cached_below=_summed(stream.cached_below for stream in firsts),
             generated=sum(stream.num_generated for stream in self.streams),
             reasoning=sum(stream.num_reasoning for stream in self.streams),
         )
@@ -149,6 +154,13 @@ class Generation:
             e2e_seconds=time.monotonic() - self.arrived,
             inter_token_seconds=[gap for stream in accepted for gap in stream.inter_token_seconds],
         )
+
+
+def _summed(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return total
 
 
 def outcome_of(error: BaseException, streams: Iterable[Stream] = ()) -> str:

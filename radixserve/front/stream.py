@@ -68,8 +68,8 @@ class Stream:
         finish_reason: "stop", "length" or "tool_calls" once the answer is complete.
         num_generated: counted tokens; a stop token and the token that completed a stop string
             included.
-        num_cached: prompt tokens that were not computed; `num_host` and `num_disk` of them came
-            from these tiers.
+        num_cached: prompt tokens that were not computed; `cached_below` of them came from the tiers
+            below the device.
     """
 
     def __init__(
@@ -95,7 +95,8 @@ class Stream:
         self.accepted = False  # by the engine's client
         self.finish_reason: str | None = None
         self.matched_stop: str | int | None = None  # the stop string or token that ended it
-        self.num_generated = self.num_cached = self.num_host = self.num_disk = 0
+        self.num_generated = self.num_cached = 0
+        self.cached_below: dict[str, int] = {}
         self.queue_seconds: float | None = None
         self.first_token_at: float | None = None
         self.inter_token_seconds: list[float] = []
@@ -169,7 +170,7 @@ class Stream:
     def _take_counts(self, event: TokenEvent) -> None:
         if event.num_cached is not None:
             self.num_cached = event.num_cached
-            self.num_host, self.num_disk = event.num_host, event.num_disk
+            self.cached_below = event.cached_below
             self.queue_seconds = event.queue_seconds
 
     def _take_tokens(self, event: TokenEvent, delta: Delta) -> None:

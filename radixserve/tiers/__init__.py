@@ -4,3 +4,13 @@ slots and tensors, no requests.
 `host` keeps what the device evicts, `disk` what was computed; `engine.tiers` decides when which of
 them is asked.
 """
+
+from __future__ import annotations
+
+from typing import Final
+
+DEVICE: Final = "device"
+"""What metrics and usage call the device's own cache."""
+
+NAMES: Final = ("host", "disk")
+"""The tiers below the device, in the order in which they are asked."""

@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.prefix import Prefix
@@ -21,32 +22,18 @@ from radixserve.store.disk_store import DiskStore
 from radixserve.store.errands import Attendant
 from radixserve.tensors.copies import Reader, converted
 from radixserve.tensors.kv import KV, KVPool
+from radixserve.tiers.contract import Found, Load
 from radixserve.tiers.pace import Pace
 from radixserve.tiers.worker import Job, Worker
 
 MAX_QUEUED = 64  # writes that may wait; more are skipped
 WRITE_TOKENS = 512  # tokens per part of a write; a load waits for one part at most
+_PATIENCE_SECONDS = 0.5  # to wait for a load, or as long as computing would take if that is more
+_PREFILL = 64  # tokens; a step with fewer tells little about the speed of prefill
 _STATS_SECONDS = 1.0
 _LOOK_SECONDS = 0.25  # how often requests of commands are looked for
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Load:
-    """A load from the disk. Once it is `done`, `kv` is K/V of `prefix` from position `depth` on, or
-    None.
-    """
-
-    prefix: Prefix
-    depth: int
-    kv: KV | None = None
-    done: bool = False
-    given_up: bool = False
-
-    def give_up(self) -> None:
-        """The result is no longer needed: if the load has not begun, it is skipped."""
-        self.given_up = True
 
 
 @dataclass(slots=True)
@@ -68,7 +55,8 @@ class _Save:
 class DiskTier:
     """K/V in a folder, used by the engine's thread."""
 
-    name = "disk"
+    name: Final = "disk"
+    takes: Final = "computed"
 
     def __init__(self, store: DiskStore, cache: KVCache, pool: KVPool, pace: Pace) -> None:
         self.skipped_total = 0  # writes skipped: too many waited, or their slots were needed
@@ -87,7 +75,7 @@ class DiskTier:
         self._closing = threading.Event()
         threading.Thread(target=self._look_out, name="radixserve-errands", daemon=True).start()
 
-    def fileno(self) -> int:
+    def fileno(self) -> int | None:
         """Readable when `settle` has something to do."""
         return self._worker.fileno()
 
@@ -117,9 +105,29 @@ class DiskTier:
         )
         stats.skipped_total = seen.skipped_total + seen.refused_total + self.skipped_total
 
-    def load(self, prefix: Prefix, depth: int) -> Load:
+    @property
+    def patience(self) -> float | None:
+        """None while slots are held for writing: the file descriptor will tell."""
+        return None if self.writing else 0.0
+
+    def match(self, prefix: Prefix) -> Found:
+        """Start looking how much of `prefix` is stored."""
+        found = Found()
+
+        def look() -> bool:
+            found.num_tokens = self._store.match(prefix)
+            return True
+
+        def done() -> None:
+            found.done = True
+
+        self._worker.submit(Job(look, done), urgent=True)
+        return found
+
+    def fetch(self, prefix: Prefix, depth: int) -> Load:
         """Start loading K/V of `prefix` from position `depth` on."""
-        load = Load(prefix, depth)
+        computing = self.pace.prefill_seconds(prefix.num_tokens - depth)
+        load = Load(prefix, depth, time.monotonic() + max(_PATIENCE_SECONDS, computing))
 
         def done() -> None:
             load.done = True
@@ -127,14 +135,19 @@ class DiskTier:
         self._worker.submit(Job(lambda: self._load(load), done), urgent=True)
         return load
 
-    def save(self, prefix: Prefix) -> None:
+    def prefilled(self, num_tokens: int, seconds: float) -> None:
+        """The speed of prefill decides whether loading is worth it."""
+        if num_tokens >= _PREFILL:
+            self.pace.prefill.observe(num_tokens, seconds)
+
+    def offer(self, prefix: Prefix, slots: Slots) -> None:
         """Queue a published prefix to be written, as far as it is not on the disk yet."""
         if self._worker.num_patient >= MAX_QUEUED:
             self.skipped_total += 1
             return
         lease = self._cache.hold(prefix)
         self._num_saves += 1
-        save = _Save(prefix.first(lease.num_cached), lease.slots.copy(), lease)
+        save = _Save(prefix.first(lease.num_cached), slots[: lease.num_cached].copy(), lease)
         self._worker.submit(Job(lambda: self._save(save), lambda: self._let_go(save)), urgent=False)
 
     def relent(self) -> bool:

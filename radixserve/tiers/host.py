@@ -10,6 +10,7 @@ again. Runs on the engine's thread; copies run while steps run.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
@@ -17,7 +18,8 @@ from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.prefix import Prefix
 from radixserve.step import Slots, TierStats
 from radixserve.tensors.copies import Copies, Copy, read_slots, write_slots
-from radixserve.tensors.kv import KV, KVPool, KVShape
+from radixserve.tensors.kv import KVPool, KVShape
+from radixserve.tiers.contract import COPY_SECONDS, Found, Load
 
 
 @dataclass(slots=True)
@@ -32,7 +34,8 @@ class _Demotion:
 class HostTier:
     """Host memory for K/V of prefixes for which the device has no slots."""
 
-    name = "host"
+    name: Final = "host"
+    takes: Final = "evicted"
 
     def __init__(self, device_pool: KVPool, shape: KVShape, num_slots: int, copies: Copies) -> None:
         """Allocates `num_slots` slots of `shape`, which may have another dtype than the device's
@@ -53,13 +56,20 @@ class HostTier:
         stats.demoted_tokens_total = self.demoted_tokens_total
 
     @property
-    def busy(self) -> bool:
-        """Whether copies from the device are under way."""
-        return bool(self._falling)
+    def patience(self) -> float | None:
+        """Copies from the device are polled."""
+        return COPY_SECONDS if self._falling else 0.0
 
-    def demote(self, prefix: Prefix, slots: Slots) -> None:
-        """Keep K/V that the device is about to evict; its cache calls this as `OnEvict`. Does
-        nothing if there is no room for it.
+    def fileno(self) -> int | None:
+        """There is none: `patience` says when to look."""
+        return None
+
+    def match(self, prefix: Prefix) -> Found:
+        """How much of `prefix` is kept; known at once."""
+        return Found(self.cache.match(prefix), done=True)
+
+    def offer(self, prefix: Prefix, slots: Slots) -> None:
+        """Keep K/V that the device is about to evict. Does nothing if there is no room for it.
 
         The copy out of the slots is launched here, before anything that could overwrite them.
         """
@@ -87,12 +97,23 @@ class HostTier:
                 lease.publish(fallen.prefix)
                 self.demoted_tokens_total += lease.num_published - first
 
-    def fetch(self, prefix: Prefix, depth: int) -> KV | None:
-        """A copy of K/V of `prefix` from position `depth` on, as far as there is any; None if there
-        is none.
-        """
+    def fetch(self, prefix: Prefix, depth: int) -> Load:
+        """A copy of K/V, made at once."""
+        load = Load(prefix, depth, until=0.0, done=True)
         with self.cache.hold(prefix) as lease:
-            if lease.num_cached <= depth:
-                return None
-            k, v = read_slots(self._pool, lease.slots[depth:])
-            return (k.pin_memory(), v.pin_memory()) if self._device_pool.k.is_cuda else (k, v)
+            if lease.num_cached > depth:
+                k, v = read_slots(self._pool, lease.slots[depth:])
+                is_pinned = self._device_pool.k.is_cuda
+                load.kv = (k.pin_memory(), v.pin_memory()) if is_pinned else (k, v)
+        return load
+
+    def prefilled(self, num_tokens: int, seconds: float) -> None:
+        """Copying is faster in any case."""
+
+    def relent(self) -> bool:
+        """No slots of the device are held here."""
+        return False
+
+    def close(self, seconds: float) -> bool:
+        """What is in memory goes with the process."""
+        return True

@@ -254,7 +254,7 @@ def assembled(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class TestUsage:
-    COUNTS = Counts(prompt=10, cached=6, host=0, disk=0, generated=3, reasoning=0)
+    COUNTS = Counts(prompt=10, cached=6, cached_below={}, generated=3, reasoning=0)
 
     def test_without_a_breakpoint_what_is_not_cached_is_input(self) -> None:
         usage = usage_of(self.COUNTS, None)

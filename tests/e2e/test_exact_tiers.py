@@ -29,6 +29,7 @@ from radixserve.store import transfer
 from radixserve.store.disk_store import DiskStore
 from radixserve.tensors.copies import Copies
 from radixserve.tensors.kv import KVPool
+from radixserve.tiers.contract import Tier
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.host import HostTier
 from radixserve.tiers.pace import Pace
@@ -46,13 +47,14 @@ def engine(
     budget: int = 1 << 30,
 ) -> EngineCore:
     pool, cache = KVPool(loaded.shape, num_slots, loaded.device), KVCache(num_slots)
-    host = HostTier(pool, loaded.shape, host_slots, Copies(loaded.device)) if host_slots else None
-    disk = None
+    below: list[Tier] = []
+    if host_slots:
+        below.append(HostTier(pool, loaded.shape, host_slots, Copies(loaded.device)))
     if folder:
         store = DiskStore(folder, budget, "this model", loaded.shape, disk=QuickDisk())
-        disk = DiskTier(store, cache, pool, Pace())
+        below.append(DiskTier(store, cache, pool, Pace()))
     limits = Limits(max_running=6, max_step_tokens=50)
-    return EngineCore(Runner(loaded, pool), cache, limits, tiers=Tiers(cache, pool, host, disk))
+    return EngineCore(Runner(loaded, pool), cache, limits, tiers=Tiers(cache, pool, below))
 
 
 def run(core: EngineCore, requests: list[Request], gap: int = 0) -> dict[str, Answer]:
@@ -62,9 +64,9 @@ def run(core: EngineCore, requests: list[Request], gap: int = 0) -> dict[str, An
     answers = {request.id: Answer() for request in requests}
 
     def step() -> None:
-        told, patience = core.tiers.fileno(), core.patience
-        if told is not None and patience != 0.0:
-            select.select([told], [], [], 5.0 if patience is None else patience)
+        told, patience = core.tiers.filenos(), core.patience
+        if told and patience != 0.0:
+            select.select(told, [], [], 5.0 if patience is None else patience)
         for event in core.step():
             assert event.finish in (None, "length"), event.error
             answers[event.request_id].token_ids += event.token_ids
@@ -82,7 +84,8 @@ def run(core: EngineCore, requests: list[Request], gap: int = 0) -> dict[str, An
 
 def promoted(core: EngineCore) -> tuple[int, int]:
     stats = core.stats().tiers
-    return stats.promoted_host_tokens_total, stats.promoted_disk_tokens_total
+    host, disk = (stats.promoted_tokens_total.get(tier, 0) for tier in ("host", "disk"))
+    return host, disk
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -22,6 +22,7 @@ from radixserve.store.disk import Disk
 from radixserve.store.disk_store import DiskStore
 from radixserve.tensors.copies import Copies
 from radixserve.tensors.kv import KVPool, KVShape
+from radixserve.tiers.contract import Tier
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.host import HostTier
 from radixserve.tiers.pace import Pace
@@ -96,7 +97,8 @@ class Tiered:
             else None
         )
         self.disk = DiskTier(self.store, self.cache, self.pool, Pace()) if self.store else None
-        self.tiers = Tiers(self.cache, self.pool, self.host, self.disk)
+        below: list[Tier] = [tier for tier in (self.host, self.disk) if tier is not None]
+        self.tiers = Tiers(self.cache, self.pool, below)
         self.model = ContentModel()
         self.model.content = PoolContent(self.pool)  # type: ignore[assignment]
         self.core = EngineCore(self.model, self.cache, Limits(max_running, 16), tiers=self.tiers)
@@ -122,9 +124,9 @@ class Tiered:
             self.host.cache.check()
 
     def sleep(self) -> None:
-        patience, told = self.core.patience, self.tiers.fileno()
-        if patience != 0.0 and told is not None:
-            ready, _, _ = select.select([told], [], [], 10.0 if patience is None else patience)
+        patience, told = self.core.patience, self.tiers.filenos()
+        if patience != 0.0 and told:
+            ready, _, _ = select.select(told, [], [], 10.0 if patience is None else patience)
             assert ready or patience is not None, "nobody would ever wake the engine"
 
     def run(self) -> None:
@@ -152,11 +154,8 @@ class Tiered:
     def cached(self, name: str) -> tuple[int, int, int]:
         """Prompt tokens found on the device, in host memory, on the disk."""
         first = self.events[name][0]
-        return (
-            (first.num_cached or 0) - first.num_host - first.num_disk,
-            first.num_host,
-            first.num_disk,
-        )
+        host, disk = (first.cached_below.get(tier, 0) for tier in ("host", "disk"))
+        return (first.num_cached or 0) - host - disk, host, disk
 
     def close(self) -> None:
         """End it like a server that is asked to: what waits is written."""

@@ -68,7 +68,7 @@ def test_what_the_device_evicts_comes_back_from_host_memory() -> None:
     assert from_host > 20
     assert right(engine, "cold", LONG)
     assert right(engine, "warm", LONG)
-    assert engine.core.stats().tiers.promoted_host_tokens_total == from_host
+    assert engine.core.stats().tiers.promoted_tokens_total["host"] == from_host
     engine.assert_drained()
 
 
@@ -121,7 +121,7 @@ def test_several_who_need_the_same_prefix_load_it_once(
     again = started(opened, 128, folder=tmp_path / "s")
     again.ask(*(request(f"r{i}", [*LONG, 6, i]) for i in range(4)))
     assert again.store is not None
-    assert again.core.stats().tiers.promoted_disk_tokens_total == 40, "one load for all four"
+    assert again.core.stats().tiers.promoted_tokens_total["disk"] == 40, "one load for all four"
     assert all(right(again, f"r{i}", [*LONG, 6, i]) for i in range(4))
     assert [sum(again.cached(f"r{i}")) for i in range(4)] == [40, 41, 41, 41]
 

@@ -15,17 +15,10 @@ from radixserve.api.openai.wire import GenerationBody
 from radixserve.front.generation import Counts
 
 
-class CachedTokensDetails(msgspec.Struct):
-    """Where cached tokens were when the request arrived; they add up to `cached_tokens`."""
-
-    device: int
-    host: int
-    disk: int
-
-
 class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int
-    cached_tokens_details: CachedTokensDetails
+    # where they were when the request arrived: tier -> tokens
+    cached_tokens_details: dict[str, int]
     cache_write_tokens: int  # computed for this request, and kept as long as there is room
     # "clipped": it is not kept for the time that the request asks for
     prompt_cache: Literal["clipped"] | UnsetType = UNSET
@@ -194,15 +187,13 @@ class TextCompletion(msgspec.Struct):
 
 def usage_of(counts: Counts, body: GenerationBody) -> Usage:
     """`counts` in the shape of the dialect."""
-    device = counts.cached - counts.host - counts.disk
-    details = CachedTokensDetails(device, counts.host, counts.disk)
     written = counts.prompt - counts.cached if body.stores_cache else 0
     return Usage(
         counts.prompt,
         counts.generated,
         counts.prompt + counts.generated,
         PromptTokensDetails(
-            counts.cached, details, written, "clipped" if body.wants_pin else UNSET
+            counts.cached, counts.cached_in(), written, "clipped" if body.wants_pin else UNSET
         ),
         CompletionTokensDetails(counts.reasoning),
     )

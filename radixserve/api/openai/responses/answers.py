@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from radixserve.api.openai.answers import CachedTokensDetails, ChatTokenLogprob
+from radixserve.api.openai.answers import ChatTokenLogprob
 from radixserve.api.openai.responses.wire import ResponsesBody
 from radixserve.front.generation import Counts
 
@@ -75,7 +75,8 @@ OutputItem = OutputMessage | OutputReasoning | OutputFunctionCall | OutputCustom
 class InputTokensDetails(msgspec.Struct):
     cached_tokens: int
     cache_write_tokens: int  # computed for this request, and kept as long as there is room
-    cached_tokens_details: CachedTokensDetails
+    # where they were when the request arrived: tier -> tokens
+    cached_tokens_details: dict[str, int]
     # "clipped": it is not kept for the time that the request asks for
     prompt_cache: Literal["clipped"] | UnsetType = UNSET
 
@@ -145,11 +146,10 @@ class InputTokens(msgspec.Struct):
 
 def usage_of(counts: Counts, body: ResponsesBody) -> ResponseUsage:
     """`counts` in the shape of this API."""
-    device = counts.cached - counts.host - counts.disk
     details = InputTokensDetails(
         counts.cached,
         counts.prompt - counts.cached if body.stores_cache else 0,
-        CachedTokensDetails(device, counts.host, counts.disk),
+        counts.cached_in(),
         "clipped" if body.wants_pin else UNSET,
     )
     return ResponseUsage(

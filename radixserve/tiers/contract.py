@@ -1,0 +1,99 @@
+"""What the engine asks of a tier, whichever it is.
+
+A tier keeps K/V of prefixes below the device. The engine offers it K/V, fetches K/V from it for
+waiting sequences, and calls `settle` between two steps; nothing here waits for a disk. All methods
+belong to the engine's thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from radixserve.prefix import Prefix
+from radixserve.step import Slots, TierStats
+from radixserve.tensors.kv import KV
+
+COPY_SECONDS = 0.001  # how often a copy under way is polled while nothing else is to be done
+
+
+@dataclass(slots=True)
+class Found:
+    """The answer to `Tier.match`: once it is `done`, the first `num_tokens` tokens are kept."""
+
+    num_tokens: int = 0
+    done: bool = False
+
+
+@dataclass(slots=True)
+class Load:
+    """K/V that a tier reads. Once it is `done`, `kv` is K/V of `prefix` from position `depth` on,
+    as far as there is any, or None. After `until`, in seconds of time.monotonic(), waiting for it
+    costs more than computing.
+    """
+
+    prefix: Prefix
+    depth: int
+    until: float
+    kv: KV | None = None
+    done: bool = False
+    given_up: bool = False
+
+    def give_up(self) -> None:
+        """The result is no longer needed: if the load has not begun, it is skipped."""
+        self.given_up = True
+
+
+class Tier(Protocol):
+    """K/V of prefixes below the device."""
+
+    @property
+    def name(self) -> str:
+        """What metrics and usage call it; one of `radixserve.tiers.NAMES`."""
+
+    @property
+    def takes(self) -> Literal["computed", "evicted"]:
+        """What it is offered: K/V that was computed, or K/V that the device is about to evict."""
+
+    @property
+    def patience(self) -> float | None:
+        """How many seconds the engine may sleep while nothing can be computed: 0 if nothing is
+        under way here, None if `fileno` will tell.
+        """
+
+    def fileno(self) -> int | None:
+        """A file descriptor that is readable when `settle` has something to do; None if there is
+        none.
+        """
+
+    def match(self, prefix: Prefix) -> Found:
+        """How much of `prefix` is kept. Changes nothing, recency included. The answer is there at
+        once, or after a later `settle`.
+        """
+
+    def fetch(self, prefix: Prefix, depth: int) -> Load:
+        """Read K/V of `prefix` from position `depth` on. It is there at once, or after a later
+        `settle`.
+        """
+
+    def offer(self, prefix: Prefix, slots: Slots) -> None:
+        """Keep K/V of `prefix`, which is in these slots of the device, if there is room. Slots of
+        evicted K/V may be overwritten after the call, by a step that is launched then.
+        """
+
+    def prefilled(self, num_tokens: int, seconds: float) -> None:
+        """Note how fast a step computed, to which reading can be compared."""
+
+    def relent(self) -> bool:
+        """Slots of the device are short: let go of some that are held here. False if there are
+        none.
+        """
+
+    def settle(self) -> None:
+        """To be called between two steps: finish what has arrived."""
+
+    def describe(self, stats: TierStats) -> None:
+        """Fill in its numbers."""
+
+    def close(self, seconds: float) -> bool:
+        """Keep what was offered, for at most `seconds`; False if that is not finished by then."""

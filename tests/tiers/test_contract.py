@@ -1,0 +1,137 @@
+"""The contract of a tier: what every tier answers, and that the engine serves from one it has never
+heard of.
+"""
+
+from __future__ import annotations
+
+import select
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from radixserve.cache.kvcache import KVCache
+from radixserve.engine.core import EngineCore
+from radixserve.engine.scheduler import Limits
+from radixserve.engine.tiers import Tiers
+from radixserve.prefix import Prefix
+from radixserve.step import Slots, TierStats
+from radixserve.tensors.copies import read_slots
+from radixserve.tensors.kv import KV, KVPool
+from radixserve.tiers.contract import Found, Load, Tier
+from tests.engine.harness import request
+from tests.tiers.parts import CPU, SHAPE, Tiered, forget
+
+LONG = [i % 7 for i in range(40)]
+
+
+class Shelf:
+    """A third tier: keeps all K/V that was computed, by its tokens, and needs two looks to find
+    any.
+    """
+
+    name: Final = "shelf"
+    takes: Final = "computed"
+    patience = 0.001
+
+    def __init__(self, pool: KVPool) -> None:
+        self.pool = pool
+        self.kept: dict[Prefix, KV] = {}
+        self.loads: list[Load] = []
+        self.closed = False
+
+    def fileno(self) -> int | None:
+        return None
+
+    def match(self, prefix: Prefix) -> Found:
+        counts = range(prefix.num_tokens, 0, -1)
+        return Found(next((n for n in counts if prefix.first(n) in self.kept), 0), done=True)
+
+    def fetch(self, prefix: Prefix, depth: int) -> Load:
+        self.loads.append(Load(prefix, depth, until=float("inf")))
+        return self.loads[-1]
+
+    def offer(self, prefix: Prefix, slots: Slots) -> None:
+        for n in range(1, prefix.num_tokens + 1):
+            self.kept[prefix.first(n)] = read_slots(self.pool, slots[:n])
+
+    def prefilled(self, num_tokens: int, seconds: float) -> None:
+        pass
+
+    def relent(self) -> bool:
+        return False
+
+    def settle(self) -> None:
+        for load in self.loads:
+            stop = self.match(load.prefix).num_tokens
+            if stop > load.depth:
+                k, v = self.kept[load.prefix.first(stop)]
+                load.kv = k[:, load.depth :], v[:, load.depth :]
+            load.done = True
+        self.loads = []
+
+    def describe(self, stats: TierStats) -> None:
+        pass
+
+    def close(self, seconds: float) -> bool:
+        self.closed = True
+        return True
+
+
+class Shelved(Tiered):
+    """An engine above a shelf alone."""
+
+    def __init__(self, num_slots: int) -> None:
+        super().__init__(num_slots)
+        self.shelf = Shelf(self.pool)
+        self.tiers = Tiers(self.cache, self.pool, [self.shelf])
+        self.core = EngineCore(self.model, self.cache, Limits(4, 16), tiers=self.tiers)
+
+    def settle(self) -> None:
+        self.run()
+
+
+def test_the_engine_serves_from_a_tier_that_it_has_never_heard_of() -> None:
+    engine = Shelved(128)
+    engine.ask(request("cold", LONG))
+    forget(engine.cache)
+    engine.ask(request("warm", LONG))
+    assert engine.tokens("warm") == engine.tokens("cold")
+    assert engine.events["warm"][0].cached_below == {"shelf": len(LONG) - 1}
+    assert engine.core.stats().tiers.promoted_tokens_total == {"shelf": len(LONG) - 1}
+    engine.close()
+    assert engine.shelf.closed
+    engine.assert_drained()
+
+
+@pytest.mark.parametrize("name", ["host", "disk"])
+def test_every_tier_tells_how_much_of_a_prefix_it_keeps(name: str, tmp_path: Path) -> None:
+    host_slots, folder = (200, None) if name == "host" else (0, tmp_path / "s")
+    engine = Tiered(64, host_slots=host_slots, folder=folder)
+    engine.ask(request("cold", LONG))
+    engine.cache.evict(64)
+    engine.settle()
+    (tier,) = engine.tiers.below
+    assert tier.name == name
+    assert [_matched(tier, tokens) for tokens in (LONG, LONG[:5], [*LONG[:3], 9], [9])] == [
+        len(LONG),
+        5,
+        3,
+        0,
+    ]
+    engine.close()
+
+
+def _matched(tier: Tier, tokens: list[int]) -> int:
+    found, told = tier.match(Prefix.of("public", tokens)), tier.fileno()
+    while not found.done:
+        assert told is not None, "who answers later says when"
+        assert select.select([told], [], [], 10.0)[0], "the answer never comes"
+        tier.settle()
+    return found.num_tokens
+
+
+def test_without_tiers_nothing_is_asked() -> None:
+    none = Tiers(KVCache(64), KVPool(SHAPE, 64, CPU))
+    none.settle()
+    assert (none.patience, none.filenos(), none.relent()) == (0.0, [], False)
