@@ -12,6 +12,7 @@
        |- NotFound             404: unknown model or path
        |- MethodNotAllowed     405
        |- BodyTooLarge         413
+       |- RateLimited          429: a limit of the key's tenant; carries Retry-After
        |- ServerError          500: this request failed inside the server
        `- Unavailable          503: overloaded, draining or no engine; may carry Retry-After
 
@@ -35,7 +36,7 @@ CODES: Final = (
     *("invalid_api_key", "admin_required", "host_not_allowed", "unsupported_content_type"),
     *("malformed_request", "header_too_large"),
     *("generation_failed", "internal_error", "generation_aborted"),
-    *("server_is_overloaded", "server_not_ready"),
+    *("rate_limit_exceeded", "server_is_overloaded", "server_not_ready"),
 )
 """Every code that an error envelope may carry; docs/api.md explains each."""
 
@@ -150,6 +151,18 @@ class BodyTooLarge(ApiError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+
+
+class RateLimited(ApiError):
+    """The tenant has reached a limit of its own; `retry_after` is in seconds."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class ServerError(ApiError):

@@ -67,5 +67,6 @@ class Request(msgspec.Struct, tag="request", frozen=True, kw_only=True):
     tenant: str = "default"  # whose request it is
     reads_cache: bool = True  # cached K/V may be used
     keeps_cache: bool = True  # computed K/V may be found by later requests
+    priority: int = 0  # lower is earlier
     # time.monotonic() seconds when the front accepted it; comparable between processes
     arrived: float = 0.0

@@ -18,11 +18,11 @@ from aiohttp import web
 
 from radixserve.api.keys import Keys
 from radixserve.api.namespaces import Namespaces
-from radixserve.api.refusals import shown
+from radixserve.api.refusals import check_range, shown
 from radixserve.config import Settings
 from radixserve.errors import BadRequest, Forbidden, Unauthorized
 from radixserve.front.generation import Generation
-from radixserve.tenants import DEFAULT, Tenant
+from radixserve.tenants import DEFAULT, MAX_PRIORITY, Tenant
 
 _LOCAL_NAMES: Final = ("localhost", "*.localhost", "*.local", "*.internal")
 _WITHOUT_BODY: Final = ("GET", "HEAD", "OPTIONS")
@@ -112,10 +112,12 @@ def tenant_of(request: web.Request) -> Tenant:
 
 def assign_tenant(request: web.Request, generation: Generation, namespaces: Namespaces) -> None:
     """Make every stream of `generation` the tenant's; to be called before it is run, or before the
-    cache is asked about its prompts.
+    cache is asked about its prompts. Raises BadRequest for a priority that the tenant may not use.
     """
     tenant = tenant_of(request)
     for stream in generation.streams:
+        lowest = -tenant.max_priority
+        check_range("priority", stream.request.priority, lowest, MAX_PRIORITY, "integer")
         stream.request = msgspec.structs.replace(
             stream.request,
             tenant=tenant.name,

@@ -12,7 +12,13 @@ from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
 
 from radixserve.api import openapi, ops
-from radixserve.api.access import check_admin, check_content_type, check_host, identify_tenant
+from radixserve.api.access import (
+    check_admin,
+    check_content_type,
+    check_host,
+    identify_tenant,
+    tenant_of,
+)
 from radixserve.api.anthropic.endpoints import MESSAGES, count_tokens
 from radixserve.api.context import API, Api
 from radixserve.api.cors import add_cors_headers, answer_options
@@ -128,7 +134,10 @@ async def _only_those_who_may(request: web.Request, handler: Handler) -> web.Str
         if api.keys.required and request.match_info.handler in (*_HEALTH, ops.metrics):
             check_admin(request)
     check_content_type(request)
-    return await handler(request)
+    if is_open or request.method != "POST":
+        return await handler(request)
+    with api.limits.entered(tenant_of(request)):
+        return await handler(request)
 
 
 def _is_open(request: web.Request, settings: ApiSettings) -> bool:

@@ -17,6 +17,7 @@ from radixserve.api.answer_formats import AnswerFormats
 from radixserve.api.keys import Keys
 from radixserve.api.namespaces import Namespaces, tenant_secret
 from radixserve.api.settings import ApiSettings
+from radixserve.api.tenant_limits import TenantLimits
 from radixserve.api.ui.state import PageState
 from radixserve.api.volatile import VolatilePrefixes
 from radixserve.errors import Unavailable
@@ -71,6 +72,7 @@ class Api:
     volatile: VolatilePrefixes
     keys: Keys
     namespaces: Namespaces
+    limits: TenantLimits
     ui: PageState
 
     @classmethod
@@ -103,6 +105,7 @@ class Api:
             volatile=volatile,
             keys=keys,
             namespaces=Namespaces(secret),
+            limits=TenantLimits(),
             ui=PageState(engine),
         )
 

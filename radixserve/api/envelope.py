@@ -22,6 +22,7 @@ from radixserve.errors import (
     BodyTooLarge,
     MethodNotAllowed,
     NotFound,
+    RateLimited,
     ServerError,
     Unauthorized,
     Unavailable,
@@ -51,6 +52,8 @@ def error_response(error: ApiError, path: str, retry_after: int) -> web.Response
         headers["Allow"] = ", ".join(error.allow)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RateLimited):
+        headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(
             error.retry_after if error.retry_after is not None else retry_after

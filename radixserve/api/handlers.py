@@ -6,23 +6,27 @@ them only. An `Endpoint` describes what differs. Knows no dialect.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol
+from typing import Any, Final, Generic, Protocol
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from radixserve.api.access import assign_tenant
+from radixserve.api.access import assign_tenant, tenant_of
 from radixserve.api.body import Body, read_body
 from radixserve.api.context import API, Api
 from radixserve.api.envelope import as_api_error, note_error, title
+from radixserve.api.refusals import shown
 from radixserve.api.sse import EventStream
-from radixserve.errors import ApiError
+from radixserve.errors import ApiError, BadRequest
 from radixserve.front.generation import Generation, outcome_of
 from radixserve.front.stream import Delta, Stream
 from radixserve.metrics import RequestRecord
+
+TIMEOUT_HEADER: Final = "x-request-timeout"
 
 
 class Renderer(Protocol):
@@ -69,12 +73,15 @@ def handler_of(endpoint: Endpoint[Any]) -> Handler:
 
 async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamResponse:
     api, arrived = request.app[API], time.monotonic()
+    tenant, deadline = tenant_of(request), deadline_of(request, arrived)
     generation: Generation | None = None
     try:
         body = await read_body(request, endpoint.body_type)
-        generation = await endpoint.prepare(api, body)
-        generation.arrived = arrived
-        assign_tenant(request, generation, api.namespaces)
+        prepared = await endpoint.prepare(api, body)
+        assign_tenant(request, prepared, api.namespaces)
+        generation = prepared
+        generation.arrived, generation.deadline = arrived, deadline
+        api.limits.use_tokens(tenant, generation.counts().prompt)
         api.ui.live.begin(generation)
         renderer = endpoint.renderer(api, generation, body)
         answer = _answer_streamed if generation.streamed else _answer_whole
@@ -87,9 +94,28 @@ async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamRes
         raise
     finally:
         if generation is not None:
-            record = generation.close()
+            record, counts = generation.close(), generation.counts()
+            refused = record.outcome == "rejected"
+            api.limits.use_tokens(tenant, -counts.prompt if refused else counts.generated)
             api.ui.live.end(generation, record.outcome)
             api.metrics.record(record)
+
+
+def deadline_of(request: web.Request, arrived: float) -> float | None:
+    """When the header `x-request-timeout` ends the request, in time.monotonic() seconds; None
+    without it. Raises BadRequest unless it is a positive number of seconds.
+    """
+    given = request.headers.get(TIMEOUT_HEADER)
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        text = f"'{TIMEOUT_HEADER}' must be a positive number of seconds, not {shown(given)!r}."
+        raise BadRequest(text, param=TIMEOUT_HEADER, code="invalid_value")
+    return arrived + seconds
 
 
 async def _answer_whole(

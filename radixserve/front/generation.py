@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from radixserve import tiers
-from radixserve.errors import ApiError
+from radixserve.errors import ApiError, Unavailable
 from radixserve.front.protocol import EngineClient
 from radixserve.front.stream import Delta, Stream, joined
 from radixserve.metrics import RequestRecord
@@ -63,6 +63,7 @@ class Generation:
     logprobs: int | None = None
     told: str = ""  # for the log: the sampling parameters, and which of them are defaults
     arrived: float = 0.0  # time.monotonic() seconds
+    deadline: float | None = None  # time.monotonic() seconds
     failure: str | None = None
 
     def __post_init__(self) -> None:
@@ -84,20 +85,33 @@ class Generation:
         """Generate all streams concurrently and give each delta to `sink`; returns when all have a
         finish reason.
 
-        Raises Unavailable if the engine refuses one of them, ServerError or Unavailable if one
-        fails, and any exception of the sink. In every case, cancellation included, the engine does
-        not work on any of them afterwards.
+        Raises Unavailable if the engine refuses one of them or the deadline passes, ServerError or
+        Unavailable if one fails, and any exception of the sink. In every case, cancellation
+        included, the engine does not work on any of them afterwards.
         """
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise _too_late()
         try:
-            for stream in self.streams:
-                engine.submit(stream)
-            if len(self.streams) == 1:
-                await _consume(self.streams[0], sink)
-            else:
-                await _consume_all(self.streams, sink)
+            async with asyncio.timeout(self._seconds_left()) as limit:
+                await self._run(engine, sink)
+        except TimeoutError:
+            if limit.expired():
+                raise _too_late() from None
+            raise
         finally:
             for stream in self.streams:
                 await stream.aclose()
+
+    def _seconds_left(self) -> float | None:
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+    async def _run(self, engine: EngineClient, sink: Sink) -> None:
+        for stream in self.streams:
+            engine.submit(stream)
+        if len(self.streams) == 1:
+            await _consume(self.streams[0], sink)
+        else:
+            await _consume_all(self.streams, sink)
 
     async def collect(self, engine: EngineClient) -> list[Delta]:
         """Generate all streams as `run` does; returns the whole answer of each."""
@@ -170,6 +184,10 @@ def outcome_of(error: BaseException, streams: Iterable[Stream] = ()) -> str:
     if isinstance(error, ApiError) and not any(stream.accepted for stream in streams):
         return "rejected"
     return "error"
+
+
+def _too_late() -> Unavailable:
+    return Unavailable("The request was not completed in its time.", code="request_timeout")
 
 
 async def _consume(stream: Stream, sink: Sink) -> None:

@@ -146,7 +146,6 @@ FIELDS: list[tuple[Any, ...]] = [
             "audio": {"voice": "x"},
             "suffix": "end",
             "prompt_embeds": "AAAA",
-            "priority": 1,
             "use_beam_search": True,
             "web_search_options": {},
         }.items()

@@ -10,6 +10,7 @@ import pytest
 from radixserve.api.app import ApiSettings
 from radixserve.api.keys import Keys
 from radixserve.api.namespaces import SECRET_FILE, Namespaces, tenant_secret
+from radixserve.api.tenant_limits import Bucket
 from radixserve.errors import ConfigError
 from tests.api.conftest import CHAT, COMPLETIONS, GENERATING, MESSAGES, Server, body_for
 from tests.api.test_access import GETS, HEALTH, every_endpoint, status
@@ -175,3 +176,107 @@ class TestNamespaces:
         path.write_text("broken")
         with pytest.raises(ConfigError, match=SECRET_FILE):
             tenant_secret(None, str(tmp_path))
+
+
+LIMITED = """
+[tenants.few]
+keys = ["key-few"]
+requests_per_minute = 2
+[tenants.small]
+keys = ["key-small"]
+tokens_per_minute = 10
+[tenants.narrow]
+keys = ["key-narrow"]
+concurrent_requests = 1
+[tenants.urgent]
+keys = ["key-urgent"]
+max_priority = 5
+"""
+POSTS = {path: body_for(path) for path in GENERATING} | {
+    "/tokenize": {"prompt": "hi"},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/responses/input_tokens": {"input": "hi"},
+}
+
+
+class TestLimits:
+    @pytest.fixture
+    def settings(self, key_file: Path) -> ApiSettings:
+        key_file.write_text(FILE + LIMITED)
+        return ApiSettings(api_key_file=str(key_file), lingering_seconds=0.1)
+
+    async def refused(self, server: Server, path: str, key: str) -> str:
+        """That the request is refused by a limit; returns the message."""
+        async with server.session.post(
+            server.url + path, json=POSTS[path], headers=bearer(key)
+        ) as response:
+            answer = await response.json()
+            assert response.status == 429, answer
+            assert 1 <= int(response.headers["Retry-After"]) <= 120
+        error = answer["error"]
+        assert error["type"] == "rate_limit_error"
+        if "/v1/messages" not in path:
+            assert error["code"] == "rate_limit_exceeded"
+        return str(error["message"])
+
+    @pytest.mark.parametrize("path", POSTS)
+    async def test_requests_per_minute_at_every_endpoint(self, server: Server, path: str) -> None:
+        for _ in range(2):
+            assert (await server.post(path, POSTS[path], headers=bearer("key-few")))[0] == 200
+        assert "2 requests per minute" in await self.refused(server, path, "key-few")
+        assert (await server.post(path, POSTS[path], headers=bearer("key-ours")))[0] == 200
+        assert await status(server, "GET", "/v1/models", bearer("key-few")) == (200, None)
+
+    @pytest.mark.parametrize("path", POSTS)
+    async def test_tokens_per_minute_at_every_endpoint(self, server: Server, path: str) -> None:
+        body = body_for(COMPLETIONS, "x" * 20)
+        assert (await server.post(COMPLETIONS, body, headers=bearer("key-small")))[0] == 200
+        assert "10 tokens per minute" in await self.refused(server, path, "key-small")
+
+    @pytest.mark.parametrize("path", POSTS)
+    async def test_requests_at_a_time_at_every_endpoint(self, server: Server, path: str) -> None:
+        server.engine.hold_at = 1
+        headers = bearer("key-narrow")
+        held = asyncio.create_task(server.post(CHAT, body_for(CHAT), headers=headers))
+        await server.engine.held.wait()
+        assert "1 requests" in await self.refused(server, path, "key-narrow")
+        server.engine.go_on.set()
+        assert (await held)[0] == 200
+        server.engine.hold_at = None
+        assert (await server.post(path, POSTS[path], headers=headers))[0] == 200
+
+    async def test_what_the_engine_refuses_costs_no_tokens(self, server: Server) -> None:
+        server.engine.refuse_after = 0
+        for _ in range(3):
+            code, _ = await server.post(CHAT, body_for(CHAT), headers=bearer("key-small"))
+            assert code == 503
+
+    @pytest.mark.parametrize(
+        ("key", "priority", "expected"),
+        [("key-ours", 0, 200), ("key-ours", 100, 200), ("key-ours", -1, 400),
+         ("key-ours", 101, 400), ("key-urgent", -5, 200), ("key-urgent", -6, 400)],
+    )  # fmt: skip
+    async def test_priority_is_bounded_by_the_tenant(
+        self, server: Server, key: str, priority: int, expected: int
+    ) -> None:
+        body = body_for(CHAT, priority=priority)
+        code, answer = await server.post(CHAT, body, headers=bearer(key))
+        assert code == expected
+        if code == 200:
+            assert server.engine.seen[-1].priority == priority
+        else:
+            assert answer["error"]["param"] == "priority"
+
+
+def test_a_bucket_fills_at_its_rate_and_holds_a_minutes_worth() -> None:
+    now = [0.0]
+    bucket = Bucket(lambda: now[0])
+    assert bucket.seconds_until(1, 60) == 0
+    bucket.take(90, 60)
+    assert bucket.seconds_until(1, 60) == pytest.approx(31)
+    now[0] = 31
+    assert bucket.seconds_until(1, 60) == 0
+    now[0] = 10_000
+    bucket.take(60, 60)
+    assert bucket.seconds_until(1, 60) == pytest.approx(1)
+    assert bucket.seconds_until(1000, 60) == pytest.approx(60)

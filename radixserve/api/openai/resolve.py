@@ -98,6 +98,7 @@ def resolve(
                 prompt_ids=ids,
                 sampling=msgspec.structs.replace(sampling, seed=(seed + choice) % _INT64),
                 namespace=namespace_of(body),
+                priority=body.priority or 0,
                 reads_cache=body.reads_cache,
                 keeps_cache=body.stores_cache,
                 arrived=arrived,

@@ -23,6 +23,7 @@ from radixserve.api.settings import ApiSettings
 from radixserve.defaults import DECIMALS, INTEGERS, Defaults
 from radixserve.errors import BadRequest, NotFound
 from radixserve.step import EngineInfo
+from radixserve.tenants import MAX_PRIORITY
 
 if TYPE_CHECKING:
     pass
@@ -35,6 +36,7 @@ _INTEGERS: dict[str, tuple[int, int]] = {
     "seed": (-_INT64, _INT64 - 1),
     "min_tokens": (0, _INT64 - 1),
     "max_tokens": (0, _INT64 - 1),
+    "priority": (-MAX_PRIORITY, MAX_PRIORITY),
 }
 
 

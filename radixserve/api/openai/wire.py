@@ -110,7 +110,6 @@ class KnownElsewhere(SharedBody, kw_only=True, forbid_unknown_fields=True):
     n_predict: Any = None
     n_probs: Any = None
     no_stop_trim: Any = None
-    priority: Any = None
     prompt_embeds: Any = None
     reasoning_effort: str | None = None
     repetition_detection: Any = None
@@ -143,7 +142,6 @@ AS_IF_ABSENT: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "modalities": (["text"],),
     "no_stop_trim": (False,),
-    "priority": (0,),
     "return_hidden_states": (False,),
     "spaces_between_special_tokens": (True,),
     "stream_interval": (1,),
@@ -184,6 +182,7 @@ class GenerationBody(KnownElsewhere, kw_only=True, forbid_unknown_fields=True):
 
     max_tokens: int | None = None
     n: int | None = None
+    priority: int | None = None
     stream_options: StreamOptions | None = None
     # the form of the answer, in the words of several servers
     response_format: ResponseFormat | None = None
