@@ -26,6 +26,7 @@ from radixserve.checkpoints.embedded import embedded_model
 from radixserve.config import Settings
 from radixserve.engine.build import build_engine
 from radixserve.engine.core import EngineCore
+from radixserve.engine.counters import STEP_TOKENS
 from radixserve.engine.grammars import grammars_of
 from radixserve.engine.scheduler import Limits
 from radixserve.model.heap import freed_at_once
@@ -117,7 +118,7 @@ class Rows:
             begun = self._clock()
             self._core.step()
             seconds = self._clock() - begun
-            if self._core.stats().step_tokens == [ROWS]:
+            if self._core.stats().seen(STEP_TOKENS) == [ROWS]:
                 return seconds * 1e3
             time.sleep(self._core.patience or 0)
 

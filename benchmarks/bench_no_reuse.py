@@ -19,9 +19,11 @@ import time
 
 import torch
 
+from radixserve.cache.counters import EVICTED_TOKENS
 from radixserve.cache.kvcache import KVCache
 from radixserve.checkpoints.embedded import embedded_model
 from radixserve.engine.core import EngineCore
+from radixserve.engine.counters import PROMPT_TOKENS
 from radixserve.engine.scheduler import Limits
 from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
@@ -79,9 +81,7 @@ def report(pairs: list[tuple[float, float]], on: EngineCore) -> None:
     stats = on.stats()
     low, middle, high = statistics.quantiles((off / on for on, off in pairs), n=4)
     walls = [statistics.median(column) for column in zip(*pairs, strict=True)]
-    share = stats.cached_prompt_tokens_total / (
-        stats.cached_prompt_tokens_total + stats.computed_prompt_tokens_total
-    )
+    share = stats.value(PROMPT_TOKENS, "device") / stats.total(PROMPT_TOKENS)
     print(
         "| pairs | cache, s | no cache, s | throughput on / off | quartiles | hit share | "
         "tokens evicted |"
@@ -90,7 +90,7 @@ def report(pairs: list[tuple[float, float]], on: EngineCore) -> None:
     print(
         f"| {len(pairs)} | {walls[0]:.2f} | {walls[1]:.2f} | **{middle:.4f}** | {low:.4f} "
         f"to {high:.4f} "
-        f"| {share:.4f} | {stats.evicted_tokens_total:,} |"
+        f"| {share:.4f} | {stats.value(EVICTED_TOKENS):,} |"
     )
 
 

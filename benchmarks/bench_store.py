@@ -26,6 +26,7 @@ from rich.progress import track
 from radixserve.cache.kvcache import KVCache
 from radixserve.checkpoints.embedded import embedded_model
 from radixserve.engine.core import EngineCore
+from radixserve.engine.counters import GENERATED_TOKENS, PROMPT_TOKENS
 from radixserve.engine.scheduler import Limits
 from radixserve.engine.tiers import Tiers
 from radixserve.model.load import load_model
@@ -122,11 +123,11 @@ def restart(loaded: LoadedModel, num_runs: int, num_tokens: int, folder: Path) -
         ),
         [],
     )
-    while not core.stats().generated_tokens_total:
+    while not core.stats().value(GENERATED_TOKENS):
         if not core.step():
             time.sleep(WAIT_SECONDS)
     first = time.perf_counter() - since
-    loads = core.stats().promoted_prompt_tokens_total.get("disk", 0)
+    loads = core.stats().value(PROMPT_TOKENS, "disk")
     tiers.close(10.0)
     assert loads, "the stored prefix was not used"
     print(

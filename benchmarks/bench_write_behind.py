@@ -38,9 +38,11 @@ from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
 from radixserve.request import Request, Sampling
+from radixserve.store.counters import SKIPPED
 from radixserve.store.disk_store import DiskStore
 from radixserve.tensors.kv import KVPool
 from radixserve.tiers.contract import Tier
+from radixserve.tiers.counters import TIER_TOKENS
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.pace import Pace
 
@@ -102,15 +104,16 @@ def measure(kind: str, loaded: LoadedModel, pairs: int, folder: Path) -> str:
             times[id(core)] = seconds(core, rounds)
             drains += [drain(core)] if core is on else []
         found.append((times[id(on)], times[id(off)]))
-    stats = on.stats().tiers
+    stats = on.stats()
+    stored = stats.value(TIER_TOKENS, "disk", "down")
     on.tiers.close(60.0)
     low, middle, high = statistics.quantiles((off / on for on, off in found[WARM_UP:]), n=4)
     walls = [statistics.median(column) for column in zip(*found[WARM_UP:], strict=True)]
     return (
         f"| {kind} | {pairs} | {walls[0]:.2f} | {walls[1]:.2f} | **{middle:.3f}** | "
         f"{low:.3f} to {high:.3f} "
-        f"| {statistics.median(drains):.2f} | {stats.stored_tokens_total:,} | "
-        f"{stats.skipped_total} |"
+        f"| {statistics.median(drains):.2f} | {stored:,} | "
+        f"{stats.value(SKIPPED)} |"
     )
 
 

@@ -11,25 +11,21 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from radixserve import __version__
+from radixserve.cache.counters import KV_BYTES
+from radixserve.declared import Declared, Numbers
+from radixserve.engine.counters import COMPUTED, PROMPT_TOKENS, STEPS
 from radixserve.errors import CODES
-from radixserve.metrics_table import (
-    METRICS,
-    OTHER_CODE,
-    SOURCES,
-    TOTALS,
-    WINDOW_SECONDS,
-    Declared,
-)
-from radixserve.step import EngineInfo, EngineStats, TierStats
+from radixserve.metrics_table import ENGINE, METRICS, OTHER_CODE, WINDOW_SECONDS
+from radixserve.step import EngineInfo, EngineStats
 
 
 @dataclass(slots=True)
@@ -90,20 +86,16 @@ class Metrics:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the page
         self.registry = CollectorRegistry()
         prometheus_client.ProcessCollector(registry=self.registry)
-        self._counters = {
-            each.name: self._counter(each) for each in METRICS if each.kind == "counter"
-        }
-        self._gauges = {each.name: self._gauge(each) for each in METRICS if each.kind == "gauge"}
-        self._histograms = {
-            each.name: self._histogram(each) for each in METRICS if each.kind == "histogram"
-        }
-        for each in METRICS:
+        self._counters = {each.name: self._counter(each) for each in _of("counter")}
+        self._gauges = {each.name: self._gauge(each) for each in _of("gauge")}
+        self._histograms = {each.name: self._histogram(each) for each in _of("histogram")}
+        for each in _of("counter"):
             for labels in each.series():  # at 0, so that the first event is a visible increase
-                self._counters[each.name].labels(*labels)
+                _series(self._counters[each.name], labels)
         self._gauges["radixserve_build_info"].labels(__version__).set(1)
         self._model = model
         self._window = HitWindow(clock)
-        self._seen: dict[tuple[str, ...], int] = {}  # the totals of the last report
+        self._seen: Numbers = {}  # the totals of the last report
 
     def record(self, record: RequestRecord) -> None:
         """Count a request that ended; call it once for each. O(tokens generated)."""
@@ -123,21 +115,18 @@ class Metrics:
 
         Totals are added as differences. A total that fell means that a new engine counts from zero.
         """
-        if stats.steps_total < self._seen.get(("radixserve_steps_total",), 0):
+        if stats.value(STEPS) < self._seen.get(STEPS.key(), 0):
             self._seen = {}
-        grown: dict[tuple[str, ...], int] = {}
-        for total_of, counter, labels in TOTALS:
-            key, total = (counter, *labels), total_of(stats)
-            grown[key] = max(0, total - self._seen.get(key, 0))
-            self._seen[key] = total
-            (self._counters[counter].labels(*labels) if labels else self._counters[counter]).inc(
-                grown[key]
-            )
-        computed, *cached = (grown["radixserve_prompt_tokens_total", source] for source in SOURCES)
-        self._window.add(computed, sum(cached))
-        self._observe("radixserve_step_seconds", *stats.step_seconds)
-        self._observe("radixserve_step_tokens", *stats.step_tokens)
-        self._observe("radixserve_step_sequences", *stats.step_sequences)
+        grown: Numbers = {}
+        for key, total in stats.numbers.items():
+            if key[0] in self._counters:
+                grown[key] = max(0, total - self._seen.get(key, 0))
+                self._seen[key] = total
+                _series(self._counters[key[0]], key[1:]).inc(grown[key])
+        self._window.add(*_prompt_tokens(grown))
+        for (name, *labels), values in stats.observed.items():
+            for value in values:
+                _series(self._histograms[name], labels).observe(value)
 
     def error_told(self, code: str | None) -> None:
         """Count an error that was sent to a client, by the code of its envelope."""
@@ -167,14 +156,11 @@ class Metrics:
         """Render the page with the newest state of the engine. `up`: whether requests are accepted
         (None: if there is an `info`).
         """
-        self._set("radixserve_requests_running", stats.running)
-        self._set("radixserve_requests_waiting", stats.waiting)
-        self._set("radixserve_tree_nodes", stats.tree_nodes)
+        for each in ENGINE:
+            if each.kind == "gauge":
+                self._set_reported(each, stats.numbers or _idle(info))
         self._set("radixserve_hit_ratio", self._window.ratio())
         self._set("radixserve_engine_up", float(info is not None if up is None else up))
-        for state, num_slots in _slots_by_state(stats, info).items():
-            self._set("radixserve_kv_bytes", num_slots * (info.slot_bytes if info else 0), state)
-        self._set_tiers(stats.tiers)
         if info is not None:
             yes_no = [str(each).lower() for each in (info.exact, info.cache_enabled)]
             self._set("radixserve_engine_fallback", float(info.fallback_reason is not None))
@@ -190,15 +176,14 @@ class Metrics:
             )
         return prometheus_client.generate_latest(self.registry)
 
-    def _set_tiers(self, tiers: TierStats) -> None:
-        for tier, budget, used in (
-            ("host", tiers.host_budget_bytes, tiers.host_used_bytes),
-            ("disk", tiers.disk_budget_bytes, tiers.disk_used_bytes),
-        ):
-            self._set("radixserve_tier_bytes", budget, tier, "budget")
-            self._set("radixserve_tier_bytes", used, tier, "used")
-        self._set("radixserve_store_runs", tiers.disk_runs)
-        self._set("radixserve_store_writing", float(tiers.disk_writing))
+    def _set_reported(self, each: Declared, numbers: Numbers) -> None:
+        """Set a gauge of the engine; known series that are not reported are 0."""
+        gauge, known = self._gauges[each.name], {each.key(*labels): 0.0 for labels in each.series()}
+        if each.labels:
+            gauge.clear()
+        reported = {key: value for key, value in numbers.items() if key[0] == each.name}
+        for key, value in (known | reported).items():
+            _series(gauge, key[1:]).set(value)
 
     def _observe(self, name: str, *values: float | None) -> None:
         histogram = self._histograms[name]
@@ -222,16 +207,26 @@ class Metrics:
         )
 
 
-def _slots_by_state(stats: EngineStats, info: EngineInfo | None) -> dict[str, int]:
-    """Slots per state of `radixserve_kv_bytes`; before the first report everything is free."""
-    budget = info.num_slots if info else 0
-    reported = stats.slots_free or stats.slots_leased or stats.slots_cached
-    free = stats.slots_free if reported else budget
-    return {
-        "budget": budget,
-        "free": free,
-        "used": budget - free,
-        "leased": stats.slots_leased,
-        "evictable": budget - free - stats.slots_leased,
-        "cached": stats.slots_cached,
-    }
+_Family = TypeVar("_Family", Counter, Gauge, Histogram)
+
+
+def _series(family: _Family, labels: Sequence[str]) -> _Family:
+    """One series of a metric, which is made if it is new."""
+    return family.labels(*labels) if labels else family
+
+
+def _of(kind: str) -> list[Declared]:
+    return [each for each in METRICS if each.kind == kind]
+
+
+def _prompt_tokens(grown: Numbers) -> tuple[int, int]:
+    """Prompt tokens that were computed, and that were cached in any tier, among new counts."""
+    counts = {key[1]: int(count) for key, count in grown.items() if key[0] == PROMPT_TOKENS.name}
+    computed = counts.pop(COMPUTED, 0)
+    return computed, sum(counts.values())
+
+
+def _idle(info: EngineInfo | None) -> Numbers:
+    """The gauges of an engine that has not reported yet: everything is free."""
+    budget = info.num_slots * info.slot_bytes if info else 0
+    return {KV_BYTES.key(state): budget for state in ("budget", "free")}

@@ -14,6 +14,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from radixserve.declared import Declared, Key, Numbers
+
 Slots = npt.NDArray[np.int32]
 """The slot of position p at index p."""
 
@@ -121,49 +123,22 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     cache_enabled: bool = True
 
 
-class TierStats(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The state of the tiers below the device in bytes, and running totals like those of
-    `EngineStats`.
-    """
-
-    host_budget_bytes: int = 0
-    host_used_bytes: int = 0
-    disk_budget_bytes: int = 0
-    disk_used_bytes: int = 0  # by the whole folder
-    disk_runs: int = 0
-    disk_writing: bool = False  # false without a disk, and while writing is paused after errors
-    demoted_tokens_total: int = 0  # device to host
-    stored_tokens_total: int = 0  # device to disk
-    promoted_tokens_total: dict[str, int] = {}  # to the device, by tier
-    evicted_runs_total: int = 0  # from the disk
-    verify_failures_total: int = 0
-    read_errors_total: int = 0
-    write_errors_total: int = 0
-    skipped_total: int = 0  # writes that were skipped
-
-
 class EngineStats(msgspec.Struct, kw_only=True):
-    """The engine's state and running totals, sent after steps. Totals start at 0 with each engine
-    process and never decrease.
+    """What the engine counts, sent after steps, under the keys of what its parts declare
+    (`metrics_table.ENGINE`).
     """
 
-    running: int = 0
-    waiting: int = 0
-    slots_free: int = 0
-    slots_leased: int = 0  # owned by running sequences or pinned by them in the tree
-    slots_cached: int = 0  # owned by the tree, pinned or not
-    tree_nodes: int = 0
-    evicted_tokens_total: int = 0
-    preemptions_total: int = 0
-    steps_total: int = 0
-    computed_prompt_tokens_total: int = 0
-    cached_prompt_tokens_total: int = 0  # in any tier
-    # of those, the ones that were copied from a tier for the request
-    promoted_prompt_tokens_total: dict[str, int] = {}
-    generated_tokens_total: int = 0
-    # steps that raised and rows with logits that are not finite
-    faults_total: dict[FaultKind, int] = {}
-    tiers: TierStats = msgspec.field(default_factory=TierStats)
-    step_seconds: list[float] = []  # of the steps since the last report
-    step_tokens: list[int] = []  # tokens computed in each of them
-    step_sequences: list[int] = []  # sequences in each of them
+    numbers: Numbers = {}
+    observed: dict[Key, list[float]] = {}  # values of histograms since the last report
+
+    def value(self, declared: Declared, *labels: str) -> float:
+        """One number; 0 if it is not reported."""
+        return self.numbers.get(declared.key(*labels), 0)
+
+    def total(self, declared: Declared) -> float:
+        """The sum over all series of a metric."""
+        return sum(value for key, value in self.numbers.items() if key[0] == declared.name)
+
+    def seen(self, declared: Declared, *labels: str) -> list[float]:
+        """What a histogram observed since the last report."""
+        return self.observed.get(declared.key(*labels), [])

@@ -47,6 +47,7 @@ LAYERS = (
     ("config",),
     (
         "request",
+        "declared",
         "prefix",
         "step",
         "tenants",
@@ -87,15 +88,20 @@ WITHOUT_TORCH = (
 )
 WITHOUT_TORCH_MODULES = (
     "engine.process",  # it obeys signals and messages before it imports torch
+    "engine.counters",
+    "tiers.counters",
+    "store.counters",
     "store",
     "store.index",
     "store.disk",
 )
 NEVER_TORCH = (
+    "cache.counters",
     "cache.radix",
     "cache.eviction",
     "cache.slots",
     "request",
+    "declared",
     "prefix",
     "step",
     "errors",

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from radixserve.config import Settings
+from radixserve.engine.counters import PROMPT_TOKENS, RUNNING, STEP_SECONDS
 from radixserve.messages import (
     MAX_FRAME_BYTES,
     Abort,
@@ -50,7 +51,13 @@ def test_a_report_comes_back_as_it_was() -> None:
         logprobs=[TokenLogprob(1, -0.25, [(1, -0.25), (2, -3.0)])],
         num_cached=0,
     )
-    report = Report([event], EngineStats(running=3, step_seconds=[0.5]))
+    report = Report(
+        [event],
+        EngineStats(
+            numbers={RUNNING.key(): 3, PROMPT_TOKENS.key("disk"): 4},
+            observed={STEP_SECONDS.key(): [0.5]},
+        ),
+    )
     (body,) = FrameReader().feed(encode(report))
     assert msgspec.msgpack.decode(body, type=ToFront) == report
 

@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import get_args
 
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from radixserve.cache.counters import EVICTED_TOKENS
+from radixserve.cache.kvcache import KVCache
+from radixserve.declared import Declared, Key
+from radixserve.engine.counters import (
+    COMPUTED,
+    GENERATED_TOKENS,
+    PREEMPTIONS,
+    PROMPT_TOKENS,
+    RUNNING,
+    STEP_FAULTS,
+    STEP_SECONDS,
+    STEP_SEQUENCES,
+    STEP_TOKENS,
+    STEPS,
+    WAITING,
+)
 from radixserve.front.supervisor import Cause
 from radixserve.metrics import Metrics, RequestRecord
-from radixserve.metrics_table import METRICS, TOTALS, WINDOW_SECONDS, Declared
+from radixserve.metrics_table import ENGINE, METRICS, WINDOW_SECONDS
+from radixserve.prefix import Prefix
 from radixserve.step import EngineInfo, EngineStats, FaultKind
+from radixserve.tiers.counters import TIER_BYTES
+from tests.engine.harness import request
+from tests.tiers.parts import Tiered
 
 INFO = EngineInfo(
     vocab_size=100,
@@ -69,6 +90,14 @@ def rendered(
     return Page(metrics.render(stats or EngineStats(), info))
 
 
+def step(seconds: float, tokens: int, sequences: int) -> dict[Key, list[float]]:
+    return {
+        STEP_SECONDS.key(): [seconds],
+        STEP_TOKENS.key(): [tokens],
+        STEP_SEQUENCES.key(): [sequences],
+    }
+
+
 def busy(model: str = "tiny") -> Metrics:
     """Metrics in which every declared one has a value."""
     metrics = Metrics(model)
@@ -76,13 +105,7 @@ def busy(model: str = "tiny") -> Metrics:
         RequestRecord("chat.completions", "stop", 100, 90, 3, 0.01, 0.02, 0.5, [0.1, 0.2])
     )
     metrics.observe_steps(
-        EngineStats(
-            steps_total=1,
-            generated_tokens_total=1,
-            step_seconds=[0.5],
-            step_tokens=[8],
-            step_sequences=[2],
-        )
+        EngineStats(numbers={STEPS.key(): 1, GENERATED_TOKENS.key(): 1}, observed=step(0.5, 8, 2))
     )
     return metrics
 
@@ -126,7 +149,6 @@ def test_every_series_of_a_counter_is_there_at_zero_from_the_start(each: Declare
         for sample in rendered(Metrics()).families[each.name.removesuffix("_total")].samples
     }
     assert found == dict.fromkeys(each.series(), 0.0)
-    assert {labels for _, counter, labels in TOTALS if counter == each.name} <= set(found)
 
 
 def test_the_known_values_are_those_that_are_counted() -> None:
@@ -178,15 +200,15 @@ def test_a_rejected_request_changes_no_distribution() -> None:
 
 def totals(steps: int, computed: int, cached: int) -> EngineStats:
     return EngineStats(
-        steps_total=steps,
-        computed_prompt_tokens_total=computed,
-        cached_prompt_tokens_total=cached,
-        generated_tokens_total=2 * steps,
-        evicted_tokens_total=3 * steps,
-        preemptions_total=steps,
-        step_seconds=[0.25],
-        step_tokens=[7],
-        step_sequences=[3],
+        numbers={
+            STEPS.key(): steps,
+            PROMPT_TOKENS.key(COMPUTED): computed,
+            PROMPT_TOKENS.key("device"): cached,
+            GENERATED_TOKENS.key(): 2 * steps,
+            EVICTED_TOKENS.key(): 3 * steps,
+            PREEMPTIONS.key(): steps,
+        },
+        observed=step(0.25, 7, 3),
     )
 
 
@@ -209,7 +231,7 @@ def test_reports_enter_as_differences() -> None:
 def test_one_report_object_that_the_sender_goes_on_changing_is_counted_right() -> None:
     metrics, report = Metrics(), totals(1, 10, 0)
     metrics.observe_steps(report)
-    report.steps_total, report.computed_prompt_tokens_total = 2, 30
+    report.numbers.update({STEPS.key(): 2, PROMPT_TOKENS.key(COMPUTED): 30})
     metrics.observe_steps(report)
     assert rendered(metrics)['radixserve_prompt_tokens_total{source="computed"}'] == 30
 
@@ -249,19 +271,18 @@ def test_a_restarted_engine_that_already_did_more_than_the_old_one_is_counted_wh
     assert rendered(metrics)['radixserve_prompt_tokens_total{source="computed"}'] == 110
 
 
+def faults(steps: int, **kinds: int) -> EngineStats:
+    counted = {STEP_FAULTS.key(kind): count for kind, count in kinds.items()}
+    return EngineStats(numbers={STEPS.key(): steps, **counted})
+
+
 def test_step_faults_are_counted_by_kind_and_are_there_from_the_start() -> None:
     metrics = Metrics()
     assert rendered(metrics)['radixserve_step_faults_total{kind="exception"}'] == 0
-    metrics.observe_steps(
-        EngineStats(steps_total=1, faults_total={"exception": 2, "out_of_memory": 1})
-    )
-    metrics.observe_steps(
-        EngineStats(
-            steps_total=2, faults_total={"exception": 2, "out_of_memory": 3, "not_finite": 1}
-        )
-    )
+    metrics.observe_steps(faults(1, exception=2, out_of_memory=1))
+    metrics.observe_steps(faults(2, exception=2, out_of_memory=3, not_finite=1))
     metrics.engine_restarted("crash")
-    metrics.observe_steps(EngineStats(faults_total={"exception": 1}))
+    metrics.observe_steps(faults(0, exception=1))
     page = rendered(metrics)
     counted = {
         kind: page[f'radixserve_step_faults_total{{kind="{kind}"}}'] for kind in get_args(FaultKind)
@@ -297,9 +318,13 @@ def kv(page: Page) -> dict[str, float]:
 
 
 def test_kv_bytes_add_up() -> None:
-    stats = EngineStats(
-        running=2, waiting=3, slots_free=40, slots_leased=25, slots_cached=50, tree_nodes=9
-    )
+    cache = KVCache(100, slot_bytes=1000)
+    with cache.hold(Prefix.of("public", [])) as lease:
+        lease.grow(60)
+        lease.publish(Prefix.of("public", range(50)))
+    held = cache.hold(Prefix.of("public", range(15)))
+    held.grow(25)
+    stats = EngineStats(numbers={RUNNING.key(): 2, WAITING.key(): 3, **cache.numbers()})
     page = rendered(Metrics(), stats)
     assert kv(page) == {
         "budget": 100_000,
@@ -311,7 +336,7 @@ def test_kv_bytes_add_up() -> None:
     }
     assert page["radixserve_requests_running"] == 2
     assert page["radixserve_requests_waiting"] == 3
-    assert page["radixserve_tree_nodes"] == 9
+    assert page["radixserve_tree_nodes"] == 2
 
 
 def test_everything_is_free_before_the_first_report_and_nothing_is_there_before_the_model() -> None:
@@ -349,3 +374,27 @@ def test_two_servers_in_one_process_do_not_share_counts() -> None:
     one, other = busy(), Metrics()
     assert rendered(one)["radixserve_steps_total"] == 1
     assert rendered(other)["radixserve_steps_total"] == 0
+
+
+def test_series_of_a_gauge_that_are_reported_no_more_are_gone_or_0() -> None:
+    metrics = Metrics()
+    used = EngineStats(numbers={TIER_BYTES.key("host", "used"): 5, TIER_BYTES.key("shelf", "x"): 1})
+    page = rendered(metrics, used)
+    assert page['radixserve_tier_bytes{tier="host",state="used"}'] == 5
+    assert page['radixserve_tier_bytes{tier="disk",state="used"}'] == 0
+    assert page['radixserve_tier_bytes{tier="shelf",state="x"}'] == 1
+    page = rendered(metrics)
+    assert page['radixserve_tier_bytes{tier="host",state="used"}'] == 0
+    assert len(page.families["radixserve_tier_bytes"].samples) == 4
+
+
+def test_the_engine_reports_what_is_declared_and_nothing_else(tmp_path: Path) -> None:
+    engine = Tiered(64, host_slots=64, folder=tmp_path / "s")
+    engine.ask(request("a", [1, 2, 3]))
+    declared = {each.name: each for each in ENGINE}
+    stats = engine.core.stats()
+    engine.close()
+    for name, *labels in (*stats.numbers, *stats.observed):
+        assert tuple(labels) in set(declared[name].series()), name
+    reported = {key[0] for key in (*stats.numbers, *stats.observed)}
+    assert declared.keys() - reported == {STEP_FAULTS.name}  # none happened

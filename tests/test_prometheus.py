@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from radixserve.engine.counters import RUNNING, STEP_SECONDS, STEP_SEQUENCES, STEP_TOKENS, STEPS
 from radixserve.metrics import Metrics, RequestRecord
 from radixserve.step import EngineInfo, EngineStats
 
@@ -57,7 +58,14 @@ def page(stats: EngineStats) -> bytes:
         RequestRecord("chat.completions", "stop", 100, 90, 3, 0.01, 0.02, 0.5, [0.1, 0.2])
     )
     metrics.observe_steps(
-        EngineStats(steps_total=1, step_seconds=[0.5], step_tokens=[8], step_sequences=[2])
+        EngineStats(
+            numbers={STEPS.key(): 1},
+            observed={
+                STEP_SECONDS.key(): [0.5],
+                STEP_TOKENS.key(): [8],
+                STEP_SEQUENCES.key(): [2],
+            },
+        )
     )
     return metrics.render(stats, INFO)
 
@@ -91,7 +99,7 @@ def metrics_port() -> Iterator[int]:
             self.send_response(200 if self.path == "/metrics" else 404)
             self.send_header("Content-Type", Metrics.content_type)
             self.end_headers()
-            self.wfile.write(page(EngineStats(running=4)))
+            self.wfile.write(page(EngineStats(numbers={RUNNING.key(): 4})))
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -15,9 +15,11 @@ from types import TracebackType
 
 import numpy as np
 
+from radixserve.cache.counters import EVICTED_TOKENS, KV_BYTES, TREE_NODES
 from radixserve.cache.eviction import LRU, Evictor, Policy
 from radixserve.cache.radix import Node, Point, RadixTree, path_prefix, path_runs
 from radixserve.cache.slots import Run, SlotAllocator, append_runs, split_runs, write_slots
+from radixserve.declared import Numbers
 from radixserve.prefix import TOKEN_BYTES, Prefix
 from radixserve.step import Slots
 
@@ -48,10 +50,13 @@ class KVCache:
     use it.
     """
 
-    def __init__(self, num_slots: int, *, enabled: bool = True, policy: Policy = LRU) -> None:
-        """With `enabled` false nothing is found and nothing published; leases still hand
-        out slots.
+    def __init__(
+        self, num_slots: int, *, slot_bytes: int = 1, enabled: bool = True, policy: Policy = LRU
+    ) -> None:
+        """With `enabled` false nothing is found and nothing published; leases still hand out slots.
+        `slot_bytes` is the K/V of one token, for `numbers` only.
         """
+        self.slot_bytes = slot_bytes
         self.enabled = enabled
         self.allocator = SlotAllocator(num_slots)
         self.tree = RadixTree()
@@ -159,6 +164,24 @@ class KVCache:
             nodes=self.tree.num_nodes,
             evicted_tokens_total=self._evicted_tokens_total,
         )
+
+    def numbers(self) -> Numbers:
+        """What it counts, as declared in `cache.counters`."""
+        stats = self.stats()
+        leased, used = stats.private + stats.pinned, stats.num_slots - stats.free
+        slots = {
+            "budget": stats.num_slots,
+            "free": stats.free,
+            "used": used,
+            "leased": leased,
+            "evictable": used - leased,
+            "cached": stats.cached,
+        }
+        return {
+            EVICTED_TOKENS.key(): stats.evicted_tokens_total,
+            TREE_NODES.key(): stats.nodes,
+            **{KV_BYTES.key(state): count * self.slot_bytes for state, count in slots.items()},
+        }
 
     def check(self) -> None:
         """Assert every invariant: of the parts, of each lease, and one owner for each slot;

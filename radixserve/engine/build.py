@@ -51,7 +51,11 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     pool = KVPool(loaded.shape, num_slots, device)
     graphs, without_graphs = start_graphs(loaded, pool, settings.max_running)
     # The padding rows of graphs write to the last slot, so the cache must not use it.
-    cache = KVCache(num_slots - 1 if graphs else num_slots, enabled=settings.cache)
+    cache = KVCache(
+        num_slots - 1 if graphs else num_slots,
+        slot_bytes=loaded.shape.slot_bytes,
+        enabled=settings.cache,
+    )
     tiers = make_tiers(settings, model, loaded, pool, cache)
     pool.fill()
     lossy = settings.tier_dtype != "same" and bool(tiers.below)

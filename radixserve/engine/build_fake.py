@@ -51,6 +51,6 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         exact=True,
         cache_enabled=settings.cache,
     )
-    cache = KVCache(info.num_slots, enabled=settings.cache)
+    cache = KVCache(info.num_slots, slot_bytes=_SLOT_BYTES, enabled=settings.cache)
     limits = Limits(settings.max_running, settings.max_step_tokens or _STEP_TOKENS)
     return EngineCore(FakeModel(info.vocab_size), cache, limits, grammars=grammars_of(model)), info

@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 
 from radixserve.cache.kvcache import KVCache
+from radixserve.engine.counters import STEP_SECONDS, STEP_SEQUENCES, STEP_TOKENS, STEPS
 from radixserve.engine.faults import OUT_OF_MEMORY, Fault, free_memory
 from radixserve.engine.flight import Flight, StepModel
 from radixserve.engine.grammars import Grammars
@@ -149,26 +150,18 @@ class EngineCore:
         self.tiers.computed(num_tokens, seconds)
 
     def stats(self) -> EngineStats:
-        """The state now, and the durations of the steps since the last call."""
-        cache, totals, recent = self.cache.stats(), self.scheduler.totals, self._recent
-        self._recent = []
+        """What is counted now, and the steps since the last call."""
+        recent, self._recent = self._recent, []
         return EngineStats(
-            running=len(self.scheduler.running),
-            waiting=len(self.scheduler.waiting),
-            slots_free=cache.free,
-            slots_leased=cache.private + cache.pinned,
-            slots_cached=cache.cached,
-            tree_nodes=cache.nodes,
-            evicted_tokens_total=cache.evicted_tokens_total,
-            preemptions_total=totals.preemptions,
-            steps_total=self._steps,
-            computed_prompt_tokens_total=totals.computed_prompt_tokens,
-            cached_prompt_tokens_total=totals.cached_prompt_tokens,
-            promoted_prompt_tokens_total=dict(totals.promoted_prompt_tokens),
-            tiers=self.tiers.stats(),
-            generated_tokens_total=totals.generated_tokens,
-            faults_total=dict(totals.faults),
-            step_seconds=[seconds for seconds, _, _ in recent],
-            step_tokens=[tokens for _, tokens, _ in recent],
-            step_sequences=[sequences for _, _, sequences in recent],
+            numbers={
+                STEPS.key(): self._steps,
+                **self.scheduler.numbers(),
+                **self.cache.numbers(),
+                **self.tiers.numbers(),
+            },
+            observed={
+                STEP_SECONDS.key(): [seconds for seconds, _, _ in recent],
+                STEP_TOKENS.key(): [tokens for _, tokens, _ in recent],
+                STEP_SEQUENCES.key(): [sequences for _, _, sequences in recent],
+            },
         )

@@ -17,6 +17,16 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from radixserve.cache.kvcache import KVCache, Lease
+from radixserve.declared import Numbers
+from radixserve.engine.counters import (
+    COMPUTED,
+    GENERATED_TOKENS,
+    PREEMPTIONS,
+    PROMPT_TOKENS,
+    RUNNING,
+    STEP_FAULTS,
+    WAITING,
+)
 from radixserve.engine.faults import NOT_FINITE, Fault
 from radixserve.engine.grammars import Grammars
 from radixserve.engine.planning import Plan, Work, last_slot, second_try, slots_wanted
@@ -27,6 +37,7 @@ from radixserve.grammar import Compiled
 from radixserve.request import Request
 from radixserve.sampling import Sampled, leaves_no_token
 from radixserve.step import FaultKind, FinishReason, TokenEvent
+from radixserve.tiers import DEVICE
 
 MIN_SHARED = 16  # tokens; for a shorter common prefix a sequence does not wait for another
 
@@ -43,10 +54,7 @@ class Limits:
 class Totals:
     """Running totals since the engine started."""
 
-    computed_prompt_tokens: int = 0
-    cached_prompt_tokens: int = 0  # in any tier
-    # of those, the ones that were copied from a tier for the request
-    promoted_prompt_tokens: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: Counter[str] = field(default_factory=Counter)  # by where K/V came from
     generated_tokens: int = 0
     preemptions: int = 0
     faults: Counter[FaultKind] = field(default_factory=Counter)
@@ -77,6 +85,18 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
+
+    def numbers(self) -> Numbers:
+        """What it counts, as declared in `engine.counters`."""
+        totals = self.totals
+        return {
+            RUNNING.key(): len(self.running),
+            WAITING.key(): len(self.waiting),
+            GENERATED_TOKENS.key(): totals.generated_tokens,
+            PREEMPTIONS.key(): totals.preemptions,
+            **{PROMPT_TOKENS.key(source): count for source, count in totals.prompt_tokens.items()},
+            **{STEP_FAULTS.key(kind): count for kind, count in totals.faults.items()},
+        }
 
     def add(self, request: Request, output_ids: list[int]) -> TokenEvent | None:
         """Queue a request. Returns an event if it can never run, or if all its tokens were sent
@@ -211,9 +231,10 @@ class Scheduler:
     def _first_admission(self, sequence: Sequence) -> None:
         sequence.admitted_at = time.monotonic()
         sequence.num_cached = min(sequence.num_computed, sequence.num_prompt)
-        self.totals.cached_prompt_tokens += sequence.num_cached
-        self.totals.promoted_prompt_tokens.update(sequence.cached_below)
-        self.totals.computed_prompt_tokens += sequence.num_prompt - sequence.num_cached
+        below, totals = sequence.cached_below, self.totals.prompt_tokens
+        totals[COMPUTED] += sequence.num_prompt - sequence.num_cached
+        totals[DEVICE] += sequence.num_cached - sum(below.values())
+        totals.update(below)
 
     def _awaits_prefix(self, sequence: Sequence) -> bool:
         """Single flight: whether a running sequence is computing a prefix that this one can reuse

@@ -18,12 +18,14 @@ from collections.abc import Sequence as List
 from dataclasses import dataclass
 
 from radixserve.cache.kvcache import KVCache, Lease
+from radixserve.declared import Numbers
 from radixserve.engine.sequence import Sequence
 from radixserve.prefix import Prefix
-from radixserve.step import Slots, TierStats
+from radixserve.step import Slots
 from radixserve.tensors.copies import Copies, Copy, write_slots
 from radixserve.tensors.kv import KV, KVPool
 from radixserve.tiers.contract import COPY_SECONDS, Load, Tier
+from radixserve.tiers.counters import TIER_TOKENS
 
 MIN_FETCH = 16  # tokens; fewer are computed as fast
 
@@ -125,12 +127,14 @@ class Tiers:
         for tier in self.below:
             tier.prefilled(num_tokens, seconds)
 
-    def stats(self) -> TierStats:
-        """What the tiers hold now, and running totals."""
-        stats = TierStats(promoted_tokens_total=dict(self.promoted_tokens))
+    def numbers(self) -> Numbers:
+        """What the tiers count."""
+        found: Numbers = {
+            TIER_TOKENS.key(name, "up"): count for name, count in self.promoted_tokens.items()
+        }
         for tier in self.below:
-            tier.describe(stats)
-        return stats
+            found.update(tier.numbers())
+        return found
 
     def close(self, seconds: float) -> None:
         """Let tiers keep what was offered, for at most `seconds` together."""

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import msgspec
 
 from radixserve.config import Settings
+from radixserve.engine.counters import WAITING
 from radixserve.errors import StartupError, Unavailable
 from radixserve.front.child import Child
 from radixserve.front.gate import Gate
@@ -79,9 +80,9 @@ class ProcessEngine:
         """See `EngineClient.stats`. Requests that wait outside the engine are counted with those in
         its queue.
         """
-        return msgspec.structs.replace(
-            self._stats, waiting=self._stats.waiting + self._gate.num_outside
-        )
+        waiting = self._stats.value(WAITING) + self._gate.num_outside
+        numbers = self._stats.numbers | {WAITING.key(): waiting}
+        return EngineStats(numbers=numbers, observed=self._stats.observed)
 
     @property
     def unready_reason(self) -> str | None:

@@ -23,6 +23,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from radixserve.engine.counters import STEP_SECONDS
 from radixserve.messages import Report, ToFront
 
 TICK_SECONDS = 1.0  # how often a silent engine is checked
@@ -61,7 +62,7 @@ class Watchdog:
         self._silent = self._quiet = 0.0
         if isinstance(message, Report) and message.stats is not None:
             self._slowest_step = max(
-                (*message.stats.step_seconds, self._slowest_step or 0.0), default=None
+                (*message.stats.seen(STEP_SECONDS), self._slowest_step or 0.0), default=None
             )
 
     def is_hung(self, elapsed: float, used: float | None) -> bool:

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import torch
 
+from radixserve.declared import Numbers
 from radixserve.prefix import Prefix
+from radixserve.store.counters import ERRORS, EVICTED_RUNS, RUNS, SKIPPED, VERIFY_FAILURES, WRITING
 from radixserve.store.disk import Corrupt, Disk
 from radixserve.store.folder import StoreFolder, room_for_run
 from radixserve.store.index import ROOT
@@ -54,6 +56,18 @@ class StoreStats:
     write_errors_total: int = 0
     refused_total: int = 0  # runs not stored for lack of room
     skipped_total: int = 0  # puts while not writing
+
+    def numbers(self) -> Numbers:
+        """What a server counts of it, as declared in `store.counters`."""
+        return {
+            RUNS.key(): self.runs,
+            WRITING.key(): int(self.writing),
+            EVICTED_RUNS.key(): self.evicted_runs_total,
+            VERIFY_FAILURES.key(): self.verify_failures_total,
+            ERRORS.key("read"): self.read_errors_total,
+            ERRORS.key("write"): self.write_errors_total,
+            SKIPPED.key(): self.skipped_total + self.refused_total,
+        }
 
 
 class DiskStore:

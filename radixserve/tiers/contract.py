@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from radixserve.declared import Numbers
 from radixserve.prefix import Prefix
-from radixserve.step import Slots, TierStats
+from radixserve.step import Slots
 from radixserve.tensors.kv import KV
 
 COPY_SECONDS = 0.001  # how often a copy under way is polled while nothing else is to be done
@@ -92,8 +93,8 @@ class Tier(Protocol):
     def settle(self) -> None:
         """To be called between two steps: finish what has arrived."""
 
-    def describe(self, stats: TierStats) -> None:
-        """Fill in its numbers."""
+    def numbers(self) -> Numbers:
+        """What it counts, as declared in `tiers.counters` and by what it is made of."""
 
     def close(self, seconds: float) -> bool:
         """Keep what was offered, for at most `seconds`; False if that is not finished by then."""

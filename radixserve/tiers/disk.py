@@ -16,13 +16,16 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from radixserve.cache.kvcache import KVCache, Lease
+from radixserve.declared import Numbers
 from radixserve.prefix import Prefix
-from radixserve.step import Slots, TierStats
+from radixserve.step import Slots
+from radixserve.store.counters import SKIPPED
 from radixserve.store.disk_store import DiskStore
 from radixserve.store.errands import Attendant
 from radixserve.tensors.copies import Reader, converted
 from radixserve.tensors.kv import KV, KVPool
 from radixserve.tiers.contract import Found, Load
+from radixserve.tiers.counters import TIER_BYTES, TIER_TOKENS
 from radixserve.tiers.pace import Pace
 from radixserve.tiers.worker import Job, Worker
 
@@ -84,26 +87,17 @@ class DiskTier:
         """Whether slots are held for writing."""
         return self._num_saves > 0
 
-    def describe(self, stats: TierStats) -> None:
-        """Fill in the disk's numbers. They are those of the second in which the disk was last
-        used.
-        """
-        seen = self._stats
-        stats.disk_budget_bytes, stats.disk_used_bytes, stats.disk_runs = (
-            seen.budget,
-            seen.bytes,
-            seen.runs,
-        )
-        stats.disk_writing, stats.stored_tokens_total = seen.writing, seen.stored_tokens_total
-        stats.evicted_runs_total, stats.verify_failures_total = (
-            seen.evicted_runs_total,
-            seen.verify_failures_total,
-        )
-        stats.read_errors_total, stats.write_errors_total = (
-            seen.read_errors_total,
-            seen.write_errors_total,
-        )
-        stats.skipped_total = seen.skipped_total + seen.refused_total + self.skipped_total
+    def numbers(self) -> Numbers:
+        """See `Tier.numbers`. They are those of the second in which the disk was last used."""
+        seen, skipped = self._stats, SKIPPED.key()
+        store = seen.numbers()
+        return {
+            **store,
+            skipped: store[skipped] + self.skipped_total,
+            TIER_BYTES.key(self.name, "budget"): seen.budget,
+            TIER_BYTES.key(self.name, "used"): seen.bytes,
+            TIER_TOKENS.key(self.name, "down"): seen.stored_tokens_total,
+        }
 
     @property
     def patience(self) -> float | None:

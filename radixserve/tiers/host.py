@@ -15,11 +15,13 @@ from typing import Final
 import torch
 
 from radixserve.cache.kvcache import KVCache, Lease
+from radixserve.declared import Numbers
 from radixserve.prefix import Prefix
-from radixserve.step import Slots, TierStats
+from radixserve.step import Slots
 from radixserve.tensors.copies import Copies, Copy, read_slots, write_slots
 from radixserve.tensors.kv import KVPool, KVShape
 from radixserve.tiers.contract import COPY_SECONDS, Found, Load
+from radixserve.tiers.counters import TIER_BYTES, TIER_TOKENS
 
 
 @dataclass(slots=True)
@@ -48,12 +50,14 @@ class HostTier:
         self._copies = copies
         self._falling: list[_Demotion] = []
 
-    def describe(self, stats: TierStats) -> None:
-        """Fill in the host's numbers."""
+    def numbers(self) -> Numbers:
+        """See `Tier.numbers`."""
         cache, slot_bytes = self.cache.stats(), self._pool.slot_bytes
-        stats.host_budget_bytes = cache.num_slots * slot_bytes
-        stats.host_used_bytes = (cache.num_slots - cache.free) * slot_bytes
-        stats.demoted_tokens_total = self.demoted_tokens_total
+        return {
+            TIER_BYTES.key(self.name, "budget"): cache.num_slots * slot_bytes,
+            TIER_BYTES.key(self.name, "used"): (cache.num_slots - cache.free) * slot_bytes,
+            TIER_TOKENS.key(self.name, "down"): self.demoted_tokens_total,
+        }
 
     @property
     def patience(self) -> float | None:

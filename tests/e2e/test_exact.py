@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from radixserve.checkpoints.embedded import embedded_model
+from radixserve.engine.counters import PROMPT_TOKENS, STEP_SEQUENCES
 from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
@@ -196,7 +197,7 @@ def test_the_real_model_gives_the_same_bits_in_batches_of_sequences_in_different
 
     chosen = requests[: 2 * size]
     assert run(core, chosen, before_step=look) == {each.id: expected[each.id] for each in chosen}
-    assert max(core.stats().step_sequences) == size
+    assert max(core.stats().seen(STEP_SEQUENCES)) == size
     assert (False, True) in phases, "some decode while others prefill"
 
 
@@ -308,9 +309,9 @@ def test_tiny_models_give_the_same_bits_warm_up_to_any_token_and_after_evicting_
             core.cache.evict(core.cache.stats().cached)
             run(core, [warm_up_to(loaded, request, count, draw)])
             assert cached(core, request) == min(count, 149)
-        found, before = cached(core, request), core.stats().cached_prompt_tokens_total
+        found, before = cached(core, request), core.stats().value(PROMPT_TOKENS, "device")
         assert run(core, [request]) == expected, f"{found} of 150 tokens cached"
-        assert core.stats().cached_prompt_tokens_total - before == found
+        assert core.stats().value(PROMPT_TOKENS, "device") - before == found
 
 
 @pytest.mark.model

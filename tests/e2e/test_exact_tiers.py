@@ -30,6 +30,7 @@ from radixserve.store.disk_store import DiskStore
 from radixserve.tensors.copies import Copies
 from radixserve.tensors.kv import KVPool
 from radixserve.tiers.contract import Tier
+from radixserve.tiers.counters import TIER_TOKENS
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.host import HostTier
 from radixserve.tiers.pace import Pace
@@ -83,8 +84,8 @@ def run(core: EngineCore, requests: list[Request], gap: int = 0) -> dict[str, An
 
 
 def promoted(core: EngineCore) -> tuple[int, int]:
-    stats = core.stats().tiers
-    host, disk = (stats.promoted_tokens_total.get(tier, 0) for tier in ("host", "disk"))
+    stats = core.stats()
+    host, disk = (int(stats.value(TIER_TOKENS, tier, "up")) for tier in ("host", "disk"))
     return host, disk
 
 

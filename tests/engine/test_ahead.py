@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixserve.engine import flight
+from radixserve.engine.counters import STEPS
 from radixserve.prefix import Prefix
 from radixserve.request import Request
 from radixserve.sampling import Samples
@@ -292,7 +293,7 @@ def test_the_host_waits_once_per_step_and_only_when_it_lands(
     harness.run()
     assert happened[:2] == ["launched", "launched"]
     assert (
-        happened.count("waited") == happened.count("launched") == harness.core.stats().steps_total
+        happened.count("waited") == happened.count("launched") == harness.core.stats().value(STEPS)
     )
 
 

@@ -9,6 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from radixserve.engine.counters import (
+    COMPUTED,
+    GENERATED_TOKENS,
+    PROMPT_TOKENS,
+    STEP_SEQUENCES,
+    STEP_TOKENS,
+)
+from radixserve.tiers import DEVICE
 from tests.engine.content_model import VOCAB, expected
 from tests.engine.harness import Harness, request
 
@@ -220,7 +228,7 @@ def test_a_resumed_request_does_not_tell_its_start_again_nor_computes_its_prompt
         for event in harness.events["resumed"]
     ]
     assert set(told) == {(None, None, None)}
-    assert harness.core.scheduler.totals.cached_prompt_tokens > 0
+    assert harness.core.scheduler.totals.prompt_tokens[DEVICE] > 0
 
 
 def test_the_end_of_a_request_tells_its_cached_tokens_only_if_no_token_did(ahead: bool) -> None:
@@ -285,11 +293,11 @@ def test_stats_describe_the_steps_since_the_last_report(ahead: bool) -> None:
     harness.submit(request("a", [1, 2, 3], max_tokens=3))
     harness.run()
     stats = harness.core.stats()
-    assert stats.step_tokens == [3, 1, 1]
-    assert stats.step_sequences == [1, 1, 1]
-    assert (stats.computed_prompt_tokens_total, stats.cached_prompt_tokens_total) == (3, 0)
-    assert stats.generated_tokens_total == 3
-    assert harness.core.stats().step_tokens == []
+    assert stats.seen(STEP_TOKENS) == [3, 1, 1]
+    assert stats.seen(STEP_SEQUENCES) == [1, 1, 1]
+    assert (stats.value(PROMPT_TOKENS, COMPUTED), stats.total(PROMPT_TOKENS)) == (3, 3)
+    assert stats.value(GENERATED_TOKENS) == 3
+    assert harness.core.stats().seen(STEP_TOKENS) == []
 
 
 prompts = st.lists(st.integers(0, 2), min_size=1, max_size=24)

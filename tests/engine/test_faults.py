@@ -176,11 +176,11 @@ def test_faults_are_counted_by_kind_second_tries_included(ahead: bool) -> None:
     harness.model.poisoned.add(tuple(PROMPTS[2] + expected(PROMPTS[2], 1)))
     three(harness)
     harness.run()
-    assert harness.core.stats().faults_total == {"exception": 2, "not_finite": 1}
+    assert harness.core.scheduler.totals.faults == {"exception": 2, "not_finite": 1}
     harness.model.fault_of = lambda step: FULL
     harness.submit(request("full", [9]))
     harness.run()
-    assert harness.core.stats().faults_total == {
+    assert harness.core.scheduler.totals.faults == {
         "exception": 2,
         "not_finite": 1,
         "out_of_memory": 2,

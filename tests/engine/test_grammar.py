@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixserve.engine.core import EngineCore
+from radixserve.engine.counters import GENERATED_TOKENS, PREEMPTIONS, STEPS
 from radixserve.engine.grammars import MAX_KEPT, Grammars
 from radixserve.engine.scheduler import Limits
 from radixserve.errors import BadRequest
@@ -175,12 +176,12 @@ def test_forced_tokens_take_one_step_together() -> None:
     )
     harness.run()
     assert len(harness.tokens("a")) == 20
-    assert harness.core.stats().steps_total == 1
+    assert harness.core.stats().value(STEPS) == 1
     [event] = [event for event in harness.events["a"] if event.token_ids]
     assert event.finish == "stop"
     assert event.num_cached == 0
     assert event.queue_seconds is not None
-    assert harness.core.stats().generated_tokens_total == 20
+    assert harness.core.stats().value(GENERATED_TOKENS) == 20
 
 
 def test_logprobs_are_the_models_own_also_of_forced_tokens(ahead: bool) -> None:
@@ -270,7 +271,7 @@ def test_a_preempted_sequence_goes_on_where_it_was(ahead: bool) -> None:
     harness.submit(*requests)
     harness.run()
     harness.assert_drained()
-    assert harness.core.stats().preemptions_total > 0
+    assert harness.core.stats().value(PREEMPTIONS) > 0
     for each in requests:
         assert harness.answer(each.id) == answers([each])[0]
 
@@ -399,7 +400,7 @@ def test_a_row_whose_logits_are_not_finite_ends_as_without_a_grammar() -> None:
     harness.submit(constrained("a", grammar("json_object")), constrained("b", FIXED))
     harness.run()
     assert harness.finish("a") == "error"
-    assert harness.core.stats().faults_total == {"not_finite": 1}
+    assert harness.core.scheduler.totals.faults == {"not_finite": 1}
     assert harness.text("b") == "fixed"
 
 

@@ -18,7 +18,9 @@ import msgspec
 import pytest
 
 from radixserve import messages
+from radixserve.cache.counters import KV_BYTES
 from radixserve.config import Settings
+from radixserve.engine.counters import GENERATED_TOKENS, RUNNING
 from radixserve.errors import StartupError, Unavailable
 from radixserve.front import child
 from radixserve.front.client import ProcessEngine
@@ -111,16 +113,19 @@ async def test_a_stream_left_early_stops_the_request_in_the_engine(start: Start)
             break
     never_read = submit(engine, request("never read", max_tokens=1900))
     await never_read.aclose()
-    await until(lambda: engine.stats.running == 0 and engine.stats.slots_leased == 0)
-    assert engine.stats.slots_free + engine.stats.slots_cached == engine.info.num_slots  # type: ignore[union-attr]
-    assert engine.stats.generated_tokens_total < 2 * 1900
+    await until(
+        lambda: engine.stats.value(RUNNING) == 0 and engine.stats.value(KV_BYTES, "leased") == 0
+    )
+    free, cached = (engine.stats.value(KV_BYTES, state) for state in ("free", "cached"))
+    assert free + cached == engine.stats.value(KV_BYTES, "budget") > 0
+    assert engine.stats.value(GENERATED_TOKENS) < 2 * 1900
 
 
 async def test_a_reader_that_is_behind_gets_one_event_with_all_tokens(start: Start) -> None:
     engine = await start()
     async with contextlib.aclosing(submit(engine, request("slow", max_tokens=30))) as events:
-        await until(lambda: engine.stats.generated_tokens_total == 30)
-        await until(lambda: engine.stats.running == 0)
+        await until(lambda: engine.stats.value(GENERATED_TOKENS) == 30)
+        await until(lambda: engine.stats.value(RUNNING) == 0)
         (event,) = [event async for event in events]
     assert len(event.token_ids) == 30
     assert event.finish == "length"

@@ -17,6 +17,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from radixserve.cache.counters import KV_BYTES
+from radixserve.engine.counters import GENERATED_TOKENS, RUNNING, WAITING
 from radixserve.engine.process import EXIT_DEVICE_LOST
 from radixserve.errors import StartupError, Unavailable
 from radixserve.front import child, supervisor, watchdog
@@ -153,9 +155,9 @@ async def test_streams_go_on_at_the_next_token_however_often_the_engine_dies(sta
 async def test_tokens_that_the_reader_has_not_fetched_survive_a_death(start: Start) -> None:
     engine = await start()
     stream = submit(engine, request("slow reader"))
-    await until(lambda: engine.stats.generated_tokens_total > 20)
+    await until(lambda: engine.stats.value(GENERATED_TOKENS) > 20)
     await engine.kill_and_see()
-    await until(lambda: engine.stats.generated_tokens_total > 20)
+    await until(lambda: engine.stats.value(GENERATED_TOKENS) > 20)
     (event, *later) = await rest(stream)
     assert tokens([event, *later]) == answer(LONG)
     assert event.num_cached == 0
@@ -281,7 +283,7 @@ async def test_requests_are_taken_while_there_is_no_engine_and_wait(start: Start
     assert engine.unready_reason == "restarting"
     assert engine.refusal_reason is None
     waiting = [submit(engine, request(f"w{i}", 5)) for i in range(2)]
-    assert engine.stats == EngineStats(waiting=2)
+    assert engine.stats == EngineStats(numbers={WAITING.key(): 2})
     with pytest.raises(Unavailable) as refusal:
         submit(engine, request("one too many"))
     assert refusal.value.code == "server_is_overloaded"
@@ -412,9 +414,14 @@ async def test_whoever_leaves_while_there_is_no_engine_vanishes(start: Start) ->
     assert tokens([firsts[2], *await rest(streams[2])]) == answer(LONG)
     assert engine.resumed == 1
     await until(
-        lambda: engine.stats.running == engine.stats.waiting == engine.stats.slots_leased == 0
+        lambda: (
+            engine.stats.value(RUNNING)
+            == engine.stats.value(WAITING)
+            == engine.stats.value(KV_BYTES, "leased")
+            == 0
+        )
     )
-    assert engine.stats.generated_tokens_total < LONG
+    assert engine.stats.value(GENERATED_TOKENS) < LONG
 
 
 async def test_an_abort_that_a_dying_engine_did_not_carry_out_is_not_forgotten(
@@ -436,12 +443,12 @@ async def test_an_abort_that_a_dying_engine_did_not_carry_out_is_not_forgotten(
 async def test_a_drain_waits_for_requests_that_a_death_interrupts(start: Start) -> None:
     engine = await start()
     running = asyncio.create_task(whole(engine, request("running")))
-    await until(lambda: engine.stats.running == 1)
+    await until(lambda: engine.stats.value(RUNNING) == 1)
     await engine.kill_and_see()
     draining = asyncio.create_task(engine.drain(60.0))
     await asyncio.sleep(0)
     assert engine.unready_reason == engine.refusal_reason == "draining"
-    await until(lambda: engine.stats.running == 1)
+    await until(lambda: engine.stats.value(RUNNING) == 1)
     await engine.kill_and_see()
     await draining
     assert tokens(await running) == answer(LONG)

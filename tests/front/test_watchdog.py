@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from radixserve.engine.counters import STEP_SECONDS
 from radixserve.front.watchdog import TICK_SECONDS, Watchdog, processor_seconds
 from radixserve.messages import Loading, Report
 from radixserve.step import EngineStats
@@ -30,7 +31,7 @@ class Watched:
         return None
 
     def step(self, seconds: float) -> None:
-        self.dog.heard(Report([], EngineStats(step_seconds=[0.0, seconds])))
+        self.dog.heard(Report([], EngineStats(observed={STEP_SECONDS.key(): [0.0, seconds]})))
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from radixserve import (
     Unavailable,
 )
 from radixserve.assembly import Assembly
+from radixserve.engine.counters import RUNNING
 from radixserve.parsing.parts import Text
 
 CITY = {
@@ -158,7 +159,7 @@ def test_an_interrupt_ends_the_call_and_the_next_one_is_answered(llm: LLM) -> No
 
 
 def _interrupt_while_it_runs(assembly: Assembly) -> None:
-    while assembly.engine.stats.running == 0:
+    while assembly.engine.stats.value(RUNNING) == 0:
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGINT)
 

@@ -11,14 +11,17 @@ from typing import Final
 import pytest
 
 from radixserve.cache.kvcache import KVCache
+from radixserve.declared import Numbers
 from radixserve.engine.core import EngineCore
+from radixserve.engine.counters import PROMPT_TOKENS
 from radixserve.engine.scheduler import Limits
 from radixserve.engine.tiers import Tiers
 from radixserve.prefix import Prefix
-from radixserve.step import Slots, TierStats
+from radixserve.step import Slots
 from radixserve.tensors.copies import read_slots
 from radixserve.tensors.kv import KV, KVPool
 from radixserve.tiers.contract import Found, Load, Tier
+from radixserve.tiers.counters import TIER_BYTES, TIER_TOKENS
 from tests.engine.harness import request
 from tests.tiers.parts import CPU, SHAPE, Tiered, forget
 
@@ -70,8 +73,8 @@ class Shelf:
             load.done = True
         self.loads = []
 
-    def describe(self, stats: TierStats) -> None:
-        pass
+    def numbers(self) -> Numbers:
+        return {TIER_BYTES.key(self.name, "used"): len(self.kept)}
 
     def close(self, seconds: float) -> bool:
         self.closed = True
@@ -98,7 +101,10 @@ def test_the_engine_serves_from_a_tier_that_it_has_never_heard_of() -> None:
     engine.ask(request("warm", LONG))
     assert engine.tokens("warm") == engine.tokens("cold")
     assert engine.events["warm"][0].cached_below == {"shelf": len(LONG) - 1}
-    assert engine.core.stats().tiers.promoted_tokens_total == {"shelf": len(LONG) - 1}
+    stats = engine.core.stats()
+    assert stats.value(PROMPT_TOKENS, "shelf") == len(LONG) - 1
+    assert stats.value(TIER_TOKENS, "shelf", "up") == len(LONG) - 1
+    assert stats.value(TIER_BYTES, "shelf", "used") > len(LONG)
     engine.close()
     assert engine.shelf.closed
     engine.assert_drained()

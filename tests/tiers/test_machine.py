@@ -160,8 +160,7 @@ def test_a_long_walk_uses_every_tier(
                 engine.settle()
         engine.settle()
         assert all(event[-1].finish == "length" for event in engine.events.values())
-        stats = engine.core.stats().tiers
-        for tier, promoted in stats.promoted_tokens_total.items():
+        for tier, promoted in engine.tiers.promoted_tokens.items():
             seen[tier] += promoted
         engine.assert_drained()
         engine.close()

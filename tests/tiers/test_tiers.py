@@ -22,8 +22,10 @@ from radixserve.errors import StartupError
 from radixserve.prefix import Prefix
 from radixserve.request import Request
 from radixserve.store import errands, transfer
+from radixserve.store.counters import RUNS, SKIPPED
 from radixserve.store.disk import Disk
 from radixserve.tiers import disk as disk_tier
+from radixserve.tiers.counters import TIER_BYTES, TIER_TOKENS
 from tests.engine.content_model import expected
 from tests.engine.harness import request
 from tests.store.parts import QuickDisk, files, flip
@@ -68,7 +70,7 @@ def test_what_the_device_evicts_comes_back_from_host_memory() -> None:
     assert from_host > 20
     assert right(engine, "cold", LONG)
     assert right(engine, "warm", LONG)
-    assert engine.core.stats().tiers.promoted_tokens_total["host"] == from_host
+    assert engine.core.stats().value(TIER_TOKENS, "host", "up") == from_host
     engine.assert_drained()
 
 
@@ -76,8 +78,9 @@ def test_host_memory_keeps_to_its_budget_and_evicts_by_itself() -> None:
     engine = Tiered(64, host_slots=70)
     for i in range(6):
         engine.ask(request(f"r{i}", [i, *LONG[:39]]))
-    stats = engine.core.stats().tiers
-    assert stats.host_used_bytes <= stats.host_budget_bytes == 70 * 1024
+    stats = engine.core.stats()
+    used, budget = (stats.value(TIER_BYTES, "host", state) for state in ("used", "budget"))
+    assert 0 < used <= budget == 70 * 1024
     assert engine.host is not None
     assert engine.host.cache.stats().evicted_tokens_total > 0
     assert all(right(engine, f"r{i}", [i, *LONG[:39]]) for i in range(6))
@@ -121,7 +124,7 @@ def test_several_who_need_the_same_prefix_load_it_once(
     again = started(opened, 128, folder=tmp_path / "s")
     again.ask(*(request(f"r{i}", [*LONG, 6, i]) for i in range(4)))
     assert again.store is not None
-    assert again.core.stats().tiers.promoted_tokens_total["disk"] == 40, "one load for all four"
+    assert again.core.stats().value(TIER_TOKENS, "disk", "up") == 40, "one load for all four"
     assert all(right(again, f"r{i}", [*LONG, 6, i]) for i in range(4))
     assert [sum(again.cached(f"r{i}")) for i in range(4)] == [40, 41, 41, 41]
 
@@ -198,7 +201,7 @@ def test_slots_held_for_writing_are_given_up_for_those_who_need_them(
     assert right(engine, "large", [4, *LONG, *LONG], 10)
     disk.allowed = True
     engine.settle()
-    assert engine.core.stats().tiers.skipped_total > 0
+    assert engine.core.stats().value(SKIPPED) > 0
     engine.assert_drained()
 
 
@@ -345,7 +348,7 @@ def test_a_command_beside_the_engine_clears_and_imports(
     transfer.export_prefix(folder, name, tmp_path / "file")
     assert asked(engine, lambda: transfer.clear(folder)) == 2
     assert files(folder) == []
-    assert engine.core.stats().tiers.disk_runs == 0
+    assert engine.core.stats().value(RUNS) == 0
     forget(engine.cache)
     engine.ask(request("cleared", LONG))
     assert engine.cached("cleared") == (0, 0, 0)

@@ -11,6 +11,8 @@ from collections import deque
 
 import msgspec
 
+from radixserve.cache.counters import KV_BYTES
+from radixserve.engine.counters import COMPUTED, GENERATED_TOKENS, PROMPT_TOKENS, RUNNING, WAITING
 from radixserve.front.protocol import EngineClient
 
 SECONDS = 600
@@ -48,9 +50,9 @@ class History:
         """Take a sample now. A total that fell means that a new engine counts from zero."""
         stats, info = self._engine.stats, self._engine.info
         totals = (
-            stats.computed_prompt_tokens_total,
-            stats.cached_prompt_tokens_total,
-            stats.generated_tokens_total,
+            int(stats.value(PROMPT_TOKENS, COMPUTED)),
+            int(stats.total(PROMPT_TOKENS) - stats.value(PROMPT_TOKENS, COMPUTED)),
+            int(stats.value(GENERATED_TOKENS)),
         )
         if any(now < before for now, before in zip(totals, self._seen, strict=True)):
             self._seen = (0, 0, 0)
@@ -58,19 +60,16 @@ class History:
             now - before for now, before in zip(totals, self._seen, strict=True)
         )
         self._seen = totals
-        slot_bytes = info.slot_bytes if info else 0
-        budget = info.num_slots * slot_bytes if info else 0
-        is_known = bool(stats.slots_free or stats.slots_leased or stats.slots_cached)
         taken = Sample(
             at=time.time(),
             computed=computed,
             cached=cached,
             generated=generated,
-            running=stats.running,
-            waiting=stats.waiting,
-            used_bytes=budget - stats.slots_free * slot_bytes if is_known else 0,
-            leased_bytes=stats.slots_leased * slot_bytes,
-            budget_bytes=budget,
+            running=int(stats.value(RUNNING)),
+            waiting=int(stats.value(WAITING)),
+            used_bytes=int(stats.value(KV_BYTES, "used")),
+            leased_bytes=int(stats.value(KV_BYTES, "leased")),
+            budget_bytes=info.num_slots * info.slot_bytes if info else 0,
         )
         self.samples.append(taken)
         return taken

@@ -10,14 +10,15 @@ from importlib.resources import files
 from typing import Any
 
 import aiohttp
-import msgspec
 import pytest
 
 from radixserve.api.settings import ApiSettings
 from radixserve.api.ui import events
 from radixserve.api.ui.history import SECONDS, History
 from radixserve.api.ui.live import MAX_ENDED, MAX_SHOWN, LiveRequests
+from radixserve.engine.counters import COMPUTED, PROMPT_TOKENS
 from radixserve.front.generation import Generation
+from radixserve.step import EngineStats
 from tests.api.conftest import CHAT, GENERATING, MODEL, Server, body_for
 from tests.fakes import FakeEngine
 
@@ -147,11 +148,8 @@ def test_history_takes_differences_and_survives_a_new_engine() -> None:
     history = History(engine)
     expected = [(100, 0), (40, 160), (5, 10)]
     for computed, cached in [(100, 0), (140, 160), (5, 10)]:  # the third counts from zero
-        engine.stats = msgspec.structs.replace(
-            engine.stats,
-            computed_prompt_tokens_total=computed,
-            cached_prompt_tokens_total=cached,
-        )
+        numbers = {PROMPT_TOKENS.key(COMPUTED): computed, PROMPT_TOKENS.key("host"): cached}
+        engine.stats = EngineStats(numbers=dict(numbers))
         history.sample()
     assert [(each.computed, each.cached) for each in history.samples] == expected
     for _ in range(SECONDS + 5):

@@ -1,0 +1,32 @@
+"""What the device's prefix cache counts."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from radixserve.declared import Declared
+
+KV_BYTES = Declared(
+    "gauge",
+    "radixserve_kv_bytes",
+    "bytes",
+    "Memory for keys and values: budget = free + used, used = leased + evictable; "
+    "cached is what the prefix tree owns, leased or not",
+    ("state",),
+    values=(("budget", "free", "used", "leased", "evictable", "cached"),),
+)
+
+EVICTED_TOKENS = Declared(
+    "counter",
+    "radixserve_evicted_tokens_total",
+    "tokens",
+    "Tokens evicted from the prefix tree",
+)
+
+TREE_NODES = Declared("gauge", "radixserve_tree_nodes", "nodes", "Nodes of the prefix tree")
+
+COUNTERS: Final = (
+    KV_BYTES,
+    EVICTED_TOKENS,
+    TREE_NODES,
+)

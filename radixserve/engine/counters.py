@@ -1,0 +1,84 @@
+"""What scheduler and steps count."""
+
+from __future__ import annotations
+
+from typing import Final, get_args
+
+from radixserve.declared import TOKENS, Declared
+from radixserve.step import FaultKind
+from radixserve.tiers import DEVICE, NAMES
+
+COMPUTED: Final = "computed"
+
+
+RUNNING = Declared(
+    "gauge", "radixserve_requests_running", "requests", "Sequences that take part in steps now"
+)
+
+WAITING = Declared(
+    "gauge", "radixserve_requests_waiting", "requests", "Sequences accepted and not yet running"
+)
+
+PROMPT_TOKENS = Declared(
+    "counter",
+    "radixserve_prompt_tokens_total",
+    "tokens",
+    "Prompt tokens by where their keys and values came from: computed, or read from "
+    "device, host or disk memory",
+    ("source",),
+    values=((COMPUTED, DEVICE, *NAMES),),
+)
+
+GENERATED_TOKENS = Declared(
+    "counter", "radixserve_generated_tokens_total", "tokens", "Tokens generated"
+)
+
+PREEMPTIONS = Declared(
+    "counter",
+    "radixserve_preemptions_total",
+    "preemptions",
+    "Times a running sequence was preempted",
+)
+
+STEP_FAULTS = Declared(
+    "counter",
+    "radixserve_step_faults_total",
+    "faults",
+    "Steps that failed, by kind (exception, out_of_memory), and rows whose "
+    "logits were not finite (not_finite)",
+    ("kind",),
+    values=(get_args(FaultKind),),
+)
+
+STEPS = Declared("counter", "radixserve_steps_total", "steps", "Steps of the engine")
+
+STEP_SECONDS = Declared("histogram", "radixserve_step_seconds", "seconds", "Duration of a step")
+
+STEP_TOKENS = Declared(
+    "histogram",
+    "radixserve_step_tokens",
+    "tokens",
+    "Tokens computed in a step",
+    buckets=TOKENS,
+)
+
+STEP_SEQUENCES = Declared(
+    "histogram",
+    "radixserve_step_sequences",
+    "sequences",
+    "Sequences in a step",
+    buckets=tuple(float(1 << n) for n in range(11)),
+)
+
+COUNTERS: Final = (
+    RUNNING,
+    WAITING,
+    PROMPT_TOKENS,
+    GENERATED_TOKENS,
+    PREEMPTIONS,
+    STEP_FAULTS,
+    STEPS,
+    STEP_SECONDS,
+    STEP_TOKENS,
+    STEP_SEQUENCES,
+)
