@@ -27,6 +27,7 @@ SECTIONS: Final = {
     "cache": "Memory for keys and values, and the prefix cache in it",
     "scheduler": "What one step of the engine may hold",
     "limits": "What one client may ask for",
+    "telemetry": "What is told to other systems",
 }
 """Every section with its title, in the order of the help, the file and the documentation."""
 
@@ -445,6 +446,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_prompts: Annotated[
         int, Meta(ge=1), Doc("limits", "most prompts in one completion request")
     ] = 16
+
+    otlp_endpoint: Annotated[
+        _Name | None,
+        Doc(
+            "telemetry",
+            "address of an OpenTelemetry collector (OTLP over HTTP) for traces and metrics, such "
+            "as http://127.0.0.1:4318; needs the extra radixserve[otel]",
+            zero="OTEL_EXPORTER_OTLP_ENDPOINT if that is set, otherwise nothing is sent",
+        ),
+    ] = None
+    trace_ratio: Annotated[
+        float,
+        Meta(ge=0, le=1),
+        Doc(
+            "telemetry",
+            "share of the requests that are traced, where the client's own trace has not decided; "
+            "OTEL_TRACES_SAMPLER wins if that is set",
+        ),
+    ] = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,6 +156,13 @@ class Metrics:
         """Render the page with the newest state of the engine. `up`: whether requests are accepted
         (None: if there is an `info`).
         """
+        self.take_state(stats, info, up=up)
+        return prometheus_client.generate_latest(self.registry)
+
+    def take_state(
+        self, stats: EngineStats, info: EngineInfo | None, *, up: bool | None = None
+    ) -> None:
+        """Set the gauges to the newest state of the engine, as for `render`."""
         for each in ENGINE:
             if each.kind == "gauge":
                 self._set_reported(each, stats.numbers or _idle(info))
@@ -174,7 +181,6 @@ class Metrics:
                 info.attention,
                 *yes_no,
             )
-        return prometheus_client.generate_latest(self.registry)
 
     def _set_reported(self, each: Declared, numbers: Numbers) -> None:
         """Set a gauge of the engine; known series that are not reported are 0."""

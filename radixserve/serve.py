@@ -8,15 +8,19 @@ second signal ends the process at once. SIGHUP reads the file of keys again, if 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
+
+from prometheus_client import CollectorRegistry
 
 from radixserve.api.address import Address
 from radixserve.api.app import make_app
@@ -28,6 +32,7 @@ from radixserve.checkpoints.source import ModelSource
 from radixserve.config import Settings
 from radixserve.errors import ApiError
 from radixserve.front.child import Child
+from radixserve.telemetry.destination import Destination, destination
 from radixserve.text.turns import CLOSED, OPEN, turn_end
 
 log = logging.getLogger(__name__)
@@ -44,14 +49,37 @@ async def serve(settings: Settings, source: ModelSource, address: Address, engin
         StartupError: the server cannot start because of a setting or the model.
     """
     stopping = _stop_on_signals()
+    to = destination(settings, os.environ)
     assembly = Assembly(settings, source, engine)
     try:
         api = await _unless_stopped(stopping, assembly.start())
         if api is not None:
-            await _answer(api, assembly, address, stopping)
+            async with _telemetry(to, api) as traced:
+                await _answer(traced, assembly, address, stopping)
     finally:
         await assembly.close()
     return 0
+
+
+@contextlib.asynccontextmanager
+async def _telemetry(to: Destination | None, api: Api) -> AsyncIterator[Api]:
+    """`api` with traces, while they and metrics are sent; as it is if nothing is to be sent."""
+    if to is None:
+        yield api
+        return
+    from radixserve.telemetry.sender import Telemetry
+
+    def snapshot() -> CollectorRegistry:
+        engine = api.engine
+        api.metrics.take_state(engine.stats, engine.info, up=engine.unready_reason is None)
+        return api.metrics.registry
+
+    telemetry = Telemetry(to, snapshot)
+    telemetry.start()
+    try:
+        yield replace(api, traces=telemetry.traces)
+    finally:
+        await telemetry.close()
 
 
 async def _answer(api: Api, assembly: Assembly, address: Address, stopping: asyncio.Event) -> None:

@@ -72,14 +72,23 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]]  # the most likely tokens, best first
 
 
+class TierLoad(msgspec.Struct, frozen=True, array_like=True):
+    """K/V that was copied to the device for one request."""
+
+    tier: str
+    start_seconds: float  # since the front accepted the request
+    seconds: float
+    num_tokens: int
+
+
 class TokenEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The outcome of one step for one request. Every accepted request ends in exactly one event
     with `finish` set.
 
-    The event of the first token carries `num_cached`, `cached_below` and `queue_seconds`; an engine
-    that continues the request after another one does not repeat them. `stop_token_id` is set when a
-    stop token ended the request; that token is the last of `token_ids`, and the front keeps it out
-    of the text.
+    The event of the first token carries `num_cached`, `cached_below`, `queue_seconds` and the times
+    below it; an engine that continues the request after another one does not repeat them.
+    `stop_token_id` is set when a stop token ended the request; that token is the last of
+    `token_ids`, and the front keeps it out of the text.
     """
 
     request_id: str
@@ -95,7 +104,9 @@ class TokenEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     code: str | None = None  # of the refusal, with "refused"
     num_cached: int | None = None
     cached_below: dict[str, int] = {}  # tokens of num_cached, by the tier that they came from
-    queue_seconds: float | None = None
+    queue_seconds: float | None = None  # the look-up and the loads included
+    lookup_seconds: float = 0.0  # the search of the prefix tree
+    loads: tuple[TierLoad, ...] = ()  # that brought something
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from radixserve.step import EngineInfo
 
 if TYPE_CHECKING:
     from radixserve.metrics import Metrics
+    from radixserve.telemetry.spans import Traces
     from radixserve.text.client import TokenizerClient
 
 T = TypeVar("T")
@@ -74,6 +75,7 @@ class Api:
     namespaces: Namespaces
     limits: TenantLimits
     ui: PageState
+    traces: Traces | None = None  # None: none are made
 
     @classmethod
     def of(

@@ -20,11 +20,13 @@ from radixserve.api.body import Body, read_body
 from radixserve.api.context import API, Api
 from radixserve.api.envelope import as_api_error, note_error, title
 from radixserve.api.refusals import shown
+from radixserve.api.request_id import request_id_of
 from radixserve.api.sse import EventStream
 from radixserve.errors import ApiError, BadRequest
 from radixserve.front.generation import Generation, outcome_of
 from radixserve.front.stream import Delta, Stream
 from radixserve.metrics import RequestRecord
+from radixserve.telemetry.asked import Asked
 
 TIMEOUT_HEADER: Final = "x-request-timeout"
 
@@ -88,7 +90,11 @@ async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamRes
         return await answer(request, generation, renderer)
     except BaseException as error:
         if generation is None:
-            api.metrics.record(RequestRecord(endpoint.name, outcome_of(error)))
+            outcome = outcome_of(error)
+            api.metrics.record(RequestRecord(endpoint.name, outcome))
+            if api.traces is not None:
+                code = getattr(error, "code", None)
+                api.traces.refused(_asked(request, endpoint.name, arrived), outcome, code)
         else:
             generation.fail(error)
         raise
@@ -99,6 +105,14 @@ async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamRes
             api.limits.use_tokens(tenant, -counts.prompt if refused else counts.generated)
             api.ui.live.end(generation, record.outcome)
             api.metrics.record(record)
+            if api.traces is not None:
+                asked = _asked(request, endpoint.name, arrived)
+                api.traces.answered(asked, generation, record)
+
+
+def _asked(request: web.Request, endpoint: str, arrived: float) -> Asked:
+    model = request.app[API].model_name
+    return Asked(request.headers, request_id_of(request), endpoint, model, arrived)
 
 
 def deadline_of(request: web.Request, arrived: float) -> float | None:

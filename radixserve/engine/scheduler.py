@@ -216,7 +216,7 @@ class Scheduler:
         """Take a lease on the longest cached prefix and slots for the rest. False if there is no
         room now.
         """
-        prefix = sequence.prefix(sequence.num_usable)
+        prefix, begun = sequence.prefix(sequence.num_usable), time.monotonic()
         lease = self.cache.lease(prefix, slots_wanted(sequence), read=sequence.reads_cache)
         if lease is None:
             return False
@@ -225,6 +225,7 @@ class Scheduler:
         sequence.lease = lease
         sequence.num_computed = sequence.num_planned = lease.num_cached
         if sequence.num_cached is None:
+            sequence.lookup_seconds = time.monotonic() - begun
             self._first_admission(sequence)
         return True
 
@@ -409,6 +410,7 @@ def _describe_start(sequence: Sequence, event: TokenEvent) -> None:
     assert sequence.admitted_at is not None, "a token was drawn before admission"
     _describe_cached(sequence, event)
     event.queue_seconds = max(0.0, sequence.admitted_at - sequence.request.arrived)
+    event.lookup_seconds, event.loads = sequence.lookup_seconds, tuple(sequence.loads)
     if sequence.request.sampling.prompt_logprobs is not None:
         event.prompt_logprobs = sequence.prompt_logprobs
 

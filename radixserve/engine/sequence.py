@@ -31,7 +31,7 @@ from radixserve.engine.constraint import Constraint
 from radixserve.grammar import Compiled
 from radixserve.prefix import Prefix
 from radixserve.request import Request
-from radixserve.step import TokenLogprob
+from radixserve.step import TierLoad, TokenLogprob
 
 
 @dataclass(slots=True, eq=False)
@@ -52,7 +52,9 @@ class Sequence:
     num_asked: int = 0  # lower tiers that were asked for K/V since it began to wait
     # tokens whose K/V was copied to the device for it, by tier
     num_promoted: dict[str, int] = field(default_factory=dict)
+    loads: list[TierLoad] = field(default_factory=list)  # before its first admission
     admitted_at: float | None = None  # time.monotonic() seconds
+    lookup_seconds: float = 0.0  # at first admission
     lease: Lease | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     forced_logprobs: list[TokenLogprob] = field(default_factory=list)  # of unreported tokens

@@ -21,7 +21,7 @@ from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.declared import Numbers
 from radixserve.engine.sequence import Sequence
 from radixserve.prefix import Prefix
-from radixserve.step import Slots
+from radixserve.step import Slots, TierLoad
 from radixserve.tensors.copies import Copies, Copy, write_slots
 from radixserve.tensors.kv import KV, KVPool
 from radixserve.tiers.contract import COPY_SECONDS, Load, Tier
@@ -40,6 +40,7 @@ class _Fetch:
     tier: str
     prefix: Prefix
     lease: Lease
+    begun: float  # time.monotonic() seconds
     load: Load | None = None  # while the tier reads it
     copy: Copy | None = None  # once it is in host memory
 
@@ -153,7 +154,7 @@ class Tiers:
         """Ask one tier for what the device does not hold; True if something may come."""
         prefix = sequence.prefix(sequence.num_tokens - 1)  # the last one is computed in any case
         lease = self._cache.hold(prefix)
-        fetch = _Fetch(sequence, tier.name, prefix, lease)
+        fetch = _Fetch(sequence, tier.name, prefix, lease, time.monotonic())
         if prefix.num_tokens - lease.num_cached >= MIN_FETCH:
             fetch.load = tier.fetch(prefix, lease.num_cached)
         if self._ended(fetch):
@@ -192,3 +193,13 @@ class Tiers:
         self.promoted_tokens[fetch.tier] += stop - depth
         promoted = fetch.sequence.num_promoted
         promoted[fetch.tier] = promoted.get(fetch.tier, 0) + stop - depth
+        _note_load(fetch, stop - depth)
+
+
+def _note_load(fetch: _Fetch, num_tokens: int) -> None:
+    """Keep the times of a load for the trace of its request."""
+    sequence = fetch.sequence
+    if sequence.admitted_at is None:
+        since = fetch.begun - sequence.request.arrived
+        seconds = time.monotonic() - fetch.begun
+        sequence.loads.append(TierLoad(fetch.tier, since, seconds, num_tokens))

@@ -65,6 +65,7 @@ class Generation:
     arrived: float = 0.0  # time.monotonic() seconds
     deadline: float | None = None  # time.monotonic() seconds
     failure: str | None = None
+    failure_code: str | None = None  # of the error's envelope
 
     def __post_init__(self) -> None:
         for index, stream in enumerate(self.streams):
@@ -129,6 +130,7 @@ class Generation:
         """Record the failure that ended the generation; the first one counts."""
         if self.failure is None:
             self.failure = outcome_of(error, self.streams)
+            self.failure_code = getattr(error, "code", None)
 
     def close(self) -> RequestRecord:
         """Log the generation's line and return its record for the metrics. A refused one is not

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from radixserve.errors import BadRequest, ServerError, Unavailable
 from radixserve.parsing.parts import CallBegun, CallEnded, Part, Reasoning, Text
 from radixserve.request import Request
-from radixserve.step import TokenEvent, TokenLogprob
+from radixserve.step import TierLoad, TokenEvent, TokenLogprob
 
 if TYPE_CHECKING:
     from radixserve.parsing.parser import Parser
@@ -98,12 +98,15 @@ class Stream:
         self.num_generated = self.num_cached = 0
         self.cached_below: dict[str, int] = {}
         self.queue_seconds: float | None = None
-        self.first_token_at: float | None = None
+        self.lookup_seconds = 0.0
+        self.loads: tuple[TierLoad, ...] = ()
+        self.text_seconds = 0.0  # spent in `take`
+        self.first_token_at: float | None = None  # time.monotonic() seconds
+        self.last_token_at: float | None = None
         self.inter_token_seconds: list[float] = []
         self.num_reasoning = 0  # of the generated tokens
         self.has_calls = False
         self._in_reasoning = in_reasoning
-        self._last_token_at: float | None = None
         self._parser = parser
         self._pending: TokenEvent | None = None  # events not fetched yet, merged into one
         self._arrived = asyncio.Event()
@@ -156,11 +159,18 @@ class Stream:
         """The addition of `event`; None if nothing is to be sent. Raises BadRequest, ServerError or
         Unavailable for a failure.
         """
+        begun = time.monotonic()
+        try:
+            return self._take(event, begun)
+        finally:
+            self.text_seconds += time.monotonic() - begun
+
+    def _take(self, event: TokenEvent, now: float) -> Delta | None:
         self._take_counts(event)
         _raise_failure(event)
         delta = Delta()
         if event.token_ids:
-            self._take_tokens(event, delta)
+            self._take_tokens(event, delta, now)
         if self.finish_reason is None and event.finish is not None:
             self.finish_reason = self._finish(event, delta)
         has_content = delta.parts or delta.logprobs or delta.token_ids
@@ -172,14 +182,15 @@ class Stream:
             self.num_cached = event.num_cached
             self.cached_below = event.cached_below
             self.queue_seconds = event.queue_seconds
+            self.lookup_seconds, self.loads = event.lookup_seconds, event.loads
 
-    def _take_tokens(self, event: TokenEvent, delta: Delta) -> None:
+    def _take_tokens(self, event: TokenEvent, delta: Delta, now: float) -> None:
         """Count the event's tokens and add their text; tokens after a stop string do not count."""
         if self.first_token_at is None:
             if self.request.sampling.prompt_logprobs is not None:
                 delta.prompt_logprobs = event.prompt_logprobs or []
             self._show(self.echo, delta)
-        self._note_time()
+        self._note_time(now)
         if self.prompt_only:
             return
         assert self.text is not None, "only tokens are wanted"
@@ -243,13 +254,12 @@ class Stream:
             self._in_reasoning = isinstance(part, Reasoning)
         delta.parts += parts
 
-    def _note_time(self) -> None:
-        now = time.monotonic()
-        if self._last_token_at is None:
+    def _note_time(self, now: float) -> None:
+        if self.last_token_at is None:
             self.first_token_at = now
         else:
-            self.inter_token_seconds.append(now - self._last_token_at)
-        self._last_token_at = now
+            self.inter_token_seconds.append(now - self.last_token_at)
+        self.last_token_at = now
 
 
 def joined(parts: Iterable[Part]) -> list[Part]:

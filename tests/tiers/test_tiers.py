@@ -108,6 +108,8 @@ def test_a_restart_finds_what_was_computed_answers_included(
     turn = [*LONG, *said, 1, 2]
     again.ask(request("warm", LONG), request("next turn", turn))
     assert again.cached("warm") == (0, 0, len(LONG) - 1)
+    (load,) = again.events["warm"][0].loads
+    assert (load.tier, load.num_tokens) == ("disk", len(LONG) - 1)
     assert again.cached("next turn")[0] + again.cached("next turn")[2] == len(LONG) + 5
     assert right(again, "warm", LONG)
     assert right(again, "next turn", turn)
