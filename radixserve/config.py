@@ -413,6 +413,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(ge=0),
         Doc("scheduler", "most tokens computed in one step", zero="256 on the CPU, 2048 on CUDA"),
     ] = 0
+    prefill_share: Annotated[
+        float,
+        Meta(ge=0, le=1000),
+        Doc(
+            "scheduler",
+            "how long prompt tokens may take in a step that also decodes, in times of the decodes; "
+            "more is faster for new prompts and slower for the answers beside them (0: no limit)",
+        ),
+    ] = 1.0
     max_queue: Annotated[
         int,
         Meta(ge=1),

@@ -65,6 +65,7 @@ class Request(msgspec.Struct, tag="request", frozen=True, kw_only=True):
     output_ids: list[int] = []
     namespace: str = "public"  # requests share K/V only within a namespace
     tenant: str = "default"  # whose request it is
+    weight: float = 1.0  # the tenant's share of the computing, relative to others
     reads_cache: bool = True  # cached K/V may be used
     keeps_cache: bool = True  # computed K/V may be found by later requests
     priority: int = 0  # lower is earlier

@@ -121,6 +121,7 @@ def assign_tenant(request: web.Request, generation: Generation, namespaces: Name
         stream.request = msgspec.structs.replace(
             stream.request,
             tenant=tenant.name,
+            weight=tenant.weight,
             namespace=namespaces.of(tenant.name, stream.request.namespace),
         )
 

@@ -79,7 +79,11 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         fallback_reason=loaded.fallback_reason or without_graphs,
         cache_enabled=settings.cache,
     )
-    limits = Limits(settings.max_running, settings.max_step_tokens or _STEP_TOKENS[info.device])
+    limits = Limits(
+        settings.max_running,
+        settings.max_step_tokens or _STEP_TOKENS[info.device],
+        settings.prefill_share,
+    )
     runner = Runner(loaded, pool, graphs)
     grammars, ahead = grammars_of(model), info.device == "cuda"
     return EngineCore(runner, cache, limits, tiers=tiers, grammars=grammars, ahead=ahead), info

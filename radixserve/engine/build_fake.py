@@ -52,5 +52,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         cache_enabled=settings.cache,
     )
     cache = KVCache(info.num_slots, slot_bytes=_SLOT_BYTES, enabled=settings.cache)
-    limits = Limits(settings.max_running, settings.max_step_tokens or _STEP_TOKENS)
+    limits = Limits(
+        settings.max_running, settings.max_step_tokens or _STEP_TOKENS, settings.prefill_share
+    )
     return EngineCore(FakeModel(info.vocab_size), cache, limits, grammars=grammars_of(model)), info

@@ -148,6 +148,8 @@ class EngineCore:
         self._steps += 1
         self._recent.append((seconds, num_tokens, len(flight.works)))
         self.tiers.computed(num_tokens, seconds)
+        num_decodes = sum(len(work.token_ids) == 1 for work in flight.works)
+        self.scheduler.pace.observe(num_decodes, num_tokens - num_decodes, seconds)
 
     def stats(self) -> EngineStats:
         """What is counted now, and the steps since the last call."""

@@ -69,6 +69,10 @@ class Plan:
         self.room -= len(work.token_ids)
         sequence.num_planned = work.stop
 
+    def has(self, sequence: Sequence) -> bool:
+        """Whether a chunk of `sequence` is planned."""
+        return sequence in self._works
+
     def drop(self, sequence: Sequence) -> None:
         """Remove what was planned for `sequence`, which loses its lease."""
         if sequence in self._works:

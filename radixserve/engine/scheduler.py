@@ -1,20 +1,20 @@
 """Decides which sequences compute what in the next step, and handles the outcome.
 
-Owns the waiting queue, the running list and every sequence's lease. Admission is first come, first
-served with one exception, single flight: a sequence whose prefix is being computed by a running one
-waits for it, and those behind may pass. When the cache has no room for a decode, the youngest
-running sequence is preempted: its K/V stays in the tree, so resuming it is a prefix hit. Knows no
-model, no tensors and no sockets.
+Owns the running list and every sequence's lease; the order of those that wait is that of the
+`FairQueue`, with one exception, single flight: a sequence whose prefix is being computed by a
+running one waits for it, and those behind may pass. When the cache has no room for a decode, the
+youngest running sequence is preempted, and when all seats are taken, one that holds more than its
+share (`seats`): its K/V stays in the tree, so resuming it is a prefix hit. Knows no model, no
+tensors and no sockets.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import islice
 
 from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.declared import Numbers
@@ -30,6 +30,9 @@ from radixserve.engine.counters import (
 from radixserve.engine.faults import NOT_FINITE, Fault
 from radixserve.engine.grammars import Grammars
 from radixserve.engine.planning import Plan, Work, last_slot, second_try, slots_wanted
+from radixserve.engine.prefill_pace import PrefillPace
+from radixserve.engine.queue import FairQueue
+from radixserve.engine.seats import seat_for
 from radixserve.engine.sequence import Sequence
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import BadRequest
@@ -48,6 +51,8 @@ class Limits:
 
     max_running: int  # sequences
     max_step_tokens: int  # tokens computed in one step
+    # of the time of the decodes in a step, what prompt tokens beside them may take; 0: no limit
+    prefill_share: float = 0.0
 
 
 @dataclass(slots=True)
@@ -76,7 +81,8 @@ class Scheduler:
         # of those waiting: the ones whose grammar is being compiled
         self._awaiting: dict[Sequence, Future[Compiled]] = {}
         self.limits = limits
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = FairQueue(self._num_matched)
+        self.pace = PrefillPace(limits.prefill_share)
         self.running: list[Sequence] = []  # oldest first
         self.totals = Totals()
         self._num_slots = cache.stats().num_slots
@@ -116,7 +122,7 @@ class Scheduler:
             if self._grammars is None:
                 return _ended(sequence, "error", "this engine has no grammars")
             self._awaiting[sequence] = self._grammars.compile(request.sampling.grammar)
-        self.waiting.append(sequence)
+        self.waiting.add(sequence)
         return None
 
     @property
@@ -154,7 +160,7 @@ class Scheduler:
     # plan
 
     def plan(self) -> list[Work]:
-        """The works of the next step: decodes, then prefill chunks oldest first, then new
+        """The works of the next step: decodes, then prefill chunks in the queue's order, then new
         sequences, within max_step_tokens.
 
         Sequences of a failed step come first of all, one at a time. One step may be in flight:
@@ -164,13 +170,24 @@ class Scheduler:
         if retried is not None:
             return second_try(retried)
         plan = Plan(self.limits.max_step_tokens)
-        for sequence in sorted(self.running, key=_prefills):
+        decoding = [each for each in self.running if not _prefills(each)]
+        self._plan(plan, decoding)
+        if decoding and (most := self.pace.most_tokens()) is not None:
+            plan.room = min(plan.room, most)
+        prefilling = [each for each in self.running if _prefills(each)]
+        self._plan(plan, self.waiting.prefill_order(prefilling))
+        for each in prefilling:
+            each.num_passed = 0 if plan.has(each) else each.num_passed + 1
+        self._admit(plan)
+        return plan.works()
+
+    def _plan(self, plan: Plan, sequences: list[Sequence]) -> None:
+        """Add `sequences` to the plan as far as there is room."""
+        for sequence in sequences:
             # Without a lease it was preempted by an older sequence in this very loop.
             gone = sequence.lease is None or sequence.is_ending
             if not gone and plan.room > 0 and self._hold_slots(sequence, plan):
                 plan.add(sequence)
-        self._admit(plan)
-        return plan.works()
 
     def _hold_slots(self, sequence: Sequence, plan: Plan) -> bool:
         """Give every token of `sequence` a slot, also the one being drawn, preempting younger
@@ -190,27 +207,44 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
+        self._suspend(sequence)
+        self._pressed = True
+
+    def _suspend(self, sequence: Sequence) -> None:
+        """Let `sequence` wait again; what was computed stays in the cache."""
         _publish(sequence)
         self._release(sequence)
         self.running.remove(sequence)
-        self.waiting.appendleft(sequence)
+        self.waiting.put_back(sequence)
         sequence.num_asked = 0
         self.totals.preemptions += 1
-        self._pressed = True
 
     def _admit(self, plan: Plan) -> None:
-        for sequence in list(islice(self.waiting, 2 * self.limits.max_running)):
-            full = len(self.running) >= self.limits.max_running or (self._pressed and self.running)
-            if full or plan.room <= 0:
+        if not self.waiting or (self._pressed and self.running):
+            return
+        longest = max((each.num_pending for each in self.running), default=0)
+        for sequence in self.waiting.candidates(2 * self.limits.max_running):
+            if self._pressed and self.running:
                 return
-            if sequence.awaits_grammar:
+            # Without room a sequence begins only to be before a longer prefill in the next step.
+            missing = sequence.num_tokens - sequence.num_matched
+            if sequence.awaits_grammar or (plan.room <= 0 and missing >= longest):
+                continue
+            full = len(self.running) >= self.limits.max_running
+            victim = seat_for(sequence, self.running, self.limits.max_running) if full else None
+            if full and victim is None:
                 continue
             if self._awaits_prefix(sequence) or self.tiers.awaits(sequence):
                 continue
+            if victim is not None:
+                plan.drop(victim)
+                self._suspend(victim)
             while not self._start(sequence):
                 if not self.tiers.relent():
+                    self._pressed = self._pressed or victim is not None
                     return
-            plan.add(sequence)
+            if plan.room > 0:
+                plan.add(sequence)
 
     def _start(self, sequence: Sequence) -> bool:
         """Take a lease on the longest cached prefix and slots for the rest. False if there is no
@@ -220,7 +254,7 @@ class Scheduler:
         lease = self.cache.lease(prefix, slots_wanted(sequence), read=sequence.reads_cache)
         if lease is None:
             return False
-        self.waiting.remove(sequence)
+        self.waiting.admit(sequence)
         self.running.append(sequence)
         sequence.lease = lease
         sequence.num_computed = sequence.num_planned = lease.num_cached
@@ -236,6 +270,12 @@ class Scheduler:
         totals[COMPUTED] += sequence.num_prompt - sequence.num_cached
         totals[DEVICE] += sequence.num_cached - sum(below.values())
         totals.update(below)
+
+    def _num_matched(self, sequence: Sequence) -> int:
+        """How many tokens of a waiting sequence the device holds now."""
+        if not (self.cache.enabled and sequence.reads_cache):
+            return 0
+        return self.cache.match(sequence.prefix(sequence.num_usable))
 
     def _awaits_prefix(self, sequence: Sequence) -> bool:
         """Single flight: whether a running sequence is computing a prefix that this one can reuse
@@ -287,6 +327,7 @@ class Scheduler:
         sequence = work.sequence
         if sampled is None:
             return self._fail_row(work)
+        self.waiting.served(sequence, work.stop - work.start)
         sequence.num_computed, sequence.num_retry = work.stop, 0
         if work.start < sequence.num_prompt:
             _publish(sequence)
@@ -317,6 +358,7 @@ class Scheduler:
 
     def _end(self, sequence: Sequence, publish: bool = True) -> None:
         self._awaiting.pop(sequence, None)
+        self.waiting.leave(sequence)
         if sequence.lease is None:
             self.waiting.remove(sequence)
             return

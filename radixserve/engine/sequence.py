@@ -53,6 +53,10 @@ class Sequence:
     # tokens whose K/V was copied to the device for it, by tier
     num_promoted: dict[str, int] = field(default_factory=dict)
     loads: list[TierLoad] = field(default_factory=list)  # before its first admission
+    num_matched: int = 0  # tokens in the cache when the queue last looked
+    num_overtaken: int = 0  # later arrivals of its tenant that were admitted before it
+    num_passed: int = 0  # steps in a row in which it had tokens to prefill and got none
+    place: tuple[int, float, int] = (1, 0.0, 0)  # in the order of arrival of its tenant
     admitted_at: float | None = None  # time.monotonic() seconds
     lookup_seconds: float = 0.0  # at first admission
     lease: Lease | None = None

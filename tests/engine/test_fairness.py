@@ -1,0 +1,172 @@
+"""Who computes when: fairness between tenants and bodies, warm prompts before cold ones, and bounds
+on both.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from radixserve.engine.prefill_pace import MIN_TOKENS, PrefillPace
+from radixserve.engine.queue import MAX_OVERTAKEN, FairQueue
+from radixserve.engine.sequence import Sequence
+from radixserve.request import Request
+from tests.engine.content_model import expected
+from tests.engine.harness import Harness, request
+
+COLD = [i % 7 for i in range(60)]
+
+
+def of(tenant: str, each: Request, **fields: object) -> Request:
+    return msgspec.structs.replace(each, tenant=tenant, namespace=tenant, **fields)
+
+
+def first_step_of(harness: Harness, name: str) -> int:
+    """Steps until the request has got a token."""
+    for step in range(1, 2000):
+        harness.step()
+        if harness.tokens(name):
+            return step
+    raise AssertionError("it starves")
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_one_body_with_many_choices_starves_nobody(ahead: bool) -> None:
+    harness = Harness(num_slots=2000, max_running=4, ahead=ahead)
+    choices = [request(f"many-{i}", COLD, 200, seed=i) for i in range(16)]
+    harness.submit(*choices)
+    for _ in range(12):
+        harness.step()
+    harness.submit(request("other-0", [9, 8, 7], 4))
+    assert first_step_of(harness, "other-0") < 8
+    harness.run()
+    for each in choices:
+        assert harness.tokens(each.id) == expected(COLD, 200)
+    harness.assert_drained()
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_flood_of_one_tenant_leaves_half_of_the_seats_to_another(ahead: bool) -> None:
+    harness = Harness(num_slots=4000, max_running=4, ahead=ahead)
+    for i in range(20):
+        harness.submit(of("flood", request(f"flood{i}-0", [i % 5, *COLD], 60)))
+    for _ in range(30):
+        harness.step()
+    harness.submit(*(of("calm", request(f"calm{i}-0", [7, i % 5, 3], 40)) for i in range(8)))
+    for _ in range(8):
+        harness.step()
+    seats = Counter(each.request.tenant for each in harness.core.scheduler.running)
+    assert seats == {"flood": 2, "calm": 2}
+    harness.run()
+    for i in range(8):
+        assert harness.tokens(f"calm{i}-0") == expected([7, i % 5, 3], 40)
+    harness.assert_drained()
+
+
+def test_computing_is_shared_by_weight() -> None:
+    harness = Harness(num_slots=20_000, max_running=6, ahead=False)
+    for i in range(40):
+        prompt = [i % 11, i // 11, *([i % 5] * 98)]
+        harness.submit(of("light", request(f"light{i}-0", prompt, 1), weight=1.0))
+        harness.submit(of("heavy", request(f"heavy{i}-0", [10, *prompt], 1), weight=3.0))
+    for _ in range(200):
+        harness.step()
+    done = Counter(name.rstrip("-0123456789") for name in harness.events)
+    assert 2.0 <= done["heavy"] / done["light"] <= 4.0
+
+
+def test_a_warm_prompt_does_not_wait_for_cold_ones() -> None:
+    harness = Harness(num_slots=4000, max_running=8, ahead=False)
+    harness.submit(request("first-0", COLD, 1))
+    harness.run()
+    for i in range(12):
+        harness.submit(request(f"cold{i}-0", [i % 11, 10 - i % 10] * 50, 1))
+    harness.step()
+    harness.submit(request("warm-0", [*COLD, 1], 1))
+    assert first_step_of(harness, "warm-0") <= 3
+    harness.run()
+
+
+def test_a_long_prefill_is_not_passed_for_good() -> None:
+    harness = Harness(num_slots=20_000, max_running=8, ahead=False)
+    harness.submit(request("long-0", [3, 1, 4] * 40, 1))
+    for step in range(200):
+        harness.submit(request(f"short{step}-0", [step % 11, step // 11 % 11, 5] * 5, 1))
+        harness.step()
+        if harness.tokens("long-0"):
+            return
+    raise AssertionError("it starves")
+
+
+matched = st.integers(0, 50)
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), matched, st.booleans()), max_size=60))
+def test_nobody_is_overtaken_more_than_allowed_and_nobody_is_lost(
+    steps: list[tuple[str, int, bool]],
+) -> None:
+    """Against a list: each step adds a sequence of a tenant, or admits the first candidate."""
+    cached: dict[str, int] = {}
+    queue = FairQueue(lambda each: cached[each.request.id])
+    waiting: list[Sequence] = []
+    for number, (tenant, num_matched, adds) in enumerate(steps):
+        if adds or not waiting:
+            each = of(tenant, request(f"{number}", [0] * 51))
+            cached[each.id] = num_matched
+            waiting.append(Sequence.of(each, []))
+            queue.add(waiting[-1])
+            continue
+        first = queue.candidates(8)[0]
+        queue.admit(first)
+        queue.served(first, 51 - first.num_matched)
+        waiting.remove(first)
+        queue.leave(first)
+    assert set(queue) == set(waiting)
+    assert len(queue) == len(waiting)
+    assert all(each.num_overtaken <= MAX_OVERTAKEN for each in waiting)
+    assert set(queue.candidates(100)) == set(waiting)
+
+
+def test_priority_is_time() -> None:
+    queue = FairQueue(lambda each: 0)
+    for name, arrived, priority in (("a", 0, 1), ("b", 5, 0), ("c", 15, 0), ("d", 12, -1)):
+        each = msgspec.structs.replace(
+            request(name, [1]), arrived=float(arrived), priority=priority
+        )
+        queue.add(Sequence.of(each, []))
+    assert [each.request.id for each in queue.candidates(9)] == ["d", "b", "a", "c"]
+
+
+def test_prompt_tokens_beside_decodes_are_as_many_as_the_share_allows() -> None:
+    pace = PrefillPace(1.0)
+    assert pace.most_tokens() is None
+    for _ in range(20):
+        pace.observe(8, 0, 0.06)
+        pace.observe(0, 256, 2.56)
+    assert pace.most_tokens() in (5, 6, MIN_TOKENS)
+    for _ in range(40):
+        pace.observe(8, 100, 0.06 + 100 * 0.001)
+    assert pace.most_tokens() == pytest.approx(60, abs=2)
+    assert PrefillPace(0.0).most_tokens() is None
+
+
+def test_a_cut_prefill_gives_the_same_answers() -> None:
+    harness = Harness(num_slots=2000, max_running=4, ahead=False)
+    harness.submit(*(request(f"r{i}-0", [i, 3, 5], 80) for i in range(3)))
+    harness.step()
+    pace = harness.core.scheduler.pace = PrefillPace(1.0)
+    pace.observe(3, 0, 1.0)
+    pace.observe(0, 10, 1.0)
+    pace.observe = lambda *_: None  # type: ignore[method-assign]  # times of this machine
+    harness.submit(request("long-0", COLD * 3, 2))
+    for _ in range(12):
+        tokens = [len(harness.tokens(f"r{i}-0")) for i in range(3)]
+        harness.step()
+        assert [len(harness.tokens(f"r{i}-0")) for i in range(3)] == [n + 1 for n in tokens]
+        assert harness.core._recent[-1][1] <= 3 + 10
+    harness.run()
+    assert harness.tokens("long-0") == expected(COLD * 3, 2)
