@@ -427,6 +427,26 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(ge=1),
         Doc("scheduler", "most waiting requests; further ones are refused with 503"),
     ] = 256
+    max_queue_tokens: Annotated[
+        int,
+        Meta(ge=0),
+        Doc(
+            "scheduler",
+            "most prompt tokens that wait to be computed, cached ones not counted; further "
+            "requests are refused with 503",
+            zero="what can be computed in max_queue_seconds",
+        ),
+    ] = 0
+    max_queue_seconds: Annotated[
+        float,
+        Meta(gt=0, le=86400),
+        Doc(
+            "scheduler",
+            "longest wait that a new request may expect, by recent speeds; further ones are "
+            "refused with 503",
+            "seconds",
+        ),
+    ] = 60.0
 
     max_body_bytes: Annotated[
         int, Meta(ge=1024), Doc("limits", "largest size of a request's body", "bytes")

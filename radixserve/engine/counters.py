@@ -19,6 +19,20 @@ WAITING = Declared(
     "gauge", "radixserve_requests_waiting", "requests", "Sequences accepted and not yet running"
 )
 
+BACKLOG_TOKENS = Declared(
+    "gauge",
+    "radixserve_backlog_tokens",
+    "tokens",
+    "Prompt tokens of waiting and running sequences that are neither cached nor computed yet",
+)
+
+PREFILL_RATE = Declared(
+    "gauge",
+    "radixserve_prefill_tokens_per_second",
+    "tokens per second",
+    "Speed of recent steps that computed prompt tokens",
+)
+
 PROMPT_TOKENS = Declared(
     "counter",
     "radixserve_prompt_tokens_total",
@@ -73,6 +87,8 @@ STEP_SEQUENCES = Declared(
 COUNTERS: Final = (
     RUNNING,
     WAITING,
+    BACKLOG_TOKENS,
+    PREFILL_RATE,
     PROMPT_TOKENS,
     GENERATED_TOKENS,
     PREEMPTIONS,

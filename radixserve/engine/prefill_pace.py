@@ -23,16 +23,26 @@ class PrefillPace:
         self._share = share
         self._decode_seconds: float | None = None  # of a step without prompt tokens
         self._token_seconds: float | None = None  # of a prompt token
+        self._tokens = self._seconds = 0.0  # of steps with prompt tokens, older ones weighing less
 
     def observe(self, num_decodes: int, num_prompt: int, seconds: float) -> None:
         """Note how long a step with these tokens took."""
         if not num_prompt:
             self._decode_seconds = _averaged(self._decode_seconds, seconds)
             return
+        self._tokens = (1 - _NEWEST) * self._tokens + num_prompt
+        self._seconds = (1 - _NEWEST) * self._seconds + seconds
         decoding = (self._decode_seconds or 0.0) if num_decodes else 0.0
         self._token_seconds = _averaged(
             self._token_seconds, max(seconds - decoding, 0.1 * seconds) / num_prompt
         )
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Prompt tokens that such steps compute, decodes beside them included; 0 before the
+        first.
+        """
+        return self._tokens / self._seconds if self._seconds else 0.0
 
     def most_tokens(self) -> int | None:
         """Most prompt tokens beside decodes in the next step; None for no limit. So it is until

@@ -59,6 +59,7 @@ class FairQueue:
         self._serial += 1
         arrived = sequence.request.arrived + PRIORITY_SECONDS * sequence.request.priority
         sequence.place = (1, arrived, self._serial)
+        sequence.num_matched = self._num_matched(sequence)
         self._insert(sequence)
 
     def put_back(self, sequence: Sequence) -> None:

@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.declared import Numbers
 from radixserve.engine.counters import (
+    BACKLOG_TOKENS,
     COMPUTED,
     GENERATED_TOKENS,
     PREEMPTIONS,
+    PREFILL_RATE,
     PROMPT_TOKENS,
     RUNNING,
     STEP_FAULTS,
@@ -31,7 +33,7 @@ from radixserve.engine.faults import NOT_FINITE, Fault
 from radixserve.engine.grammars import Grammars
 from radixserve.engine.planning import Plan, Work, last_slot, second_try, slots_wanted
 from radixserve.engine.prefill_pace import PrefillPace
-from radixserve.engine.queue import FairQueue
+from radixserve.engine.queue import FairQueue, body_of
 from radixserve.engine.seats import seat_for
 from radixserve.engine.sequence import Sequence
 from radixserve.engine.tiers import Tiers
@@ -98,6 +100,8 @@ class Scheduler:
         return {
             RUNNING.key(): len(self.running),
             WAITING.key(): len(self.waiting),
+            BACKLOG_TOKENS.key(): self._backlog(),
+            PREFILL_RATE.key(): self.pace.tokens_per_second,
             GENERATED_TOKENS.key(): totals.generated_tokens,
             PREEMPTIONS.key(): totals.preemptions,
             **{PROMPT_TOKENS.key(source): count for source, count in totals.prompt_tokens.items()},
@@ -270,6 +274,12 @@ class Scheduler:
         totals[COMPUTED] += sequence.num_prompt - sequence.num_cached
         totals[DEVICE] += sequence.num_cached - sum(below.values())
         totals.update(below)
+
+    def _backlog(self) -> int:
+        """Prompt tokens still to be computed; choices of one prompt share them."""
+        waiting = {(body_of(each), each.num_prompt): each for each in self.waiting}
+        missing = sum(each.num_tokens - each.num_matched for each in waiting.values())
+        return missing + sum(each.num_pending for each in self.running if each.num_pending > 1)
 
     def _num_matched(self, sequence: Sequence) -> int:
         """How many tokens of a waiting sequence the device holds now."""

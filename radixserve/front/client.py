@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Callable
 
 import msgspec
@@ -18,6 +17,7 @@ import msgspec
 from radixserve.config import Settings
 from radixserve.engine.counters import WAITING
 from radixserve.errors import StartupError, Unavailable
+from radixserve.front.backlog import Backlog, retry_after
 from radixserve.front.child import Child
 from radixserve.front.gate import Gate
 from radixserve.front.stream import Stream
@@ -63,6 +63,7 @@ class ProcessEngine:
         self._on_resume = on_resume
         self._stats = EngineStats()
         self._streams = Streams()
+        self._backlog = Backlog()
         self._gate = Gate()
         self._closing: str | None = None  # draining or stopped
         self._supervisor = Supervisor(
@@ -165,6 +166,7 @@ class ProcessEngine:
     def _take_report(self, report: Report) -> None:
         if report.stats is not None:
             self._stats = report.stats
+            self._backlog.report(report.stats)
             self._on_stats(report.stats)
         for event in report.events:
             self._take_event(event)
@@ -179,6 +181,7 @@ class ProcessEngine:
             stream.push(event)
             if event.finish is not None:
                 self._streams.remove(stream)
+                self._backlog.ended(others_wait=self._streams.num_waiting > 0)
 
     def _take_death(self, cause: Cause) -> None:
         """The engine has died. Its requests wait for the next one, except the one that killed it
@@ -198,6 +201,7 @@ class ProcessEngine:
         """See `EngineClient.submit`."""
         self._refuse_if_unavailable()
         self._streams.add(stream)
+        self._backlog.sent(len(stream.request.prompt_ids))
         stream.accept(self._leave)
         self._gate.arrive(stream.request.id)
         self._admit()
@@ -242,18 +246,18 @@ class ProcessEngine:
             raise Unavailable(
                 f"the server takes no requests now: {reason}",
                 code="server_not_ready",
-                retry_after=self._retry_after(),
+                retry_after=retry_after(self._backlog.seconds(self._streams.num_waiting)),
             )
         waiting = self._streams.num_waiting
-        if waiting >= self._settings.max_queue:
-            raise Unavailable(
-                f"{waiting} requests wait already; try again later", retry_after=self._retry_after()
-            )
-
-    def _retry_after(self) -> int:
-        """Seconds after which a client should try again: about as long as serving the queue takes,
-        1 to 60.
-        """
-        return min(
-            60, max(1, math.ceil(self._streams.seconds_to_serve(self._settings.max_running)))
-        )
+        if not waiting:
+            return
+        seconds, limits = self._backlog.seconds(waiting), self._settings
+        if waiting >= limits.max_queue:
+            reason = f"{waiting} requests wait already"
+        elif limits.max_queue_tokens and self._backlog.tokens >= limits.max_queue_tokens:
+            reason = f"{self._backlog.tokens:.0f} prompt tokens wait to be computed already"
+        elif seconds > limits.max_queue_seconds:
+            reason = f"a request would wait for {seconds:.0f} seconds"
+        else:
+            return
+        raise Unavailable(f"{reason}; try again later", retry_after=retry_after(seconds))

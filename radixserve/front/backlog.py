@@ -1,0 +1,76 @@
+"""How long a request that comes now will probably wait, and when a refused one should come back.
+
+Two things can make it wait: prompt tokens that must be computed before its own, and sequences that
+must end before it gets a seat. Both are estimated from recent speeds; the longer one counts. Tokens
+that the cache holds cost nothing, so a full queue of cached prompts is a short one. Knows no
+process and no limits.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+from typing import Final
+
+from radixserve.engine.counters import BACKLOG_TOKENS, COMPUTED, PREFILL_RATE, PROMPT_TOKENS
+from radixserve.step import EngineStats
+
+LONGEST_RETRY_SECONDS: Final = 60
+_JITTER: Final = 0.2  # so that clients that were refused together do not come back together
+_NEWEST: Final = 0.1  # weight of the newest value in an average
+
+
+class Backlog:
+    """What the engine has still to do, as of its last report and what was sent to it since."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._reported = self._rate = 0.0  # uncached tokens, and tokens per second
+        self._sent = 0.0  # tokens of prompts since the report
+        self._computed = self._prompts = 0.0  # totals of the last report
+        self._uncached = 1.0  # share of prompt tokens that were not cached lately
+        self._ended_at = clock()
+        self._seconds_between_ends = 0.0
+
+    def report(self, stats: EngineStats) -> None:
+        """Take over the engine's figures."""
+        self._reported, self._sent = stats.value(BACKLOG_TOKENS), 0.0
+        self._rate = stats.value(PREFILL_RATE) or self._rate
+        computed, prompts = stats.value(PROMPT_TOKENS, COMPUTED), stats.total(PROMPT_TOKENS)
+        if prompts > self._prompts:
+            share = (computed - self._computed) / (prompts - self._prompts)
+            self._uncached += _NEWEST * (share - self._uncached)
+        self._computed, self._prompts = computed, prompts
+
+    def sent(self, num_tokens: int) -> None:
+        """A prompt of so many tokens was sent to the engine."""
+        self._sent += num_tokens
+
+    def ended(self, *, others_wait: bool) -> None:
+        """A request has ended. How fast seats become free shows only while others wait for them."""
+        now = self._clock()
+        if others_wait:
+            gap = now - self._ended_at
+            known = self._seconds_between_ends
+            self._seconds_between_ends = known + _NEWEST * (gap - known) if known else gap
+        self._ended_at = now
+
+    @property
+    def tokens(self) -> float:
+        """Prompt tokens still to be computed."""
+        return self._reported + self._uncached * self._sent
+
+    def seconds(self, num_waiting: int) -> float:
+        """How long a request waits that comes behind `num_waiting` others; 0 while no speed was
+        measured.
+        """
+        computing = self.tokens / self._rate if self._rate else 0.0
+        return max(computing, num_waiting * self._seconds_between_ends) if num_waiting else 0.0
+
+
+def retry_after(seconds: float) -> int:
+    """Seconds for the header `Retry-After`, 1 to 60, differing from one client to the next."""
+    spread = seconds * random.uniform(1 - _JITTER, 1 + _JITTER)
+    return min(LONGEST_RETRY_SECONDS, max(1, math.ceil(spread)))
