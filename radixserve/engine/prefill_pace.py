@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-MIN_TOKENS: Final = 8  # always allowed: a prompt goes on, however slow the machine is
+MIN_TOKENS: Final = 4  # always allowed: a prompt goes on, however slow the machine is
 _NEWEST: Final = 0.25  # weight of the newest step in an average
 
 
