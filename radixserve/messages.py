@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import msgspec
 
 from radixserve.config import Settings
+from radixserve.questions import Answered, Asked
 from radixserve.request import Request
 from radixserve.step import EngineInfo, EngineStats, TokenEvent
 
@@ -76,8 +77,8 @@ class Report(msgspec.Struct, tag="report", frozen=True):
     stats: EngineStats | None = None
 
 
-ToEngine = Prepare | Start | Request | Abort
-ToFront = Prepared | Loading | Ready | Refused | Report
+ToEngine = Prepare | Start | Request | Abort | Asked
+ToFront = Prepared | Loading | Ready | Refused | Report | Answered
 
 _encoder = msgspec.msgpack.Encoder()
 

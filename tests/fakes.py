@@ -10,21 +10,24 @@ import asyncio
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
-from radixserve.errors import Unavailable
+from radixserve.errors import ApiError, Unavailable
 from radixserve.front.stream import Stream
 from radixserve.grammar import Vocabulary, check
+from radixserve.questions import Drop, Dropped, Question, ShowTree, Summarize, Summary, Tree
 from radixserve.request import Grammar, Request
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent, TokenLogprob
 from radixserve.text.conversation import Conversation
 from radixserve.text.detokenizer import Detokenizer
 from radixserve.text.messages import Encoded
 from radixserve.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 EOS = 256
 VOCAB = 258  # 256 bytes, <eos>, <turn>
@@ -105,6 +108,13 @@ def logprob_of(token_id: int) -> TokenLogprob:
     return TokenLogprob(token_id, -0.5, top)
 
 
+ANSWERS: dict[type[Question[Any]], Any] = {
+    Drop: Dropped(),
+    ShowTree: Tree(nodes=[], num_nodes=0, num_tokens=0),
+    Summarize: Summary(enabled=True, tiers=[], nodes=0, num_namespaces=0, namespaces=[]),
+}
+
+
 class FakeEngine:
     """Yields one token per event loop turn, and keeps account of what is live."""
 
@@ -125,6 +135,8 @@ class FakeEngine:
         self.failure: FinishReason = "error"
         self.error = "the fake failed"
         self.tokens_per_event = 1
+        self.answers = dict(ANSWERS)  # to questions
+        self.asked: list[Question[Any]] = []
         self.seen: list[Request] = []
         self.live: dict[str, Request] = {}
         self.aborted: list[str] = []
@@ -145,6 +157,15 @@ class FakeEngine:
         stream.accept(lambda left: self.abort(left.request.id))
         self._tasks.add(task := asyncio.create_task(FakeAnswer(self, stream).run()))
         task.add_done_callback(self._tasks.discard)
+
+    async def ask(self, question: Question[T]) -> T:
+        if self.unready_reason is not None:
+            raise Unavailable(self.unready_reason, code="server_not_ready")
+        self.asked.append(question)
+        answer: T = self.answers[type(question)]
+        if isinstance(answer, ApiError):
+            raise answer
+        return answer
 
     def abort(self, request_id: str) -> None:
         if self.live.pop(request_id, None) is not None:

@@ -53,6 +53,7 @@ LAYERS = (
         "step",
         "tenants",
         "errors",
+        "questions",
         "logs",
         "machine",
         "rotary",

@@ -20,6 +20,7 @@ from radixserve.api.access import (
     tenant_of,
 )
 from radixserve.api.anthropic.endpoints import MESSAGES, count_tokens
+from radixserve.api.cache import endpoints as cache
 from radixserve.api.context import API, Api
 from radixserve.api.cors import add_cors_headers, answer_options
 from radixserve.api.envelope import (
@@ -86,6 +87,11 @@ def _routes(prefix: str) -> list[web.RouteDef]:
         web.get(f"{prefix}/version", ops.version),
         web.post(f"{prefix}/tokenize", ops.tokenize),
         web.post(f"{prefix}/detokenize", ops.detokenize),
+        web.get(f"{prefix}/cache", cache.summary),
+        web.delete(f"{prefix}/cache", cache.drop),
+        web.get(f"{prefix}/cache/tree", cache.tree),
+        web.post(f"{prefix}/flush_cache", cache.flush),
+        web.post(f"{prefix}/reset_prefix_cache", cache.flush),
     ]
 
 

@@ -113,6 +113,42 @@ class Evictor:
             above = above.parent
         return num_tokens
 
+    @property
+    def clock(self) -> int:
+        """How many uses there were: the logical time of `Node.last_use`."""
+        return self._clock
+
+    def take(self, leaf: Node) -> list[Run]:
+        """Take an unpinned leaf out of the order and out of the tree, whatever the policy says; its
+        slots are the caller's.
+        """
+        if leaf.rank is not None:
+            self._leaves.remove(leaf.rank)
+            leaf.rank = None
+        is_top, parent = leaf in self._tree.detached, leaf.parent
+        runs = self._tree.remove(leaf)
+        if parent is not None:
+            self._inherit(parent, leaf)
+            if not is_top:  # whose parent was offered when it was detached, and may be gone
+                self.offer(parent)
+        return runs
+
+    def _inherit(self, parent: Node, leaf: Node) -> None:
+        """Give `parent` the recency of a leaf that has gone, wherever it stands in the order."""
+        if leaf.last_use <= parent.last_use:
+            return
+        is_lined_up = parent.rank is not None
+        if is_lined_up:
+            self._leaves.remove(parent.rank)
+        parent.last_use, parent.rank = leaf.last_use, None
+        if is_lined_up:
+            self._offer(parent)
+
+    def offer(self, node: Node) -> None:
+        """Line up `node` for eviction if it has become a leaf that is not pinned."""
+        if not node.children and not node.pins and node.rank is None:
+            self._offer(node)
+
     def _offer(self, node: Node) -> None:
         """Line up an unpinned node without children for eviction; an empty namespace goes
         at once.
@@ -159,6 +195,9 @@ class Evictor:
         ends: dict[int, int] = {}
         for node in leased:
             ends[id(node)] = ends.get(id(node), 0) + 1
+        for top in self._tree.detached:
+            if top.parent is not None and top.pins:
+                ends[id(top.parent)] = ends.get(id(top.parent), 0) + 1
         pinned_tokens, evictable = 0, []
         for node in self._tree.nodes():
             pins = ends.pop(id(node), 0) + sum(child.pins > 0 for child in node.children.values())

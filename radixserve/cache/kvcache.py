@@ -9,6 +9,7 @@ and no steps.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,6 +17,7 @@ from types import TracebackType
 import numpy as np
 
 from radixserve.cache.counters import EVICTED_TOKENS, KV_BYTES, TREE_NODES
+from radixserve.cache.dropped import DroppedNodes
 from radixserve.cache.eviction import LRU, Evictor, Policy
 from radixserve.cache.radix import Node, Point, RadixTree, path_prefix, path_runs
 from radixserve.cache.slots import Run, SlotAllocator, append_runs, split_runs, write_slots
@@ -61,6 +63,7 @@ class KVCache:
         self.allocator = SlotAllocator(num_slots)
         self.tree = RadixTree()
         self.evictor = Evictor(self.tree, policy)
+        self.dropped = DroppedNodes(self.tree, self.evictor)
         self.on_evict: OnEvict | None = None
         self._leases: dict[Lease, None] = {}  # the live ones, oldest first
         self._evicted_tokens_total = 0
@@ -84,7 +87,10 @@ class KVCache:
         enough: then nothing was evicted, pinned or split.
         """
         usable = prefix.tokens[:-TOKEN_BYTES] if read else b""
-        return self._lease(prefix.namespace, usable, num_slots)
+        lease = self._lease(prefix.namespace, usable, num_slots)
+        if lease is not None:
+            lease.note_hit()
+        return lease
 
     def hold(self, prefix: Prefix) -> Lease:
         """A lease on all that is cached of `prefix`, its last token included, without own slots."""
@@ -131,14 +137,78 @@ class KVCache:
         """Drop `num_tokens` tokens without a lease, in the policy's order; returns how many there
         were to drop.
 
-        `on_evict` is called for each leaf before it is dropped or loses its tail.
+        `on_evict` is called for each leaf before it is dropped or loses its tail. What `drop` made
+        unfindable goes first, whole node by whole node.
         """
         free_before = self.allocator.num_free
+        self._sweep(sys.maxsize, num_tokens)
+        swept = self.allocator.num_free - free_before
         before = self._tell if self.on_evict else None
-        self.allocator.free(self.evictor.evict(num_tokens, before))
+        self.allocator.free(self.evictor.evict(num_tokens - swept, before))
         dropped = self.allocator.num_free - free_before
-        self._evicted_tokens_total += dropped
+        self._evicted_tokens_total += dropped - swept
         return dropped
+
+    def drop(self, prefix: Prefix) -> None:
+        """Make the K/V of `prefix` and of all that follows it unfindable at once: from the first
+        token on that nothing else shares. `on_evict` is not called.
+
+        Free slots appear with `sweep`, and where leases hold them, when these are released. Leases
+        on what was dropped publish nothing any more. O(leases * depth).
+        """
+        top = self._top_to_drop(prefix)
+        if top is None:
+            return
+        self.dropped.add(top)
+        for lease in self._leases:
+            if _is_below(lease._node, top):
+                lease.withhold()
+
+    def _top_to_drop(self, prefix: Prefix) -> Node | None:
+        root = self.tree.roots.get(prefix.namespace)
+        if root is None:
+            return None
+        point = self.tree.walk(root, 0, prefix.tokens)
+        if point.depth < prefix.num_tokens:
+            return None
+        node = point.node
+        while prefix.tokens and self._is_alone(node):
+            assert node.parent is not None, "a root is not alone"
+            node = node.parent
+        return node
+
+    def _is_alone(self, node: Node) -> bool:
+        """Whether only `node` needs its parent, which is no root: no lease and no other child
+        does.
+        """
+        parent = node.parent
+        if parent is None or parent.parent is None:
+            return False
+        return len(parent.children) == 1 and parent.pins <= (1 if node.pins else 0)
+
+    def drop_leaf(self, leaf: Node) -> int:
+        """Free one unpinned leaf without asking the policy; returns its tokens. `on_evict` is not
+        called.
+        """
+        self.allocator.free(self.evictor.take(leaf))
+        return leaf.num_tokens
+
+    def is_findable(self, node: Node) -> bool:
+        """Whether `node` is in the tree and was not dropped; O(depth)."""
+        while (parent := node.parent) is not None:
+            if parent.children.get(node.key) is not node:
+                return False
+            node = parent
+        return self.tree.roots.get(str(node.key)) is node
+
+    def sweep(self, num_nodes: int) -> bool:
+        """Free dropped nodes, looking at `num_nodes` of them; False if nothing is left to free."""
+        self._sweep(num_nodes, sys.maxsize)
+        return self.dropped.pending
+
+    def _sweep(self, num_nodes: int, num_tokens: int) -> None:
+        if self.dropped.pending:
+            self.allocator.free(self.dropped.sweep(num_nodes, num_tokens))
 
     def _tell(self, leaf: Node) -> None:
         assert self.on_evict is not None, "somebody wants to be told"
@@ -204,6 +274,14 @@ class KVCache:
             lease._check()
 
 
+def _is_below(node: Node, top: Node) -> bool:
+    """Whether `node` is `top` or below it; O(depth)."""
+    above: Node | None = node
+    while above is not None and above is not top:
+        above = above.parent
+    return above is top
+
+
 class Lease:
     """A sequence's hold on slots: a pinned path in the tree, and own slots behind it. A context
     manager.
@@ -226,11 +304,21 @@ class Lease:
     names the tree's (same tokens, same K/V). release() unpins the node and frees the private slots.
     """
 
-    __slots__ = ("_cache", "_node", "_num_slots", "_own", "_table", "num_cached", "num_published")
+    __slots__ = (
+        "_cache",
+        "_node",
+        "_num_slots",
+        "_own",
+        "_table",
+        "is_withheld",
+        "num_cached",
+        "num_published",
+    )
 
     def __init__(self, cache: KVCache, node: Node, num_cached: int, own: list[Run]) -> None:
         self.num_cached = num_cached
         self.num_published = num_cached
+        self.is_withheld = False  # what it holds was dropped: it publishes nothing any more
         self._cache = cache
         self._node = node
         self._own = own
@@ -287,7 +375,7 @@ class Lease:
         assert depth <= num_tokens <= self._num_slots, (
             "publish goes forward, and only over positions that have a slot"
         )
-        if not self._cache.enabled:
+        if not self._cache.enabled or self.is_withheld:
             return
         self._adopt(self._cache.tree.walk(self._node, depth, prefix.tokens))
         if self.num_published < num_tokens:
@@ -335,6 +423,8 @@ class Lease:
         if self not in cache._leases:
             return
         del cache._leases[self]
+        if self.is_withheld:
+            cache.dropped.releasing(self._node)
         cache.evictor.touch(self._node)
         cache.evictor.unpin(self._node)
         cache.allocator.free(self._own)
@@ -351,6 +441,14 @@ class Lease:
         at: TracebackType | None,
     ) -> None:
         self.release()
+
+    def note_hit(self) -> None:
+        """Count a request in the node where its lease begins."""
+        self._node.hits += 1
+
+    def withhold(self) -> None:
+        """Publish nothing from now on, because it was dropped."""
+        self.is_withheld = True
 
     def _assert_live(self) -> None:
         assert self in self._cache._leases, "the lease was released"

@@ -1,9 +1,9 @@
 """The radix tree: token sequences with computed K/V, and the slots that hold it.
 
 One tree per namespace, over single token ids. It owns the shape (nodes, edges, slot runs) and its
-operations: match, split, insert, truncate. It does not know who leases a node or which node is
-evicted first (eviction.py), nor which slots are free (slots.py); it carries `pins` and `last_use`
-for them.
+operations: match, split, insert, truncate, detach. It does not know who leases a node or which node
+is evicted first (eviction.py), nor which slots are free (slots.py); it carries `pins` and
+`last_use` for them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,18 @@ class Node:
     a node hold as many slots as its edge has tokens, in the same order.
     """
 
-    __slots__ = ("children", "edge", "key", "last_use", "parent", "pins", "rank", "runs", "serial")
+    __slots__ = (
+        "children",
+        "edge",
+        "hits",
+        "key",
+        "last_use",
+        "parent",
+        "pins",
+        "rank",
+        "runs",
+        "serial",
+    )
 
     def __init__(
         self, key: int | str, edge: bytes, runs: list[Run], parent: Node | None, serial: int
@@ -43,6 +54,7 @@ class Node:
         self.pins = 0  # leases that end here + children with pins > 0
         # logical time of the latest release of a lease that ended here, or in a child since gone
         self.last_use = 0
+        self.hits = 0  # leases that began here
         self.rank: tuple[int, int, Node] | None = None  # place in the order of eviction while there
 
     @property
@@ -65,6 +77,7 @@ class RadixTree:
 
     def __init__(self) -> None:
         self.roots: dict[str, Node] = {}
+        self.detached: dict[Node, None] = {}  # the tops of subtrees that cannot be found any more
         self.num_tokens = 0
         self.num_nodes = 0  # roots not counted
         self._serial = 0
@@ -163,17 +176,33 @@ class RadixTree:
         """
         assert not leaf.children, "only a leaf can be removed"
         assert not leaf.pins, "a pinned node cannot be removed"
-        if leaf.parent is None:
+        if leaf in self.detached:
+            del self.detached[leaf]
+        elif leaf.parent is None:
             del self.roots[str(leaf.key)]
         else:
             del leaf.parent.children[leaf.key]
+        if leaf.parent is not None:
             self.num_nodes -= 1
             self.num_tokens -= leaf.num_tokens
         return leaf.runs
 
+    def detach(self, node: Node) -> None:
+        """Make a node (a root, too) and everything below it unfindable; O(1).
+
+        The subtree keeps its slots and its pins. It goes on pinning its parent, so leases in it
+        still find their whole path. Nothing is added to it; its nodes are removed as leaves, one
+        by one.
+        """
+        if node.parent is None:
+            del self.roots[str(node.key)]
+        else:
+            del node.parent.children[node.key]
+        self.detached[node] = None
+
     def nodes(self) -> Iterator[Node]:
-        """Every node, roots included, parents before children; O(nodes)."""
-        stack = list(self.roots.values())
+        """Every node, roots and detached ones included, parents before children; O(nodes)."""
+        stack = [*self.roots.values(), *self.detached]
         while stack:
             node = stack.pop()
             yield node
@@ -198,7 +227,8 @@ class RadixTree:
             assert (root.key, root.edge, root.parent) == (namespace, b"", None), (
                 "a root is not a root"
             )
-        assert self.num_nodes == len(nodes) - len(self.roots), "the count of nodes is off"
+        num_roots = sum(node.parent is None for node in nodes)
+        assert self.num_nodes == len(nodes) - num_roots, "the count of nodes is off"
         assert self.num_tokens == sum(node.num_tokens for node in nodes), (
             "the count of tokens is off"
         )

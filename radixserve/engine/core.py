@@ -17,12 +17,14 @@ from __future__ import annotations
 import time
 
 from radixserve.cache.kvcache import KVCache
+from radixserve.engine.answering import Answering
 from radixserve.engine.counters import STEP_SECONDS, STEP_SEQUENCES, STEP_TOKENS, STEPS
 from radixserve.engine.faults import OUT_OF_MEMORY, Fault, free_memory
 from radixserve.engine.flight import Flight, StepModel
 from radixserve.engine.grammars import Grammars
 from radixserve.engine.scheduler import Limits, Scheduler
 from radixserve.engine.tiers import Tiers
+from radixserve.questions import Answered, Asked
 from radixserve.request import Request
 from radixserve.step import EngineStats, TokenEvent
 
@@ -49,6 +51,7 @@ class EngineCore:
         self.cache = cache
         self.tiers = tiers or Tiers(cache)
         self.scheduler = Scheduler(cache, limits, self.tiers, grammars)
+        self.answering = Answering(cache, self.scheduler, self.tiers)
         self._grammars = grammars
         self._ahead = ahead
         self._in_flight: Flight | None = None
@@ -77,6 +80,8 @@ class EngineCore:
         It is 0 while there is something to compute. What may happen is that a message arrives, or
         that `tiers` has something to settle.
         """
+        if self.answering.has_work:
+            return 0.0
         if not self.has_work:
             return self.tiers.patience or None
         if not self._idle:
@@ -151,8 +156,19 @@ class EngineCore:
         num_decodes = sum(len(work.token_ids) == 1 for work in flight.works)
         self.scheduler.pace.observe(num_decodes, num_tokens - num_decodes, seconds)
 
+    def ask(self, asked: Asked) -> None:
+        """Take a question of the front."""
+        self.answering.ask(asked)
+
+    def answers(self) -> list[Answered]:
+        """Go on answering questions for a moment; returns what is answered. To be called between
+        two steps.
+        """
+        return self.answering.work()
+
     def stats(self) -> EngineStats:
         """What is counted now, and the steps since the last call."""
+        self.answering.note_time()
         recent, self._recent = self._recent, []
         return EngineStats(
             numbers={

@@ -43,6 +43,7 @@ from radixserve.messages import (
     ToFront,
     encode,
 )
+from radixserve.questions import Asked
 from radixserve.request import Request
 from radixserve.step import EngineInfo, TokenEvent
 
@@ -118,6 +119,8 @@ class EngineLoop:
             events = self._take_messages()
             events += self._core.step()
             self._report(events)
+            for answer in self._core.answers():
+                self._channel.send(answer)
 
     def _take_messages(self) -> list[TokenEvent]:
         events: list[TokenEvent] = []
@@ -126,6 +129,8 @@ class EngineLoop:
                 events += self._core.submit(message, message.output_ids)
             elif isinstance(message, Abort):
                 events += self._core.abort(message.request_id)
+            elif isinstance(message, Asked):
+                self._core.ask(message)
         return events
 
     @property

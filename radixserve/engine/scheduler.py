@@ -39,6 +39,7 @@ from radixserve.engine.sequence import Sequence
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import BadRequest
 from radixserve.grammar import Compiled
+from radixserve.prefix import Prefix
 from radixserve.request import Request
 from radixserve.sampling import Sampled, leaves_no_token
 from radixserve.step import FaultKind, FinishReason, TokenEvent
@@ -160,6 +161,17 @@ class Scheduler:
                 self._end(sequence)
                 return _ended(sequence, "abort")
         return None
+
+    def withhold(self, prefix: Prefix) -> None:
+        """`prefix` was dropped: what running sequences have computed of it, and not published yet,
+        is never published.
+        """
+        for sequence in self.running:
+            if (
+                sequence.request.namespace == prefix.namespace
+                and sequence.prefix(prefix.num_tokens).tokens == prefix.tokens
+            ):
+                _lease(sequence).withhold()
 
     # plan
 
@@ -293,7 +305,7 @@ class Scheduler:
         """
         if not (self.cache.enabled and sequence.reads_cache):
             return False
-        prefilling = [other for other in self.running if other.num_pending > 1]
+        prefilling = [each for each in self.running if each.num_pending > 1 and _shares(each)]
         shared = max((_shared_pending(sequence, other) for other in prefilling), default=0)
         if shared < MIN_SHARED:
             return False
@@ -383,6 +395,11 @@ class Scheduler:
         _lease(sequence).release()
         sequence.lease = None
         sequence.num_computed = sequence.num_planned = 0
+
+
+def _shares(sequence: Sequence) -> bool:
+    """Whether others will find what a running sequence computes."""
+    return not _lease(sequence).is_withheld
 
 
 def _prefills(sequence: Sequence) -> bool:

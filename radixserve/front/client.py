@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -20,11 +21,15 @@ from radixserve.errors import StartupError, Unavailable
 from radixserve.front.backlog import Backlog, retry_after
 from radixserve.front.child import Child
 from radixserve.front.gate import Gate
+from radixserve.front.questions import Questions
 from radixserve.front.stream import Stream
 from radixserve.front.streams import Streams
 from radixserve.front.supervisor import Cause, Supervisor
 from radixserve.messages import Abort, Ready, Report, Start
+from radixserve.questions import Answered, Question
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent
+
+T = TypeVar("T")
 
 _KILLED_TWICE = (
     "the engine process died or hung twice while it began this request and no other; "
@@ -73,6 +78,7 @@ class ProcessEngine:
             self._take_death,
             first,
         )
+        self._questions = Questions(lambda asked: self._supervisor.send(asked))
         self._supervision: asyncio.Task[None] | None = None
         self._loaded: asyncio.Future[EngineInfo] | None = None
 
@@ -144,6 +150,7 @@ class ProcessEngine:
     async def stop(self) -> None:
         """End the engine process; live requests end with "abort"."""
         self._closing = "stopped"
+        self._questions.close(_SHUTTING_DOWN)
         self._end_all(_SHUTTING_DOWN)
         if self._supervision is not None:
             self._supervision.cancel()
@@ -151,9 +158,11 @@ class ProcessEngine:
 
     # calls of the supervisor
 
-    def _handle(self, message: Ready | Report) -> None:
+    def _handle(self, message: Ready | Report | Answered) -> None:
         if isinstance(message, Ready):
             self._take_ready(message.info)
+        elif isinstance(message, Answered):
+            self._questions.take(message)
         else:
             self._take_report(message)
         self._admit()
@@ -162,6 +171,7 @@ class ProcessEngine:
         self.info = info
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_result(info)
+        self._questions.engine_is_ready()
 
     def _take_report(self, report: Report) -> None:
         if report.stats is not None:
@@ -189,11 +199,13 @@ class ProcessEngine:
         """
         self._on_restart(cause)
         self._stats = EngineStats()
+        self._questions.engine_died()
         killer = self._streams.get(self._gate.died() or "")
         if killer is not None:
             self._end(killer, "error", _KILLED_TWICE)
         if self._supervisor.is_failing:
             self._end_all(_DOES_NOT_START)
+            self._questions.close(_DOES_NOT_START)
 
     # requests
 
@@ -237,6 +249,10 @@ class ProcessEngine:
         self._streams.remove(stream)
         if self._gate.withdraw(stream.request.id):
             self._supervisor.send(Abort(stream.request.id))
+
+    async def ask(self, question: Question[T]) -> T:
+        """See `EngineClient.ask`."""
+        return await self._questions.ask(question)
 
     # refusal
 

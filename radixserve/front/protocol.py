@@ -6,10 +6,13 @@ tests use a fake.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from radixserve.front.stream import Stream
+from radixserve.questions import Question
 from radixserve.step import EngineInfo, EngineStats
+
+T = TypeVar("T")
 
 
 class EngineClient(Protocol):
@@ -45,4 +48,14 @@ class EngineClient(Protocol):
 
         Raises:
             Unavailable: the queue is full, or `refusal_reason` is not None.
+        """
+
+    async def ask(self, question: Question[T]) -> T:
+        """The answer to a question about the cache. It comes between two steps, however many
+        requests wait.
+
+        Raises:
+            Unavailable: there is no engine, it ended, or it did not answer in time.
+            NotFound: what the question names is not there.
+            ServerError: the engine could not answer.
         """

@@ -19,6 +19,7 @@ from radixserve.front.child import Child, Hung, how_it_ended
 from radixserve.front.spare import Spare
 from radixserve.front.watchdog import Watchdog
 from radixserve.messages import Loading, Prepared, Ready, Refused, Report, Start, ToEngine, ToFront
+from radixserve.questions import Answered
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Supervisor:
     def __init__(
         self,
         start: Start,
-        handle: Callable[[Ready | Report], None],
+        handle: Callable[[Ready | Report | Answered], None],
         has_work: Callable[[], bool],
         on_death: Callable[[Cause], None],
         first: Child | None = None,
@@ -147,7 +148,7 @@ class Supervisor:
             self._failed_starts = 0
             self._watchdog.loaded()
             self._spare.keep()
-        else:
+        elif isinstance(message, Report):
             self._has_worked = self._has_worked or any(event.token_ids for event in message.events)
         self._handle(message)
 

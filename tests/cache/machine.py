@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from radixserve.cache import kvcache
 from radixserve.cache.eviction import LRU, Policy
+from radixserve.cache.radix import Node
 from radixserve.prefix import Prefix
 
 Token = tuple[str, tuple[int, ...]]
@@ -33,6 +34,7 @@ class Running:
     tokens: list[int]
     computed: int
     published: int
+    kept: int = 1 << 30  # tokens before the first one that was dropped
 
     def prefixes(self, num_tokens: int) -> list[Token]:
         return [(self.namespace, tuple(self.tokens[: end + 1])) for end in range(num_tokens)]
@@ -70,13 +72,33 @@ class CacheMachine(RuleBasedStateMachine):
         return count
 
     def protected(self) -> set[Token]:
-        return {prefix for each in self.running for prefix in each.prefixes(each.published)}
+        return {
+            prefix
+            for each in self.running
+            for prefix in each.prefixes(min(each.published, each.kept))
+        }
+
+    def detached(self) -> list[Node]:
+        """The nodes that were dropped and are not free yet."""
+        found, stack = [], list(self.cache.tree.detached)
+        while stack:
+            found.append(node := stack.pop())
+            stack += node.children.values()
+        return found
+
+    def num_detached(self) -> int:
+        return sum(node.num_tokens for node in self.detached())
+
+    def free_dropped(self) -> None:
+        """After this only running requests hold what was dropped."""
+        assert not self.cache.sweep(1 << 30), "there is more to free"
+        assert all(node.pins for node in self.detached()), "something is not free that could be"
 
     def private(self) -> int:
         return sum(len(each.lease.slots) - each.published for each in self.running)
 
     def free(self) -> int:
-        return self.num_slots - len(self.published) - self.private()
+        return self.num_slots - len(self.published) - self.private() - self.num_detached()
 
     def expect_evicted(self, num_tokens: int, protected: set[Token]) -> None:
         """Let go of tokens one by one, always the end of a sequence that nobody leases."""
@@ -135,6 +157,7 @@ class CacheMachine(RuleBasedStateMachine):
         read=st.integers(0, 3).map(bool),
     )
     def lease(self, namespace: str, tokens: list[int], more: int, read: bool) -> None:
+        self.free_dropped()
         hit = min(self.cached(namespace, tokens), len(tokens) - 1) if read else 0
         num_slots = len(tokens) + more
         self.take(
@@ -166,6 +189,7 @@ class CacheMachine(RuleBasedStateMachine):
         """Take a lease that must find `hit` tokens and have `num_slots` slots, or must be refused
         if there is no room for them.
         """
+        self.free_dropped()
         own = max(num_slots - hit, 0)
         path = {(namespace, tuple(tokens[: end + 1])) for end in range(hit)}
         protected = self.protected() | path
@@ -231,7 +255,7 @@ class CacheMachine(RuleBasedStateMachine):
         each = self.pick(which)
         num_tokens = max(each.computed - held_back, each.published)
         each.lease.publish(Prefix.of(each.namespace, each.tokens[:num_tokens]))
-        if self.enabled:
+        if self.enabled and not each.lease.is_withheld:
             each.published = num_tokens
             for prefix in each.prefixes(num_tokens):
                 self.published.setdefault(prefix, 0)
@@ -239,6 +263,7 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(which=WHICH, token=st.integers(0, 2), ahead=st.integers(0, 5), publish=st.booleans())
     def decode(self, which: int, token: int, ahead: int, publish: bool) -> None:
+        self.free_dropped()
         each = self.pick(which)
         wanted = len(each.tokens) + 1 + ahead
         more, free, before = max(wanted - len(each.lease.slots), 0), self.free(), self.picture()
@@ -267,16 +292,53 @@ class CacheMachine(RuleBasedStateMachine):
         each.lease.release()
         each.lease.release()
         self.clock += 1
-        for prefix in each.prefixes(each.published):
+        for prefix in each.prefixes(min(each.published, each.kept)):
             self.published[prefix] = self.clock
 
     @rule(num_tokens=st.integers(0, 20))
     def evict(self, num_tokens: int) -> None:
+        self.free_dropped()
         protected = self.protected()
         expected = min(num_tokens, len(self.published.keys() - protected))
         assert self.cache.evict(num_tokens) == expected, "evict miscounts"
         self.expect_evicted(expected, protected)
         self.evicted_total += expected
+
+    @rule(namespace=NAMESPACES, tokens=st.just([]) | TOKENS)
+    def drop(self, namespace: str, tokens: list[int]) -> None:
+        """Everything that follows is gone, what has nothing to do with it stays, and of the
+        prefix itself an end that nobody shares.
+        """
+        dropped, before = tuple(tokens), set(self.published)
+        was_there = self.cached(namespace, tokens) == len(tokens)
+        self.cache.drop(Prefix.of(namespace, tokens))
+        kept = set(self.in_tree())
+        gone = before - kept
+        assert kept <= before, "dropping added tokens"
+        if not was_there:
+            assert not gone, "dropping what is not there dropped something"
+            return
+        for where, prefix in before:
+            if where == namespace and prefix[: len(dropped)] == dropped:
+                assert (where, prefix) in gone, "what was dropped can be found"
+            elif where != namespace or prefix != dropped[: len(prefix)]:
+                assert (where, prefix) in kept, "dropping took something else along"
+        for each in self.running:
+            mine = [prefix in gone for prefix in each.prefixes(min(each.published, each.kept))]
+            if any(mine):
+                each.kept = mine.index(True)
+                assert each.lease.is_withheld, "a lease on what was dropped may publish"
+        self.published = {each: use for each, use in self.published.items() if each in kept}
+
+    @precondition(lambda self: self.published)
+    @rule(which=st.integers(0, 63))
+    def drop_branch(self, which: int) -> None:
+        namespace, prefix = list(self.published)[which % len(self.published)]
+        self.drop(namespace, list(prefix))
+
+    @rule(num_nodes=st.integers(0, 9))
+    def sweep(self, num_nodes: int) -> None:
+        self.cache.sweep(num_nodes)
 
     @rule(namespace=NAMESPACES, tokens=TOKENS)
     def match(self, namespace: str, tokens: list[int]) -> None:
@@ -317,11 +379,12 @@ class CacheMachine(RuleBasedStateMachine):
         stats = self.cache.stats()
         assert (stats.num_slots, stats.cached, stats.private) == (
             self.num_slots,
-            len(self.published),
+            len(self.published) + self.num_detached(),
             self.private(),
         )
         assert (stats.free, stats.leases) == (self.free(), len(self.running))
-        assert stats.pinned == len(self.protected())
+        leased = sum(node.num_tokens for node in self.detached() if node.pins)
+        assert stats.pinned == len(self.protected()) + leased
         assert stats.evicted_tokens_total == self.evicted_total
 
     def teardown(self) -> None:
@@ -333,6 +396,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.stats().pinned == 0
         self.cache.evict(self.num_slots)
         self.cache.check()
+        assert not self.cache.tree.detached
         assert self.cache.allocator.free_runs() == [(0, self.num_slots)]
         assert not self.cache.tree.roots
 

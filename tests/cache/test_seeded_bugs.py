@@ -104,8 +104,8 @@ BUGS = {
     ),
     "a cache that is off publishes": (
         "kvcache",
-        "        if not self._cache.enabled:\n            return\n",
-        "",
+        "if not self._cache.enabled or self.is_withheld:",
+        "if self.is_withheld:",
     ),
     "growing forgets who owns the slots": (
         "kvcache",
@@ -117,6 +117,31 @@ BUGS = {
         "            if not root.children and not root.pins:\n                "
         "self.tree.remove(root)\n",
         "",
+    ),
+    "a lease on what was dropped publishes": (
+        "kvcache",
+        "if not self._cache.enabled or self.is_withheld:",
+        "if not self._cache.enabled:",
+    ),
+    "what was dropped is not freed when its lease ends": (
+        "kvcache",
+        "            cache.dropped.releasing(self._node)\n",
+        "            pass\n",
+    ),
+    "dropping takes along what a sibling shares": (
+        "kvcache",
+        "len(parent.children) == 1 and",
+        "True and",
+    ),
+    "a parent of what was dropped is not offered": (
+        "dropped",
+        "            self._evictor.offer(top.parent)\n",
+        "            pass\n",
+    ),
+    "a removed detached node is removed from the living": (
+        "radix",
+        "        if leaf in self.detached:\n            del self.detached[leaf]\n        elif",
+        "        if",
     ),
     "a path is read from the leaf up": ("radix", "for runs in reversed(path)", "for runs in path"),
     "a split gives the upper part no pin": (
@@ -260,7 +285,7 @@ def machine_over(
     changed: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch
 ) -> type[CacheMachine]:
     """The machine, over modules of the cache of which one is changed."""
-    for name in ("slots", "radix", "eviction", "kvcache"):
+    for name in ("slots", "radix", "eviction", "dropped", "kvcache"):
         fullname = f"radixserve.cache.{name}"
         found = importlib.util.find_spec(fullname)
         assert found is not None

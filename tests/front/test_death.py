@@ -24,6 +24,7 @@ from radixserve.errors import StartupError, Unavailable
 from radixserve.front import child, supervisor, watchdog
 from radixserve.front.client import ProcessEngine
 from radixserve.front.stream import Stream
+from radixserve.questions import Drop, Dropped, Summarize, Summary
 from radixserve.request import Request, Sampling
 from radixserve.step import EngineStats, TokenEvent
 from tests.front.test_client import SETTINGS, submit, tokens, until
@@ -473,3 +474,27 @@ async def test_the_first_start_is_not_tried_again(start: Start, tmp_path: Path) 
     (tmp_path / "config.json").unlink()
     with pytest.raises(StartupError, match="no model configuration"):
         await start()
+
+
+async def test_a_question_about_the_cache_ends_with_the_engine_and_a_flush_is_asked_again(
+    start: Start,
+) -> None:
+    engine = await start()
+    assert isinstance(await engine.ask(Summarize()), Summary)
+    engine.stop_process()
+    shown, flushed = (asyncio.ensure_future(engine.ask(each)) for each in (Summarize(), Drop()))
+    await asyncio.sleep(0)
+    engine.kill()
+    with pytest.raises(Unavailable):
+        await shown
+    assert await flushed == Dropped()
+
+
+async def test_a_flush_while_requests_run_is_answered_between_their_steps(start: Start) -> None:
+    engine = await start()
+    running = asyncio.ensure_future(whole(engine, request("a", max_tokens=1500)))
+    while engine.stats.value(RUNNING) == 0:
+        await asyncio.sleep(0.01)
+    assert isinstance(await engine.ask(Drop()), Dropped)
+    assert not running.done(), "the flush waited for the request"
+    assert len(await running) > 0

@@ -1,0 +1,1 @@
+"""The endpoints by which operators see the cache and steer it."""

@@ -1,0 +1,106 @@
+"""Seeing and dropping what is cached: GET and DELETE /cache, GET /cache/tree, POST /flush_cache."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from radixserve.api.access import check_admin
+from radixserve.api.cache.query import number, parameters, seconds
+from radixserve.api.context import API, Api
+from radixserve.api.openai.prompts import text_prompt
+from radixserve.api.refusals import missing
+from radixserve.errors import BadRequest
+from radixserve.questions import Drop, Dropped, ShowTree, Summarize, Summary, TierSummary, TreeNode
+
+MAX_LEVELS = 64
+MAX_NODES = 2000
+MAX_ID = (1 << 62) - 1
+FIRST_TOKENS = 12  # of a node, whose text is shown
+
+
+async def flush(request: web.Request) -> web.Response:
+    """POST /flush_cache and /reset_prefix_cache: nothing that is cached now is found again."""
+    check_admin(request)
+    parameters(request, ())
+    return _json(_told(await request.app[API].engine.ask(Drop())))
+
+
+async def drop(request: web.Request) -> web.Response:
+    """DELETE /cache: drop a prefix, a namespace, or what was not used for long."""
+    check_admin(request)
+    api = request.app[API]
+    given = parameters(request, ("prefix", "namespace", "older_than", "node"))
+    if not given or given.get("prefix") == "":
+        raise missing("prefix")
+    if len(given.keys() - {"namespace"}) > 1 or len(given.keys() & {"node", "namespace"}) > 1:
+        text = "Only one of 'prefix', 'older_than' and 'node' can be given, the last one alone."
+        raise BadRequest(text, param="prefix", code="invalid_value")
+    old = seconds(given["older_than"], "older_than") if "older_than" in given else 0.0
+    question = Drop(
+        namespaces=[given["namespace"]] if "namespace" in given else None,
+        prefix=await _prefix(api, given.get("prefix")),
+        older_than=old,
+        node=number(given, "node", 0, 1, MAX_ID) if "node" in given else None,
+    )
+    return _json(_told(await api.engine.ask(question)))
+
+
+async def _prefix(api: Api, text: str | None) -> list[int]:
+    """The tokens of a text without those that a tokenizer adds."""
+    if text is None:
+        return []
+    return (await text_prompt(api, text, api.info(), add_special_tokens=False))[0]
+
+
+async def summary(request: web.Request) -> web.Response:
+    """GET /cache: how full the tiers are, and of what."""
+    check_admin(request)
+    parameters(request, ())
+    api = request.app[API]
+    found = await api.engine.ask(Summarize())
+    told = {name: getattr(found, name) for name in Summary.__struct_fields__}
+    slot_bytes = api.info().slot_bytes
+    return _json(told | {"tiers": [_in_bytes(each, slot_bytes) for each in found.tiers]})
+
+
+def _in_bytes(tier: TierSummary, slot_bytes: int) -> TierSummary:
+    """A tier that counts tokens of `slot_bytes` bytes, with its bytes."""
+    if tier.budget_tokens is None or tier.used_tokens is None:
+        return tier
+    return msgspec.structs.replace(
+        tier,
+        budget_bytes=tier.budget_tokens * slot_bytes,
+        used_bytes=tier.used_tokens * slot_bytes,
+    )
+
+
+async def tree(request: web.Request) -> web.Response:
+    """GET /cache/tree: a part of the radix tree."""
+    check_admin(request)
+    api = request.app[API]
+    given = parameters(request, ("node", "depth", "nodes"))
+    node = number(given, "node", 0, 1, MAX_ID) if "node" in given else None
+    depth = number(given, "depth", 4, 0, MAX_LEVELS)
+    most = number(given, "nodes", 500, 1, MAX_NODES)
+    question = ShowTree(node=node, depth=depth, most=most, num_first_tokens=FIRST_TOKENS)
+    found = await api.engine.ask(question)
+    nodes = await api.threads.run(lambda: [_shown(api, each) for each in found.nodes])
+    return _json({"nodes": nodes, "num_nodes": found.num_nodes, "num_tokens": found.num_tokens})
+
+
+def _shown(api: Api, node: TreeNode) -> dict[str, object]:
+    """A node for people, with the text in place of its first tokens."""
+    told: dict[str, object] = {name: getattr(node, name) for name in TreeNode.__struct_fields__}
+    del told["first_tokens"]
+    text = api.tokenizer.decode(node.first_tokens, skip_special_tokens=False)
+    return told | {"text": text}
+
+
+def _told(dropped: Dropped) -> dict[str, object]:
+    return {name: getattr(dropped, name) for name in Dropped.__struct_fields__}
+
+
+def _json(body: object) -> web.Response:
+    encoded = msgspec.json.encode(body)
+    return web.Response(body=encoded, content_type="application/json")

@@ -1,0 +1,49 @@
+"""Reads the query of a request in a strict way: every name is known, every value is in range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from aiohttp import web
+
+from radixserve.api.refusals import check_range, shown
+from radixserve.errors import BadRequest
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_MOST_SECONDS = 10 * 365 * 86400.0
+
+
+def parameters(request: web.Request, known: Collection[str]) -> dict[str, str]:
+    """The parameters in the query. Raises BadRequest for one that is not known or given twice."""
+    for name in request.query:
+        if name not in known:
+            text = f"Unknown parameter '{shown(name)}'; known are {', '.join(sorted(known))}."
+            raise BadRequest(text, param=shown(name), code="unknown_parameter")
+        if len(request.query.getall(name)) > 1:
+            raise BadRequest(f"'{name}' is given twice.", param=name, code="invalid_value")
+    return dict(request.query)
+
+
+def number(given: dict[str, str], name: str, default: int, lowest: int, highest: int) -> int:
+    """An integer parameter. Raises BadRequest outside of its range."""
+    text = given.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise BadRequest(f"'{name}' must be an integer.", param=name, code="invalid_type")
+    check_range(name, int(text), lowest, highest, "integer")
+    return int(text)
+
+
+def seconds(text: str, name: str) -> float:
+    """A duration such as 90, 90s, 5m, 1h or 30d. Raises BadRequest for anything else."""
+    unit = _SECONDS.get(text[-1:])
+    try:
+        value = float(text if unit is None else text[:-1]) * (unit or 1.0)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= _MOST_SECONDS:
+        message = f"'{name}' must be a duration such as 90s, 5m, 1h or 30d, up to ten years."
+        raise BadRequest(message, param=name, code="invalid_value")
+    return value

@@ -1,0 +1,146 @@
+"""Walks over the radix tree for those who want to see it, in parts between which steps may run.
+
+A part looks at `NODES` nodes. The tree may change between two parts, so the sums are those of a
+tree that was never there as a whole; what is listed was there when it was looked at.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection, Generator, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from radixserve.cache.kvcache import KVCache
+from radixserve.cache.radix import Node
+
+T = TypeVar("T")
+
+Parts = Generator[None, None, T]
+"""Work in parts, with a result of type T."""
+
+NODES = 512
+
+
+@dataclass(slots=True, eq=False)
+class Surveyed:
+    """A node with the sums of what is below it; `level` 0 is where the survey began."""
+
+    node: Node
+    parent: Surveyed | None
+    level: int
+    depth: int  # tokens before it
+    last_use: int
+    leased: bool
+    tokens: int = 0  # of it and everything below
+    nodes: int = 0
+    hits: int = 0
+    children: list[Surveyed] = field(default_factory=list)
+
+
+def survey(roots: Iterable[Node], levels: int) -> Parts[list[Surveyed]]:
+    """The nodes of `roots` and of `levels` levels below them, parents first, with their sums.
+    Deeper nodes are part of the sums only. O(nodes).
+    """
+    found: list[Surveyed] = []
+    stack: list[tuple[Node, Surveyed | None, int]] = [
+        (root, None, _depth_of(root)) for root in roots
+    ]
+    looked_at = 0
+    while stack:
+        node, above, depth = stack.pop()
+        level = 0 if above is None else above.level + 1
+        if above is None or level <= levels:
+            entry = Surveyed(node, above, level, depth, node.last_use, node.pins > 0)
+            found.append(entry)
+            if above is not None:
+                above.children.append(entry)
+        else:
+            entry = above
+            entry.last_use = max(entry.last_use, node.last_use)
+        entry.tokens += node.num_tokens
+        entry.nodes += 1
+        entry.hits += node.hits
+        stack += [(child, entry, depth + node.num_tokens) for child in node.children.values()]
+        looked_at += 1
+        if looked_at % NODES == 0:
+            yield
+    for entry in reversed(found):
+        _add_to_parent(entry)
+    return found
+
+
+def _add_to_parent(entry: Surveyed) -> None:
+    if (above := entry.parent) is not None:
+        above.tokens += entry.tokens
+        above.nodes += entry.nodes
+        above.hits += entry.hits
+        above.last_use = max(above.last_use, entry.last_use)
+
+
+def largest(found: list[Surveyed], most: int) -> list[Surveyed]:
+    """At most `most` of a survey's nodes, those with the most tokens first, each behind its
+    parent.
+    """
+    heap = [(-each.tokens, each.node.serial, each) for each in found if each.parent is None]
+    heapq.heapify(heap)
+    chosen: list[Surveyed] = []
+    while heap and len(chosen) < most:
+        entry = heapq.heappop(heap)[2]
+        chosen.append(entry)
+        for child in entry.children:
+            heapq.heappush(heap, (-child.tokens, child.node.serial, child))
+    return chosen
+
+
+def find(cache: KVCache, serial: int) -> Parts[Node | None]:
+    """The node with this serial number; None if it is gone. O(nodes)."""
+    stack, looked_at = list(cache.tree.roots.values()), 0
+    while stack:
+        node = stack.pop()
+        if node.serial == serial:
+            return node
+        stack += node.children.values()
+        looked_at += 1
+        if looked_at % NODES == 0:
+            yield
+    return None
+
+
+def drop_unused(
+    cache: KVCache, namespaces: Collection[str] | None, is_old: Callable[[int], bool]
+) -> Parts[tuple[int, int]]:
+    """Drop every leaf, again and again, whose last use `is_old` and that nobody leases, in these
+    namespaces (None: in all). Returns how many tokens and nodes.
+    """
+    tokens = nodes = 0
+    roots = [each for name, each in cache.tree.roots.items() if _is_among(name, namespaces)]
+    order: list[Node] = []
+    while roots:
+        order.append(node := roots.pop())
+        roots += node.children.values()
+        if len(order) % NODES == 0:
+            yield
+    for count, node in enumerate(reversed(order)):
+        if _is_free_leaf(cache, node) and is_old(node.last_use):
+            tokens += cache.drop_leaf(node)
+            nodes += 1
+        if count % NODES == 0:
+            yield
+    return tokens, nodes
+
+
+def _is_among(name: str, namespaces: Collection[str] | None) -> bool:
+    return namespaces is None or name in namespaces
+
+
+def _is_free_leaf(cache: KVCache, node: Node) -> bool:
+    """Whether `node` is still in the tree and can be dropped."""
+    return node.rank is not None and cache.is_findable(node)
+
+
+def _depth_of(node: Node) -> int:
+    depth, above = 0, node.parent
+    while above is not None:
+        depth, above = depth + above.num_tokens, above.parent
+    return depth

@@ -1,0 +1,235 @@
+"""Answers the front's questions about the cache, between steps.
+
+A question that takes long is worked on in parts of a few milliseconds, so that steps go on
+meanwhile; questions are answered in the order in which they came. Knows no sockets.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from radixserve.cache.ages import Ages
+from radixserve.cache.kvcache import KVCache
+from radixserve.cache.radix import Node, path_prefix
+from radixserve.cache.survey import Parts, Surveyed, drop_unused, find, largest, survey
+from radixserve.engine.scheduler import Scheduler
+from radixserve.engine.tiers import Tiers
+from radixserve.errors import first_line
+from radixserve.prefix import Prefix
+from radixserve.questions import (
+    Answered,
+    AnyAnswer,
+    AnyQuestion,
+    Asked,
+    Drop,
+    Dropped,
+    Failed,
+    NamespaceTokens,
+    ShowTree,
+    Summarize,
+    Summary,
+    TierSummary,
+    Tree,
+    TreeNode,
+)
+
+log = logging.getLogger(__name__)
+
+SLICE_SECONDS = 0.002  # of work on questions between two steps
+SWEPT_NODES = 256  # dropped nodes that are freed between two steps
+
+_NO_NODE = Failed(message="There is no such node any more.", not_found=True)
+
+Handler = Callable[[Any], Parts[AnyAnswer]]
+
+
+class Answering:
+    """The questions that one engine has not answered yet, and the freeing of what was dropped."""
+
+    def __init__(self, cache: KVCache, scheduler: Scheduler, tiers: Tiers) -> None:
+        self._cache, self._scheduler, self._tiers = cache, scheduler, tiers
+        self._ages = Ages(time.monotonic())
+        self._waiting: deque[Asked] = deque()
+        self._working: Parts[AnyAnswer] | None = None  # on the first of them
+        self._handlers: dict[type[AnyQuestion], Handler] = {
+            Drop: self._drop,
+            Summarize: self._summarize,
+            ShowTree: self._show_tree,
+        }
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting) or self._cache.dropped.pending
+
+    def ask(self, asked: Asked) -> None:
+        """Take a question."""
+        self._waiting.append(asked)
+
+    def work(self) -> list[Answered]:
+        """Go on answering for a moment; returns what is answered."""
+        if self._cache.dropped.pending:
+            self._cache.sweep(SWEPT_NODES)
+        answered: list[Answered] = []
+        until = time.monotonic() + SLICE_SECONDS
+        while self._waiting and time.monotonic() < until:
+            answer = self._part()
+            if answer is not None:
+                answered.append(Answered(self._waiting.popleft().id, answer))
+                self._working = None
+            elif self._cache.dropped.pending:
+                break  # the question waits until what was dropped is free
+        return answered
+
+    def note_time(self) -> None:
+        """To be called every second or so, so that ages can be told."""
+        self._ages.note(self._cache.evictor.clock, time.monotonic())
+
+    def _part(self) -> AnyAnswer | None:
+        """Do one part of the first question; its answer if that was the last one."""
+        question = self._waiting[0].question
+        try:
+            if self._working is None:
+                self._working = self._handlers[type(question)](question)
+            next(self._working)
+            return None
+        except StopIteration as end:
+            answer: AnyAnswer = end.value
+            return answer
+        except Exception as error:  # one question fails, and nothing else
+            log.exception("a question could not be answered")
+            return Failed(message=f"The engine could not answer: {first_line(error)}.")
+
+    # Dropping.
+
+    def _drop(self, question: Drop) -> Parts[AnyAnswer]:
+        if question.older_than > 0:
+            return (yield from self._drop_old(question))
+        prefixes = [Prefix.of(name, question.prefix) for name in self._names(question.namespaces)]
+        if question.node is not None:
+            node = yield from find(self._cache, question.node)
+            if node is None:
+                return _NO_NODE
+            prefixes = [path_prefix(node)]
+        cache, dropped = self._cache, self._cache.dropped
+        tokens, nodes = dropped.freed_tokens_total, dropped.freed_nodes_total
+        for prefix in prefixes:
+            cache.drop(prefix)
+            self._scheduler.withhold(prefix)
+        while dropped.pending:
+            yield
+        return Dropped(
+            tokens=dropped.freed_tokens_total - tokens,
+            nodes=dropped.freed_nodes_total - nodes,
+            leased_tokens=dropped.leased_tokens(),
+        )
+
+    def _names(self, namespaces: list[str] | None) -> list[str]:
+        return list(self._cache.tree.roots) if namespaces is None else namespaces
+
+    def _drop_old(self, question: Drop) -> Parts[AnyAnswer]:
+        now, limit = time.monotonic(), question.older_than
+
+        def is_old(last_use: int) -> bool:
+            return self._ages.age(last_use, now) > limit
+
+        tokens, nodes = yield from drop_unused(self._cache, question.namespaces, is_old)
+        return Dropped(tokens=tokens, nodes=nodes)
+
+    # Looking.
+
+    def _summarize(self, question: Summarize) -> Parts[AnyAnswer]:
+        roots = self._roots(question.namespaces)
+        found = yield from survey(roots, 0)
+        stats, now = self._cache.stats(), time.monotonic()
+        found.sort(key=lambda each: -each.tokens)
+        told = found[: question.most_namespaces]
+        return Summary(
+            enabled=self._cache.enabled,
+            tiers=self._tier_summaries(),
+            nodes=sum(each.nodes - 1 for each in found),
+            num_namespaces=len(found),
+            namespaces=[self._namespace(each, now) for each in told],
+            oldest_seconds=(yield from self._oldest(roots, now)),
+            evicted_tokens_total=stats.evicted_tokens_total,
+            dropping_tokens=self._cache.dropped.leased_tokens(),
+        )
+
+    def _oldest(self, roots: list[Node], now: float) -> Parts[float | None]:
+        """The age of the leaf that was not used for longest."""
+        oldest: int | None = None
+        stack, looked_at = list(roots), 0
+        while stack:
+            node = stack.pop()
+            stack += node.children.values()
+            if not node.children and not node.pins:
+                oldest = node.last_use if oldest is None else min(oldest, node.last_use)
+            looked_at += 1
+            if looked_at % 512 == 0:
+                yield
+        return None if oldest is None else round(self._ages.age(oldest, now), 1)
+
+    def _namespace(self, each: Surveyed, now: float) -> NamespaceTokens:
+        age = 0.0 if each.leased else self._ages.age(each.last_use, now)
+        return NamespaceTokens(
+            str(each.node.key), each.tokens, each.nodes - 1, each.hits, round(age, 1)
+        )
+
+    def _tier_summaries(self) -> list[TierSummary]:
+        stats = self._cache.stats()
+        device = TierSummary(
+            name="device",
+            budget_tokens=stats.num_slots,
+            used_tokens=stats.num_slots - stats.free,
+            leased_tokens=stats.private + stats.pinned,
+        )
+        return [device]
+
+    def _roots(self, namespaces: list[str] | None) -> list[Node]:
+        roots = self._cache.tree.roots
+        if namespaces is None:
+            return list(roots.values())
+        return [roots[name] for name in namespaces if name in roots]
+
+    def _show_tree(self, question: ShowTree) -> Parts[AnyAnswer]:
+        roots = self._roots(question.namespaces)
+        if question.node is not None:
+            node = yield from find(self._cache, question.node)
+            if node is None or not self._is_among(node, roots):
+                return _NO_NODE
+            roots = [node]
+        found = yield from survey(roots, question.depth)
+        now, many = time.monotonic(), question.num_first_tokens
+        tops = [each for each in found if each.parent is None]
+        return Tree(
+            nodes=[self._tree_node(each, now, many) for each in largest(found, question.most)],
+            num_nodes=sum(each.nodes for each in tops),
+            num_tokens=sum(each.tokens for each in tops),
+        )
+
+    def _is_among(self, node: Node, roots: list[Node]) -> bool:
+        while node.parent is not None:
+            node = node.parent
+        return node in roots
+
+    def _tree_node(self, each: Surveyed, now: float, num_first: int) -> TreeNode:
+        node = each.node
+        first = memoryview(node.edge).cast("i")[:num_first].tolist() if num_first else []
+        return TreeNode(
+            id=node.serial,
+            parent=None if node.parent is None else node.parent.serial,
+            depth=each.depth,
+            tokens=node.num_tokens,
+            hits=node.hits,
+            age_seconds=0.0 if each.leased else round(self._ages.age(each.last_use, now), 1),
+            leased=each.leased,
+            namespace=str(node.key) if node.parent is None else None,
+            children=len(node.children),
+            below_tokens=each.tokens - node.num_tokens,
+            below_nodes=each.nodes - 1,
+            below_hits=each.hits - node.hits,
+            first_tokens=first,
+        )

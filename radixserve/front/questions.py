@@ -1,0 +1,111 @@
+"""Questions to the engine that wait for their answers.
+
+Each is answered once: by the engine, or with an error when it cannot answer any more. Knows no
+process; `ProcessEngine` tells when an engine is ready and when it has died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from radixserve.errors import NotFound, ServerError, Unavailable
+from radixserve.questions import Answered, AnyAnswer, AnyQuestion, Asked, Failed, Question
+
+T = TypeVar("T")
+
+MAX_WAITING = 64  # questions; further ones are refused
+ANSWER_SECONDS = 30.0
+_GONE = "The engine ended before it answered; try again."
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    question: Question[Any]
+    answer: asyncio.Future[AnyAnswer]
+    is_sent: bool = False
+
+
+class Questions:
+    """The questions of one front."""
+
+    def __init__(self, send: Callable[[Asked], None]) -> None:
+        """`send` gives a question to the present engine."""
+        self._send = send
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, _Waiting] = {}
+        self._is_up = False
+        self._refusal: str | None = None  # why no engine comes any more
+
+    async def ask(self, question: Question[T]) -> T:
+        """The answer to `question`.
+
+        Raises:
+            Unavailable: too many questions wait, there is no engine (questions that outlive an
+                engine wait for one), it ended, or it did not answer in time.
+            NotFound: what the question names is not there.
+            ServerError: the engine could not answer.
+        """
+        if len(self._waiting) >= MAX_WAITING:
+            raise Unavailable("Too many questions about the cache wait for their answers.")
+        if self._refusal is not None or not (self._is_up or question.outlives_engine):
+            reason = self._refusal or "The engine is not ready."
+            raise Unavailable(reason, code="server_not_ready")
+        number = next(self._ids)
+        waiting = _Waiting(question, asyncio.get_running_loop().create_future())
+        self._waiting[number] = waiting
+        try:
+            self._send_waiting()
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return cast(T, _checked(await waiting.answer))
+        except TimeoutError:
+            raise Unavailable("The engine did not answer in time.") from None
+        finally:
+            del self._waiting[number]
+
+    def take(self, answered: Answered) -> None:
+        """The engine has answered. Who asked may have left meanwhile."""
+        waiting = self._waiting.get(answered.id)
+        if waiting is not None and not waiting.answer.done():
+            waiting.answer.set_result(answered.answer)
+
+    def engine_is_ready(self) -> None:
+        """An engine answers from now on."""
+        self._is_up, self._refusal = True, None
+        self._send_waiting()
+
+    def engine_died(self) -> None:
+        """Questions that outlive the engine are asked again, others fail."""
+        self._is_up = False
+        for waiting in self._waiting.values():
+            waiting.is_sent = False
+            if not waiting.question.outlives_engine:
+                _fail(waiting, _GONE)
+
+    def close(self, reason: str) -> None:
+        """No engine comes, unless one is ready after all."""
+        self._is_up, self._refusal = False, reason
+        for waiting in self._waiting.values():
+            _fail(waiting, reason)
+
+    def _send_waiting(self) -> None:
+        for number, waiting in self._waiting.items() if self._is_up else ():
+            if not waiting.is_sent:
+                waiting.is_sent = True
+                self._send(Asked(number, cast(AnyQuestion, waiting.question)))
+
+
+def _fail(waiting: _Waiting, reason: str) -> None:
+    if not waiting.answer.done():
+        waiting.answer.set_exception(Unavailable(reason, code="server_not_ready"))
+
+
+def _checked(answer: AnyAnswer) -> AnyAnswer:
+    if isinstance(answer, Failed):
+        if answer.not_found:
+            raise NotFound(answer.message, code="not_found")
+        raise ServerError(answer.message, code="internal_error")
+    return answer

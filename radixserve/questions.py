@@ -1,0 +1,160 @@
+"""What the front may ask the engine about its cache, and the answers, as plain values.
+
+A question is answered between two steps, however many requests wait. Each type names the type of
+its answer, so `EngineClient.ask` returns that type.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Generic, Literal, TypeVar
+
+import msgspec
+
+T_co = TypeVar("T_co", covariant=True)
+
+TierName = Literal["device", "host", "disk"]
+
+
+class Question(msgspec.Struct, Generic[T_co], frozen=True, kw_only=True, omit_defaults=True):
+    """A question whose answer is a T_co. One that `outlives_engine` is asked again when the engine
+    dies before it has answered, and waits for the next engine; all others fail then.
+    """
+
+    outlives_engine: ClassVar[bool] = False
+
+
+# Dropping.
+
+
+class Dropped(msgspec.Struct, tag="dropped", frozen=True, kw_only=True, omit_defaults=True):
+    """What cannot be found any more."""
+
+    tokens: int = 0  # on the device, whose slots are free now
+    nodes: int = 0
+    # on the device, in use by requests that run; freed when these end
+    leased_tokens: int = 0
+
+
+class Drop(Question[Dropped], tag="drop", frozen=True, kw_only=True):
+    """Make cached K/V unfindable at once, in all tiers: all of it, or what every field that is
+    given says.
+    """
+
+    outlives_engine: ClassVar[bool] = True
+    namespaces: list[str] | None = None  # K/V of these; None: of all
+    prefix: list[int] = []  # K/V of these tokens and of all that follow them
+    older_than: float = 0.0  # seconds since the last use
+    node: int | None = None  # of the radix tree, with everything below it
+
+
+# Looking.
+
+
+class NamespaceTokens(msgspec.Struct, frozen=True):
+    """How much a namespace has on the device."""
+
+    namespace: str
+    tokens: int
+    nodes: int
+    hits: int
+    age_seconds: float  # since its last use
+
+
+class TierSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """How full a tier is."""
+
+    name: TierName
+    budget_bytes: int | None = None  # None: the tier counts tokens
+    used_bytes: int | None = None
+    budget_tokens: int | None = None  # None: the tier counts bytes
+    used_tokens: int | None = None
+    leased_tokens: int | None = None  # of the used ones, in use by requests that run
+
+
+class Summary(msgspec.Struct, tag="summary", frozen=True, kw_only=True):
+    """The state of the cache."""
+
+    enabled: bool
+    tiers: list[TierSummary]
+    nodes: int
+    num_namespaces: int
+    namespaces: list[NamespaceTokens]  # those with the most tokens
+    oldest_seconds: float | None = None  # since the last use of what was not used for longest
+    evicted_tokens_total: int = 0
+    dropping_tokens: int = 0  # dropped, but still in use or not freed yet
+
+
+class Summarize(Question[Summary], tag="summarize", frozen=True, kw_only=True):
+    """How full is the cache, and of what? With `namespaces` only these are counted."""
+
+    namespaces: list[str] | None = None
+    most_namespaces: int = 20
+
+
+class TreeNode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A node of the radix tree, with the sums of everything below it."""
+
+    id: int
+    parent: int | None = None  # None: the root of a namespace
+    depth: int  # tokens before it
+    tokens: int
+    hits: int = 0  # look-ups that ended in it
+    age_seconds: float = 0.0  # since the last use of it or of anything below it
+    leased: bool = False  # in use by requests that run
+    pinned: bool = False
+    namespace: str | None = None  # of a root
+    children: int = 0
+    below_tokens: int = 0  # of all nodes below it, whether or not these are listed
+    below_nodes: int = 0
+    below_hits: int = 0
+    first_tokens: list[int] = []
+
+
+class Tree(msgspec.Struct, tag="tree", frozen=True, kw_only=True):
+    """A part of the radix tree. Parents stand before their children; of nodes with a common parent
+    those with the most tokens below them are listed, as many as there is room for.
+    """
+
+    nodes: list[TreeNode]
+    num_nodes: int  # of the part that was asked for, listed or not
+    num_tokens: int
+
+
+class ShowTree(Question[Tree], tag="show_tree", frozen=True, kw_only=True):
+    """The nodes up to `depth` levels below `node`, at most `most`; without `node` below the roots
+    of all namespaces. A node that is gone is answered with `Failed`.
+    """
+
+    node: int | None = None
+    depth: int = 4
+    most: int = 500
+    namespaces: list[str] | None = None  # only nodes of these
+    num_first_tokens: int = 0  # tokens of each node that are listed
+
+
+# The messages.
+
+
+class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True):
+    """There is no answer; the sentence says why."""
+
+    message: str
+    not_found: bool = False  # what the question names is not there
+
+
+AnyQuestion = Drop | Summarize | ShowTree
+AnyAnswer = Dropped | Summary | Tree | Failed
+
+
+class Asked(msgspec.Struct, tag="asked", frozen=True):
+    """To the engine: a question. Its answer carries the same id."""
+
+    id: int
+    question: AnyQuestion
+
+
+class Answered(msgspec.Struct, tag="answered", frozen=True):
+    """To the front: the answer."""
+
+    id: int
+    answer: AnyAnswer
