@@ -48,7 +48,7 @@ class Assembly:
             StartupError: a setting cannot be used.
         """
         model, name = str(source.folder), source.names[0]
-        self.metrics = Metrics(name)
+        self.metrics = Metrics(name, aliases=settings.metric_aliases)
         self.settings = settings
         self._names = source.names
         self._limits = ApiSettings.of(settings, _defaults(settings, source))

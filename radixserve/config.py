@@ -485,6 +485,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             zero="OTEL_EXPORTER_OTLP_ENDPOINT if that is set, otherwise nothing is sent",
         ),
     ] = None
+    metric_aliases: Annotated[
+        Literal["none", "vllm"],
+        Doc(
+            "telemetry",
+            "names of another server under which /metrics shows its numbers, too, for gateways "
+            "and autoscalers that know them",
+        ),
+    ] = "none"
     trace_ratio: Annotated[
         float,
         Meta(ge=0, le=1),

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -24,7 +24,8 @@ from radixserve.cache.counters import KV_BYTES
 from radixserve.declared import Declared, Numbers
 from radixserve.engine.counters import COMPUTED, PROMPT_TOKENS, STEPS
 from radixserve.errors import CODES
-from radixserve.metrics_table import ENGINE, METRICS, OTHER_CODE, WINDOW_SECONDS
+from radixserve.metrics_aliases import VllmNames
+from radixserve.metrics_table import COLD, ENGINE, METRICS, OTHER_CODE, WARM, WINDOW_SECONDS
 from radixserve.step import EngineInfo, EngineStats
 
 
@@ -82,7 +83,13 @@ class Metrics:
 
     content_type: Final = CONTENT_TYPE_PLAIN_0_0_4
 
-    def __init__(self, model: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        model: str = "",
+        clock: Callable[[], float] = time.monotonic,
+        aliases: Literal["none", "vllm"] = "none",
+    ) -> None:
+        """With `aliases` the page also has the names of `metrics_aliases`."""
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the page
         self.registry = CollectorRegistry()
         prometheus_client.ProcessCollector(registry=self.registry)
@@ -92,8 +99,11 @@ class Metrics:
         for each in _of("counter"):
             for labels in each.series():  # at 0, so that the first event is a visible increase
                 _series(self._counters[each.name], labels)
+        for each in _of("histogram"):
+            for labels in each.series():
+                _series(self._histograms[each.name], labels)
         self._gauges["radixserve_build_info"].labels(__version__).set(1)
-        self._model = model
+        self._model, self._aliases = model, aliases
         self._window = HitWindow(clock)
         self._seen: Numbers = {}  # the totals of the last report
 
@@ -106,7 +116,9 @@ class Metrics:
         self._observe("radixserve_request_cached_tokens", record.cached_tokens)
         self._observe("radixserve_request_generated_tokens", record.generated_tokens)
         self._observe("radixserve_queue_seconds", record.queue_seconds)
-        self._observe("radixserve_time_to_first_token_seconds", record.ttft_seconds)
+        if record.ttft_seconds is not None:
+            name, prefix = "radixserve_time_to_first_token_seconds", _prefix_of(record)
+            self._histograms[name].labels(prefix).observe(record.ttft_seconds)
         self._observe("radixserve_e2e_seconds", record.e2e_seconds)
         self._observe("radixserve_inter_token_seconds", *record.inter_token_seconds)
 
@@ -157,7 +169,10 @@ class Metrics:
         (None: if there is an `info`).
         """
         self.take_state(stats, info, up=up)
-        return prometheus_client.generate_latest(self.registry)
+        page = prometheus_client.generate_latest(self.registry)
+        if self._aliases == "vllm":
+            page += prometheus_client.generate_latest(VllmNames(self.registry, self._model, info))
+        return page
 
     def take_state(
         self, stats: EngineStats, info: EngineInfo | None, *, up: bool | None = None
@@ -223,6 +238,11 @@ def _series(family: _Family, labels: Sequence[str]) -> _Family:
 
 def _of(kind: str) -> list[Declared]:
     return [each for each in METRICS if each.kind == kind]
+
+
+def _prefix_of(record: RequestRecord) -> str:
+    """Whether most of the prompt was in the cache. A few tokens of a template nearly always are."""
+    return WARM if 2 * record.cached_tokens >= record.prompt_tokens else COLD
 
 
 def _prompt_tokens(grown: Numbers) -> tuple[int, int]:

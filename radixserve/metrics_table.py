@@ -19,6 +19,8 @@ WINDOW_SECONDS: Final = 300
 ENDPOINTS: Final = ("chat", "completions", "responses", "messages")
 OUTCOMES: Final = ("stop", "length", "tool_calls", "abort", "error", "rejected")
 RESTART_CAUSES: Final = ("crash", "hang")
+COLD: Final = "cold"
+WARM: Final = "warm"
 OTHER_CODE: Final = "other"
 """The label for codes that are not listed, which bounds the number of series."""
 
@@ -80,7 +82,10 @@ _FRONT: Final = (
         "histogram",
         "radixserve_time_to_first_token_seconds",
         "seconds",
-        "From acceptance to the first token (TTFT)",
+        "From acceptance to the first token (TTFT), where at least half of the prompt was cached "
+        "(warm) or less (cold)",
+        ("prefix",),
+        values=((COLD, WARM),),
     ),
     Declared(
         "histogram",

@@ -32,6 +32,7 @@ LAYERS = (
     ("parsing",),
     ("text",),
     ("metrics",),
+    ("metrics_aliases",),
     ("metrics_table",),
     ("engine",),
     ("sampling",),

@@ -171,12 +171,12 @@ def test_a_request_is_counted_once_in_everything_it_touches() -> None:
     assert page["radixserve_request_cached_tokens_sum"] == 90
     assert page["radixserve_request_generated_tokens_sum"] == 3
     assert page["radixserve_queue_seconds_sum"] == 0.004
-    assert page["radixserve_time_to_first_token_seconds_sum"] == 0.02
+    assert page['radixserve_time_to_first_token_seconds_sum{prefix="warm"}'] == 0.02
     assert page["radixserve_e2e_seconds_sum"] == 0.52
     assert page["radixserve_inter_token_seconds_sum"] == 0.5
     assert page["radixserve_inter_token_seconds_count"] == 2
-    assert page['radixserve_time_to_first_token_seconds_bucket{le="0.01"}'] == 0
-    assert page['radixserve_time_to_first_token_seconds_bucket{le="0.02"}'] == 1
+    assert page['radixserve_time_to_first_token_seconds_bucket{le="0.01",prefix="warm"}'] == 0
+    assert page['radixserve_time_to_first_token_seconds_bucket{le="0.02",prefix="warm"}'] == 1
 
 
 def test_times_that_never_came_to_be_are_not_observed_as_zero() -> None:
@@ -184,7 +184,7 @@ def test_times_that_never_came_to_be_are_not_observed_as_zero() -> None:
     metrics.record(RequestRecord("completions", "abort", 7))
     page = rendered(metrics)
     assert page['radixserve_requests_total{endpoint="completions",outcome="abort"}'] == 1
-    assert page["radixserve_time_to_first_token_seconds_count"] == 0
+    assert page['radixserve_time_to_first_token_seconds_count{prefix="cold"}'] == 0
     assert page["radixserve_queue_seconds_count"] == 0
     assert page["radixserve_request_prompt_tokens_count"] == 1
 

@@ -164,7 +164,7 @@ def test_a_real_prometheus_scrapes_what_the_configuration_says(prometheus: str) 
     assert found == [4]
     assert _query(prometheus, 'up{job="radixserve"}') == [1]
     assert _query(prometheus, 'sum(radixserve_requests_total{outcome="stop"})') == [1]
-    median = "histogram_quantile(0.5, radixserve_time_to_first_token_seconds_bucket)"
+    median = "histogram_quantile(0.5, radixserve_time_to_first_token_seconds_bucket{prefix='warm'})"
     assert _query(prometheus, median) == [pytest.approx(0.015)]
 
 
