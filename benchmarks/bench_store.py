@@ -35,8 +35,8 @@ from radixserve.model.runner import Runner
 from radixserve.prefix import Prefix
 from radixserve.request import Request, Sampling
 from radixserve.step import Chunk
-from radixserve.store.disk import Disk
-from radixserve.store.disk_store import DiskStore
+from radixserve.store.folder.disk import Disk
+from radixserve.store.folder.disk_store import DiskStore
 from radixserve.tensors.copies import read_slots, write_slots
 from radixserve.tensors.kv import KV, KVPool, KVShape
 from radixserve.tiers.disk import DiskTier

@@ -38,8 +38,8 @@ from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
 from radixserve.request import Request, Sampling
-from radixserve.store.counters import SKIPPED
-from radixserve.store.disk_store import DiskStore
+from radixserve.store.folder.counters import SKIPPED
+from radixserve.store.folder.disk_store import DiskStore
 from radixserve.tensors.kv import KVPool
 from radixserve.tiers.contract import Tier
 from radixserve.tiers.counters import TIER_TOKENS

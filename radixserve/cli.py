@@ -158,7 +158,7 @@ def _hash_key(arguments: argparse.Namespace) -> int:
 
 
 def _add_cache(parser: argparse.ArgumentParser) -> None:
-    """Add `cache` and its commands, each with its function of `store.tools`."""
+    """Add `cache` and its commands, each with its function of `store.admin.tools`."""
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, function, words in (
         ("ls", "ls", "list the stored runs"),
@@ -193,7 +193,7 @@ def _path(text: str) -> Path:
 
 
 def _cache(arguments: argparse.Namespace) -> int:
-    from radixserve.store import tools
+    from radixserve.store.admin import tools
 
     given = {
         name: value

@@ -10,7 +10,7 @@ from radixserve.cache import counters as cache
 from radixserve.declared import TOKENS, Declared
 from radixserve.engine import counters as engine
 from radixserve.errors import CODES
-from radixserve.store import counters as store
+from radixserve.store.folder import counters as store
 from radixserve.tiers import counters as tiers
 
 WINDOW_SECONDS: Final = 300

@@ -11,7 +11,7 @@ import msgspec
 from radixserve.checkpoints.temporary import ensure_temporary_folder
 from radixserve.config import Settings
 from radixserve.key_file import read_key_file, refuse_two_defaults
-from radixserve.store.claim import prepare
+from radixserve.store.folder.claim import prepare
 
 
 def check_folders(settings: Settings) -> None:

@@ -68,6 +68,9 @@ LAYERS = (
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
+# The rooms of a layer, likewise.
+ROOMS = {"store": ("kvstore", "admin", "folder", "format")}
+
 # The command line must start without torch, and so must the front process and whatever it imports.
 WITHOUT_TORCH = (
     "__main__",
@@ -94,10 +97,10 @@ WITHOUT_TORCH_MODULES = (
     "engine.process",  # it obeys signals and messages before it imports torch
     "engine.counters",
     "tiers.counters",
-    "store.counters",
+    "store.folder.counters",
     "store",
-    "store.index",
-    "store.disk",
+    "store.folder.index",
+    "store.folder.disk",
 )
 NEVER_TORCH = (
     "cache.counters",
@@ -230,6 +233,18 @@ def test_imports_go_downwards() -> None:
     offenders = upward(
         [each for each in all_imports() if each.module.split(".")[0] in DEPTH], known
     )
+    assert offenders == []
+
+
+def test_imports_between_rooms_go_downwards() -> None:
+    known, offenders = modules(), []
+    for each in all_imports():
+        target = (own(each.target, known) or "").split(".")
+        layer, *rest = each.module.split(".")
+        rooms = ROOMS.get(layer, ())
+        is_between = layer == target[0] and rest and target[1:] and rooms
+        if is_between and rooms.index(target[1]) < rooms.index(rest[0]):
+            offenders.append(f"{each.module}:{each.line} imports {'.'.join(target)}")
     assert offenders == []
 
 

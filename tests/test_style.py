@@ -107,8 +107,8 @@ def test_only_what_a_person_reads_comes_from_the_wall_clock() -> None:
         "radixserve/api/openai/responses/renderer.py",
         # how old a file is, which the system tells by that clock
         "radixserve/checkpoints/converted.py",
-        "radixserve/store/index.py",  # when a run was used, for `cache ls`
-        "radixserve/store/tools.py",
+        "radixserve/store/folder/index.py",  # when a run was used, for `cache ls`
+        "radixserve/store/admin/tools.py",
     }
 
 

@@ -23,9 +23,9 @@ from radixserve.engine.tiers import Tiers
 from radixserve.errors import ConfigError, StartupError
 from radixserve.kernels.cpu import levels
 from radixserve.model.loaded import LoadedModel
-from radixserve.store.disk_store import DiskStore
-from radixserve.store.fingerprint import folder_fingerprint, tree_digest
-from radixserve.store.folder import StoreFolder
+from radixserve.store.folder.disk_store import DiskStore
+from radixserve.store.folder.fingerprint import folder_fingerprint, tree_digest
+from radixserve.store.folder.store_folder import StoreFolder
 from radixserve.tensors.budget import MIN_SLOTS, free_bytes
 from radixserve.tensors.copies import Copies
 from radixserve.tensors.kv import SCALED, KVPool, KVShape

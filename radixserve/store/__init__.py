@@ -2,8 +2,13 @@
 index.
 
 The package is independent of the server: it knows token ids, tensors and a folder, but no requests,
-slots or models. Users of transformers use `KVStore`, the engine uses `store.disk_store`. Importing
-the package imports neither torch nor these two.
+slots or models. Users of transformers use `KVStore`, the engine uses `store.folder.disk_store`.
+Importing the package imports neither torch nor these two.
+
+    format    names of files, the file of a run, the row of a run
+    folder    an open folder: disk, lock, index, budget, `DiskStore`; uses format
+    admin     the commands `radixserve cache`; uses folder and format
+    kvstore   `KVStore`, for users of transformers; uses folder and format
 """
 
 from __future__ import annotations

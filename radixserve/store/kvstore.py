@@ -20,9 +20,9 @@ from transformers import DynamicCache, PreTrainedModel
 from radixserve.config import parse_size
 from radixserve.prefix import Prefix
 from radixserve.rotary import rotary_refusal
-from radixserve.store.disk_store import DiskStore, StoreStats
-from radixserve.store.fingerprint import weights_checksum, weights_fingerprint
-from radixserve.store.run_file import digest_fields
+from radixserve.store.folder.disk_store import DiskStore, StoreStats
+from radixserve.store.folder.fingerprint import weights_checksum, weights_fingerprint
+from radixserve.store.format.run_file import digest_fields
 from radixserve.tensors.kv import KV, KVShape
 
 TokenIds = torch.Tensor | Sequence[int]

@@ -2,8 +2,8 @@
 than computing.
 
 It runs a `DiskStore` on a worker thread of its own, which also does what commands ask for
-(`store.errands`). A write holds a lease until it is done, so that the slots it reads keep their
-content; leases are taken and released on the engine's thread. Knows slots and prefixes, no
+(`store.admin.errands`). A write holds a lease until it is done, so that the slots it reads keep
+their content; leases are taken and released on the engine's thread. Knows slots and prefixes, no
 requests.
 """
 
@@ -19,9 +19,9 @@ from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.declared import Numbers
 from radixserve.prefix import Prefix
 from radixserve.step import Slots
-from radixserve.store.counters import SKIPPED
-from radixserve.store.disk_store import DiskStore
-from radixserve.store.errands import Attendant
+from radixserve.store.admin.errands import Attendant
+from radixserve.store.folder.counters import SKIPPED
+from radixserve.store.folder.disk_store import DiskStore
 from radixserve.tensors.copies import Reader, converted
 from radixserve.tensors.kv import KV, KVPool
 from radixserve.tiers.contract import Found, Load

@@ -25,8 +25,8 @@ from radixserve.model.load import load_model, prepare_model
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
 from radixserve.request import Request
-from radixserve.store import transfer
-from radixserve.store.disk_store import DiskStore
+from radixserve.store.admin import transfer
+from radixserve.store.folder.disk_store import DiskStore
 from radixserve.tensors.copies import Copies
 from radixserve.tensors.kv import KVPool
 from radixserve.tiers.contract import Tier

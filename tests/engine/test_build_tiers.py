@@ -10,7 +10,7 @@ import pytest
 import radixserve
 from radixserve.engine import build_tiers
 from radixserve.engine.build_tiers import COMPUTES, code
-from radixserve.store.fingerprint import tree_digest
+from radixserve.store.folder.fingerprint import tree_digest
 
 PACKAGE = Path(radixserve.__file__).parent
 

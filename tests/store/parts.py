@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from radixserve.prefix import Prefix
-from radixserve.store.disk import Disk
-from radixserve.store.disk_store import DiskStore
+from radixserve.store.folder.disk import Disk
+from radixserve.store.folder.disk_store import DiskStore
 from radixserve.tensors.kv import KV, KVShape
 
 SHAPE = KVShape(layers=2, kv_heads=1, k_dim=3, v_dim=2, dtype=torch.float32)

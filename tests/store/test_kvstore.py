@@ -19,7 +19,7 @@ from transformers import PreTrainedModel as Model
 
 from radixserve.errors import StartupError
 from radixserve.store import KVStore
-from radixserve.store.fingerprint import weights_checksum
+from radixserve.store.folder.fingerprint import weights_checksum
 from tests.model.test_check import DYNAMIC, LONG, SMALL
 
 README = Path(__file__).parent.parent.parent / "README.md"

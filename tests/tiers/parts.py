@@ -18,8 +18,8 @@ from radixserve.engine.scheduler import Limits
 from radixserve.engine.tiers import Tiers
 from radixserve.request import Request
 from radixserve.step import TokenEvent
-from radixserve.store.disk import Disk
-from radixserve.store.disk_store import DiskStore
+from radixserve.store.folder.disk import Disk
+from radixserve.store.folder.disk_store import DiskStore
 from radixserve.tensors.copies import Copies
 from radixserve.tensors.kv import KVPool, KVShape
 from radixserve.tiers.contract import Tier

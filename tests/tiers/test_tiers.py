@@ -21,9 +21,9 @@ from radixserve.engine import tiers
 from radixserve.errors import StartupError
 from radixserve.prefix import Prefix
 from radixserve.request import Request
-from radixserve.store import errands, transfer
-from radixserve.store.counters import RUNS, SKIPPED
-from radixserve.store.disk import Disk
+from radixserve.store.admin import errands, transfer
+from radixserve.store.folder.counters import RUNS, SKIPPED
+from radixserve.store.folder.disk import Disk
 from radixserve.tiers import disk as disk_tier
 from radixserve.tiers.counters import TIER_BYTES, TIER_TOKENS
 from tests.engine.content_model import expected

@@ -16,9 +16,9 @@ import msgspec
 import torch
 
 from radixserve.errors import StartupError
-from radixserve.store.folder import StoreFolder
-from radixserve.store.layout import FINGERPRINTS
-from radixserve.store.run_file import FORMAT, digest_fields
+from radixserve.store.folder.store_folder import StoreFolder
+from radixserve.store.format.layout import FINGERPRINTS
+from radixserve.store.format.run_file import FORMAT, digest_fields
 
 _SUMMED = 512  # int64
 _KEPT = 256  # file digests at most

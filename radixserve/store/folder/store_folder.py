@@ -2,7 +2,7 @@
 
 Owns the order of operations: a run is added file first, row last, and removed row first, file last.
 So whenever a process dies, every row has its complete file, and files without a row are removed at
-the next start. Only files with our names are counted and removed (`store.layout`).
+the next start. Only files with our names are counted and removed (`store.format.layout`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from radixserve.errors import StartupError
-from radixserve.store.claim import claim
-from radixserve.store.disk import Disk, temporary
-from radixserve.store.index import ROOT, Index, Newer, Unusable, is_corrupt
-from radixserve.store.layout import (
+from radixserve.store.folder.claim import claim
+from radixserve.store.folder.disk import Disk, temporary
+from radixserve.store.folder.index import ROOT, Index, Newer, Unusable, is_corrupt
+from radixserve.store.folder.lock import attend, take
+from radixserve.store.folder.rebuild import rebuild
+from radixserve.store.format.layout import (
     BESIDE_INDEX,
     BROKEN,
     INDEX,
@@ -27,9 +29,7 @@ from radixserve.store.layout import (
     is_leftover,
     is_run,
 )
-from radixserve.store.lock import attend, take
-from radixserve.store.rebuild import rebuild
-from radixserve.store.rows import NewRun, Row
+from radixserve.store.format.rows import NewRun, Row
 
 _INDEX_RESERVE = (
     512 << 10

@@ -2,7 +2,7 @@
 
 Each change is a generator that works in parts, so that other work on the same store can run between
 them. The process that holds the folder runs it: the command itself, or a running server that
-received the command's request (`store.errands`).
+received the command's request (`store.admin.errands`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import msgspec
 
 from radixserve.errors import StartupError
 from radixserve.prefix import Prefix
-from radixserve.store.disk import Disk
-from radixserve.store.disk_store import MAX_RUN_TOKENS, DiskStore
-from radixserve.store.folder import StoreFolder
-from radixserve.store.rows import Row
-from radixserve.store.run_file import (
+from radixserve.store.folder.disk import Disk
+from radixserve.store.folder.disk_store import MAX_RUN_TOKENS, DiskStore
+from radixserve.store.folder.store_folder import StoreFolder
+from radixserve.store.format.rows import Row
+from radixserve.store.format.run_file import (
     BadFile,
     RunHeader,
     read_header,

@@ -1,7 +1,7 @@
 """Kills children of its own, with the signal that no process survives, and looks at what they
 leave.
 
-`python -m tests.store.crashes HOW FOLDER`, HOW being one of `WAYS`; prints how many died.
+`python -m tests.store.folder.crashes HOW FOLDER`, HOW being one of `WAYS`; prints how many died.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from radixserve.store import transfer
+from radixserve.store.admin import transfer
+from tests.store.admin.test_errands import attended, exported_wide, nothing_is_left
+from tests.store.folder.test_faults import BUDGET, script, sound
 from tests.store.parts import DyingDisk, loads, put, wide
-from tests.store.test_errands import attended, exported_wide, nothing_is_left
-from tests.store.test_faults import BUDGET, script, sound
 
 KILLS = 10
 

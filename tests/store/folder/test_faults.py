@@ -18,8 +18,8 @@ import pytest
 
 from radixserve.errors import StartupError
 from radixserve.prefix import Prefix
-from radixserve.store.disk import TEMPORARY, Disk  # type: ignore[attr-defined]
-from radixserve.store.disk_store import DiskStore
+from radixserve.store.folder.disk import TEMPORARY, Disk  # type: ignore[attr-defined]
+from radixserve.store.folder.disk_store import DiskStore
 from tests.store.parts import (
     FailingDisk,
     LossyDisk,
@@ -118,9 +118,17 @@ def test_power_lost_at_any_step_leaves_no_wrong_byte(tmp_path: Path) -> None:
 def test_kill_9_at_any_step_and_at_any_moment_leaves_the_folder_sound(
     tmp_path: Path, how: str, least: int
 ) -> None:
-    """In processes forked from one that has everything imported; tests/store/crashes.py."""
-    root = Path(__file__).parent.parent.parent
-    command = [sys.executable, "-W", "ignore", "-m", "tests.store.crashes", how, str(tmp_path)]
+    """In processes forked from one that has everything imported; tests/store/folder/crashes.py."""
+    root = Path(__file__).parents[3]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.store.folder.crashes",
+        how,
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=root, timeout=280, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= least

@@ -15,12 +15,13 @@ import pytest
 
 from radixserve.cli import main
 from radixserve.errors import StartupError
-from radixserve.store import layout, transfer
-from radixserve.store.disk import Disk
-from radixserve.store.folder import StoreFolder
-from radixserve.store.index import Index
+from radixserve.store.admin import transfer
+from radixserve.store.folder.disk import Disk
+from radixserve.store.folder.index import Index
+from radixserve.store.folder.store_folder import StoreFolder
+from radixserve.store.format import layout
+from tests.store.admin.test_errands import exported
 from tests.store.parts import PLENTY, files, flip, loads, opened, put
-from tests.store.test_errands import exported
 
 PROMPT = [1, 2, 3, 4, 5]
 RUN = "0" * 64 + ".safetensors"

@@ -15,9 +15,11 @@ import torch
 
 from radixserve.errors import StartupError
 from radixserve.prefix import Prefix
-from radixserve.store import disk_store, run_file, tools
-from radixserve.store.disk import Disk
-from radixserve.store.disk_store import DiskStore
+from radixserve.store.admin import tools
+from radixserve.store.folder import disk_store
+from radixserve.store.folder.disk import Disk
+from radixserve.store.folder.disk_store import DiskStore
+from radixserve.store.format import run_file
 from radixserve.tensors.kv import KVShape
 from radixserve.tensors.one_byte import rows_of
 from tests.store.parts import (

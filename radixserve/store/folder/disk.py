@@ -20,8 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from radixserve.store.direct import LEAST_BYTES, DirectWriter
-from radixserve.store.layout import TEMPORARY
+from radixserve.store.folder.direct import LEAST_BYTES, DirectWriter
+from radixserve.store.format.layout import TEMPORARY
+from radixserve.store.format.rows import Corrupt
 
 BUSY_SECONDS = 0.25
 _SMALL_BYTES = 1 << 20
@@ -34,10 +35,6 @@ class Kind(enum.Enum):
     FILE = enum.auto()
     FOLDER = enum.auto()
     OTHER = enum.auto()
-
-
-class Corrupt(sqlite3.DatabaseError):
-    """The index is damaged, although SQLite reported no error."""
 
 
 class Disk:

@@ -26,11 +26,11 @@ from pathlib import Path
 import msgspec
 
 from radixserve.errors import StartupError
-from radixserve.store.changes import Brought, Mended, Parts, bringing, mending
-from radixserve.store.disk import Disk
-from radixserve.store.disk_store import DiskStore
-from radixserve.store.layout import ANSWERED, ASKED, ASKING, BEGUN
-from radixserve.store.lock import is_held, is_locked
+from radixserve.store.admin.changes import Brought, Mended, Parts, bringing, mending
+from radixserve.store.folder.disk import Disk
+from radixserve.store.folder.disk_store import DiskStore
+from radixserve.store.folder.lock import is_held, is_locked
+from radixserve.store.format.layout import ANSWERED, ASKED, ASKING, BEGUN
 
 BEGIN_SECONDS = 30.0  # the command gives up if the server has not begun by then
 _LOOK_SECONDS = 0.05

@@ -22,10 +22,10 @@ import torch
 
 from radixserve.errors import StartupError
 from radixserve.prefix import Prefix
-from radixserve.store import run_file
-from radixserve.store.disk import Disk
-from radixserve.store.disk_store import DiskStore
-from radixserve.store.run_file import BadFile, RunHeader, read_header, read_run
+from radixserve.store.folder.disk import Disk
+from radixserve.store.folder.disk_store import DiskStore
+from radixserve.store.format import run_file
+from radixserve.store.format.run_file import BadFile, RunHeader, read_header, read_run
 from radixserve.tensors.kv import KVShape
 from tests.store.parts import MODEL, PLENTY, SHAPE, CountingDisk, files, flip, loads, opened, put
 
@@ -283,7 +283,7 @@ def test_after_repeated_errors_writing_rests_and_reading_goes_on(tmp_path: Path)
     assert (stats.writing, stats.write_errors_total, stats.skipped_total) == (False, 3, 7)
     assert loads(store, "a", PROMPT) == 5
     disk.number = 0
-    store._pause._until = 0.0  # the wait is over
+    store._breaker._until = 0.0  # the wait is over
     assert put(store, "a", [10]) == 1
     assert store.stats().writing
 
@@ -308,7 +308,7 @@ assert put(store, "a", list(range(10, 60))) == 50
 assert loads(store, "a", list(range(10, 60))) == 50 and loads(store, "a", [1, 2, 3]) == 3
 """
     assert resource.RLIMIT_FSIZE is not None
-    root = Path(__file__).parent.parent.parent
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, timeout=120, capture_output=True, text=True
     )
@@ -460,7 +460,7 @@ def test_an_index_that_may_not_grow_stores_nothing_more_and_goes_on(tmp_path: Pa
     assert len(files(tmp_path / "s")) == stats.runs < 390
     assert loads(store, "a", PROMPT) == 5
     index._sql("PRAGMA max_page_count = 1000000")
-    store._pause._until = 0.0  # the wait is over
+    store._breaker._until = 0.0  # the wait is over
     assert put(store, "a", [9, *range(300)]) == 301
     assert loads(store, "a", [9, *range(300)]) == 301
 

@@ -16,15 +16,15 @@ import pytest
 
 from radixserve.errors import StartupError
 from radixserve.prefix import Prefix
-from radixserve.store import errands, tools, transfer
-from radixserve.store.changes import mending
-from radixserve.store.disk import Disk
-from radixserve.store.disk_store import DiskStore
-from radixserve.store.errands import Attendant, Bring, Clear, Mend
-from radixserve.store.lock import is_attended
-from radixserve.store.run_file import read_header
+from radixserve.store.admin import errands, tools, transfer
+from radixserve.store.admin.changes import mending
+from radixserve.store.admin.errands import Attendant, Bring, Clear, Mend
+from radixserve.store.folder.disk import Disk
+from radixserve.store.folder.disk_store import DiskStore
+from radixserve.store.folder.lock import is_attended
+from radixserve.store.format.run_file import read_header
+from tests.store.folder.test_faults import BUDGET, PROMPTS, sound, use
 from tests.store.parts import FailingDisk, files, flip, loads, on_disk, opened, put, wide
-from tests.store.test_faults import BUDGET, PROMPTS, sound, use
 
 PROMPT = [1, 2, 3, 4, 5]
 LEFT = {"asked.json", "begun.json", "answered.json"}

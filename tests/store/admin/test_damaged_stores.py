@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from radixserve.errors import StartupError
-from radixserve.store import transfer
+from radixserve.store.admin import transfer
 from tests.store.parts import QuickDisk, loads, on_disk, put, wide
 
 STORES = 300

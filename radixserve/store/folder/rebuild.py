@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from radixserve.store.disk import Disk
-from radixserve.store.index import ROOT, Index
-from radixserve.store.layout import is_run
-from radixserve.store.rows import NewRun
-from radixserve.store.run_file import (
+from radixserve.store.folder.disk import Disk
+from radixserve.store.folder.index import ROOT, Index
+from radixserve.store.format.layout import is_run
+from radixserve.store.format.rows import NewRun
+from radixserve.store.format.run_file import (
     BadFile,
     RunHeader,
     read_header,

@@ -1,15 +1,15 @@
 """The names of a store's files. Files with other names are not ours: they are neither counted nor
 changed.
 
-    radixserve-store      the marker: says that the folder is a store, see `store.claim`
-    lock                  held by the process that writes; `store.errands` says what it holds
+    radixserve-store      the marker: says that the folder is a store, see `store.folder.claim`
+    lock                  held by the process that writes; `store.admin.errands` says what it holds
     index.sqlite          the rows (also -wal and -shm while it is open)
     index.broken          the last index that could not be used
-    fingerprints.json     digests of model files, see `store.fingerprint`
+    fingerprints.json     digests of model files, see `store.folder.fingerprint`
     runs/*.safetensors    one file per run, named by 64 hex digits
     runs/*.tmp            a file that is being written
     tenant-secret         not ours: kept here for the server, see `api.namespaces`
-    asking, *.json        requests to the server, see `store.errands`
+    asking, *.json        requests to the server, see `store.admin.errands`
 """
 
 from __future__ import annotations

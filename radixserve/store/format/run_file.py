@@ -24,13 +24,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import torch
 
 from radixserve.prefix import TOKEN_BYTES, Prefix
-from radixserve.store.disk import Disk
-from radixserve.store.layout import SUFFIX
+from radixserve.store.format.layout import SUFFIX
 from radixserve.tensors.kv import KV, KVShape
 
 FORMAT = "radixserve-kv-1"
@@ -45,6 +45,18 @@ _DTYPES = {
     "U8": torch.uint8,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class Files(Protocol):
+    """What reading needs of a disk (`store.folder.disk`)."""
+
+    def size(self, path: Path) -> int:
+        """Bytes of a file. Raises OSError."""
+
+    def read(self, path: Path, offset: int, target: memoryview) -> int:
+        """Fill `target` from the file's bytes at `offset`; returns how many bytes were read.
+        Raises OSError.
+        """
 
 
 class BadFile(Exception):
@@ -147,7 +159,7 @@ def encode_run(header: RunHeader, prefix: Prefix, kv: KV) -> tuple[RunHeader, li
     return header, [memoryview(header.encode()), *data]
 
 
-def read_run(disk: Disk, path: Path, header: RunHeader, prefix: Prefix) -> KV:
+def read_run(disk: Files, path: Path, header: RunHeader, prefix: Prefix) -> KV:
     """The K/V in a file that must have exactly this header and the tokens of this whole prefix.
 
     Raises:
@@ -173,7 +185,7 @@ def read_run(disk: Disk, path: Path, header: RunHeader, prefix: Prefix) -> KV:
     )
 
 
-def read_header(disk: Disk, path: Path) -> RunHeader:
+def read_header(disk: Files, path: Path) -> RunHeader:
     """The header of a file when no header is expected; `read_run` verifies the content.
 
     Raises:
@@ -195,7 +207,7 @@ def read_header(disk: Disk, path: Path) -> RunHeader:
     return header
 
 
-def read_prefix(disk: Disk, path: Path, header: RunHeader) -> Prefix:
+def read_prefix(disk: Files, path: Path, header: RunHeader) -> Prefix:
     """The prefix up to the end of the file's run, not verified.
 
     Raises:
@@ -218,7 +230,7 @@ def _understood(json: _Json) -> RunHeader:
     )
 
 
-def _read_whole(disk: Disk, path: Path, size: int) -> torch.Tensor:
+def _read_whole(disk: Files, path: Path, size: int) -> torch.Tensor:
     """All bytes of a file that must have `size` of them; the size is checked before memory is
     allocated.
     """
@@ -230,7 +242,7 @@ def _read_whole(disk: Disk, path: Path, size: int) -> torch.Tensor:
     return buffer
 
 
-def _read_part(disk: Disk, path: Path, offset: int, size: int) -> bytearray:
+def _read_part(disk: Files, path: Path, offset: int, size: int) -> bytearray:
     part = bytearray(size)
     if disk.read(path, offset, memoryview(part)) != size:
         raise BadFile("the file ends early")

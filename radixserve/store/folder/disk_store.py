@@ -20,13 +20,20 @@ import torch
 
 from radixserve.declared import Numbers
 from radixserve.prefix import Prefix
-from radixserve.store.counters import ERRORS, EVICTED_RUNS, RUNS, SKIPPED, VERIFY_FAILURES, WRITING
-from radixserve.store.disk import Corrupt, Disk
-from radixserve.store.folder import StoreFolder, room_for_run
-from radixserve.store.index import ROOT
-from radixserve.store.pause import Pause
-from radixserve.store.rows import NewRun, Row, Step
-from radixserve.store.run_file import (
+from radixserve.store.folder.breaker import Breaker
+from radixserve.store.folder.counters import (
+    ERRORS,
+    EVICTED_RUNS,
+    RUNS,
+    SKIPPED,
+    VERIFY_FAILURES,
+    WRITING,
+)
+from radixserve.store.folder.disk import Disk
+from radixserve.store.folder.index import ROOT
+from radixserve.store.folder.store_folder import StoreFolder, room_for_run
+from radixserve.store.format.rows import Corrupt, NewRun, Row, Step
+from radixserve.store.format.run_file import (
     BadFile,
     RunHeader,
     encode_run,
@@ -58,7 +65,7 @@ class StoreStats:
     skipped_total: int = 0  # puts while not writing
 
     def numbers(self) -> Numbers:
-        """What a server counts of it, as declared in `store.counters`."""
+        """What a server counts of it, as declared in `store.folder.counters`."""
         return {
             RUNS.key(): self.runs,
             WRITING.key(): int(self.writing),
@@ -86,8 +93,8 @@ class DiskStore:
         trust_others: bool = False,
     ) -> None:
         """Open or create the folder and hold it. `fingerprint` identifies what computed the K/V
-        (`store.fingerprint`). A folder that other users own or can write to is used only with
-        `trust_others`.
+        (`store.folder.fingerprint`). A folder that other users own or can write to is used only
+        with `trust_others`.
 
         Cost: a few listings and one statement; no K/V is read.
 
@@ -98,7 +105,7 @@ class DiskStore:
         self.fingerprint, self.shape = fingerprint, shape
         self._disk = disk or Disk()
         self._folder = StoreFolder(folder, budget, self._disk, trust_others=trust_others)
-        self._pause = Pause()
+        self._breaker = Breaker()
         self._stats = StoreStats(budget=budget)
 
     def match(self, prefix: Prefix) -> int:
@@ -139,7 +146,7 @@ class DiskStore:
         assert k.shape[1] == v.shape[1] == prefix.num_tokens - start, (
             "K/V for every position from start on"
         )
-        if self._pause.on:
+        if self._breaker.is_open:
             self._stats.skipped_total += 1
             return 0
         before = self._stats.stored_tokens_total
@@ -147,7 +154,7 @@ class DiskStore:
             self._put(prefix, start, (k, v))
         except (OSError, sqlite3.Error, UnicodeEncodeError) as error:
             self._stats.write_errors_total += 1
-            self._pause.failed(error)
+            self._breaker.failed(error)
             log.info("not stored: %s", error)
             self._recover(error)
         return self._stats.stored_tokens_total - before
@@ -177,7 +184,8 @@ class DiskStore:
     def stats(self) -> StoreStats:
         """The current counts; costs a few statements and a listing."""
         stats = self._stats
-        stats.writing, stats.evicted_runs_total = not self._pause.on, self._folder.evicted_runs
+        stats.writing = not self._breaker.is_open
+        stats.evicted_runs_total = self._folder.evicted_runs
         with self._reading():
             stats.runs, stats.bytes = self._folder.index.num_runs(), self._folder.num_bytes()
         return stats
@@ -282,7 +290,7 @@ class DiskStore:
         about = (self.fingerprint, prefix.namespace, name, header.file_bytes, header.digest)
         self._folder.add(NewRun(parent, start, *about, prefix.behind(start)), parts)
         self._stats.stored_tokens_total += header.num_tokens
-        self._pause.worked()
+        self._breaker.worked()
         return index.named(name)[0]
 
 

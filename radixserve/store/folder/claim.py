@@ -13,8 +13,9 @@ import stat
 from pathlib import Path
 
 from radixserve.errors import StartupError
-from radixserve.store.disk import Disk, Kind
-from radixserve.store.layout import (
+from radixserve.store.folder.disk import Disk, Kind
+from radixserve.store.folder.lock import take
+from radixserve.store.format.layout import (
     INDEX,
     LOCK,
     MARKER,
@@ -23,7 +24,6 @@ from radixserve.store.layout import (
     is_file_of_store,
     is_run,
 )
-from radixserve.store.lock import take
 
 APPLICATION = 0x72647876  # application id in the index's header; other SQLite files have another
 

@@ -3,7 +3,7 @@
 
 Flags are defined in `cli`; `trust_others` allows a folder that other users own or can write to.
 `ls`, `check` and `export` read, also beside a running server. `clear`, `import` and `check --fix`
-change the folder; if a server holds it, they send it a request (`store.errands`).
+change the folder; if a server holds it, they send it a request (`store.admin.errands`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from radixserve.config import format_size
-from radixserve.store import transfer
-from radixserve.store.rows import Row
+from radixserve.store.admin import transfer
+from radixserve.store.format.rows import Row
 
 NAME = 12  # characters of a run's name that are shown; any unique beginning is accepted
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radixserve.store import direct
-from radixserve.store.direct import LEAST_BYTES, DirectWriter
-from radixserve.store.disk import Disk
+from radixserve.store.folder import direct
+from radixserve.store.folder.direct import LEAST_BYTES, DirectWriter
+from radixserve.store.folder.disk import Disk
 
 sizes = st.lists(
     st.sampled_from((0, 1, 4095, 4096, 70_000, LEAST_BYTES - 1, LEAST_BYTES, LEAST_BYTES + 5)),
@@ -65,8 +65,8 @@ def test_where_it_cannot_be_done_the_file_is_written_the_usual_way(
     def write(file: int, data: memoryview) -> int:
         raise OSError(errno.EINVAL, "not aligned") if where == "write" else real_write(file, data)  # type: ignore[misc]
 
-    monkeypatch.setattr("radixserve.store.direct.os.open", open_)
-    monkeypatch.setattr("radixserve.store.direct.os.write", write)
+    monkeypatch.setattr("radixserve.store.folder.direct.os.open", open_)
+    monkeypatch.setattr("radixserve.store.folder.direct.os.write", write)
     disk = Disk()
     for number in range(2):
         disk.write(tmp_path / str(number), [bytes_of(2 * LEAST_BYTES)])
@@ -77,6 +77,6 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def full(file: int, data: memoryview) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("radixserve.store.direct.os.write", full)
+    monkeypatch.setattr("radixserve.store.folder.direct.os.write", full)
     with pytest.raises(OSError, match="No space left"):
         Disk().write(tmp_path / "file", [bytes_of(2 * LEAST_BYTES)])

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-from tests.store.machine import StoreMachine
+from tests.store.folder.machine import StoreMachine
 
 TestStore = StoreMachine.TestCase
 TestStore.settings = settings(

@@ -17,7 +17,7 @@ LONGEST_SECONDS = 600.0
 log = logging.getLogger(__name__)
 
 
-class Pause:
+class Breaker:
     """The circuit breaker. Its waits double; at the end of each one write is tried."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -26,8 +26,8 @@ class Pause:
         self._until = 0.0
 
     @property
-    def on(self) -> bool:
-        """Whether the breaker is open: nothing should be written now."""
+    def is_open(self) -> bool:
+        """Whether nothing should be written now."""
         return self._errors >= PATIENCE and self._clock() < self._until
 
     def failed(self, error: Exception) -> None:

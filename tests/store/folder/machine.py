@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from radixserve.prefix import Prefix
-from radixserve.store import disk_store
-from radixserve.store.disk_store import DiskStore
+from radixserve.store.folder import disk_store
+from radixserve.store.folder.disk_store import DiskStore
 from tests.store.parts import WIDE, QuickDisk, files, flip, loads, on_disk, put
 
 MAX_RUN = 4

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from radixserve.errors import StartupError
-from radixserve.store.disk import Disk
-from radixserve.store.layout import LOCK
+from radixserve.store.folder.disk import Disk
+from radixserve.store.format.layout import LOCK
 
 _TRIES, _BETWEEN_SECONDS = 3, 0.01
 
@@ -24,7 +24,7 @@ def is_held(disk: Disk, path: Path) -> bool:
 
 
 def is_attended(disk: Disk, path: Path) -> bool:
-    """Whether a process holds the folder and answers requests (`store.errands`)."""
+    """Whether a process holds the folder and answers requests (`store.admin.errands`)."""
     try:
         return is_held(disk, path) and disk.status(path / LOCK).st_size > 0
     except OSError:

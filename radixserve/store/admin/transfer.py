@@ -2,8 +2,8 @@
 
 No model is needed: fingerprint and shape are read from the files and verified against the rows. All
 functions work beside a server that holds the folder: reading needs no lock, and changes are made by
-the server, which receives a request (`store.errands`). All of them refuse a folder that is not a
-store, and one that other users can write to, unless `trust_others` is given.
+the server, which receives a request (`store.admin.errands`). All of them refuse a folder that is
+not a store, and one that other users can write to, unless `trust_others` is given.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from radixserve.errors import StartupError
-from radixserve.store.changes import (
+from radixserve.store.admin.changes import (
     Brought,
     Mended,
     bringing,
@@ -30,16 +30,16 @@ from radixserve.store.changes import (
     verified,
     whole,
 )
-from radixserve.store.claim import recognise
-from radixserve.store.disk import Disk
-from radixserve.store.disk_store import DiskStore
-from radixserve.store.errands import Bring, Clear, Mend, ask
-from radixserve.store.folder import StoreFolder
-from radixserve.store.index import Index, Newer, Unusable
-from radixserve.store.layout import INDEX, RUNS, TEMPORARY, is_run
-from radixserve.store.lock import is_attended, is_held
-from radixserve.store.rows import Row
-from radixserve.store.run_file import BadFile, RunHeader, encode_run, read_header
+from radixserve.store.admin.errands import Bring, Clear, Mend, ask
+from radixserve.store.folder.claim import recognise
+from radixserve.store.folder.disk import Disk
+from radixserve.store.folder.disk_store import DiskStore
+from radixserve.store.folder.index import Index, Newer, Unusable
+from radixserve.store.folder.lock import is_attended, is_held
+from radixserve.store.folder.store_folder import StoreFolder
+from radixserve.store.format.layout import INDEX, RUNS, TEMPORARY, is_run
+from radixserve.store.format.rows import Row
+from radixserve.store.format.run_file import BadFile, RunHeader, encode_run, read_header
 
 NO_LIMIT = sys.maxsize  # the server brings the folder within its budget when it starts
 

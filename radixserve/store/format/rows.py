@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from radixserve.prefix import TOKEN_BYTES, Prefix
-from radixserve.store.disk import Corrupt
+
+
+class Corrupt(sqlite3.DatabaseError):
+    """The index is damaged, although SQLite reported no error."""
 
 
 class Row(NamedTuple):

@@ -27,9 +27,9 @@ import msgspec
 import numpy as np
 
 from radixserve.prefix import Prefix
-from radixserve.store.claim import APPLICATION
-from radixserve.store.disk import Corrupt, Disk
-from radixserve.store.rows import NewRun, Row, Step, shared
+from radixserve.store.folder.claim import APPLICATION
+from radixserve.store.folder.disk import Disk
+from radixserve.store.format.rows import Corrupt, NewRun, Row, Step, shared
 
 SCHEMA = 1
 ROOT = 0

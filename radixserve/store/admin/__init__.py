@@ -1,0 +1,3 @@
+"""The commands `radixserve cache`: listing, checking, repairing, exporting and importing, also
+beside a server that holds the folder.
+"""
