@@ -83,7 +83,7 @@ export class Tree {
     const root = stratify([{}, ...this.#nodes]);
     root.eachAfter((each) => {
       const inside = d3.sum(each.children ?? [], (child) => child.value);
-      each.value = Math.max(each.data.below ?? 0, inside);
+      each.value = Math.max(each.data.id === undefined ? 0 : whole(each.data), inside);
     });
     root.sort((one, other) => other.value - one.value);
     const columns = Math.min(LEVELS, Math.max(1, root.height));
@@ -123,10 +123,10 @@ export class Tree {
 
   #showNode(node) {
     const facts = described([
-      ["tokens", node.below > node.tokens ? `${tokens(node.tokens)}, ${tokens(node.below)} with what follows`
+      ["tokens", node.below_tokens ? `${tokens(node.tokens)}, ${tokens(whole(node))} with what follows`
         : tokens(node.tokens)],
-      ["hits", node.hits], ["last used", ago(node)], ["kept in", node.tier],
-      ["tenant", node.tenant], ["namespace", node.namespace], ["pinned", node.pinned ? "yes" : null],
+      ["hits", node.hits ?? 0], ["last used", ago(node)], ["kept in", node.tier],
+      ["tenant", node.tenant], ["namespace", node.namespace], ["in use", node.leased ? "by requests that run" : null], ["pinned", node.pinned ? "yes" : null],
     ]);
     const inside = made("button", "Look inside", { type: "button" });
     inside.hidden = !node.children;
@@ -135,7 +135,7 @@ export class Tree {
     pin.addEventListener("click", () => this.#act("pinned", () => post("cache/pin", { node: node.id, ttl: PIN_SECONDS })));
     const drop = made("button", "Drop", { type: "button", class: "danger" });
     drop.addEventListener("click", () => {
-      if (confirm(`Drop ${tokens(node.below)} from the cache?`)) {
+      if (confirm(`Drop ${tokens(whole(node))} from the cache?`)) {
         this.#act("dropped", () => remove(`cache?node=${node.id}`));
       }
     });
@@ -183,8 +183,11 @@ export class Tree {
 
 const chosenColour = () => document.querySelector("#colours input:checked").value;
 
-const ago = (node) => (node.age === null || node.age === undefined ? null
-  : node.age < 0.5 ? "now" : `${seconds(node.age)} ago`);
+/** Tokens of a node and of everything below it. */
+const whole = (node) => node.tokens + (node.below_tokens ?? 0);
+
+const ago = (node) => (node.age_seconds === undefined ? null
+  : node.age_seconds < 0.5 ? "now" : `${seconds(node.age_seconds)} ago`);
 
 function name(node) {
   const text = (node.text ?? "").replace(/\s+/g, " ").trim();
@@ -201,8 +204,8 @@ function label(box) {
 
 function spoken(node) {
   const parts = [tokens(node.tokens)];
-  if (node.below > node.tokens) parts.push(`${tokens(node.below)} with what follows`);
-  if (node.hits !== undefined) parts.push(`${node.hits} hits`);
+  if (node.below_tokens) parts.push(`${tokens(whole(node))} with what follows`);
+  parts.push(`${node.hits ?? 0} hits`);
   if (ago(node)) parts.push(`used ${ago(node)}`);
   parts.push(node.tier);
   if (node.tenant) parts.push(`tenant ${node.tenant}`);
@@ -215,9 +218,9 @@ function spoken(node) {
 function colours(by, nodes) {
   const cold = styled("--cold"), hot = styled("--hot");
   if (by === "age") {
-    const oldest = Math.max(10, d3.max(nodes, (each) => each.age ?? 0) ?? 0);
+    const oldest = Math.max(10, d3.max(nodes, (each) => each.age_seconds ?? 0) ?? 0);
     const scale = d3.scaleSymlog([0, oldest], [hot, cold]).constant(5);
-    return { of: (node) => scale(node.age ?? oldest), ends: [`${seconds(oldest)} ago`, "now"] };
+    return { of: (node) => scale(node.age_seconds ?? oldest), ends: [`${seconds(oldest)} ago`, "now"] };
   }
   if (by === "hits") {
     const most = Math.max(1, d3.max(nodes, (each) => each.hits ?? 0) ?? 0);
