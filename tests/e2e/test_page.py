@@ -1,0 +1,145 @@
+"""The page at /ui in a real browser, on a real server."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+pytest.importorskip("playwright", reason="needs the Python package playwright")
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.e2e.server import running
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.model,
+    pytest.mark.skipif(
+        shutil.which("chromium") is None, reason="needs the Debian package chromium"
+    ),
+]
+SYSTEM = "You are a patient gardener who answers in one short sentence. " * 12
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server that has answered three requests with a common system prompt."""
+    with running("--kv-budget", "64MiB") as server:
+        for question in ("When do I plant beans?", "When do I plant peas?", "What do bees eat?"):
+            ask(server.url, question)
+        yield server.url
+
+
+def ask(url: str, question: str) -> None:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        client.chat.completions.create(
+            model="SmolLM2-135M-Instruct",
+            messages=[{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}],
+            max_tokens=8,
+        )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    """The page, after its first event. Fails if a script failed or a file was missing."""
+    wrong: list[str] = []
+    opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    opened.goto(f"{url}/ui")
+    expect(opened.locator("#server")).to_have_text("ready")
+    yield opened
+    opened.close()
+    assert wrong == []
+
+
+def test_the_tree_is_drawn_and_a_box_tells_what_it_is(page: Page) -> None:
+    boxes = page.locator("#tree g")
+    expect(boxes.first).to_be_visible()
+    assert boxes.count() >= 3
+    boxes.first.click()
+    expect(page.locator("#node")).to_contain_text("You are a patient gardener")
+    expect(page.locator("#node dl")).to_contain_text("device")
+
+
+def test_the_tree_is_used_without_a_mouse(page: Page) -> None:
+    first = page.locator("#tree g").first
+    expect(first).to_be_visible()
+    first.focus()
+    page.keyboard.press("ArrowRight")
+    spoken = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert "tokens" in spoken
+    assert page.evaluate("document.activeElement.getAttribute('aria-level')") == "2"
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    expect(page.locator("#path button")).to_have_count(2)
+    page.locator("#tree g").first.focus()
+    page.keyboard.press("Escape")
+    expect(page.locator("#path button")).to_have_count(1)
+
+
+@pytest.mark.parametrize("by", ["age", "hits", "tier", "tenant"])
+def test_each_colouring_has_a_scale(page: Page, by: str) -> None:
+    page.locator(f"#colours input[value={by}]").check()
+    expect(page.locator("#tree-scale")).not_to_be_empty()
+    assert "NaN" not in page.content()
+
+
+def test_requests_appear_on_the_timeline_and_in_the_numbers(page: Page, url: str) -> None:
+    ask(url, "When do I plant leeks?")
+    expect(page.locator("#timeline-said")).to_contain_text("requests")
+    expect(page.locator("#timeline rect").first).to_be_visible()
+    expect(page.locator("#tile-share")).to_contain_text("%")
+    assert "NaN" not in page.content()
+
+
+def test_a_prompt_is_explained(page: Page) -> None:
+    page.locator("#explain-body").fill("Something that nobody has asked before, at some length.")
+    page.get_by_role("button", name="Explain").click()
+    expect(page.locator("#explained")).to_contain_text("never")
+
+
+def test_a_branch_is_pinned_and_dropped(page: Page) -> None:
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.locator("#tree g").last.click()
+    page.get_by_role("button", name="Pin for an hour").click()
+    expect(page.locator("#tree-note")).to_contain_text("pinned")
+    page.locator("#tree g").last.click()
+    page.get_by_role("button", name="Drop").click()
+    expect(page.locator("#tree-note")).to_contain_text("dropped")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone(browser: Browser, url: str, scheme: str) -> None:
+    phone = browser.new_context(
+        viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True
+    )
+    page = phone.new_page()
+    page.goto(f"{url}/ui")
+    expect(page.locator("#tree g").first).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.close()
+
+
+def test_a_key_is_asked_for_and_kept_until_the_tab_is_closed(browser: Browser) -> None:
+    with running("--fake-model", "--api-key", "secret") as server:
+        page = browser.new_page()
+        page.goto(f"{server.url}/ui")
+        expect(page.locator("#key-form")).to_be_visible()
+        page.get_by_label("Key").fill("secret")
+        page.get_by_role("button", name="Show").click()
+        expect(page.locator("#server")).to_have_text("ready")
+        expect(page.locator("#key-form")).to_be_hidden()
+        page.close()
