@@ -28,8 +28,8 @@ export class Tree {
     const at = this.#path.at(-1);
     try {
       const answer = await this.#ask(() => get(`cache/tree?depth=${LEVELS}${at ? `&node=${at.id}` : ""}`));
-      this.#nodes = answer.nodes;
-      element("tree-note").textContent = answer.nodes.length ? "" : "Nothing is cached yet.";
+      this.#nodes = withoutRoots(answer.nodes);
+      element("tree-note").textContent = this.#nodes.length ? "" : "Nothing is cached yet.";
       this.draw();
     } catch (error) {
       if (at) this.#path = []; // the node is gone: begin at the root again
@@ -179,6 +179,17 @@ export class Tree {
     box?.setAttribute("tabindex", 0);
     box?.focus();
   }
+}
+
+/** The nodes that hold tokens, each with its namespace and tier. The root of a namespace holds none. */
+function withoutRoots(nodes) {
+  const namespaces = new Map();
+  for (const node of nodes) { // parents stand before their children
+    node.namespace ??= namespaces.get(node.parent);
+    node.tier ??= "device";
+    namespaces.set(node.id, node.namespace);
+  }
+  return nodes.filter((node) => node.tokens);
 }
 
 const chosenColour = () => document.querySelector("#colours input:checked").value;
