@@ -138,7 +138,7 @@ def test_a_key_is_asked_for_and_kept_until_the_tab_is_closed(browser: Browser) -
         page = browser.new_page()
         page.goto(f"{server.url}/ui")
         expect(page.locator("#key-form")).to_be_visible()
-        page.get_by_label("Key").fill("secret")
+        page.locator("#key").fill("secret")
         page.get_by_role("button", name="Show").click()
         expect(page.locator("#server")).to_have_text("ready")
         expect(page.locator("#key-form")).to_be_hidden()
