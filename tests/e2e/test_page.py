@@ -105,17 +105,8 @@ def test_requests_appear_on_the_timeline_and_in_the_numbers(page: Page, url: str
     assert "NaN" not in page.content()
 
 
-def test_a_prompt_is_explained(page: Page) -> None:
-    page.locator("#explain-body").fill("Something that nobody has asked before, at some length.")
-    page.get_by_role("button", name="Explain").click()
-    expect(page.locator("#explained")).to_contain_text("never")
-
-
-def test_a_branch_is_pinned_and_dropped(page: Page) -> None:
+def test_a_branch_is_dropped(page: Page) -> None:
     page.on("dialog", lambda dialog: dialog.accept())
-    page.locator("#tree g").last.click()
-    page.get_by_role("button", name="Pin for an hour").click()
-    expect(page.locator("#tree-note")).to_contain_text("pinned")
     page.locator("#tree g").last.click()
     page.get_by_role("button", name="Drop").click()
     expect(page.locator("#tree-note")).to_contain_text("dropped")
