@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from typing import Literal
 
 import openai
 import pytest
@@ -113,7 +114,7 @@ def test_a_branch_is_dropped(page: Page) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone(browser: Browser, url: str, scheme: str) -> None:
+def test_it_fits_a_phone(browser: Browser, url: str, scheme: Literal["light", "dark"]) -> None:
     phone = browser.new_context(
         viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True
     )
