@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Final, get_args
 
 from radixserve.declared import TOKENS, Declared
@@ -84,6 +85,29 @@ STEP_SEQUENCES = Declared(
     buckets=tuple(float(1 << n) for n in range(11)),
 )
 
+DEPTH_BORDERS: Final = (0, 256, 1024, 4096, 16384)  # tokens; each depth begins here
+DEPTHS: Final = (
+    *(f"{low}-{high - 1}" for low, high in pairwise(DEPTH_BORDERS)),
+    f"{DEPTH_BORDERS[-1]}-",
+)
+
+HIT_TOKENS = Declared(
+    "counter",
+    "radixserve_hit_tokens_total",
+    "tokens",
+    "Prompt tokens found in the cache, by their position in the prompt: what is found only at "
+    "small depths is a common system prompt, what is found at large ones are conversations",
+    ("depth",),
+    values=(DEPTHS,),
+)
+
+SAVED_SECONDS = Declared(
+    "counter",
+    "radixserve_saved_prefill_seconds_total",
+    "seconds",
+    "Time that computing the cached prompt tokens would have taken at the speed of recent steps",
+)
+
 COUNTERS: Final = (
     RUNNING,
     WAITING,
@@ -97,4 +121,6 @@ COUNTERS: Final = (
     STEP_SECONDS,
     STEP_TOKENS,
     STEP_SEQUENCES,
+    HIT_TOKENS,
+    SAVED_SECONDS,
 )

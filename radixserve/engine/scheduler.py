@@ -34,6 +34,7 @@ from radixserve.engine.grammars import Grammars
 from radixserve.engine.planning import Plan, Work, last_slot, second_try, slots_wanted
 from radixserve.engine.prefill_pace import PrefillPace
 from radixserve.engine.queue import FairQueue, body_of
+from radixserve.engine.savings import Savings
 from radixserve.engine.seats import seat_for
 from radixserve.engine.sequence import Sequence
 from radixserve.engine.tiers import Tiers
@@ -88,6 +89,7 @@ class Scheduler:
         self.pace = PrefillPace(limits.prefill_share)
         self.running: list[Sequence] = []  # oldest first
         self.totals = Totals()
+        self.savings = Savings()
         self._num_slots = cache.stats().num_slots
         self._pressed = False  # a sequence was preempted and none has ended since
 
@@ -105,6 +107,7 @@ class Scheduler:
             PREFILL_RATE.key(): self.pace.tokens_per_second,
             GENERATED_TOKENS.key(): totals.generated_tokens,
             PREEMPTIONS.key(): totals.preemptions,
+            **self.savings.numbers(),
             **{PROMPT_TOKENS.key(source): count for source, count in totals.prompt_tokens.items()},
             **{STEP_FAULTS.key(kind): count for kind, count in totals.faults.items()},
         }
@@ -286,6 +289,7 @@ class Scheduler:
         totals[COMPUTED] += sequence.num_prompt - sequence.num_cached
         totals[DEVICE] += sequence.num_cached - sum(below.values())
         totals.update(below)
+        self.savings.add(sequence.num_cached, self.pace.tokens_per_second)
 
     def _backlog(self) -> int:
         """Prompt tokens still to be computed; choices of one prompt share them."""
