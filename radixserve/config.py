@@ -51,8 +51,10 @@ class Doc:
 _Key = Annotated[str, Meta(min_length=1, pattern=r"^[\x21-\x7e]+$")]
 _Name = Annotated[str, Meta(min_length=1)]
 
-# The names of the formats in `radixserve.parsing`, which this module may not import; a test
-# compares them. As literals they are checked before anything starts.
+# The names of the formats in `radixserve.parsing` and of the policies in
+# `radixserve.cache.policies`, which this module may not import; tests compare them. As literals
+# they are checked before anything starts.
+EvictionPolicy = Literal["lru", "lfu", "fifo", "slru", "s3-fifo", "sieve", "arc", "worth"]
 CpuLevel = Literal["auto", "avx2", "avx512", "avx512_bf16", "amx"]
 ToolParser = Literal[
     "auto",
@@ -369,6 +371,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = 0.0
     cache: Annotated[bool, Doc("cache", "reuse the keys and values of shared prefixes")] = True
+    eviction_policy: Annotated[
+        EvictionPolicy,
+        Doc(
+            "cache",
+            "which prefix that nobody uses goes first when memory is short, on the device and in "
+            "host memory (docs/eviction.md compares them; the disk evicts the least recently used)",
+        ),
+    ] = "lru"
     host_budget: Annotated[
         int,
         Meta(ge=0),

@@ -228,7 +228,7 @@ def test_the_description_names_every_setting_and_the_source_of_what_was_chosen()
     told = resolve({"kv_budget": "2048MiB"}, {"RADIXSERVE_CACHE": "no"}).describe()
     assert (
         "kv_budget=2GiB (--kv-budget), kv_share=auto, cache=false (RADIXSERVE_CACHE), "
-        "host_budget=auto" in told
+        "eviction_policy=lru, host_budget=auto" in told
     )
     assert [row.name for row in TABLE if f"{row.name}=" not in told] == []
 

@@ -2,7 +2,9 @@
 
     slots.py     free slots as runs: allocate, free, coalesce
     radix.py     the tree: token sequences -> slot runs; match, split, insert, truncate
-    eviction.py  pins, the policy and the ordered leaves: which nodes may go, and in which order
+    ghosts.py    what is remembered of evicted prefixes
+    policies/    which of the leaves that may go is next: one module for each idea
+    eviction.py  pins and uses: which nodes may go, and what the policy is told of them
     kvcache.py   the facade the scheduler uses: KVCache, Lease, CacheStats
     pool.py      the K and V tensors that slots index (the only module here that knows torch)
 

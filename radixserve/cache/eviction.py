@@ -8,30 +8,11 @@ returned to the caller as runs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from operator import attrgetter
 
-from sortedcontainers import SortedList
-
-from radixserve.cache.radix import Node, RadixTree
+from radixserve.cache.policies.policy import Policy
+from radixserve.cache.radix import Node, Point, RadixTree
 from radixserve.cache.slots import Run
-from radixserve.prefix import TOKEN_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """The order of eviction: leaves of smaller rank go first, of equal rank the older node.
-
-    `rank` is asked once, when a node becomes an evictable leaf. It should depend on what cannot
-    change until the node is leased again (last_use, serial, depth), not on the length, which
-    truncation changes.
-    """
-
-    rank: Callable[[Node], int]
-
-
-LRU = Policy(attrgetter("last_use"))
-"""Least recently used: the leaf whose last lease was released longest ago."""
+from radixserve.prefix import TOKEN_BYTES, Prefix
 
 
 class Evictor:
@@ -49,9 +30,9 @@ class Evictor:
     evicted, leaf after leaf.
 
     Recency is lazy too: a lease touches only the node it ends in, and a child that goes leaves its
-    `last_use` to its parent. A parent's turn comes only when all its children are gone, and by then
-    it has the time of the latest use of anything that was below it, which is what touching all
-    ancestors at every use would have given.
+    `last_use` and `uses` to its parent. A parent's turn comes only when all its children are gone,
+    and by then it has the time of the latest use of anything that was below it, and the number of
+    all those uses, which is what touching all ancestors at every use would have given.
     """
 
     def __init__(self, tree: RadixTree, policy: Policy) -> None:
@@ -59,7 +40,6 @@ class Evictor:
         self.policy = policy
         self._tree = tree
         self._clock = 0
-        self._leaves: SortedList = SortedList()  # of Node.rank: (rank by policy, serial, node)
 
     @property
     def evictable_tokens(self) -> int:
@@ -73,9 +53,8 @@ class Evictor:
             if above.pins > 1:
                 return
             self.pinned_tokens += above.num_tokens
-            if above.rank is not None:
-                self._leaves.remove(above.rank)
-                above.rank = None
+            if above.place is not None:
+                self.policy.withdraw(above)
             above = above.parent
 
     def unpin(self, node: Node) -> None:
@@ -97,12 +76,43 @@ class Evictor:
         self._tree.extend(leaf, edge, runs)
         self.pinned_tokens += len(edge) // TOKEN_BYTES
 
+    def split(self, point: Point) -> Node:
+        """RadixTree.split() for any node: one that can be evicted stands in line with its lower
+        part from now on.
+        """
+        lower = point.node
+        stands = lower.place is not None and point.offset < lower.num_tokens
+        if stands:
+            self.policy.withdraw(lower)
+        node = self._tree.split(point)
+        if stands:
+            self.policy.offer(lower)
+        return node
+
+    def insert(self, parent: Node, edge: bytes, runs: list[Run], uses_before: int) -> Node:
+        """RadixTree.insert(); `uses_before` is what recall() said of these tokens."""
+        continued = _continued(parent)
+        leaf = self._tree.insert(parent, edge, runs)
+        leaf.before = max(uses_before, continued)
+        return leaf
+
+    def hit(self, point: Point) -> None:
+        """Note that a lease takes the tokens up to `point` from the cache."""
+        if point.depth:
+            self.policy.hit(point.node, point.offset, self._clock)
+
+    def recall(self, prefix: Prefix, depth: int) -> int:
+        """Policy.recall()."""
+        return self.policy.recall(prefix, depth)
+
     def touch(self, node: Node) -> None:
         """Note that a pinned node was used now. The clock counts uses: it never jumps, and no two
         uses tie.
         """
         self._clock += 1
         node.last_use = self._clock
+        node.uses += 1
+        self.policy.used(node)
 
     def unpinned_above(self, node: Node) -> int:
         """Tokens of `node`'s ancestors that pin(node) would protect newly; O(those ancestors)."""
@@ -122,9 +132,8 @@ class Evictor:
         """Take an unpinned leaf out of the order and out of the tree, whatever the policy says; its
         slots are the caller's.
         """
-        if leaf.rank is not None:
-            self._leaves.remove(leaf.rank)
-            leaf.rank = None
+        if leaf.place is not None:
+            self.policy.withdraw(leaf)
         is_top, parent = leaf in self._tree.detached, leaf.parent
         runs = self._tree.remove(leaf)
         if parent is not None:
@@ -134,19 +143,20 @@ class Evictor:
         return runs
 
     def _inherit(self, parent: Node, leaf: Node) -> None:
-        """Give `parent` the recency of a leaf that has gone, wherever it stands in the order."""
-        if leaf.last_use <= parent.last_use:
-            return
-        is_lined_up = parent.rank is not None
+        """Leave to `parent` the uses of a leaf that has gone, which were uses of it as well,
+        wherever it stands in the order.
+        """
+        is_lined_up = parent.place is not None
         if is_lined_up:
-            self._leaves.remove(parent.rank)
-        parent.last_use, parent.rank = leaf.last_use, None
+            self.policy.withdraw(parent)
+        parent.last_use = max(parent.last_use, leaf.last_use)
+        parent.uses += leaf.uses
         if is_lined_up:
             self._offer(parent)
 
     def offer(self, node: Node) -> None:
         """Line up `node` for eviction if it has become a leaf that is not pinned."""
-        if not node.children and not node.pins and node.rank is None:
+        if not node.children and not node.pins and node.place is None:
             self._offer(node)
 
     def _offer(self, node: Node) -> None:
@@ -156,8 +166,7 @@ class Evictor:
         if node.parent is None:
             self._tree.remove(node)
         else:
-            node.rank = (self.policy.rank(node), node.serial, node)
-            self._leaves.add(node.rank)
+            self.policy.offer(node)
 
     def evict(self, num_tokens: int, before: Callable[[Node], None] | None = None) -> list[Run]:
         """Drop exactly `num_tokens` unpinned tokens (all of them, if there are fewer) and return
@@ -167,23 +176,22 @@ class Evictor:
         with each leaf while it still has all its tokens. O(log leaves) for each leaf.
         """
         runs: list[Run] = []
-        leaves, tree = self._leaves, self._tree
-        while num_tokens > 0 and leaves:
-            leaf: Node = leaves[0][2]
+        policy, tree = self.policy, self._tree
+        while num_tokens > 0 and (leaf := policy.victim()) is not None:
             if before is not None:
                 before(leaf)
-            length = len(leaf.edge) // TOKEN_BYTES
+            length = leaf.num_tokens
+            policy.evicts(leaf, min(length, num_tokens))
+            policy.withdraw(leaf)
             if length > num_tokens:
                 runs += tree.truncate(leaf, length - num_tokens)
+                policy.offer(leaf)
                 break
-            leaves.pop(0)
-            leaf.rank = None
             runs += tree.remove(leaf)
             num_tokens -= length
             parent = leaf.parent
             assert parent is not None, "a root is never in the order"
-            if leaf.last_use > parent.last_use:
-                parent.last_use = leaf.last_use
+            self._inherit(parent, leaf)
             if not parent.children and not parent.pins:
                 self._offer(parent)
         return runs
@@ -206,14 +214,27 @@ class Evictor:
             )
             pinned_tokens += node.num_tokens if pins else 0
             is_evictable = not pins and not node.children
-            assert (node.rank is not None) == is_evictable, (
+            assert (node.place is not None) == is_evictable, (
                 "the order holds a wrong node, or lacks one"
             )
             if is_evictable:
                 assert node.parent is not None, "an empty namespace is still there"
-                evictable.append((self.policy.rank(node), node.serial, node))
+                evictable.append(node)
         assert not ends, "a lease ends in a node that is not in the tree"
         assert self.pinned_tokens == pinned_tokens, (
             f"{pinned_tokens} tokens are pinned, {self.pinned_tokens} counted"
         )
-        assert list(self._leaves) == sorted(evictable), "the leaves are not in the policy's order"
+        self.policy.check(evictable)
+
+
+def _continued(parent: Node) -> int:
+    """The uses of what a new child of `parent` continues, as far as one can tell: that of a prompt
+    which ended there, or, after a few tokens that were replaced, in an only child.
+
+    A conversation's next turn continues one prompt. Below an opening that many share there are
+    several children, and a new one continues none of them.
+    """
+    if parent.parent is None or len(parent.children) > 1:
+        return 0
+    end = next(iter(parent.children.values()), parent)
+    return end.before + end.uses

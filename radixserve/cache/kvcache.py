@@ -18,7 +18,9 @@ import numpy as np
 
 from radixserve.cache.counters import EVICTED_TOKENS, KV_BYTES, TREE_NODES
 from radixserve.cache.dropped import DroppedNodes
-from radixserve.cache.eviction import LRU, Evictor, Policy
+from radixserve.cache.eviction import Evictor
+from radixserve.cache.policies.policy import Policy
+from radixserve.cache.policies.ranked import least_recently_used
 from radixserve.cache.radix import Node, Point, RadixTree, path_prefix, path_runs
 from radixserve.cache.slots import Run, SlotAllocator, append_runs, split_runs, write_slots
 from radixserve.declared import Numbers
@@ -53,16 +55,22 @@ class KVCache:
     """
 
     def __init__(
-        self, num_slots: int, *, slot_bytes: int = 1, enabled: bool = True, policy: Policy = LRU
+        self,
+        num_slots: int,
+        *,
+        slot_bytes: int = 1,
+        enabled: bool = True,
+        policy: Policy | None = None,
     ) -> None:
         """With `enabled` false nothing is found and nothing published; leases still hand out slots.
-        `slot_bytes` is the K/V of one token, for `numbers` only.
+        `slot_bytes` is the K/V of one token, for `numbers` only. `policy` belongs to this cache
+        alone; without one the least recently used leaf goes first.
         """
         self.slot_bytes = slot_bytes
         self.enabled = enabled
         self.allocator = SlotAllocator(num_slots)
         self.tree = RadixTree()
-        self.evictor = Evictor(self.tree, policy)
+        self.evictor = Evictor(self.tree, policy or least_recently_used())
         self.dropped = DroppedNodes(self.tree, self.evictor)
         self.on_evict: OnEvict | None = None
         self._leases: dict[Lease, None] = {}  # the live ones, oldest first
@@ -112,9 +120,11 @@ class KVCache:
             if not root.children and not root.pins:
                 self.tree.remove(root)
             return None
-        node = self.tree.split(point)
+        self.evictor.hit(point)
+        node = self.evictor.split(point)
         self.evictor.pin(node)
-        lease = Lease(self, node, point.depth, self._take(num_own))
+        uses_before = self.evictor.recall(Prefix(namespace, tokens), point.depth) if num_own else 0
+        lease = Lease(self, node, point.depth, self._take(num_own), uses_before)
         self._leases[lease] = None
         return lease
 
@@ -310,18 +320,22 @@ class Lease:
         "_num_slots",
         "_own",
         "_table",
+        "_uses_before",
         "is_withheld",
         "num_cached",
         "num_published",
     )
 
-    def __init__(self, cache: KVCache, node: Node, num_cached: int, own: list[Run]) -> None:
+    def __init__(
+        self, cache: KVCache, node: Node, num_cached: int, own: list[Run], uses_before: int
+    ) -> None:
         self.num_cached = num_cached
         self.num_published = num_cached
         self.is_withheld = False  # what it holds was dropped: it publishes nothing any more
         self._cache = cache
         self._node = node
         self._own = own
+        self._uses_before = uses_before  # of what it computes, as far as the policy remembers
         self._table: Slots = np.empty(
             num_cached, np.int32
         )  # grows by doubling; `slots` is its used part
@@ -389,7 +403,7 @@ class Lease:
         if point.depth == depth:
             return
         duplicates, self._own = split_runs(self._own, point.depth - depth)
-        old, node = self._node, self._cache.tree.split(point)
+        old, node = self._node, self._cache.evictor.split(point)
         write_slots(path_runs(node, old), self._table[depth : point.depth])
         self._move(node, point.depth)
         self._cache.allocator.free(duplicates)
@@ -407,7 +421,8 @@ class Lease:
             )  # a leaf that only we lease: nobody else comes to hold more
             self.num_published += num_tokens
         else:
-            self._move(self._cache.tree.insert(node, edge, runs), self.num_published + num_tokens)
+            leaf = evictor.insert(node, edge, runs, self._uses_before)
+            self._move(leaf, self.num_published + num_tokens)
 
     def _move(self, node: Node, depth: int) -> None:
         """Pin `node` instead of the present node, which is above it. `node` is pinned first, so

@@ -30,6 +30,8 @@ class Node:
     """
 
     __slots__ = (
+        "before",
+        "born",
         "children",
         "edge",
         "hits",
@@ -37,9 +39,14 @@ class Node:
         "last_use",
         "parent",
         "pins",
-        "rank",
+        "place",
+        "queue",
         "runs",
+        "seen",
         "serial",
+        "start",
+        "ticket",
+        "uses",
     )
 
     def __init__(
@@ -51,11 +58,20 @@ class Node:
         self.parent = parent
         self.children: dict[int | str, Node] = {}
         self.serial = serial  # order of creation
+        self.born = serial  # order of publication: both halves of a split keep it
+        self.start = 0  # tokens from the root to the beginning of the edge
         self.pins = 0  # leases that end here + children with pins > 0
         # logical time of the latest release of a lease that ended here, or in a child since gone
         self.last_use = 0
         self.hits = 0  # leases that began here
-        self.rank: tuple[int, int, Node] | None = None  # place in the order of eviction while there
+        self.uses = 0  # leases that ended here, or in a child since gone, and were released
+        self.before = 0  # uses of what this continues, or of the same before it was evicted
+        # The policy's own: its place in a line while it stands in one, which line, its number in
+        # it, and how many uses were taken into account.
+        self.place: tuple[int | tuple[int, ...], int, Node] | None = None
+        self.queue = 0
+        self.ticket = 0
+        self.seen = 0
 
     @property
     def num_tokens(self) -> int:
@@ -119,8 +135,8 @@ class RadixTree:
 
         The node that was there stays the lower part, so leases that end in it and its children need
         no change. A split is not undone later: the halves differ in recency, and the lower one may
-        go while the upper one stays. (The upper one starts with no `last_use` of its own: it
-        inherits the lower one's before its turn can come.)
+        go while the upper one stays. (The upper one starts with no `last_use` and no `uses` of its
+        own: it inherits the lower one's before its turn can come.)
         """
         lower, offset, _ = point
         if offset == lower.num_tokens:
@@ -131,6 +147,9 @@ class RadixTree:
         cut = offset * TOKEN_BYTES
         upper = self._node(lower.key, lower.edge[:cut], head, lower.parent)
         upper.pins = 1 if lower.pins else 0
+        upper.born, upper.before = lower.born, lower.before
+        upper.start = lower.start
+        lower.start += offset
         lower.parent.children[upper.key] = upper
         lower.edge, lower.runs, lower.parent = lower.edge[cut:], tail, upper
         lower.key = _first_token(lower.edge)
@@ -145,6 +164,7 @@ class RadixTree:
             "walk() before insert(): a child begins with the same token"
         )
         leaf = parent.children[key] = self._node(key, edge, runs, parent)
+        leaf.start = parent.start + parent.num_tokens
         self.num_nodes += 1
         self.num_tokens += leaf.num_tokens
         return leaf
@@ -218,6 +238,7 @@ class RadixTree:
             )
             assert all(length > 0 for _, length in node.runs), "a node owns an empty run"
             for key, child in node.children.items():
+                assert child.start == node.start + node.num_tokens, "a node starts elsewhere"
                 assert child.parent is node, "a child does not know its parent"
                 assert child.edge, "an edge below the root is empty"
                 assert key == child.key == _first_token(child.edge), (

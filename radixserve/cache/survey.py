@@ -136,7 +136,7 @@ def _is_among(name: str, namespaces: Collection[str] | None) -> bool:
 
 def _is_free_leaf(cache: KVCache, node: Node) -> bool:
     """Whether `node` is still in the tree and can be dropped."""
-    return node.rank is not None and cache.is_findable(node)
+    return node.place is not None and cache.is_findable(node)
 
 
 def _depth_of(node: Node) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from radixserve.cache.kvcache import KVCache
+from radixserve.cache.policies.table import make_policy
 from radixserve.checkpoints.opened import open_model
 from radixserve.config import Settings
 from radixserve.engine.build_tiers import LOSSY, make_tiers
@@ -51,11 +52,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     pool = KVPool(loaded.shape, num_slots, device)
     graphs, without_graphs = start_graphs(loaded, pool, settings.max_running)
     # The padding rows of graphs write to the last slot, so the cache must not use it.
-    cache = KVCache(
-        num_slots - 1 if graphs else num_slots,
-        slot_bytes=loaded.shape.slot_bytes,
-        enabled=settings.cache,
-    )
+    cache = _cache(settings, num_slots - 1 if graphs else num_slots, loaded.shape.slot_bytes)
     tiers = make_tiers(settings, model, loaded, pool, cache)
     pool.fill()
     lossy = settings.tier_dtype != "same" and bool(tiers.below)
@@ -87,6 +84,15 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     runner = Runner(loaded, pool, graphs)
     grammars, ahead = grammars_of(model), info.device == "cuda"
     return EngineCore(runner, cache, limits, tiers=tiers, grammars=grammars, ahead=ahead), info
+
+
+def _cache(settings: Settings, num_slots: int, slot_bytes: int) -> KVCache:
+    return KVCache(
+        num_slots,
+        slot_bytes=slot_bytes,
+        enabled=settings.cache,
+        policy=make_policy(settings.eviction_policy, num_slots),
+    )
 
 
 def _device(wanted: str) -> torch.device:

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from radixserve.cache.kvcache import KVCache
+from radixserve.cache.policies.table import make_policy
 from radixserve.config import Settings
 from radixserve.engine.core import EngineCore
 from radixserve.engine.grammars import grammars_of
@@ -51,7 +52,12 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         exact=True,
         cache_enabled=settings.cache,
     )
-    cache = KVCache(info.num_slots, slot_bytes=_SLOT_BYTES, enabled=settings.cache)
+    cache = KVCache(
+        info.num_slots,
+        slot_bytes=_SLOT_BYTES,
+        enabled=settings.cache,
+        policy=make_policy(settings.eviction_policy, info.num_slots),
+    )
     limits = Limits(
         settings.max_running, settings.max_step_tokens or _STEP_TOKENS, settings.prefill_share
     )

@@ -18,6 +18,7 @@ from transformers.utils import cached_file
 
 import radixserve
 from radixserve.cache.kvcache import KVCache
+from radixserve.cache.policies.table import make_policy
 from radixserve.config import Settings, format_size
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import ConfigError, StartupError
@@ -77,14 +78,15 @@ def make_tiers(
     shape = replace(loaded.shape, dtype=dtype)
     below: list[Tier] = []
     if settings.host_budget:
-        below.append(_host(settings.host_budget, shape, pool))
+        below.append(_host(settings, shape, pool))
     if settings.disk_path is not None:
         store = _open(settings, model, loaded, shape)
         below.append(DiskTier(store, cache, pool, Pace()))
     return Tiers(cache, pool, below)
 
 
-def _host(budget: int, shape: KVShape, pool: KVPool) -> HostTier:
+def _host(settings: Settings, shape: KVShape, pool: KVPool) -> HostTier:
+    budget = settings.host_budget
     num_slots, free = budget // shape.slot_bytes, free_bytes(torch.device("cpu"))
     if pool.k.device.type == "cpu":
         # Its memory is reserved, but the system has not made it yet.
@@ -98,7 +100,8 @@ def _host(budget: int, shape: KVShape, pool: KVPool) -> HostTier:
         raise ConfigError(
             f"host_budget is {format_size(budget)}, {free >> 20} MiB of memory are free"
         )
-    return HostTier(pool, shape, num_slots, Copies(pool.k.device))
+    policy = make_policy(settings.eviction_policy, num_slots)
+    return HostTier(pool, shape, num_slots, Copies(pool.k.device), policy)
 
 
 def _open(settings: Settings, model: str, loaded: LoadedModel, shape: KVShape) -> DiskStore:

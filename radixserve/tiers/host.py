@@ -15,6 +15,7 @@ from typing import Final
 import torch
 
 from radixserve.cache.kvcache import KVCache, Lease
+from radixserve.cache.policies.policy import Policy
 from radixserve.declared import Numbers
 from radixserve.prefix import Prefix
 from radixserve.step import Slots
@@ -39,11 +40,18 @@ class HostTier:
     name: Final = "host"
     takes: Final = "evicted"
 
-    def __init__(self, device_pool: KVPool, shape: KVShape, num_slots: int, copies: Copies) -> None:
+    def __init__(
+        self,
+        device_pool: KVPool,
+        shape: KVShape,
+        num_slots: int,
+        copies: Copies,
+        policy: Policy | None = None,
+    ) -> None:
         """Allocates `num_slots` slots of `shape`, which may have another dtype than the device's
-        pool.
+        pool. `policy` is the cache's own (`KVCache`).
         """
-        self.cache = KVCache(num_slots)
+        self.cache = KVCache(num_slots, policy=policy)
         self.demoted_tokens_total = 0
         self._pool = KVPool(shape, num_slots, torch.device("cpu"))
         self._device_pool = device_pool

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from radixserve.cache import kvcache
-from radixserve.cache.eviction import LRU, Policy
+from radixserve.cache.policies import ranked
+from radixserve.cache.policies.policy import Policy, Scale
+from radixserve.cache.policies.table import POLICIES
 from radixserve.cache.radix import Node
 from radixserve.prefix import Prefix
 
@@ -46,9 +48,12 @@ class CacheMachine(RuleBasedStateMachine):
     """
 
     cache_type = kvcache.KVCache
-    policy: Policy = LRU
     recency = 1
     enabled = True
+
+    @staticmethod
+    def policy(scale: Scale) -> Policy:
+        return ranked.least_recently_used()
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +66,8 @@ class CacheMachine(RuleBasedStateMachine):
     @initialize(num_slots=st.integers(24, 64))
     def start(self, num_slots: int) -> None:
         self.num_slots = num_slots
-        self.cache = self.cache_type(num_slots, enabled=self.enabled, policy=self.policy)
+        policy = self.policy(Scale(num_slots, chunk=2, even_depth=4))
+        self.cache = self.cache_type(num_slots, enabled=self.enabled, policy=policy)
 
     # What the model says.
 
@@ -138,7 +144,7 @@ class CacheMachine(RuleBasedStateMachine):
     def picture(self) -> object:
         """Everything that a refused or read-only call must leave as it was."""
         nodes = [
-            (id(n), n.edge, tuple(n.runs), n.pins, n.last_use, n.rank)
+            (id(n), n.edge, tuple(n.runs), n.pins, n.last_use, n.uses, n.place)
             for n in self.cache.tree.nodes()
         ]
         return (
@@ -406,19 +412,26 @@ def slots_of(runs: Iterable[tuple[int, int]]) -> list[int]:
 
 
 class MostRecentlyUsedFirst(CacheMachine):
-    policy = Policy(lambda node: -node.last_use)
     recency = -1
 
-
-class OldestNodeFirst(CacheMachine):
-    policy = Policy(lambda node: node.serial)
-    recency = 0
+    @staticmethod
+    def policy(scale: Scale) -> Policy:
+        return ranked.Ranked(lambda node: -node.last_use)
 
 
 class NoOrderAtAll(CacheMachine):
-    policy = Policy(lambda node: 0)
     recency = 0
+
+    @staticmethod
+    def policy(scale: Scale) -> Policy:
+        return ranked.Ranked(lambda node: 0)
 
 
 class CacheOff(CacheMachine):
     enabled = False
+
+
+def machine_of(name: str) -> type[CacheMachine]:
+    """The machine with the policy `name`, of which the model cannot foretell what goes."""
+    members = {"policy": staticmethod(POLICIES[name]), "recency": 0}
+    return type(name, (CacheMachine,), members)

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
-from radixserve.cache.eviction import LRU, Evictor, Policy
+from radixserve.cache.eviction import Evictor
+from radixserve.cache.policies.policy import Policy
+from radixserve.cache.policies.ranked import Ranked, least_recently_used
 from radixserve.cache.radix import Node, RadixTree
 from radixserve.prefix import pack
 
 
-def family(policy: Policy = LRU) -> tuple[RadixTree, Evictor, dict[str, Node]]:
+def family(policy: Policy | None = None) -> tuple[RadixTree, Evictor, dict[str, Node]]:
     """A system prompt of 4 tokens with two users below it (3 and 2 tokens), used in the order user
     A, user B.
     """
     tree = RadixTree()
-    evictor = Evictor(tree, policy)
+    evictor = Evictor(tree, policy or least_recently_used())
     root = tree.root("public")
     system = tree.insert(root, pack([1, 2, 3, 4]), [(0, 4)])
     nodes = {"root": root, "system": system}
@@ -80,18 +82,18 @@ def test_what_is_pinned_stays_however_much_is_asked() -> None:
 
 def test_an_empty_namespace_goes_with_its_last_pin() -> None:
     tree = RadixTree()
-    evictor = Evictor(tree, LRU)
+    evictor = Evictor(tree, least_recently_used())
     root = tree.root("public")
     evictor.pin(root)
     evictor.unpin(root)
     assert tree.roots == {}
 
 
-def test_a_policy_is_a_name_and_a_rank() -> None:
-    _, evictor, _ = family(Policy(lambda node: -node.last_use))
+def test_a_policy_may_be_a_rank() -> None:
+    _, evictor, _ = family(Ranked(lambda node: -node.last_use))
     assert evictor.evict(2) == [(20, 2)]
 
 
 def test_leaves_of_equal_rank_go_in_the_order_they_were_made() -> None:
-    _, evictor, _ = family(Policy(lambda node: 0))
+    _, evictor, _ = family(Ranked(lambda node: 0))
     assert evictor.evict(5) == [(10, 3), (20, 2)]

@@ -1,22 +1,19 @@
 """Negative controls: bugs of the kind that prefix caches have had, each put into the source and
 caught by the machine.
 
-A bug is one text replaced by another in one module. The changed modules are loaded beside the real
-ones, for the one test only. A check that cannot fail is worth nothing; this is where each shows
-that it can.
+A check that cannot fail is worth nothing; this is where each shows that it can. Bugs of policies
+are in policies/test_seeded_bugs.py.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from importlib.machinery import SourceFileLoader
-from types import CodeType
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.cache.changed import load_changed
 from tests.cache.machine import CacheMachine, MostRecentlyUsedFirst
 
 HUNT = settings(
@@ -187,8 +184,8 @@ BUGS = {
     ),
     "a pinned leaf stays in the order": (
         "eviction",
-        "                self._leaves.remove(above.rank)\n",
-        "",
+        "                self.policy.withdraw(above)\n",
+        "                pass\n",
     ),
     "an unpinned leaf does not come back": (
         "eviction",
@@ -208,8 +205,8 @@ BUGS = {
     ),
     "a parent does not inherit recency": (
         "eviction",
-        "                parent.last_use = leaf.last_use\n",
-        "                pass\n",
+        "        parent.last_use = max(parent.last_use, leaf.last_use)\n",
+        "",
     ),
     "unpinning stops at the first node": (
         "eviction",
@@ -223,8 +220,8 @@ BUGS = {
     ),
     "the newest leaf goes first": (
         "eviction",
-        "leaf: Node = leaves[0][2]",
-        "leaf: Node = leaves[-1][2]",
+        "leaf := policy.victim()",
+        "leaf := policy._line and policy._line.last or None",
     ),
     "an allocated slot stays free": (
         "slots",
@@ -258,45 +255,22 @@ SETTINGS = {
     "a cache that is off publishes": {"enabled": False},
     # Least recently used first would not notice: there the parent of the leaf that went is next in
     # any case.
-    "a parent does not inherit recency": {"policy": MostRecentlyUsedFirst.policy, "recency": -1},
+    "a parent does not inherit recency": {
+        "policy": staticmethod(MostRecentlyUsedFirst.policy),
+        "recency": -1,
+    },
 }
-
-
-class _Changed(SourceFileLoader):
-    """Loads a module of the cache from its source with one text replaced; neither reads nor writes
-    byte code.
-    """
-
-    def __init__(self, name: str, path: str, old: str, new: str) -> None:
-        super().__init__(name, path)
-        self.old, self.new = old, new
-
-    def get_code(self, fullname: str) -> CodeType:
-        source = self.get_data(self.path).decode()
-        assert source.count(self.old) == (1 if self.old else source.count("")), (
-            "the text to replace is gone: update the bug"
-        )
-        return compile(
-            source.replace(self.old, self.new) if self.old else source, self.path, "exec"
-        )
 
 
 def machine_over(
     changed: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch
 ) -> type[CacheMachine]:
     """The machine, over modules of the cache of which one is changed."""
-    for name in ("slots", "radix", "eviction", "dropped", "kvcache"):
-        fullname = f"radixserve.cache.{name}"
-        found = importlib.util.find_spec(fullname)
-        assert found is not None
-        assert found.origin is not None
-        loader = _Changed(fullname, found.origin, *((old, new) if name == changed else ("", "")))
-        spec = importlib.util.spec_from_loader(fullname, loader)
-        assert spec is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, fullname, module)
-        loader.exec_module(module)
-    members = {"cache_type": module.KVCache, "policy": sys.modules["radixserve.cache.eviction"].LRU}
+    load_changed(changed, old, new, monkeypatch)
+    members = {
+        "cache_type": sys.modules["radixserve.cache.kvcache"].KVCache,
+        "policy": staticmethod(sys.modules["radixserve.cache.policies.table"].POLICIES["lru"]),
+    }
     return type("Changed", (CacheMachine,), members)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from radixserve.cache.policies.arc import AdaptiveReplacement
 from radixserve.config import Settings
 from radixserve.engine.build_fake import build_engine
 from radixserve.errors import ConfigError
@@ -55,3 +56,8 @@ def test_max_model_len_bounds_the_context(model: str) -> None:
     assert (bounded.context_length, bounded.max_request_tokens) == (200, 200)
     with pytest.raises(ConfigError, match="max_model_len is 257, but the model's context is 256"):
         info_of(model, max_model_len=257)
+
+
+def test_the_chosen_policy_of_eviction_is_that_of_the_cache(model: str) -> None:
+    core, _ = build_engine(Settings(fake_model=True, eviction_policy="arc"), model)
+    assert isinstance(core.cache.evictor.policy, AdaptiveReplacement)
