@@ -46,10 +46,11 @@ check: $(STAMP)  ## formatting, lint, types, documentation
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_imports.py tests/test_style.py
 
-format: $(STAMP)  ## format the code and make the tables in docs/ anew
+format: $(STAMP)  ## format the code, make the tables in docs/ and the dashboard anew
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python docs/generate.py
+	$(BIN)/python tools/dashboard.py
 
 clean:  ## remove what the other targets made, the virtual environment included
 	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

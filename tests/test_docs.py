@@ -221,7 +221,7 @@ def test_every_document_and_configuration_can_be_reached_from_the_readme() -> No
         reached.add(page)
         links = re.findall(r"\]\(([^)#\s]+)", page.read_text()) if page.suffix == ".md" else []
         targets = [(page.parent / link).resolve() for link in links if "://" not in link]
-        todo += [target for target in targets if target.is_file() and target not in reached]
+        todo += [target for target in targets if target.exists() and target not in reached]
     wanted = {*DOCUMENTS, *(ROOT / "configs").iterdir()}
     assert sorted(str(each.relative_to(ROOT)) for each in wanted - reached) == []
 

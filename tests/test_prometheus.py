@@ -4,6 +4,7 @@ docs/metrics.md.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -119,53 +120,66 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@pytest.fixture
-def prometheus(metrics_port: int, tmp_path: Path) -> Iterator[str]:
-    """The address of a real Prometheus that runs configs/prometheus.yml against `metrics_port`."""
+@contextlib.contextmanager
+def running_prometheus(port: int, folder: Path) -> Iterator[str]:
+    """The address of a real Prometheus that runs configs/prometheus.yml against `port` and keeps
+    its data in `folder`.
+    """
     config = (
         CONFIG.read_text()
-        .replace("127.0.0.1:8000", f"127.0.0.1:{metrics_port}")
+        .replace("127.0.0.1:8000", f"127.0.0.1:{port}")
         .replace("5s", "200ms")
+        .replace("prometheus-alerts.yml", str(CONFIG.with_name("prometheus-alerts.yml")))
     )
-    (tmp_path / "prometheus.yml").write_text(config)
+    (folder / "prometheus.yml").write_text(config)
     address = f"127.0.0.1:{_free_port()}"
-    with (tmp_path / "prometheus.log").open("wb") as log:
+    with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
             [
                 "prometheus",
-                f"--config.file={tmp_path / 'prometheus.yml'}",
-                f"--storage.tsdb.path={tmp_path / 'data'}",
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
                 f"--web.listen-address={address}",
             ],
             stderr=log,
         )
-    yield address
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=30)
+    try:
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
 
 
-def _query(address: str, query: str) -> list[float]:
+@pytest.fixture
+def prometheus(metrics_port: int, tmp_path: Path) -> Iterator[str]:
+    """The address of a real Prometheus that scrapes `metrics_port`."""
+    with running_prometheus(metrics_port, tmp_path) as address:
+        yield address
+
+
+def query_values(address: str, query: str) -> list[float]:
+    """The values of an instant query; none before Prometheus is up."""
     url = f"http://{address}/api/v1/query?query={urllib.parse.quote(query)}"
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return [float(each["value"][1]) for each in json.load(answer)["data"]["result"]]
     except OSError:
-        return []  # not up yet
+        return []
 
 
 @needs_prometheus
 def test_a_real_prometheus_scrapes_what_the_configuration_says(prometheus: str) -> None:
     found: list[float] = []
     for _ in range(150):
-        found = _query(prometheus, 'radixserve_requests_running{job="radixserve"}')
+        found = query_values(prometheus, 'radixserve_requests_running{job="radixserve"}')
         if found:
             break
         time.sleep(0.2)
     assert found == [4]
-    assert _query(prometheus, 'up{job="radixserve"}') == [1]
-    assert _query(prometheus, 'sum(radixserve_requests_total{outcome="stop"})') == [1]
+    assert query_values(prometheus, 'up{job="radixserve"}') == [1]
+    assert query_values(prometheus, 'sum(radixserve_requests_total{outcome="stop"})') == [1]
     median = "histogram_quantile(0.5, radixserve_time_to_first_token_seconds_bucket{prefix='warm'})"
-    assert _query(prometheus, median) == [pytest.approx(0.015)]
+    assert query_values(prometheus, median) == [pytest.approx(0.015)]
 
 
 @needs_prometheus
@@ -176,7 +190,7 @@ def test_prometheus_understands_every_query_of_the_documentation(prometheus: str
     queries = [row.replace("\\|", "|") for row in rows if "(" in row or "{" in row]
     assert len(queries) >= 9
     for _ in range(150):
-        if _query(prometheus, "vector(1)") == [1]:
+        if query_values(prometheus, "vector(1)") == [1]:
             break
         time.sleep(0.2)
     refused = []
