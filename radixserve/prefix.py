@@ -45,3 +45,20 @@ class Prefix(NamedTuple):
     def behind(self, num_tokens: int) -> bytes:
         """The tokens behind the first `num_tokens`, packed."""
         return self.tokens[num_tokens * TOKEN_BYTES :]
+
+
+class Branch(NamedTuple):
+    """Every prefix of some namespaces (None: of all) that begins with `tokens`, which are
+    packed.
+    """
+
+    namespaces: frozenset[str] | None
+    tokens: bytes = b""
+
+    def covers(self, prefix: Prefix) -> bool:
+        """Whether `prefix` is one of these."""
+        return self.has(prefix.namespace) and prefix.tokens.startswith(self.tokens)
+
+    def has(self, namespace: str) -> bool:
+        """Whether it is about prefixes of `namespace`."""
+        return self.namespaces is None or namespace in self.namespaces

@@ -6,13 +6,11 @@ its answer, so `EngineClient.ask` returns that type.
 
 from __future__ import annotations
 
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import msgspec
 
 T_co = TypeVar("T_co", covariant=True)
-
-TierName = Literal["device", "host", "disk"]
 
 
 class Question(msgspec.Struct, Generic[T_co], frozen=True, kw_only=True, omit_defaults=True):
@@ -33,6 +31,9 @@ class Dropped(msgspec.Struct, tag="dropped", frozen=True, kw_only=True, omit_def
     nodes: int = 0
     # on the device, in use by requests that run; freed when these end
     leased_tokens: int = 0
+    tiers: dict[str, int] = {}  # tokens in each tier below the device
+    # tiers that have not confirmed yet: they find nothing of it, unless this process is killed now
+    pending: list[str] = []
 
 
 class Drop(Question[Dropped], tag="drop", frozen=True, kw_only=True):
@@ -63,7 +64,7 @@ class NamespaceTokens(msgspec.Struct, frozen=True):
 class TierSummary(msgspec.Struct, frozen=True, kw_only=True):
     """How full a tier is."""
 
-    name: TierName
+    name: str  # device, or that of a tier below
     budget_bytes: int | None = None  # None: the tier counts tokens
     used_bytes: int | None = None
     budget_tokens: int | None = None  # None: the tier counts bytes

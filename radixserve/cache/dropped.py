@@ -83,9 +83,14 @@ class DroppedNodes:
             self._again = False
         return None
 
-    def leased_tokens(self) -> int:
-        """Tokens that are dropped and not free yet; O(nodes that are left)."""
+    def left_tokens(self) -> int:
+        """Tokens that are dropped and not free yet; O(their nodes)."""
         return sum(node.num_tokens for top in self._tree.detached for node in _below(top))
+
+    def leased_tokens(self) -> int:
+        """Tokens that are dropped and still under a lease; O(nodes that are not free yet)."""
+        nodes = (node for top in self._tree.detached for node in _below(top))
+        return sum(node.num_tokens for node in nodes if node.pins)
 
 
 def _below(top: Node) -> Iterator[Node]:

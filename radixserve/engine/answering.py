@@ -19,7 +19,7 @@ from radixserve.cache.survey import Parts, Surveyed, drop_unused, find, largest,
 from radixserve.engine.scheduler import Scheduler
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import first_line
-from radixserve.prefix import Prefix
+from radixserve.prefix import Branch, Prefix, pack
 from radixserve.questions import (
     Answered,
     AnyAnswer,
@@ -36,13 +36,19 @@ from radixserve.questions import (
     Tree,
     TreeNode,
 )
+from radixserve.tiers.contract import Dropping, Tier
+from radixserve.tiers.counters import TIER_BYTES
 
 log = logging.getLogger(__name__)
 
 SLICE_SECONDS = 0.002  # of work on questions between two steps
+TIER_SECONDS = 10.0  # in which tiers have to confirm that they have dropped something
+WAIT_SECONDS = 0.01  # how often they are looked at while nothing else is to be done
 SWEPT_NODES = 256  # dropped nodes that are freed between two steps
 
 _NO_NODE = Failed(message="There is no such node any more.", not_found=True)
+
+_STATES = ("budget", "used")
 
 Handler = Callable[[Any], Parts[AnyAnswer]]
 
@@ -55,6 +61,7 @@ class Answering:
         self._ages = Ages(time.monotonic())
         self._waiting: deque[Asked] = deque()
         self._working: Parts[AnyAnswer] | None = None  # on the first of them
+        self._is_waiting = False  # the first one waits for a tier
         self._handlers: dict[type[AnyQuestion], Handler] = {
             Drop: self._drop,
             Summarize: self._summarize,
@@ -62,8 +69,13 @@ class Answering:
         }
 
     @property
-    def has_work(self) -> bool:
-        return bool(self._waiting) or self._cache.dropped.pending
+    def patience(self) -> float | None:
+        """How many seconds to sleep at most before the next `work`; None: until there is a
+        question.
+        """
+        if self._cache.dropped.pending:
+            return 0.0
+        return (WAIT_SECONDS if self._is_waiting else 0.0) if self._waiting else None
 
     def ask(self, asked: Asked) -> None:
         """Take a question."""
@@ -80,8 +92,8 @@ class Answering:
             if answer is not None:
                 answered.append(Answered(self._waiting.popleft().id, answer))
                 self._working = None
-            elif self._cache.dropped.pending:
-                break  # the question waits until what was dropped is free
+            elif self._cache.dropped.pending or self._is_waiting:
+                break
         return answered
 
     def note_time(self) -> None:
@@ -106,38 +118,61 @@ class Answering:
     # Dropping.
 
     def _drop(self, question: Drop) -> Parts[AnyAnswer]:
+        names = None if question.namespaces is None else frozenset(question.namespaces)
         if question.older_than > 0:
-            return (yield from self._drop_old(question))
-        prefixes = [Prefix.of(name, question.prefix) for name in self._names(question.namespaces)]
+            return (yield from self._drop_unused(names, question.older_than))
+        branch = Branch(names, pack(question.prefix))
         if question.node is not None:
             node = yield from find(self._cache, question.node)
             if node is None:
                 return _NO_NODE
-            prefixes = [path_prefix(node)]
+            prefix = path_prefix(node)
+            branch = Branch(frozenset([prefix.namespace]), prefix.tokens)
+        return (yield from self._drop_branch(branch))
+
+    def _drop_branch(self, branch: Branch) -> Parts[AnyAnswer]:
         cache, dropped = self._cache, self._cache.dropped
         tokens, nodes = dropped.freed_tokens_total, dropped.freed_nodes_total
-        for prefix in prefixes:
-            cache.drop(prefix)
-            self._scheduler.withhold(prefix)
+        below = self._tiers.drop(branch)
+        for name in [each for each in cache.tree.roots if branch.has(each)]:
+            cache.drop(Prefix(name, branch.tokens))
+        self._scheduler.withhold(branch)
         while dropped.pending:
             yield
+        told = yield from self._confirmed(below)
         return Dropped(
             tokens=dropped.freed_tokens_total - tokens,
             nodes=dropped.freed_nodes_total - nodes,
             leased_tokens=dropped.leased_tokens(),
+            tiers=told.tiers,
+            pending=told.pending,
         )
 
-    def _names(self, namespaces: list[str] | None) -> list[str]:
-        return list(self._cache.tree.roots) if namespaces is None else namespaces
-
-    def _drop_old(self, question: Drop) -> Parts[AnyAnswer]:
-        now, limit = time.monotonic(), question.older_than
+    def _drop_unused(self, names: frozenset[str] | None, seconds: float) -> Parts[AnyAnswer]:
+        now = time.monotonic()
 
         def is_old(last_use: int) -> bool:
-            return self._ages.age(last_use, now) > limit
+            return self._ages.age(last_use, now) > seconds
 
-        tokens, nodes = yield from drop_unused(self._cache, question.namespaces, is_old)
-        return Dropped(tokens=tokens, nodes=nodes)
+        below = self._tiers.drop_unused(names, seconds)
+        tokens, nodes = yield from drop_unused(self._cache, names, is_old)
+        told = yield from self._confirmed(below)
+        return Dropped(tokens=tokens, nodes=nodes, tiers=told.tiers, pending=told.pending)
+
+    def _confirmed(self, below: list[Dropping]) -> Parts[Dropped]:
+        """What the tiers below have dropped, once all have confirmed; without those that take too
+        long, because a disk may hang.
+        """
+        until = time.monotonic() + TIER_SECONDS
+        while not all(each.done for each in below) and time.monotonic() < until:
+            self._is_waiting = True
+            yield
+        self._is_waiting = False
+        named = list(zip((tier.name for tier in self._tiers.below), below, strict=True))
+        return Dropped(
+            tiers={name: each.num_tokens for name, each in named if each.done},
+            pending=[name for name, each in named if not each.done],
+        )
 
     # Looking.
 
@@ -186,7 +221,12 @@ class Answering:
             used_tokens=stats.num_slots - stats.free,
             leased_tokens=stats.private + stats.pinned,
         )
-        return [device]
+        return [device, *map(self._tier_summary, self._tiers.below)]
+
+    def _tier_summary(self, tier: Tier) -> TierSummary:
+        numbers = tier.numbers()
+        budget, used = (int(numbers[TIER_BYTES.key(tier.name, each)]) for each in _STATES)
+        return TierSummary(name=tier.name, budget_bytes=budget, used_bytes=used)
 
     def _roots(self, namespaces: list[str] | None) -> list[Node]:
         roots = self._cache.tree.roots

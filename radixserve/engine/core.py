@@ -80,8 +80,12 @@ class EngineCore:
         It is 0 while there is something to compute. What may happen is that a message arrives, or
         that `tiers` has something to settle.
         """
-        if self.answering.has_work:
-            return 0.0
+        mine, theirs = self.answering.patience, self._patience
+        return theirs if mine is None else mine if theirs is None else min(mine, theirs)
+
+    @property
+    def _patience(self) -> float | None:
+        """The same, without questions."""
         if not self.has_work:
             return self.tiers.patience or None
         if not self._idle:

@@ -40,7 +40,7 @@ from radixserve.engine.sequence import Sequence
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import BadRequest
 from radixserve.grammar import Compiled
-from radixserve.prefix import Prefix
+from radixserve.prefix import Branch
 from radixserve.request import Request
 from radixserve.sampling import Sampled, leaves_no_token
 from radixserve.step import FaultKind, FinishReason, TokenEvent
@@ -165,15 +165,12 @@ class Scheduler:
                 return _ended(sequence, "abort")
         return None
 
-    def withhold(self, prefix: Prefix) -> None:
-        """`prefix` was dropped: what running sequences have computed of it, and not published yet,
+    def withhold(self, branch: Branch) -> None:
+        """`branch` was dropped: what running sequences have computed of it, and not published yet,
         is never published.
         """
         for sequence in self.running:
-            if (
-                sequence.request.namespace == prefix.namespace
-                and sequence.prefix(prefix.num_tokens).tokens == prefix.tokens
-            ):
+            if branch.covers(sequence.prefix(sequence.num_tokens)):
                 _lease(sequence).withhold()
 
     # plan

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.declared import Numbers
 from radixserve.engine.sequence import Sequence
-from radixserve.prefix import Prefix
+from radixserve.prefix import Branch, Prefix
 from radixserve.step import Slots, TierLoad
 from radixserve.tensors.copies import Copies, Copy, write_slots
 from radixserve.tensors.kv import KV, KVPool
-from radixserve.tiers.contract import COPY_SECONDS, Load, Tier
+from radixserve.tiers.contract import COPY_SECONDS, Dropping, Load, Tier
 from radixserve.tiers.counters import TIER_TOKENS
 
 MIN_FETCH = 16  # tokens; fewer are computed as fast
@@ -99,6 +99,8 @@ class Tiers:
         if not (self.below and self._cache.enabled and sequence.request.keeps_cache):
             return
         assert sequence.lease is not None, "what is computed is under a lease"
+        if sequence.lease.is_withheld:
+            return
         prefix = sequence.prefix(sequence.num_computed)
         self._offer("computed", prefix, sequence.lease.slots[: sequence.num_computed])
 
@@ -110,6 +112,21 @@ class Tiers:
         for tier in self.below:
             if tier.takes == kind:
                 tier.offer(prefix, slots)
+
+    def drop(self, branch: Branch) -> list[Dropping]:
+        """Have all tiers forget `branch`, also what is on its way up from them. One answer for each
+        tier.
+        """
+        for fetch in self._fetches:
+            if branch.covers(fetch.prefix):
+                fetch.lease.withhold()
+        return [tier.drop(branch) for tier in self.below]
+
+    def drop_unused(self, namespaces: frozenset[str] | None, seconds: float) -> list[Dropping]:
+        """Have all tiers forget what was not used for so long, in these namespaces (None: in
+        all).
+        """
+        return [tier.drop_unused(namespaces, seconds) for tier in self.below]
 
     def relent(self) -> bool:
         """Slots are short: have a tier let go of some that it holds. False if none does."""
@@ -186,7 +203,7 @@ class Tiers:
         assert self._pool is not None, "tiers stand below a pool"
         lease, depth = fetch.lease, fetch.lease.num_cached
         stop = depth + kv[0].shape[1]
-        if not lease.grow(stop):
+        if lease.is_withheld or not lease.grow(stop):
             return
         write_slots(self._pool, lease.slots[depth:stop], kv)
         lease.publish(fetch.prefix.first(stop))

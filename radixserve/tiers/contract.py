@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from radixserve.declared import Numbers
-from radixserve.prefix import Prefix
+from radixserve.prefix import Branch, Prefix
 from radixserve.step import Slots
 from radixserve.tensors.kv import KV
 
@@ -43,6 +43,16 @@ class Load:
     def give_up(self) -> None:
         """The result is no longer needed: if the load has not begun, it is skipped."""
         self.given_up = True
+
+
+@dataclass(slots=True)
+class Dropping:
+    """What `Tier.drop` and `Tier.drop_unused` come to. Once it is `done`, `num_tokens` tokens can
+    not be found any more, whatever happens to this process.
+    """
+
+    num_tokens: int = 0
+    done: bool = False
 
 
 class Tier(Protocol):
@@ -81,6 +91,14 @@ class Tier(Protocol):
         """Keep K/V of `prefix`, which is in these slots of the device, if there is room. Slots of
         evicted K/V may be overwritten after the call, by a step that is launched then.
         """
+
+    def drop(self, branch: Branch) -> Dropping:
+        """Forget the K/V of `branch`, also what was offered and is not kept yet. No later `match`
+        or `fetch` finds it.
+        """
+
+    def drop_unused(self, namespaces: frozenset[str] | None, seconds: float) -> Dropping:
+        """Forget what was not used for so long, in these namespaces (None: in all)."""
 
     def prefilled(self, num_tokens: int, seconds: float) -> None:
         """Note how fast a step computed, to which reading can be compared."""

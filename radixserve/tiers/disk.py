@@ -12,19 +12,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.declared import Numbers
-from radixserve.prefix import Prefix
+from radixserve.prefix import Branch, Prefix
 from radixserve.step import Slots
 from radixserve.store.admin.errands import Attendant
 from radixserve.store.folder.counters import SKIPPED
 from radixserve.store.folder.disk_store import DiskStore
 from radixserve.tensors.copies import Reader, converted
 from radixserve.tensors.kv import KV, KVPool
-from radixserve.tiers.contract import Found, Load
+from radixserve.tiers.contract import Dropping, Found, Load
 from radixserve.tiers.counters import TIER_BYTES, TIER_TOKENS
 from radixserve.tiers.pace import Pace
 from radixserve.tiers.worker import Job, Worker
@@ -128,6 +129,31 @@ class DiskTier:
 
         self._worker.submit(Job(lambda: self._load(load), done), urgent=True)
         return load
+
+    def drop(self, branch: Branch) -> Dropping:
+        """See `Tier.drop`. Writes that wait are given up."""
+        return self._drop(lambda: self._store.drop(branch))
+
+    def drop_unused(self, namespaces: frozenset[str] | None, seconds: float) -> Dropping:
+        """See `Tier.drop_unused`."""
+        return self._drop(lambda: self._store.drop_unused(namespaces, seconds))
+
+    def _drop(self, work: Callable[[], int]) -> Dropping:
+        dropping = Dropping()
+
+        def drop() -> bool:
+            dropping.num_tokens = work()
+            self._stats_at = 0.0
+            self._note_stats()
+            return True
+
+        def done() -> None:
+            dropping.done = True
+
+        while self.relent():
+            pass
+        self._worker.submit(Job(drop, done), urgent=True)
+        return dropping
 
     def prefilled(self, num_tokens: int, seconds: float) -> None:
         """The speed of prefill decides whether loading is worth it."""

@@ -9,19 +9,23 @@ again. Runs on the engine's thread; copies run while steps run.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
+from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.cache.policies.policy import Policy
+from radixserve.cache.survey import NODES, drop_unused
 from radixserve.declared import Numbers
-from radixserve.prefix import Prefix
+from radixserve.prefix import Branch, Prefix
 from radixserve.step import Slots
 from radixserve.tensors.copies import Copies, Copy, read_slots, write_slots
 from radixserve.tensors.kv import KVPool, KVShape
-from radixserve.tiers.contract import COPY_SECONDS, Found, Load
+from radixserve.tiers.contract import COPY_SECONDS, Dropping, Found, Load
 from radixserve.tiers.counters import TIER_BYTES, TIER_TOKENS
 
 
@@ -57,6 +61,8 @@ class HostTier:
         self._device_pool = device_pool
         self._copies = copies
         self._falling: list[_Demotion] = []
+        self._ages = Ages(time.monotonic())
+        self._dropping: Iterator[None] | None = None  # of what was not used for long
 
     def numbers(self) -> Numbers:
         """See `Tier.numbers`."""
@@ -70,7 +76,8 @@ class HostTier:
     @property
     def patience(self) -> float | None:
         """Copies from the device are polled."""
-        return COPY_SECONDS if self._falling else 0.0
+        is_busy = self._falling or self._dropping is not None or self.cache.dropped.pending
+        return COPY_SECONDS if is_busy else 0.0
 
     def fileno(self) -> int | None:
         """There is none: `patience` says when to look."""
@@ -99,8 +106,9 @@ class HostTier:
 
     def settle(self) -> None:
         """Publish the copies that have arrived, in the order of demotion, in which they also
-        arrive.
+        arrive. What was dropped is freed.
         """
+        self._drop_on()
         while self._falling and self._falling[0].copy.arrived:
             fallen = self._falling.pop(0)
             with fallen.lease as lease:
@@ -118,6 +126,44 @@ class HostTier:
                 is_pinned = self._device_pool.k.is_cuda
                 load.kv = (k.pin_memory(), v.pin_memory()) if is_pinned else (k, v)
         return load
+
+    def drop(self, branch: Branch) -> Dropping:
+        """See `Tier.drop`; done at once, while the memory is freed by `settle`."""
+        before = self.cache.tree.num_tokens - self.cache.dropped.left_tokens()
+        for name in [each for each in self.cache.tree.roots if branch.has(each)]:
+            self.cache.drop(Prefix(name, branch.tokens))
+        for falling in self._falling:
+            if branch.covers(falling.prefix):
+                falling.lease.withhold()
+        after = self.cache.tree.num_tokens - self.cache.dropped.left_tokens()
+        return Dropping(before - after, done=True)
+
+    def drop_unused(self, namespaces: frozenset[str] | None, seconds: float) -> Dropping:
+        """See `Tier.drop_unused`; done by `settle`, in parts."""
+        now, dropping = time.monotonic(), Dropping()
+
+        def is_old(last_use: int) -> bool:
+            return self._ages.age(last_use, now) > seconds
+
+        self._dropping = self._unused(dropping, namespaces, is_old)
+        return dropping
+
+    def _unused(
+        self,
+        dropping: Dropping,
+        namespaces: frozenset[str] | None,
+        is_old: Callable[[int], bool],
+    ) -> Iterator[None]:
+        tokens, _ = yield from drop_unused(self.cache, namespaces, is_old)
+        dropping.num_tokens, dropping.done = tokens, True
+
+    def _drop_on(self) -> None:
+        """Go on with what was dropped, one part."""
+        self._ages.note(self.cache.evictor.clock, time.monotonic())
+        self.cache.sweep(NODES)
+        for _ in self._dropping or ():
+            return
+        self._dropping = None
 
     def prefilled(self, num_tokens: int, seconds: float) -> None:
         """Copying is faster in any case."""

@@ -38,9 +38,12 @@ async def test_without_keys_only_this_machine_may_steer(
 
 @pytest.mark.parametrize("path", ["/flush_cache", "/reset_prefix_cache"])
 async def test_a_flush_has_no_body_and_is_answered_with_counts(server: Server, path: str) -> None:
-    server.engine.answers[Drop] = Dropped(tokens=40, nodes=3, leased_tokens=7)
+    server.engine.answers[Drop] = Dropped(tokens=40, nodes=3, leased_tokens=7, tiers={"disk": 9})
     status, answer = await call(server, "POST", path)
-    assert (status, answer) == (200, {"tokens": 40, "nodes": 3, "leased_tokens": 7})
+    assert (status, answer) == (
+        200,
+        {"tokens": 40, "nodes": 3, "leased_tokens": 7, "tiers": {"disk": 9}, "pending": []},
+    )
     assert server.engine.asked == [Drop()]
 
 

@@ -71,7 +71,7 @@ def test_a_flush_while_requests_run_hides_everything_and_changes_no_answer(
     assert harness.events["c"][0].num_cached == 0
     assert harness.tokens("a") == harness.tokens("c") == expected(LONG, 8)
     assert harness.tokens("b") == expected([*LONG[:20], 70], 8)
-    while harness.core.answering.has_work:
+    while harness.core.answering.patience is not None:
         harness.core.answers()
     stats = harness.cache.stats()
     assert stats.cached == cached(harness, LONG + expected(LONG, 7)), "dropped K/V is still held"
@@ -91,7 +91,7 @@ def test_a_flush_while_a_request_is_preempted(harness: Harness) -> None:
             dropped(small, Drop())
     for name, prompt in prompts.items():
         assert small.tokens(name) == expected(prompt, 14)
-    while small.core.answering.has_work:
+    while small.core.answering.patience is not None:
         small.core.answers()
     small.assert_drained()
 

@@ -16,11 +16,11 @@ from radixserve.engine.core import EngineCore
 from radixserve.engine.counters import PROMPT_TOKENS
 from radixserve.engine.scheduler import Limits
 from radixserve.engine.tiers import Tiers
-from radixserve.prefix import Prefix
+from radixserve.prefix import Branch, Prefix
 from radixserve.step import Slots
 from radixserve.tensors.copies import read_slots
 from radixserve.tensors.kv import KV, KVPool
-from radixserve.tiers.contract import Found, Load, Tier
+from radixserve.tiers.contract import Dropping, Found, Load, Tier
 from radixserve.tiers.counters import TIER_BYTES, TIER_TOKENS
 from tests.engine.harness import request
 from tests.tiers.parts import CPU, SHAPE, Tiered, forget
@@ -57,6 +57,14 @@ class Shelf:
     def offer(self, prefix: Prefix, slots: Slots) -> None:
         for n in range(1, prefix.num_tokens + 1):
             self.kept[prefix.first(n)] = read_slots(self.pool, slots[:n])
+
+    def drop(self, branch: Branch) -> Dropping:
+        gone = [prefix for prefix in self.kept if branch.covers(prefix)]
+        self.kept = {each: kv for each, kv in self.kept.items() if each not in gone}
+        return Dropping(len(gone), done=True)
+
+    def drop_unused(self, namespaces: frozenset[str] | None, seconds: float) -> Dropping:
+        return Dropping(done=True)
 
     def prefilled(self, num_tokens: int, seconds: float) -> None:
         pass

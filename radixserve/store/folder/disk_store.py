@@ -12,14 +12,14 @@ import contextlib
 import copy
 import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from radixserve.declared import Numbers
-from radixserve.prefix import Prefix
+from radixserve.prefix import Branch, Prefix
 from radixserve.store.folder.breaker import Breaker
 from radixserve.store.folder.counters import (
     ERRORS,
@@ -165,6 +165,56 @@ class DiskStore:
             return self._folder.clear()
         except (OSError, sqlite3.Error) as error:
             self._stats.write_errors_total += 1
+            self._recover(error)
+            return 0
+
+    def drop(self, branch: Branch) -> int:
+        """Remove the runs of this model's K/V in `branch`, and all that continue them; returns how
+        many tokens they had. A run that holds the end of `branch.tokens` goes whole, with what else
+        branches off in it.
+
+        Rows go first, in one transaction, so that nothing is found again even if the process dies
+        while files are removed.
+        """
+
+        def rows() -> list[Row]:
+            index = self._folder.index
+            names = [each for each in index.namespaces(self.fingerprint) if branch.has(each)]
+            if not branch.tokens:
+                return [row for name in names for row in index.of(self.fingerprint, name)]
+            ends = [self._end_of(Prefix(name, branch.tokens)) for name in names]
+            return [row for end in ends if end is not None for row in index.below(end.id)]
+
+        return self._removed(rows)
+
+    def drop_unused(self, namespaces: frozenset[str] | None, seconds: float) -> int:
+        """Remove the runs of this model's K/V that were not used for so long; returns how many
+        tokens they had. Every run was used when one that continues it was.
+        """
+
+        def rows() -> list[Row]:
+            index = self._folder.index
+            names = index.namespaces(self.fingerprint)
+            wanted = [each for each in names if namespaces is None or each in namespaces]
+            return [row for name in wanted for row in index.unused(self.fingerprint, name, seconds)]
+
+        return self._removed(rows)
+
+    def _end_of(self, prefix: Prefix) -> Row | None:
+        """The run that holds the last token of `prefix`; None if not all of it is stored."""
+        steps = self._walk(prefix)
+        is_whole = sum(step.shared for step in steps) == prefix.num_tokens
+        return steps[-1].row if steps and is_whole else None
+
+    def _removed(self, rows: Callable[[], list[Row]]) -> int:
+        """Remove the runs that `rows` finds; returns how many tokens they had, 0 after an error."""
+        try:
+            found = rows()
+            self._folder.remove(found)
+            return sum(row.length for row in found)
+        except (OSError, sqlite3.Error, UnicodeEncodeError) as error:
+            self._stats.write_errors_total += 1
+            log.warning("what was dropped is still in the disk store: %s", error)
             self._recover(error)
             return 0
 

@@ -211,6 +211,23 @@ class Index:
         """Every run, parents before children."""
         return self._rows("ORDER BY start, id")
 
+    def namespaces(self, fingerprint: str) -> list[str]:
+        """The namespaces of the runs with this fingerprint."""
+        statement = "SELECT DISTINCT namespace FROM runs WHERE fingerprint = ?"
+        return [str(name) for (name,) in self._sql(statement, (fingerprint,))]
+
+    def of(self, fingerprint: str, namespace: str) -> list[Row]:
+        """Every run of a namespace, parents before children."""
+        where = "WHERE fingerprint = ? AND namespace = ? ORDER BY start, id"
+        return self._rows(where, (fingerprint, namespace))
+
+    def unused(self, fingerprint: str, namespace: str, seconds: float) -> list[Row]:
+        """The runs of a namespace that were not used for so long, by the wall clock: where it was
+        set forward, more than these.
+        """
+        where = "WHERE fingerprint = ? AND namespace = ? AND used < ? ORDER BY start, id"
+        return self._rows(where, (fingerprint, namespace, time.time() - seconds))
+
     def files(self) -> list[tuple[int, str, int]]:
         """Id, file name and bytes of every run."""
         return self._sql("SELECT id, name, bytes FROM runs")
