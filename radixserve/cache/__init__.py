@@ -6,8 +6,8 @@
     policies/    which of the leaves that may go is next: one module for each idea
     eviction.py  pins and uses: which nodes may go, and what the policy is told of them
     kvcache.py   the facade the scheduler uses: KVCache, Lease, CacheStats
-    pool.py      the K and V tensors that slots index (the only module here that knows torch)
+    counters.py  the metrics of the device's cache
 
 Imports run down this list from the bottom: kvcache uses eviction, radix and slots; slots uses none
-of them.
+of them. The tensors that slots index are in `tensors.kv`; nothing here knows torch.
 """

@@ -1,8 +1,8 @@
 """The tiers below the device, in which K/V is kept: host memory, and a folder on the disk. Knows
 slots and tensors, no requests.
 
-`host` keeps what the device evicts, `disk` what was computed; `engine.tiers` decides when which of
-them is asked.
+`contract` says what a tier is. `host` keeps what the device evicts, `disk` what was computed;
+`engine.tiers` asks them in turn and knows the contract only.
 """
 
 from __future__ import annotations
