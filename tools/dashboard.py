@@ -96,6 +96,18 @@ CACHE = (
         stacked=True,
     ),
     Panel(
+        "Saved prefill",
+        "Seconds of computing that cached tokens saved, per second.",
+        ((rate("radixserve_saved_prefill_seconds_total"), "saved"),),
+        "s",
+    ),
+    Panel(
+        "Hits by depth",
+        "Cached prompt tokens by their position in the prompt, per second.",
+        ((rate("radixserve_hit_tokens_total", by="depth"), "{{depth}}"),),
+        stacked=True,
+    ),
+    Panel(
         "Evicted and computed tokens",
         "If as much is evicted as is computed, the cache is too small for what comes.",
         (
