@@ -15,9 +15,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from radixserve import __version__
-from radixserve.config import SECTIONS, TABLE, Setting
+from radixserve.config import SECTIONS, TABLE, EvictionPolicy, Setting
 from radixserve.config_sources import CONFIG_VARIABLE, Resolved, resolve
 from radixserve.errors import ConfigError, StartupError
 from radixserve.logs import configure_logging
@@ -31,6 +32,9 @@ or a variable such as RADIXSERVE_KV_BUDGET. A flag wins over a variable, a
 variable over the file. {CONFIG_VARIABLE} names the file, too. "auto" stands
 for the default in words. Sizes: 512MiB, 2GiB, or bytes. See docs/settings.md.
 """
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # with this prefix no argument is an option
     bench.set_defaults(run=_bench, parser=bench)
     _add_cache(
-        commands.add_parser("cache", help="inspect and repair a disk store", allow_abbrev=False)
+        commands.add_parser(
+            "cache", help="inspect and repair a disk store; simulate", allow_abbrev=False
+        )
     )
     _add_key(commands.add_parser("key", help="make a key for the key file", allow_abbrev=False))
     completion = commands.add_parser(
@@ -185,6 +191,48 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
         if name == "import":
             command.add_argument("source", type=_path, metavar="FILE", help="the file to read")
         command.set_defaults(run=_cache, tool=function, parser=command)
+    _add_simulate(commands)
+
+
+def _add_simulate(commands: _Commands) -> None:
+    words = "replay recorded requests through the cache with other policies and budgets"
+    command = commands.add_parser("simulate", help=words, description=words, allow_abbrev=False)
+    command.add_argument(
+        "trace", type=_path, metavar="TRACE", help="requests as JSON lines, in Mooncake's format"
+    )
+    names = get_args(EvictionPolicy)
+    command.add_argument(
+        "--policy",
+        nargs="+",
+        default=["all"],
+        choices=("all", *names),
+        metavar="NAME",
+        help=f"policies to compare: {', '.join(names)} [all]",
+    )
+    command.add_argument(
+        "--budget",
+        nargs="+",
+        default=[],
+        type=_count,
+        metavar="BLOCKS",
+        help="sizes of the cache, in blocks of the trace [eight, up to all its blocks]",
+    )
+    command.add_argument("--svg", type=_path, metavar="FILE", help="draw the hit rates to FILE")
+    command.set_defaults(run=_simulate, parser=command)
+
+
+def _count(text: str) -> int:
+    """A whole number of at least 1 that a slot can have."""
+    number = int(text)
+    if not 0 < number < 1 << 31:
+        raise ValueError(text)
+    return number
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from radixserve.simulate import command
+
+    return command.main(arguments.trace, arguments.policy, arguments.budget, arguments.svg)
 
 
 def _path(text: str) -> Path:

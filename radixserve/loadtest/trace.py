@@ -2,8 +2,8 @@
 each.
 
 A line has `timestamp` (milliseconds), `input_length` and `output_length` (tokens) and `hash_ids`:
-one for each block of 512 prompt tokens. Equal ids mean equal blocks; every id becomes text, or
-token ids, that depend only on the id and the seed.
+one for each block of 512 prompt tokens, or of `block_tokens` if a line has that, too. Equal ids
+mean equal blocks; every id becomes text, or token ids, that depend only on the id and the seed.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Line:
     input_length: int
     output_length: int
     hash_ids: tuple[int, ...]
+    block_tokens: int = BLOCK_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class _Scale:
         name = f"line {line.number}"
         output = min(max(round(line.output_length * self.length), 1), self.most_output)
         body = self.body | {"max_tokens": output}
-        lengths = [BLOCK_TOKENS] * (len(line.hash_ids) - 1)
+        lengths = [line.block_tokens] * (len(line.hash_ids) - 1)
         lengths.append(line.input_length - sum(lengths))
         blocks = [
             (block, max(round(length * self.length), 1))
@@ -168,11 +169,14 @@ def _line(text: str, number: int, where: str) -> Line:
         raise WorkloadError(f"{where}: a negative time, an empty prompt or a negative length")
     if not all(type(block) is int for block in fields["hash_ids"]):
         raise WorkloadError(f"{where}: hash_ids must be whole numbers")
-    if len(fields["hash_ids"]) != (needed := -(-fields["input_length"] // BLOCK_TOKENS)):
+    size = fields.get("block_tokens", BLOCK_TOKENS)
+    if type(size) is not int or size < 1:
+        raise WorkloadError(f"{where}: block_tokens must be a number of tokens")
+    if len(fields["hash_ids"]) != (needed := -(-fields["input_length"] // size)):
         raise WorkloadError(
             f"{where}: {fields['input_length']} tokens need {needed} hash_ids of "
-            f"{BLOCK_TOKENS} tokens, "
+            f"{size} tokens, "
             f"not {len(fields['hash_ids'])}"
         )
     lengths = (fields["input_length"], fields["output_length"])
-    return Line(number, fields["timestamp"] / 1000, *lengths, tuple(fields["hash_ids"]))
+    return Line(number, fields["timestamp"] / 1000, *lengths, tuple(fields["hash_ids"]), size)
