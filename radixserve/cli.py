@@ -102,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     chat.add_arguments(talk)
     talk.set_defaults(run=chat.main, parser=talk)
+    watch = commands.add_parser(
+        "top", help="watch a running server in the terminal", allow_abbrev=False
+    )
+    _add_server(watch)
+    watch.set_defaults(run=_top, parser=watch)
     bench = commands.add_parser(
         "bench", help="replay a workload against any server", add_help=False, prefix_chars="\0"
     )
@@ -233,6 +238,22 @@ def _simulate(arguments: argparse.Namespace) -> int:
     from radixserve.simulate import command
 
     return command.main(arguments.trace, arguments.policy, arguments.budget, arguments.svg)
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    """Add which server, and the key for it."""
+    parser.add_argument(
+        "--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--key", metavar="KEY", help="an administrator's key (default: RADIXSERVE_API_KEY)"
+    )
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    from radixserve.top.command import main as top
+
+    return top(arguments.url, arguments.key or os.environ.get("RADIXSERVE_API_KEY"))
 
 
 def _path(text: str) -> Path:

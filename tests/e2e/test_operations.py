@@ -1,8 +1,10 @@
-"""What a real server tells a collector."""
+"""What a real server tells a collector, and a person at a terminal."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import urllib.request
 
 import pytest
@@ -42,3 +44,15 @@ def test_a_server_that_ends_has_sent_the_traces_and_metrics_of_its_requests() ->
         (resource,) = collector.metrics[-1].resource_metrics
         names = {metric.name for metric in resource.scope_metrics[0].metrics}
         assert {"radixserve_requests", "radixserve_step_seconds"} <= names
+
+
+def test_top_shows_a_real_server() -> None:
+    with running("--fake-model") as server:
+        ask(server.url)
+        ask(server.url)
+        command = [sys.executable, "-m", "radixserve", "top", "--url", server.url]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("radixserve ready")
+    assert "device" in result.stdout
+    assert "<|im_start|>" in result.stdout, "the first tokens of the most used prefix"

@@ -1,0 +1,181 @@
+"""Reads the numbers of a server by HTTP."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from typing import Any
+from urllib.parse import urlsplit
+
+from prometheus_client.parser import text_string_to_metric_families
+
+_SECONDS = 5.0  # for one answer
+_MOST_BYTES = 16 << 20  # of one answer
+_LEVELS, _NODES = 3, 100  # of the tree
+
+
+class TopError(Exception):
+    """The server is away, refuses, or is none; the message is for the person at the terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of the prefix tree."""
+
+    tokens: int  # from the beginning of the prompt to its end
+    hits: int  # of it and of everything below it
+    age_seconds: float
+    leased: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The metrics page at one moment."""
+
+    at: float  # time.monotonic() seconds
+    samples: dict[str, list[tuple[dict[str, str], float]]] = field(default_factory=dict)
+
+    def sum(self, name: str, **labels: str) -> float:
+        """All series of `name` that have these labels, added up; 0 if there are none."""
+        return sum(
+            value
+            for found, value in self.samples.get(name, ())
+            if all(found.get(label) == text for label, text in labels.items())
+        )
+
+    def by(self, name: str, label: str) -> dict[str, float]:
+        """The values of `name` by one of its labels."""
+        sums: dict[str, float] = {}
+        for found, value in self.samples.get(name, ()):
+            key = found.get(label, "")
+            sums[key] = sums.get(key, 0.0) + value
+        return sums
+
+    def label(self, name: str, label: str) -> str:
+        """The text of a label in the first series of `name`."""
+        series = self.samples.get(name)
+        return series[0][0].get(label, "") if series else ""
+
+
+class Source:
+    """A server at `url`, such as http://127.0.0.1:8000; a trailing /v1 is accepted."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise TopError(f"{url!r} is not an http:// or https:// address")
+        self.url = parts.geturl().rstrip("/").removesuffix("/v1")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def read(self) -> Reading:
+        """The numbers now. Raises TopError."""
+        page = self._get("/metrics").decode("utf-8", "replace")
+        try:
+            reading = Reading(time.monotonic(), _samples(page))
+        except ValueError as error:
+            raise TopError(f"{self.url}/metrics is no page of metrics") from error
+        if "radixserve_build_info" not in reading.samples:
+            raise TopError(f"{self.url} is no radixserve")
+        return reading
+
+    def prefixes(self) -> list[Node]:
+        """The nodes of the tree with the most hits. Raises TopError."""
+        body = self._get(f"/cache/tree?depth={_LEVELS}&nodes={_NODES}")
+        try:
+            nodes = [_node(each) for each in json.loads(body)["nodes"]]
+        except (ValueError, LookupError, TypeError) as error:
+            raise TopError(f"{self.url}/cache/tree is not understood") from error
+        real = [each for each in nodes if each.tokens]
+        return sorted(real, key=lambda node: (-node.hits, -node.tokens))
+
+    def _get(self, path: str) -> bytes:
+        request = urllib.request.Request(self.url + path, headers=self._headers)
+        try:
+            with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
+                return bytes(answer.read(_MOST_BYTES))
+        except urllib.error.HTTPError as error:
+            with error:
+                raise TopError(_refusal(self.url, error)) from error
+        except (OSError, HTTPException) as error:
+            reason = getattr(error, "reason", None) or error or type(error).__name__
+            raise TopError(f"no server answers at {self.url}: {reason}") from error
+
+
+def _refusal(url: str, error: urllib.error.HTTPError) -> str:
+    if error.code == 401:
+        return f"{url} wants a valid key: --key KEY, or the variable RADIXSERVE_API_KEY"
+    if error.code == 403:
+        return f"{url} wants the key of an administrator: --key KEY"
+    return f"{url} answers {error.code} {error.reason}"
+
+
+def _samples(page: str) -> dict[str, list[tuple[dict[str, str], float]]]:
+    samples: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return samples
+
+
+def _node(node: dict[str, Any]) -> Node:
+    return Node(
+        tokens=int(node["depth"]) + int(node["tokens"]),
+        hits=int(node.get("hits", 0)) + int(node.get("below_hits", 0)),
+        age_seconds=float(node.get("age_seconds", 0.0)),
+        leased=bool(node.get("leased", False)),
+        text=str(node.get("text", "")),
+    )
+
+
+class History:
+    """The readings of the last minute, oldest first."""
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self._seconds = seconds
+        self.readings: list[Reading] = []
+
+    def add(self, reading: Reading) -> None:
+        """A reading with smaller totals is that of another process, with which all begins again."""
+        name = "radixserve_steps_total"
+        if self.readings and reading.sum(name) < self.readings[-1].sum(name):
+            self.readings.clear()
+        self.readings.append(reading)
+        while reading.at - self.readings[0].at > self._seconds:
+            self.readings.pop(0)
+
+    @property
+    def last(self) -> Reading:
+        return self.readings[-1]
+
+    def rate(self, name: str, **labels: str) -> float:
+        """Increase per second of a total over the last ten seconds."""
+        recent = [each for each in self.readings if self.last.at - each.at <= 10.0]
+        return _rate(recent[0], recent[-1], name, **labels)
+
+    def rates(self, name: str, **labels: str) -> list[float]:
+        """Increase per second from each reading to the next."""
+        pairs: Iterator[tuple[Reading, Reading]] = zip(
+            self.readings, self.readings[1:], strict=False
+        )
+        return [_rate(first, then, name, **labels) for first, then in pairs]
+
+    def increase(self, name: str, **labels: str) -> float:
+        """Increase of a total over all readings; with one reading, since the server's start."""
+        before = self.readings[0].sum(name, **labels) if len(self.readings) > 1 else 0.0
+        return self.last.sum(name, **labels) - before
+
+    def mean(self, name: str, **labels: str) -> float | None:
+        """The mean of a histogram over all readings; None without values."""
+        count = self.increase(f"{name}_count", **labels)
+        return self.increase(f"{name}_sum", **labels) / count if count > 0 else None
+
+
+def _rate(first: Reading, then: Reading, name: str, **labels: str) -> float:
+    seconds = then.at - first.at
+    return (then.sum(name, **labels) - first.sum(name, **labels)) / seconds if seconds > 0 else 0.0
