@@ -23,6 +23,11 @@ def pack(token_ids: Iterable[int]) -> bytes:
     return array("i", token_ids).tobytes()
 
 
+def owner_of(namespace: str) -> str:
+    """The tenant that a namespace belongs to: what stands before its slash; empty without one."""
+    return namespace.rpartition("/")[0]
+
+
 class Prefix(NamedTuple):
     """Tokens from position 0 on, in a namespace. `tokens` are packed (`pack`)."""
 

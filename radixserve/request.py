@@ -66,6 +66,9 @@ class Request(msgspec.Struct, tag="request", frozen=True, kw_only=True):
     namespace: str = "public"  # requests share K/V only within a namespace
     tenant: str = "default"  # whose request it is
     weight: float = 1.0  # the tenant's share of the computing, relative to others
+    # the tenant's quota and floor of cached K/V: up to 1 a share of the budget, above bytes
+    kv_quota: float = 0.0  # 0: none
+    kv_floor: float = 0.0
     reads_cache: bool = True  # cached K/V may be used
     keeps_cache: bool = True  # computed K/V may be found by later requests
     priority: int = 0  # lower is earlier

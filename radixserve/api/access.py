@@ -122,6 +122,8 @@ def assign_tenant(request: web.Request, generation: Generation, namespaces: Name
             stream.request,
             tenant=tenant.name,
             weight=tenant.weight,
+            kv_quota=tenant.kv_quota,
+            kv_floor=tenant.kv_floor,
             namespace=namespaces.of(tenant.name, stream.request.namespace),
         )
 

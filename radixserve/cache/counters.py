@@ -25,8 +25,27 @@ EVICTED_TOKENS = Declared(
 
 TREE_NODES = Declared("gauge", "radixserve_tree_nodes", "nodes", "Nodes of the prefix tree")
 
+TENANT_KV_BYTES = Declared(
+    "gauge",
+    "radixserve_tenant_kv_bytes",
+    "bytes",
+    "Cached keys and values on the device, by tenant",
+    ("tenant",),
+)
+
+TENANT_EVICTED_TOKENS = Declared(
+    "counter",
+    "radixserve_tenant_evicted_tokens_total",
+    "tokens",
+    "Tokens of a tenant that were evicted from the device, for requests of its own (self) or of "
+    "other tenants (others)",
+    ("tenant", "by"),
+)
+
 COUNTERS: Final = (
     KV_BYTES,
     EVICTED_TOKENS,
     TREE_NODES,
+    TENANT_KV_BYTES,
+    TENANT_EVICTED_TOKENS,
 )

@@ -22,9 +22,10 @@ from radixserve.cache.eviction import Evictor
 from radixserve.cache.policies.policy import Policy
 from radixserve.cache.policies.ranked import least_recently_used
 from radixserve.cache.radix import Node, Point, RadixTree, path_prefix, path_runs
+from radixserve.cache.shares import Shares
 from radixserve.cache.slots import Run, SlotAllocator, append_runs, split_runs, write_slots
 from radixserve.declared import Numbers
-from radixserve.prefix import TOKEN_BYTES, Prefix
+from radixserve.prefix import TOKEN_BYTES, Prefix, owner_of
 from radixserve.step import Slots
 
 OnEvict = Callable[[Prefix, Slots], None]
@@ -70,11 +71,24 @@ class KVCache:
         self.enabled = enabled
         self.allocator = SlotAllocator(num_slots)
         self.tree = RadixTree()
-        self.evictor = Evictor(self.tree, policy or least_recently_used())
+        self.shares = Shares(policy or least_recently_used(), self.tree.tokens_of)
+        self.evictor = Evictor(self.tree, self.shares)
         self.dropped = DroppedNodes(self.tree, self.evictor)
         self.on_evict: OnEvict | None = None
         self._leases: dict[Lease, None] = {}  # the live ones, oldest first
         self._evicted_tokens_total = 0
+
+    def limit(self, namespace: str, quota: float, floor: float) -> None:
+        """Set how much of the cache the tenant of `namespace` may fill while others need room, and
+        how much of it others cannot evict as long as anything else can go: up to 1 a share of all
+        slots, above bytes; 0: none. Does nothing for a namespace without a tenant.
+        """
+        owner = owner_of(namespace)
+        if owner:
+            self.shares.limit(owner, self._in_slots(quota), self._in_slots(floor))
+
+    def _in_slots(self, amount: float) -> int:
+        return int(amount * self.allocator.num_slots if amount <= 1 else amount / self.slot_bytes)
 
     def match(self, prefix: Prefix) -> int:
         """How many tokens of `prefix`, from the first on, are cached now.
@@ -124,7 +138,7 @@ class KVCache:
         node = self.evictor.split(point)
         self.evictor.pin(node)
         uses_before = self.evictor.recall(Prefix(namespace, tokens), point.depth) if num_own else 0
-        lease = Lease(self, node, point.depth, self._take(num_own), uses_before)
+        lease = Lease(self, node, point.depth, self._take(num_own, root.owner), uses_before)
         self._leases[lease] = None
         return lease
 
@@ -135,22 +149,22 @@ class KVCache:
         )
         return self.allocator.num_free + self.evictor.evictable_tokens - newly_pinned
 
-    def _take(self, num_slots: int) -> list[Run]:
-        """Allocate slots of which it is known that so many are free or evictable."""
+    def _take(self, num_slots: int, owner: str) -> list[Run]:
+        """Allocate slots for `owner` of which it is known that so many are free or evictable."""
         if num_slots > self.allocator.num_free:
-            self.evict(num_slots - self.allocator.num_free)
+            self.evict(num_slots - self.allocator.num_free, owner)
         runs = self.allocator.allocate(num_slots)
         assert runs is not None, "evicting made less room than was counted"
         return runs
 
-    def evict(self, num_tokens: int) -> int:
-        """Drop `num_tokens` tokens without a lease, in the policy's order; returns how many there
-        were to drop.
+    def evict(self, num_tokens: int, owner: str = "") -> int:
+        """Drop `num_tokens` tokens without a lease, in the policy's order, because `owner` needs
+        room; returns how many there were to drop.
 
         `on_evict` is called for each leaf before it is dropped or loses its tail. What `drop` made
         unfindable goes first, whole node by whole node.
         """
-        free_before = self.allocator.num_free
+        free_before, self.shares.evicting_for = self.allocator.num_free, owner
         self._sweep(sys.maxsize, num_tokens)
         swept = self.allocator.num_free - free_before
         before = self._tell if self.on_evict else None
@@ -261,6 +275,7 @@ class KVCache:
             EVICTED_TOKENS.key(): stats.evicted_tokens_total,
             TREE_NODES.key(): stats.nodes,
             **{KV_BYTES.key(state): count * self.slot_bytes for state, count in slots.items()},
+            **self.shares.numbers(self.slot_bytes),
         }
 
     def check(self) -> None:
@@ -362,7 +377,7 @@ class Lease:
         if more > cache.allocator.num_free + cache.evictor.evictable_tokens:
             return False
         if more > 0:
-            runs = cache._take(more)
+            runs = cache._take(more, self._node.owner)
             append_runs(self._own, runs)
             self._append(runs)
         return True

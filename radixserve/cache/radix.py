@@ -8,11 +8,12 @@ is evicted first (eviction.py), nor which slots are free (slots.py); it carries 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from radixserve.cache.slots import Run, append_runs, split_runs
-from radixserve.prefix import TOKEN_BYTES, Prefix
+from radixserve.prefix import TOKEN_BYTES, Prefix, owner_of
 
 
 class Node:
@@ -37,6 +38,7 @@ class Node:
         "hits",
         "key",
         "last_use",
+        "owner",
         "parent",
         "pins",
         "place",
@@ -57,6 +59,8 @@ class Node:
         self.runs = runs
         self.parent = parent
         self.children: dict[int | str, Node] = {}
+        # a tenant, or "" without one
+        self.owner: str = owner_of(str(key)) if parent is None else parent.owner
         self.serial = serial  # order of creation
         self.born = serial  # order of publication: both halves of a split keep it
         self.start = 0  # tokens from the root to the beginning of the edge
@@ -95,6 +99,7 @@ class RadixTree:
         self.roots: dict[str, Node] = {}
         self.detached: dict[Node, None] = {}  # the tops of subtrees that cannot be found any more
         self.num_tokens = 0
+        self.tokens_of: Counter[str] = Counter()  # of them, by owner
         self.num_nodes = 0  # roots not counted
         self._serial = 0
 
@@ -166,7 +171,7 @@ class RadixTree:
         leaf = parent.children[key] = self._node(key, edge, runs, parent)
         leaf.start = parent.start + parent.num_tokens
         self.num_nodes += 1
-        self.num_tokens += leaf.num_tokens
+        self._count(leaf, leaf.num_tokens)
         return leaf
 
     def extend(self, leaf: Node, edge: bytes, runs: list[Run]) -> None:
@@ -177,7 +182,7 @@ class RadixTree:
         assert not leaf.children, "only a leaf can be extended"
         leaf.edge += edge
         append_runs(leaf.runs, runs)
-        self.num_tokens += len(edge) // TOKEN_BYTES
+        self._count(leaf, len(edge) // TOKEN_BYTES)
 
     def truncate(self, leaf: Node, num_tokens: int) -> list[Run]:
         """Drop all but the first `num_tokens` (at least one) tokens of a leaf; their slots are the
@@ -186,7 +191,7 @@ class RadixTree:
         assert not leaf.children, "only a leaf can be truncated"
         assert 0 < num_tokens < leaf.num_tokens, "a truncated leaf keeps some of its tokens"
         leaf.runs, dropped = split_runs(leaf.runs, num_tokens)
-        self.num_tokens -= leaf.num_tokens - num_tokens
+        self._count(leaf, num_tokens - leaf.num_tokens)
         leaf.edge = leaf.edge[: num_tokens * TOKEN_BYTES]
         return dropped
 
@@ -204,8 +209,15 @@ class RadixTree:
             del leaf.parent.children[leaf.key]
         if leaf.parent is not None:
             self.num_nodes -= 1
-            self.num_tokens -= leaf.num_tokens
+            self._count(leaf, -leaf.num_tokens)
         return leaf.runs
+
+    def _count(self, leaf: Node, num_tokens: int) -> None:
+        """Add to the totals; an owner of nothing is forgotten."""
+        self.num_tokens += num_tokens
+        self.tokens_of[leaf.owner] += num_tokens
+        if not self.tokens_of[leaf.owner]:
+            del self.tokens_of[leaf.owner]
 
     def detach(self, node: Node) -> None:
         """Make a node (a root, too) and everything below it unfindable; O(1).
@@ -250,9 +262,11 @@ class RadixTree:
             )
         num_roots = sum(node.parent is None for node in nodes)
         assert self.num_nodes == len(nodes) - num_roots, "the count of nodes is off"
-        assert self.num_tokens == sum(node.num_tokens for node in nodes), (
-            "the count of tokens is off"
-        )
+        counted: Counter[str] = Counter()
+        for node in nodes:
+            counted[node.owner] += node.num_tokens
+        assert self.tokens_of == +counted, "an owner's count of tokens is off"
+        assert self.num_tokens == counted.total(), "the count of tokens is off"
 
 
 def path_runs(node: Node, top: Node | None) -> list[Run]:

@@ -117,6 +117,7 @@ class Scheduler:
         before.
         """
         sequence = Sequence.of(request, output_ids)
+        self.cache.limit(request.namespace, request.kv_quota, request.kv_floor)
         if last_slot(sequence) > self._num_slots:
             return _ended(
                 sequence,

@@ -23,7 +23,7 @@ from radixserve.prefix import Prefix
 
 Token = tuple[str, tuple[int, ...]]
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=14)
-NAMESPACES = st.sampled_from(["", "tenant"])
+NAMESPACES = st.sampled_from(["", "tenant/salt"])
 WHICH = st.integers(0, 7)
 
 
