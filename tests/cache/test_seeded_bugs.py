@@ -173,7 +173,7 @@ BUGS = {
     ),
     "an inserted leaf is not counted": (
         "radix",
-        "        self.num_tokens += leaf.num_tokens\n",
+        "        self._count(leaf, leaf.num_tokens)\n",
         "",
     ),
     "an extended leaf keeps its old runs": ("radix", "        append_runs(leaf.runs, runs)\n", ""),
@@ -221,7 +221,7 @@ BUGS = {
     "the newest leaf goes first": (
         "eviction",
         "leaf := policy.victim()",
-        "leaf := policy._line and policy._line.last or None",
+        "leaf := policy.policy._line and policy.policy._line.last or None",
     ),
     "an allocated slot stays free": (
         "slots",
