@@ -19,6 +19,7 @@ from radixserve.defaults import Defaults, load_defaults
 from radixserve.errors import StartupError
 from radixserve.front.child import Child
 from radixserve.front.client import ProcessEngine
+from radixserve.front.traffic_log import TrafficLog
 from radixserve.metrics import Metrics
 from radixserve.preparations import check_folders, for_engine
 from radixserve.step import EngineInfo
@@ -61,6 +62,7 @@ class Assembly:
         metrics = self.metrics
         on_events = (metrics.observe_steps, metrics.engine_restarted, metrics.request_resumed)
         self.engine = ProcessEngine(for_engine(settings), model, *on_events, first)
+        self.engine.traffic = _traffic_log(settings)
         self.loading: asyncio.Task[EngineInfo] | None = None
 
     async def start(self) -> Api:
@@ -82,6 +84,15 @@ class Assembly:
             self.loading.cancel()
             await asyncio.gather(self.loading, self.engine.stop(), return_exceptions=True)
         await self._processes.close()
+        if self.engine.traffic is not None:
+            self.engine.traffic.close()
+
+
+def _traffic_log(settings: Settings) -> TrafficLog | None:
+    """Raises StartupError if the file cannot be written."""
+    if settings.record is None:
+        return None
+    return TrafficLog(Path(settings.record), settings.record_key)
 
 
 def _tokenizer_start(settings: Settings, model: str) -> Start:

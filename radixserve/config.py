@@ -414,6 +414,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "not exact",
         ),
     ] = "same"
+    record: Annotated[
+        _Name | None,
+        Doc(
+            "cache",
+            "file to which each request's block hashes, lengths and time are appended, without "
+            "text, for `radixserve cache simulate`",
+            zero="nothing is recorded",
+            path=True,
+        ),
+    ] = None
+    record_key: Annotated[
+        _Key | None,
+        Doc(
+            "cache",
+            "key of these hashes; with the same key those of several runs or servers agree",
+            zero="a random one for each run",
+            secret=True,
+        ),
+    ] = None
 
     max_running: Annotated[
         int, Meta(ge=1, le=4096), Doc("scheduler", "most sequences in one step")

@@ -34,4 +34,4 @@ def check_keys(settings: Settings) -> None:
 
 def for_engine(settings: Settings) -> Settings:
     """What the engine process gets of `settings`: all but the secrets of the API."""
-    return msgspec.structs.replace(settings, api_key=None, tenant_secret=None)
+    return msgspec.structs.replace(settings, api_key=None, tenant_secret=None, record_key=None)

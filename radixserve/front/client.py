@@ -25,6 +25,7 @@ from radixserve.front.questions import Questions
 from radixserve.front.stream import Stream
 from radixserve.front.streams import Streams
 from radixserve.front.supervisor import Cause, Supervisor
+from radixserve.front.traffic_log import TrafficLog
 from radixserve.messages import Abort, Ready, Report, Start
 from radixserve.questions import Answered, Question
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent
@@ -62,6 +63,7 @@ class ProcessEngine:
         again to a later engine. `first` is the process of the first engine, if it was begun.
         """
         self.info: EngineInfo | None = None
+        self.traffic: TrafficLog | None = None  # takes note of every request
         self._settings = settings
         self._on_stats = on_stats
         self._on_restart = on_restart
@@ -215,11 +217,15 @@ class ProcessEngine:
         self._streams.add(stream)
         self._backlog.sent(len(stream.request.prompt_ids))
         stream.accept(self._leave)
+        if self.traffic is not None:
+            self.traffic.arrived(stream.request)
         self._gate.arrive(stream.request.id)
         self._admit()
 
     def _leave(self, stream: Stream) -> None:
         """The reader of `stream` is gone; abort the request if it still runs."""
+        if self.traffic is not None:
+            self.traffic.ended(stream.request.id, stream.num_generated)
         if stream in self._streams:
             self._withdraw(stream)
             self._admit()

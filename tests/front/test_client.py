@@ -26,6 +26,7 @@ from radixserve.front import child
 from radixserve.front.client import ProcessEngine
 from radixserve.front.protocol import EngineClient
 from radixserve.front.stream import Stream
+from radixserve.front.traffic_log import TrafficLog
 from radixserve.front.watchdog import Watchdog
 from radixserve.request import Request, Sampling
 from radixserve.step import TokenEvent
@@ -226,3 +227,17 @@ async def test_a_start_that_is_refused_says_why(tmp_path: Path) -> None:
         await engine.start()
     await engine.stop()
     assert engine.pid is None
+
+
+async def test_requests_are_recorded_with_their_lengths(folder: str, tmp_path: Path) -> None:
+    traffic = TrafficLog(tmp_path / "log.jsonl", None)
+    engine = engine_of(folder)
+    engine.traffic = traffic
+    await engine.start()
+    try:
+        await collect(engine, request("r"))
+    finally:
+        await engine.stop()
+        traffic.close()
+    line = json.loads((tmp_path / "log.jsonl").read_text())
+    assert line["input_length"] == 20
