@@ -169,7 +169,7 @@ def _hash_key(arguments: argparse.Namespace) -> int:
 
 
 def _add_cache(parser: argparse.ArgumentParser) -> None:
-    """Add `cache` and its commands, each with its function of `store.admin.tools`."""
+    """Add `cache` and its commands: `explain`, and those of `store.admin.tools`."""
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, function, words in (
         ("ls", "ls", "list the stored runs"),
@@ -197,6 +197,17 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
             command.add_argument("source", type=_path, metavar="FILE", help="the file to read")
         command.set_defaults(run=_cache, tool=function, parser=command)
     _add_simulate(commands)
+    _add_explain(commands)
+
+
+def _add_explain(commands: _Commands) -> None:
+    from radixserve import explain
+
+    words = "say why a running server would not find a request's prompt in its cache"
+    command = commands.add_parser("explain", help=words, description=words, allow_abbrev=False)
+    explain.add_arguments(command)
+    _add_server(command)
+    command.set_defaults(run=explain.main, parser=command)
 
 
 def _add_simulate(commands: _Commands) -> None:

@@ -6,7 +6,7 @@ its answer, so `EngineClient.ask` returns that type.
 
 from __future__ import annotations
 
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -133,6 +133,50 @@ class ShowTree(Question[Tree], tag="show_tree", frozen=True, kw_only=True):
     num_first_tokens: int = 0  # tokens of each node that are listed
 
 
+# Explaining.
+
+
+class Compared(msgspec.Struct, frozen=True, kw_only=True):
+    """What a prompt was compared with: an earlier prompt of its session, a recent prompt, or a
+    branch of the tree.
+    """
+
+    kind: Literal["session", "recent", "stored"]
+    tokens: int
+    shared: int
+    age_seconds: float
+
+
+class Explanation(msgspec.Struct, tag="explanation", frozen=True, kw_only=True):
+    """What of a prompt the cache would give, and why not more.
+
+    `lost` divides the tokens that it would not give, but for the last one, which is always
+    computed, by cause. `differs_at` is the first token that differs from what it was compared with,
+    whose tokens around that place are `theirs`, from `theirs_from` on.
+    """
+
+    matched: dict[str, int]  # tokens, by the tier that they come from
+    lost: dict[str, int]
+    gone_seconds: float | None = None  # since the first of the lost tokens were evicted or dropped
+    gone_for: int | None = None  # for how many tokens room was made then
+    compared: Compared | None = None
+    differs_at: int | None = None
+    theirs: list[int] = []
+    theirs_from: int = 0
+
+
+class Explain(Question[Explanation], tag="explain", frozen=True, kw_only=True):
+    """What of this prompt would be found in the cache, and why not more? Changes nothing, recency
+    included.
+    """
+
+    namespace: str
+    tokens: list[int]
+    session: str = ""
+    reads_cache: bool = True
+    most_theirs: int = 512
+
+
 # The messages.
 
 
@@ -143,8 +187,8 @@ class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True):
     not_found: bool = False  # what the question names is not there
 
 
-AnyQuestion = Drop | Summarize | ShowTree
-AnyAnswer = Dropped | Summary | Tree | Failed
+AnyQuestion = Drop | Summarize | ShowTree | Explain
+AnyAnswer = Dropped | Summary | Tree | Explanation | Failed
 
 
 class Asked(msgspec.Struct, tag="asked", frozen=True):

@@ -64,6 +64,8 @@ class Request(msgspec.Struct, tag="request", frozen=True, kw_only=True):
     # Tokens of the answer that came from an earlier engine; the next one continues behind them.
     output_ids: list[int] = []
     namespace: str = "public"  # requests share K/V only within a namespace
+    # what requests of one conversation have in common, as far as bodies say it; "": nothing
+    session: str = ""
     tenant: str = "default"  # whose request it is
     weight: float = 1.0  # the tenant's share of the computing, relative to others
     # the tenant's quota and floor of cached K/V: up to 1 a share of the budget, above bytes

@@ -19,7 +19,17 @@ from transformers import PreTrainedTokenizerFast
 from radixserve.errors import ApiError, Unavailable
 from radixserve.front.stream import Stream
 from radixserve.grammar import Vocabulary, check
-from radixserve.questions import Drop, Dropped, Question, ShowTree, Summarize, Summary, Tree
+from radixserve.questions import (
+    Drop,
+    Dropped,
+    Explain,
+    Explanation,
+    Question,
+    ShowTree,
+    Summarize,
+    Summary,
+    Tree,
+)
 from radixserve.request import Grammar, Request
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent, TokenLogprob
 from radixserve.text.conversation import Conversation
@@ -110,6 +120,7 @@ def logprob_of(token_id: int) -> TokenLogprob:
 
 ANSWERS: dict[type[Question[Any]], Any] = {
     Drop: Dropped(),
+    Explain: Explanation(matched={"device": 0}, lost={}),
     ShowTree: Tree(nodes=[], num_nodes=0, num_tokens=0),
     Summarize: Summary(enabled=True, tiers=[], nodes=0, num_namespaces=0, namespaces=[]),
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import radixserve
-from radixserve import cli
+from radixserve import cli, explain
 from radixserve.config import SECTIONS, TABLE, Settings
 from radixserve.errors import ConfigError, ModelRefused, StartupError
 
@@ -341,3 +341,39 @@ def test_log_lines_name_level_and_module_and_keep_libraries_quiet() -> None:
         ["INFO", "front", "radixserve.x:", "hello"],
         ["WARNING", "front", "other:", "beware"],
     ]
+
+
+def test_an_explanation_is_told_in_some_lines() -> None:
+    text = explain.told(
+        {
+            "matched_tokens": 2,
+            "prompt_tokens": 5,
+            "matched": {"device": 2},
+            "cause": "prefix_changed",
+            "why": "An earlier prompt goes on otherwise.",
+            "gone": {"seconds_ago": 3.0, "room_for_tokens": 7},
+            "compared_with": {"kind": "recent", "tokens": 9, "age_seconds": 4.0, "shared": 2},
+            "first_difference": {
+                "position": 2,
+                "region": {"kind": "system", "words": "the system prompt"},
+                "before": [{"id": 1, "text": "is "}],
+                "prompt": [{"id": 2, "text": "Mon"}],
+                "earlier": [{"id": 3, "text": "Tue"}],
+            },
+            "hints": ["There is a date here."],
+        }
+    )
+    assert "2 of 5 tokens are cached (2 device)" in text
+    assert "when room was made for 7 tokens" in text
+    assert "token 2, in the system prompt" in text
+    assert "'is Mon'" in text
+    assert "Hint: There is a date here." in text
+
+
+def test_explain_without_a_server_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "body.json").write_text("{}")
+    arguments = ["cache", "explain", str(tmp_path / "body.json"), "--url", "http://127.0.0.1:9"]
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr().err.startswith("radixserve: ")

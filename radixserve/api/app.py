@@ -21,6 +21,7 @@ from radixserve.api.access import (
 )
 from radixserve.api.anthropic.endpoints import MESSAGES, count_tokens
 from radixserve.api.cache import endpoints as cache
+from radixserve.api.cache.explain import explain
 from radixserve.api.context import API, Api
 from radixserve.api.cors import add_cors_headers, answer_options
 from radixserve.api.envelope import (
@@ -90,6 +91,7 @@ def _routes(prefix: str) -> list[web.RouteDef]:
         web.get(f"{prefix}/cache", cache.summary),
         web.delete(f"{prefix}/cache", cache.drop),
         web.get(f"{prefix}/cache/tree", cache.tree),
+        web.post(f"{prefix}/cache/explain", explain),
         web.post(f"{prefix}/flush_cache", cache.flush),
         web.post(f"{prefix}/reset_prefix_cache", cache.flush),
     ]

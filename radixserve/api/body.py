@@ -35,18 +35,29 @@ _PATH = re.compile(r" - at `(?:key` in `)?\$?\.?([^`]*)`$")
 async def read_body(request: web.Request, body_type: type[Body]) -> Body:
     """Read and decode the body; the declared content type is ignored.
 
-    Raises aiohttp's 413 beyond the size limit (which counts decompressed bytes), and BadRequest
-    otherwise, with status 408 if the body does not arrive in time.
+    Raises as `read_raw`, and BadRequest for a body that is not of this type.
     """
-    settings = request.app[API].settings
+    return decode_for(request, await read_raw(request), body_type)
+
+
+async def read_raw(request: web.Request) -> bytes:
+    """Read the body.
+
+    Raises aiohttp's 413 beyond the size limit (which counts decompressed bytes), and BadRequest
+    with status 408 if the body does not arrive in time.
+    """
     try:
-        async with asyncio.timeout(settings.body_read_seconds):
-            raw = await request.read()
+        async with asyncio.timeout(request.app[API].settings.body_read_seconds):
+            return await request.read()
     except TimeoutError:
         refusal = BadRequest("The body did not arrive in time.", code="request_timeout")
         refusal.status = 408
         raise refusal from None
-    if settings.ignore_unknown_fields:
+
+
+def decode_for(request: web.Request, raw: bytes, body_type: type[Body]) -> Body:
+    """Decode a body of `request`, as strictly as the settings say."""
+    if request.app[API].settings.ignore_unknown_fields:
         return decode_known(raw, body_type)
     return decode_body(raw, body_type)
 

@@ -33,6 +33,11 @@ OnEvict = Callable[[Prefix, Slots], None]
 slots.
 """
 
+OnGone = Callable[[Node, int, bool, int], None]
+"""Called before K/V goes, with its node, the offset in it from which on it goes, whether it is
+evicted (else it was dropped), and for how many tokens room is made.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
@@ -75,6 +80,7 @@ class KVCache:
         self.evictor = Evictor(self.tree, self.shares)
         self.dropped = DroppedNodes(self.tree, self.evictor)
         self.on_evict: OnEvict | None = None
+        self.on_gone: OnGone | None = None
         self._leases: dict[Lease, None] = {}  # the live ones, oldest first
         self._evicted_tokens_total = 0
 
@@ -167,11 +173,26 @@ class KVCache:
         free_before, self.shares.evicting_for = self.allocator.num_free, owner
         self._sweep(sys.maxsize, num_tokens)
         swept = self.allocator.num_free - free_before
-        before = self._tell if self.on_evict else None
-        self.allocator.free(self.evictor.evict(num_tokens - swept, before))
+        self.allocator.free(self.evictor.evict(num_tokens - swept, self._telling(num_tokens)))
         dropped = self.allocator.num_free - free_before
         self._evicted_tokens_total += dropped - swept
         return dropped
+
+    def _telling(self, num_tokens: int) -> Callable[[Node], None] | None:
+        """What tells of each leaf that goes when `num_tokens` tokens do."""
+        on_gone, left = self.on_gone, num_tokens
+        if on_gone is None:
+            return self._tell if self.on_evict else None
+
+        def tell(leaf: Node) -> None:
+            nonlocal left
+            stays = max(0, leaf.num_tokens - left)
+            left -= leaf.num_tokens - stays
+            on_gone(leaf, stays, True, num_tokens)
+            if self.on_evict is not None:
+                self._tell(leaf)
+
+        return tell
 
     def drop(self, prefix: Prefix) -> None:
         """Make the K/V of `prefix` and of all that follows it unfindable at once: from the first
@@ -183,6 +204,8 @@ class KVCache:
         top = self._top_to_drop(prefix)
         if top is None:
             return
+        if self.on_gone is not None:
+            self._tell_dropped(top)
         self.dropped.add(top)
         for lease in self._leases:
             if _is_below(lease._node, top):
@@ -200,6 +223,12 @@ class KVCache:
             assert node.parent is not None, "a root is not alone"
             node = node.parent
         return node
+
+    def _tell_dropped(self, top: Node) -> None:
+        """Of a whole namespace the nodes below its root are told, because the root is empty."""
+        assert self.on_gone is not None, "somebody wants to be told"
+        for node in (top,) if top.parent is not None else top.children.values():
+            self.on_gone(node, 0, False, 0)
 
     def _is_alone(self, node: Node) -> bool:
         """Whether only `node` needs its parent, which is no root: no lease and no other child

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node, path_prefix
 from radixserve.cache.survey import Parts, Surveyed, drop_unused, find, largest, survey
+from radixserve.engine.explaining import explained
 from radixserve.engine.scheduler import Scheduler
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import first_line
@@ -27,6 +28,7 @@ from radixserve.questions import (
     Asked,
     Drop,
     Dropped,
+    Explain,
     Failed,
     NamespaceTokens,
     ShowTree,
@@ -36,13 +38,13 @@ from radixserve.questions import (
     Tree,
     TreeNode,
 )
-from radixserve.tiers.contract import Dropping, Tier
+from radixserve.tiers.contract import Dropping, Found, Tier
 from radixserve.tiers.counters import TIER_BYTES
 
 log = logging.getLogger(__name__)
 
 SLICE_SECONDS = 0.002  # of work on questions between two steps
-TIER_SECONDS = 10.0  # in which tiers have to confirm that they have dropped something
+TIER_SECONDS = 10.0  # in which tiers have to answer, because a disk may hang
 WAIT_SECONDS = 0.01  # how often they are looked at while nothing else is to be done
 SWEPT_NODES = 256  # dropped nodes that are freed between two steps
 
@@ -66,6 +68,7 @@ class Answering:
             Drop: self._drop,
             Summarize: self._summarize,
             ShowTree: self._show_tree,
+            Explain: self._explain,
         }
 
     @property
@@ -148,6 +151,14 @@ class Answering:
             pending=told.pending,
         )
 
+    def _awaited(self, asked: Sequence[Dropping | Found]) -> Parts[None]:
+        """Wait until all tiers have answered, or for as long as they may take."""
+        until = time.monotonic() + TIER_SECONDS
+        while not all(each.done for each in asked) and time.monotonic() < until:
+            self._is_waiting = True
+            yield
+        self._is_waiting = False
+
     def _drop_unused(self, names: frozenset[str] | None, seconds: float) -> Parts[AnyAnswer]:
         now = time.monotonic()
 
@@ -163,16 +174,25 @@ class Answering:
         """What the tiers below have dropped, once all have confirmed; without those that take too
         long, because a disk may hang.
         """
-        until = time.monotonic() + TIER_SECONDS
-        while not all(each.done for each in below) and time.monotonic() < until:
-            self._is_waiting = True
-            yield
-        self._is_waiting = False
+        yield from self._awaited(below)
         named = list(zip((tier.name for tier in self._tiers.below), below, strict=True))
         return Dropped(
             tiers={name: each.num_tokens for name, each in named if each.done},
             pending=[name for name, each in named if not each.done],
         )
+
+    # Explaining.
+
+    def _explain(self, question: Explain) -> Parts[AnyAnswer]:
+        cache, prompt = self._cache, Prefix.of(question.namespace, question.tokens)
+        reads = question.reads_cache and cache.enabled
+        usable = prompt.first(prompt.num_tokens - 1)
+        matched = {"device": cache.match(usable) if reads else 0}
+        looks = [tier.match(usable) for tier in self._tiers.below] if reads else []
+        yield from self._awaited(looks)
+        for tier, found in zip(self._tiers.below, looks, strict=False):
+            matched[tier.name] = max(0, found.num_tokens - sum(matched.values()))
+        return explained(cache, self._scheduler.recent, self._ages, question, matched)
 
     # Looking.
 

@@ -108,7 +108,30 @@ SAVED_SECONDS = Declared(
     "Time that computing the cached prompt tokens would have taken at the speed of recent steps",
 )
 
+CACHE_OFF: Final = "cache_off"
+TOO_SHORT: Final = "too_short"
+EVICTED: Final = "evicted"
+DROPPED: Final = "dropped"
+PREFIX_CHANGED: Final = "prefix_changed"
+OTHER_NAMESPACE: Final = "other_namespace"
+NEVER_SEEN: Final = "never_seen"
+CAUSES: Final = (
+    *(CACHE_OFF, TOO_SHORT, EVICTED, DROPPED, PREFIX_CHANGED, OTHER_NAMESPACE),
+    NEVER_SEEN,
+)
+
+LOSS_TOKENS = Declared(
+    "counter",
+    "radixserve_prefix_loss_tokens_total",
+    "tokens",
+    "Prompt tokens that were not found in the cache, by why not; never_seen is no loss. Compared "
+    "with the newest prompt of the same session, or the recent one that shares most",
+    ("cause",),
+    values=(CAUSES,),
+)
+
 COUNTERS: Final = (
+    LOSS_TOKENS,
     RUNNING,
     WAITING,
     BACKLOG_TOKENS,

@@ -34,6 +34,7 @@ from radixserve.engine.grammars import Grammars
 from radixserve.engine.planning import Plan, Work, last_slot, second_try, slots_wanted
 from radixserve.engine.prefill_pace import PrefillPace
 from radixserve.engine.queue import FairQueue, body_of
+from radixserve.engine.recent import Recent
 from radixserve.engine.savings import Savings
 from radixserve.engine.seats import seat_for
 from radixserve.engine.sequence import Sequence
@@ -89,6 +90,8 @@ class Scheduler:
         self.pace = PrefillPace(limits.prefill_share)
         self.running: list[Sequence] = []  # oldest first
         self.totals = Totals()
+        self.recent = Recent()
+        cache.on_gone = self.recent.gone
         self.savings = Savings()
         self._num_slots = cache.stats().num_slots
         self._pressed = False  # a sequence was preempted and none has ended since
@@ -109,6 +112,7 @@ class Scheduler:
             PREEMPTIONS.key(): totals.preemptions,
             **self.savings.numbers(),
             **{PROMPT_TOKENS.key(source): count for source, count in totals.prompt_tokens.items()},
+            **self.recent.numbers(),
             **{STEP_FAULTS.key(kind): count for kind, count in totals.faults.items()},
         }
 
@@ -288,6 +292,14 @@ class Scheduler:
         totals[DEVICE] += sequence.num_cached - sum(below.values())
         totals.update(below)
         self.savings.add(sequence.num_cached, self.pace.tokens_per_second)
+        request = sequence.request
+        self.recent.asked(
+            sequence.prefix(sequence.num_prompt),
+            request.session,
+            sequence.num_cached,
+            reads=self.cache.enabled and sequence.reads_cache,
+            keeps=self.cache.enabled and request.keeps_cache and not sequence.num_resumed,
+        )
 
     def _backlog(self) -> int:
         """Prompt tokens still to be computed; choices of one prompt share them."""

@@ -22,6 +22,7 @@ from radixserve.errors import ApiError, Unavailable
 from radixserve.front.protocol import EngineClient
 from radixserve.front.stream import Delta, Stream, joined
 from radixserve.metrics import RequestRecord
+from radixserve.text.conversation import Conversation
 
 log = logging.getLogger("radixserve.api")
 
@@ -61,6 +62,7 @@ class Generation:
     include_usage: bool = False
     continuous_usage: bool = False  # every chunk carries the usage so far
     logprobs: int | None = None
+    conversation: Conversation | None = None  # that the prompt was rendered from
     told: str = ""  # for the log: the sampling parameters, and which of them are defaults
     arrived: float = 0.0  # time.monotonic() seconds
     deadline: float | None = None  # time.monotonic() seconds

@@ -41,7 +41,9 @@ async def prepare_chat(api: Api, body: ChatBody, *, fewest_tokens: int = 1) -> G
     form = _chat_form(api, body, conversation, offer, encoded.rendered_tail)
     grammar = await answer_grammar(api, offer, asked, in_reasoning=form.in_reasoning)
     form = replace(form, grammar=grammar, bad_words=await bad_words_of(api, body))
-    return resolve(api, "chat", body, [(encoded.ids, "")], form)
+    generation = resolve(api, "chat", body, [(encoded.ids, "")], form)
+    generation.conversation = conversation
+    return generation
 
 
 def _chat_form(

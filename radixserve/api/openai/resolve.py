@@ -98,6 +98,7 @@ def resolve(
                 prompt_ids=ids,
                 sampling=msgspec.structs.replace(sampling, seed=(seed + choice) % _INT64),
                 namespace=namespace_of(body),
+                session=session_of(body),
                 priority=body.priority or 0,
                 reads_cache=body.reads_cache,
                 keeps_cache=body.stores_cache,
@@ -144,6 +145,16 @@ def namespace_of(body: GenerationBody) -> str:
     """Requests share K/V only within a namespace; each salt has one of its own."""
     salts = [salt for salt in (body.cache_salt, body.extra_key) if salt is not None]
     return "public" if not salts else "salt:" + hashlib.sha256(repr(salts).encode()).hexdigest()
+
+
+def session_of(body: GenerationBody) -> str:
+    """What requests of one conversation have in common: the cache key or the user that they name,
+    in a form that tells neither; "" without both. A salt is told by the namespace.
+    """
+    named = body.prompt_cache_key or body.user
+    if not named:
+        return "" if body.cache_salt is None else "salt"
+    return hashlib.sha256(named.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _truncated(ids: list[int], body: GenerationBody, info: EngineInfo) -> list[int]:

@@ -1,0 +1,230 @@
+"""POST /cache/explain: what of a body's prompt the cache would give, and why not more.
+
+The body is one that an endpoint would take, and passes all checks of that endpoint, or
+`{"tokens": [...]}`. Nothing is generated, and no recency changes. A tenant is told of its own
+prompts only, because K/V and what is remembered of prompts is kept by namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from radixserve.api.access import assign_tenant, check_admin, tenant_of
+from radixserve.api.anthropic.endpoints import MESSAGES
+from radixserve.api.body import decode_body, decode_for, read_raw
+from radixserve.api.cache.hints import hints
+from radixserve.api.cache.regions import Region, region_of
+from radixserve.api.context import API, Api
+from radixserve.api.handlers import Endpoint
+from radixserve.api.openai.endpoints import CHAT, COMPLETIONS
+from radixserve.api.openai.responses.endpoint import RESPONSES
+from radixserve.api.openai.validate import check_token_ids
+from radixserve.api.refusals import missing, too_many
+from radixserve.errors import BadRequest
+from radixserve.front.generation import Generation
+from radixserve.questions import Explain, Explanation
+from radixserve.tenants import DEFAULT
+
+AROUND: Final = 8  # tokens that are shown on each side of the first difference
+_PUBLIC: Final = "public"
+_FOR_HINTS: Final = 400  # tokens behind the difference in which causes are looked for
+_SENTENCES: Final = {
+    "hit": "All of the prompt but its last token, which is always computed, is cached.",
+    "cache_off": "The request, or the server, does not use the cache.",
+    "too_short": "The prompt is too short to be worth looking up.",
+    "evicted": "It was cached and had to make room for other requests.",
+    "dropped": "It was cached, and an operator dropped it.",
+    "prefix_changed": "An earlier prompt begins alike and goes on with other tokens here.",
+    "other_namespace": "It was asked before in another namespace: another salt or tenant.",
+    "never_seen": "No recent prompt has these tokens here.",
+}
+
+
+class TokensBody(msgspec.Struct, forbid_unknown_fields=True):
+    """A prompt as token ids, in the namespace of requests without a salt."""
+
+    tokens: list[int]
+
+
+async def explain(request: web.Request) -> web.Response:
+    """POST /cache/explain."""
+    if tenant_of(request) is DEFAULT:
+        check_admin(request)
+    api, raw = request.app[API], await read_raw(request)
+    fields = decode_body(raw, dict[str, Any])
+    if "tokens" in fields:
+        question = _of_tokens(request, decode_body(raw, TokensBody))
+        generation = None
+    else:
+        generation = await _generation(request, raw, fields)
+        question = _of_generation(generation)
+    told = await api.engine.ask(question)
+    answer = await _Answer(api, question, told, generation, _blocks(fields)).whole()
+    if not tenant_of(request).admin and tenant_of(request) is not DEFAULT:
+        _hide_others(answer)
+    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+
+def _of_tokens(request: web.Request, body: TokensBody) -> Explain:
+    api, info = request.app[API], request.app[API].info()
+    if not body.tokens:
+        raise missing("tokens")
+    if len(body.tokens) > info.context_length:
+        raise too_many("tokens", info.context_length)
+    check_token_ids(body.tokens, info.vocab_size, "tokens")
+    namespace = api.namespaces.of(tenant_of(request).name, _PUBLIC)
+    return Explain(namespace=namespace, tokens=body.tokens)
+
+
+async def _generation(request: web.Request, raw: bytes, fields: dict[str, Any]) -> Generation:
+    """The generation of a body, by the checks of its endpoint. Messages are read as those of chat,
+    or as Anthropic's if chat does not take them.
+    """
+    api, endpoints = request.app[API], _endpoints(request, fields)
+    refusal: BadRequest | None = None
+    for endpoint in endpoints:
+        try:
+            body = decode_for(request, raw, endpoint.body_type)
+            generation: Generation = await endpoint.prepare(api, body)
+        except BadRequest as error:
+            refusal = refusal or error
+            continue
+        assign_tenant(request, generation, api.namespaces)
+        return generation
+    assert refusal is not None, "there is an endpoint"
+    raise refusal
+
+
+def _endpoints(request: web.Request, fields: dict[str, Any]) -> tuple[Endpoint[Any], ...]:
+    """The endpoints whose body this may be, the likelier first."""
+    if "messages" in fields:
+        is_anthropic = "system" in fields or "anthropic-version" in request.headers
+        return (MESSAGES, CHAT) if is_anthropic else (CHAT, MESSAGES)
+    if "input" in fields:
+        return (RESPONSES,)
+    if "prompt" in fields:
+        return (COMPLETIONS,)
+    text = "The body must have 'messages', 'input', 'prompt' or 'tokens'."
+    raise BadRequest(text, param="messages", code="missing_required_parameter")
+
+
+def _of_generation(generation: Generation) -> Explain:
+    asked = generation.streams[0].request
+    return Explain(
+        namespace=asked.namespace,
+        tokens=asked.prompt_ids,
+        session=asked.session,
+        reads_cache=asked.reads_cache and asked.sampling.prompt_logprobs is None,
+    )
+
+
+def _blocks(fields: dict[str, Any]) -> list[str]:
+    """The texts of a system prompt that comes in blocks: Anthropic's, or the first message's."""
+    given, messages = fields.get("system"), fields.get("messages")
+    if given is None and isinstance(messages, list) and messages and isinstance(messages[0], dict):
+        first = messages[0]
+        given = first.get("content") if first.get("role") in ("system", "developer") else None
+    blocks = given if isinstance(given, list) else []
+    return [str(each.get("text", "")) for each in blocks if isinstance(each, dict)]
+
+
+class _Answer:
+    """The answer in the making."""
+
+    def __init__(
+        self,
+        api: Api,
+        question: Explain,
+        told: Explanation,
+        generation: Generation | None,
+        blocks: Sequence[str],
+    ) -> None:
+        self._api, self._ids, self._told = api, question.tokens, told
+        self._conversation = None if generation is None else generation.conversation
+        self._blocks = blocks
+
+    async def whole(self) -> dict[str, Any]:
+        told, num_matched = self._told, sum(self._told.matched.values())
+        region = await self._region(told.differs_at)
+        cause = self._cause(region)
+        answer: dict[str, Any] = {
+            "prompt_tokens": len(self._ids),
+            "matched_tokens": num_matched,
+            "matched": told.matched,
+            "cause": cause,
+            "why": _SENTENCES[cause],
+            "lost": told.lost,
+            "compared_with": told.compared,
+            "first_difference": None,
+            "hints": [],
+        }
+        if told.gone_seconds is not None:
+            answer["gone"] = {"seconds_ago": told.gone_seconds, "room_for_tokens": told.gone_for}
+        if told.differs_at is not None:
+            answer["first_difference"] = await self._difference(told.differs_at, region)
+            answer["hints"] = await self._hints(told.differs_at, region)
+        return answer
+
+    def _cause(self, region: Region | None) -> str:
+        """The cause of the first lost token. What was never seen, although an earlier prompt begins
+        alike, is a change where it is not in the last message, which is new in any case.
+        """
+        lost = next(iter(self._told.lost), "hit")
+        if lost != "never_seen" or region is None or self._conversation is None:
+            return lost
+        last = len(self._conversation.messages) - 1
+        is_early = region.kind in ("tools", "system") or (region.message or last) < last
+        return "prefix_changed" if is_early else lost
+
+    async def _region(self, position: int | None) -> Region | None:
+        if position is None:
+            return None
+        if self._conversation is None:
+            return Region(kind="prompt", words="the prompt")
+        messages = self._api.volatile.removed(self._conversation.messages)
+        conversation = msgspec.structs.replace(self._conversation, messages=messages)
+        return await region_of(self._api, conversation, self._ids, position, self._blocks)
+
+    async def _difference(self, at: int, region: Region | None) -> dict[str, Any]:
+        told = self._told
+        here = at - told.theirs_from
+        return {
+            "position": at,
+            "region": region,
+            "before": await self._texts(self._ids[max(0, at - AROUND) : at]),
+            "prompt": await self._texts(self._ids[at : at + AROUND]),
+            "earlier": await self._texts(told.theirs[here : here + AROUND]),
+        }
+
+    async def _hints(self, at: int, region: Region | None) -> list[str]:
+        told = self._told
+        here = at - told.theirs_from
+        parts = (
+            self._ids[max(0, at - 64) : at],
+            self._ids[at : at + _FOR_HINTS],
+            told.theirs[here : here + _FOR_HINTS],
+        )
+        before, mine, theirs = [await self._text(each) for each in parts]
+        return hints(before, mine, theirs, region)
+
+    async def _texts(self, ids: Sequence[int]) -> list[dict[str, Any]]:
+        return [{"id": each, "text": await self._text([each])} for each in ids]
+
+    async def _text(self, ids: Sequence[int]) -> str:
+        decode = partial(self._api.tokenizer.decode, list(ids), skip_special_tokens=False)
+        return await self._api.threads.run(decode)
+
+
+def _hide_others(answer: dict[str, Any]) -> None:
+    """A tenant is not told whether others have the same prompt."""
+    lost: dict[str, int] = answer["lost"]
+    others = lost.pop("other_namespace", 0)
+    if others:
+        lost["never_seen"] = lost.get("never_seen", 0) + others
+    if answer["cause"] == "other_namespace":
+        answer["cause"], answer["why"] = "never_seen", _SENTENCES["never_seen"]

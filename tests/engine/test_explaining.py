@@ -1,0 +1,149 @@
+"""Why a prompt is not found: each cause, for questions and for the counts of real requests."""
+
+from __future__ import annotations
+
+import pytest
+
+from radixserve.engine import recent
+from radixserve.engine.counters import LOSS_TOKENS
+from radixserve.engine.recent import MOST_PROMPTS, Recent
+from radixserve.prefix import Prefix
+from radixserve.questions import Asked, Drop, Explain, Explanation
+from radixserve.request import Request
+from tests.engine.harness import Harness, request
+
+LONG = [1 + i % 50 for i in range(200)]
+
+
+@pytest.fixture
+def harness() -> Harness:
+    return Harness(num_slots=600, ahead=False)
+
+
+def of_session(name: str, prompt: list[int], session: str, namespace: str = "public") -> Request:
+    plain = request(name, prompt, 1)
+    return Request(
+        id=name,
+        prompt_ids=prompt,
+        sampling=plain.sampling,
+        session=session,
+        namespace=namespace,
+    )
+
+
+def told(harness: Harness, tokens: list[int], **more: object) -> Explanation:
+    question = Explain(**{"namespace": "public", "tokens": tokens, **more})  # type: ignore[arg-type]
+    before = [(id(n), n.last_use, n.hits) for n in harness.cache.tree.nodes()]
+    harness.core.ask(Asked(1, question))
+    while not (answers := harness.core.answers()):
+        pass
+    assert [(id(n), n.last_use, n.hits) for n in harness.cache.tree.nodes()] == before, "not dry"
+    answer = answers[0].answer
+    assert isinstance(answer, Explanation)
+    assert sum(answer.lost.values()) + sum(answer.matched.values()) == len(tokens) - 1
+    return answer
+
+
+def counted(harness: Harness) -> dict[str, float]:
+    numbers = harness.core.scheduler.numbers()
+    return {key[1]: count for key, count in numbers.items() if key[0] == LOSS_TOKENS.name and count}
+
+
+def run(harness: Harness, *requests: Request) -> None:
+    for each in requests:
+        harness.submit(each)
+        harness.run()
+
+
+def test_a_prompt_that_nobody_has_asked(harness: Harness) -> None:
+    assert told(harness, LONG).lost == {"never_seen": 199}
+    run(harness, request("a", LONG, 1))
+    assert counted(harness) == {"never_seen": 199}
+
+
+def test_a_hit(harness: Harness) -> None:
+    run(harness, request("a", LONG, 1), request("b", LONG, 1))
+    assert told(harness, LONG).matched == {"device": 199}
+    assert counted(harness) == {"never_seen": 199}
+
+
+def test_a_change_in_the_middle_of_a_session(harness: Harness) -> None:
+    changed = [*LONG[:100], 77, *LONG[101:], 5, 6]
+    run(harness, of_session("a", LONG, "s"))
+    answer = told(harness, changed, session="s")
+    assert answer.matched == {"device": 100}
+    assert answer.lost == {"prefix_changed": 100, "never_seen": 1}
+    assert answer.differs_at == 100
+    assert (answer.theirs_from, answer.theirs[:9]) == (92, LONG[92:101])
+    assert answer.compared is not None
+    assert (answer.compared.kind, answer.compared.shared) == ("session", 100)
+    run(harness, of_session("b", changed, "s"))
+    assert counted(harness) == {"never_seen": 200, "prefix_changed": 100}
+
+
+def test_without_a_session_the_recent_prompt_that_shares_most_is_compared(
+    harness: Harness,
+) -> None:
+    run(harness, request("a", LONG, 1), request("b", [*LONG[:80], *[60] * 40], 1))
+    answer = told(harness, [*LONG[:150], 77, 78])
+    assert answer.compared is not None
+    assert (answer.compared.kind, answer.compared.shared) == ("recent", 150)
+    assert answer.lost == {"never_seen": 1}
+
+
+def test_what_was_evicted_is_told_with_time_and_pressure(harness: Harness) -> None:
+    run(harness, request("a", LONG, 1))
+    harness.cache.evict(70)
+    answer = told(harness, LONG)
+    assert answer.lost == {"evicted": 199 - answer.matched["device"]}
+    assert answer.gone_seconds is not None
+    assert answer.gone_for == 70
+    assert answer.differs_at is None
+
+
+def test_what_was_dropped(harness: Harness) -> None:
+    run(harness, request("a", LONG, 1))
+    harness.core.ask(Asked(2, Drop()))
+    while not harness.core.answers():
+        pass
+    answer = told(harness, LONG)
+    assert answer.lost == {"dropped": 199}
+    assert answer.gone_for is None
+
+
+def test_a_short_prompt_is_known_by_the_place_where_it_went(harness: Harness) -> None:
+    run(harness, request("a", LONG[:40], 1))
+    harness.cache.evict(600)
+    assert told(harness, LONG[:40]).lost == {"evicted": 39}
+
+
+def test_another_namespace_the_cache_off_and_a_prompt_too_short(harness: Harness) -> None:
+    run(harness, of_session("a", LONG, "", namespace="salt:1"))
+    assert told(harness, LONG).lost == {"other_namespace": 199}
+    assert told(harness, LONG, reads_cache=False).lost == {"cache_off": 199}
+    assert told(harness, LONG[:9]).lost == {"too_short": 8}
+
+
+def test_a_branch_of_the_tree_is_shown_where_no_prompt_is_remembered(harness: Harness) -> None:
+    run(harness, request("a", LONG, 1))
+    harness.core.scheduler.recent = Recent()
+    answer = told(harness, [*LONG[:30], 99, 99])
+    assert answer.compared is not None
+    assert (answer.compared.kind, answer.compared.shared) == ("stored", 30)
+    assert answer.theirs[:9] == LONG[22:31]
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "MOST_BYTES", 64 * 400)
+    monkeypatch.setattr(recent, "MOST_PLACES", 10)
+    memory, harness = Recent(), Harness(num_slots=4000, ahead=False)
+    for i in range(300):
+        memory.note(Prefix.of("public", [i, *range(99)]), str(i))
+    assert memory._num_bytes <= 64 * 400
+    assert len(memory._by_key) <= 64
+    assert len(memory._by_key_anywhere) <= 64
+    assert len(memory._of_session) == len(memory._prompts) == 64
+    run(harness, *(request(str(i), [60 + i, *LONG[:20]], 1) for i in range(30)))
+    harness.cache.evict(600)
+    assert len(harness.core.scheduler.recent._places) == 10
+    assert MOST_PROMPTS > 0
