@@ -21,14 +21,11 @@ _lock = threading.Lock()
 _piece = torch.empty(0, dtype=torch.uint8)  # what is left of the current shared piece
 
 
-def in_large_pages(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of a flat tensor. Small tensors share a piece of memory, which is freed when the last
-    of them is.
+def empty(count: int) -> torch.Tensor:
+    """A flat tensor of `count` float32 that holds anything. Small tensors share a piece of memory,
+    which is freed when the last of them is.
     """
-    data = tensor.view(torch.uint8)
-    target = _room(len(data))
-    target.copy_(data)
-    return target.view(tensor.dtype)
+    return _room(count * torch.float32.itemsize).view(torch.float32)
 
 
 def _room(size: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from radixserve.kernels.cpu.amx import STEP
 from radixserve.kernels.cpu.gemm.panel_products import WIDTH
 from radixserve.kernels.cpu.gemm.quantised import Codes
-from radixserve.kernels.cpu.pages import in_large_pages
+from radixserve.kernels.cpu.pages import empty
 
 FLOAT_BITS, BFLOAT_BITS = 32, 16
 _LOWER_HALF = 0xFFFF
@@ -44,15 +44,16 @@ class Panels:
         """
         shape = weight.shape[0], weight.shape[1]
         if weight.dtype == torch.float32:
-            packed = _packed_floats(weight)
-            codes = Codes.of(packed, (len(packed) // shape[1], shape[1]))
+            whole = _with_whole_panels(weight).contiguous()
+            codes = Codes.of(whole)
             if codes is not None:
-                return cls(in_large_pages(codes.records), codes.bits, shape, shape[1])
+                return cls(codes.records, codes.bits, shape, shape[1])
             if not fits_bfloat16(weight):
-                return cls(in_large_pages(packed), FLOAT_BITS, shape, shape[1])
+                return cls(_packed(whole), FLOAT_BITS, shape, shape[1])
         padded = -(-shape[1] // STEP) * STEP
-        halves = _packed_halves(weight.bfloat16(), padded)
-        return cls(in_large_pages(halves), BFLOAT_BITS, shape, padded)
+        halves = F.pad(_with_whole_panels(weight.bfloat16()), (0, padded - shape[1])).contiguous()
+        # Pairs of inputs stay together, so they are moved as one word.
+        return cls(_packed(halves.view(torch.float32)), BFLOAT_BITS, shape, padded)
 
 
 def fits_bfloat16(weight: torch.Tensor) -> bool:
@@ -64,17 +65,12 @@ def fits_bfloat16(weight: torch.Tensor) -> bool:
     return all(not bool((part & _LOWER_HALF).any()) for part in parts)
 
 
-def _packed_floats(weight: torch.Tensor) -> torch.Tensor:
-    inputs = weight.shape[1]
-    whole = _with_whole_panels(weight)
-    return whole.view(-1, WIDTH, inputs).transpose(1, 2).reshape(-1)
-
-
-def _packed_halves(weight: torch.Tensor, padded: int) -> torch.Tensor:
-    """Pairs of inputs stay together, so they are moved as one word."""
-    whole = _with_whole_panels(F.pad(weight, (0, padded - weight.shape[1]))).contiguous()
-    pairs = whole.view(torch.float32).view(torch.int32).view(-1, WIDTH, padded // 2)
-    return pairs.transpose(1, 2).reshape(-1).view(torch.float32)
+def _packed(words: torch.Tensor) -> torch.Tensor:
+    """Words [out, in] of 4 bytes in the order of panels, flat."""
+    panels = words.view(torch.int32).view(-1, WIDTH, words.shape[1]).transpose(1, 2)
+    memory = empty(panels.numel())
+    memory.view(torch.int32).view(panels.shape).copy_(panels)
+    return memory
 
 
 def _with_whole_panels(weight: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,7 @@ from radixserve.kernels.cpu.block import Block, Float32s, Int, Int64s
 from radixserve.kernels.cpu.compile import compiled, data_of, on_stack, words_at
 from radixserve.kernels.cpu.gemm.panel_products import WIDTH
 from radixserve.kernels.cpu.gemm.quantised_products import GROUP, record_size
+from radixserve.kernels.cpu.pages import empty
 from radixserve.kernels.cpu.vector import add_atomically, fma
 
 _WORD = 32  # bits
@@ -45,10 +46,11 @@ _room_for_values, _room_for_codes = on_stack(types.float32, GROUP), on_stack(typ
 class EncodeBlock(Block):
     """records = the codes of a weight."""
 
-    weight: Float32s  # [groups * GROUP * 64], the panels of the weight
+    weight: Float32s  # [outputs * inputs], row by row
     records: Float32s  # [groups * record_size(bits)]
     taken: Int64s  # [1]: how many groups threads have taken
     failed: Int64s  # [1]: 1 once a group fits no grid
+    inputs: Int
     bits: Int  # of a code
 
 
@@ -60,26 +62,34 @@ class Codes:
     bits: int  # of a code: 4 or 8
 
     @classmethod
-    def of(cls, packed: torch.Tensor, shape: tuple[int, int]) -> Codes | None:
-        """The codes of the weight of `shape` (out, in) whose panels are `packed`, flat float32;
-        None if its values need more than 8 bits.
+    def of(cls, weight: torch.Tensor) -> Codes | None:
+        """The codes of a weight [out, in], contiguous float32; None if its values need more than 8
+        bits, or if it has no whole panels and groups.
 
         Cost: some 10 ns per value and thread for a weight that is on a grid; next to nothing for
         others, because the first group that fits no grid ends the search.
         """
-        outputs, inputs = shape
+        outputs, inputs = weight.shape
         if outputs % WIDTH or inputs % GROUP:
             return None
         for bits in (4, 8):
-            codes = cls(torch.empty(outputs // WIDTH * (inputs // GROUP) * record_size(bits)), bits)
-            if codes._filled(packed):
-                return codes
+            # The first panel alone is tried first, so that hardly ever memory is taken in vain.
+            if cls._room(WIDTH, inputs, bits)._filled(weight[:WIDTH]):
+                codes = cls._room(outputs, inputs, bits)
+                if codes._filled(weight):
+                    return codes
         return None
 
-    def _filled(self, packed: torch.Tensor) -> bool:
-        """Encode the weight `packed` into `records`; whether all of it is on a grid."""
+    @classmethod
+    def _room(cls, outputs: int, inputs: int, bits: int) -> Codes:
+        """Memory for the codes of a weight, which holds anything."""
+        return cls(empty(outputs // WIDTH * (inputs // GROUP) * record_size(bits)), bits)
+
+    def _filled(self, weight: torch.Tensor) -> bool:
+        """Encode `weight` into `records`; whether all of it is on a grid."""
         taken, failed = np.zeros(1, np.int64), np.zeros(1, np.int64)
-        block = EncodeBlock(weight=packed, records=self.records, bits=self.bits)
+        inputs = weight.shape[1]
+        block = EncodeBlock(weight=weight, records=self.records, inputs=inputs, bits=self.bits)
         block.set(taken=taken, failed=failed)
         threads.run(native.address(encode), block.address, True)
         return not failed[0]
@@ -121,18 +131,20 @@ def _find_step(values: Any, low: Any, high: Any, count: Any, codes: Any) -> Any:
 
 @compiled
 def _encode_group(b: Any, group: int) -> bool:
-    """Encode GROUP rows of the weight as one record. False if the values of an output fit no
-    grid.
+    """Encode GROUP inputs of a panel's outputs as one record. False if the values of an output fit
+    no grid.
     """
-    at, to = group * GROUP * WIDTH, group * record_size(b.bits)
-    weight, out = b.weight, b.records
+    weight, out, groups = b.weight, b.records, b.inputs // GROUP
+    begin = group // groups * WIDTH * b.inputs + group % groups * GROUP
+    to = group * record_size(b.bits)
     words = words_at(data_of(out), len(out))
     values, codes, per_word = _room_for_values(), _room_for_codes(), _WORD // b.bits
     count = np.float32(1 << b.bits)
     for lane in range(WIDTH):
-        low = high = weight[at + lane]
+        at = begin + lane * b.inputs
+        low = high = weight[at]
         for i in range(GROUP):
-            values[i] = weight[at + i * WIDTH + lane]
+            values[i] = weight[at + i]
             low, high = min(low, values[i]), max(high, values[i])
         step = _find_step(values, low, high, count, codes)
         if not step >= _ZERO:

@@ -32,11 +32,6 @@ def grid(bits: int, seed: int, shape: tuple[int, int] = SHAPE) -> torch.Tensor:
     return (scale * codes + low).view(shape)
 
 
-def panels(weight: torch.Tensor) -> torch.Tensor:
-    """In the order in which a packed weight lies: panels of 64 outputs, rows of one input each."""
-    return weight.view(-1, WIDTH, weight.shape[1]).transpose(1, 2).contiguous()
-
-
 def decoded(codes: Codes, shape: tuple[int, int]) -> torch.Tensor:
     """[out, in], by the documented layout and in float64, rounded once."""
     records = codes.records.numpy().reshape(shape[0] // WIDTH, shape[1] // GROUP, -1, WIDTH)
@@ -50,16 +45,11 @@ def decoded(codes: Codes, shape: tuple[int, int]) -> torch.Tensor:
     return torch.from_numpy(values.transpose(0, 3, 1, 2).reshape(shape).copy())
 
 
-def codes_of(weight: torch.Tensor) -> Codes | None:
-    lying = panels(weight)
-    return Codes.of(lying, (weight.shape[0], weight.shape[1]))
-
-
 @given(bits=st.sampled_from((4, 8)), seed=st.integers(0, 1 << 20))
 @settings(max_examples=30, deadline=None)
 def test_every_value_comes_back(bits: int, seed: int) -> None:
     weight = grid(bits, seed)
-    codes = codes_of(weight)
+    codes = Codes.of(weight)
     assert codes is not None
     assert codes.bits == bits
     assert len(codes.records) == SHAPE[0] // WIDTH * SHAPE[1] // GROUP * record_size(codes.bits)
@@ -69,7 +59,7 @@ def test_every_value_comes_back(bits: int, seed: int) -> None:
 @pytest.mark.parametrize("value", [0.0, 1.0, -3e-7, 1e30])
 def test_a_group_of_one_value_is_on_a_grid(value: float) -> None:
     weight = torch.full(SHAPE, value)
-    codes = codes_of(weight)
+    codes = Codes.of(weight)
     assert codes is not None
     assert torch.equal(decoded(codes, SHAPE), weight)
 
@@ -78,17 +68,17 @@ def test_a_group_of_one_value_is_on_a_grid(value: float) -> None:
 def test_one_value_off_the_grid_is_enough_to_leave_the_weight_alone(wrong: float) -> None:
     weight = grid(8, 1)
     weight[77, 55] = wrong
-    assert codes_of(weight) is None
+    assert Codes.of(weight) is None
 
 
 def test_values_that_were_never_quantised_are_left_alone() -> None:
-    assert codes_of(torch.randn(SHAPE)) is None
-    assert codes_of(torch.randn(SHAPE).bfloat16().float()) is None
+    assert Codes.of(torch.randn(SHAPE)) is None
+    assert Codes.of(torch.randn(SHAPE).bfloat16().float()) is None
 
 
 @pytest.mark.parametrize("shape", [(100, 96), (128, 100)])
 def test_a_shape_without_whole_panels_and_groups_is_left_alone(shape: tuple[int, int]) -> None:
-    assert Codes.of(torch.zeros(shape).view(-1), shape) is None
+    assert Codes.of(torch.zeros(shape)) is None
 
 
 @pytest.mark.parametrize("bits", [4, 8])
