@@ -63,6 +63,7 @@ LAYERS = (
         "background",
         "interrupts",
         "cache_folder",
+        "kept_files",
         "progress",
         "__init__",
     ),
