@@ -42,7 +42,9 @@ def _room(size: int) -> torch.Tensor:
 
 def _mapped(size: int) -> torch.Tensor:
     """At least `size` bytes of fresh memory, in whole large pages."""
-    memory = mmap.mmap(-1, -(-size // _PAGE) * _PAGE)
+    # Private, because only few systems give large pages to memory that processes may share.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, -(-size // _PAGE) * _PAGE, flags=flags)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without large pages
             memory.madvise(mmap.MADV_HUGEPAGE)
