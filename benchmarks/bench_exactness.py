@@ -41,11 +41,11 @@ from radixserve.kernels.cpu import levels
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.decoder import Decoder
-from radixserve.model.families import Layer
 from radixserve.model.linear import PackedLinear
 from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
+from radixserve.model.weights import Layer
 from radixserve.step import Chunk
 from radixserve.tensors.kv import KVPool
 

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwe
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from radixserve.checkpoints.embedded import embedded_model
-from radixserve.model import check
+from radixserve.model import check, probes
 from radixserve.model.dtypes import dtype_name
 from radixserve.model.load import prepare_model
 from tests.model.test_hidden import HIDDEN
@@ -95,10 +95,10 @@ def nudged_layers(model: Any) -> Iterator[None]:
 
 def measure(name: str, dtype: torch.dtype, seed: int, found: Found) -> None:
     """Add what one model (with other random tokens and, if it is tiny, weights per seed) shows."""
-    check._PROBE_SEED = seed
+    probes.PROBE_SEED = seed
     model = model_of(name, dtype, seed)
     vocab_size = int(model.config.vocab_size)
-    ids = check.probe_tokens(vocab_size)
+    ids = probes.probe_tokens(vocab_size)
     expected = check.own_logits(model, vocab_size, CPU)
     rounding = expected.rounding
     found.rounding.append(rounding)

@@ -7,7 +7,8 @@ part until the port answers at all. Then, without and with a spare engine: the e
 killed (SIGKILL) under a stream, once its spare is ready; seconds from the kill to
 /health/ready and to the stream's next event, and what the spare takes. Medians and the worst.
 
-The compiled kernels and the model's files must be in the caches: start the server once before.
+The compiled kernels, the model's files and the result of the load check must be in the caches:
+start the server once before.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`radixserve serve`: takes the address, begins the engine process, and serves.
 
-The engine process imports for two seconds before it can load anything, so it is begun first.
+The engine process imports for a second before it can load anything, so it is begun first.
 Meanwhile this process imports the rest of the server and finds the model, whose files are verified
 if they were converted.
 """

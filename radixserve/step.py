@@ -128,6 +128,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     attention: str  # name of the attention kernel in use
     exact: bool  # a cache hit equals a miss bit for bit in this configuration
     inexact_reason: str | None = None
+    # At this start, or at an earlier one with the same model on this machine.
+    load_check: Literal["run", "remembered"] = "run"
     forward: Literal["fast", "generic"] = "generic"  # our own forward pass, or the model's modules
     generic_reason: str | None = None  # why the fast forward is not used
     fallback_reason: str | None = None  # which fast path of the device is not used, and why

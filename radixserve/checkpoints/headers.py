@@ -28,7 +28,7 @@ MOST_TENSORS = 300_000
 """That are read. The largest published checkpoints, of 384 experts a layer, hold 210,000; a header
 may name a million, which transformers would compare with its own names for half a minute.
 """
-_FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class StoredTensor:
@@ -88,7 +88,7 @@ class Checkpoint:
         """
         self.num_read = 0
         self._tensors: dict[str, StoredTensor] = {}
-        for file in _files(folder):
+        for file in files_of(folder):
             for name, content in _open(file, MOST_TENSORS - len(self._tensors)):
                 self._refuse_twice(name, file)
                 self._tensors[name] = StoredTensor(name, file, content, self._count)
@@ -112,7 +112,7 @@ class Checkpoint:
         counts = Counter[str]()
         for each in self._tensors.values():
             counts[each.get_dtype()] += math.prod(each.get_shape())
-        return _FLOATS[max(_FLOATS, key=lambda name: counts[name])]
+        return FLOATS[max(FLOATS, key=lambda name: counts[name])]
 
     def _count(self) -> None:
         self.num_read += 1
@@ -122,7 +122,7 @@ class Checkpoint:
             raise ModelRefused(f"{self._tensors[name].file} and {file} both hold {short(name)}.")
 
 
-def _files(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
     """The only file, or the files that the index names."""
     if present(folder / _WHOLE):
         return [folder / _WHOLE]

@@ -9,22 +9,22 @@ import torch
 
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.policies.table import make_policy
-from radixserve.checkpoints.opened import open_model
 from radixserve.config import Settings
 from radixserve.engine.build_tiers import LOSSY, make_tiers
 from radixserve.engine.core import EngineCore
 from radixserve.engine.grammars import grammars_of
 from radixserve.engine.lengths import context_length_of, max_request_tokens
+from radixserve.engine.load import load as load_model
 from radixserve.engine.scheduler import Limits
 from radixserve.errors import ConfigError
 from radixserve.kernels.cpu import levels
-from radixserve.model.cuda import start_graphs
-from radixserve.model.dtypes import dtype_for, dtype_name
-from radixserve.model.load import load_opened
+from radixserve.model.dtypes import dtype_name
+from radixserve.model.graphs import DecodeGraphs
+from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
 from radixserve.step import EngineInfo
-from radixserve.tensors.budget import check_room, slots_for_budget
-from radixserve.tensors.kv import KV_DTYPES, KVPool
+from radixserve.tensors.budget import slots_for_budget
+from radixserve.tensors.kv import KVPool
 
 _STEP_TOKENS = {"cpu": 256, "cuda": 2048}
 
@@ -40,17 +40,14 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     if settings.threads:
         torch.set_num_threads(settings.threads)
     levels.limit(settings.cpu_level)
-    opened = open_model(model)
-    dtype = dtype_for(settings.dtype, opened.stored_dtype, device)
-    kv_dtype = kv_dtype_of(settings.kv_dtype, dtype, device)
-    context_length = context_length_of(settings, opened.context_length)
-    check_room(opened.num_bytes(dtype), opened.kv_shape(kv_dtype), device, settings.kv_budget)
-    loaded = load_opened(opened, device, dtype, kv_dtype)
+    load = load_model(settings, model, device)
+    loaded = load.model
+    context_length = context_length_of(settings, loaded.context_length)
     num_slots = slots_for_budget(
         loaded.shape, context_length, device, settings.kv_budget, settings.kv_share
     )
     pool = KVPool(loaded.shape, num_slots, device)
-    graphs, without_graphs = start_graphs(loaded, pool, settings.max_running)
+    graphs, without_graphs = _graphs(loaded, pool, settings.max_running)
     # The padding rows of graphs write to the last slot, so the cache must not use it.
     cache = _cache(settings, num_slots - 1 if graphs else num_slots, loaded.shape.slot_bytes)
     tiers = make_tiers(settings, model, loaded, pool, cache)
@@ -65,11 +62,12 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         slot_bytes=loaded.shape.slot_bytes,
         device=device.type,
         dtype=dtype_name(loaded.dtype),
-        checkpoint_dtype=dtype_name(opened.stored_dtype),
+        checkpoint_dtype=dtype_name(load.stored_dtype),
         kv_dtype=loaded.shape.dtype_name,
         cpu_level=levels.current().name.lower() if device.type == "cpu" else None,
         attention=loaded.attention,
         exact=loaded.exact and not lossy,
+        load_check=load.load_check,
         inexact_reason=loaded.inexact_reason or (LOSSY if lossy else None),
         forward="fast" if loaded.decoder else "generic",
         generic_reason=loaded.generic_reason,
@@ -95,22 +93,18 @@ def _cache(settings: Settings, num_slots: int, slot_bytes: int) -> KVCache:
     )
 
 
+def _graphs(
+    loaded: LoadedModel, pool: KVPool, max_running: int
+) -> tuple[DecodeGraphs | None, str | None]:
+    """Graphs for decode steps, and why there are none where there should be some."""
+    if loaded.device.type == "cpu":
+        return None, None
+    from radixserve.model.cuda import start_graphs  # imports transformers
+
+    return start_graphs(loaded, pool, max_running)
+
+
 def _device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but torch finds no CUDA device")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def kv_dtype_of(wanted: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of K/V beside weights of `dtype`.
-
-    Raises:
-        ConfigError: the device has no kernel for it.
-    """
-    chosen = dtype if wanted == "same" else KV_DTYPES[wanted]
-    if device.type == "cuda" and chosen != dtype:
-        raise ConfigError(
-            f"kv_dtype is {wanted!r}, but on CUDA keys and values have the type of the weights "
-            f"({dtype_name(dtype)}); use 'same'"
-        )
-    return chosen

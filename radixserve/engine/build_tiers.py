@@ -1,31 +1,28 @@
 """Builds the tiers below a device's pool from settings, and computes the fingerprint under which
 K/V is stored on the disk.
 
-The fingerprint covers everything that may change a bit of K/V: the model's files, the dtypes, our
-version and our code, the libraries it was built with, and the processor. The number of threads is
-not part of it, because it changes no bit.
+The fingerprint covers everything that may change a bit of K/V: the model's files, the dtypes, and
+what computes with them (`engine.computed_by`). The number of threads is not part of it, because it
+changes no bit.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers.utils import cached_file
 
-import radixserve
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.policies.table import make_policy
 from radixserve.config import Settings, format_size
+from radixserve.engine.computed_by import code, processor
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import ConfigError, StartupError
-from radixserve.kernels.cpu import levels
 from radixserve.model.loaded import LoadedModel
 from radixserve.store.folder.disk_store import DiskStore
-from radixserve.store.folder.fingerprint import folder_fingerprint, tree_digest
+from radixserve.store.folder.fingerprint import folder_fingerprint
 from radixserve.store.folder.store_folder import StoreFolder
 from radixserve.tensors.budget import MIN_SLOTS, free_bytes
 from radixserve.tensors.copies import Copies
@@ -34,23 +31,6 @@ from radixserve.tiers.contract import Tier
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.host import HostTier
 from radixserve.tiers.pace import Pace
-
-COMPUTES = (
-    "cache",
-    "checkpoints",
-    "engine",
-    "kernels",
-    "model",
-    "prefix.py",
-    "step.py",
-    "store",
-    "tensors",
-    "tiers",
-)
-"""The parts of the package that can change stored K/V. A change of any file in them makes what is
-stored invisible, because which changes are harmless cannot be told from the file.
-"""
-_BUILT_WITH = ("torch", "transformers", "numba", "llvmlite")
 
 LOSSY = "keys and values in host memory and on the disk are kept as float8 (tier_dtype)"
 
@@ -126,29 +106,19 @@ def _open(settings: Settings, model: str, loaded: LoadedModel, shape: KVShape) -
 
 def _fingerprint(store: StoreFolder, model: str, loaded: LoadedModel, shape: KVShape) -> str:
     """The fingerprint of the model's files and of everything that computes with them here."""
-    processor = (
-        loaded.device.type,
-        torch.backends.cpu.get_cpu_capability(),
-        levels.current().name,
-    )
     path = (loaded.attention, "exact" if loaded.exact else "not exact")
     forward = "decoder" if loaded.decoder else "modules"
     dtypes = (loaded.dtype, loaded.shape.dtype, shape.dtype)
-    how = (code(), *processor, *path, forward, *map(str, dtypes))
+    how = (code(), loaded.device.type, *processor(), *path, forward, *map(str, dtypes))
     return folder_fingerprint(_folder_of(model), store, "; ".join(how))
-
-
-def code() -> str:
-    """Our version, a digest of our code, and the versions of the libraries it is built with."""
-    package = Path(radixserve.__file__).parent
-    built = [f"{name} {version(name)}" for name in _BUILT_WITH]
-    return "; ".join([radixserve.__version__, tree_digest(package, COMPUTES), *built])
 
 
 def _folder_of(model: str) -> Path:
     """The folder with the files of a model that was loaded by folder or hub name."""
     if Path(model).is_dir():
         return Path(model)
+    from transformers.utils import cached_file
+
     found = cached_file(model, "config.json", local_files_only=True)
     if found is None:
         raise StartupError(

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from radixserve.config import Settings
+from radixserve.engine.imports import nothing_collected
 from radixserve.engine.spare import ENGINE, SPARE, Imports, name_process
 from radixserve.errors import DeviceLost, StartupError, first_line
 from radixserve.logs import configure_logging
@@ -175,7 +176,7 @@ def main() -> int:
 
 
 def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
-    """The engine for `settings`. Torch and transformers are imported here, after the first message.
+    """The engine for `settings`. What it needs is imported here, after the first message.
 
     Raises:
         StartupError: the model or a setting makes it impossible; gives the reason.
@@ -191,28 +192,23 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
 
 
 def import_engine(settings: Settings) -> None:
-    """Import what an engine with these settings needs: for a real model torch, transformers and
-    the compiler of kernels, 2,900 modules, about half of a start.
+    """Import what an engine with these settings needs: for a real model torch and the compiler of
+    kernels, about half of a start. transformers is imported only if the model has to be checked
+    (`engine.load`).
     """
-    with _nothing_collected():
+    with nothing_collected():
         if settings.fake_model:
             from radixserve.engine import build_fake  # noqa: F401
         else:
             from radixserve.engine import build  # noqa: F401
 
 
-@contextlib.contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Within the block nothing is garbage, and what exists at its end stays. Importing makes
-    640,000 objects that live as long as the process; searching them for garbage again and again
-    would take half a second.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
+def import_all(settings: Settings) -> None:
+    """Import also what the model may need if no earlier start has checked it. A spare has time."""
+    import_engine(settings)
+    if not settings.fake_model:
+        with nothing_collected():
+            from radixserve.model import load  # noqa: F401
 
 
 def _start(channel: Channel) -> Start:
@@ -234,7 +230,7 @@ def _start(channel: Channel) -> Start:
                     import_engine(message.settings)
                 continue
             name_process(SPARE)
-            imports = imports or Imports(partial(import_engine, message.settings))
+            imports = imports or Imports(partial(import_all, message.settings))
             is_asked = True
         if is_asked and imports is not None and imports.are_done:
             channel.send(Prepared())

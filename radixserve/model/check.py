@@ -50,27 +50,21 @@ those of the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from radixserve.checkpoints.opened import decoder_config
 from radixserve.errors import ModelRefused, first_line
+from radixserve.model import probes
 from radixserve.model.dtypes import dtype_name
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.runner import Runner
-from radixserve.step import Chunk, Logits
-from radixserve.tensors.kv import KVPool
+from radixserve.model.probes import CHUNKINGS, logits_in_chunks, probe_tokens
 
-NUM_PROBE_TOKENS = 40
-_CHUNKINGS = ((40,), (17, 1, 1, 21))
 _PROBES = 1
 _PROBES_WITH_EXPERTS = 8
-_PROBE_SEED = 7
 _TIMES_ROUNDING = 3.0
 _TIMES_ROUNDING_FLOAT32 = 30.0
 _MOST_TOLERANCE = 0.9  # two unrelated sets of logits differ by 1.4 of their size
@@ -101,12 +95,6 @@ class Expected:
         return float((logits - own).norm() / spread.norm())
 
 
-def probe_tokens(vocab_size: int, probes: int = 1) -> torch.Tensor:
-    """The random tokens [probes, NUM_PROBE_TOKENS], int64, that the check computes."""
-    generator = torch.Generator().manual_seed(_PROBE_SEED)
-    return torch.randint(0, vocab_size, (probes, NUM_PROBE_TOKENS), generator=generator)
-
-
 @torch.inference_mode()
 def own_logits(model: PreTrainedModel, vocab_size: int, device: torch.device) -> Expected:
     """What the model itself computes for the probes, and how much of it is rounding. Cost: two
@@ -115,8 +103,8 @@ def own_logits(model: PreTrainedModel, vocab_size: int, device: torch.device) ->
     Raises:
         ModelRefused: it cannot compute them, or they are not finite or all the same.
     """
-    probes = _PROBES_WITH_EXPERTS if _has_experts(model) else _PROBES
-    ids = probe_tokens(vocab_size, probes).to(device)
+    count = _PROBES_WITH_EXPERTS if _has_experts(model) else _PROBES
+    ids = probe_tokens(vocab_size, count).to(device)
     logits = _own_forward(model, ids)
     _refuse_useless(logits, model.dtype)
     hook = model.get_input_embeddings().register_forward_hook(_with_other_last_bits)
@@ -160,7 +148,7 @@ def _with_other_last_bits(
     """A forward hook: `out` with each value moved to a neighbouring value of its dtype, up or down
     at random.
     """
-    generator = torch.Generator().manual_seed(_PROBE_SEED)
+    generator = torch.Generator().manual_seed(probes.PROBE_SEED)
     up = torch.randint(0, 2, out.shape, generator=generator).to(out.device)
     return (out.float() * (1 + torch.finfo(out.dtype).eps * (2 * up - 1))).to(out.dtype)
 
@@ -195,24 +183,8 @@ def probe(loaded: LoadedModel, expected: Expected) -> str | None:
 def _both(loaded: LoadedModel, tokens: torch.Tensor) -> list[torch.Tensor]:
     """Our logits for the tokens of a probe, in both chunkings."""
     try:
-        return [_logits_in_chunks(loaded, tokens, counts) for counts in _CHUNKINGS]
+        return [logits_in_chunks(loaded, tokens, counts) for counts in CHUNKINGS]
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ModelRefused(
             f"Attention over cached K/V does not fit this architecture: {first_line(error)}"
         ) from error
-
-
-def _logits_in_chunks(
-    loaded: LoadedModel, tokens: torch.Tensor, counts: Sequence[int]
-) -> torch.Tensor:
-    pool = KVPool(loaded.shape, NUM_PROBE_TOKENS, loaded.device)
-    runner = Runner(loaded, pool)
-    ids = tokens.numpy().astype(np.int32)
-    slots = np.random.default_rng(7).permutation(NUM_PROBE_TOKENS).astype(np.int32)
-    logits, start = [], 0
-    for count in counts:
-        stop = start + count
-        chunk = Chunk(token_ids=ids[start:stop], start=start, slots=slots[:stop], logits=Logits.ALL)
-        logits.append(runner.forward([chunk]).cpu())
-        start = stop
-    return torch.cat(logits)

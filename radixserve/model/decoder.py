@@ -5,25 +5,23 @@ of `Operations`, of which there are two implementations (`model.operations`): `R
 kernel for each operation. `Record` writes the calls down as a program, which then computes every
 step with that number of rows.
 
-Weights and rotary tables are those of the loaded transformers modules. The load check compares the
-results with these modules before the decoder is used. Knows nothing of requests.
+The load check compares the results with transformers' own modules before the decoder is used.
+Knows nothing of requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import PreTrainedModel
 
 from radixserve.kernels.attention import Kernel
 from radixserve.kernels.cpu.attention.call import attend_cpu
 from radixserve.kernels.cpu.gemm.call import FEW
 from radixserve.kernels.step import AttentionPlan
-from radixserve.model.families import Family, Layer, family_of
-from radixserve.model.operations import Memory, Operations, Record, RecordedStep, RunNow, Sizes
+from radixserve.model.operations import Memory, Operations, Record, RecordedStep, RunNow
+from radixserve.model.weights import Layer, Weights
 from radixserve.tensors.kv import KVPool
 
 
@@ -49,28 +47,18 @@ def decode_layer(
 class Decoder:
     """The forward pass of one model. Calls that use the same pool must not overlap."""
 
-    def __init__(self, model: Any, family: Family, attend: Kernel = attend_cpu) -> None:
-        """`model` is row-wise (`model.rowwise`). `attend` computes the attention of steps that are
-        too long to be recorded.
-        """
-        self._embed = model.model.embed_tokens
-        self._rotary = model.model.rotary_emb
-        layers = model.model.layers
-        self.layers = [Layer.of(index, layer, family) for index, layer in enumerate(layers)]
-        self._norm = model.model.norm.weight.float()
+    def __init__(self, weights: Weights, attend: Kernel = attend_cpu) -> None:
+        """`attend` computes the attention of steps that are too long to be recorded."""
+        self.weights = weights
+        self.layers = weights.layers
         # Logits are float32 also where activations are bfloat16: rounded, many would be equal.
-        self.head: Callable[[torch.Tensor], torch.Tensor] = model.lm_head.packed.unrounded
-        self._sizes = Sizes.of(model.config)
+        self.head: Callable[[torch.Tensor], torch.Tensor] = weights.head.unrounded
+        self._embed, self._rotary, self._norm = weights.embed, weights.rotary, weights.norm
+        self._sizes = weights.sizes
         self.attend = attend
         self.most_recorded = FEW  # rows of the largest step that is recorded
         self._records: WeakKeyDictionary[KVPool, tuple[Memory, dict[int, RecordedStep]]]
         self._records = WeakKeyDictionary()
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> Decoder | None:
-        """The decoder of a row-wise model on the CPU; None if its class is not in the table."""
-        family = family_of(model)
-        return cls(model, family) if family else None
 
     def __call__(
         self, ids: torch.Tensor, plan: AttentionPlan, wanted: torch.Tensor

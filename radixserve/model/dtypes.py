@@ -6,8 +6,10 @@ from typing import Literal
 
 import torch
 
+from radixserve.errors import ConfigError
 from radixserve.kernels.cpu import levels
 from radixserve.kernels.cpu.levels import Level
+from radixserve.tensors.kv import KV_DTYPES
 
 Wanted = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -30,6 +32,21 @@ def dtype_for(wanted: Wanted, stored: torch.dtype, device: torch.device) -> torc
         fast = levels.current() >= Level.AVX512_BF16
         return torch.bfloat16 if fast and stored == torch.bfloat16 else torch.float32
     return torch.float16 if stored == torch.float16 else torch.bfloat16
+
+
+def kv_dtype_of(wanted: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of K/V beside weights of `dtype`.
+
+    Raises:
+        ConfigError: the device has no kernel for it.
+    """
+    chosen = dtype if wanted == "same" else KV_DTYPES[wanted]
+    if device.type == "cuda" and chosen != dtype:
+        raise ConfigError(
+            f"kv_dtype is {wanted!r}, but on CUDA keys and values have the type of the weights "
+            f"({dtype_name(dtype)}); use 'same'"
+        )
+    return chosen
 
 
 def told(stored: torch.dtype, served: torch.dtype) -> str:

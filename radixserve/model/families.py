@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import (
     LlamaForCausalLM,
     MistralForCausalLM,
@@ -21,7 +20,9 @@ from transformers import (
 )
 
 from radixserve.kernels.cpu.gemm.call import Gemm
-from radixserve.model.linear import FusedPart, PackedLinear
+from radixserve.model.decoder import Decoder
+from radixserve.model.linear import FusedPart, PackedEmbedding, PackedLinear
+from radixserve.model.weights import Layer, Sizes, Weights
 
 ACTIVATIONS = ("silu",)
 
@@ -41,43 +42,47 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
 }
 
 
+def decoder_of(model: PreTrainedModel) -> Decoder | None:
+    """The decoder of a row-wise model on the CPU; None if its class is not in the table."""
+    family = family_of(model)
+    return Decoder(weights_of(model, family)) if family else None
+
+
 def family_of(model: PreTrainedModel) -> Family | None:
     """The family of exactly this class; None if the decoder does not compute it."""
     known = FAMILIES.get(type(model))
     return known if known and model.config.hidden_act in ACTIVATIONS else None
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """The weights and constants of one decoder layer. Weights of norms are float32."""
+def weights_of(model: Any, family: Family) -> Weights:
+    """The weights and constants of a transformers model that was made row-wise
+    (`model.rowwise`).
+    """
+    inner, embed = model.model, model.model.embed_tokens
+    return Weights(
+        sizes=Sizes(int(model.config.num_attention_heads), float(model.config.rms_norm_eps)),
+        embedding=None if isinstance(embed, PackedEmbedding) else embed.weight,
+        rotary=inner.rotary_emb,
+        layers=[_layer(index, each, family) for index, each in enumerate(inner.layers)],
+        norm=inner.norm.weight.float(),
+        head=model.lm_head.packed,
+    )
 
-    index: int
-    input_norm: torch.Tensor  # [width]
-    qkv: Gemm  # [(heads + 2 * kv_heads) * dim, width]
-    q_norm: torch.Tensor | None  # [dim]
-    k_norm: torch.Tensor | None
-    scaling: float  # of queries
-    o: Gemm
-    post_norm: torch.Tensor
-    gate_up: Gemm  # [2 * inner, width]: gate, then up
-    down: Gemm
 
-    @classmethod
-    def of(cls, index: int, layer: Any, family: Family) -> Layer:
-        """Layer `index`, from a transformers layer that was made row-wise (`model.rowwise`)."""
-        attention, mlp = layer.self_attn, layer.mlp
-        return cls(
-            index=index,
-            input_norm=layer.input_layernorm.weight.float(),
-            qkv=_weight(attention.q_proj),
-            q_norm=attention.q_norm.weight.float() if family.head_norms else None,
-            k_norm=attention.k_norm.weight.float() if family.head_norms else None,
-            scaling=float(attention.scaling),
-            o=_weight(attention.o_proj),
-            post_norm=layer.post_attention_layernorm.weight.float(),
-            gate_up=_weight(mlp.gate_proj),
-            down=_weight(mlp.down_proj),
-        )
+def _layer(index: int, layer: Any, family: Family) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    return Layer(
+        index=index,
+        input_norm=layer.input_layernorm.weight.float(),
+        qkv=_weight(attention.q_proj),
+        q_norm=attention.q_norm.weight.float() if family.head_norms else None,
+        k_norm=attention.k_norm.weight.float() if family.head_norms else None,
+        scaling=float(attention.scaling),
+        o=_weight(attention.o_proj),
+        post_norm=layer.post_attention_layernorm.weight.float(),
+        gate_up=_weight(mlp.gate_proj),
+        down=_weight(mlp.down_proj),
+    )
 
 
 def _weight(module: PackedLinear | FusedPart) -> Gemm:

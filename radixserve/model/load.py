@@ -29,7 +29,7 @@ from radixserve.model.check import Expected, own_logits, probe
 from radixserve.model.cuda import choose_attention
 from radixserve.model.dtypes import dtype_name, told
 from radixserve.model.heap import freed_at_once
-from radixserve.model.loaded import LoadedModel
+from radixserve.model.loaded import LoadedModel, tell
 from radixserve.model.rowwise import make_rowwise
 from radixserve.progress import long_stage
 from radixserve.tensors.kv import KVShape
@@ -102,7 +102,7 @@ def prepare_model(
     )
     loaded = _with_decoder(_checked(loaded, expected), expected)
     loaded = _with_kv_dtype(loaded, kv_dtype or model.dtype, expected)
-    _tell(loaded)
+    tell(loaded)
     return loaded
 
 
@@ -161,9 +161,9 @@ def _with_decoder(loaded: LoadedModel, expected: Expected) -> LoadedModel:
     """
     if not loaded.exact:
         return replace(loaded, generic_reason="the fast forward is for exact numerics only")
-    from radixserve.model.decoder import Decoder
+    from radixserve.model.families import decoder_of
 
-    decoder = Decoder.of(loaded.model)
+    decoder = decoder_of(loaded.model)
     if decoder is None:
         kind = type(loaded.model).__name__
         return replace(loaded, generic_reason=f"there is no fast forward for this {kind}")
@@ -192,17 +192,3 @@ def _with_kv_dtype(loaded: LoadedModel, dtype: torch.dtype, expected: Expected) 
     except ModelRefused as error:
         name = loaded.shape.dtype_name
         raise ModelRefused(f"Keys and values as {name} (kv_dtype) do not serve: {error}") from error
-
-
-def _tell(loaded: LoadedModel) -> None:
-    """Log which forward serves, and what is exact."""
-    if loaded.decoder is not None:
-        log.info("the fast forward serves")
-    else:
-        log.info("the generic forward serves: %s", loaded.generic_reason)
-    if loaded.exact:
-        log.info("exact: a cache hit gives the same bits as a miss")
-    else:
-        log.warning(
-            "outputs may depend on what is cached and on the batch: %s", loaded.inexact_reason
-        )

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from radixserve.kernels.cpu.gemm.call import Gemm, segments_of
 from radixserve.kernels.cpu.program import Program
 from radixserve.kernels.cpu.rows import GateBlock, NormBlock, RotateBlock
 from radixserve.kernels.step import AttentionPlan
-from radixserve.model.families import Layer
+from radixserve.model.weights import Layer, Sizes
 from radixserve.tensors.kv import KVPool
 
 _LAUNCHES = 9  # operations of a layer
@@ -45,19 +44,6 @@ Compiled = Callable[[Any], None]
 
 _ADD_NORM = {torch.float32: rows.add_norm, torch.bfloat16: rows.add_norm_bfloat16}
 _GATE = {torch.float32: rows.gate, torch.bfloat16: rows.gate_bfloat16}
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """What the operations need to know of a model, besides its weights and its pool."""
-
-    heads: int
-    epsilon: float  # of all norms
-
-    @classmethod
-    def of(cls, config: Any) -> Sizes:
-        """From a transformers configuration."""
-        return cls(int(config.num_attention_heads), float(config.rms_norm_eps))
 
 
 class Operations(ABC):

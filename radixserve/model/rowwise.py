@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
 from radixserve.kernels.cpu.gemm.call import Gemm
+from radixserve.model.elementwise import RowwiseActivation, RowwiseRotary
 from radixserve.model.linear import (
     FusedLinears,
     FusedPart,
@@ -29,8 +29,6 @@ from radixserve.model.linear import (
 from radixserve.progress import long_stage
 
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-_LANES = 32  # elements that torch's loops take at once, at most
-_BLOCK = 16384  # elements up to which torch uses one thread for any elementwise operator
 
 _LINEARS = (nn.Linear, Conv1D)
 _ACTIVATIONS = tuple(
@@ -149,43 +147,3 @@ def _replace_elementwise(model: nn.Module) -> None:
                 setattr(parent, name, RowwiseActivation(child))
             elif type(child).__name__.endswith("RotaryEmbedding"):
                 setattr(parent, name, RowwiseRotary(child))
-
-
-class RowwiseActivation(nn.Module):
-    """Applies an elementwise module to contiguous blocks, each of which torch computes in one
-    thread and in whole vectors.
-
-    The blocks are always contiguous, because for other tensors some operators (gelu) call another
-    library, which rounds differently.
-    """
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        flat, count = x.reshape(-1), x.numel()
-        if count % _LANES:
-            flat = F.pad(flat, (0, -count % _LANES))
-        parts = [self.inner(part) for part in torch.split(flat, _BLOCK)]
-        out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return out[:count].view(x.shape)
-
-
-class RowwiseRotary(nn.Module):
-    """Computes a rotary embedding's cosines and sines for blocks of positions."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-        # positions per block: whole vectors for any even dimension, and few enough for one thread
-        self._rows = 64
-
-    def forward(
-        self, x: torch.Tensor, position_ids: torch.Tensor, **rest: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        count = position_ids.shape[-1]
-        padded = F.pad(position_ids, (0, -count % self._rows))
-        parts = [self.inner(x, part, **rest) for part in torch.split(padded, self._rows, -1)]
-        cos, sin = (torch.cat(tables, 1)[:, :count] for tables in zip(*parts, strict=True))
-        return cos, sin

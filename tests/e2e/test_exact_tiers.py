@@ -19,6 +19,7 @@ from radixserve.checkpoints.embedded import embedded_model
 from radixserve.config import Settings
 from radixserve.engine import build
 from radixserve.engine.core import EngineCore
+from radixserve.engine.load import Load
 from radixserve.engine.scheduler import Limits
 from radixserve.engine.tiers import Tiers
 from radixserve.model.load import load_model, prepare_model
@@ -164,7 +165,7 @@ def transfer_names(folder: Path) -> list[str]:
 def test_what_is_kept_as_float8_is_near_and_the_claim_is_withdrawn(
     real_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "load_opened", lambda *_: real_model)
+    monkeypatch.setattr(build, "load_model", lambda *_: Load(real_model, torch.float32, "run"))
     chosen = Settings(
         disk_path=str(tmp_path / "s"),
         kv_budget=900 * real_model.shape.slot_bytes,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import radixserve
-from radixserve.engine import build_tiers
-from radixserve.engine.build_tiers import COMPUTES, code
+from radixserve.engine import computed_by
+from radixserve.engine.computed_by import COMPUTES, code
 from radixserve.store.folder.fingerprint import tree_digest
 
 PACKAGE = Path(radixserve.__file__).parent
@@ -77,12 +77,12 @@ def test_our_version_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert code() != before
 
 
-@pytest.mark.parametrize("name", build_tiers._BUILT_WITH)
+@pytest.mark.parametrize("name", computed_by._BUILT_WITH)
 def test_the_version_of_each_package_it_is_built_with_is_part_of_it(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    before, version = code(), build_tiers.version  # type: ignore[attr-defined]
+    before, version = code(), computed_by.version  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        build_tiers, "version", lambda each: "99.0" if each == name else version(each)
+        computed_by, "version", lambda each: "99.0" if each == name else version(each)
     )
     assert code() != before

@@ -9,9 +9,9 @@ import torch
 
 from radixserve.cache.kvcache import KVCache
 from radixserve.config import Settings
-from radixserve.engine.build import kv_dtype_of
 from radixserve.engine.build_tiers import make_tiers
 from radixserve.errors import ConfigError
+from radixserve.model.dtypes import kv_dtype_of
 from radixserve.model.load import prepare_model
 from radixserve.tensors.kv import KV_DTYPES, KVPool
 from tests.tiny import CPU, tiny_model

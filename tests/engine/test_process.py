@@ -9,7 +9,8 @@ import pytest
 
 from radixserve.config import Settings
 from radixserve.engine import process
-from radixserve.engine.process import EngineLoop, _nothing_collected
+from radixserve.engine.imports import nothing_collected
+from radixserve.engine.process import EngineLoop
 from radixserve.messages import Loading, Start
 
 
@@ -17,7 +18,7 @@ from radixserve.messages import Loading, Start
 def test_garbage_is_collected_again_after_imports(error: type[Exception] | None) -> None:
     frozen = gc.get_freeze_count()
     try:
-        with _nothing_collected():
+        with nothing_collected():
             assert not gc.isenabled()
             if error is not None:
                 raise error

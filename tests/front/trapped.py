@@ -123,5 +123,5 @@ def import_engine(settings: Settings) -> None:
 
 if __name__ == "__main__":
     process.build_engine = build_engine
-    process.import_engine = import_engine
+    process.import_engine = process.import_all = import_engine
     sys.exit(process.main())

@@ -25,8 +25,9 @@ from transformers import (
 
 from radixserve.checkpoints.supported import check_config
 from radixserve.errors import ModelRefused
-from radixserve.model.check import NUM_PROBE_TOKENS, Expected
+from radixserve.model.check import Expected
 from radixserve.model.load import load_model, prepare_model
+from radixserve.model.probes import NUM_PROBE_TOKENS
 from tests.tiny import CPU, VOCAB, tiny_model
 
 SMALL: dict[str, Any] = {

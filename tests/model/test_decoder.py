@@ -12,6 +12,7 @@ from radixserve.kernels.cpu.gemm.call import FEW, segments_of
 from radixserve.kernels.cpu.gemm.vectors import SEGMENT
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.decoder import Decoder
+from radixserve.model.families import decoder_of
 from radixserve.model.runner import Runner
 from radixserve.step import Logits
 from radixserve.tensors.kv import KVPool, KVShape
@@ -94,4 +95,4 @@ def test_one_that_disagrees_is_not_used_and_the_log_says_so(
 def test_another_activation_keeps_the_models_own_modules() -> None:
     model = load_tiny("llama").model
     model.config.hidden_act = "gelu"  # type: ignore[union-attr]
-    assert Decoder.of(model) is None
+    assert decoder_of(model) is None

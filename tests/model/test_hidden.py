@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from radixserve.errors import ModelRefused
-from radixserve.model import check
+from radixserve.model import check, probes
 from radixserve.model.check import own_logits, probe
 from radixserve.model.load import prepare_model
 from tests.tiny import CPU, IN_PANELS, VOCAB, tiny_model
@@ -157,7 +157,7 @@ def ours(name: str, dtype: torch.dtype) -> list[list[torch.Tensor]]:
     is one, and without.
     """
     loaded = prepare_model(model_of(name, dtype), CPU)
-    [tokens] = check.probe_tokens(VOCAB)
+    [tokens] = probes.probe_tokens(VOCAB)
     return [check._both(each, tokens) for each in (loaded, replace(loaded, decoder=None))]
 
 
@@ -243,7 +243,7 @@ def test_a_model_with_experts_passes_with_any_tokens(
 ) -> None:
     loaded = prepare_model(routed(name, dtype), CPU)
     for seed in range(8):
-        monkeypatch.setattr(check, "_PROBE_SEED", seed)
+        monkeypatch.setattr(probes, "PROBE_SEED", seed)
         probe(loaded, own_logits(routed(name, dtype), VOCAB, CPU))
 
 

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from radixserve.kernels.cpu.gemm.lookup import Lookup
+from radixserve.model.elementwise import RowwiseActivation
 from radixserve.model.linear import FusedPart, PackedEmbedding, PackedLinear
-from radixserve.model.rowwise import RowwiseActivation, make_rowwise
+from radixserve.model.rowwise import make_rowwise
 from tests.tiny import CONFIGS, tiny_model
 
 

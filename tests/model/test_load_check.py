@@ -16,7 +16,7 @@ from radixserve.checkpoints.embedded import embedded_model
 from radixserve.errors import ModelRefused
 from radixserve.kernels.attention import attend_torch
 from radixserve.kernels.step import AttentionPlan
-from radixserve.model import check
+from radixserve.model import probes
 from radixserve.model.attention import interface
 from radixserve.model.check import Expected, own_logits, probe
 from radixserve.model.load import prepare_model
@@ -33,7 +33,7 @@ Seeded = Callable[[int], None]
 @pytest.fixture
 def seeded(monkeypatch: pytest.MonkeyPatch) -> Seeded:
     """Gives the check other random tokens."""
-    return lambda seed: monkeypatch.setattr(check, "_PROBE_SEED", seed)
+    return lambda seed: monkeypatch.setattr(probes, "PROBE_SEED", seed)
 
 
 def expected_by_seed(

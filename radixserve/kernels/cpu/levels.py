@@ -95,6 +95,12 @@ def features(level: Level) -> str:
 
 
 @cache
+def processor() -> str:
+    """The processor's kind, as LLVM names it: "znver5"."""
+    return str(llvm.get_host_cpu_name())
+
+
+@cache
 def _features() -> dict[str, bool]:
     return dict(llvm.get_host_cpu_features())
 

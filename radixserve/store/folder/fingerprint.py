@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import torch
 
 from radixserve.errors import StartupError
+from radixserve.machine import THIS
 from radixserve.store.folder.store_folder import StoreFolder
 from radixserve.store.format.layout import FINGERPRINTS
 from radixserve.store.format.run_file import FORMAT, digest_fields
@@ -67,19 +69,24 @@ def tree_digest(root: Path, names: Sequence[str]) -> str:
 
 def weights_fingerprint(config: str, weights: dict[str, torch.Tensor], computed_by: str) -> str:
     """The fingerprint of a model in memory, from every byte of its current parameters; about 1
-    GB/s.
+    GB/s per processor.
     """
+    names = sorted(weights, key=lambda name: -weights[name].nbytes)  # the largest begin first
+    with ThreadPoolExecutor(THIS.cores()) as threads:
+        digests = dict(
+            zip(names, threads.map(_content, [weights[name] for name in names]), strict=True)
+        )
     fields = [config]
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        data = tensor.reshape(-1).view(torch.uint8).numpy().data
-        fields += [
-            name,
-            str(tensor.dtype),
-            str(tuple(tensor.shape)),
-            hashlib.sha256(data).hexdigest(),
-        ]
+    for name in sorted(names):
+        tensor = weights[name]
+        fields += [name, str(tensor.dtype), str(tuple(tensor.shape)), digests[name]]
     return digest_fields("weights", FORMAT, computed_by, *fields)
+
+
+def _content(tensor: torch.Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return hashlib.sha256(data).hexdigest()
 
 
 def weights_checksum(weights: dict[str, torch.Tensor]) -> str:

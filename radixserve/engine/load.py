@@ -1,0 +1,157 @@
+"""Loads the model of an engine: straight from its files where an earlier start has checked it, else
+with transformers, whose modules it is checked against.
+
+What a check finds is kept for later starts on this machine (`model.proof`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from radixserve.checkpoints.weight_files import identity
+from radixserve.config import Settings
+from radixserve.engine.computed_by import code, processor
+from radixserve.engine.imports import nothing_collected
+from radixserve.engine.lengths import context_length_of
+from radixserve.errors import StartupError, first_line
+from radixserve.model import proof
+from radixserve.model.direct import load_proven
+from radixserve.model.dtypes import dtype_for, kv_dtype_of, told
+from radixserve.model.loaded import LoadedModel
+from radixserve.model.proof import Proof, torch_dtype
+from radixserve.store.format.run_file import digest_fields
+from radixserve.tensors.budget import check_room
+
+if TYPE_CHECKING:
+    from radixserve.checkpoints.opened import OpenedModel  # imports transformers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A loaded model, and how it came to be."""
+
+    model: LoadedModel
+    stored_dtype: torch.dtype  # of most weights in its files
+    load_check: Literal["run", "remembered"]  # at this start, or at an earlier one
+
+
+def load(settings: Settings, model: str, device: torch.device) -> Load:
+    """The model in the folder, or of the hub name, `model`.
+
+    Raises:
+        StartupError: it cannot be served, or a setting makes that impossible; gives the reason.
+    """
+    place = _place(settings, model, device)
+    if place is not None:
+        kept = proof.find(place.name, place.key)
+        remembered = None if kept is None else _remembered(settings, place.folder, kept)
+        if remembered is not None:
+            return remembered
+    with _warnings() as warned:
+        found, num_weights = _checked(settings, model, device)
+    if place is not None:
+        proven = proof.prove(
+            found.model,
+            place.key,
+            stored=found.stored_dtype,
+            num_weights=num_weights,
+            warnings=warned,
+        )
+        if proven is not None:
+            proof.keep(place.name, proven)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the proof of a model is kept, and what it has to be a proof for."""
+
+    folder: Path
+    name: str
+    key: str
+
+
+def _place(settings: Settings, model: str, device: torch.device) -> _Place | None:
+    """None on devices without a decoder of our own, and for folders that cannot be read, of which
+    the load tells more.
+    """
+    folder = Path(model)
+    if device.type != "cpu" or not folder.is_dir():
+        return None
+    how = (settings.dtype, settings.kv_dtype, *processor(), str(torch.get_num_threads()))
+    try:
+        what = identity(folder)
+    except (StartupError, OSError):
+        return None
+    # A start whose log leaves warnings out cannot tell which ones to repeat.
+    tells = str(log.isEnabledFor(logging.WARNING))
+    name = digest_fields("place", str(folder.resolve()), *how)
+    return _Place(folder, name, digest_fields("proof", code(), what, tells, *how))
+
+
+def _remembered(settings: Settings, folder: Path, kept: Proof) -> Load | None:
+    """The model as an earlier start has checked it; None if it is not the same any more.
+
+    Raises:
+        ConfigError: it does not fit into memory.
+    """
+    stored, dtype = torch_dtype(kept.stored_dtype), torch_dtype(kept.dtype)
+    device = torch.device("cpu")
+    check_room(kept.num_weights * dtype.itemsize, kept.shape, device, settings.kv_budget)
+    log.info("loading %s on %s as %s", folder.absolute().name, device, told(stored, dtype))
+    try:
+        loaded = load_proven(folder, kept)
+    except (StartupError, OSError, RuntimeError) as error:
+        log.info("the weights cannot be read as before: %s", first_line(error))
+        return None
+    if loaded is None:
+        return None
+    log.info("the load check is remembered from an earlier start with this model on this machine")
+    return Load(loaded, stored, "remembered")
+
+
+def _checked(settings: Settings, model: str, device: torch.device) -> tuple[Load, int]:
+    """The model loaded with transformers and checked, and the number of its weights."""
+    with nothing_collected():
+        from radixserve.checkpoints.opened import open_model
+        from radixserve.model.load import load_opened
+
+    opened: OpenedModel = open_model(model)
+    dtype = dtype_for(settings.dtype, opened.stored_dtype, device)
+    kv_dtype = kv_dtype_of(settings.kv_dtype, dtype, device)
+    context_length_of(settings, opened.context_length)  # refuses a setting before anything is read
+    check_room(opened.num_bytes(dtype), opened.kv_shape(kv_dtype), device, settings.kv_budget)
+    loaded = load_opened(opened, device, dtype, kv_dtype)
+    return Load(loaded, opened.stored_dtype, "run"), opened.checkpoint.num_weights
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Collects what is logged about the model as a warning."""
+    handler = _Collector()
+    loggers = [logging.getLogger(f"radixserve.{part}") for part in ("checkpoints", "model")]
+    for each in loggers:
+        each.addHandler(handler)
+    try:
+        yield handler.messages
+    finally:
+        for each in loggers:
+            each.removeHandler(handler)
+
+
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())

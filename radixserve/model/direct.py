@@ -1,0 +1,116 @@
+"""Reads the decoder of a model that an earlier start has checked straight from its files, without
+transformers: importing that, and checking the model anew, would take half of a start.
+
+The weights are packed as `model.rowwise` packs those of the model's own modules, linears of the
+same input as one. The result is used only if it is, bit for bit, what was checked (`model.proof`).
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from radixserve.checkpoints.weight_files import WeightFiles
+from radixserve.kernels.cpu.gemm.call import Gemm
+from radixserve.model.decoder import Decoder
+from radixserve.model.elementwise import RowwiseRotary
+from radixserve.model.fixed_rotary import FixedRotary
+from radixserve.model.heap import freed_at_once
+from radixserve.model.loaded import LoadedModel, tell
+from radixserve.model.proof import Proof, logits_digest, torch_dtype, weights_digest
+from radixserve.model.weights import Layer, Sizes, Weights
+from radixserve.progress import long_stage
+
+log = logging.getLogger(__name__)
+
+
+def load_proven(folder: Path, proof: Proof) -> LoadedModel | None:
+    """The model in a folder for which there is a proof; None if it is not what was checked.
+
+    Raises:
+        ModelRefused: its files are not as they were.
+        OSError: a file cannot be read.
+    """
+    with long_stage("reading the weights of a model that was checked before"), freed_at_once():
+        decoder = Decoder(_read(folder, proof))
+        loaded = _loaded(proof, decoder)
+        if weights_digest(decoder) != proof.weights:
+            log.info("the weights are not those that were checked")
+            return None
+        if logits_digest(loaded) != proof.logits:
+            log.warning("the decoder computes other bits than when the model was checked")
+            return None
+    for warning in proof.warnings:
+        log.warning("%s", warning)
+    tell(loaded)
+    return loaded
+
+
+def _loaded(proof: Proof, decoder: Decoder) -> LoadedModel:
+    return LoadedModel(
+        model=torch.nn.Module(),
+        device=torch.device("cpu"),
+        dtype=torch_dtype(proof.dtype),
+        shape=proof.shape,
+        vocab_size=proof.vocab_size,
+        context_length=proof.context_length,
+        eos_token_ids=proof.eos_token_ids,
+        attention=proof.attention,
+        exact=True,
+        decoder=decoder,
+    )
+
+
+def _read(folder: Path, proof: Proof) -> Weights:
+    with WeightFiles(folder) as files:
+        reader = _Reader(files, torch_dtype(proof.dtype))
+        embedding = "model.embed_tokens.weight"
+        return Weights(
+            sizes=Sizes(proof.heads, proof.epsilon),
+            embedding=None if proof.is_tied else reader.tensor(embedding),
+            rotary=RowwiseRotary(FixedRotary(torch.tensor(proof.frequencies), proof.rotary_factor)),
+            layers=[reader.layer(index, proof.scaling) for index in range(proof.layers)],
+            norm=reader.norm("model.norm.weight"),
+            head=reader.packed(embedding if proof.is_tied else "lm_head.weight"),
+        )
+
+
+class _Reader:
+    """Reads weights by the names that checkpoints of the Llama kind have for them, in `dtype`."""
+
+    def __init__(self, files: WeightFiles, dtype: torch.dtype) -> None:
+        self._files, self._dtype = files, dtype
+
+    def layer(self, index: int, scaling: float) -> Layer:
+        layer = f"model.layers.{index}"
+        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+        has_head_norms = f"{attention}.q_norm.weight" in self._files
+        return Layer(
+            index=index,
+            input_norm=self.norm(f"{layer}.input_layernorm.weight"),
+            qkv=self.packed(*(f"{attention}.{name}_proj.weight" for name in "qkv")),
+            q_norm=self.norm(f"{attention}.q_norm.weight") if has_head_norms else None,
+            k_norm=self.norm(f"{attention}.k_norm.weight") if has_head_norms else None,
+            scaling=scaling,
+            o=self.packed(f"{attention}.o_proj.weight"),
+            post_norm=self.norm(f"{layer}.post_attention_layernorm.weight"),
+            gate_up=self.packed(f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight"),
+            down=self.packed(f"{mlp}.down_proj.weight"),
+        )
+
+    def packed(self, *names: str) -> Gemm:
+        """The weights of these names, one below the other, with their biases."""
+        bias_names = [name.removesuffix("weight") + "bias" for name in names]
+        bias = None
+        if bias_names[0] in self._files:
+            bias = self.tensor(*bias_names)
+        return Gemm(self._files.read(*names).to(self._dtype), bias)
+
+    def norm(self, name: str) -> torch.Tensor:
+        return self.tensor(name).float()
+
+    def tensor(self, *names: str) -> torch.Tensor:
+        """The tensors of these names as one, in memory of its own."""
+        return self._files.read(*names).to(self._dtype, copy=True)

@@ -1,0 +1,222 @@
+"""A model that was checked is loaded without transformers, as the same bits; whatever has changed
+since is checked anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from radixserve.config import Settings
+from radixserve.engine import load as loading
+from radixserve.engine.load import Load, load
+from radixserve.errors import ConfigError, ModelRefused
+from radixserve.kept_files import KeptFiles
+from radixserve.kernels.cpu import levels
+from radixserve.model import direct, proof
+from radixserve.model.decoder import Decoder
+from radixserve.model.runner import Runner
+from radixserve.tensors.kv import KVPool
+from tests.tiny import CPU, IN_BFLOAT16, VOCAB, chunk, tiny_model
+
+DIRECT = ("llama", "llama_grouped", "qwen2", "qwen3", "mistral", *IN_BFLOAT16[:2])
+GENERIC = ("gemma", "phi", "gpt2")
+SETTINGS = Settings()
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of proofs."""
+    folder = tmp_path / "cache" / "proofs"
+    monkeypatch.setattr(proof, "_PROOFS", KeptFiles(str(folder), b"proof\n"))
+    return folder
+
+
+def saved(name: str, folder: Path) -> str:
+    tiny_model(name).save_pretrained(folder / "model")
+    return str(folder / "model")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A model that was checked once."""
+    path = saved("llama_grouped", tmp_path)
+    assert load(SETTINGS, path, CPU).load_check == "run"
+    return path
+
+
+def computed(found: Load) -> torch.Tensor:
+    ids = torch.randint(0, VOCAB, (150,), generator=torch.Generator().manual_seed(0)).tolist()
+    pool = KVPool(found.model.shape, 150, CPU)
+    runner = Runner(found.model, pool)
+    whole = runner.forward([chunk(ids, 0, range(150))])
+    return torch.cat([whole, runner.forward([chunk(ids[140:], 140, range(150))])])
+
+
+def facts(found: Load) -> dict[str, Any]:
+    named = {each.name: getattr(found.model, each.name) for each in fields(found.model)}
+    del named["model"], named["decoder"]
+    return named | {"stored": found.stored_dtype}
+
+
+@pytest.mark.parametrize("name", DIRECT)
+@pytest.mark.parametrize("settings", [{}, {"dtype": "bfloat16"}, {"kv_dtype": "int8"}])
+def test_a_second_load_gives_the_same_bits_and_facts_without_transformers(
+    name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, chosen = saved(name, tmp_path), Settings(**settings)
+    first = load(chosen, path, CPU)
+    monkeypatch.setattr(loading, "_checked", None)
+    second = load(chosen, path, CPU)
+    assert (first.load_check, second.load_check) == ("run", "remembered")
+    assert isinstance(second.model.decoder, Decoder)
+    assert facts(second) == facts(first)
+    assert torch.equal(computed(second), computed(first))
+
+
+@pytest.mark.parametrize("name", GENERIC)
+def test_what_runs_through_transformers_modules_is_checked_at_every_start(
+    name: str, tmp_path: Path, kept: Path
+) -> None:
+    path = saved(name, tmp_path)
+    assert [load(SETTINGS, path, CPU).load_check for _ in range(2)] == ["run"] * 2
+    assert not kept.exists()
+
+
+def test_one_changed_value_is_checked_anew_and_then_remembered(model: str) -> None:
+    file = Path(model) / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.1.self_attn.v_proj.weight"][3, 5] += 0.25
+    save_file(weights, file, {"format": "pt"})
+    changed = load(SETTINGS, model, CPU)
+    assert changed.load_check == "run"
+    again = load(SETTINGS, model, CPU)
+    assert again.load_check == "remembered"
+    assert torch.equal(computed(again), computed(changed))
+
+
+def test_weights_that_are_not_finite_are_refused_as_ever(model: str) -> None:
+    file = Path(model) / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ModelRefused, match=r"model\.norm\.weight holds NaN"):
+        load(SETTINGS, model, CPU)
+
+
+def other_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "code", lambda: "other code")
+
+
+def other_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levels, "processor", lambda: "another")
+
+
+def lower_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    lower = "avx2" if levels.highest() > levels.Level.AVX2 else pytest.skip("one level")
+    monkeypatch.setattr(levels, "_limit", levels.Level[lower.upper()])
+
+
+def more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+
+
+def other_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "identity", lambda folder: "another")
+
+
+def other_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "logits_digest", lambda loaded: "others")
+
+
+def a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(direct, "_read", fail)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_code,
+        other_processor,
+        lower_level,
+        more_threads,
+        other_config,
+        other_bits,
+        a_fault,
+    ],
+)
+def test_whatever_is_not_as_it_was_is_checked_anew(
+    change: Callable[[pytest.MonkeyPatch], None], model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(SETTINGS, model, CPU).load_check == "remembered"
+    with monkeypatch.context() as changed:
+        change(changed)
+        assert load(SETTINGS, model, CPU).load_check == "run"
+
+
+def test_each_way_to_serve_a_model_has_a_proof_of_its_own(model: str) -> None:
+    ways = (SETTINGS, Settings(dtype="bfloat16"), Settings(kv_dtype="bfloat16"))
+    found = [[load(way, model, CPU).load_check for way in ways] for _ in range(2)]
+    assert found == [["remembered", "run", "run"], ["remembered"] * 3]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:99] + b"!" + data[100:]]
+)
+def test_a_damaged_proof_is_checked_anew_and_written_over(
+    damage: Callable[[bytes], bytes], model: str, kept: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    [file] = kept.iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    assert load(SETTINGS, model, CPU).load_check == "run"
+    assert "is damaged; the model is checked anew" in caplog.text
+    assert load(SETTINGS, model, CPU).load_check == "remembered"
+
+
+def test_a_proof_of_another_form_is_no_proof(model: str, kept: Path) -> None:
+    [file] = kept.iterdir()
+    proof._PROOFS.keep(file.name, b"\x81\xa3key\xa1x")
+    assert load(SETTINGS, model, CPU).load_check == "run"
+
+
+def test_where_nothing_can_be_kept_models_are_checked_and_the_log_says_so(
+    tmp_path: Path, kept: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept.parent.mkdir()
+    kept.write_text("a file")
+    path = saved("llama", tmp_path)
+    assert [load(SETTINGS, path, CPU).load_check for _ in range(2)] == ["run"] * 2
+    assert "the result of the load check is not kept" in caplog.text
+
+
+def test_what_the_load_warned_of_is_told_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny = tiny_model("llama")
+    tiny.generation_config.eos_token_id = [1, VOCAB + 5]
+    tiny.save_pretrained(tmp_path / "model")
+    for expected in ("run", "remembered"):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            found = load(SETTINGS, str(tmp_path / "model"), CPU)
+        assert found.load_check == expected
+        assert f"the model has no token {VOCAB + 5}, which should end its texts" in caplog.messages
+        assert "exact: a cache hit gives the same bits as a miss" in caplog.messages
+
+
+def test_memory_is_looked_at_before_anything_is_read(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "_read", None)
+    with pytest.raises(ConfigError, match="of memory are free"):
+        load(Settings(kv_budget=1 << 50), model, CPU)
