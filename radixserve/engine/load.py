@@ -87,15 +87,15 @@ def _place(settings: Settings, model: str, device: torch.device) -> _Place | Non
     folder = Path(model)
     if device.type != "cpu" or not folder.is_dir():
         return None
-    how = (settings.dtype, settings.kv_dtype, *processor(), str(torch.get_num_threads()))
+    # A start whose log leaves warnings out cannot tell which ones others should repeat.
+    tells = str(log.isEnabledFor(logging.WARNING))
+    how = (settings.dtype, settings.kv_dtype, *processor(), str(torch.get_num_threads()), tells)
     try:
         what = identity(folder)
     except (StartupError, OSError):
         return None
-    # A start whose log leaves warnings out cannot tell which ones to repeat.
-    tells = str(log.isEnabledFor(logging.WARNING))
     name = digest_fields("place", str(folder.resolve()), *how)
-    return _Place(folder, name, digest_fields("proof", code(), what, tells, *how))
+    return _Place(folder, name, digest_fields("proof", code(), what, *how))
 
 
 def _remembered(settings: Settings, folder: Path, kept: Proof) -> Load | None:

@@ -214,6 +214,17 @@ def test_what_the_load_warned_of_is_told_again(
         assert "exact: a cache hit gives the same bits as a miss" in caplog.messages
 
 
+def test_a_start_that_tells_no_warnings_proves_nothing_for_one_that_does(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for level in (logging.ERROR, logging.ERROR, logging.INFO):
+        monkeypatch.setattr(loading.log, "level", level)
+        monkeypatch.setattr(loading.log, "_cache", {})
+        found.append(load(SETTINGS, model, CPU).load_check)
+    assert found == ["run", "remembered", "remembered"]
+
+
 def test_memory_is_looked_at_before_anything_is_read(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
