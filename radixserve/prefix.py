@@ -54,11 +54,12 @@ class Prefix(NamedTuple):
 
 class Branch(NamedTuple):
     """Every prefix of some namespaces (None: of all) that begins with `tokens`, which are
-    packed.
+    packed. With `tenant` only those of namespaces that begin with its name and a slash.
     """
 
     namespaces: frozenset[str] | None
     tokens: bytes = b""
+    tenant: str | None = None
 
     def covers(self, prefix: Prefix) -> bool:
         """Whether `prefix` is one of these."""
@@ -66,4 +67,6 @@ class Branch(NamedTuple):
 
     def has(self, namespace: str) -> bool:
         """Whether it is about prefixes of `namespace`."""
+        if self.tenant is not None and not namespace.startswith(f"{self.tenant}/"):
+            return False
         return self.namespaces is None or namespace in self.namespaces

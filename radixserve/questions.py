@@ -43,6 +43,7 @@ class Drop(Question[Dropped], tag="drop", frozen=True, kw_only=True):
 
     outlives_engine: ClassVar[bool] = True
     namespaces: list[str] | None = None  # K/V of these; None: of all
+    tenant: str | None = None  # K/V of this tenant, whose name its namespaces begin with
     prefix: list[int] = []  # K/V of these tokens and of all that follow them
     older_than: float = 0.0  # seconds since the last use
     node: int | None = None  # of the radix tree, with everything below it

@@ -22,6 +22,7 @@ from radixserve.api.access import (
 from radixserve.api.anthropic.endpoints import MESSAGES, count_tokens
 from radixserve.api.cache import endpoints as cache
 from radixserve.api.cache.explain import explain
+from radixserve.api.cache.warm import warm
 from radixserve.api.context import API, Api
 from radixserve.api.cors import add_cors_headers, answer_options
 from radixserve.api.envelope import (
@@ -92,6 +93,7 @@ def _routes(prefix: str) -> list[web.RouteDef]:
         web.delete(f"{prefix}/cache", cache.drop),
         web.get(f"{prefix}/cache/tree", cache.tree),
         web.post(f"{prefix}/cache/explain", explain),
+        web.post(f"{prefix}/cache/warm", warm),
         web.post(f"{prefix}/flush_cache", cache.flush),
         web.post(f"{prefix}/reset_prefix_cache", cache.flush),
     ]

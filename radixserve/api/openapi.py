@@ -88,6 +88,7 @@ OPERATIONS: Final = (
     Operation("get", "/cache", "How full the cache is, and of what"),
     Operation("delete", "/cache", "Drop a prefix, a namespace, or what was not used for long"),
     Operation("get", "/cache/tree", "A part of the radix tree"),
+    Operation("post", "/cache/warm", "Compute prompts without answering them"),
     Operation("post", "/cache/explain", "Why a prompt would not be found in the cache"),
     Operation("post", "/flush_cache", "Drop everything that is cached"),
     Operation("post", "/reset_prefix_cache", "The same"),

@@ -124,7 +124,7 @@ class Answering:
         names = None if question.namespaces is None else frozenset(question.namespaces)
         if question.older_than > 0:
             return (yield from self._drop_unused(names, question.older_than))
-        branch = Branch(names, pack(question.prefix))
+        branch = Branch(names, pack(question.prefix), question.tenant)
         if question.node is not None:
             node = yield from find(self._cache, question.node)
             if node is None:

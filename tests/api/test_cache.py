@@ -10,12 +10,13 @@ import pytest
 
 from radixserve.errors import NotFound
 from radixserve.questions import Drop, Dropped, ShowTree, Summarize, Summary, Tree, TreeNode
-from tests.api.conftest import Server
+from tests.api.conftest import CHAT, COMPLETIONS, GENERATING, Server, body_for
 
 ROUTES = (
     ("GET", "/cache"),
     ("DELETE", "/cache?prefix=abc"),
     ("GET", "/cache/tree"),
+    ("POST", "/cache/warm"),
     ("POST", "/flush_cache"),
     ("POST", "/reset_prefix_cache"),
 )
@@ -53,6 +54,8 @@ async def test_a_flush_has_no_body_and_is_answered_with_counts(server: Server, p
         ("prefix=abc", Drop(prefix=[97, 98, 99])),
         ("namespace=public&prefix=a", Drop(namespaces=["public"], prefix=[97])),
         ("namespace=public", Drop(namespaces=["public"])),
+        ("tenant=acme", Drop(tenant="acme")),
+        ("tenant=acme&prefix=a", Drop(tenant="acme", prefix=[97])),
         ("older_than=2h", Drop(older_than=7200.0)),
         ("older_than=90", Drop(older_than=90.0)),
         ("node=5", Drop(node=5)),
@@ -69,8 +72,9 @@ async def test_what_is_dropped(server: Server, query: str, asked: Drop) -> None:
     [
         ("DELETE", "/cache", "prefix"),
         ("DELETE", "/cache?prefix=", "prefix"),
-        ("DELETE", "/cache?prefix=a&older_than=1h", "prefix"),
-        ("DELETE", "/cache?node=3&namespace=public", "prefix"),
+        ("DELETE", "/cache?prefix=a&older_than=1h", "older_than"),
+        ("DELETE", "/cache?tenant=a&older_than=1h", "older_than"),
+        ("DELETE", "/cache?node=3&namespace=public", "node"),
         ("DELETE", "/cache?older_than=soon", "older_than"),
         ("DELETE", "/cache?older_than=-1", "older_than"),
         ("DELETE", "/cache?older_than=nan", "older_than"),
@@ -124,3 +128,48 @@ async def test_while_the_engine_restarts_what_is_shown_is_503(server: Server) ->
     server.engine.unready_reason = "restarting"
     status, answer = await call(server, "GET", "/cache")
     assert (status, answer["error"]["code"]) == (503, "server_not_ready")
+
+
+@pytest.mark.parametrize("path", GENERATING)
+async def test_warming_computes_a_prompt_and_answers_nothing(server: Server, path: str) -> None:
+    body = body_for(path, n=2) if path in (CHAT, COMPLETIONS) else body_for(path)
+    status, answer = await server.post("/cache/warm", body)
+    assert status == 200
+    (asked,) = server.engine.seen
+    assert asked.sampling.max_tokens == 1
+    assert answer == {
+        "warmed": [
+            {
+                "prompt_tokens": len(asked.prompt_ids),
+                "cached_tokens": 0,
+                "computed_tokens": len(asked.prompt_ids),
+            }
+        ]
+    }
+
+
+async def test_several_bodies_are_warmed_in_turn(server: Server) -> None:
+    bodies = [{"tokens": [97, 98, 99]}, {"prompt": "abcd", "stream": True}]
+    status, answer = await server.post("/cache/warm", {"bodies": bodies})
+    assert status == 200
+    assert [each["prompt_tokens"] for each in answer["warmed"]] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"bodies": []}, "bodies"),
+        ({"bodies": [{"tokens": [1]}] * 65}, "bodies"),
+        ({"bodies": [{"prompt": "a"}, {"prompt": "a", "n": 0}]}, "n"),
+        ({"tokens": "abc"}, "tokens"),
+        ({"tokens": [1], "prompt": "a"}, "tokens"),
+        ({"prompt": "a", "cache_prompt": False}, "prompt_cache_options"),
+        ({}, "messages"),
+    ],
+)
+async def test_a_wrong_body_is_refused_before_anything_is_computed(
+    server: Server, body: dict[str, Any], param: str
+) -> None:
+    status, answer = await server.post("/cache/warm", body)
+    assert (status, answer["error"]["param"]) == (400, param)
+    assert not server.engine.seen

@@ -109,6 +109,18 @@ def test_dropping_a_prefix_takes_what_follows_it_and_leaves_the_rest(harness: Ha
     assert dropped(harness, Drop(namespaces=["other"])) == Dropped()
 
 
+def test_dropping_a_tenant_leaves_the_others(harness: Harness) -> None:
+    cache = harness.cache
+    for name in ("acme/1", "acme/2", "acme2/1"):
+        prefix = Prefix.of(name, LONG[:10])
+        lease = cache.receive(prefix)
+        assert lease is not None
+        with lease:
+            lease.publish(prefix)
+    assert dropped(harness, Drop(tenant="acme")) == Dropped(tokens=20, nodes=2)
+    assert list(cache.tree.roots) == ["acme2/1"]
+
+
 def test_what_a_running_request_computes_of_a_dropped_prefix_is_never_found(
     harness: Harness,
 ) -> None:

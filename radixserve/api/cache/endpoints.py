@@ -30,15 +30,19 @@ async def drop(request: web.Request) -> web.Response:
     """DELETE /cache: drop a prefix, a namespace, or what was not used for long."""
     check_admin(request)
     api = request.app[API]
-    given = parameters(request, ("prefix", "namespace", "older_than", "node"))
+    given = parameters(request, ("prefix", "tenant", "namespace", "older_than", "node"))
     if not given or given.get("prefix") == "":
         raise missing("prefix")
-    if len(given.keys() - {"namespace"}) > 1 or len(given.keys() & {"node", "namespace"}) > 1:
-        text = "Only one of 'prefix', 'older_than' and 'node' can be given, the last one alone."
-        raise BadRequest(text, param="prefix", code="invalid_value")
+    alone = given.keys() & {"older_than", "node"}
+    if len(given) > 1 and (len(alone) > 1 or (alone and given.keys() - alone != {"namespace"})):
+        text = "'older_than' can only be combined with 'namespace', and 'node' with nothing."
+        raise BadRequest(text, param=min(alone), code="invalid_value")
+    if given.keys() == {"node", "namespace"}:
+        raise BadRequest("'node' must stand alone.", param="node", code="invalid_value")
     old = seconds(given["older_than"], "older_than") if "older_than" in given else 0.0
     question = Drop(
         namespaces=[given["namespace"]] if "namespace" in given else None,
+        tenant=given.get("tenant"),
         prefix=await _prefix(api, given.get("prefix")),
         older_than=old,
         node=number(given, "node", 0, 1, MAX_ID) if "node" in given else None,

@@ -14,18 +14,14 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from radixserve.api.access import assign_tenant, check_admin, tenant_of
-from radixserve.api.anthropic.endpoints import MESSAGES
-from radixserve.api.body import decode_body, decode_for, read_raw
+from radixserve.api.access import check_admin, tenant_of
+from radixserve.api.body import decode_body, read_raw
+from radixserve.api.cache.bodies import generation_of
 from radixserve.api.cache.hints import hints
 from radixserve.api.cache.regions import Region, region_of
 from radixserve.api.context import API, Api
-from radixserve.api.handlers import Endpoint
-from radixserve.api.openai.endpoints import CHAT, COMPLETIONS
-from radixserve.api.openai.responses.endpoint import RESPONSES
 from radixserve.api.openai.validate import check_token_ids
 from radixserve.api.refusals import missing, too_many
-from radixserve.errors import BadRequest
 from radixserve.front.generation import Generation
 from radixserve.questions import Explain, Explanation
 from radixserve.tenants import DEFAULT
@@ -61,7 +57,7 @@ async def explain(request: web.Request) -> web.Response:
         question = _of_tokens(request, decode_body(raw, TokensBody))
         generation = None
     else:
-        generation = await _generation(request, raw, fields)
+        generation = await generation_of(request, raw)
         question = _of_generation(generation)
     told = await api.engine.ask(question)
     answer = await _Answer(api, question, told, generation, _blocks(fields)).whole()
@@ -79,38 +75,6 @@ def _of_tokens(request: web.Request, body: TokensBody) -> Explain:
     check_token_ids(body.tokens, info.vocab_size, "tokens")
     namespace = api.namespaces.of(tenant_of(request).name, _PUBLIC)
     return Explain(namespace=namespace, tokens=body.tokens)
-
-
-async def _generation(request: web.Request, raw: bytes, fields: dict[str, Any]) -> Generation:
-    """The generation of a body, by the checks of its endpoint. Messages are read as those of chat,
-    or as Anthropic's if chat does not take them.
-    """
-    api, endpoints = request.app[API], _endpoints(request, fields)
-    refusal: BadRequest | None = None
-    for endpoint in endpoints:
-        try:
-            body = decode_for(request, raw, endpoint.body_type)
-            generation: Generation = await endpoint.prepare(api, body)
-        except BadRequest as error:
-            refusal = refusal or error
-            continue
-        assign_tenant(request, generation, api.namespaces)
-        return generation
-    assert refusal is not None, "there is an endpoint"
-    raise refusal
-
-
-def _endpoints(request: web.Request, fields: dict[str, Any]) -> tuple[Endpoint[Any], ...]:
-    """The endpoints whose body this may be, the likelier first."""
-    if "messages" in fields:
-        is_anthropic = "system" in fields or "anthropic-version" in request.headers
-        return (MESSAGES, CHAT) if is_anthropic else (CHAT, MESSAGES)
-    if "input" in fields:
-        return (RESPONSES,)
-    if "prompt" in fields:
-        return (COMPLETIONS,)
-    text = "The body must have 'messages', 'input', 'prompt' or 'tokens'."
-    raise BadRequest(text, param="messages", code="missing_required_parameter")
 
 
 def _of_generation(generation: Generation) -> Explain:
