@@ -19,7 +19,7 @@ const state = { samples: [], requests: new Map(), server: null };
 const charts = new Charts();
 const timeline = new Timeline();
 const tree = new Tree(ask);
-new Explain(ask);
+new Explain(ask, () => state.server?.model);
 
 /** Ask the server; a refused key shows the form for another one. */
 async function ask(call) {

@@ -1,13 +1,16 @@
 // The form that asks why a prompt missed, and its answer.
 
 import { post } from "./server.js";
-import { described, element, made, seconds, tokens } from "./text.js";
+import { count, described, element, made, seconds, tokens } from "./text.js";
 
 export class Explain {
   #ask;
+  #model;
 
-  constructor(ask) {
+  /** `model` returns the name of the model once it is known. */
+  constructor(ask, model) {
     this.#ask = ask;
+    this.#model = model;
     element("explain").addEventListener("submit", (event) => {
       event.preventDefault();
       this.#explain(element("explain-body").value);
@@ -18,7 +21,7 @@ export class Explain {
     const shown = element("explained");
     shown.replaceChildren(made("p", "asking ...", { class: "note" }));
     try {
-      const answer = await this.#ask(() => post("cache/explain", bodyOf(text)));
+      const answer = await this.#ask(() => post("cache/explain", bodyOf(text, this.#model())));
       shown.replaceChildren(...rendered(answer));
     } catch (error) {
       shown.replaceChildren(made("p", error.message, { class: "bad" }));
@@ -27,14 +30,46 @@ export class Explain {
 }
 
 /** The body as given; text that is no JSON object is the prompt of a completion. */
-function bodyOf(text) {
+function bodyOf(text, model) {
   try {
     const body = JSON.parse(text);
-    if (typeof body === "object" && body !== null && !Array.isArray(body)) return body;
+    if (typeof body === "object" && body !== null && !Array.isArray(body)) {
+      return "tokens" in body ? body : { model, ...body };
+    }
   } catch { /* plain text */ }
-  return { prompt: text };
+  return { model, prompt: text };
 }
 
 function rendered(answer) {
-  return [made("pre", JSON.stringify(answer, null, 2))];
+  const { first_difference: difference, compared_with: other, gone } = answer;
+  const shown = [
+    made("p", [made("strong", answer.cause.replaceAll("_", " ")), `: ${answer.why}`]),
+    described([
+      ["found", `${tokens(answer.matched_tokens)} of ${count(answer.prompt_tokens)}${byName(answer.matched)}`],
+      ["lost", byName(answer.lost).replace(/^: /, "")],
+      ["compared with", other && `${NAMES[other.kind]} of ${seconds(other.age_seconds)} ago, ` +
+        `${tokens(other.tokens)}, ${count(other.shared)} of them shared`],
+      ["made room", gone && `${seconds(gone.seconds_ago)} ago` +
+        (gone.room_for_tokens ? ` for ${tokens(gone.room_for_tokens)}` : "")],
+      ["first difference", difference && `token ${count(difference.position)}` +
+        (difference.region?.words ? `, in ${difference.region.words}` : "")],
+    ])];
+  if (difference) shown.push(sideBySide(difference));
+  shown.push(...answer.hints.map((hint) => made("p", hint)));
+  return shown;
+}
+
+const NAMES = { session: "a prompt of the same session", recent: "a recent prompt", stored: "a branch of the tree" };
+
+/** Counts by name, such as ": device 120, disk 36"; empty without any. */
+function byName(counts) {
+  const parts = Object.entries(counts).map(([name, number]) => `${name.replaceAll("_", " ")} ${count(number)}`);
+  return parts.length ? `: ${parts.join(", ")}` : "";
+}
+
+/** The tokens around the first difference, as they are now and as they were before. */
+function sideBySide({ before, prompt, earlier }) {
+  const text = (tokens) => tokens.map((token) => token.text).join("");
+  const line = (name, tokens) => [made("dt", name), made("dd", made("pre", [text(before), made("mark", text(tokens) || "(ends here)")]))];
+  return made("dl", [...line("this prompt", prompt), ...line("the earlier one", earlier)]);
 }

@@ -1,12 +1,11 @@
 // The prefix tree as an icicle: one column per level, heights by the tokens of a branch. Shows the
 // upper levels below one node; clicking a box moves there, so that large trees are never sent whole.
 
-import { get, post, remove } from "./server.js";
+import { get, remove } from "./server.js";
 import { described, element, made, seconds, styled, tip, tokens } from "./text.js";
 
 const LEVELS = innerWidth < 600 ? 3 : 5; // columns
 const LABEL = 15; // pixels of height that a label needs
-const PIN_SECONDS = 3600;
 
 export class Tree {
   #ask;
@@ -131,8 +130,6 @@ export class Tree {
     const inside = made("button", "Look inside", { type: "button" });
     inside.hidden = !node.children;
     inside.addEventListener("click", () => this.#enter(d3.select(`#tree [data-node="${node.id}"]`).datum()));
-    const pin = made("button", "Pin for an hour", { type: "button" });
-    pin.addEventListener("click", () => this.#act("pinned", () => post("cache/pin", { node: node.id, ttl: PIN_SECONDS })));
     const drop = made("button", "Drop", { type: "button", class: "danger" });
     drop.addEventListener("click", () => {
       if (confirm(`Drop ${tokens(whole(node))} from the cache?`)) {
@@ -141,7 +138,7 @@ export class Tree {
     });
     element("node").replaceChildren(
       ...(node.text ? [made("pre", node.text)] : []), facts,
-      made("div", [inside, pin, drop], { class: "actions" }));
+      made("div", [inside, drop], { class: "actions" }));
   }
 
   async #act(done, call) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from typing import Literal
@@ -104,6 +105,24 @@ def test_requests_appear_on_the_timeline_and_in_the_numbers(page: Page, url: str
     expect(page.locator("#timeline rect").first).to_be_visible()
     expect(page.locator("#tile-share")).to_contain_text("%")
     assert "NaN" not in page.content()
+
+
+def test_a_prompt_is_explained(page: Page) -> None:
+    body = {
+        "messages": [
+            {"role": "system", "content": SYSTEM.replace("one short", "two short")},
+            {"role": "user", "content": "When do I plant beans?"},
+        ]
+    }
+    page.locator("#explain-body").fill(json.dumps(body))
+    page.get_by_role("button", name="Explain").click()
+    explained = page.locator("#explained")
+    expect(explained).to_contain_text("prefix changed")
+    expect(explained.locator("mark").first).to_contain_text("two")
+    expect(explained.locator("mark").last).to_contain_text("one")
+    page.locator("#explain-body").fill("{}")
+    page.get_by_role("button", name="Explain").click()
+    expect(explained.locator(".bad")).to_contain_text("must have")
 
 
 def test_a_branch_is_dropped(page: Page) -> None:
