@@ -28,7 +28,7 @@ export class Tree {
     try {
       const answer = await this.#ask(() => get(`cache/tree?depth=${LEVELS}${at ? `&node=${at.id}` : ""}`));
       this.#nodes = withoutRoots(answer.nodes);
-      element("tree-note").textContent = this.#nodes.length ? "" : "Nothing is cached yet.";
+      element("tree-empty").hidden = this.#nodes.length > 0;
       this.draw();
     } catch (error) {
       if (at) this.#path = []; // the node is gone: begin at the root again
@@ -144,8 +144,9 @@ export class Tree {
   async #act(done, call) {
     try {
       const answer = await this.#ask(call);
-      element("tree-note").textContent = `${done}: ${JSON.stringify(answer)}`;
       await this.refresh();
+      element("tree-note").textContent = `${done}: ${tokens(answer.tokens)}` +
+        (answer.leased_tokens ? `, and ${tokens(answer.leased_tokens)} that are still in use` : "");
     } catch (error) {
       element("tree-note").textContent = error.message;
     }

@@ -59,7 +59,8 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     wrong: list[str] = []
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
     opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    opened.on("requestfailed", lambda failed: wrong.append(failed.url))
+    opened.on("response", lambda had: wrong.append(had.url) if had.status in (404, 500) else None)
     opened.goto(f"{url}/ui")
     expect(opened.locator("#server")).to_have_text("ready")
     yield opened
