@@ -650,6 +650,7 @@ TABLE: Final = _table()
 """All settings in the order of declaration."""
 
 _WORDS: Final = re.compile(r"[^\s,]+")
+_SIZE_DIGITS: Final = 20  # enough for every number of bytes; more could overflow a float
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B|)", re.IGNORECASE)
 _UNITS: Final = {"": 1, "B": 1} | {
     f"{letter}{infix}B": base**power
@@ -668,6 +669,8 @@ def parse_size(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     if found is None:
         raise ValueError('expected a size such as "512MiB", "2GiB" or a number of bytes')
+    if len(found[1]) > _SIZE_DIGITS:
+        raise ValueError(f"expected a size of at most {_SIZE_DIGITS} digits")
     size = (
         float(found[1]) * _UNIT_OF[found[2].lower()]
         if "." in found[1]

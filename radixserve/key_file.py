@@ -105,7 +105,7 @@ def _tables(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the key file {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise _wrong(path, "it is no UTF-8 text") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, or of an integer that is too long
         raise _wrong(path, f"no TOML: {error}") from None
     unknown = next((name for name in content if name != "tenants"), None)
     if unknown is not None:

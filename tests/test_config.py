@@ -103,7 +103,21 @@ def test_sizes_are_written_in_the_largest_unit_that_is_whole(size: int, text: st
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "-1", "1e9", "2XB", "GiB", "1 2", "0.3B", "0x10", "1.5.1GiB"]
+    "text",
+    [
+        "",
+        "x",
+        "-1",
+        "1e9",
+        "2XB",
+        "GiB",
+        "1 2",
+        "0.3B",
+        "0x10",
+        "1.5.1GiB",
+        "9" * 400,
+        f"{'9' * 400}.0GiB",
+    ],
 )
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected a"):
