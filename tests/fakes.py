@@ -170,7 +170,7 @@ class FakeEngine:
         task.add_done_callback(self._tasks.discard)
 
     async def ask(self, question: Question[T]) -> T:
-        if self.unready_reason is not None:
+        if self.unready_reason not in (None, "draining"):
             raise Unavailable(self.unready_reason, code="server_not_ready")
         self.asked.append(question)
         answer: T = self.answers[type(question)]

@@ -124,6 +124,19 @@ async def test_the_summary(server: Server) -> None:
     assert (status, answer["nodes"]) == (200, 3)
 
 
+@pytest.mark.parametrize(
+    ("method", "path"), [each for each in ROUTES if each != ("POST", "/cache/warm")]
+)
+async def test_a_server_that_drains_shows_and_drops(server: Server, method: str, path: str) -> None:
+    server.engine.unready_reason = "draining"
+    server.engine.answers |= {
+        Drop: Dropped(),
+        ShowTree: Tree(nodes=[], num_nodes=0, num_tokens=0),
+        Summarize: Summary(enabled=True, tiers=[], nodes=0, num_namespaces=0, namespaces=[]),
+    }
+    assert (await call(server, method, path))[0] == 200
+
+
 async def test_while_the_engine_restarts_what_is_shown_is_503(server: Server) -> None:
     server.engine.unready_reason = "restarting"
     status, answer = await call(server, "GET", "/cache")

@@ -12,6 +12,7 @@ from radixserve.api.openai.prompts import text_prompt
 from radixserve.api.refusals import missing
 from radixserve.errors import BadRequest
 from radixserve.questions import Drop, Dropped, ShowTree, Summarize, Summary, TierSummary, TreeNode
+from radixserve.step import EngineInfo
 
 MAX_LEVELS = 64
 MAX_NODES = 2000
@@ -54,7 +55,12 @@ async def _prefix(api: Api, text: str | None) -> list[int]:
     """The tokens of a text without those that a tokenizer adds."""
     if text is None:
         return []
-    return (await text_prompt(api, text, api.info(), add_special_tokens=False))[0]
+    return (await text_prompt(api, text, _info(api), add_special_tokens=False))[0]
+
+
+def _info(api: Api) -> EngineInfo:
+    """The engine's facts, while the server drains, too."""
+    return api.engine.info or api.info()
 
 
 async def summary(request: web.Request) -> web.Response:
@@ -64,7 +70,7 @@ async def summary(request: web.Request) -> web.Response:
     api = request.app[API]
     found = await api.engine.ask(Summarize())
     told = {name: getattr(found, name) for name in Summary.__struct_fields__}
-    slot_bytes = api.info().slot_bytes
+    slot_bytes = _info(api).slot_bytes
     return _json(told | {"tiers": [_in_bytes(each, slot_bytes) for each in found.tiers]})
 
 

@@ -49,6 +49,8 @@ async def events(request: web.Request) -> web.StreamResponse:
     """GET /ui/events. Ends when the server drains."""
     check_admin(request)
     api = request.app[API]
+    if api.engine.unready_reason in _ENDED:
+        raise Unavailable("The server ends.", code="server_not_ready")
     if api.ui.num_open >= MAX_PAGES:
         raise Unavailable(f"{MAX_PAGES} pages are open already.")
     stream = EventStream(request, api.settings.client_write_seconds)
