@@ -21,6 +21,7 @@ from radixserve.loadtest.session import Json, Session, Turn, WorkloadError
 from radixserve.loadtest.table import Table
 
 BLOCK_TOKENS = 512
+_MOST_MILLISECONDS = 1e15  # thirty thousand years
 FIELDS: dict[str, tuple[type, ...]] = {
     "timestamp": (int, float),
     "input_length": (int,),
@@ -156,7 +157,7 @@ def read(path: Path) -> Iterator[Line]:
 def _line(text: str, number: int, where: str) -> Line:
     try:
         fields = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WorkloadError(f"{where} is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise WorkloadError(f"{where}: must be an object")
@@ -165,6 +166,8 @@ def _line(text: str, number: int, where: str) -> Line:
             raise WorkloadError(
                 f"{where}: {name} is missing or of the wrong type: {fields.get(name)!r}"[:300]
             )
+    if not fields["timestamp"] <= _MOST_MILLISECONDS:  # NaN, too
+        raise WorkloadError(f"{where}: the timestamp is no number of milliseconds")
     if fields["timestamp"] < 0 or fields["input_length"] < 1 or fields["output_length"] < 0:
         raise WorkloadError(f"{where}: a negative time, an empty prompt or a negative length")
     if not all(type(block) is int for block in fields["hash_ids"]):

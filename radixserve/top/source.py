@@ -67,7 +67,12 @@ class Source:
     """A server at `url`, such as http://127.0.0.1:8000; a trailing /v1 is accepted."""
 
     def __init__(self, url: str, key: str | None) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+        except ValueError as error:
+            raise TopError(f"{url!r} is not an http:// or https:// address") from error
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise TopError("the key has characters that no key has")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise TopError(f"{url!r} is not an http:// or https:// address")
         self.url = parts.geturl().rstrip("/").removesuffix("/v1")
@@ -102,7 +107,7 @@ class Source:
         except urllib.error.HTTPError as error:
             with error:
                 raise TopError(_refusal(self.url, error)) from error
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, UnicodeError) as error:  # UnicodeError: of a host's name
             reason = getattr(error, "reason", None) or error or type(error).__name__
             raise TopError(f"no server answers at {self.url}: {reason}") from error
 

@@ -34,11 +34,18 @@ def test_chosen_policies_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert " fifo " not in printed
 
 
+def line(timestamp: str) -> str:
+    return f'{{"timestamp": {timestamp}, "input_length": 9, "output_length": 1, "hash_ids": [1]}}'
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
         ("", "a trace needs requests"),
         ("nonsense", "line 1 is not JSON"),
+        ("[" * 100_000, "line 1 is not JSON"),
+        (line("NaN"), "line 1: the timestamp"),
+        (line("1" + "0" * 400), "line 1: the timestamp"),
         (
             json.dumps({"timestamp": 0, "input_length": 9, "output_length": 1, "hash_ids": [1]})[
                 :-1

@@ -193,10 +193,23 @@ def test_a_key_is_sent_and_its_absence_is_one_sentence(server: Server) -> None:
         Source(server.url, None).read()
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://", "http:///metrics"])
+@pytest.mark.parametrize("url", ["ftp://x", "http://", "http:///metrics", "http://[::1"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(TopError, match="is not an http"):
         Source(url, None)
+
+
+@pytest.mark.parametrize("name", ["a..b", "\u2603.invalid"])
+def test_a_name_that_no_host_can_have_is_refused(name: str) -> None:
+    with pytest.raises(TopError, match="no server answers"):
+        Source(f"http://{name}", None).read()
+
+
+@pytest.mark.parametrize("key", ["a\nb", "cl\u00e9"])
+def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
+    with pytest.raises(TopError, match="the key has characters") as refusal:
+        Source("http://127.0.0.1:9", key)
+    assert key not in str(refusal.value)
 
 
 def test_another_server_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
