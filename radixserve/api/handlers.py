@@ -15,18 +15,16 @@ from typing import Any, Final, Generic, Protocol
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from radixserve.api.access import assign_tenant, tenant_of
+from radixserve.api.access import assign_tenant
+from radixserve.api.account import Account
 from radixserve.api.body import Body, read_body
 from radixserve.api.context import API, Api
 from radixserve.api.envelope import as_api_error, note_error, title
 from radixserve.api.refusals import shown
-from radixserve.api.request_id import request_id_of
 from radixserve.api.sse import EventStream
 from radixserve.errors import ApiError, BadRequest
-from radixserve.front.generation import Generation, outcome_of
+from radixserve.front.generation import Generation
 from radixserve.front.stream import Delta, Stream
-from radixserve.metrics import RequestRecord
-from radixserve.telemetry.asked import Asked
 
 TIMEOUT_HEADER: Final = "x-request-timeout"
 
@@ -75,44 +73,16 @@ def handler_of(endpoint: Endpoint[Any]) -> Handler:
 
 async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamResponse:
     api, arrived = request.app[API], time.monotonic()
-    tenant, deadline = tenant_of(request), deadline_of(request, arrived)
-    generation: Generation | None = None
-    try:
+    with Account(request, endpoint.name, arrived) as account:
+        deadline = deadline_of(request, arrived)
         body = await read_body(request, endpoint.body_type)
-        prepared = await endpoint.prepare(api, body)
-        assign_tenant(request, prepared, api.namespaces)
-        generation = prepared
+        generation = await endpoint.prepare(api, body)
+        assign_tenant(request, generation, api.namespaces)
         generation.arrived, generation.deadline = arrived, deadline
-        api.limits.use_tokens(tenant, generation.counts().prompt)
-        api.ui.live.begin(generation)
+        account.open(generation)
         renderer = endpoint.renderer(api, generation, body)
         answer = _answer_streamed if generation.streamed else _answer_whole
         return await answer(request, generation, renderer)
-    except BaseException as error:
-        if generation is None:
-            outcome = outcome_of(error)
-            api.metrics.record(RequestRecord(endpoint.name, outcome))
-            if api.traces is not None:
-                code = getattr(error, "code", None)
-                api.traces.refused(_asked(request, endpoint.name, arrived), outcome, code)
-        else:
-            generation.fail(error)
-        raise
-    finally:
-        if generation is not None:
-            record, counts = generation.close(), generation.counts()
-            refused = record.outcome == "rejected"
-            api.limits.use_tokens(tenant, -counts.prompt if refused else counts.generated)
-            api.ui.live.end(generation, record.outcome)
-            api.metrics.record(record)
-            if api.traces is not None:
-                asked = _asked(request, endpoint.name, arrived)
-                api.traces.answered(asked, generation, record)
-
-
-def _asked(request: web.Request, endpoint: str, arrived: float) -> Asked:
-    model = request.app[API].model_name
-    return Asked(request.headers, request_id_of(request), endpoint, model, arrived)
 
 
 def deadline_of(request: web.Request, arrived: float) -> float | None:
