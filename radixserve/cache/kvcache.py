@@ -67,15 +67,16 @@ class KVCache:
         slot_bytes: int = 1,
         enabled: bool = True,
         policy: Policy | None = None,
+        first_serial: int = 0,
     ) -> None:
         """With `enabled` false nothing is found and nothing published; leases still hand out slots.
         `slot_bytes` is the K/V of one token, for `numbers` only. `policy` belongs to this cache
-        alone; without one the least recently used leaf goes first.
+        alone; without one the least recently used leaf goes first. `first_serial`: see RadixTree.
         """
         self.slot_bytes = slot_bytes
         self.enabled = enabled
         self.allocator = SlotAllocator(num_slots)
-        self.tree = RadixTree()
+        self.tree = RadixTree(first_serial)
         self.shares = Shares(policy or least_recently_used(), self.tree.tokens_of)
         self.evictor = Evictor(self.tree, self.shares)
         self.dropped = DroppedNodes(self.tree, self.evictor)

@@ -95,13 +95,14 @@ class Point(NamedTuple):
 class RadixTree:
     """Every published token sequence, by namespace."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_serial: int = 0) -> None:
+        """Serial numbers of nodes begin behind `first_serial`."""
         self.roots: dict[str, Node] = {}
         self.detached: dict[Node, None] = {}  # the tops of subtrees that cannot be found any more
         self.num_tokens = 0
         self.tokens_of: Counter[str] = Counter()  # of them, by owner
         self.num_nodes = 0  # roots not counted
-        self._serial = 0
+        self._serial = first_serial
 
     def _node(self, key: int | str, edge: bytes, runs: list[Run], parent: Node | None) -> Node:
         self._serial += 1

@@ -9,6 +9,7 @@ import torch
 
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.policies.table import make_policy
+from radixserve.cache.survey import first_serial
 from radixserve.config import Settings
 from radixserve.engine.build_tiers import LOSSY, make_tiers
 from radixserve.engine.core import EngineCore
@@ -90,6 +91,7 @@ def _cache(settings: Settings, num_slots: int, slot_bytes: int) -> KVCache:
         slot_bytes=slot_bytes,
         enabled=settings.cache,
         policy=make_policy(settings.eviction_policy, num_slots),
+        first_serial=first_serial(),
     )
 
 

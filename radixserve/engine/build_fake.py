@@ -10,6 +10,7 @@ from pathlib import Path
 
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.policies.table import make_policy
+from radixserve.cache.survey import first_serial
 from radixserve.config import Settings
 from radixserve.engine.core import EngineCore
 from radixserve.engine.grammars import grammars_of
@@ -57,6 +58,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         slot_bytes=_SLOT_BYTES,
         enabled=settings.cache,
         policy=make_policy(settings.eviction_policy, info.num_slots),
+        first_serial=first_serial(),
     )
     limits = Limits(
         settings.max_running, settings.max_step_tokens or _STEP_TOKENS, settings.prefill_share
