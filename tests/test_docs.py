@@ -29,10 +29,12 @@ CAMEL = re.compile(
     r"([A-Z][a-z0-9]+|[A-Z]{2,}(?=[A-Z][a-z]))([A-Z][A-Za-z0-9]*)+|[A-Z][a-z]+|KVCache|KVPool"
 )
 OTHER_FLAGS = {
+    "--budget",
     "--config",
     "--fix",
     "--force",
     "--help",
+    "--svg",
     "--version",
     "--build-arg",
     "--extra-index-url",

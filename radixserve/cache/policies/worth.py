@@ -34,6 +34,7 @@ _AGES = list(accumulate((max(1, int(_GROWTH**each)) for each in range(_NUM_AGES)
 _WIDTHS = [stop - start for start, stop in pairwise(_AGES)]
 _EVERY = 64  # uses, after which indices are computed anew
 _PRIOR = 0.1  # tokens, in caches, that are taken to have been seen at the start
+_HIT = -1  # instead of a time of last use: the wait since then is over
 _PRIOR_SHARES = [0.05 * 0.9**age for age in range(_NUM_AGES)]  # of them, used again, by age: half
 
 
@@ -47,23 +48,25 @@ class ReuseLaw:
     """
 
     def __init__(self, prior: float) -> None:
-        self.seen = prior  # tokens that were used and could be used again
-        self.again = [prior * share for share in _PRIOR_SHARES]  # of those, used again, by age
+        # Tokens that could be used again, by the age at which they first could, and those of them
+        # that were, by the age at which they were.
+        self.came = [prior] + [0.0] * (_NUM_AGES - 1)
+        self.again = [prior * share for share in _PRIOR_SHARES]
         self.index: list[float] = []
         self.compute()
 
     def forget_half(self) -> None:
         """Let what is seen from now on count twice as much as what was seen before."""
-        self.seen /= 2
+        self.came = [each / 2 for each in self.came]
         self.again = [each / 2 for each in self.again]
 
     def compute(self) -> None:
         """Update `index`; O(ages squared)."""
-        left = accumulate(self.again, lambda left, used: left - used, initial=self.seen)
-        waits = [
-            max(before - used / 2, 1e-9) * width  # not below 0, when starts were forgotten
-            for before, used, width in zip(left, self.again, _WIDTHS, strict=False)
-        ]
+        left, waits = 0.0, []
+        for came, used, width in zip(self.came, self.again, _WIDTHS, strict=True):
+            left = max(left + came, used)  # what was forgotten or cut may make it less
+            waits.append((left - used / 2) * width)
+            left -= used
         self.index = [self._best_rate(waits, age) for age in range(_NUM_AGES)]
 
     def _best_rate(self, waits: list[float], age: int) -> float:
@@ -71,7 +74,7 @@ class ReuseLaw:
         for used, wait in zip(self.again[age:], waits[age:], strict=True):
             hits += used
             time += wait
-            best = max(best, hits / time)
+            best = max(best, hits / time if time else 0.0)
         return best
 
 
@@ -92,14 +95,20 @@ class Worth(Policy):
         self._scale = scale
         self._lines = [Line() for _ in range(_LEVELS * (MOST_USES + 1))]
         self._laws = [ReuseLaw(_PRIOR * scale.num_slots) for _ in range(MOST_USES + 1)]
-        self._ghosts: Ghosts[tuple[int, int]] = Ghosts(scale.chunk)  # of (uses, last use)
+        self._ghosts: Ghosts[tuple[int, int, int]] = Ghosts(scale.chunk)  # uses, last use, start
         self._now = 0
-        self._learned = 0  # tokens seen since half was forgotten
+        self._learned = 0  # tokens that came since half was forgotten
 
     def offer(self, leaf: Node) -> None:
+        """Line `leaf` up in its class, and count that it waits, once for each use."""
         level = min(int(math.log(self._cost(leaf), _GROWTH)), _LEVELS - 1)
-        leaf.queue = level * (MOST_USES + 1) + min(leaf.before + leaf.uses, MOST_USES)
+        uses = min(leaf.before + leaf.uses, MOST_USES)
+        leaf.queue = level * (MOST_USES + 1) + uses
         self._lines[leaf.queue].add(leaf, leaf.last_use)
+        if leaf.ticket != leaf.last_use:
+            leaf.ticket = leaf.last_use
+            self._laws[uses].came[_age_class(self._now - leaf.last_use)] += leaf.num_tokens
+            self._learned += leaf.num_tokens
 
     def withdraw(self, leaf: Node) -> None:
         self._lines[leaf.queue].remove(leaf)
@@ -122,18 +131,19 @@ class Worth(Policy):
         return 1 + (leaf.start + leaf.num_tokens) / self._scale.even_depth
 
     def hit(self, node: Node, num_tokens: int, now: int) -> None:
-        if node.uses and not node.children:
-            self._learn(node.before + node.uses, now - node.last_use, num_tokens)
+        """Learn how long a leaf waited, once for each use that it waited for."""
+        if node.children or node.ticket != node.last_use:
+            return
+        self._learn(node.before + node.uses, now - node.last_use, num_tokens)
+        if num_tokens == node.num_tokens:  # else its lower part waits on
+            node.ticket = _HIT
 
     def _learn(self, uses: int, age: int, num_tokens: int) -> None:
         self._laws[min(uses, MOST_USES)].again[_age_class(age)] += num_tokens
 
     def used(self, node: Node) -> None:
-        """Count the leaf's tokens among those that may be used again."""
+        """Note the time; now and then let old observations fade, and compute the indices anew."""
         self._now = node.last_use
-        if not node.children:
-            self._laws[min(node.before + node.uses, MOST_USES)].seen += node.num_tokens
-            self._learned += node.num_tokens
         if self._learned > LEARNED * self._scale.num_slots:
             self._learned = 0
             for law in self._laws:
@@ -143,15 +153,16 @@ class Worth(Policy):
                 law.compute()
 
     def evicts(self, leaf: Node, num_tokens: int) -> None:
-        about = (leaf.before + leaf.uses, leaf.last_use)
+        about = (leaf.before + leaf.uses, leaf.last_use, leaf.start)
         self._ghosts.add(path_prefix(leaf), num_tokens, about)
         self._ghosts.shrink(REMEMBERED * self._scale.num_slots)
 
     def recall(self, prefix: Prefix, depth: int) -> int:
-        remembered = self._ghosts.take(prefix, depth)
-        for uses, last_use in remembered:
-            self._learn(uses, self._now - last_use, self._ghosts.chunk)
-        return max((uses for uses, _ in remembered), default=0)
+        """See `Policy.recall`; what comes back waited until now."""
+        remembered, chunk = self._ghosts.take(prefix, depth), self._ghosts.chunk
+        for number, (uses, last_use, start) in enumerate(remembered, start=depth // chunk + 1):
+            self._learn(uses, self._now - last_use, min(chunk, number * chunk - start))
+        return max((uses for uses, _, _ in remembered), default=0)
 
     def check(self, leaves: list[Node]) -> None:
         """See `Policy.check`."""

@@ -36,7 +36,7 @@ def test_the_index_is_the_best_rate_of_hits_over_all_times_to_keep_it() -> None:
     rng = random.Random(1)
     ages = [rng.randrange(_NUM_AGES - 1) for _ in range(60)] + [_NUM_AGES] * 40
     law = ReuseLaw(0.0)
-    law.seen = len(ages)
+    law.came[0] = len(ages)
     law.again = [float(ages.count(age)) for age in range(_NUM_AGES)]
     law.compute()
     for age in range(_NUM_AGES):
@@ -62,7 +62,7 @@ def test_the_law_is_learned_from_every_use_that_follows_another_also_of_what_was
     rng, size = random.Random(2), 8
     policy = Worth(Scale(size, chunk=1))
     cache = Flat(size, policy)
-    prior = ReuseLaw(policy._laws[0].seen)
+    prior = ReuseLaw(policy._laws[0].came[0])
     seen, again, uses = Counter[int](), Counter[tuple[int, int]](), Counter[int]()
     last: dict[int, int] = {}
     for now in range(200):
@@ -73,7 +73,7 @@ def test_the_law_is_learned_from_every_use_that_follows_another_also_of_what_was
         uses[key], last[key] = uses[key] + 1, now + 1
         seen[min(uses[key], MOST_USES)] += 1
     for number, law in enumerate(policy._laws):
-        assert law.seen == pytest.approx(seen[number] + prior.seen)
+        assert sum(law.came) == pytest.approx(seen[number] + sum(prior.came))
         learned = [after - before for after, before in zip(law.again, prior.again, strict=True)]
         assert learned == pytest.approx([again[number, age] for age in range(_NUM_AGES)])
 
@@ -113,3 +113,21 @@ def test_the_memory_of_what_was_evicted_is_bounded() -> None:
         cache.access(key)
     assert policy._ghosts.num_tokens == 64
     cache.cache.check()
+
+
+def test_no_more_is_used_again_than_came_whatever_branches_grows_or_is_cut() -> None:
+    """Otherwise a law would promise more hits than it has tokens, and nothing else would stay."""
+    rng, size = random.Random(3), 60
+    policy = Worth(Scale(size, chunk=4))
+    cache = KVCache(size, policy=policy)
+    prompts: list[list[int]] = [[]]
+    for _ in range(500):
+        known = rng.choice(prompts[-12:])
+        prompt = known[: rng.randint(0, len(known))] + [rng.randrange(3) for _ in range(6)]
+        prompts.append(prompt[:40])
+        lease = cache.receive(Prefix.of("", prompts[-1]))
+        assert lease is not None
+        with lease:
+            lease.publish(Prefix.of("", prompts[-1]))
+        for law in policy._laws:
+            assert sum(law.again) <= sum(law.came)
