@@ -3,6 +3,7 @@
     slots.py     free slots as runs: allocate, free, coalesce
     radix.py     the tree: token sequences -> slot runs; match, split, insert, truncate
     ghosts.py    what is remembered of evicted prefixes
+    hindsight.py what more memory would have brought
     policies/    which of the leaves that may go is next: one module for each idea
     eviction.py  pins and uses: which nodes may go, and what the policy is told of them
     kvcache.py   the facade the scheduler uses: KVCache, Lease, CacheStats

@@ -23,6 +23,24 @@ EVICTED_TOKENS = Declared(
     "Tokens evicted from the prefix tree",
 )
 
+RECOMPUTED_TOKENS = Declared(
+    "counter",
+    "radixserve_eviction_regret_tokens_total",
+    "tokens",
+    "Tokens evicted from the device and computed again, as far as evictions are remembered: three "
+    "times the budget",
+)
+
+GHOST_HIT_TOKENS = Declared(
+    "counter",
+    "radixserve_ghost_hit_tokens_total",
+    "tokens",
+    "Tokens that were computed but would have hit on a device with a larger budget; exact to 64 "
+    "tokens for the eviction policy lru, an estimate for others",
+    ("budget",),
+    values=(("1.5x", "2x", "4x"),),
+)
+
 TREE_NODES = Declared("gauge", "radixserve_tree_nodes", "nodes", "Nodes of the prefix tree")
 
 TENANT_KV_BYTES = Declared(
@@ -45,6 +63,8 @@ TENANT_EVICTED_TOKENS = Declared(
 COUNTERS: Final = (
     KV_BYTES,
     EVICTED_TOKENS,
+    RECOMPUTED_TOKENS,
+    GHOST_HIT_TOKENS,
     TREE_NODES,
     TENANT_KV_BYTES,
     TENANT_EVICTED_TOKENS,

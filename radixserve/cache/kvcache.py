@@ -19,6 +19,7 @@ import numpy as np
 from radixserve.cache.counters import EVICTED_TOKENS, KV_BYTES, TREE_NODES
 from radixserve.cache.dropped import DroppedNodes
 from radixserve.cache.eviction import Evictor
+from radixserve.cache.hindsight import Hindsight
 from radixserve.cache.policies.policy import Policy
 from radixserve.cache.policies.ranked import least_recently_used
 from radixserve.cache.radix import Node, Point, RadixTree, path_prefix, path_runs
@@ -77,7 +78,8 @@ class KVCache:
         self.enabled = enabled
         self.allocator = SlotAllocator(num_slots)
         self.tree = RadixTree(first_serial)
-        self.shares = Shares(policy or least_recently_used(), self.tree.tokens_of)
+        self.hindsight = Hindsight(policy or least_recently_used(), num_slots)
+        self.shares = Shares(self.hindsight, self.tree.tokens_of)
         self.evictor = Evictor(self.tree, self.shares)
         self.dropped = DroppedNodes(self.tree, self.evictor)
         self.on_evict: OnEvict | None = None
@@ -304,6 +306,7 @@ class KVCache:
         return {
             EVICTED_TOKENS.key(): stats.evicted_tokens_total,
             TREE_NODES.key(): stats.nodes,
+            **self.hindsight.numbers(),
             **{KV_BYTES.key(state): count * self.slot_bytes for state, count in slots.items()},
             **self.shares.numbers(self.slot_bytes),
         }

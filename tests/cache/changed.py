@@ -17,6 +17,8 @@ MODULES = (
         f"policies.{name}"
         for name in ("policy", "ranked", "segmented", "sieve", "s3fifo", "arc", "worth", "table")
     ),
+    "hindsight",
+    "shares",
     "eviction",
     "dropped",
     "kvcache",

@@ -221,7 +221,7 @@ BUGS = {
     "the newest leaf goes first": (
         "eviction",
         "leaf := policy.victim()",
-        "leaf := policy.policy._line and policy.policy._line.last or None",
+        "leaf := policy.policy.policy._line and policy.policy.policy._line.last or None",
     ),
     "an allocated slot stays free": (
         "slots",
