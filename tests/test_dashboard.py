@@ -133,12 +133,21 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with running("--kv-budget", "64MiB", *tiers) as server:
         port = int(server.url.rpartition(":")[2])
         with running_prometheus(port, tmp_path_factory.mktemp("prometheus")) as address:
+            _wait_for_a_scrape(address)
             for round in range(4):  # rates need more than one scrape
                 _ask(server.url, f"Prompt number {round} is new, and it is long enough. " * 8)
                 _ask(server.url, "The same prompt every time, and it is long enough, too. " * 8)
                 _ask(server.url, "")
                 time.sleep(0.5)
             yield address
+
+
+def _wait_for_a_scrape(address: str) -> None:
+    for _ in range(300):
+        if query_values(address, "up") == [1]:
+            return
+        time.sleep(0.1)
+    raise AssertionError("Prometheus scrapes nothing")
 
 
 def _ask(url: str, text: str) -> None:

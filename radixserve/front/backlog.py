@@ -31,7 +31,7 @@ class Backlog:
         self._sent = 0.0  # tokens of prompts since the report
         self._computed = self._prompts = 0.0  # totals of the last report
         self._uncached = 1.0  # share of prompt tokens that were not cached lately
-        self._ended_at = clock()
+        self._ended_at: float | None = None  # the last end after which others still waited
         self._seconds_between_ends = 0.0
 
     def report(self, stats: EngineStats) -> None:
@@ -49,13 +49,15 @@ class Backlog:
         self._sent += num_tokens
 
     def ended(self, *, others_wait: bool) -> None:
-        """A request has ended. How fast seats become free shows only while others wait for them."""
+        """A request has ended. How fast seats become free shows only between two ends with others
+        waiting all the time; before the first of them the server may have been idle for hours.
+        """
         now = self._clock()
-        if others_wait:
+        if others_wait and self._ended_at is not None:
             gap = now - self._ended_at
             known = self._seconds_between_ends
             self._seconds_between_ends = known + _NEWEST * (gap - known) if known else gap
-        self._ended_at = now
+        self._ended_at = now if others_wait else None
 
     @property
     def tokens(self) -> float:

@@ -58,9 +58,8 @@ class Bodies:
         kind = self._random.random()
         if self._type is None or kind < 0.05:
             return self._anything(0)
-        if not self._answered or kind < 0.2:
+        if not self._answered or kind < 0.2 or not isinstance(self._type, types.StructType):
             return self._value(self._type, 0)
-        assert isinstance(self._type, types.StructType)
         body = copy.deepcopy(self._random.choice(self._answered))
         for each in self._random.choices(self._type.fields, k=self._random.randrange(4)):
             body[each.encode_name] = self._value(each.type, 1)

@@ -56,6 +56,18 @@ def test_seats_become_free_as_fast_as_lately() -> None:
     assert backlog.seconds(20) == pytest.approx(40)
 
 
+def test_time_in_which_nobody_waited_says_nothing_about_seats() -> None:
+    now = [0.0]
+    backlog = Backlog(lambda: now[0])
+    for _ in range(3):
+        now[0] += 3600.0  # idle for an hour, then a few requests at once
+        backlog.ended(others_wait=True)
+        now[0] += 1.0
+        backlog.ended(others_wait=True)
+        backlog.ended(others_wait=False)
+    assert backlog.seconds(6) <= 6.0
+
+
 def test_retry_after_is_bounded_and_spread() -> None:
     assert {retry_after(0.0), retry_after(0.2)} == {1}
     assert retry_after(1e9) == 60
