@@ -77,8 +77,16 @@ class Report(msgspec.Struct, tag="report", frozen=True):
     stats: EngineStats | None = None
 
 
+class PinEnds(msgspec.Struct, tag="pin_ends", frozen=True):
+    """The seconds until the end of pins that were renewed, by their ids; 0 for those that have
+    ended.
+    """
+
+    seconds: dict[str, float]
+
+
 ToEngine = Prepare | Start | Request | Abort | Asked
-ToFront = Prepared | Loading | Ready | Refused | Report | Answered
+ToFront = Prepared | Loading | Ready | Refused | Report | PinEnds | Answered
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -102,7 +102,7 @@ class TreeNode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens: int
     hits: int = 0  # look-ups that ended in it
     age_seconds: float = 0.0  # since the last use of it or of anything below it
-    leased: bool = False  # in use by requests that run
+    leased: bool = False  # in use by requests that run, or pinned
     pinned: bool = False
     namespace: str | None = None  # of a root
     children: int = 0
@@ -178,6 +178,74 @@ class Explain(Question[Explanation], tag="explain", frozen=True, kw_only=True):
     most_theirs: int = 512
 
 
+# Pinning.
+
+
+class Pinned(msgspec.Struct, tag="pinned", frozen=True, kw_only=True):
+    """What became of the wish to pin. Of `wanted` tokens `tokens` are held; `why` not more."""
+
+    status: Literal["accepted", "clipped", "refused"]
+    wanted: int
+    tokens: int = 0
+    why: str = ""
+    id: str = ""  # of the pin; that of an older one if the same prefix was pinned; none if refused
+    seconds_left: float = 0.0
+    # what was pinned, if it was named by a node; packed like those of `Pin`
+    namespace: str = ""
+    packed: bytes = b""
+
+
+class Pin(Question[Pinned], tag="pin", frozen=True, kw_only=True):
+    """Keep what is cached of a prefix, and what will be, from being evicted for a while.
+    `packed` are its token ids (`prefix.pack`); or `node` is the last node of it. One that `renews`
+    lasts `seconds` from its last hit on.
+    """
+
+    id: str
+    seconds: float
+    renews: bool
+    seconds_left: float = 0.0  # until its end, if that is not `seconds` from now
+    namespace: str = ""
+    packed: bytes = b""
+    node: int | None = None
+
+
+class Unpinned(msgspec.Struct, tag="unpinned", frozen=True):
+    """A pin has ended; what it held may be evicted."""
+
+    tokens: int
+
+
+class Unpin(Question[Unpinned], tag="unpin", frozen=True, kw_only=True):
+    """End a pin. One that is unknown is answered with `Failed`."""
+
+    outlives_engine: ClassVar[bool] = True
+    id: str
+
+
+class PinState(msgspec.Struct, frozen=True, kw_only=True):
+    """A pin as it is now."""
+
+    id: str
+    namespace: str
+    tokens: int  # that it holds
+    wanted: int  # tokens of its prefix
+    seconds_left: float
+    ttl: float | None  # seconds that it lasts from its last hit on; None: its end is fixed
+    hits: int
+    first_tokens: list[int]
+
+
+class PinList(msgspec.Struct, tag="pin_list", frozen=True):
+    """All pins, those that end first before others."""
+
+    pins: list[PinState]
+
+
+class ListPins(Question[PinList], tag="list_pins", frozen=True, kw_only=True):
+    """What is pinned?"""
+
+
 # The messages.
 
 
@@ -188,8 +256,8 @@ class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True):
     not_found: bool = False  # what the question names is not there
 
 
-AnyQuestion = Drop | Summarize | ShowTree | Explain
-AnyAnswer = Dropped | Summary | Tree | Explanation | Failed
+AnyQuestion = Drop | Summarize | ShowTree | Explain | Pin | Unpin | ListPins
+AnyAnswer = Dropped | Summary | Tree | Explanation | Pinned | Unpinned | PinList | Failed
 
 
 class Asked(msgspec.Struct, tag="asked", frozen=True):

@@ -24,11 +24,17 @@ from radixserve.questions import (
     Dropped,
     Explain,
     Explanation,
+    ListPins,
+    Pin,
+    PinList,
+    Pinned,
     Question,
     ShowTree,
     Summarize,
     Summary,
     Tree,
+    Unpin,
+    Unpinned,
 )
 from radixserve.request import Grammar, Request
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent, TokenLogprob
@@ -121,6 +127,9 @@ def logprob_of(token_id: int) -> TokenLogprob:
 ANSWERS: dict[type[Question[Any]], Any] = {
     Drop: Dropped(),
     Explain: Explanation(matched={"device": 0}, lost={}),
+    ListPins: PinList([]),
+    Pin: Pinned(status="accepted", id="pin_1", tokens=4, wanted=4, seconds_left=60.0),
+    Unpin: Unpinned(4),
     ShowTree: Tree(nodes=[], num_nodes=0, num_tokens=0),
     Summarize: Summary(enabled=True, tiers=[], nodes=0, num_namespaces=0, namespaces=[]),
 }

@@ -22,6 +22,7 @@ from radixserve.api.access import (
 from radixserve.api.anthropic.endpoints import MESSAGES, count_tokens
 from radixserve.api.cache import endpoints as cache
 from radixserve.api.cache.explain import explain
+from radixserve.api.cache.pins import pin, pins, unpin
 from radixserve.api.cache.warm import warm
 from radixserve.api.context import API, Api
 from radixserve.api.cors import add_cors_headers, answer_options
@@ -94,6 +95,9 @@ def _routes(prefix: str) -> list[web.RouteDef]:
         web.get(f"{prefix}/cache/tree", cache.tree),
         web.post(f"{prefix}/cache/explain", explain),
         web.post(f"{prefix}/cache/warm", warm),
+        web.post(f"{prefix}/cache/pin", pin),
+        web.get(f"{prefix}/cache/pins", pins),
+        web.delete(f"{prefix}/cache/pin/{{id}}", unpin),
         web.post(f"{prefix}/flush_cache", cache.flush),
         web.post(f"{prefix}/reset_prefix_cache", cache.flush),
     ]

@@ -392,6 +392,11 @@ class Lease:
         self._append(own)
 
     @property
+    def node(self) -> Node:
+        """The node in which ends what is published of it; its path to the root is pinned."""
+        return self._node
+
+    @property
     def slots(self) -> Slots:
         """Slot of position p at index p, int32. A view: publish() may change it in place, grow()
         may replace it.

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node, path_prefix
@@ -30,13 +32,18 @@ from radixserve.questions import (
     Dropped,
     Explain,
     Failed,
+    ListPins,
     NamespaceTokens,
+    Pin,
+    PinList,
     ShowTree,
     Summarize,
     Summary,
     TierSummary,
     Tree,
     TreeNode,
+    Unpin,
+    Unpinned,
 )
 from radixserve.tiers.contract import Dropping, Found, Tier
 from radixserve.tiers.counters import TIER_BYTES
@@ -50,6 +57,8 @@ SWEPT_NODES = 256  # dropped nodes that are freed between two steps
 
 _NO_NODE = Failed(message="There is no such node any more.", not_found=True)
 
+_NO_PIN = Failed(message="There is no such pin (any more).", not_found=True)
+
 _STATES = ("budget", "used")
 
 Handler = Callable[[Any], Parts[AnyAnswer]]
@@ -60,6 +69,7 @@ class Answering:
 
     def __init__(self, cache: KVCache, scheduler: Scheduler, tiers: Tiers) -> None:
         self._cache, self._scheduler, self._tiers = cache, scheduler, tiers
+        self._pins = scheduler.pins
         self._ages = Ages(time.monotonic())
         self._waiting: deque[Asked] = deque()
         self._working: Parts[AnyAnswer] | None = None  # on the first of them
@@ -69,6 +79,9 @@ class Answering:
             Summarize: self._summarize,
             ShowTree: self._show_tree,
             Explain: self._explain,
+            Pin: self._pin,
+            Unpin: self._unpin,
+            ListPins: self._list_pins,
         }
 
     @property
@@ -140,6 +153,7 @@ class Answering:
         for name in [each for each in cache.tree.roots if branch.has(each)]:
             cache.drop(Prefix(name, branch.tokens))
         self._scheduler.withhold(branch)
+        self._pins.dropped(branch)
         while dropped.pending:
             yield
         told = yield from self._confirmed(below)
@@ -180,6 +194,27 @@ class Answering:
             tiers={name: each.num_tokens for name, each in named if each.done},
             pending=[name for name, each in named if not each.done],
         )
+
+    # Pinning.
+
+    def _pin(self, question: Pin) -> Parts[AnyAnswer]:
+        if question.node is None:
+            return self._pins.add(question, Prefix(question.namespace, question.packed))
+        node = yield from find(self._cache, question.node)
+        if node is None or node.parent is None:
+            return _NO_NODE
+        prefix = path_prefix(node)
+        answer = self._pins.add(question, prefix)
+        return msgspec.structs.replace(answer, namespace=prefix.namespace, packed=prefix.tokens)
+
+    def _unpin(self, question: Unpin) -> Parts[AnyAnswer]:
+        yield from ()
+        tokens = self._pins.remove(question.id)
+        return _NO_PIN if tokens is None else Unpinned(tokens)
+
+    def _list_pins(self, question: ListPins) -> Parts[AnyAnswer]:
+        yield from ()
+        return PinList(self._pins.states())
 
     # Explaining.
 
@@ -262,10 +297,13 @@ class Answering:
                 return _NO_NODE
             roots = [node]
         found = yield from survey(roots, question.depth)
-        now, many = time.monotonic(), question.num_first_tokens
+        now, many, pinned = time.monotonic(), question.num_first_tokens, self._pins.nodes()
         tops = [each for each in found if each.parent is None]
         return Tree(
-            nodes=[self._tree_node(each, now, many) for each in largest(found, question.most)],
+            nodes=[
+                self._tree_node(each, now, many, each.node in pinned)
+                for each in largest(found, question.most)
+            ],
             num_nodes=sum(each.nodes for each in tops),
             num_tokens=sum(each.tokens for each in tops),
         )
@@ -275,7 +313,7 @@ class Answering:
             node = node.parent
         return node in roots
 
-    def _tree_node(self, each: Surveyed, now: float, num_first: int) -> TreeNode:
+    def _tree_node(self, each: Surveyed, now: float, num_first: int, is_pinned: bool) -> TreeNode:
         node = each.node
         first = memoryview(node.edge).cast("i")[:num_first].tolist() if num_first else []
         return TreeNode(
@@ -286,6 +324,7 @@ class Answering:
             hits=node.hits,
             age_seconds=0.0 if each.leased else round(self._ages.age(each.last_use, now), 1),
             leased=each.leased,
+            pinned=is_pinned,
             namespace=str(node.key) if node.parent is None else None,
             children=len(node.children),
             below_tokens=each.tokens - node.num_tokens,

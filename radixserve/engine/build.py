@@ -82,7 +82,16 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     )
     runner = Runner(loaded, pool, graphs)
     grammars, ahead = grammars_of(model), info.device == "cuda"
-    return EngineCore(runner, cache, limits, tiers=tiers, grammars=grammars, ahead=ahead), info
+    core = EngineCore(
+        runner,
+        cache,
+        limits,
+        tiers=tiers,
+        grammars=grammars,
+        ahead=ahead,
+        pin_share=settings.pin_share,
+    )
+    return core, info
 
 
 def _cache(settings: Settings, num_slots: int, slot_bytes: int) -> KVCache:

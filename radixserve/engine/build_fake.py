@@ -63,4 +63,11 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     limits = Limits(
         settings.max_running, settings.max_step_tokens or _STEP_TOKENS, settings.prefill_share
     )
-    return EngineCore(FakeModel(info.vocab_size), cache, limits, grammars=grammars_of(model)), info
+    core = EngineCore(
+        FakeModel(info.vocab_size),
+        cache,
+        limits,
+        grammars=grammars_of(model),
+        pin_share=settings.pin_share,
+    )
+    return core, info

@@ -22,6 +22,7 @@ from radixserve.engine.counters import STEP_SECONDS, STEP_SEQUENCES, STEP_TOKENS
 from radixserve.engine.faults import OUT_OF_MEMORY, Fault, free_memory
 from radixserve.engine.flight import Flight, StepModel
 from radixserve.engine.grammars import Grammars
+from radixserve.engine.pins import Pins
 from radixserve.engine.scheduler import Limits, Scheduler
 from radixserve.engine.tiers import Tiers
 from radixserve.questions import Answered, Asked
@@ -43,14 +44,17 @@ class EngineCore:
         tiers: Tiers | None = None,
         grammars: Grammars | None = None,
         ahead: bool = False,
+        pin_share: float = 0.25,
     ) -> None:
         """Without `grammars` requests with a grammar end with an error. With `ahead` one step stays
-        in flight, which helps if the host and the device work at the same time.
+        in flight, which helps if the host and the device work at the same time. Pins hold at most
+        `pin_share` of the slots.
         """
         self.model = model
         self.cache = cache
         self.tiers = tiers or Tiers(cache)
-        self.scheduler = Scheduler(cache, limits, self.tiers, grammars)
+        self.pins = Pins(cache, int(pin_share * cache.allocator.num_slots))
+        self.scheduler = Scheduler(cache, limits, self.tiers, grammars, self.pins)
         self.answering = Answering(cache, self.scheduler, self.tiers)
         self._grammars = grammars
         self._ahead = ahead
@@ -80,12 +84,12 @@ class EngineCore:
         It is 0 while there is something to compute. What may happen is that a message arrives, or
         that `tiers` has something to settle.
         """
-        mine, theirs = self.answering.patience, self._patience
-        return theirs if mine is None else mine if theirs is None else min(mine, theirs)
+        each = (self.answering.patience, self.pins.patience, self._patience)
+        return min((seconds for seconds in each if seconds is not None), default=None)
 
     @property
     def _patience(self) -> float | None:
-        """The same, without questions."""
+        """The same, without questions and pins."""
         if not self.has_work:
             return self.tiers.patience or None
         if not self._idle:
@@ -116,6 +120,7 @@ class EngineCore:
         of its draws depends on the tokens drawn before (penalties).
         """
         self.tiers.settle()
+        self.pins.expire()
         refused = self.scheduler.settle_grammars()
         before, newest = self._in_flight, self._launch()
         self._idle = before is None and newest is None
@@ -180,6 +185,7 @@ class EngineCore:
                 **self.scheduler.numbers(),
                 **self.cache.numbers(),
                 **self.tiers.numbers(),
+                **self.pins.numbers(),
             },
             observed={
                 STEP_SECONDS.key(): [seconds for seconds, _, _ in recent],

@@ -130,6 +130,13 @@ LOSS_TOKENS = Declared(
     values=(CAUSES,),
 )
 
+PINNED_TOKENS = Declared(
+    "gauge",
+    "radixserve_pinned_tokens",
+    "tokens",
+    "Tokens on the device that pins hold; what several hold counts once",
+)
+
 COUNTERS: Final = (
     LOSS_TOKENS,
     RUNNING,
@@ -146,4 +153,5 @@ COUNTERS: Final = (
     STEP_SEQUENCES,
     HIT_TOKENS,
     SAVED_SECONDS,
+    PINNED_TOKENS,
 )

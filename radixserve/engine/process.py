@@ -34,6 +34,7 @@ from radixserve.messages import (
     Abort,
     FrameReader,
     Loading,
+    PinEnds,
     Prepare,
     Prepared,
     Ready,
@@ -120,7 +121,10 @@ class EngineLoop:
             events = self._take_messages()
             events += self._core.step()
             self._report(events)
-            for answer in self._core.answers():
+            answers = self._core.answers()
+            if changes := self._core.pins.changes():
+                self._channel.send(PinEnds(changes))
+            for answer in answers:
                 self._channel.send(answer)
 
     def _take_messages(self) -> list[TokenEvent]:

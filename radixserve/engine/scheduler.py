@@ -4,7 +4,8 @@ Owns the running list and every sequence's lease; the order of those that wait i
 `FairQueue`, with one exception, single flight: a sequence whose prefix is being computed by a
 running one waits for it, and those behind may pass. When the cache has no room for a decode, the
 youngest running sequence is preempted, and when all seats are taken, one that holds more than its
-share (`seats`): its K/V stays in the tree, so resuming it is a prefix hit. Knows no model, no
+share (`seats`): its K/V stays in the tree, so resuming it is a prefix hit.
+When nothing else runs, pins give way to what runs or begins. Knows no model, no
 tensors and no sockets.
 """
 
@@ -31,6 +32,7 @@ from radixserve.engine.counters import (
 )
 from radixserve.engine.faults import NOT_FINITE, Fault
 from radixserve.engine.grammars import Grammars
+from radixserve.engine.pins import Pins
 from radixserve.engine.planning import Plan, Work, last_slot, second_try, slots_wanted
 from radixserve.engine.prefill_pace import PrefillPace
 from radixserve.engine.queue import FairQueue, body_of
@@ -79,9 +81,11 @@ class Scheduler:
         limits: Limits,
         tiers: Tiers | None = None,
         grammars: Grammars | None = None,
+        pins: Pins | None = None,
     ) -> None:
         self.cache = cache
         self.tiers = tiers or Tiers(cache)
+        self.pins = pins or Pins(cache, 0)
         self._grammars = grammars
         # of those waiting: the ones whose grammar is being compiled
         self._awaiting: dict[Sequence, Future[Compiled]] = {}
@@ -218,7 +222,7 @@ class Scheduler:
         """
         lease = _lease(sequence)
         while len(lease.slots) < sequence.num_expected and not lease.grow(slots_wanted(sequence)):
-            if self.tiers.relent():
+            if self.tiers.relent() or (len(self.running) == 1 and self.pins.relent()):
                 continue
             victim = self.running[-1]
             plan.drop(victim)
@@ -261,7 +265,7 @@ class Scheduler:
                 plan.drop(victim)
                 self._suspend(victim)
             while not self._start(sequence):
-                if not self.tiers.relent():
+                if not (self.tiers.relent() or (not self.running and self.pins.relent())):
                     self._pressed = self._pressed or victim is not None
                     return
             if plan.room > 0:
@@ -369,6 +373,7 @@ class Scheduler:
             _publish(sequence)
             if sequence.num_computed >= sequence.num_prompt:
                 self.tiers.save(sequence)
+                self._note_pinned(sequence)
         if sequence.num_pending:
             return None
         sequence.append(sampled.token_id)
@@ -379,6 +384,11 @@ class Scheduler:
         else:
             sequence.append_forced()
         return event
+
+    def _note_pinned(self, sequence: Sequence) -> None:
+        """All K/V of the prompt is there."""
+        if sequence.reads_cache:
+            self.pins.served(sequence.prefix(sequence.num_computed))
 
     def _fail_row(self, work: Work) -> TokenEvent:
         """End a sequence for which no token could be drawn."""

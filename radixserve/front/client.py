@@ -21,13 +21,14 @@ from radixserve.errors import StartupError, Unavailable
 from radixserve.front.backlog import Backlog, retry_after
 from radixserve.front.child import Child
 from radixserve.front.gate import Gate
+from radixserve.front.pins import KeptPins
 from radixserve.front.questions import Questions
 from radixserve.front.stream import Stream
 from radixserve.front.streams import Streams
 from radixserve.front.supervisor import Cause, Supervisor
 from radixserve.front.traffic_log import TrafficLog
-from radixserve.messages import Abort, Ready, Report, Start
-from radixserve.questions import Answered, Question
+from radixserve.messages import Abort, PinEnds, Ready, Report, Start
+from radixserve.questions import Answered, Asked, Pin, Pinned, Question
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent
 
 T = TypeVar("T")
@@ -72,6 +73,7 @@ class ProcessEngine:
         self._streams = Streams()
         self._backlog = Backlog()
         self._gate = Gate()
+        self._pins = KeptPins()
         self._closing: str | None = None  # draining or stopped
         self._supervisor = Supervisor(
             Start(settings, model),
@@ -160,11 +162,13 @@ class ProcessEngine:
 
     # calls of the supervisor
 
-    def _handle(self, message: Ready | Report | Answered) -> None:
+    def _handle(self, message: Ready | Report | PinEnds | Answered) -> None:
         if isinstance(message, Ready):
             self._take_ready(message.info)
         elif isinstance(message, Answered):
             self._questions.take(message)
+        elif isinstance(message, PinEnds):
+            self._pins.note(message.seconds)
         else:
             self._take_report(message)
         self._admit()
@@ -173,6 +177,8 @@ class ProcessEngine:
         self.info = info
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_result(info)
+        for pin in self._pins.again():
+            self._supervisor.send(Asked(0, pin))  # nobody waits for the answer
         self._questions.engine_is_ready()
 
     def _take_report(self, report: Report) -> None:
@@ -258,7 +264,11 @@ class ProcessEngine:
 
     async def ask(self, question: Question[T]) -> T:
         """See `EngineClient.ask`."""
-        return await self._questions.ask(question)
+        answer = await self._questions.ask(question)
+        if isinstance(question, Pin):
+            assert isinstance(answer, Pinned), "an engine answers what it is asked"
+            self._pins.keep(question, answer)
+        return answer
 
     # refusal
 

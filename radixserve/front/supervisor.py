@@ -18,7 +18,17 @@ from radixserve.errors import StartupError
 from radixserve.front.child import Child, Hung, how_it_ended
 from radixserve.front.spare import Spare
 from radixserve.front.watchdog import Watchdog
-from radixserve.messages import Loading, Prepared, Ready, Refused, Report, Start, ToEngine, ToFront
+from radixserve.messages import (
+    Loading,
+    PinEnds,
+    Prepared,
+    Ready,
+    Refused,
+    Report,
+    Start,
+    ToEngine,
+    ToFront,
+)
 from radixserve.questions import Answered
 
 log = logging.getLogger(__name__)
@@ -46,7 +56,7 @@ class Supervisor:
     def __init__(
         self,
         start: Start,
-        handle: Callable[[Ready | Report | Answered], None],
+        handle: Callable[[Ready | Report | PinEnds | Answered], None],
         has_work: Callable[[], bool],
         on_death: Callable[[Cause], None],
         first: Child | None = None,

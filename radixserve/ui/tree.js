@@ -1,7 +1,7 @@
 // The prefix tree as an icicle: one column per level, heights by the tokens of a branch. Shows the
 // upper levels below one node; clicking a box moves there, so that large trees are never sent whole.
 
-import { get, remove } from "./server.js";
+import { get, post, remove } from "./server.js";
 import { described, element, made, seconds, styled, tip, tokens } from "./text.js";
 
 const LEVELS = innerWidth < 600 ? 3 : 5; // columns
@@ -125,7 +125,7 @@ export class Tree {
       ["tokens", node.below_tokens ? `${tokens(node.tokens)}, ${tokens(whole(node))} with what follows`
         : tokens(node.tokens)],
       ["hits", node.hits ?? 0], ["last used", ago(node)], ["kept in", node.tier],
-      ["tenant", node.tenant], ["namespace", node.namespace], ["in use", node.leased ? "by requests that run" : null], ["pinned", node.pinned ? "yes" : null],
+      ["tenant", node.tenant], ["namespace", node.namespace], ["in use", node.leased && !node.pinned ? "by requests that run" : null], ["pinned", node.pinned ? "yes" : null],
     ]);
     const inside = made("button", "Look inside", { type: "button" });
     inside.hidden = !node.children;
@@ -136,16 +136,19 @@ export class Tree {
         this.#act("dropped", () => remove(`cache?node=${node.id}`));
       }
     });
+    const pin = made("button", "Pin for an hour", { type: "button" });
+    pin.addEventListener("click", () => this.#act("pinned", () => post("cache/pin", { node: node.id, ttl: 3600 })));
     element("node").replaceChildren(
       ...(node.text ? [made("pre", node.text)] : []), facts,
-      made("div", [inside, drop], { class: "actions" }));
+      made("div", [inside, pin, drop], { class: "actions" }));
   }
 
   async #act(done, call) {
     try {
       const answer = await this.#ask(call);
       await this.refresh();
-      element("tree-note").textContent = `${done}: ${tokens(answer.tokens)}` +
+      element("tree-note").textContent = `${answer.status ?? done}: ${tokens(answer.tokens)}` +
+        (answer.why ? `. ${answer.why}` : "") +
         (answer.leased_tokens ? `, and ${tokens(answer.leased_tokens)} that are still in use` : "");
     } catch (error) {
       element("tree-note").textContent = error.message;

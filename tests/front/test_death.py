@@ -24,7 +24,17 @@ from radixserve.errors import StartupError, Unavailable
 from radixserve.front import child, supervisor, watchdog
 from radixserve.front.client import ProcessEngine
 from radixserve.front.stream import Stream
-from radixserve.questions import Drop, Dropped, Summarize, Summary
+from radixserve.prefix import pack
+from radixserve.questions import (
+    Drop,
+    Dropped,
+    ListPins,
+    Pin,
+    Summarize,
+    Summary,
+    Unpin,
+    Unpinned,
+)
 from radixserve.request import Request, Sampling
 from radixserve.step import EngineStats, TokenEvent
 from tests.front.test_client import SETTINGS, submit, tokens, until
@@ -488,6 +498,25 @@ async def test_a_question_about_the_cache_ends_with_the_engine_and_a_flush_is_as
     with pytest.raises(Unavailable):
         await shown
     assert await flushed == Dropped()
+
+
+async def test_pins_are_replayed_to_the_next_engine_until_they_end(start: Start) -> None:
+    engine = await start()
+    prompt = request("a", max_tokens=2)
+    await whole(engine, prompt)
+    for name, ids in (("kept", prompt.prompt_ids), ("ended", [1, 2]), ("dropped", [3, 4])):
+        pin = Pin(id=name, seconds=500.0, renews=True, namespace="public", packed=pack(ids))
+        assert (await engine.ask(pin)).status == "accepted"
+    assert await engine.ask(Unpin(id="ended")) == Unpinned(0)
+    await engine.ask(Drop(prefix=[3]))
+    assert [each.tokens for each in (await engine.ask(ListPins())).pins] == [20]
+    await engine.kill_and_see()
+    await until(lambda: engine.unready_reason is None)
+    (again,) = (await engine.ask(ListPins())).pins
+    assert (again.id, again.tokens, again.wanted, again.ttl) == ("kept", 0, 20, 500.0)
+    assert again.seconds_left < 500.0
+    await whole(engine, request("b", max_tokens=2))
+    assert [each.tokens for each in (await engine.ask(ListPins())).pins] == [20]
 
 
 async def test_a_flush_while_requests_run_is_answered_between_their_steps(start: Start) -> None:

@@ -54,11 +54,11 @@ async def explain(request: web.Request) -> web.Response:
     api, raw = request.app[API], await read_raw(request)
     fields = decode_body(raw, dict[str, Any])
     if "tokens" in fields:
-        question = _of_tokens(request, decode_body(raw, TokensBody))
+        question = of_tokens(request, decode_body(raw, TokensBody))
         generation = None
     else:
         generation = await generation_of(request, raw)
-        question = _of_generation(generation)
+        question = of_generation(generation)
     told = await api.engine.ask(question)
     answer = await _Answer(api, question, told, generation, _blocks(fields)).whole()
     if not tenant_of(request).admin and tenant_of(request) is not DEFAULT:
@@ -66,7 +66,8 @@ async def explain(request: web.Request) -> web.Response:
     return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
 
-def _of_tokens(request: web.Request, body: TokensBody) -> Explain:
+def of_tokens(request: web.Request, body: TokensBody) -> Explain:
+    """The question about a prompt that is given as token ids. Raises BadRequest."""
     api, info = request.app[API], request.app[API].info()
     if not body.tokens:
         raise missing("tokens")
@@ -77,7 +78,8 @@ def _of_tokens(request: web.Request, body: TokensBody) -> Explain:
     return Explain(namespace=namespace, tokens=body.tokens)
 
 
-def _of_generation(generation: Generation) -> Explain:
+def of_generation(generation: Generation) -> Explain:
+    """The question about the first prompt of a body."""
     asked = generation.streams[0].request
     return Explain(
         namespace=asked.namespace,

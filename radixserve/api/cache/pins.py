@@ -1,0 +1,150 @@
+"""POST /cache/pin, GET /cache/pins and DELETE /cache/pin/{id}: keep prefixes cached for a while.
+
+The body names what is pinned: one that an endpoint would take, `{"tokens": [...]}`, or
+`{"node": N}` of the tree; and how long: `ttl` seconds from the last hit on, or `until` a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from radixserve.api.access import check_admin, tenant_of
+from radixserve.api.body import decode_body, read_raw
+from radixserve.api.cache.bodies import generation_of
+from radixserve.api.cache.endpoints import MAX_ID
+from radixserve.api.cache.explain import TokensBody, of_generation, of_tokens
+from radixserve.api.cache.query import parameters
+from radixserve.api.context import API, Api
+from radixserve.api.refusals import check_range, missing, unsupported
+from radixserve.errors import BadRequest
+from radixserve.prefix import pack
+from radixserve.questions import ListPins, Pin, PinState, Unpin
+
+log = logging.getLogger(__name__)
+
+MAX_SECONDS: Final = 30 * 86400.0
+
+
+async def pin(request: web.Request) -> web.Response:
+    """POST /cache/pin."""
+    check_admin(request)
+    fields = decode_body(await read_raw(request), dict[str, Any])
+    seconds, renews = _lasting(fields.pop("ttl", None), fields.pop("until", None))
+    name = f"pin_{secrets.token_hex(8)}"
+    if "node" in fields:
+        asked = Pin(id=name, seconds=seconds, renews=renews, node=_node(fields))
+    else:
+        namespace, ids = await _prompt(request, fields)
+        asked = Pin(id=name, seconds=seconds, renews=renews, namespace=namespace, packed=pack(ids))
+    told = await request.app[API].engine.ask(asked)
+    log.info(
+        "%s asked to pin %d tokens for %.0f s: %s, %s holds %d tokens",
+        *(tenant_of(request).name, told.wanted, seconds, told.status, told.id or "no pin"),
+        told.tokens,
+    )
+    return _json(
+        {
+            "id": told.id or None,
+            "status": told.status,
+            "tokens": told.tokens,
+            "wanted": told.wanted,
+            "why": told.why,
+            "expires": round(time.time() + told.seconds_left, 3) if told.id else None,
+        }
+    )
+
+
+def _lasting(ttl: object, until: object) -> tuple[float, bool]:
+    """The seconds that a pin lasts, and whether hits renew it."""
+    if ttl is not None and until is not None:
+        text = "'ttl' and 'until' exclude each other."
+        raise BadRequest(text, param="until", code="invalid_value")
+    if ttl is not None:
+        return _checked("ttl", _number("ttl", ttl)), True
+    if until is None:
+        raise missing("ttl")
+    return _checked("until", _number("until", until) - time.time()), False
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        text = f"'{name}' must be a number of seconds."
+        raise BadRequest(text, param=name, code="invalid_type")
+    if abs(value) > 1e15:
+        check_range(name, value, 0, 1e15, "number")
+    return float(value)
+
+
+def _checked(name: str, seconds: float) -> float:
+    if 0 < seconds <= MAX_SECONDS:
+        return seconds
+    text = {
+        "ttl": f"'ttl' must be above 0 and at most {MAX_SECONDS:.0f} seconds (30 days).",
+        "until": "'until' must be a Unix time in the next 30 days.",
+    }[name]
+    raise BadRequest(text, param=name, code="invalid_value")
+
+
+def _node(fields: dict[str, Any]) -> int:
+    node = fields["node"]
+    if len(fields) > 1:
+        raise BadRequest("'node' must stand alone.", param="node", code="unsupported_parameter")
+    if isinstance(node, bool) or not isinstance(node, int):
+        raise BadRequest("'node' must be an integer.", param="node", code="invalid_type")
+    check_range("node", node, 1, MAX_ID, "integer")
+    return node
+
+
+async def _prompt(request: web.Request, fields: dict[str, Any]) -> tuple[str, list[int]]:
+    """Namespace and token ids of the one prompt of a body."""
+    if "tokens" in fields:
+        asked = of_tokens(request, decode_body(msgspec.json.encode(fields), TokensBody))
+        return asked.namespace, asked.tokens
+    generation = await generation_of(request, msgspec.json.encode(fields))
+    if len(generation.streams) > generation.num_choices:
+        raise unsupported("prompt", "several prompts in one pin")
+    asked = of_generation(generation)
+    return asked.namespace, asked.tokens
+
+
+async def pins(request: web.Request) -> web.Response:
+    """GET /cache/pins."""
+    check_admin(request)
+    parameters(request, ())
+    api = request.app[API]
+    found = await api.engine.ask(ListPins())
+    shown = await api.threads.run(lambda: [_shown(api, each) for each in found.pins])
+    return _json({"pins": shown})
+
+
+def _shown(api: Api, pin: PinState) -> dict[str, object]:
+    return {
+        "id": pin.id,
+        "namespace": pin.namespace,
+        "tokens": pin.tokens,
+        "wanted": pin.wanted,
+        "expires": round(time.time() + pin.seconds_left, 3),
+        "ttl": pin.ttl,
+        "hits": pin.hits,
+        "text": api.tokenizer.decode(pin.first_tokens, skip_special_tokens=False),
+    }
+
+
+async def unpin(request: web.Request) -> web.Response:
+    """DELETE /cache/pin/{id}."""
+    check_admin(request)
+    parameters(request, ())
+    name = request.match_info["id"]
+    told = await request.app[API].engine.ask(Unpin(id=name))
+    log.info("%s ended a pin of %d tokens: %s", tenant_of(request).name, told.tokens, name)
+    return _json({"id": name, "tokens": told.tokens})
+
+
+def _json(body: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
