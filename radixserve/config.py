@@ -379,15 +379,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "host memory (docs/eviction.md compares them; the disk evicts the least recently used)",
         ),
     ] = "lru"
-    pin_share: Annotated[
-        float,
-        Meta(ge=0, le=1),
-        Doc(
-            "cache",
-            "most that pins (POST /cache/pin) may hold together, as a share of the K/V memory on "
-            "the device",
-        ),
-    ] = 0.25
     host_budget: Annotated[
         int,
         Meta(ge=0),
@@ -423,6 +414,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "not exact",
         ),
     ] = "same"
+    pin_share: Annotated[
+        float,
+        Meta(ge=0, le=1),
+        Doc(
+            "cache",
+            "most that pins (POST /cache/pin) may hold together, as a share of the K/V memory on "
+            "the device",
+        ),
+    ] = 0.25
     record: Annotated[
         _Name | None,
         Doc(

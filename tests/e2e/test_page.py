@@ -126,6 +126,13 @@ def test_a_prompt_is_explained(page: Page) -> None:
     expect(explained.locator(".bad")).to_contain_text("must have")
 
 
+def test_a_branch_is_pinned(page: Page) -> None:
+    page.locator("#tree g").last.click()
+    page.get_by_role("button", name="Pin for an hour").click()
+    expect(page.locator("#tree-note")).to_contain_text("accepted")
+    expect(page.locator("#tree g[aria-label*=pinned]").first).to_be_visible()
+
+
 def test_a_branch_is_dropped(page: Page) -> None:
     page.on("dialog", lambda dialog: dialog.accept())
     page.locator("#tree g").last.click()
