@@ -100,6 +100,7 @@ def test_only_what_a_person_reads_comes_from_the_wall_clock() -> None:
     readers = {name for name, tree in sources() if "time.time()" in ast.unparse(tree)}
     assert readers == {
         "radixserve/api/context.py",  # `created` of models
+        "radixserve/api/cache/pins.py",  # when pins end, as asked and answered
         "radixserve/api/ui/history.py",  # times on the page's axes
         "radixserve/api/ui/live.py",
         "radixserve/api/openai/chat.py",  # `created` of answers

@@ -79,19 +79,11 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         settings.max_running,
         settings.max_step_tokens or _STEP_TOKENS[info.device],
         settings.prefill_share,
+        settings.pin_share,
     )
     runner = Runner(loaded, pool, graphs)
     grammars, ahead = grammars_of(model), info.device == "cuda"
-    core = EngineCore(
-        runner,
-        cache,
-        limits,
-        tiers=tiers,
-        grammars=grammars,
-        ahead=ahead,
-        pin_share=settings.pin_share,
-    )
-    return core, info
+    return EngineCore(runner, cache, limits, tiers=tiers, grammars=grammars, ahead=ahead), info
 
 
 def _cache(settings: Settings, num_slots: int, slot_bytes: int) -> KVCache:

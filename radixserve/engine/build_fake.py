@@ -61,13 +61,9 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         first_serial=first_serial(),
     )
     limits = Limits(
-        settings.max_running, settings.max_step_tokens or _STEP_TOKENS, settings.prefill_share
+        settings.max_running,
+        settings.max_step_tokens or _STEP_TOKENS,
+        settings.prefill_share,
+        settings.pin_share,
     )
-    core = EngineCore(
-        FakeModel(info.vocab_size),
-        cache,
-        limits,
-        grammars=grammars_of(model),
-        pin_share=settings.pin_share,
-    )
-    return core, info
+    return EngineCore(FakeModel(info.vocab_size), cache, limits, grammars=grammars_of(model)), info

@@ -44,16 +44,14 @@ class EngineCore:
         tiers: Tiers | None = None,
         grammars: Grammars | None = None,
         ahead: bool = False,
-        pin_share: float = 0.25,
     ) -> None:
         """Without `grammars` requests with a grammar end with an error. With `ahead` one step stays
-        in flight, which helps if the host and the device work at the same time. Pins hold at most
-        `pin_share` of the slots.
+        in flight, which helps if the host and the device work at the same time.
         """
         self.model = model
         self.cache = cache
         self.tiers = tiers or Tiers(cache)
-        self.pins = Pins(cache, int(pin_share * cache.allocator.num_slots))
+        self.pins = Pins(cache, int(limits.pin_share * cache.allocator.num_slots))
         self.scheduler = Scheduler(cache, limits, self.tiers, grammars, self.pins)
         self.answering = Answering(cache, self.scheduler, self.tiers)
         self._grammars = grammars

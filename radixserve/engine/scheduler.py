@@ -60,6 +60,7 @@ class Limits:
     max_step_tokens: int  # tokens computed in one step
     # of the time of the decodes in a step, what prompt tokens beside them may take; 0: no limit
     prefill_share: float = 0.0
+    pin_share: float = 0.25  # of the slots, what all pins together may hold
 
 
 @dataclass(slots=True)

@@ -42,7 +42,7 @@ class Clocked(Harness):
     ) -> None:
         super().__init__(num_slots=slots, cache=cache, ahead=ahead)
         self.now = 1000.0
-        self.core = EngineCore(self.model, self.cache, Limits(4, 16), ahead=ahead, pin_share=share)
+        self.core = EngineCore(self.model, self.cache, Limits(4, 16), ahead=ahead)
         pins = Pins(self.cache, int(slots * share), lambda: self.now)
         self.core.pins = self.core.scheduler.pins = self.core.answering._pins = pins
         self.pins = pins
