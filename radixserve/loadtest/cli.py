@@ -43,7 +43,18 @@ def main(
         return _run(chosen, console, [*prog.split(), *arguments])
     except (WorkloadError, CannotStart, OSError) as error:
         errors.print(f"[red]{prog}:[/] {escape(str(error))}")
+        _let_go_of_output()
         return CANNOT_START
+
+
+def _let_go_of_output() -> None:
+    """Drop what standard output does not take. Python would try to write it once more at its end,
+    and exit with 120.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(chosen: argparse.Namespace, console: Console, command: Sequence[str]) -> int:
