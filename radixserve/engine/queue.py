@@ -6,8 +6,8 @@ at the clock of the one that is behind most, so that idling saves nothing up.
 
 Within a tenant: the first sequence of every body before the second of any (n = 16); then what has
 the longest prefix in the cache; then by arrival. But nobody is overtaken more than `MAX_OVERTAKEN`
-times. A step of `priority` counts like ten seconds of
-arrival, and between tenants like some computed tokens, so priority delays and never starves.
+times. A step of `priority` counts like ten seconds of arrival, and between tenants like some
+computed tokens, so priority delays and never starves.
 
     arrival   A (cold)   B (warm)   C (cold)   D (warm)        MAX_OVERTAKEN = 2
     admitted  B, D, then A although E (warm) has come meanwhile, then E, C
@@ -65,7 +65,7 @@ class FairQueue:
     def put_back(self, sequence: Sequence) -> None:
         """A sequence that was preempted: it is next of its tenant."""
         sequence.place = (0, *sequence.place[1:])
-        self._seats[body_of(sequence)] -= 1
+        self._seats[sequence.body] -= 1
         sequence.num_overtaken = MAX_OVERTAKEN
         self._insert(sequence)
 
@@ -87,11 +87,11 @@ class FairQueue:
                 break
             each.num_overtaken += 1
         self.remove(sequence)
-        self._seats[body_of(sequence)] += 1
+        self._seats[sequence.body] += 1
 
     def leave(self, sequence: Sequence) -> None:
         """A sequence has ended, waiting or running."""
-        tenant, body = sequence.request.tenant, body_of(sequence)
+        tenant, body = sequence.request.tenant, sequence.body
         if sequence.lease is not None:
             self._seats[body] -= 1
         if not self._seats[body]:
@@ -104,6 +104,10 @@ class FairQueue:
         """Tokens were computed for a sequence."""
         request = sequence.request
         self._clocks[request.tenant] += num_tokens / request.weight
+
+    def firsts(self) -> list[Sequence]:
+        """A waiting sequence of each tenant that has any."""
+        return [line[0] for line in self._waiting.values()]
 
     def candidates(self, most: int) -> list[Sequence]:
         """Up to `most` waiting sequences in the order in which they should be admitted.
@@ -139,10 +143,13 @@ class FairQueue:
         """How many sequences of the same body run, or are in front of each: the first of every body
         comes before the second of any.
         """
-        ahead, rounds = Counter({each: self._seats[each] for each in map(body_of, line)}), {}
+        ahead, rounds = (
+            Counter({each: self._seats[each] for each in (each.body for each in line)}),
+            {},
+        )
         for each in line:
-            rounds[each] = ahead[body_of(each)]
-            ahead[body_of(each)] += 1
+            rounds[each] = ahead[each.body]
+            ahead[each.body] += 1
         return rounds
 
     def prefill_order(self, prefilling: list[Sequence]) -> list[Sequence]:
@@ -157,11 +164,6 @@ class FairQueue:
                 each.num_expected - each.num_planned,
             ),
         )
-
-
-def body_of(sequence: Sequence) -> str:
-    """What the choices of one body have in common: their ids are BODY-0, BODY-1, ..."""
-    return sequence.request.id.rpartition("-")[0] or sequence.request.id
 
 
 def _ahead(clock: float, sequence: Sequence) -> float:

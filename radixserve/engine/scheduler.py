@@ -4,9 +4,8 @@ Owns the running list and every sequence's lease; the order of those that wait i
 `FairQueue`, with one exception, single flight: a sequence whose prefix is being computed by a
 running one waits for it, and those behind may pass. When the cache has no room for a decode, the
 youngest running sequence is preempted, and when all seats are taken, one that holds more than its
-share (`seats`): its K/V stays in the tree, so resuming it is a prefix hit.
-When nothing else runs, pins give way to what runs or begins. Knows no model, no
-tensors and no sockets.
+share (`seats`): its K/V stays in the tree, so resuming it is a prefix hit. When nothing else runs,
+pins give way to what runs or begins. Knows no model, no tensors and no sockets.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from radixserve.engine.grammars import Grammars
 from radixserve.engine.pins import Pins
 from radixserve.engine.planning import Plan, Work, last_slot, second_try, slots_wanted
 from radixserve.engine.prefill_pace import PrefillPace
-from radixserve.engine.queue import FairQueue, body_of
+from radixserve.engine.queue import FairQueue
 from radixserve.engine.recent import Recent
 from radixserve.engine.savings import Savings
-from radixserve.engine.seats import seat_for
+from radixserve.engine.seats import Seats
 from radixserve.engine.sequence import Sequence
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import BadRequest
@@ -248,6 +247,9 @@ class Scheduler:
     def _admit(self, plan: Plan) -> None:
         if not self.waiting or (self._pressed and self.running):
             return
+        seats = self._seats()
+        if seats is not None and not seats.may_give(self.waiting.firsts()):
+            return
         longest = max((each.num_pending for each in self.running), default=0)
         for sequence in self.waiting.candidates(2 * self.limits.max_running):
             if self._pressed and self.running:
@@ -256,9 +258,8 @@ class Scheduler:
             missing = sequence.num_tokens - sequence.num_matched
             if sequence.awaits_grammar or (plan.room <= 0 and missing >= longest):
                 continue
-            full = len(self.running) >= self.limits.max_running
-            victim = seat_for(sequence, self.running, self.limits.max_running) if full else None
-            if full and victim is None:
+            victim = None if seats is None else seats.seat_for(sequence)
+            if seats is not None and victim is None:
                 continue
             if self._awaits_prefix(sequence) or self.tiers.awaits(sequence):
                 continue
@@ -271,6 +272,12 @@ class Scheduler:
                     return
             if plan.room > 0:
                 plan.add(sequence)
+            seats = self._seats()
+
+    def _seats(self) -> Seats | None:
+        """Who holds the seats; None while some are free."""
+        full = len(self.running) >= self.limits.max_running
+        return Seats(self.running, self.limits.max_running) if full else None
 
     def _start(self, sequence: Sequence) -> bool:
         """Take a lease on the longest cached prefix and slots for the rest. False if there is no
@@ -308,7 +315,7 @@ class Scheduler:
 
     def _backlog(self) -> int:
         """Prompt tokens still to be computed; choices of one prompt share them."""
-        waiting = {(body_of(each), each.num_prompt): each for each in self.waiting}
+        waiting = {(each.body, each.num_prompt): each for each in self.waiting}
         missing = sum(each.num_tokens - each.num_matched for each in waiting.values())
         return missing + sum(each.num_pending for each in self.running if each.num_pending > 1)
 

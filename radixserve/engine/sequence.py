@@ -42,6 +42,7 @@ class Sequence:
     ids: npt.NDArray[np.int32]  # [num_prompt + max_tokens]: tokens, then room for those to come
     num_tokens: int
     num_reported: int  # tokens that the client knows of: the prompt, and the output sent so far
+    body: str  # what the choices of one body have in common: their ids are BODY-0, BODY-1, ...
     num_resumed: int = 0  # output tokens that came from an earlier engine
     num_computed: int = 0
     num_planned: int = 0  # tokens that have K/V or are in a step in flight
@@ -72,7 +73,8 @@ class Sequence:
             max(len(request.prompt_ids) + request.sampling.max_tokens, len(known)), np.int32
         )
         ids[: len(known)] = known
-        return cls(request, ids, len(known), len(known), num_resumed=len(output_ids))
+        body = request.id.rpartition("-")[0] or request.id
+        return cls(request, ids, len(known), len(known), body, num_resumed=len(output_ids))
 
     @property
     def num_prompt(self) -> int:
