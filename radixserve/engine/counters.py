@@ -31,7 +31,7 @@ PREFILL_RATE = Declared(
     "gauge",
     "radixserve_prefill_tokens_per_second",
     "tokens per second",
-    "Speed of recent steps that computed prompt tokens",
+    "Speed of recent steps that had many prompt tokens, or no room for more",
 )
 
 PROMPT_TOKENS = Declared(

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from radixserve.tiers.pace import TELLING_TOKENS, Rate
+
 MIN_TOKENS: Final = 4  # always allowed: a prompt goes on, however slow the machine is
 _NEWEST: Final = 0.25  # weight of the newest step in an average
 
@@ -23,15 +25,17 @@ class PrefillPace:
         self._share = share
         self._decode_seconds: float | None = None  # of a step without prompt tokens
         self._token_seconds: float | None = None  # of a prompt token
-        self._tokens = self._seconds = 0.0  # of steps with prompt tokens, older ones weighing less
+        self._rate = Rate()  # of steps that tell it
 
-    def observe(self, num_decodes: int, num_prompt: int, seconds: float) -> None:
-        """Note how long a step with these tokens took."""
+    def observe(self, num_decodes: int, num_prompt: int, seconds: float, *, is_full: bool) -> None:
+        """Note how long a step with these tokens took. `is_full`: more of a prompt was left than it
+        had room for.
+        """
         if not num_prompt:
             self._decode_seconds = _averaged(self._decode_seconds, seconds)
             return
-        self._tokens = (1 - _NEWEST) * self._tokens + num_prompt
-        self._seconds = (1 - _NEWEST) * self._seconds + seconds
+        if is_full or num_prompt >= TELLING_TOKENS:
+            self._rate.observe(num_prompt, seconds)
         decoding = (self._decode_seconds or 0.0) if num_decodes else 0.0
         self._token_seconds = _averaged(
             self._token_seconds, max(seconds - decoding, 0.1 * seconds) / num_prompt
@@ -39,10 +43,12 @@ class PrefillPace:
 
     @property
     def tokens_per_second(self) -> float:
-        """Prompt tokens that such steps compute, decodes beside them included; 0 before the
-        first.
+        """Prompt tokens that steps compute which have enough of them, decodes beside them included;
+        0 before the first. The few tokens behind a cached prompt say nothing: such a step could
+        have computed more.
         """
-        return self._tokens / self._seconds if self._seconds else 0.0
+        seconds_per_token = self._rate.seconds_per_token
+        return 1 / seconds_per_token if seconds_per_token else 0.0
 
     def most_tokens(self) -> int | None:
         """Most prompt tokens beside decodes in the next step; None for no limit. So it is until

@@ -27,13 +27,12 @@ from radixserve.tensors.copies import Reader, converted
 from radixserve.tensors.kv import KV, KVPool
 from radixserve.tiers.contract import Dropping, Found, Load
 from radixserve.tiers.counters import TIER_BYTES, TIER_TOKENS
-from radixserve.tiers.pace import Pace
+from radixserve.tiers.pace import TELLING_TOKENS, Pace
 from radixserve.tiers.worker import Job, Worker
 
 MAX_QUEUED = 64  # writes that may wait; more are skipped
 WRITE_TOKENS = 512  # tokens per part of a write; a load waits for one part at most
 _PATIENCE_SECONDS = 0.5  # to wait for a load, or as long as computing would take if that is more
-_PREFILL = 64  # tokens; a step with fewer tells little about the speed of prefill
 _STATS_SECONDS = 1.0
 _LOOK_SECONDS = 0.25  # how often requests of commands are looked for
 
@@ -157,7 +156,7 @@ class DiskTier:
 
     def prefilled(self, num_tokens: int, seconds: float) -> None:
         """The speed of prefill decides whether loading is worth it."""
-        if num_tokens >= _PREFILL:
+        if num_tokens >= TELLING_TOKENS:
             self.pace.prefill.observe(num_tokens, seconds)
 
     def offer(self, prefix: Prefix, slots: Slots) -> None:

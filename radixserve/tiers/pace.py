@@ -6,6 +6,7 @@ One thread writes and another reads: two floats each, and an outdated one does n
 
 from __future__ import annotations
 
+TELLING_TOKENS = 64  # a step with fewer prompt tokens tells little about the speed of prefill
 _MEMORY = 0.9  # weight of all earlier observations at each new one
 # One of so many loads that seem too slow is tried all the same: a slow disk may be fast now.
 _TRY_AGAIN = 16

@@ -145,11 +145,11 @@ def test_prompt_tokens_beside_decodes_are_as_many_as_the_share_allows() -> None:
     pace = PrefillPace(1.0)
     assert pace.most_tokens() is None
     for _ in range(20):
-        pace.observe(8, 0, 0.06)
-        pace.observe(0, 256, 2.56)
+        pace.observe(8, 0, 0.06, is_full=True)
+        pace.observe(0, 256, 2.56, is_full=True)
     assert pace.most_tokens() in (5, 6, MIN_TOKENS)
     for _ in range(40):
-        pace.observe(8, 100, 0.06 + 100 * 0.001)
+        pace.observe(8, 100, 0.06 + 100 * 0.001, is_full=True)
     assert pace.most_tokens() == pytest.approx(60, abs=2)
     assert PrefillPace(0.0).most_tokens() is None
 
@@ -159,9 +159,9 @@ def test_a_cut_prefill_gives_the_same_answers() -> None:
     harness.submit(*(request(f"r{i}-0", [i, 3, 5], 80) for i in range(3)))
     harness.step()
     pace = harness.core.scheduler.pace = PrefillPace(1.0)
-    pace.observe(3, 0, 1.0)
-    pace.observe(0, 10, 1.0)
-    pace.observe = lambda *_: None  # type: ignore[method-assign]  # times of this machine
+    pace.observe(3, 0, 1.0, is_full=True)
+    pace.observe(0, 10, 1.0, is_full=True)
+    pace.observe = lambda *_, **__: None  # type: ignore[method-assign]  # times of this machine
     harness.submit(request("long-0", COLD * 3, 2))
     for _ in range(12):
         tokens = [len(harness.tokens(f"r{i}-0")) for i in range(3)]
