@@ -137,9 +137,12 @@ def _amount(path: Path, where: str, value: float | str) -> float:
     if not isinstance(value, str):
         return float(value)
     try:
-        return float(parse_size(value))
+        size = parse_size(value)
     except ValueError as error:
         raise _wrong(path, f"{where}: {error}, or a share such as 0.25") from None
+    if size == 1:  # as a number it would be a share of all
+        raise _wrong(path, f"{where}: one byte holds no token; a share has no quotes")
+    return float(size)
 
 
 def _digests(path: Path, name: str, keys: list[str]) -> list[bytes]:

@@ -70,6 +70,7 @@ def test_a_tenant_with_everything(tmp_path: Path) -> None:
         ("[tenants.a]\nkeys = ['sha256:12']", "key 1"),
         ("[tenants.a]\nkeys = []\nquota = 1", "quota"),
         ("[tenants.a]\nkeys = []\nkv_quota = -1", "kv_quota"),
+        ('[tenants.a]\nkeys = []\nkv_floor = "1"', "one byte"),
         ("[tenants.a]\nkeys = []\nkv_floor = 'much'", "kv_floor"),
         (f"[tenants.a]\nkeys = []\nkv_floor = '{'9' * 400}GiB'", "kv_floor"),
         ("[tenants.a]\nkeys = []\nrequests_per_minute = 1.5", "requests_per_minute"),

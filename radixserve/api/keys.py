@@ -38,9 +38,12 @@ class Keys:
         return self._path is not None
 
     def owner_of(self, key: str) -> Tenant | None:
-        """The tenant that has `key`; None if nobody has. The time that this takes tells nothing of
-        the keys, because only digests are compared, the last time in constant time. O(1).
+        """The tenant that has `key`; None if nobody has, and for an empty key, whatever hashes the
+        file holds. The time that this takes tells nothing of the keys, because only digests are
+        compared, the last time in constant time. O(1).
         """
+        if not key:
+            return None
         given = digest(key)
         known, tenant = self._owners.get(given, (b"", None))
         return tenant if hmac.compare_digest(known, given) else None

@@ -20,6 +20,7 @@ import radixserve
 from radixserve.api.anthropic.answers import Message as AnthropicMessage
 from radixserve.api.anthropic.answers import TokenCount
 from radixserve.api.anthropic.wire import CountTokensBody, MessagesBody
+from radixserve.api.json_response import json_response
 from radixserve.api.openai.answers import ChatCompletion, TextCompletion
 from radixserve.api.openai.errors import ErrorEnvelope
 from radixserve.api.openai.responses.answers import InputTokens
@@ -189,7 +190,7 @@ def nullable(schema: Any) -> Any:
 
 async def openapi(request: web.Request) -> web.Response:
     """GET /openapi.json."""
-    return web.Response(body=msgspec.json.encode(document()), content_type="application/json")
+    return json_response(document())
 
 
 async def docs(request: web.Request) -> web.Response:

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 import radixserve
 from radixserve.api.body import read_body
 from radixserve.api.context import API, Api
+from radixserve.api.json_response import json_response
 from radixserve.api.openai.prompts import chat_prompt, conversation_of, text_prompt
 from radixserve.api.openai.tools import offered_tools
 from radixserve.api.openai.validate import check_model, check_token_ids
@@ -31,7 +31,7 @@ async def about(request: web.Request) -> web.Response:
         "health": f"{api.settings.root_path}/health",
         "metrics": f"{api.settings.root_path}/metrics",
     }
-    return _json(facts)
+    return json_response(facts)
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -42,7 +42,7 @@ async def list_models(request: web.Request) -> web.Response:
     names = [name for name in api.model_names if "*" not in name]
     models = [_model(api, name) for name in names]
     page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
-    return _json({"object": "list", "data": models, **page})
+    return json_response({"object": "list", "data": models, **page})
 
 
 async def get_model(request: web.Request) -> web.Response:
@@ -50,18 +50,18 @@ async def get_model(request: web.Request) -> web.Response:
     api = request.app[API]
     name = request.match_info["model"]
     check_model(name, api.model_names)
-    return _json(_model(api, name))
+    return json_response(_model(api, name))
 
 
 async def live(request: web.Request) -> web.Response:
     """GET /health/live: the event loop answers."""
-    return _json({"status": "live"})
+    return json_response({"status": "live"})
 
 
 async def ready(request: web.Request) -> web.Response:
     """GET /health/ready and /health: 503 with the reason while the engine does not work."""
     request.app[API].check_ready()
-    return _json({"status": "ready"})
+    return json_response({"status": "ready"})
 
 
 async def metrics(request: web.Request) -> web.Response:
@@ -84,7 +84,7 @@ async def version(request: web.Request) -> web.Response:
         "defaults": api.settings.defaults,
         "engine": api.engine.info,
     }
-    return _json(facts)
+    return json_response(facts)
 
 
 async def tokenize(request: web.Request) -> web.Response:
@@ -110,7 +110,9 @@ async def tokenize(request: web.Request) -> web.Response:
                 raise unsupported(name, f"'{name}' with 'prompt'")
         add = body.add_special_tokens is not False
         ids, _ = await text_prompt(api, body.prompt or "", info, add_special_tokens=add)
-    return _json({"tokens": ids, "count": len(ids), "max_model_len": info.max_request_tokens})
+    return json_response(
+        {"tokens": ids, "count": len(ids), "max_model_len": info.max_request_tokens}
+    )
 
 
 async def detokenize(request: web.Request) -> web.Response:
@@ -122,7 +124,7 @@ async def detokenize(request: web.Request) -> web.Response:
     text = await api.threads.run(
         partial(api.tokenizer.decode, body.tokens, skip_special_tokens=False)
     )
-    return _json({"prompt": text})
+    return json_response({"prompt": text})
 
 
 def _model(api: Api, name: str) -> dict[str, Any]:
@@ -137,7 +139,3 @@ def _model(api: Api, name: str) -> dict[str, Any]:
         "max_input_tokens": most,
     }
     return {"id": name, "root": api.model_name, "max_model_len": most, **openai, **anthropic}
-
-
-def _json(body: dict[str, Any]) -> web.Response:
-    return web.Response(body=msgspec.json.encode(body), content_type="application/json")

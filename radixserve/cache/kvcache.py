@@ -69,17 +69,20 @@ class KVCache:
         enabled: bool = True,
         policy: Policy | None = None,
         first_serial: int = 0,
+        hindsight: bool = True,
     ) -> None:
         """With `enabled` false nothing is found and nothing published; leases still hand out slots.
         `slot_bytes` is the K/V of one token, for `numbers` only. `policy` belongs to this cache
         alone; without one the least recently used leaf goes first. `first_serial`: see RadixTree.
+        With `hindsight` it counts what more memory would have brought.
         """
         self.slot_bytes = slot_bytes
         self.enabled = enabled
         self.allocator = SlotAllocator(num_slots)
         self.tree = RadixTree(first_serial)
-        self.hindsight = Hindsight(policy or least_recently_used(), num_slots)
-        self.shares = Shares(self.hindsight, self.tree.tokens_of)
+        policy = policy or least_recently_used()
+        self.hindsight = Hindsight(policy, num_slots) if hindsight else None
+        self.shares = Shares(self.hindsight or policy, self.tree.tokens_of)
         self.evictor = Evictor(self.tree, self.shares)
         self.dropped = DroppedNodes(self.tree, self.evictor)
         self.on_evict: OnEvict | None = None
@@ -97,7 +100,9 @@ class KVCache:
             self.shares.limit(owner, self._in_slots(quota), self._in_slots(floor))
 
     def _in_slots(self, amount: float) -> int:
-        return int(amount * self.allocator.num_slots if amount <= 1 else amount / self.slot_bytes)
+        """At least one, because 0 is no limit."""
+        slots = amount * self.allocator.num_slots if amount <= 1 else amount / self.slot_bytes
+        return max(1, int(slots)) if amount else 0
 
     def match(self, prefix: Prefix) -> int:
         """How many tokens of `prefix`, from the first on, are cached now.
@@ -306,7 +311,7 @@ class KVCache:
         return {
             EVICTED_TOKENS.key(): stats.evicted_tokens_total,
             TREE_NODES.key(): stats.nodes,
-            **self.hindsight.numbers(),
+            **(self.hindsight.numbers() if self.hindsight is not None else {}),
             **{KV_BYTES.key(state): count * self.slot_bytes for state, count in slots.items()},
             **self.shares.numbers(self.slot_bytes),
         }

@@ -57,6 +57,7 @@ def replay(traffic: Traffic, policy: str, budget: int, step: Callable[[], None])
     """Serve the prompts one after the other with a cache of `budget` blocks; calls `step` after
     each. A prompt that is longer is cut to that length. O(blocks), times log leaves.
     """
+    budget = min(budget, traffic.num_blocks)  # more would never be used
     cache = make_cache(traffic.block_tokens, policy, budget)
     lengths = []
     for prompt in traffic.prompts:
@@ -69,7 +70,7 @@ def make_cache(block_tokens: int, policy: str, budget: int) -> KVCache:
     """A cache of `budget` blocks."""
     even_depth = max(Scale(budget).even_depth // block_tokens, 1)
     scale = Scale(budget, chunk=max(CHUNK // block_tokens, 1), even_depth=even_depth)
-    return KVCache(budget, policy=POLICIES[policy](scale))
+    return KVCache(budget, policy=POLICIES[policy](scale), hindsight=False)
 
 
 def serve(cache: KVCache, prompt: Prefix) -> int:

@@ -55,7 +55,7 @@ class HostTier:
         """Allocates `num_slots` slots of `shape`, which may have another dtype than the device's
         pool. `policy` is the cache's own (`KVCache`).
         """
-        self.cache = KVCache(num_slots, policy=policy)
+        self.cache = KVCache(num_slots, policy=policy, hindsight=False)
         self.demoted_tokens_total = 0
         self._pool = KVPool(shape, num_slots, torch.device("cpu"))
         self._device_pool = device_pool

@@ -93,11 +93,7 @@ function showTiles() {
   element("tile-bytes").replaceChildren(
     bytes(last.used_bytes), small(` of ${bytes(last.budget_bytes)}`));
   element("tile-speed").textContent = count(Math.round(sum(state.samples.slice(-5), "generated") / 5));
-  const ghost = five.filter((sample) => sample.ghost !== undefined);
-  element("more-memory").hidden = !ghost.length;
-  if (ghost.length && prompt) {
-    element("tile-ghost").textContent = `+${share(sum(ghost, "ghost") / prompt)}`;
-  }
+  element("tile-ghost").textContent = prompt ? `+${share(sum(five, "ghosts") / prompt)}` : "-";
 }
 
 function small(text) {

@@ -124,7 +124,7 @@ export class Tree {
     const facts = described([
       ["tokens", node.below_tokens ? `${tokens(node.tokens)}, ${tokens(whole(node))} with what follows`
         : tokens(node.tokens)],
-      ["hits", node.hits ?? 0], ["last used", ago(node)], ["kept in", node.tier],
+      ["hits", node.hits ?? 0], ["last used", ago(node)],
       ["tenant", node.tenant], ["namespace", node.namespace], ["in use", node.leased && !node.pinned ? "by requests that run" : null], ["pinned", node.pinned ? "yes" : null],
     ]);
     const inside = made("button", "Look inside", { type: "button" });
@@ -182,12 +182,12 @@ export class Tree {
   }
 }
 
-/** The nodes that hold tokens, each with its namespace and tier. The root of a namespace holds none. */
+/** The nodes that hold tokens, each with its namespace and tenant. The root of a namespace holds none. */
 function withoutRoots(nodes) {
   const namespaces = new Map();
   for (const node of nodes) { // parents stand before their children
     node.namespace ??= namespaces.get(node.parent);
-    node.tier ??= "device";
+    node.tenant = node.namespace?.includes("/") ? node.namespace.split("/")[0] : null;
     namespaces.set(node.id, node.namespace);
   }
   return nodes.filter((node) => node.tokens);
@@ -219,7 +219,6 @@ function spoken(node) {
   if (node.below_tokens) parts.push(`${tokens(whole(node))} with what follows`);
   parts.push(`${node.hits ?? 0} hits`);
   if (ago(node)) parts.push(`used ${ago(node)}`);
-  parts.push(node.tier);
   if (node.tenant) parts.push(`tenant ${node.tenant}`);
   if (node.pinned) parts.push("pinned");
   if (node.text) parts.push(`begins with: ${node.text.slice(0, 200)}`);

@@ -12,6 +12,7 @@ from radixserve.api.keys import Keys
 from radixserve.api.namespaces import SECRET_FILE, Namespaces, tenant_secret
 from radixserve.api.tenant_limits import Bucket
 from radixserve.errors import ConfigError
+from radixserve.key_file import hashed
 from tests.api.conftest import CHAT, COMPLETIONS, GENERATING, MESSAGES, Server, body_for
 from tests.api.test_access import GETS, HEALTH, every_endpoint, status
 
@@ -103,6 +104,10 @@ class TestReload:
         assert keys.tenants == before
         assert keys.owner_of("key-ours") is not None
         assert keys.owner_of("key-owner") is not None
+
+    def test_the_hash_of_nothing_lets_nobody_in(self, key_file: Path) -> None:
+        key_file.write_text(f'[tenants.ours]\nkeys = ["{hashed("")}"]\n')
+        assert Keys(None, str(key_file)).owner_of("") is None
 
     def test_plain_keys_are_warned_of_and_not_shown(
         self, key_file: Path, caplog: pytest.LogCaptureFixture

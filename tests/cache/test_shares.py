@@ -103,6 +103,15 @@ def test_a_floor_yields_where_nothing_else_can_be_evicted() -> None:
     assert cache.tree.tokens_of == {"b": 10}
 
 
+def test_a_quota_below_one_token_is_one_token_and_not_none() -> None:
+    cache = KVCache(10, slot_bytes=1000)
+    fill(cache, "a", 0, 5)
+    cache.limit("a/x", 2, 0)
+    fill(cache, "b", 50, 5)
+    fill(cache, "b", 60, 1)
+    assert cache.tree.tokens_of == {"a": 4, "b": 6}
+
+
 def test_limits_and_metrics_of_namespaces_without_a_tenant_do_not_exist() -> None:
     cache = KVCache(10)
     cache.limit("public", 0.5, 0.5)

@@ -74,7 +74,7 @@ def test_the_tree_is_drawn_and_a_box_tells_what_it_is(page: Page) -> None:
     assert boxes.count() >= 3
     boxes.first.click()
     expect(page.locator("#node")).to_contain_text("You are a patient gardener")
-    expect(page.locator("#node dl")).to_contain_text("device")
+    expect(page.locator("#node dl")).to_contain_text("public")
 
 
 def test_the_tree_is_used_without_a_mouse(page: Page) -> None:
@@ -93,7 +93,7 @@ def test_the_tree_is_used_without_a_mouse(page: Page) -> None:
     expect(page.locator("#path button")).to_have_count(1)
 
 
-@pytest.mark.parametrize("by", ["age", "hits", "tier", "tenant"])
+@pytest.mark.parametrize("by", ["age", "hits", "tenant"])
 def test_each_colouring_has_a_scale(page: Page, by: str) -> None:
     page.locator(f"#colours input[value={by}]").check()
     expect(page.locator("#tree-scale")).not_to_be_empty()
@@ -105,6 +105,7 @@ def test_requests_appear_on_the_timeline_and_in_the_numbers(page: Page, url: str
     expect(page.locator("#timeline-said")).to_contain_text("requests")
     expect(page.locator("#timeline rect").first).to_be_visible()
     expect(page.locator("#tile-share")).to_contain_text("%")
+    expect(page.locator("#tile-ghost")).to_have_text("+0 %")  # nothing was evicted
     assert "NaN" not in page.content()
 
 

@@ -60,6 +60,7 @@ def test_max_model_len_bounds_the_context(model: str) -> None:
 
 def test_the_chosen_policy_of_eviction_is_that_of_the_cache(model: str) -> None:
     core, _ = build_engine(Settings(fake_model=True, eviction_policy="arc"), model)
+    assert core.cache.hindsight is not None
     assert isinstance(core.cache.hindsight.policy, AdaptiveReplacement)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import msgspec
 from aiohttp import web
+from msgspec.structs import asdict
 
 from radixserve.api.access import check_admin
 from radixserve.api.cache.query import number, parameters, seconds
 from radixserve.api.context import API, Api
+from radixserve.api.json_response import json_response
 from radixserve.api.openai.prompts import text_prompt
 from radixserve.api.refusals import missing
 from radixserve.errors import BadRequest
-from radixserve.questions import Drop, Dropped, ShowTree, Summarize, Summary, TierSummary, TreeNode
+from radixserve.questions import Drop, ShowTree, Summarize, TierSummary, TreeNode
 from radixserve.step import EngineInfo
 
 MAX_LEVELS = 64
@@ -24,7 +26,7 @@ async def flush(request: web.Request) -> web.Response:
     """POST /flush_cache and /reset_prefix_cache: nothing that is cached now is found again."""
     check_admin(request)
     parameters(request, ())
-    return _json(_told(await request.app[API].engine.ask(Drop())))
+    return json_response(asdict(await request.app[API].engine.ask(Drop())))
 
 
 async def drop(request: web.Request) -> web.Response:
@@ -48,7 +50,7 @@ async def drop(request: web.Request) -> web.Response:
         older_than=old,
         node=number(given, "node", 0, 1, MAX_ID) if "node" in given else None,
     )
-    return _json(_told(await api.engine.ask(question)))
+    return json_response(asdict(await api.engine.ask(question)))
 
 
 async def _prefix(api: Api, text: str | None) -> list[int]:
@@ -69,9 +71,10 @@ async def summary(request: web.Request) -> web.Response:
     parameters(request, ())
     api = request.app[API]
     found = await api.engine.ask(Summarize())
-    told = {name: getattr(found, name) for name in Summary.__struct_fields__}
     slot_bytes = _info(api).slot_bytes
-    return _json(told | {"tiers": [_in_bytes(each, slot_bytes) for each in found.tiers]})
+    return json_response(
+        asdict(found) | {"tiers": [_in_bytes(each, slot_bytes) for each in found.tiers]}
+    )
 
 
 def _in_bytes(tier: TierSummary, slot_bytes: int) -> TierSummary:
@@ -96,21 +99,14 @@ async def tree(request: web.Request) -> web.Response:
     question = ShowTree(node=node, depth=depth, most=most, num_first_tokens=FIRST_TOKENS)
     found = await api.engine.ask(question)
     nodes = await api.threads.run(lambda: [_shown(api, each) for each in found.nodes])
-    return _json({"nodes": nodes, "num_nodes": found.num_nodes, "num_tokens": found.num_tokens})
+    return json_response(
+        {"nodes": nodes, "num_nodes": found.num_nodes, "num_tokens": found.num_tokens}
+    )
 
 
 def _shown(api: Api, node: TreeNode) -> dict[str, object]:
     """A node for people, with the text in place of its first tokens."""
-    told: dict[str, object] = {name: getattr(node, name) for name in TreeNode.__struct_fields__}
+    told = asdict(node)
     del told["first_tokens"]
     text = api.tokenizer.decode(node.first_tokens, skip_special_tokens=False)
     return told | {"text": text}
-
-
-def _told(dropped: Dropped) -> dict[str, object]:
-    return {name: getattr(dropped, name) for name in Dropped.__struct_fields__}
-
-
-def _json(body: object) -> web.Response:
-    encoded = msgspec.json.encode(body)
-    return web.Response(body=encoded, content_type="application/json")

@@ -7,7 +7,7 @@ prompts only, because K/V and what is remembered of prompts is kept by namespace
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from radixserve.api.cache.bodies import generation_of
 from radixserve.api.cache.hints import hints
 from radixserve.api.cache.regions import Region, region_of
 from radixserve.api.context import API, Api
+from radixserve.api.json_response import json_response
 from radixserve.api.openai.validate import check_token_ids
 from radixserve.api.refusals import missing, too_many
 from radixserve.front.generation import Generation
@@ -63,7 +64,7 @@ async def explain(request: web.Request) -> web.Response:
     answer = await _Answer(api, question, told, generation, _blocks(fields)).whole()
     if not tenant_of(request).admin and tenant_of(request) is not DEFAULT:
         _hide_others(answer)
-    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+    return json_response(answer)
 
 
 def of_tokens(request: web.Request, body: TokensBody) -> Explain:
@@ -175,15 +176,17 @@ class _Answer:
             self._ids[at : at + _FOR_HINTS],
             told.theirs[here : here + _FOR_HINTS],
         )
-        before, mine, theirs = [await self._text(each) for each in parts]
+        before, mine, theirs = await self._decoded(parts)
         return hints(before, mine, theirs, region)
 
     async def _texts(self, ids: Sequence[int]) -> list[dict[str, Any]]:
-        return [{"id": each, "text": await self._text([each])} for each in ids]
+        texts = await self._decoded([[each] for each in ids])
+        return [{"id": each, "text": text} for each, text in zip(ids, texts, strict=True)]
 
-    async def _text(self, ids: Sequence[int]) -> str:
-        decode = partial(self._api.tokenizer.decode, list(ids), skip_special_tokens=False)
-        return await self._api.threads.run(decode)
+    async def _decoded(self, parts: Iterable[Sequence[int]]) -> list[str]:
+        """The text of each part, special tokens shown."""
+        decode = partial(self._api.tokenizer.decode, skip_special_tokens=False)
+        return await self._api.threads.run(lambda: [decode(list(each)) for each in parts])
 
 
 def _hide_others(answer: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from radixserve.api.cache.endpoints import MAX_ID
 from radixserve.api.cache.explain import TokensBody, of_generation, of_tokens
 from radixserve.api.cache.query import parameters
 from radixserve.api.context import API, Api
+from radixserve.api.json_response import json_response
 from radixserve.api.refusals import check_range, missing, unsupported
 from radixserve.errors import BadRequest
 from radixserve.prefix import pack
@@ -48,7 +49,7 @@ async def pin(request: web.Request) -> web.Response:
         *(tenant_of(request).name, told.wanted, seconds, told.status, told.id or "no pin"),
         told.tokens,
     )
-    return _json(
+    return json_response(
         {
             "id": told.id or None,
             "status": told.status,
@@ -120,7 +121,7 @@ async def pins(request: web.Request) -> web.Response:
     api = request.app[API]
     found = await api.engine.ask(ListPins())
     shown = await api.threads.run(lambda: [_shown(api, each) for each in found.pins])
-    return _json({"pins": shown})
+    return json_response({"pins": shown})
 
 
 def _shown(api: Api, pin: PinState) -> dict[str, object]:
@@ -143,8 +144,4 @@ async def unpin(request: web.Request) -> web.Response:
     name = request.match_info["id"]
     told = await request.app[API].engine.ask(Unpin(id=name))
     log.info("%s ended a pin of %d tokens: %s", tenant_of(request).name, told.tokens, name)
-    return _json({"id": name, "tokens": told.tokens})
-
-
-def _json(body: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
+    return json_response({"id": name, "tokens": told.tokens})

@@ -9,6 +9,7 @@ refuses them, makes the answer less precise, never wrong: then the region is the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -48,8 +49,9 @@ async def region_of(
         else:
             low = middle + 1
     start = await ends.end(low) if low else 0
-    text = _text(api, ids[start:position])
-    behind = _text(api, ids[position : position + 64])
+    parts = (ids[start:position], ids[position : position + 64])
+    decode = partial(api.tokenizer.decode, skip_special_tokens=False)
+    text, behind = await api.threads.run(lambda: [decode(each) for each in parts])
     return _within(conversation, low, text, behind, blocks)
 
 
@@ -75,10 +77,6 @@ class _Ends:
         pairs = zip(encoded.ids, self._ids, strict=False)
         shared = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
         return min(len(encoded.ids), len(self._ids)) if shared is None else shared
-
-
-def _text(api: Api, ids: Sequence[int]) -> str:
-    return api.tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def _within(

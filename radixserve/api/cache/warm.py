@@ -15,6 +15,7 @@ from radixserve.api.access import check_admin
 from radixserve.api.body import decode_body, read_raw
 from radixserve.api.cache.bodies import generation_of
 from radixserve.api.context import API
+from radixserve.api.json_response import json_response
 from radixserve.api.refusals import missing, too_many, unsupported
 from radixserve.errors import BadRequest
 from radixserve.front.generation import Generation
@@ -41,9 +42,7 @@ async def warm(request: web.Request) -> web.Response:
         raise too_many("bodies", MAX_BODIES)
     generations = [await _prepared(request, each) for each in bodies]  # all checks before any work
     warmed = [await _computed(request, each) for each in generations]
-    return web.Response(
-        body=msgspec.json.encode({"warmed": warmed}), content_type="application/json"
-    )
+    return json_response({"warmed": warmed})
 
 
 async def _prepared(request: web.Request, fields: dict[str, Any]) -> Generation:

@@ -11,7 +11,7 @@ from collections import deque
 
 import msgspec
 
-from radixserve.cache.counters import KV_BYTES
+from radixserve.cache.counters import GHOST_HIT_TOKENS, KV_BYTES
 from radixserve.engine.counters import COMPUTED, GENERATED_TOKENS, PROMPT_TOKENS, RUNNING, WAITING
 from radixserve.front.protocol import EngineClient
 
@@ -25,6 +25,7 @@ class Sample(msgspec.Struct, kw_only=True):
     computed: int  # prompt tokens
     cached: int  # prompt tokens
     generated: int
+    ghosts: int  # prompt tokens that twice the memory would have kept; of the computed ones
     running: int
     waiting: int
     used_bytes: int  # K/V on the device, leased or evictable
@@ -38,7 +39,7 @@ class History:
     def __init__(self, engine: EngineClient) -> None:
         self.samples: deque[Sample] = deque(maxlen=SECONDS)
         self._engine = engine
-        self._seen = (0, 0, 0)  # totals at the last sample
+        self._seen = (0, 0, 0, 0)  # totals at the last sample
 
     async def run(self) -> None:
         """Sample until cancelled."""
@@ -53,10 +54,11 @@ class History:
             int(stats.value(PROMPT_TOKENS, COMPUTED)),
             int(stats.total(PROMPT_TOKENS) - stats.value(PROMPT_TOKENS, COMPUTED)),
             int(stats.value(GENERATED_TOKENS)),
+            int(stats.value(GHOST_HIT_TOKENS, "2x")),
         )
         if any(now < before for now, before in zip(totals, self._seen, strict=True)):
-            self._seen = (0, 0, 0)
-        computed, cached, generated = (
+            self._seen = (0, 0, 0, 0)
+        computed, cached, generated, ghosts = (
             now - before for now, before in zip(totals, self._seen, strict=True)
         )
         self._seen = totals
@@ -65,6 +67,7 @@ class History:
             computed=computed,
             cached=cached,
             generated=generated,
+            ghosts=ghosts,
             running=int(stats.value(RUNNING)),
             waiting=int(stats.value(WAITING)),
             used_bytes=int(stats.value(KV_BYTES, "used")),
