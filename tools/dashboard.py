@@ -116,6 +116,34 @@ CACHE = (
         ),
     ),
     Panel(
+        "Why tokens were not found",
+        "Prompt tokens behind what was found, by cause. never_seen is no loss.",
+        ((rate("radixserve_prefix_loss_tokens_total", by="cause"), "{{cause}}"),),
+        stacked=True,
+    ),
+    Panel(
+        "What more memory would find",
+        "Computed prompt tokens that a larger budget would have kept, as a share of all.",
+        (
+            (
+                f"{rate('radixserve_ghost_hit_tokens_total', by='budget')} / ignoring(budget) "
+                f"group_left {rate(_PROMPT)}",
+                "{{budget}} of the memory",
+            ),
+        ),
+        "percentunit",
+    ),
+    Panel(
+        "Regret",
+        "Tokens that were evicted and then computed again, per second.",
+        ((rate("radixserve_eviction_regret_tokens_total"), "computed again"),),
+    ),
+    Panel(
+        "Pinned tokens",
+        "What operators keep from being evicted.",
+        ((gauge("radixserve_pinned_tokens"), "pinned"),),
+    ),
+    Panel(
         "Tokens moved between tiers",
         "down: saved to host memory and to the disk; up: copied back for a request.",
         ((rate("radixserve_tier_tokens_total", by="tier, direction"), "{{tier}} {{direction}}"),),
