@@ -46,7 +46,7 @@ LAYERS = (
     ("tensors",),
     ("cache",),
     ("messages",),
-    ("config_sources", "defaults", "key_file"),
+    ("config_sources", "defaults", "key_file", "body_file"),
     ("config",),
     (
         "request",

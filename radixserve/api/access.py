@@ -110,11 +110,10 @@ def tenant_of(request: web.Request) -> Tenant:
     return request[_TENANT]
 
 
-def assign_tenant(request: web.Request, generation: Generation, namespaces: Namespaces) -> None:
+def assign_tenant(generation: Generation, tenant: Tenant, namespaces: Namespaces) -> None:
     """Make every stream of `generation` the tenant's; to be called before it is run, or before the
     cache is asked about its prompts. Raises BadRequest for a priority that the tenant may not use.
     """
-    tenant = tenant_of(request)
     for stream in generation.streams:
         lowest = -tenant.max_priority
         check_range("priority", stream.request.priority, lowest, MAX_PRIORITY, "integer")

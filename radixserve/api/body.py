@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from radixserve.api.context import API
+from radixserve.api.context import API, Api
 from radixserve.api.refusals import shown
 from radixserve.api.unknown import leave_out_unknown
 from radixserve.errors import BadRequest
@@ -37,7 +37,7 @@ async def read_body(request: web.Request, body_type: type[Body]) -> Body:
 
     Raises as `read_raw`, and BadRequest for a body that is not of this type.
     """
-    return decode_for(request, await read_raw(request), body_type)
+    return decode_for(request.app[API], await read_raw(request), body_type)
 
 
 async def read_raw(request: web.Request) -> bytes:
@@ -55,9 +55,9 @@ async def read_raw(request: web.Request) -> bytes:
         raise refusal from None
 
 
-def decode_for(request: web.Request, raw: bytes, body_type: type[Body]) -> Body:
-    """Decode a body of `request`, as strictly as the settings say."""
-    if request.app[API].settings.ignore_unknown_fields:
+def decode_for(api: Api, raw: bytes, body_type: type[Body]) -> Body:
+    """Decode a body as strictly as the settings say."""
+    if api.settings.ignore_unknown_fields:
         return decode_known(raw, body_type)
     return decode_body(raw, body_type)
 

@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, Protocol
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from radixserve.api.access import assign_tenant
+from radixserve.api.access import assign_tenant, tenant_of
 from radixserve.api.account import Account
 from radixserve.api.body import Body, read_body
 from radixserve.api.context import API, Api
@@ -77,7 +77,7 @@ async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamRes
         deadline = deadline_of(request, arrived)
         body = await read_body(request, endpoint.body_type)
         generation = await endpoint.prepare(api, body)
-        assign_tenant(request, generation, api.namespaces)
+        assign_tenant(generation, tenant_of(request), api.namespaces)
         generation.arrived, generation.deadline = arrived, deadline
         account.open(generation)
         renderer = endpoint.renderer(api, generation, body)
