@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,7 @@ from tests.test_prometheus import needs_prometheus, query_values, running_promet
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
 ALERTS = CONFIGS / "prometheus-alerts.yml"
+TENANTS = ("one", "two")
 DASHBOARD = json.loads((CONFIGS / "grafana" / "radixserve.json").read_text())
 
 
@@ -127,17 +129,23 @@ def test_promtool_finds_no_fault_with_the_alerts() -> None:
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prometheus that has scraped a server with all tiers, cold and warm prompts and an error."""
+    """A Prometheus that has scraped a server with all tiers, two tenants, cold and warm prompts and
+    an error.
+    """
     folder = tmp_path_factory.mktemp("store")
-    tiers = ("--host-budget", "64MiB", "--disk-path", str(folder / "kv"))
-    with running("--kv-budget", "64MiB", *tiers) as server:
+    keys = folder / "keys.toml"
+    keys.write_text("".join(f"[tenants.{each}]\nkeys = ['key-{each}']\n" for each in TENANTS))
+    options = {"--kv-budget": "64MiB", "--host-budget": "64MiB", "--disk-path": str(folder / "kv")}
+    options |= {"--api-key-file": str(keys), "--metrics-access": "open"}
+    with running(*chain.from_iterable(options.items())) as server:
         port = int(server.url.rpartition(":")[2])
         with running_prometheus(port, tmp_path_factory.mktemp("prometheus")) as address:
             _wait_for_a_scrape(address)
             for round in range(4):  # rates need more than one scrape
-                _ask(server.url, f"Prompt number {round} is new, and it is long enough. " * 8)
-                _ask(server.url, "The same prompt every time, and it is long enough, too. " * 8)
-                _ask(server.url, "")
+                for tenant in TENANTS:
+                    _ask(server.url, tenant, f"Prompt {round} is new, and it is long enough. " * 8)
+                    _ask(server.url, tenant, "The same prompt every time, also long enough. " * 8)
+                _ask(server.url, "one", "")
                 time.sleep(0.5)
             yield address
 
@@ -150,11 +158,13 @@ def _wait_for_a_scrape(address: str) -> None:
     raise AssertionError("Prometheus scrapes nothing")
 
 
-def _ask(url: str, text: str) -> None:
+def _ask(url: str, tenant: str, text: str) -> None:
     body = {"prompt": text, "max_tokens": 4} if text else {"prompt": "a", "max_tokens": -1}
     data = json.dumps(body).encode()
     request = urllib.request.Request(
-        f"{url}/v1/completions", data, {"Content-Type": "application/json"}
+        f"{url}/v1/completions",
+        data,
+        {"Content-Type": "application/json", "x-api-key": f"key-{tenant}"},
     )
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -167,6 +177,15 @@ def _ask(url: str, text: str) -> None:
 def _has_data(address: str, query: str) -> bool:
     """Whether at least one value is a number."""
     return any(math.isfinite(value) for value in query_values(address, query))
+
+
+@needs_prometheus
+@pytest.mark.slow
+@pytest.mark.model
+def test_panels_of_tenants_tell_them_apart(prometheus: str) -> None:
+    (query,) = (query for title, query in panel_queries() if title == "Hit share by tenant")
+    query = query.replace("$__rate_interval", "1m").replace("$instance", ".*")
+    assert len(query_values(prometheus, query)) == len(TENANTS)
 
 
 @needs_prometheus

@@ -291,6 +291,52 @@ MEMORY = (
     ),
 )
 
+_OF_TENANTS = "radixserve_tenant_prompt_tokens_total"
+
+TENANTS = (
+    Panel(
+        "Hit share by tenant",
+        "Prompt tokens that were not computed, of all of the tenant.",
+        (
+            (
+                f"{rate(_OF_TENANTS, _CACHED, 'tenant')} / {rate(_OF_TENANTS, by='tenant')}",
+                "{{tenant}}",
+            ),
+        ),
+        "percentunit",
+        most=1,
+    ),
+    Panel(
+        "Prompt tokens by tenant",
+        "Per second, cached ones included.",
+        ((rate(_OF_TENANTS, by="tenant"), "{{tenant}}"),),
+        stacked=True,
+    ),
+    Panel(
+        "Computed prompt tokens by tenant",
+        "Per second: who makes the work.",
+        ((rate(_OF_TENANTS, 'source="computed"', "tenant"), "{{tenant}}"),),
+        stacked=True,
+    ),
+    Panel(
+        "K/V by tenant",
+        "What each has in the cache on the device.",
+        ((gauge("radixserve_tenant_kv_bytes", by="tenant"), "{{tenant}}"),),
+        "bytes",
+        stacked=True,
+    ),
+    Panel(
+        "Evicted for others",
+        "Tokens that a tenant lost to requests of other tenants, per second.",
+        ((rate("radixserve_tenant_evicted_tokens_total", 'by="others"', "tenant"), "{{tenant}}"),),
+    ),
+    Panel(
+        "Evicted for itself",
+        "Tokens that a tenant lost to requests of its own, per second.",
+        ((rate("radixserve_tenant_evicted_tokens_total", 'by="self"', "tenant"), "{{tenant}}"),),
+    ),
+)
+
 STEPS = (
     Panel("Duration of steps", "", quantiles("radixserve_step_seconds"), "s"),
     Panel(
@@ -341,6 +387,7 @@ ROWS = (
     ("Latency", LATENCY),
     ("Load", LOAD),
     ("Memory", MEMORY),
+    ("Tenants", TENANTS),
     ("Steps and faults", STEPS),
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import product
 
 from sortedcontainers import SortedList
 
@@ -50,9 +51,10 @@ class Shares:
     def numbers(self, slot_bytes: int) -> Numbers:
         """What it counts, as declared in `cache.counters`."""
         tokens = {owner: self._tokens_of.get(owner, 0) for owner in self._owners}
+        evicted = {each: self.evicted[each] for each in product(self._owners, ("self", "others"))}
         return {
             **{TENANT_KV_BYTES.key(each): count * slot_bytes for each, count in tokens.items()},
-            **{TENANT_EVICTED_TOKENS.key(*each): count for each, count in self.evicted.items()},
+            **{TENANT_EVICTED_TOKENS.key(*each): count for each, count in evicted.items()},
         }
 
     def victim(self) -> Node | None:

@@ -44,6 +44,14 @@ PROMPT_TOKENS = Declared(
     values=((COMPUTED, DEVICE, *NAMES),),
 )
 
+TENANT_PROMPT_TOKENS = Declared(
+    "counter",
+    "radixserve_tenant_prompt_tokens_total",
+    "tokens",
+    "Prompt tokens by tenant and source, as above; without a key file the tenant is default",
+    ("tenant", "source"),
+)
+
 GENERATED_TOKENS = Declared(
     "counter", "radixserve_generated_tokens_total", "tokens", "Tokens generated"
 )
@@ -144,6 +152,7 @@ COUNTERS: Final = (
     BACKLOG_TOKENS,
     PREFILL_RATE,
     PROMPT_TOKENS,
+    TENANT_PROMPT_TOKENS,
     GENERATED_TOKENS,
     PREEMPTIONS,
     STEP_FAULTS,

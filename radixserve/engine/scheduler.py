@@ -27,6 +27,7 @@ from radixserve.engine.counters import (
     PROMPT_TOKENS,
     RUNNING,
     STEP_FAULTS,
+    TENANT_PROMPT_TOKENS,
     WAITING,
 )
 from radixserve.engine.faults import NOT_FINITE, Fault
@@ -67,6 +68,8 @@ class Totals:
     """Running totals since the engine started."""
 
     prompt_tokens: Counter[str] = field(default_factory=Counter)  # by where K/V came from
+    # by tenant and where K/V came from
+    tenant_prompt_tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
     generated_tokens: int = 0
     preemptions: int = 0
     faults: Counter[FaultKind] = field(default_factory=Counter)
@@ -116,6 +119,10 @@ class Scheduler:
             PREEMPTIONS.key(): totals.preemptions,
             **self.savings.numbers(),
             **{PROMPT_TOKENS.key(source): count for source, count in totals.prompt_tokens.items()},
+            **{
+                TENANT_PROMPT_TOKENS.key(*each): count
+                for each, count in totals.tenant_prompt_tokens.items()
+            },
             **self.recent.numbers(),
             **{STEP_FAULTS.key(kind): count for kind, count in totals.faults.items()},
         }
@@ -299,10 +306,15 @@ class Scheduler:
     def _first_admission(self, sequence: Sequence) -> None:
         sequence.admitted_at = time.monotonic()
         sequence.num_cached = min(sequence.num_computed, sequence.num_prompt)
-        below, totals = sequence.cached_below, self.totals.prompt_tokens
-        totals[COMPUTED] += sequence.num_prompt - sequence.num_cached
-        totals[DEVICE] += sequence.num_cached - sum(below.values())
-        totals.update(below)
+        below = sequence.cached_below
+        sources = {
+            COMPUTED: sequence.num_prompt - sequence.num_cached,
+            DEVICE: sequence.num_cached - sum(below.values()),
+            **below,
+        }
+        for source, num_tokens in sources.items():
+            self.totals.prompt_tokens[source] += num_tokens
+            self.totals.tenant_prompt_tokens[sequence.request.tenant, source] += num_tokens
         self.savings.add(sequence.num_cached, self.pace.tokens_per_second)
         request = sequence.request
         self.recent.asked(
