@@ -423,6 +423,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "the device",
         ),
     ] = 0.25
+    request_pin_share: Annotated[
+        float,
+        Meta(ge=0, le=1),
+        Doc(
+            "cache",
+            "most that pins which one tenant's requests ask for (ttl fields) may hold of it, as a "
+            "share of the K/V memory on the device, or of the tenant's kv_quota",
+        ),
+    ] = 0.125
     record: Annotated[
         _Name | None,
         Doc(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import msgspec
 
 from radixserve.config import Settings
-from radixserve.questions import Answered, Asked
+from radixserve.questions import Answered, Asked, Pin
 from radixserve.request import Request
 from radixserve.step import EngineInfo, EngineStats, TokenEvent
 
@@ -77,16 +77,18 @@ class Report(msgspec.Struct, tag="report", frozen=True):
     stats: EngineStats | None = None
 
 
-class PinEnds(msgspec.Struct, tag="pin_ends", frozen=True):
-    """The seconds until the end of pins that were renewed, by their ids; 0 for those that have
-    ended.
+class PinChanges(msgspec.Struct, tag="pin_changes", frozen=True):
+    """What became of pins since the last message: those that were made or got a new end, each as
+    the question that makes it again; and the seconds until the end of those that were renewed, by
+    their ids, 0 for those that have ended.
     """
 
+    made: list[Pin]
     seconds: dict[str, float]
 
 
 ToEngine = Prepare | Start | Request | Abort | Asked
-ToFront = Prepared | Loading | Ready | Refused | Report | PinEnds | Answered
+ToFront = Prepared | Loading | Ready | Refused | Report | PinChanges | Answered
 
 _encoder = msgspec.msgpack.Encoder()
 

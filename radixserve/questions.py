@@ -190,21 +190,21 @@ class Pinned(msgspec.Struct, tag="pinned", frozen=True, kw_only=True):
     why: str = ""
     id: str = ""  # of the pin; that of an older one if the same prefix was pinned; none if refused
     seconds_left: float = 0.0
-    # what was pinned, if it was named by a node; packed like those of `Pin`
-    namespace: str = ""
-    packed: bytes = b""
 
 
 class Pin(Question[Pinned], tag="pin", frozen=True, kw_only=True):
     """Keep what is cached of a prefix, and what will be, from being evicted for a while.
     `packed` are its token ids (`prefix.pack`); or `node` is the last node of it. One that `renews`
-    lasts `seconds` from its last hit on.
+    lasts `seconds` from its last hit on. What a request of `tenant` asked for is held within that
+    tenant's share, and gives way to what operators pin.
     """
 
     id: str
     seconds: float
     renews: bool
     seconds_left: float = 0.0  # until its end, if that is not `seconds` from now
+    tenant: str | None = None  # whose request asked for it; None: an operator did
+    kv_quota: float = 0.0  # that tenant's, as `Tenant.kv_quota`
     namespace: str = ""
     packed: bytes = b""
     node: int | None = None
@@ -234,6 +234,7 @@ class PinState(msgspec.Struct, frozen=True, kw_only=True):
     ttl: float | None  # seconds that it lasts from its last hit on; None: its end is fixed
     hits: int
     first_tokens: list[int]
+    tenant: str | None = None  # whose request asked for it; None: an operator did
 
 
 class PinList(msgspec.Struct, tag="pin_list", frozen=True):

@@ -53,6 +53,16 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     grammar: Grammar | None = None
 
 
+class PinWish(msgspec.Struct, frozen=True, kw_only=True):
+    """The first `num_tokens` tokens of a prompt are to stay cached for `seconds` after their last
+    use.
+    """
+
+    id: str  # of the pin
+    num_tokens: int
+    seconds: float
+
+
 class Request(msgspec.Struct, tag="request", frozen=True, kw_only=True):
     """One sequence to generate, as it is sent to the engine. A body with n=3 and two prompts
     becomes six of these.
@@ -73,6 +83,7 @@ class Request(msgspec.Struct, tag="request", frozen=True, kw_only=True):
     kv_floor: float = 0.0
     reads_cache: bool = True  # cached K/V may be used
     keeps_cache: bool = True  # computed K/V may be found by later requests
+    pins: tuple[PinWish, ...] = ()
     priority: int = 0  # lower is earlier
     # time.monotonic() seconds when the front accepted it; comparable between processes
     arrived: float = 0.0

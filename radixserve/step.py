@@ -81,12 +81,19 @@ class TierLoad(msgspec.Struct, frozen=True, array_like=True):
     num_tokens: int
 
 
+class PinOutcome(msgspec.Struct, frozen=True, array_like=True):
+    """What became of a request's wish that K/V of its prompt stays cached for a while."""
+
+    status: Literal["accepted", "clipped", "refused"]
+    num_tokens: int  # that are held
+
+
 class TokenEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The outcome of one step for one request. Every accepted request ends in exactly one event
     with `finish` set.
 
-    The event of the first token carries `num_cached`, `cached_below`, `queue_seconds` and the times
-    below it; an engine that continues the request after another one does not repeat them.
+    The event of the first token carries `num_cached` and what stands below it; an engine that
+    continues the request after another one does not repeat them.
     `stop_token_id` is set when a stop token ended the request; that token is the last of
     `token_ids`, and the front keeps it out of the text.
     """
@@ -107,6 +114,7 @@ class TokenEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     queue_seconds: float | None = None  # the look-up and the loads included
     lookup_seconds: float = 0.0  # the search of the prefix tree
     loads: tuple[TierLoad, ...] = ()  # that brought something
+    pins: tuple[PinOutcome, ...] = ()  # one for each of the request's wishes
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,8 +36,15 @@ from radixserve.questions import (
     Unpin,
     Unpinned,
 )
-from radixserve.request import Grammar, Request
-from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent, TokenLogprob
+from radixserve.request import Grammar, PinWish, Request
+from radixserve.step import (
+    EngineInfo,
+    EngineStats,
+    FinishReason,
+    PinOutcome,
+    TokenEvent,
+    TokenLogprob,
+)
 from radixserve.text.conversation import Conversation
 from radixserve.text.detokenizer import Detokenizer
 from radixserve.text.messages import Encoded
@@ -145,6 +152,7 @@ class FakeEngine:
         self.answer: Callable[[Request], Sequence[int]] = repeat_prompt
         self.logprob: Callable[[int], TokenLogprob] | None = None
         self.num_cached = 0
+        self.most_pinned = 1000  # tokens; what a request wishes to pin beyond them is clipped
         self.refuse_after: int | None = (
             None  # so many submissions are accepted, the next is refused
         )
@@ -215,11 +223,18 @@ class FakeAnswer:
                     del engine.live[request_id]
                 self._stream.push(event)
 
+    def _outcome(self, wish: PinWish) -> PinOutcome:
+        held = min(wish.num_tokens, self._engine.most_pinned)
+        if not held:
+            return PinOutcome("refused", 0)
+        return PinOutcome("accepted" if held == wish.num_tokens else "clipped", held)
+
     def _next_event(self) -> TokenEvent:
         engine, sampling = self._engine, self._request.sampling
         event = TokenEvent(request_id=self._request.id)
         if self._num_sent == 0:
             event.num_cached, event.queue_seconds = engine.num_cached, 0.001
+            event.pins = tuple(self._outcome(wish) for wish in self._request.pins)
             if sampling.prompt_logprobs is not None:
                 event.prompt_logprobs = [
                     logprob_of(token) for token in self._request.prompt_ids[1:]

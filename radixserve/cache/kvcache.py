@@ -97,10 +97,10 @@ class KVCache:
         """
         owner = owner_of(namespace)
         if owner:
-            self.shares.limit(owner, self._in_slots(quota), self._in_slots(floor))
+            self.shares.limit(owner, self.in_slots(quota), self.in_slots(floor))
 
-    def _in_slots(self, amount: float) -> int:
-        """At least one, because 0 is no limit."""
+    def in_slots(self, amount: float) -> int:
+        """A quota or floor in slots: at least one, because 0 is no limit."""
         slots = amount * self.allocator.num_slots if amount <= 1 else amount / self.slot_bytes
         return max(1, int(slots)) if amount else 0
 

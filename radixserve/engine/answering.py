@@ -12,8 +12,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node, path_prefix
@@ -203,9 +201,7 @@ class Answering:
         node = yield from find(self._cache, question.node)
         if node is None or node.parent is None:
             return _NO_NODE
-        prefix = path_prefix(node)
-        answer = self._pins.add(question, prefix)
-        return msgspec.structs.replace(answer, namespace=prefix.namespace, packed=prefix.tokens)
+        return self._pins.add(question, path_prefix(node))
 
     def _unpin(self, question: Unpin) -> Parts[AnyAnswer]:
         yield from ()

@@ -80,6 +80,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         settings.max_step_tokens or _STEP_TOKENS[info.device],
         settings.prefill_share,
         settings.pin_share,
+        settings.request_pin_share,
     )
     runner = Runner(loaded, pool, graphs)
     grammars, ahead = grammars_of(model), info.device == "cuda"

@@ -65,5 +65,6 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         settings.max_step_tokens or _STEP_TOKENS,
         settings.prefill_share,
         settings.pin_share,
+        settings.request_pin_share,
     )
     return EngineCore(FakeModel(info.vocab_size), cache, limits, grammars=grammars_of(model)), info

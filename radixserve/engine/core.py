@@ -51,7 +51,8 @@ class EngineCore:
         self.model = model
         self.cache = cache
         self.tiers = tiers or Tiers(cache)
-        self.pins = Pins(cache, int(limits.pin_share * cache.allocator.num_slots))
+        most_pinned = int(limits.pin_share * cache.allocator.num_slots)
+        self.pins = Pins(cache, most_pinned, limits.request_pin_share)
         self.scheduler = Scheduler(cache, limits, self.tiers, grammars, self.pins)
         self.answering = Answering(cache, self.scheduler, self.tiers)
         self._grammars = grammars

@@ -1,9 +1,13 @@
-"""Pins: prefixes that an operator wants to stay cached for a while.
+"""Pins: prefixes that an operator or a request wants to stay cached for a while.
 
 A pin holds what is cached of its prefix by a lease, so that none of it is evicted, and takes the
-lease again when a request has computed more. Together pins hold a share of the slots at most. A
-request that fits only without them gets their room: pins give way, those that end first before
-others, and hold their prefix again once a request has computed it.
+lease again when a request has computed more. Together pins hold a share of the slots at most, and
+those that one tenant's requests asked for a smaller one. Where that is not enough for a new pin,
+older ones that requests asked for end, least recently used first: of the same tenant for another
+request's pin, of any tenant for an operator's. An operator's pin never ends for another.
+
+A request that fits only without pins gets their room: pins give way, and hold their prefix again
+once a request has computed it.
 
 Knows the cache and prefixes, no sequences. The front keeps the pins for the next engine.
 """
@@ -14,53 +18,48 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
-from radixserve.cache.kvcache import KVCache, Lease
+import msgspec
+
+from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node
 from radixserve.declared import Numbers
 from radixserve.engine.counters import PINNED_TOKENS
-from radixserve.prefix import TOKEN_BYTES, Branch, Prefix
+from radixserve.engine.held_pin import HeldPin, nodes_of, num_tokens_of
+from radixserve.messages import PinChanges
+from radixserve.prefix import Branch, Prefix
 from radixserve.questions import Pin, Pinned, PinState
+from radixserve.request import PinWish, Request
+from radixserve.step import PinOutcome
 
 log = logging.getLogger(__name__)
 
 MAX_PINS = 1024
+MAX_OF_TENANT = 64  # that its requests asked for
 MAX_WANTED = 1 << 22  # tokens of all pinned prefixes, cached or not: 16 MiB
 _TOLD_SECONDS = 1.0  # by which an end moves before the front is told again
-_FIRST_TOKENS = 12  # of a prefix, which are listed
-
-
-@dataclass(slots=True, eq=False)
-class _Held:
-    """One pin. Without a lease it holds nothing."""
-
-    id: str
-    prefix: Prefix
-    seconds: float
-    renews: bool
-    end: float  # by the clock of `Pins`
-    told_end: float  # what the front knows
-    hits: int = 0
-    lease: Lease | None = None
-
-    @property
-    def num_held(self) -> int:
-        return 0 if self.lease is None else self.lease.num_cached
 
 
 class Pins:
     """The pins of one engine."""
 
     def __init__(
-        self, cache: KVCache, most_tokens: int, now: Callable[[], float] = time.monotonic
+        self,
+        cache: KVCache,
+        most_tokens: int,
+        request_share: float,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Together they hold at most `most_tokens` tokens; what pins share counts once."""
-        self._cache, self._most, self._now = cache, most_tokens, now
-        self._pins: dict[str, _Held] = {}
+        """Together they hold at most `most_tokens` tokens, and those of one tenant's requests
+        `request_share` of all slots or of the tenant's quota; what pins share counts once.
+        """
+        self._cache, self._most, self._request_share = cache, most_tokens, request_share
+        self._now = now
+        self._pins: dict[str, HeldPin] = {}  # the least recently used first
         self._num_tokens = 0
         self._next_end = math.inf
-        self._changed: dict[str, float] = {}  # ends by id, which the front was not told of
+        self._made: dict[str, HeldPin] = {}  # which the front was not told of
+        self._changed: dict[str, float] = {}  # ends by id, the same
 
     @property
     def patience(self) -> float | None:
@@ -75,91 +74,127 @@ class Pins:
         """All pins, those that end first before others."""
         self.expire()
         now = self._now()
-        return [
-            PinState(
-                id=each.id,
-                namespace=each.prefix.namespace,
-                tokens=each.num_held,
-                wanted=each.prefix.num_tokens,
-                seconds_left=each.end - now,
-                ttl=each.seconds if each.renews else None,
-                hits=each.hits,
-                first_tokens=_first(each.prefix),
-            )
-            for each in self._by_end()
-        ]
+        return [each.state(now) for each in sorted(self._pins.values(), key=lambda pin: pin.end)]
 
     def nodes(self) -> set[Node]:
         """The nodes of the tree that pins hold."""
-        return _paths(self._pins.values())
+        return nodes_of(self._pins.values())
 
     # Pinning and releasing.
 
     def add(self, asked: Pin, prefix: Prefix) -> Pinned:
-        """Pin `prefix`. One that is pinned already gets the new end, and keeps its id. O(pins)."""
+        """Pin `prefix`. What is pinned already for the same tenant, or by operators, gets the new
+        end and keeps its id. O(pins).
+        """
         self.expire()
-        refusal = self._refusal(prefix)
+        wanted, pin = prefix.num_tokens, self._find(prefix, asked.tenant)
+        refusal = self._refusal(asked, prefix) if pin is None else None
         if refusal is not None:
-            return Pinned(status="refused", wanted=prefix.num_tokens, why=refusal)
-        pin = next((each for each in self._pins.values() if each.prefix == prefix), None)
+            return Pinned(status="refused", wanted=wanted, why=refusal)
+        end = self._now() + (asked.seconds_left or asked.seconds)
         if pin is None:
-            pin = self._pins[asked.id] = _Held(asked.id, prefix, 0.0, False, 0.0, 0.0)
-        pin.seconds, pin.renews = asked.seconds, asked.renews
-        pin.end = pin.told_end = self._now() + (asked.seconds_left or asked.seconds)
+            pin = HeldPin(asked, prefix, end, end)
+        pin.asked = msgspec.structs.replace(asked, id=pin.id)
+        pin.end = pin.told_end = end
+        self._pins.pop(pin.id, None)
+        self._pins[pin.id] = self._made[pin.id] = pin
+        self._changed.pop(pin.id, None)
         self._next_end = min(each.end for each in self._pins.values())
-        return self._answer(pin, self._hold(pin))
+        return self._answer(pin, wanted, self._hold(pin))
 
-    def _refusal(self, prefix: Prefix) -> str | None:
-        """Why `prefix` cannot be pinned; None if it can."""
+    def _find(self, prefix: Prefix, tenant: str | None) -> HeldPin | None:
+        pins = self._pins.values()
+        return next((e for e in pins if e.prefix == prefix and e.tenant == tenant), None)
+
+    def _refusal(self, asked: Pin, prefix: Prefix) -> str | None:
+        """Why `prefix` cannot be pinned anew; None if it can. Makes room in number, not in
+        slots.
+        """
         if not self._cache.enabled:
             return "The cache is off."
-        if self._most <= 0:
-            return "The setting pin_share leaves nothing to pins."
-        if any(each.prefix == prefix for each in self._pins.values()):
-            return None
-        if len(self._pins) >= MAX_PINS:
-            return f"There are {MAX_PINS:,} pins, which is the most."
-        wanted = sum(each.prefix.num_tokens for each in self._pins.values())
-        if wanted + prefix.num_tokens > MAX_WANTED:
-            return f"All pinned prefixes together may have {MAX_WANTED:,} tokens."
-        if self._num_tokens >= self._most:
+        if self._most_of(asked) <= 0:
+            return "The settings pin_share and request_pin_share leave nothing to this pin."
+        while (reason := self._too_many(asked.tenant, prefix)) is not None:
+            if not self._displace(asked.tenant):
+                return reason
+        if asked.tenant is None and self._num_tokens >= self._most and not self._displace(None):
             return f"Pins hold all {self._most:,} tokens that the setting pin_share gives them."
         return None
 
-    def _answer(self, pin: _Held, clipped: int) -> Pinned:
-        missing = pin.prefix.num_tokens - pin.num_held - clipped
+    def _too_many(self, tenant: str | None, prefix: Prefix) -> str | None:
+        pins = self._pins.values()
+        if len(pins) >= MAX_PINS:
+            return f"There are {MAX_PINS:,} pins, which is the most."
+        if tenant is not None and sum(each.tenant == tenant for each in pins) >= MAX_OF_TENANT:
+            return f"There are {MAX_OF_TENANT} pins of this tenant's requests, which is the most."
+        if sum(each.prefix.num_tokens for each in pins) + prefix.num_tokens > MAX_WANTED:
+            return f"All pinned prefixes together may have {MAX_WANTED:,} tokens."
+        return None
+
+    def _displace(self, tenant: str | None, kept: HeldPin | None = None) -> bool:
+        """End the least recently used pin that gives way to one of `tenant`, but not `kept`. False
+        if there is none.
+        """
+        for each in self._pins.values():
+            gives_way = each.tenant is not None and tenant in (None, each.tenant)
+            if gives_way and each is not kept:
+                self._end([each])
+                return True
+        return False
+
+    def _most_of(self, asked: Pin) -> int:
+        """How many tokens the pins of the same tenant's requests may hold; an operator's: all
+        pins.
+        """
+        if asked.tenant is None:
+            return self._most
+        of = self._cache.in_slots(asked.kv_quota) or self._cache.allocator.num_slots
+        return min(self._most, int(self._request_share * of))
+
+    def _answer(self, pin: HeldPin, wanted: int, clipped: int) -> Pinned:
+        missing = wanted - pin.num_held - clipped
         why = []
         if clipped:
-            why.append(f"All pins together may hold {self._most:,} tokens (setting pin_share).")
+            setting = "pin_share" if pin.tenant is None else "request_pin_share"
+            most = self._most_of(pin.asked)
+            why.append(f"All pins together may hold {most:,} tokens (setting {setting}).")
         if missing:
             why.append(f"{missing:,} tokens are not cached; they are held once they are computed.")
         return Pinned(
             id=pin.id,
             status="clipped" if clipped else "accepted",
             tokens=pin.num_held,
-            wanted=pin.prefix.num_tokens,
+            wanted=wanted,
             why=" ".join(why),
             seconds_left=pin.end - self._now(),
         )
 
-    def _hold(self, pin: _Held) -> int:
-        """Hold what is cached of a pin now, within the share; returns how many tokens of it are
-        left out because of the share.
+    def _hold(self, pin: HeldPin) -> int:
+        """Hold what is cached of a pin now, within the shares, for which others may end; returns
+        how many tokens of it are left out because of the shares.
         """
-        before, pin.lease = pin.lease, None
-        if self._cache.match(pin.prefix):
-            pin.lease = self._cache.hold(pin.prefix)
+        most, before = self._most_of(pin.asked), pin.lease
+        could_hold = min(self._cache.match(pin.prefix), most)
+        pin.lease = self._cache.hold(pin.prefix.first(could_hold)) if could_hold else None
         if before is not None:
             before.release()
-        excess = self._count() - self._most
-        if excess <= 0:
-            return 0
-        kept = max(0, pin.num_held - excess)
-        assert pin.lease is not None, "what exceeds the share is held"
-        pin.lease.release()
-        pin.lease = self._cache.hold(pin.prefix.first(kept)) if kept else None
+        excess = self._excess(pin)
+        while excess > 0 and self._displace(pin.tenant, kept=pin):
+            excess = self._excess(pin)
+        kept = max(0, pin.num_held - max(0, excess))
+        if kept < pin.num_held:
+            pin.let_go()
+            pin.lease = self._cache.hold(pin.prefix.first(kept)) if kept else None
         self._count()
-        return pin.prefix.num_tokens - kept
+        return max(0, pin.prefix.num_tokens - (kept if excess > 0 else most))
+
+    def _excess(self, pin: HeldPin) -> int:
+        """By how many tokens all pins, or those of the same tenant's requests, exceed a share."""
+        of_all = num_tokens_of(self._pins.values()) - self._most
+        if pin.tenant is None:
+            return of_all
+        same = [each for each in self._pins.values() if each.tenant == pin.tenant]
+        return max(of_all, num_tokens_of(same) - self._most_of(pin.asked))
 
     def remove(self, pin_id: str) -> int | None:
         """End a pin; how many tokens it held, None if there is no such pin."""
@@ -173,7 +208,7 @@ class Pins:
 
     def dropped(self, branch: Branch) -> None:
         """`branch` was dropped from the cache: its pins end."""
-        self._end([each for each in self._pins.values() if _is_dropped(each, branch)])
+        self._end([each for each in self._pins.values() if each.is_dropped_with(branch)])
 
     def expire(self) -> None:
         """End the pins whose time is over. To be called often; O(1) if there are none."""
@@ -185,91 +220,105 @@ class Pins:
             log.info("pin %s of %d tokens ended", each.id, each.num_held)
         self._end(over)
 
-    def _end(self, pins: list[_Held]) -> None:
+    def _end(self, pins: Iterable[HeldPin]) -> None:
         for each in pins:
             del self._pins[each.id]
+            self._made.pop(each.id, None)
             self._changed[each.id] = -math.inf
-            if each.lease is not None:
-                each.lease.release()
+            each.let_go()
         self._next_end = min((each.end for each in self._pins.values()), default=math.inf)
         self._count()
 
     # Requests.
 
+    def add_wishes(self, request: Request, prompt: Prefix) -> tuple[PinOutcome, ...]:
+        """Pin what a request wishes of its `prompt`, all K/V of which is there."""
+        return tuple(self._add_wish(each, request, prompt) for each in request.pins)
+
+    def _add_wish(self, wish: PinWish, request: Request, prompt: Prefix) -> PinOutcome:
+        prefix = prompt.first(min(wish.num_tokens, self._cache.match(prompt)))
+        if not (prefix.num_tokens and request.keeps_cache):
+            return PinOutcome("refused", 0)
+        asked = Pin(
+            id=wish.id,
+            seconds=wish.seconds,
+            renews=True,
+            tenant=request.tenant,
+            kv_quota=request.kv_quota,
+        )
+        self._end_shorter(asked, prefix)
+        told = self.add(asked, prefix)
+        if told.id and not told.tokens:
+            self.remove(told.id)
+        elif told.tokens < prefix.num_tokens and told.id:
+            self._pins[told.id].prefix = prefix.first(told.tokens)
+        if not told.tokens:
+            return PinOutcome("refused", 0)
+        return PinOutcome("accepted" if told.tokens == wish.num_tokens else "clipped", told.tokens)
+
+    def _end_shorter(self, asked: Pin, prefix: Prefix) -> None:
+        """End the pins of the same tenant's requests that this one makes superfluous: a
+        conversation that grows has one pin, not one for each turn.
+        """
+        end = self._now() + asked.seconds
+        self._end(
+            [
+                each
+                for each in self._pins.values()
+                if each.tenant == asked.tenant
+                and each.end <= end
+                and each.prefix.num_tokens < prefix.num_tokens
+                and prefix.first(each.prefix.num_tokens) == each.prefix
+            ]
+        )
+
     def served(self, prompt: Prefix) -> None:
         """A request has computed or found all K/V of `prompt`: pins that it begins with are
         renewed, and hold what is new of them. O(pins).
         """
-        for pin in self._pins.values():
-            if pin.prefix.namespace != prompt.namespace:
-                continue
+        for pin in list(self._pins.values()):
+            if pin.prefix.namespace != prompt.namespace or pin.id not in self._pins:
+                continue  # it may have ended for another one
             if prompt.tokens.startswith(pin.prefix.tokens):
                 self._renew(pin)
-            if pin.num_held < pin.prefix.num_tokens and _reaches(prompt, pin):
+            if pin.lacks_what_is_in(prompt):
                 self._hold(pin)
 
-    def _renew(self, pin: _Held) -> None:
+    def _renew(self, pin: HeldPin) -> None:
         pin.hits += 1
-        if pin.renews:
-            pin.end = self._now() + pin.seconds
+        self._pins[pin.id] = self._pins.pop(pin.id)
+        if pin.asked.renews:
+            pin.end = self._now() + pin.asked.seconds
         if pin.end - pin.told_end >= _TOLD_SECONDS:
             pin.told_end = self._changed[pin.id] = pin.end
 
     def relent(self) -> bool:
-        """Slots are short: let go of what the pin holds that ends first. False if none holds
-        anything.
+        """Slots are short: let go of what one pin holds, those of requests before those of
+        operators, and among these the one that ends first. False if none holds anything.
         """
-        pin = next((each for each in self._by_end() if each.lease is not None), None)
-        if pin is None or pin.lease is None:
+        holding = [each for each in self._pins.values() if each.lease is not None]
+        pin = min(holding, key=lambda each: (each.tenant is None, each.end), default=None)
+        if pin is None:
             return False
         log.warning("pin %s of %d tokens gives way to a request", pin.id, pin.num_held)
-        pin.lease.release()
-        pin.lease = None
+        pin.let_go()
         self._count()
         return True
 
-    def changes(self) -> dict[str, float]:
-        """For the front: the seconds until the end of each pin that was renewed since the last
-        call, 0 for those that have ended.
-        """
-        if not self._changed:
-            return {}
+    def changes(self) -> PinChanges | None:
+        """For the front: what became of pins since the last call; None if nothing did."""
+        if not (self._changed or self._made):
+            return None
+        made, self._made = self._made, {}
         changed, self._changed = self._changed, {}
         now = self._now()
-        return {name: max(0.0, end - now) for name, end in changed.items()}
+        return PinChanges(
+            made=[each.wish(now) for each in made.values()],
+            seconds={name: max(0.0, end - now) for name, end in changed.items()},
+        )
 
-    # Counting.
-
-    def _by_end(self) -> list[_Held]:
-        return sorted(self._pins.values(), key=lambda each: each.end)
-
-    def _count(self) -> int:
+    def _count(self) -> None:
         """Count the tokens that are held. The nodes that pins hold do not grow, so this changes
         only with leases of pins. O(nodes held).
         """
-        self._num_tokens = sum(node.num_tokens for node in self.nodes())
-        return self._num_tokens
-
-
-def _paths(pins: Iterable[_Held]) -> set[Node]:
-    nodes: set[Node] = set()
-    for pin in pins:
-        node = None if pin.lease is None else pin.lease.node
-        while node is not None and node not in nodes:
-            nodes.add(node)
-            node = node.parent
-    return nodes
-
-
-def _is_dropped(pin: _Held, branch: Branch) -> bool:
-    return branch.covers(pin.prefix) or (pin.lease is not None and pin.lease.is_withheld)
-
-
-def _reaches(prompt: Prefix, pin: _Held) -> bool:
-    """Whether `prompt` has more of the pinned prefix than the pin holds."""
-    more = pin.num_held + 1
-    return prompt.num_tokens >= more and prompt.first(more).tokens == pin.prefix.first(more).tokens
-
-
-def _first(prefix: Prefix) -> list[int]:
-    return memoryview(prefix.tokens[: _FIRST_TOKENS * TOKEN_BYTES]).cast("i").tolist()
+        self._num_tokens = num_tokens_of(self._pins.values())

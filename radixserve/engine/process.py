@@ -34,7 +34,6 @@ from radixserve.messages import (
     Abort,
     FrameReader,
     Loading,
-    PinEnds,
     Prepare,
     Prepared,
     Ready,
@@ -122,8 +121,8 @@ class EngineLoop:
             events += self._core.step()
             self._report(events)
             answers = self._core.answers()
-            if changes := self._core.pins.changes():
-                self._channel.send(PinEnds(changes))
+            if (changes := self._core.pins.changes()) is not None:
+                self._channel.send(changes)
             for answer in answers:
                 self._channel.send(answer)
 

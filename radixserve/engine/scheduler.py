@@ -61,6 +61,8 @@ class Limits:
     # of the time of the decodes in a step, what prompt tokens beside them may take; 0: no limit
     prefill_share: float = 0.0
     pin_share: float = 0.25  # of the slots, what all pins together may hold
+    # of the slots, or of a tenant's quota, what the pins of one tenant's requests may hold
+    request_pin_share: float = 0.125
 
 
 @dataclass(slots=True)
@@ -88,7 +90,7 @@ class Scheduler:
     ) -> None:
         self.cache = cache
         self.tiers = tiers or Tiers(cache)
-        self.pins = pins or Pins(cache, 0)
+        self.pins = pins or Pins(cache, 0, 0.0)
         self._grammars = grammars
         # of those waiting: the ones whose grammar is being compiled
         self._awaiting: dict[Sequence, Future[Compiled]] = {}
@@ -407,8 +409,11 @@ class Scheduler:
 
     def _note_pinned(self, sequence: Sequence) -> None:
         """All K/V of the prompt is there."""
+        prompt, request = sequence.prefix(sequence.num_computed), sequence.request
         if sequence.reads_cache:
-            self.pins.served(sequence.prefix(sequence.num_computed))
+            self.pins.served(prompt)
+        if request.pins:
+            sequence.pins = self.pins.add_wishes(request, prompt)
 
     def _fail_row(self, work: Work) -> TokenEvent:
         """End a sequence for which no token could be drawn."""
@@ -524,6 +529,7 @@ def _describe_start(sequence: Sequence, event: TokenEvent) -> None:
     _describe_cached(sequence, event)
     event.queue_seconds = max(0.0, sequence.admitted_at - sequence.request.arrived)
     event.lookup_seconds, event.loads = sequence.lookup_seconds, tuple(sequence.loads)
+    event.pins = sequence.pins
     if sequence.request.sampling.prompt_logprobs is not None:
         event.prompt_logprobs = sequence.prompt_logprobs
 

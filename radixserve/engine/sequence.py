@@ -31,7 +31,7 @@ from radixserve.engine.constraint import Constraint
 from radixserve.grammar import Compiled
 from radixserve.prefix import Prefix
 from radixserve.request import Request
-from radixserve.step import TierLoad, TokenLogprob
+from radixserve.step import PinOutcome, TierLoad, TokenLogprob
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +61,7 @@ class Sequence:
     admitted_at: float | None = None  # time.monotonic() seconds
     lookup_seconds: float = 0.0  # at first admission
     lease: Lease | None = None
+    pins: tuple[PinOutcome, ...] = ()  # what became of its wishes
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     forced_logprobs: list[TokenLogprob] = field(default_factory=list)  # of unreported tokens
     constraint: Constraint | None = None  # of its grammar, once that is compiled

@@ -27,8 +27,8 @@ from radixserve.front.stream import Stream
 from radixserve.front.streams import Streams
 from radixserve.front.supervisor import Cause, Supervisor
 from radixserve.front.traffic_log import TrafficLog
-from radixserve.messages import Abort, PinEnds, Ready, Report, Start
-from radixserve.questions import Answered, Asked, Pin, Pinned, Question
+from radixserve.messages import Abort, PinChanges, Ready, Report, Start
+from radixserve.questions import Answered, Asked, Question
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent
 
 T = TypeVar("T")
@@ -162,13 +162,13 @@ class ProcessEngine:
 
     # calls of the supervisor
 
-    def _handle(self, message: Ready | Report | PinEnds | Answered) -> None:
+    def _handle(self, message: Ready | Report | PinChanges | Answered) -> None:
         if isinstance(message, Ready):
             self._take_ready(message.info)
         elif isinstance(message, Answered):
             self._questions.take(message)
-        elif isinstance(message, PinEnds):
-            self._pins.note(message.seconds)
+        elif isinstance(message, PinChanges):
+            self._pins.note(message)
         else:
             self._take_report(message)
         self._admit()
@@ -264,11 +264,7 @@ class ProcessEngine:
 
     async def ask(self, question: Question[T]) -> T:
         """See `EngineClient.ask`."""
-        answer = await self._questions.ask(question)
-        if isinstance(question, Pin):
-            assert isinstance(answer, Pinned), "an engine answers what it is asked"
-            self._pins.keep(question, answer)
-        return answer
+        return await self._questions.ask(question)
 
     # refusal
 

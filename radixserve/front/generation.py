@@ -16,12 +16,14 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from radixserve import tiers
 from radixserve.errors import ApiError, Unavailable
 from radixserve.front.protocol import EngineClient
 from radixserve.front.stream import Delta, Stream, joined
 from radixserve.metrics import RequestRecord
+from radixserve.step import PinOutcome
 from radixserve.text.conversation import Conversation
 
 log = logging.getLogger("radixserve.api")
@@ -40,6 +42,14 @@ class Counts:
     cached_below: dict[str, int]  # of the cached ones, by the tier that they came from
     generated: int
     reasoning: int  # of the generated ones
+    pins: tuple[PinOutcome, ...] = ()  # of the wishes of all prompts
+    pinned: int = 0  # tokens: of each prompt those of its longest pin
+
+    @property
+    def pin_status(self) -> Literal["accepted", "clipped", "refused"]:
+        """What became of the wishes, of which there are some, together."""
+        found = {each.status for each in self.pins}
+        return found.pop() if len(found) == 1 else "clipped"
 
     def cached_in(self) -> dict[str, int]:
         """Where the cached tokens were when the request arrived: every tier, the device first."""
@@ -82,6 +92,8 @@ class Generation:
             cached_below=_summed(stream.cached_below for stream in firsts),
             generated=sum(stream.num_generated for stream in self.streams),
             reasoning=sum(stream.num_reasoning for stream in self.streams),
+            pins=tuple(outcome for stream in firsts for outcome in stream.pins),
+            pinned=sum(max(each.num_tokens for each in s.pins) for s in firsts if s.pins),
         )
 
     async def run(self, engine: EngineClient, sink: Sink) -> None:

@@ -1,7 +1,6 @@
-"""The pins that the next engine gets when this one dies.
+"""The pins that the next engine gets when this one dies: what the engine has told of them.
 
-Only the engine knows what a pin holds. Here is what it was asked for, and when it ends, as far as
-the engine has told. Knows no process.
+Knows no process.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from radixserve.questions import Pin, Pinned
+from radixserve.messages import PinChanges
+from radixserve.questions import Pin
 
 
 class KeptPins:
@@ -22,21 +22,13 @@ class KeptPins:
         self._pins: dict[str, Pin] = {}
         self._ends: dict[str, float] = {}
 
-    def keep(self, asked: Pin, answer: Pinned) -> None:
-        """The engine has answered a wish to pin."""
-        if answer.status == "refused":
-            return
-        if asked.node is not None:  # the next engine numbers its nodes anew
-            asked = msgspec.structs.replace(
-                asked, node=None, namespace=answer.namespace, packed=answer.packed
-            )
-        self._pins[answer.id] = msgspec.structs.replace(asked, id=answer.id)
-        self._ends[answer.id] = self._now() + answer.seconds_left
-
-    def note(self, seconds: dict[str, float]) -> None:
-        """The engine tells the seconds until the end of some pins; 0: they have ended."""
-        for name in seconds.keys() & self._pins.keys():
-            self._ends[name] = self._now() + seconds[name]
+    def note(self, changes: PinChanges) -> None:
+        """The engine tells what became of its pins."""
+        now = self._now()
+        for pin in changes.made:
+            self._pins[pin.id], self._ends[pin.id] = pin, now + pin.seconds_left
+        for name in changes.seconds.keys() & self._pins.keys():
+            self._ends[name] = now + changes.seconds[name]
         self._forget_ended()
 
     def again(self) -> list[Pin]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from radixserve.errors import BadRequest, ServerError, Unavailable
 from radixserve.parsing.parts import CallBegun, CallEnded, Part, Reasoning, Text
 from radixserve.request import Request
-from radixserve.step import TierLoad, TokenEvent, TokenLogprob
+from radixserve.step import PinOutcome, TierLoad, TokenEvent, TokenLogprob
 
 if TYPE_CHECKING:
     from radixserve.parsing.parser import Parser
@@ -100,6 +100,7 @@ class Stream:
         self.queue_seconds: float | None = None
         self.lookup_seconds = 0.0
         self.loads: tuple[TierLoad, ...] = ()
+        self.pins: tuple[PinOutcome, ...] = ()  # of the request's wishes
         self.text_seconds = 0.0  # spent in `take`
         self.first_token_at: float | None = None  # time.monotonic() seconds
         self.last_token_at: float | None = None
@@ -183,6 +184,7 @@ class Stream:
             self.cached_below = event.cached_below
             self.queue_seconds = event.queue_seconds
             self.lookup_seconds, self.loads = event.lookup_seconds, event.loads
+            self.pins = event.pins
 
     def _take_tokens(self, event: TokenEvent, delta: Delta, now: float) -> None:
         """Count the event's tokens and add their text; tokens after a stop string do not count."""

@@ -20,7 +20,7 @@ from radixserve.front.spare import Spare
 from radixserve.front.watchdog import Watchdog
 from radixserve.messages import (
     Loading,
-    PinEnds,
+    PinChanges,
     Prepared,
     Ready,
     Refused,
@@ -56,7 +56,7 @@ class Supervisor:
     def __init__(
         self,
         start: Start,
-        handle: Callable[[Ready | Report | PinEnds | Answered], None],
+        handle: Callable[[Ready | Report | PinChanges | Answered], None],
         has_work: Callable[[], bool],
         on_death: Callable[[Cause], None],
         first: Child | None = None,

@@ -129,6 +129,7 @@ async def test_pins_are_listed_and_ended(server: Server) -> None:
         "wanted": 5,
         "ttl": None,
         "hits": 2,
+        "tenant": None,
         "text": "abc",
     }
     status, answer = await call(server, "DELETE", f"{PIN}/pin_1")

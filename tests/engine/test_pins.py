@@ -43,7 +43,7 @@ class Clocked(Harness):
         super().__init__(num_slots=slots, cache=cache, ahead=ahead)
         self.now = 1000.0
         self.core = EngineCore(self.model, self.cache, Limits(4, 16), ahead=ahead)
-        pins = Pins(self.cache, int(slots * share), lambda: self.now)
+        pins = Pins(self.cache, int(slots * share), share / 2, lambda: self.now)
         self.core.pins = self.core.scheduler.pins = self.core.answering._pins = pins
         self.pins = pins
 
@@ -55,9 +55,11 @@ class Clocked(Harness):
                 return answers[0].answer
         raise AssertionError("no answer")
 
-    def pin(self, tokens: list[int], name: str = "a", seconds: float = 60, **more: bool) -> Pinned:
-        asked = {"renews": True} | more
-        question = Pin(id=name, seconds=seconds, namespace="public", packed=pack(tokens), **asked)
+    def pin(
+        self, tokens: list[int], name: str = "a", seconds: float = 60, *, renews: bool = True
+    ) -> Pinned:
+        packed = pack(tokens)
+        question = Pin(id=name, seconds=seconds, renews=renews, namespace="public", packed=packed)
         answer = self.ask(question)
         assert isinstance(answer, Pinned)
         return answer
@@ -66,6 +68,11 @@ class Clocked(Harness):
         answer = self.ask(ListPins())
         assert isinstance(answer, PinList)
         return answer.pins
+
+    def ends(self) -> dict[str, float]:
+        """What the front is told of the ends of pins."""
+        told = self.core.pins.changes()
+        return {} if told is None else told.seconds
 
     def held(self) -> dict[str, int]:
         return {each.id: each.tokens for each in self.listed()}
@@ -115,9 +122,16 @@ def test_a_pin_ends_with_its_time_and_a_hit_renews_it(engine: Clocked) -> None:
     engine.compute(SYSTEM)
     engine.pin(SYSTEM, "renewed")
     engine.pin(SYSTEM[:10], "fixed", renews=False)
+    told = engine.core.pins.changes()
+    assert told is not None
+    assert [(each.id, each.seconds_left, each.renews) for each in told.made] == [
+        ("renewed", 60, True),
+        ("fixed", 60, False),
+    ]
+    assert told.made[1].packed == pack(SYSTEM[:10])
     engine.now += 50
     engine.compute([*SYSTEM, 60])
-    assert engine.core.pins.changes() == {"renewed": 60.0}
+    assert engine.ends() == {"renewed": 60.0}
     assert [(each.id, each.seconds_left, each.ttl, each.hits) for each in engine.listed()] == [
         ("fixed", 10, None, 1),
         ("renewed", 60, 60, 1),
@@ -125,7 +139,7 @@ def test_a_pin_ends_with_its_time_and_a_hit_renews_it(engine: Clocked) -> None:
     assert engine.core.patience == 10
     engine.now += 10
     engine.compute(OTHER)
-    assert engine.core.pins.changes() == {"fixed": 0.0}
+    assert engine.ends() == {"fixed": 0.0}
     assert engine.held() == {"renewed": 20}
     engine.now += 50
     engine.step()
@@ -176,7 +190,7 @@ def test_a_drop_ends_the_pins_on_what_it_drops(engine: Clocked) -> None:
     engine.ask(Drop(prefix=SYSTEM[:15]))
     assert engine.held() == {"above": 10, "beside": 5}
     assert engine.cached(SYSTEM) == 10
-    assert set(engine.core.pins.changes()) == {"dropped", "longer"}
+    assert engine.ends() == {"dropped": 0, "longer": 0}
     for _ in drop_unused(engine.cache, None, lambda last_use: True):
         engine.cache.check()
     assert engine.cached(OTHER) == 5
@@ -233,10 +247,12 @@ def test_a_node_is_pinned_with_all_above_it_and_the_tree_says_so(engine: Clocked
     leaf = next(each for each in tree.nodes if each.depth == 20 and each.tokens == 2)
     answer = engine.ask(Pin(id="a", seconds=9, renews=True, node=leaf.id))
     assert isinstance(answer, Pinned)
-    assert (answer.tokens, answer.namespace, answer.packed) == (
-        22,
-        "public",
-        pack([*SYSTEM, 50, 51]),
+    told = engine.core.pins.changes()
+    assert told is not None
+    (made,) = told.made
+    assert (answer.tokens, made.namespace, made.packed, made.node) == (
+        *(22, "public", pack([*SYSTEM, 50, 51])),
+        None,
     )
     tree = engine.ask(ShowTree())
     assert isinstance(tree, Tree)

@@ -5,6 +5,8 @@ Owns the field names and decides which may be absent. Knows neither aiohttp nor 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 from msgspec import UNSET, UnsetType
 
@@ -48,9 +50,12 @@ class DeltaUsage(msgspec.Struct):
     cache_read_input_tokens: int
     output_tokens: int
     output_tokens_details: OutputTokensDetails
+    # with a `ttl`: whether its tokens are kept for that time, and how many are
+    prompt_cache: Literal["accepted", "clipped", "refused"] | UnsetType = UNSET
+    pinned_tokens: int | UnsetType = UNSET
 
 
-class Usage(DeltaUsage):
+class Usage(DeltaUsage, kw_only=True):
     cache_creation: CacheCreation
     service_tier: str = "standard"
 

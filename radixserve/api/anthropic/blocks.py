@@ -6,14 +6,17 @@ send them, so that they are refused by name.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
+TTLS: Final = {"5m": 300.0, "1h": 3600.0}
+"""The seconds of each `ttl`."""
+
 
 class CacheControl(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A breakpoint of the prompt cache. Everything is cached without it; it decides only how
-    `usage` counts the tokens that are stored.
+    """A breakpoint of the prompt cache. Everything is cached without it; it decides how `usage`
+    counts the tokens that are stored, and with a `ttl` the prompt up to it is pinned.
     """
 
     type: Literal["ephemeral"]

@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from radixserve.api.anthropic.blocks import (
+    TTLS,
+    CacheControl,
     ContentBlock,
     RedactedThinkingBlock,
     TextBlock,
@@ -32,6 +34,7 @@ from radixserve.api.anthropic.wire import (
     MessagesBody,
     ToolChoice,
 )
+from radixserve.api.openai.pin_marks import Mark, behind_tools
 from radixserve.api.openai.wire import ChatBody
 from radixserve.api.openai.wire import Message as ChatMessage
 from radixserve.api.openai.wire_format import JsonSchema, ResponseFormat
@@ -55,11 +58,14 @@ _RENAMED: Final = {
 
 @dataclass(slots=True)
 class Translated:
-    """A chat body, and where each of its messages and tools stands in the body that was given."""
+    """A chat body, and where each of its messages and tools stands in the body that was given.
+    `marks` are its breakpoints that have a `ttl`, in the order of the prompt.
+    """
 
     body: ChatBody
     messages: list[str]
     tools: list[str]
+    marks: list[Mark]
 
     def restate(self, error: ApiError) -> None:
         """Name the field of the Messages API in a refusal of the chat body."""
@@ -85,7 +91,7 @@ def translated(body: CountTokensBody, *, ignore_unknown: bool = False) -> Transl
     _refuse_unsupported(body)
     history = _History()
     if body.system:
-        history.add_system(_joined(body.system, "system"), "system")
+        history.add_system_blocks(body.system, "system")
     for i, message in enumerate(body.messages):
         history.add(message, f"messages[{i}]")
     tools = chat_tools(body.tools, ignore_unknown=ignore_unknown)
@@ -100,7 +106,17 @@ def translated(body: CountTokensBody, *, ignore_unknown: bool = False) -> Transl
     _set_format(chat, body)
     if isinstance(body, MessagesBody):
         _set_sampling(chat, body)
-    return Translated(chat, history.origins, list(tools))
+    of_tools = [lasting for tool in body.tools or () if (lasting := _ttl_in(tool)) is not None]
+    marks = [behind_tools(history.messages, lasting) for lasting in of_tools]
+    history.mark(body.cache_control)
+    return Translated(chat, history.origins, list(tools), marks + history.marks)
+
+
+def _ttl_in(tool: dict[str, Any]) -> float | None:
+    """The seconds of a tool's breakpoint; None if it has none, or no `ttl`."""
+    given = tool.get("cache_control")
+    ttl = given.get("ttl") if isinstance(given, dict) else None
+    return TTLS.get(ttl) if isinstance(ttl, str) else None
 
 
 def _set_sampling(chat: ChatBody, body: MessagesBody) -> None:
@@ -153,6 +169,13 @@ class _History:
 
     messages: list[ChatMessage] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+
+    def mark(self, control: CacheControl | None) -> None:
+        """Keep a breakpoint with a `ttl`: it stands behind what was added last."""
+        if control is not None and control.ttl is not None and self.messages:
+            num_chars = len(str(self.messages[-1].content))
+            self.marks.append(Mark(len(self.messages) - 1, num_chars, TTLS[control.ttl]))
 
     @property
     def is_open(self) -> bool:
@@ -165,8 +188,15 @@ class _History:
             and not last.tool_calls
         )
 
-    def add_system(self, text: str, path: str) -> None:
-        self._append(ChatMessage(role="system", content=text), path)
+    def add_system_blocks(self, blocks: str | Sequence[ContentBlock], path: str) -> None:
+        """Add a system prompt, each block on a line of its own."""
+        self._append(ChatMessage(role="system", content=_joined(blocks, path)), path)
+        given = [] if isinstance(blocks, str) else blocks
+        for i, block in enumerate(given):
+            if block.cache_control is not None and block.cache_control.ttl is not None:
+                num_chars = len(_joined(given[: i + 1], path))
+                lasting = TTLS[block.cache_control.ttl]
+                self.marks.append(Mark(len(self.messages) - 1, num_chars, lasting))
 
     def add(self, message: Message, path: str) -> None:
         content = message.content
@@ -179,7 +209,8 @@ class _History:
         blocks = [TextBlock(text=content)] if isinstance(content, str) else content
         match message.role:
             case "system":
-                self.add_system(_joined(blocks, f"{path}.content"), path)
+                self.add_system_blocks(blocks, f"{path}.content")
+                self.origins[-1] = path
             case "user":
                 self._add_user(blocks, path)
             case "assistant":
@@ -195,8 +226,11 @@ class _History:
                     role="tool", tool_call_id=block.tool_use_id, content=_result_of(block, here)
                 )
                 self._append(message, here)
+                for inner in block.content if isinstance(block.content, list) else ():
+                    self.mark(inner.cache_control)
             else:
                 raise _misplaced(block, here)
+            self.mark(block.cache_control)
 
     def _add_user_text(self, text: str, path: str) -> None:
         last = self.messages[-1] if self.messages else None
@@ -212,6 +246,7 @@ class _History:
             self._append(last, path)
         for i, block in enumerate(blocks):
             _extend(last, block, f"{path}.content[{i}]")
+            self.mark(block.cache_control)
 
     def _append(self, message: ChatMessage, path: str) -> None:
         self.messages.append(message)

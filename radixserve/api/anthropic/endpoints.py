@@ -24,7 +24,7 @@ async def prepare_messages(api: Api, body: MessagesBody) -> Generation:
     """Make all checks of a body, cheap ones first. Raises the refusal."""
     chat = translated(body, ignore_unknown=api.settings.ignore_unknown_fields)
     try:
-        generation = await prepare_chat(api, chat.body, fewest_tokens=0)
+        generation = await prepare_chat(api, chat.body, fewest_tokens=0, marks=chat.marks)
     except ApiError as refusal:
         chat.restate(refusal)
         raise

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from msgspec import UNSET
+
 from radixserve.api.anthropic.answers import (
     CacheCreation,
     DeltaUsage,
@@ -45,6 +47,7 @@ def usage_of(counts: Counts, breakpoint_: CacheControl | None) -> Usage:
     """The usage of a whole message; `breakpoint_` is the last one of the body."""
     rest = counts.prompt - counts.cached
     written = 0 if breakpoint_ is None else rest
+    pinned = bool(counts.pins)
     is_long = breakpoint_ is not None and breakpoint_.ttl == "1h"
     return Usage(
         input_tokens=rest - written,
@@ -53,6 +56,8 @@ def usage_of(counts: Counts, breakpoint_: CacheControl | None) -> Usage:
         output_tokens=counts.generated,
         output_tokens_details=OutputTokensDetails(counts.reasoning),
         cache_creation=CacheCreation(0 if is_long else written, written if is_long else 0),
+        prompt_cache=counts.pin_status if pinned else UNSET,
+        pinned_tokens=counts.pinned if pinned else UNSET,
     )
 
 
@@ -65,4 +70,6 @@ def delta_usage_of(counts: Counts, breakpoint_: CacheControl | None) -> DeltaUsa
         usage.cache_read_input_tokens,
         usage.output_tokens,
         usage.output_tokens_details,
+        usage.prompt_cache,
+        usage.pinned_tokens,
     )

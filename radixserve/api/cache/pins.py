@@ -133,6 +133,7 @@ def _shown(api: Api, pin: PinState) -> dict[str, object]:
         "expires": round(time.time() + pin.seconds_left, 3),
         "ttl": pin.ttl,
         "hits": pin.hits,
+        "tenant": pin.tenant,
         "text": api.tokenizer.decode(pin.first_tokens, skip_special_tokens=False),
     }
 

@@ -36,14 +36,17 @@ def number(given: dict[str, str], name: str, default: int, lowest: int, highest:
     return int(text)
 
 
-def seconds(text: str, name: str) -> float:
-    """A duration such as 90, 90s, 5m, 1h or 30d. Raises BadRequest for anything else."""
+def seconds(text: str, name: str, *, most: float = _MOST_SECONDS) -> float:
+    """A duration such as 90, 90s, 5m, 1h or 30d, up to `most` seconds. Raises BadRequest for
+    anything else.
+    """
     unit = _SECONDS.get(text[-1:])
     try:
         value = float(text if unit is None else text[:-1]) * (unit or 1.0)
     except ValueError:
         value = math.nan
-    if not 0 < value <= _MOST_SECONDS:
-        message = f"'{name}' must be a duration such as 90s, 5m, 1h or 30d, up to ten years."
+    if not 0 < value <= most:
+        limit = f"{most / 86400:,.0f} days"
+        message = f"'{name}' must be a duration such as 90s, 5m, 1h or 30d, up to {limit}."
         raise BadRequest(message, param=name, code="invalid_value")
     return value

@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from radixserve.api.context import Api
-from radixserve.errors import BadRequest
+from radixserve.api.openai.beginnings import num_tokens_in
 from radixserve.text.conversation import Conversation
 
 Kind = Literal["prompt", "tools", "system", "message", "template", "generation_prompt"]
@@ -70,13 +70,7 @@ class _Ends:
             messages=self._conversation.messages[:num_messages],
             ending="closed",
         )
-        try:
-            encoded = await self._api.tokenizer.encode_chat(beginning)
-        except BadRequest:
-            return 0
-        pairs = zip(encoded.ids, self._ids, strict=False)
-        shared = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
-        return min(len(encoded.ids), len(self._ids)) if shared is None else shared
+        return await num_tokens_in(self._api, beginning, self._ids)
 
 
 def _within(

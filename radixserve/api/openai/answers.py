@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from radixserve.api.openai.wire import GenerationBody
+from radixserve.api.openai.wire import GenerationBody, SharedBody
 from radixserve.front.generation import Counts
 
 
@@ -20,8 +20,9 @@ class PromptTokensDetails(msgspec.Struct):
     # where they were when the request arrived: tier -> tokens
     cached_tokens_details: dict[str, int]
     cache_write_tokens: int  # computed for this request, and kept as long as there is room
-    # "clipped": it is not kept for the time that the request asks for
-    prompt_cache: Literal["clipped"] | UnsetType = UNSET
+    # whether it is kept for the time that the request asks for, and how many tokens are
+    prompt_cache: Literal["accepted", "clipped", "refused"] | UnsetType = UNSET
+    pinned_tokens: int | UnsetType = UNSET
 
 
 class CompletionTokensDetails(msgspec.Struct):
@@ -185,6 +186,18 @@ class TextCompletion(msgspec.Struct):
     usage: Usage | UnsetType | None = UNSET
 
 
+Kept = Literal["accepted", "clipped", "refused"]
+
+
+def pinned_of(counts: Counts, body: SharedBody) -> tuple[Kept | UnsetType, int | UnsetType]:
+    """What usage says of pins: what became of those with a time, `clipped` for marks that name
+    none, nothing without marks.
+    """
+    if not counts.pins:
+        return "clipped" if body.wants_pin else UNSET, UNSET
+    return counts.pin_status, counts.pinned
+
+
 def usage_of(counts: Counts, body: GenerationBody) -> Usage:
     """`counts` in the shape of the dialect."""
     written = counts.prompt - counts.cached if body.stores_cache else 0
@@ -192,8 +205,6 @@ def usage_of(counts: Counts, body: GenerationBody) -> Usage:
         counts.prompt,
         counts.generated,
         counts.prompt + counts.generated,
-        PromptTokensDetails(
-            counts.cached, counts.cached_in(), written, "clipped" if body.wants_pin else UNSET
-        ),
+        PromptTokensDetails(counts.cached, counts.cached_in(), written, *pinned_of(counts, body)),
         CompletionTokensDetails(counts.reasoning),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +14,7 @@ from radixserve.api.openai.completions import CompletionRenderer
 from radixserve.api.openai.form import form_of
 from radixserve.api.openai.grammar import answer_grammar, check_grammar
 from radixserve.api.openai.infill import infill_of, infill_prompts
+from radixserve.api.openai.pin_marks import Mark, marks_of, ttl_of_options, wish_pins
 from radixserve.api.openai.prompts import (
     bad_words_of,
     chat_prompt,
@@ -28,13 +30,17 @@ from radixserve.parsing.tool import Tool
 from radixserve.text.conversation import Conversation
 
 
-async def prepare_chat(api: Api, body: ChatBody, *, fewest_tokens: int = 1) -> Generation:
+async def prepare_chat(
+    api: Api, body: ChatBody, *, fewest_tokens: int = 1, marks: Sequence[Mark] = ()
+) -> Generation:
     """Make all checks of a chat body, cheap ones first. Raises the refusal. `fewest_tokens` is the
-    lowest `max_tokens`; with 0 tokens the prompt alone is computed.
+    lowest `max_tokens`; with 0 tokens the prompt alone is computed. `marks` are those of the body
+    that it was translated from.
     """
     validate.check_model(body.model, api.model_names)
     validate.check_fields(body, api.settings)
     validate.check_chat(body, api.settings, fewest_tokens=fewest_tokens)
+    marks = [*marks, *marks_of(body)]
     offer, asked = offered_tools(body), form_of(body)
     conversation = conversation_of(body, offer.shown)
     encoded = await chat_prompt(api, conversation, api.info())
@@ -43,6 +49,7 @@ async def prepare_chat(api: Api, body: ChatBody, *, fewest_tokens: int = 1) -> G
     form = replace(form, grammar=grammar, bad_words=await bad_words_of(api, body))
     generation = resolve(api, "chat", body, [(encoded.ids, "")], form)
     generation.conversation = conversation
+    await wish_pins(api, generation, body, marks)
     return generation
 
 
@@ -76,6 +83,7 @@ async def prepare_completion(api: Api, body: CompletionBody) -> Generation:
     validate.check_model(body.model, api.model_names)
     validate.check_fields(body, api.settings)
     validate.check_completion(body, api.settings)
+    ttl_of_options(body)
     asked, infill = form_of(body), infill_of(api, body)
     if infill is None:
         prompts = await completion_prompts(api, body, api.info())
@@ -89,7 +97,9 @@ async def prepare_completion(api: Api, body: CompletionBody) -> Generation:
         ends=infill.ends if infill is not None else (),
         bad_words=await bad_words_of(api, body),
     )
-    return resolve(api, "completions", body, prompts, form)
+    generation = resolve(api, "completions", body, prompts, form)
+    await wish_pins(api, generation, body)
+    return generation
 
 
 CHAT = Endpoint("chat", ChatBody, prepare_chat, ChatRenderer)

@@ -69,7 +69,7 @@ class SharedBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def wants_pin(self) -> bool:
-        """Whether the prompt's K/V is to be kept for some time."""
+        """Whether the prompt, or a part of it, is meant to be kept."""
         options = self.prompt_cache_options
         return self.has_breakpoints or (options is not None and options.ttl is not None)
 

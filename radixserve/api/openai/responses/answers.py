@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from radixserve.api.openai.answers import ChatTokenLogprob
+from radixserve.api.openai.answers import ChatTokenLogprob, pinned_of
 from radixserve.api.openai.responses.wire import ResponsesBody
 from radixserve.front.generation import Counts
 
@@ -77,8 +77,9 @@ class InputTokensDetails(msgspec.Struct):
     cache_write_tokens: int  # computed for this request, and kept as long as there is room
     # where they were when the request arrived: tier -> tokens
     cached_tokens_details: dict[str, int]
-    # "clipped": it is not kept for the time that the request asks for
-    prompt_cache: Literal["clipped"] | UnsetType = UNSET
+    # whether it is kept for the time that the request asks for, and how many tokens are
+    prompt_cache: Literal["accepted", "clipped", "refused"] | UnsetType = UNSET
+    pinned_tokens: int | UnsetType = UNSET
 
 
 class OutputTokensDetails(msgspec.Struct):
@@ -150,7 +151,7 @@ def usage_of(counts: Counts, body: ResponsesBody) -> ResponseUsage:
         counts.cached,
         counts.prompt - counts.cached if body.stores_cache else 0,
         counts.cached_in(),
-        "clipped" if body.wants_pin else UNSET,
+        *pinned_of(counts, body),
     )
     return ResponseUsage(
         counts.prompt,

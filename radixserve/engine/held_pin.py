@@ -1,0 +1,98 @@
+"""One pin of the engine, and what several hold together. Knows leases of the cache, no requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from radixserve.cache.kvcache import Lease
+from radixserve.cache.radix import Node
+from radixserve.prefix import TOKEN_BYTES, Branch, Prefix
+from radixserve.questions import Pin, PinState
+
+_FIRST_TOKENS = 12  # of a prefix, which are listed
+
+
+@dataclass(slots=True, eq=False)
+class HeldPin:
+    """One pin. Without a lease it holds nothing. Times are in seconds of the clock of `Pins`."""
+
+    asked: Pin
+    prefix: Prefix
+    end: float
+    told_end: float  # what the front knows
+    hits: int = 0
+    lease: Lease | None = None
+
+    @property
+    def id(self) -> str:
+        return self.asked.id
+
+    @property
+    def tenant(self) -> str | None:
+        """Whose request asked for it; None: an operator did."""
+        return self.asked.tenant
+
+    @property
+    def num_held(self) -> int:
+        return 0 if self.lease is None else self.lease.num_cached
+
+    def let_go(self) -> None:
+        """Hold nothing more."""
+        if self.lease is not None:
+            self.lease.release()
+            self.lease = None
+
+    def is_dropped_with(self, branch: Branch) -> bool:
+        """Whether it ends when `branch` is dropped."""
+        return branch.covers(self.prefix) or (self.lease is not None and self.lease.is_withheld)
+
+    def lacks_what_is_in(self, prompt: Prefix) -> bool:
+        """Whether `prompt` has more of the prefix than is held."""
+        more = self.num_held + 1
+        if min(prompt.num_tokens, self.prefix.num_tokens) < more:
+            return False
+        return prompt.first(more).tokens == self.prefix.first(more).tokens
+
+    def wish(self, now: float) -> Pin:
+        """The question that makes it again."""
+        return msgspec.structs.replace(
+            self.asked,
+            seconds_left=self.end - now,
+            namespace=self.prefix.namespace,
+            packed=self.prefix.tokens,
+            node=None,
+        )
+
+    def state(self, now: float) -> PinState:
+        """It as it is listed."""
+        first = memoryview(self.prefix.tokens[: _FIRST_TOKENS * TOKEN_BYTES]).cast("i").tolist()
+        return PinState(
+            id=self.id,
+            namespace=self.prefix.namespace,
+            tokens=self.num_held,
+            wanted=self.prefix.num_tokens,
+            seconds_left=self.end - now,
+            ttl=self.asked.seconds if self.asked.renews else None,
+            hits=self.hits,
+            first_tokens=first,
+            tenant=self.tenant,
+        )
+
+
+def nodes_of(pins: Iterable[HeldPin]) -> set[Node]:
+    """The nodes of the tree that `pins` hold. O(nodes)."""
+    nodes: set[Node] = set()
+    for pin in pins:
+        node = None if pin.lease is None else pin.lease.node
+        while node is not None and node not in nodes:
+            nodes.add(node)
+            node = node.parent
+    return nodes
+
+
+def num_tokens_of(pins: Iterable[HeldPin]) -> int:
+    """The tokens that `pins` hold together; what several hold counts once."""
+    return sum(node.num_tokens for node in nodes_of(pins))
