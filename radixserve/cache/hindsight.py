@@ -39,7 +39,11 @@ class Hindsight:
         self._came_back = dict.fromkeys(BUDGETS, 0)  # tokens by stage
         self._chunk = chunk
         self._stages: list[OrderedDict[int, None]] = [OrderedDict() for _ in BUDGETS]
-        self._most = [int(share * num_slots) // chunk for share in BUDGETS.values()]
+        self._most = self._sizes(num_slots)
+
+    def _sizes(self, num_slots: int) -> list[int]:
+        """How many chunks each stage remembers."""
+        return [int(share * num_slots) // self._chunk for share in BUDGETS.values()]
 
     @property
     def ghost_hits(self) -> dict[str, int]:
@@ -65,6 +69,10 @@ class Hindsight:
         for stage in self._stages:
             stage.pop(key, None)
         self._stages[0][key] = None
+        self._overflow()
+
+    def _overflow(self) -> None:
+        """Move on what is too much for a stage."""
         for number, (stage, most) in enumerate(zip(self._stages, self._most, strict=True)):
             while len(stage) > most:
                 oldest, _ = stage.popitem(last=False)
@@ -92,6 +100,14 @@ class Hindsight:
             num_tokens = (number + 1) * self._chunk - max(depth, number * self._chunk)
             self._came_back[names[farthest]] += num_tokens
             self.recomputed_tokens += num_tokens
+
+    def resize(self, num_slots: int) -> None:
+        """See `Policy.resize`. What is remembered of evictions stays in their order, so that the
+        figures are off until as many tokens again were evicted.
+        """
+        self._most = self._sizes(num_slots)
+        self._overflow()
+        self.policy.resize(num_slots)
 
     # A policy's other calls: each is passed on.
 

@@ -46,7 +46,7 @@ class CacheStats:
     slots.
     """
 
-    num_slots: int
+    num_slots: int  # not held back: the budget, and more while leases keep it from shrinking
     free: int
     cached: int  # owned by the tree, pinned or not
     pinned: int  # of those, under a lease: not evictable now
@@ -89,6 +89,58 @@ class KVCache:
         self.on_gone: OnGone | None = None
         self._leases: dict[Lease, None] = {}  # the live ones, oldest first
         self._evicted_tokens_total = 0
+        self._limits: dict[str, tuple[float, float]] = {}  # of tenants, as `limit` was told
+        self.budget = num_slots
+
+    def resize(self, num_slots: int) -> int:
+        """Use `num_slots` slots from now on, at most those that there were at first. Returns how
+        many tokens were evicted.
+
+        Where there are fewer than before, free slots are held back first, then those of tokens
+        without a lease, in the policy's order. If leases hold more than that, the rest follows as
+        they end: until then `stats().num_slots` is more than `budget`, and nothing is free. What
+        was held back is given back when there are more. O(runs * log(runs)) without evictions.
+        """
+        assert 0 < num_slots <= self.allocator.capacity, "the budget is part of the pool"
+        self.budget = num_slots
+        self.shares.resize(num_slots)
+        for owner in self._limits:
+            self._limit(owner)
+        evicted_before = self._evicted_tokens_total
+        if self.allocator.num_slots < num_slots:
+            self.allocator.give_back(num_slots - self.allocator.num_slots)
+        self._keep_budget()
+        return self._evicted_tokens_total - evicted_before
+
+    def _keep_budget(self) -> None:
+        """Hold back slots that are more than the budget, as far as leases allow it."""
+        excess = self.allocator.num_slots - self.budget
+        if excess > 0:
+            if excess > self.allocator.num_free:
+                self.evict(excess - self.allocator.num_free)
+            self.allocator.hold_back(min(excess, self.allocator.num_free))
+
+    def _free(self, runs: list[Run]) -> None:
+        """Take slots back, which may be owed to a budget that has shrunk."""
+        self.allocator.free(runs)
+        self._keep_budget()
+
+    def change_policy(self, policy: Policy) -> None:
+        """Let `policy`, which belongs to this cache alone from now on, decide what goes. It gets
+        all leaves, those that were not used for longest first, and knows of no earlier uses but
+        what nodes count. O(nodes + leaves * log(leaves)).
+        """
+        layer = self.hindsight or self.shares
+        leaves = [node for node in self.tree.nodes() if node.place is not None]
+        leaves.sort(key=lambda leaf: (leaf.last_use, leaf.serial))
+        for leaf in leaves:
+            layer.policy.withdraw(leaf)
+        for node in self.tree.nodes():
+            node.queue = node.ticket = node.seen = 0
+        layer.policy = policy
+        for leaf in leaves:
+            policy.used(leaf)
+            policy.offer(leaf)
 
     def limit(self, namespace: str, quota: float, floor: float) -> None:
         """Set how much of the cache the tenant of `namespace` may fill while others need room, and
@@ -97,11 +149,16 @@ class KVCache:
         """
         owner = owner_of(namespace)
         if owner:
-            self.shares.limit(owner, self.in_slots(quota), self.in_slots(floor))
+            self._limits[owner] = (quota, floor)
+            self._limit(owner)
+
+    def _limit(self, owner: str) -> None:
+        quota, floor = self._limits[owner]
+        self.shares.limit(owner, self.in_slots(quota), self.in_slots(floor))
 
     def in_slots(self, amount: float) -> int:
         """A quota or floor in slots: at least one, because 0 is no limit."""
-        slots = amount * self.allocator.num_slots if amount <= 1 else amount / self.slot_bytes
+        slots = amount * self.budget if amount <= 1 else amount / self.slot_bytes
         return max(1, int(slots)) if amount else 0
 
     def match(self, prefix: Prefix) -> int:
@@ -251,7 +308,7 @@ class KVCache:
         """Free one unpinned leaf without asking the policy; returns its tokens. `on_evict` is not
         called.
         """
-        self.allocator.free(self.evictor.take(leaf))
+        self._free(self.evictor.take(leaf))
         return leaf.num_tokens
 
     def is_findable(self, node: Node) -> bool:
@@ -265,6 +322,7 @@ class KVCache:
     def sweep(self, num_nodes: int) -> bool:
         """Free dropped nodes, looking at `num_nodes` of them; False if nothing is left to free."""
         self._sweep(num_nodes, sys.maxsize)
+        self._keep_budget()
         return self.dropped.pending
 
     def _sweep(self, num_nodes: int, num_tokens: int) -> None:
@@ -323,8 +381,9 @@ class KVCache:
         self.allocator.check()
         self.tree.check()
         self.evictor.check([lease._node for lease in self._leases])
-        num_owners = np.zeros(self.allocator.num_slots, np.int32)
-        owned = [self.allocator.free_runs(), *(node.runs for node in self.tree.nodes())]
+        num_owners = np.zeros(self.allocator.capacity, np.int32)
+        owned = [self.allocator.free_runs(), self.allocator.held]
+        owned += [node.runs for node in self.tree.nodes()]
         owned += [lease._own for lease in self._leases]
         for start, length in (run for runs in owned for run in runs):
             num_owners[start : start + length] += 1
@@ -333,6 +392,11 @@ class KVCache:
             f"slot {wrong[0]} has {num_owners[wrong[0]]} owners ({len(wrong)} slots are wrong)"
         )
         assert self.enabled or not self.tree.num_tokens, "a cache that is off holds tokens"
+        assert self.allocator.num_slots >= self.budget, "slots of the budget are held back"
+        spare = self.allocator.num_free + self.evictor.evictable_tokens
+        assert self.allocator.num_slots == self.budget or not spare, (
+            "there is more than the budget, and some of it could be held back"
+        )
         for lease in self._leases:
             lease._check()
 
@@ -464,7 +528,7 @@ class Lease:
         old, node = self._node, self._cache.evictor.split(point)
         write_slots(path_runs(node, old), self._table[depth : point.depth])
         self._move(node, point.depth)
-        self._cache.allocator.free(duplicates)
+        self._cache._free(duplicates)
 
     def _contribute(self, edge: bytes) -> None:
         """Give the tree the tokens of `edge`, which follow our node, and the slots that
@@ -500,9 +564,9 @@ class Lease:
             cache.dropped.releasing(self._node)
         cache.evictor.touch(self._node)
         cache.evictor.unpin(self._node)
-        cache.allocator.free(self._own)
-        self._own = []
+        own, self._own = self._own, []
         self._num_slots = 0
+        cache._free(own)
 
     def __enter__(self) -> Lease:
         return self

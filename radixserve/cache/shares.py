@@ -120,6 +120,10 @@ class Shares:
         """See `Policy.recall`."""
         return self.policy.recall(prefix, depth)
 
+    def resize(self, num_slots: int) -> None:
+        """See `Policy.resize`. Quotas and floors are tokens, and are set by `limit`."""
+        self.policy.resize(num_slots)
+
     def check(self, leaves: list[Node]) -> None:
         """See `Policy.check`."""
         lined_up = [key[2] for line in self._leaves.values() for key in line]

@@ -1,9 +1,9 @@
-"""Free K/V slots, kept as runs of neighbours.
+"""Free K/V slots, kept as runs of neighbours, and slots that are held back from use.
 
-A slot is the place of one token's K and V at all layers; slots are numbered 0 .. num_slots-1 and
-none is reserved. A run `(start, length)` names neighbouring slots, so that long prefixes cost a few
-numbers and their K/V is a slice of the pool. Knows nothing of tokens, trees or tensors: only which
-slots are free.
+A slot is the place of one token's K and V at all layers; slots are numbered from 0 on and none is
+reserved. A run `(start, length)` names neighbouring slots, so that long prefixes cost a few numbers
+and their K/V is a slice of the pool. Knows nothing of tokens, trees or tensors: only which slots
+are free, and which are held back because the budget is smaller than the pool.
 """
 
 from __future__ import annotations
@@ -66,23 +66,33 @@ class SlotAllocator:
         _stop_at    {2: 5, 8: 9, 10: 11}        start of a free run -> the slot after its last
         _start_at   {5: 2, 9: 8, 11: 10}        the same, inverted: finds a neighbour to join
         _starts     {1: [8, 10], 3: [2]}        length -> starts of free runs, sorted: best fit
-        _is_free    001110001010                one byte per slot: finds a double free of any shape
+        _state      001110001010                one byte per slot: finds a double free of any shape
 
     Free runs never touch each other. An operation costs a few dict accesses per run handed out or
     taken back, and O(log(different lengths)) where a length appears or disappears.
+
+    Slots that are held back (`_state` 2) are neither free nor handed out, and `num_slots` does not
+    count them. They are the highest ones that could be taken, so that the memory at the end of the
+    pool can be given back.
     """
 
     def __init__(self, num_slots: int) -> None:
-        self.num_slots = num_slots
+        self.num_slots = num_slots  # free or handed out
         self.num_free = 0
+        self.held: list[Run] = []  # held back, by start
         self._stop_at: dict[int, int] = {}
         self._start_at: dict[int, int] = {}
         self._starts: SortedDict = (
             SortedDict()
         )  # the starts are a dict's keys: a set whose order is that of insertion
-        self._is_free = bytearray(num_slots)
+        self._state = bytearray(num_slots)  # 0 handed out, 1 free, 2 held back
         if num_slots:
             self.free([(0, num_slots)])
+
+    @property
+    def capacity(self) -> int:
+        """All slots of the pool."""
+        return len(self._state)
 
     def allocate(self, num_slots: int) -> list[Run] | None:
         """`num_slots` slots as one run where one is long enough (the shortest such), else as few
@@ -109,8 +119,62 @@ class SlotAllocator:
         self._forget(start, stop)
         if cut < stop:
             self._note(cut, stop)
-        self._is_free[start:cut] = bytes(taken)
+        self._state[start:cut] = bytes(taken)
         self.num_free -= taken
+
+    def hold_back(self, num_slots: int) -> None:
+        """Hold back `num_slots` more slots, of which so many must be free. O(runs * log(runs))."""
+        assert num_slots <= self.num_free, "only free slots can be held back"
+        self._hold(self._give_up_held() + num_slots)
+
+    def give_back(self, num_slots: int) -> None:
+        """Make `num_slots` slots free that were held back. O(runs * log(runs))."""
+        num_held = self._give_up_held()
+        assert num_slots <= num_held, "not so many slots are held back"
+        self._hold(num_held - num_slots)
+
+    def swap(self, runs: list[Run]) -> list[Run]:
+        """Take `runs` back, and hand out as many of the lowest slots for them that are free or held
+        back. Others are held back instead. O(runs * log(runs)).
+        """
+        num_held, num_slots = self._give_up_held(), sum(length for _, length in runs)
+        lower: list[Run] = []
+        for start, length in self.free_runs():
+            if num_slots:
+                taken = min(length, num_slots)
+                self._take(start, length, taken)
+                lower.append((start, taken))
+                num_slots -= taken
+        assert not num_slots, "there is nothing to swap with"
+        self.free(runs)
+        self._hold(num_held)
+        return lower
+
+    def _hold(self, num_slots: int) -> None:
+        """Hold back the highest `num_slots` free slots."""
+        self.num_slots -= num_slots
+        for start, length in reversed(self.free_runs()):
+            if not num_slots:
+                break
+            taken = min(length, num_slots)
+            cut, stop = start + length - taken, start + length
+            self._forget(start, stop)
+            if start < cut:
+                self._note(start, cut)
+            self._state[cut:stop] = b"\2" * taken
+            self.num_free -= taken
+            self.held.insert(0, (cut, taken))
+            num_slots -= taken
+
+    def _give_up_held(self) -> int:
+        """Make all slots free that are held back; returns how many."""
+        held, self.held = self.held, []
+        num_held = sum(length for _, length in held)
+        for start, length in held:
+            self._state[start : start + length] = bytes(length)
+        self.num_slots += num_held
+        self.free(held)
+        return num_held
 
     def free(self, runs: Iterable[Run]) -> None:
         """Take slots back. Raises AssertionError (a bug of ours, `-O` or not) if one of them is
@@ -118,11 +182,12 @@ class SlotAllocator:
         """
         for start, length in runs:
             stop = start + length
-            if not 0 <= start < stop <= self.num_slots or self._is_free.find(1, start, stop) >= 0:
+            exist = 0 <= start < stop <= self.capacity
+            if not exist or self._state.count(0, start, stop) < length:
                 raise AssertionError(
                     f"slots {start}..{stop - 1} were freed twice, or never existed"
                 )
-            self._is_free[start:stop] = b"\1" * length
+            self._state[start:stop] = b"\1" * length
             self.num_free += length
             if start in self._start_at:
                 left = self._start_at[start]
@@ -158,19 +223,23 @@ class SlotAllocator:
         return [(start, stop - start) for start, stop in sorted(self._stop_at.items())]
 
     def check(self) -> None:
-        """Assert that the four views above agree and that no two free runs touch; O(num_slots)."""
+        """Assert that the views above agree and that no two free runs touch; O(num_slots)."""
         runs = self.free_runs()
-        is_free = bytearray(self.num_slots)
+        state = bytearray(self.capacity)
         for start, length in runs:
             assert length > 0, f"the free run at {start} is empty"
-            assert not any(is_free[max(start - 1, 0) : start + length]), (
+            assert not any(state[max(start - 1, 0) : start + length]), (
                 f"the free run at {start} touches another"
             )
-            is_free[start : start + length] = b"\1" * length
-        assert is_free == self._is_free, "the free runs and the map of free slots differ"
-        assert self.num_free == sum(is_free), (
-            f"{sum(is_free)} slots are free, {self.num_free} are counted"
+            state[start : start + length] = b"\1" * length
+        assert self.num_free == sum(state), (
+            f"{sum(state)} slots are free, {self.num_free} are counted"
         )
+        for start, length in self.held:
+            state[start : start + length] = b"\2" * length
+        assert state == self._state, "the runs and the map of slots differ"
+        assert self.held == sorted(self.held), "what is held back is not in order"
+        assert self.num_slots == self.capacity - state.count(2), "slots held back are miscounted"
         assert self._start_at == {start + length: start for start, length in runs}, (
             "a free run's end is misnoted"
         )

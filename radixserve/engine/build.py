@@ -52,7 +52,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     # The padding rows of graphs write to the last slot, so the cache must not use it.
     cache = _cache(settings, num_slots - 1 if graphs else num_slots, loaded.shape.slot_bytes)
     tiers = make_tiers(settings, model, loaded, pool, cache)
-    pool.fill()
+    pool.fill(cache.budget)
     lossy = settings.tier_dtype != "same" and bool(tiers.below)
     info = EngineInfo(
         vocab_size=loaded.vocab_size,

@@ -51,7 +51,7 @@ class EngineCore:
         self.model = model
         self.cache = cache
         self.tiers = tiers or Tiers(cache)
-        most_pinned = int(limits.pin_share * cache.allocator.num_slots)
+        most_pinned = int(limits.pin_share * cache.budget)
         self.pins = Pins(cache, most_pinned, limits.request_pin_share)
         self.scheduler = Scheduler(cache, limits, self.tiers, grammars, self.pins)
         self.answering = Answering(cache, self.scheduler, self.tiers)
@@ -83,12 +83,17 @@ class EngineCore:
         It is 0 while there is something to compute. What may happen is that a message arrives, or
         that `tiers` has something to settle.
         """
-        each = (self.answering.patience, self.pins.patience, self._patience)
+        each = (
+            self.answering.patience,
+            self.pins.patience,
+            self.tiers.trimming_patience,
+            self._patience,
+        )
         return min((seconds for seconds in each if seconds is not None), default=None)
 
     @property
     def _patience(self) -> float | None:
-        """The same, without questions and pins."""
+        """The same, without questions, pins and trimming."""
         if not self.has_work:
             return self.tiers.patience or None
         if not self._idle:

@@ -61,6 +61,14 @@ class Pins:
         self._made: dict[str, HeldPin] = {}  # which the front was not told of
         self._changed: dict[str, float] = {}  # ends by id, the same
 
+    def limit(self, most_tokens: int) -> None:
+        """Let pins hold at most `most_tokens` tokens from now on: those that hold more than there
+        is room for let go, those that end first before others.
+        """
+        self._most = most_tokens
+        while self._num_tokens > most_tokens and self.relent():
+            pass
+
     @property
     def patience(self) -> float | None:
         """Seconds until the next pin may end; None if there is none."""
@@ -148,7 +156,7 @@ class Pins:
         """
         if asked.tenant is None:
             return self._most
-        of = self._cache.in_slots(asked.kv_quota) or self._cache.allocator.num_slots
+        of = self._cache.in_slots(asked.kv_quota) or self._cache.budget
         return min(self._most, int(self._request_share * of))
 
     def _answer(self, pin: HeldPin, wanted: int, clipped: int) -> Pinned:

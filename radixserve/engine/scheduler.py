@@ -102,7 +102,7 @@ class Scheduler:
         self.recent = Recent()
         cache.on_gone = self.recent.gone
         self.savings = Savings()
-        self._num_slots = cache.stats().num_slots
+        self._budget = cache.budget  # slots; that of the cache may be more while requests need it
         self._pressed = False  # a sequence was preempted and none has ended since
 
     @property
@@ -131,16 +131,16 @@ class Scheduler:
 
     def add(self, request: Request, output_ids: list[int]) -> TokenEvent | None:
         """Queue a request. Returns an event if it can never run, or if all its tokens were sent
-        before.
+        before. One that the front has accepted before the budget shrank may still run.
         """
         sequence = Sequence.of(request, output_ids)
         self.cache.limit(request.namespace, request.kv_quota, request.kv_floor)
-        if last_slot(sequence) > self._num_slots:
+        if last_slot(sequence) > self.cache.allocator.capacity:
             return _ended(
                 sequence,
                 "error",
-                f"the request needs {last_slot(sequence)} slots, the K/V budget holds "
-                f"{self._num_slots}",
+                f"the request needs {last_slot(sequence)} slots, there are "
+                f"{self.cache.allocator.capacity}",
             )
         if sequence.num_output >= request.sampling.max_tokens:
             return _ended(sequence, "length")
@@ -149,7 +149,20 @@ class Scheduler:
                 return _ended(sequence, "error", "this engine has no grammars")
             self._awaiting[sequence] = self._grammars.compile(request.sampling.grammar)
         self.waiting.add(sequence)
+        if last_slot(sequence) > self.cache.budget:
+            self._keep_budget()
         return None
+
+    def resize(self, num_slots: int) -> int:
+        """Change the K/V budget, as `KVCache.resize` does, but leave as much as the longest request
+        in the engine needs until it has ended. Returns how many tokens were evicted.
+        """
+        self._budget = num_slots
+        return self._keep_budget()
+
+    def _keep_budget(self) -> int:
+        needed = max(map(last_slot, (*self.waiting, *self.running)), default=0)
+        return self.cache.resize(max(self._budget, needed))
 
     @property
     def awaits_grammar(self) -> bool:
@@ -432,7 +445,12 @@ class Scheduler:
         self.waiting.leave(sequence)
         if sequence.lease is None:
             self.waiting.remove(sequence)
-            return
+        else:
+            self._end_running(sequence, publish)
+        if self.cache.budget > self._budget:
+            self._keep_budget()
+
+    def _end_running(self, sequence: Sequence, publish: bool) -> None:
         if publish:
             _publish(sequence)
             self.tiers.save(sequence)

@@ -26,6 +26,7 @@ from radixserve.tensors.copies import Copies, Copy, write_slots
 from radixserve.tensors.kv import KV, KVPool
 from radixserve.tiers.contract import COPY_SECONDS, Dropping, Load, Tier
 from radixserve.tiers.counters import TIER_TOKENS
+from radixserve.tiers.trimming import Trimming
 
 MIN_FETCH = 16  # tokens; fewer are computed as fast
 
@@ -46,8 +47,8 @@ class _Fetch:
 
 
 class Tiers:
-    """The tiers below a device's cache, in the order in which they are asked. Without any its
-    methods do nothing.
+    """The memory of a device's cache, and the tiers below it, in the order in which they are asked.
+    Without any of both its methods do nothing.
     """
 
     def __init__(self, cache: KVCache, pool: KVPool | None = None, below: List[Tier] = ()) -> None:
@@ -56,8 +57,17 @@ class Tiers:
         self._cache, self._pool = cache, pool
         self._copies = Copies(pool.k.device) if pool is not None else None
         self._fetches: list[_Fetch] = []
+        on_host = pool is not None and pool.k.device.type == "cpu"
+        self._trimming = Trimming(cache, pool) if pool is not None and on_host else None
         if any(tier.takes == "evicted" for tier in self.below):
             cache.on_evict = self._demote
+
+    @property
+    def trimming_patience(self) -> float | None:
+        """How many seconds to sleep at most while memory of the device's pool is to be given back;
+        None: as long as nothing else happens.
+        """
+        return None if self._trimming is None else self._trimming.patience
 
     def filenos(self) -> list[int]:
         """File descriptors that are readable when `settle` has something to do."""
@@ -133,9 +143,11 @@ class Tiers:
         return any(tier.relent() for tier in self.below)
 
     def settle(self) -> None:
-        """To be called between two steps: let tiers finish what has arrived, and publish what was
-        fetched.
+        """To be called between two steps: let tiers finish what has arrived, publish what was
+        fetched, and give memory of the device's pool back that the budget has lost.
         """
+        if self._trimming is not None:
+            self._trimming.work()
         for tier in self.below:
             tier.settle()
         self._fetches = [fetch for fetch in self._fetches if not self._ended(fetch)]

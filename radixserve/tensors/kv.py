@@ -10,12 +10,13 @@ same tensor; `tensors.one_byte` says how. Who copies rows need not know.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from radixserve.tensors.pages import fill, zeroed
+from radixserve.tensors.pages import fill, release, zeroed
 
 KV = tuple[torch.Tensor, torch.Tensor]
 """K [layers, tokens, kv_heads, k_row] and V [layers, tokens, kv_heads, v_row] of some tokens."""
@@ -91,17 +92,26 @@ class KVPool:
         size = (shape.layers, num_slots, shape.kv_heads)
         self.k = _zeros((*size, shape.k_row), shape.dtype, device)
         self.v = _zeros((*size, shape.v_row), shape.dtype, device)
+        self._released = threading.Event()  # some of it: no more is made in advance
 
     @property
     def slot_bytes(self) -> int:
         return self.shape.slot_bytes
 
-    def fill(self) -> None:
-        """Let the system make the pool's memory in the background. Host memory is only reserved
-        until it is touched.
+    def fill(self, num_slots: int) -> None:
+        """Let the system make the memory of the first `num_slots` slots in the background. Host
+        memory is only reserved until it is touched.
         """
         if self.k.device.type == "cpu":
-            fill(*self.tensors)
+            fill(*(each[:, :num_slots] for each in self.tensors), until=self._released)
+
+    def release(self, start: int) -> None:
+        """Give the memory of the slots from `start` on, whose content is lost, back to the system:
+        host memory only.
+        """
+        self._released.set()
+        if self.k.device.type == "cpu":
+            release(*(each[:, start:] for each in self.tensors))
 
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:

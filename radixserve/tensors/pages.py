@@ -16,13 +16,14 @@ import math
 import mmap
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from radixserve.background import yield_to_others
 
 _POPULATE_WRITE = 23  # from linux/mman.h; since Linux 5.14
+_DONTNEED = 4
 _PART_BYTES = 2 << 20  # filled at a time; about a millisecond
 
 
@@ -43,27 +44,51 @@ def zeroed(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=dtype).view(*shape)
 
 
-def fill(*tensors: torch.Tensor) -> threading.Thread:
+def fill(*tensors: torch.Tensor, until: threading.Event | None = None) -> threading.Thread:
     """Make the pages of tensors of `zeroed`, [layers, ...] each, in a thread that yields to all
-    others, and return the thread. The beginning of every layer comes first, because the first slots
-    are used first. The tensors' content does not change, also where it is written meanwhile. Where
-    the system cannot do that, pages are made when they are first touched.
+    others, and return the thread; it ends early when `until` is set. The beginning of every layer
+    comes first, because the first slots are used first. The tensors' content does not change, also
+    where it is written meanwhile. Where the system cannot do that, pages are made when they are
+    first touched.
     """
-    thread = threading.Thread(target=_fill, args=tensors, name="pages", daemon=True)
+    stop = until or threading.Event()
+    thread = threading.Thread(target=_fill, args=(stop, *tensors), name="pages", daemon=True)
     thread.start()
     return thread
 
 
-def _fill(*tensors: torch.Tensor) -> None:
+def _fill(stop: threading.Event, *tensors: torch.Tensor) -> None:
     if sys.platform != "linux":
         return
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    madvise = _madvise()
     yield_to_others()
     layers = [(layer.data_ptr(), layer.nbytes) for tensor in tensors for layer in tensor]
     for start in range(0, max(size for _, size in layers), _PART_BYTES):
         for address, size in layers:
             first = (address + start) // mmap.PAGESIZE * mmap.PAGESIZE  # madvise wants whole pages
             length = min(address + start + _PART_BYTES, address + size) - first
-            if length > 0 and madvise(first, length, _POPULATE_WRITE):
+            if stop.is_set() or (length > 0 and madvise(first, length, _POPULATE_WRITE)):
                 return
+
+
+def release(*tensors: torch.Tensor) -> None:
+    """Give the memory of tensors of `zeroed`, or of parts of them, [layers, ...] each, back to the
+    system. They are zeros from now on, and their pages are made again when they are touched. Of
+    the pages at both ends of a layer, parts of which belong to others, nothing changes. About 0.1
+    ms a megabyte.
+    """
+    if sys.platform != "linux":
+        return
+    madvise = _madvise()
+    for layer in (layer for tensor in tensors for layer in tensor):
+        first = -(-layer.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        stop = (layer.data_ptr() + layer.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < stop:
+            madvise(first, stop - first, _DONTNEED)
+
+
+def _madvise() -> Callable[[int, int, int], int]:
+    call = ctypes.CDLL(None).madvise
+    call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    madvise: Callable[[int, int, int], int] = call
+    return madvise

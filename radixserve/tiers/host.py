@@ -27,6 +27,7 @@ from radixserve.tensors.copies import Copies, Copy, read_slots, write_slots
 from radixserve.tensors.kv import KVPool, KVShape
 from radixserve.tiers.contract import COPY_SECONDS, Dropping, Found, Load
 from radixserve.tiers.counters import TIER_BYTES, TIER_TOKENS
+from radixserve.tiers.trimming import Trimming
 
 
 @dataclass(slots=True)
@@ -58,6 +59,7 @@ class HostTier:
         self.cache = KVCache(num_slots, policy=policy, hindsight=False)
         self.demoted_tokens_total = 0
         self._pool = KVPool(shape, num_slots, torch.device("cpu"))
+        self._trimming = Trimming(self.cache, self._pool)
         self._device_pool = device_pool
         self._copies = copies
         self._falling: list[_Demotion] = []
@@ -77,7 +79,9 @@ class HostTier:
     def patience(self) -> float | None:
         """Copies from the device are polled."""
         is_busy = self._falling or self._dropping is not None or self.cache.dropped.pending
-        return COPY_SECONDS if is_busy else 0.0
+        if is_busy or self._trimming.patience == 0:
+            return COPY_SECONDS
+        return self._trimming.patience or 0.0
 
     def fileno(self) -> int | None:
         """There is none: `patience` says when to look."""
@@ -106,9 +110,10 @@ class HostTier:
 
     def settle(self) -> None:
         """Publish the copies that have arrived, in the order of demotion, in which they also
-        arrive. What was dropped is freed.
+        arrive. What was dropped is freed, and memory that the budget has lost is given back.
         """
         self._drop_on()
+        self._trimming.work()
         while self._falling and self._falling[0].copy.arrived:
             fallen = self._falling.pop(0)
             with fallen.lease as lease:
@@ -116,6 +121,19 @@ class HostTier:
                 write_slots(self._pool, lease.slots[first:], fallen.copy.kv)
                 lease.publish(fallen.prefix)
                 self.demoted_tokens_total += lease.num_published - first
+
+    @property
+    def capacity_bytes(self) -> int:
+        """The largest budget."""
+        return self._pool.num_slots * self._pool.slot_bytes
+
+    @property
+    def budget_bytes(self) -> int:
+        return self.cache.budget * self._pool.slot_bytes
+
+    def resize(self, num_bytes: int) -> int:
+        """Change the budget; returns how many tokens were evicted."""
+        return self.cache.resize(max(1, num_bytes // self._pool.slot_bytes))
 
     def fetch(self, prefix: Prefix, depth: int) -> Load:
         """A copy of K/V, made at once."""

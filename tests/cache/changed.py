@@ -22,6 +22,7 @@ MODULES = (
     "eviction",
     "dropped",
     "kvcache",
+    "compaction",
 )
 """Those that know each other, in the order in which they import each other."""
 

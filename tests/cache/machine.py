@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from radixserve.cache import kvcache
+from radixserve.cache.compaction import Compaction
 from radixserve.cache.policies import ranked
 from radixserve.cache.policies.policy import Policy, Scale
 from radixserve.cache.policies.table import POLICIES
 from radixserve.cache.radix import Node
 from radixserve.prefix import Prefix
+from radixserve.step import Slots
 
 Token = tuple[str, tuple[int, ...]]
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=14)
@@ -48,6 +50,7 @@ class CacheMachine(RuleBasedStateMachine):
     """
 
     cache_type = kvcache.KVCache
+    compaction_type = Compaction
     recency = 1
     enabled = True
 
@@ -65,9 +68,13 @@ class CacheMachine(RuleBasedStateMachine):
 
     @initialize(num_slots=st.integers(24, 64))
     def start(self, num_slots: int) -> None:
-        self.num_slots = num_slots
-        policy = self.policy(Scale(num_slots, chunk=2, even_depth=4))
+        self.capacity = self.budget = self.num_slots = num_slots
+        policy = self.policy(self.scale())
         self.cache = self.cache_type(num_slots, enabled=self.enabled, policy=policy)
+        self.compaction = self.compaction_type(self.cache, self.move)
+
+    def scale(self) -> Scale:
+        return Scale(self.budget, chunk=2, even_depth=4)
 
     # What the model says.
 
@@ -126,6 +133,21 @@ class CacheMachine(RuleBasedStateMachine):
         short = max(num_slots - free_before, 0)
         self.expect_evicted(short, protected)
         self.evicted_total += short
+
+    def expect_budget_kept(self) -> None:
+        """Slots were freed: those that are too many are held back, and no more is evicted than
+        that takes.
+        """
+        if self.num_slots == self.budget:
+            return
+        gone = len(self.published) - len(self.in_tree())
+        self.expect_evicted(gone, self.protected())
+        self.evicted_total += gone
+        self.num_slots = self.cache.stats().num_slots
+        unused = self.free() + len(self.published.keys() - self.protected())
+        assert self.num_slots >= self.budget, "too many slots are held back"
+        assert self.num_slots == self.budget or not unused, "too few slots are held back"
+        assert not gone or not self.free(), "more was evicted than the budget takes"
 
     # What is there.
 
@@ -265,6 +287,7 @@ class CacheMachine(RuleBasedStateMachine):
             each.published = num_tokens
             for prefix in each.prefixes(num_tokens):
                 self.published.setdefault(prefix, 0)
+        self.expect_budget_kept()
 
     @precondition(lambda self: self.running)
     @rule(which=WHICH, token=st.integers(0, 2), ahead=st.integers(0, 5), publish=st.booleans())
@@ -300,6 +323,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.clock += 1
         for prefix in each.prefixes(min(each.published, each.kept)):
             self.published[prefix] = self.clock
+        self.expect_budget_kept()
 
     @rule(num_tokens=st.integers(0, 20))
     def evict(self, num_tokens: int) -> None:
@@ -345,6 +369,38 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(num_nodes=st.integers(0, 9))
     def sweep(self, num_nodes: int) -> None:
         self.cache.sweep(num_nodes)
+        self.expect_budget_kept()
+
+    @rule(num_slots=st.integers(1, 64))
+    def resize(self, num_slots: int) -> None:
+        self.free_dropped()
+        self.budget = min(num_slots, self.capacity)
+        free, protected = self.free(), self.protected()
+        excess = max(self.num_slots - self.budget, 0)
+        unused = free + len(self.published.keys() - protected)
+        held = min(excess, unused)
+        evicted = max(held - free, 0)
+        assert self.cache.resize(self.budget) == evicted, "resize evicts more or less than it says"
+        self.expect_evicted(evicted, protected)
+        self.evicted_total += evicted
+        self.num_slots = self.budget if not excess else self.num_slots - held
+
+    @rule(num_nodes=st.integers(1, 5), num_tokens=st.integers(1, 9), rounds=st.integers(1, 9))
+    def compact(self, num_nodes: int, num_tokens: int, rounds: int) -> None:
+        """K/V moves away from the end of the pool, if no lease holds it."""
+        for _ in range(rounds):
+            self.compaction.work(num_nodes, num_tokens)
+
+    def move(self, sources: Slots, targets: Slots) -> None:
+        for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
+            assert target < self.cache.allocator.num_slots <= source, "K/V moves up"
+            self.content[target] = self.content[source]
+
+    @rule(name=st.sampled_from(sorted(POLICIES)))
+    def change_policy(self, name: str) -> None:
+        """A model that foretells what goes can only do so for its own policy."""
+        make = self.policy if self.recency else POLICIES[name]
+        self.cache.change_policy(make(self.scale()))
 
     @rule(namespace=NAMESPACES, tokens=TOKENS)
     def match(self, namespace: str, tokens: list[int]) -> None:
@@ -362,7 +418,8 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_slot_holds_what_its_owner_thinks(self) -> None:
-        for slot in slots_of(self.cache.allocator.free_runs()):
+        allocator = self.cache.allocator
+        for slot in slots_of([*allocator.free_runs(), *allocator.held]):
             self.content.pop(slot, None)
         in_tree = self.in_tree()
         assert in_tree.keys() == self.published.keys(), (
@@ -400,10 +457,16 @@ class CacheMachine(RuleBasedStateMachine):
         while self.running:
             self.release(0)
         assert self.cache.stats().pinned == 0
-        self.cache.evict(self.num_slots)
+        self.cache.sweep(1 << 30)
+        for _ in range(2):  # the rest of a pass that was begun, and another one
+            while self.compaction.work(1 << 30, 1 << 30):
+                pass
+        assert not self.compaction.is_needed, "K/V that nobody leases stays at the end of the pool"
+        self.cache.evict(self.capacity)
         self.cache.check()
         assert not self.cache.tree.detached
-        assert self.cache.allocator.free_runs() == [(0, self.num_slots)]
+        self.cache.resize(self.capacity)
+        assert self.cache.allocator.free_runs() == [(0, self.capacity)]
         assert not self.cache.tree.roots
 
 

@@ -37,7 +37,7 @@ BUGS = {
     "release forgets to unpin": ("kvcache", "        cache.evictor.unpin(self._node)\n", ""),
     "release forgets the private slots": (
         "kvcache",
-        "        cache.allocator.free(self._own)\n",
+        "        cache._free(own)\n",
         "",
     ),
     "release forgets the recency": ("kvcache", "        cache.evictor.touch(self._node)\n", ""),
@@ -83,7 +83,7 @@ BUGS = {
         "        write_slots(path_runs(node, old), self._table[depth : point.depth])\n",
         "",
     ),
-    "duplicates are not freed": ("kvcache", "        self._cache.allocator.free(duplicates)\n", ""),
+    "duplicates are not freed": ("kvcache", "        self._cache._free(duplicates)\n", ""),
     "publish is off by one": (
         "kvcache",
         "        num_tokens = len(edge) // TOKEN_BYTES\n        runs",
@@ -223,6 +223,47 @@ BUGS = {
         "leaf := policy.victim()",
         "leaf := policy.policy.policy._line and policy.policy.policy._line.last or None",
     ),
+    "a budget that has shrunk is not kept when a lease ends": (
+        "kvcache",
+        "        self.allocator.free(runs)\n        self._keep_budget()\n",
+        "        self.allocator.free(runs)\n",
+    ),
+    "shrinking evicts as if no slot were free": (
+        "kvcache",
+        "self.evict(excess - self.allocator.num_free)",
+        "self.evict(excess)",
+    ),
+    "growing gives back one slot too few": (
+        "kvcache",
+        "self.allocator.give_back(num_slots - self.allocator.num_slots)",
+        "self.allocator.give_back(num_slots - self.allocator.num_slots - 1)",
+    ),
+    "a slot that is held back stays free": (
+        "slots",
+        "            self._forget(start, stop)\n            if start < cut:\n"
+        "                self._note(start, cut)\n",
+        "",
+    ),
+    "K/V that a lease holds is moved": (
+        "compaction",
+        "0 if node.pins else num_tokens",
+        "num_tokens",
+    ),
+    "a node that has gone is moved": (
+        "compaction",
+        "            if not cache.is_findable(node):\n                continue\n",
+        "",
+    ),
+    "what is moved is named in another order": (
+        "compaction",
+        "slots[places], targets = targets[: len(places)]",
+        "slots[places], targets = targets[: len(places)][::-1]",
+    ),
+    "another policy does not get all leaves": (
+        "kvcache",
+        "        for leaf in leaves:\n            policy.used(leaf)\n",
+        "        for leaf in leaves[1:]:\n            policy.used(leaf)\n",
+    ),
     "an allocated slot stays free": (
         "slots",
         "        self._forget(start, stop)\n        if cut",
@@ -269,6 +310,7 @@ def machine_over(
     load_changed(changed, old, new, monkeypatch)
     members = {
         "cache_type": sys.modules["radixserve.cache.kvcache"].KVCache,
+        "compaction_type": sys.modules["radixserve.cache.compaction"].Compaction,
         "policy": staticmethod(sys.modules["radixserve.cache.policies.table"].POLICIES["lru"]),
     }
     return type("Changed", (CacheMachine,), members)

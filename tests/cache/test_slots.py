@@ -86,3 +86,27 @@ def test_a_table_names_the_slots_of_its_runs_in_order() -> None:
     write_slots([(3, 2)], table[5:])
     assert table.tolist() == [40, 41, 42, 7, 9, 3, 4]
     write_slots([], table[:0])
+
+
+def test_the_highest_free_slots_are_held_back_and_the_lowest_of_them_given_back() -> None:
+    allocator = allocator_with_free(20, [(2, 3), (8, 4), (16, 2)])
+    allocator.hold_back(5)
+    allocator.check()
+    assert (allocator.held, allocator.free_runs()) == ([(9, 3), (16, 2)], [(2, 3), (8, 1)])
+    assert (allocator.num_slots, allocator.capacity) == (15, 20)
+    allocator.free([(12, 4)])
+    allocator.hold_back(1)
+    assert allocator.held == [(12, 6)], "what lies lower is free again, and joined"
+    allocator.give_back(4)
+    allocator.check()
+    assert (allocator.held, allocator.num_slots) == ([(16, 2)], 18)
+    with pytest.raises(AssertionError, match="freed twice"):
+        allocator.free([(17, 1)])
+
+
+def test_a_swap_hands_out_the_lowest_slots_free_or_held_back() -> None:
+    allocator = allocator_with_free(20, [(2, 3), (8, 4)])
+    allocator.hold_back(5)
+    assert allocator.swap([(15, 5)]) == [(2, 3), (8, 2)]
+    allocator.check()
+    assert (allocator.held, allocator.free_runs()) == ([(15, 5)], [(10, 2)])

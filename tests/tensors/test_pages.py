@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from radixserve.tensors.kv import KVPool, KVShape
-from radixserve.tensors.pages import fill, zeroed
+from radixserve.tensors.pages import fill, release, zeroed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reserves memory on Linux only")
 
@@ -49,3 +49,32 @@ def test_filling_makes_the_memory_and_changes_nothing() -> None:
         pytest.skip("this system makes pages only when they are touched")
     assert tensor[3].sum() == 1 << 16
     assert tensor.sum() == 1 << 16
+
+
+def test_released_memory_is_given_back_and_is_zero_and_the_rest_stays() -> None:
+    tensor = zeroed((2, 1 << 24), torch.float32)
+    tensor.fill_(1.0)
+    before = resident()
+    release(tensor[:, 1 << 23 :])
+    assert before - resident() > 0.9 * tensor.nbytes / 2
+    assert tensor[:, : 1 << 23].sum() == 1 << 24
+    assert tensor[:, 1 << 23 :].sum() == 0
+    tensor[:, -1] = 3.0
+    assert tensor.sum() == (1 << 24) + 6
+
+
+def test_of_pages_that_others_share_nothing_is_released() -> None:
+    tensor = zeroed((2, 1 << 14), torch.float32)
+    tensor.fill_(1.0)
+    release(tensor[:, 100:200])
+    assert tensor.sum() == 1 << 15
+
+
+def test_filling_ends_when_memory_is_given_back() -> None:
+    pool = KVPool(KVShape(4, 2, 64, 64, torch.float32), 1 << 18, torch.device("cpu"))
+    pool.k[:, 5] = 2.0
+    before = resident()
+    pool.release(64)
+    pool.fill(pool.num_slots)
+    assert resident() - before < GIB // 4
+    assert pool.k[:, 5].sum() == 2 * 4 * 2 * 64

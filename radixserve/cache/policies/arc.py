@@ -67,6 +67,11 @@ class AdaptiveReplacement(Silent):
         kept = sum(line.num_tokens for line in self._lines)
         more.shrink(2 * self._num_slots - kept - once.num_tokens)
 
+    def resize(self, num_slots: int) -> None:
+        self._num_slots = num_slots
+        self._target = min(self._target, float(num_slots))
+        self._trim()
+
     def check(self, leaves: list[Node]) -> None:
         for queue, line in enumerate(self._lines):
             expected = [leaf for leaf in leaves if leaf.queue == queue]

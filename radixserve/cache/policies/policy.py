@@ -67,6 +67,10 @@ class Policy(Protocol):
         """
         ...
 
+    def resize(self, num_slots: int) -> None:
+        """The cache has so many slots from now on."""
+        ...
+
     def check(self, leaves: list[Node]) -> None:
         """Assert that `leaves`, and no others, are offered, and lie in order; O(leaves)."""
         ...
@@ -144,3 +148,7 @@ class Silent(Policy, Protocol):
     def recall(self, prefix: Prefix, depth: int) -> int:
         """Nothing was remembered."""
         return 0
+
+    def resize(self, num_slots: int) -> None:
+        """The size is of no account."""
+        return

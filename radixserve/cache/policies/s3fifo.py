@@ -67,6 +67,10 @@ class S3FIFO(Silent):
     def recall(self, prefix: Prefix, depth: int) -> int:
         return 1 if self._ghosts.take(prefix, depth) else 0
 
+    def resize(self, num_slots: int) -> None:
+        self._most_ghosts = num_slots
+        self._ghosts.shrink(num_slots)
+
     def check(self, leaves: list[Node]) -> None:
         for queue, line in enumerate(self._queues):
             expected = [leaf for leaf in leaves if leaf.queue == queue]

@@ -20,9 +20,9 @@ class SegmentedLRU(Silent):
     """
 
     def __init__(self, scale: Scale) -> None:
-        self._most = int(PROTECTED_SHARE * scale.num_slots)
         self._lines = (Line(), Line())
         self._now = 0
+        self.resize(scale.num_slots)
 
     def offer(self, leaf: Node) -> None:
         """Line `leaf` up where it belongs; if that protects too much, demote others."""
@@ -30,6 +30,9 @@ class SegmentedLRU(Silent):
         if leaf.ticket < leaf.last_use:  # otherwise it was not used since it stood in a line
             leaf.ticket, leaf.queue = leaf.last_use, _PROTECTED if leaf.uses > 1 else _PROBATION
         self._lines[leaf.queue].add(leaf, leaf.ticket)
+        self._demote()
+
+    def _demote(self) -> None:
         protected = self._lines[_PROTECTED]
         while protected.num_tokens > self._most:
             demoted = protected.first
@@ -42,6 +45,10 @@ class SegmentedLRU(Silent):
 
     def victim(self) -> Node | None:
         return next((line.first for line in self._lines if line), None)
+
+    def resize(self, num_slots: int) -> None:
+        self._most = int(PROTECTED_SHARE * num_slots)
+        self._demote()
 
     def check(self, leaves: list[Node]) -> None:
         for queue, line in enumerate(self._lines):

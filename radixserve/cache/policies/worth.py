@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 from radixserve.cache.ghosts import Ghosts
@@ -163,6 +164,11 @@ class Worth(Policy):
         for number, (uses, last_use, start) in enumerate(remembered, start=depth // chunk + 1):
             self._learn(uses, self._now - last_use, min(chunk, number * chunk - start))
         return max((uses for uses, _, _ in remembered), default=0)
+
+    def resize(self, num_slots: int) -> None:
+        """See `Policy.resize`; what was learned stays."""
+        self._scale = replace(self._scale, num_slots=num_slots)
+        self._ghosts.shrink(REMEMBERED * num_slots)
 
     def check(self, leaves: list[Node]) -> None:
         """See `Policy.check`."""

@@ -1,0 +1,97 @@
+"""Moves cached K/V out of the slots at the end of the pool, so that the memory there can be given
+back when the budget has shrunk.
+
+The slots that are held back are as many as the budget asks for, wherever they lie. Moving swaps
+owners: K/V goes to a lower slot, free or held back, and its own slot is held back instead. What
+leases hold stays where it is, because running requests know its slots.
+
+    before    a a . b b | c - c d d -      | the budget; . free, - held back; d is leased
+    after     a a c b b | c - - d d -      only one slot below the budget was there to swap with
+
+Knows the tree and slots, no tensors: who makes it moves the K/V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from radixserve.cache.kvcache import KVCache
+from radixserve.cache.radix import Node
+from radixserve.cache.slots import Run, write_slots
+from radixserve.step import Slots
+
+Move = Callable[[Slots, Slots], None]
+"""Copies K/V from slots to as many others."""
+
+
+class Compaction:
+    """Passes over the tree of one cache, in parts between which it may change."""
+
+    def __init__(self, cache: KVCache, move: Move) -> None:
+        self._cache, self._move = cache, move
+        self._to_visit: list[Node] = []
+
+    @property
+    def end(self) -> int:
+        """The first of the slots at the end of the pool that are all held back."""
+        allocator = self._cache.allocator
+        start, length = allocator.held[-1] if allocator.held else (allocator.capacity, 0)
+        return start if start + length == allocator.capacity else allocator.capacity
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether slots are held back that do not lie at the end."""
+        return self.end > self._cache.allocator.num_slots
+
+    def work(self, num_nodes: int, num_tokens: int) -> bool:
+        """Go on with a pass, or begin one: look at `num_nodes` nodes and move `num_tokens` tokens
+        at most. False if the pass has ended.
+        """
+        cache, edge = self._cache, self._cache.allocator.num_slots
+        self._to_visit = self._to_visit or list(cache.tree.roots.values())
+        moved: list[tuple[Node, list[int]]] = []
+        while self._to_visit and num_nodes > 0 and num_tokens > 0:
+            node = self._to_visit.pop()
+            num_nodes -= 1
+            if not cache.is_findable(node):
+                continue
+            slots = _slots_of(node)
+            high = np.flatnonzero(slots >= edge)[: 0 if node.pins else num_tokens].tolist()
+            if high:
+                moved.append((node, high))
+                num_tokens -= len(high)
+            else:
+                self._to_visit += node.children.values()
+        self._swap(moved)
+        self._to_visit += [node for node, _ in moved]  # which may have more to move
+        return bool(self._to_visit)
+
+    def _swap(self, moved: list[tuple[Node, list[int]]]) -> None:
+        """Move the tokens of nodes, given by their places in the nodes' edges. Free slots at the
+        end of the pool are held back instead of lower ones in any case.
+        """
+        if not moved:
+            self._cache.allocator.swap([])
+            return
+        sources = np.concatenate([_slots_of(node)[places] for node, places in moved])
+        targets = np.empty(len(sources), np.int32)
+        write_slots(self._cache.allocator.swap(_runs_of(sources)), targets)
+        self._move(sources, targets)
+        for node, places in moved:
+            slots = _slots_of(node)
+            slots[places], targets = targets[: len(places)], targets[len(places) :]
+            node.runs = _runs_of(slots)
+
+
+def _slots_of(node: Node) -> Slots:
+    slots = np.empty(node.num_tokens, np.int32)
+    write_slots(node.runs, slots)
+    return slots
+
+
+def _runs_of(slots: Slots) -> list[Run]:
+    """The slots as runs, in their order."""
+    parts = np.split(slots, np.flatnonzero(np.diff(slots) != 1) + 1)
+    return [(int(part[0]), len(part)) for part in parts if len(part)]
