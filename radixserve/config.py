@@ -432,6 +432,26 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "share of the K/V memory on the device, or of the tenant's kv_quota",
         ),
     ] = 0.125
+    warm: Annotated[
+        _Name | None,
+        Doc(
+            "cache",
+            "file of request bodies, one JSON object on each line, whose prompts are computed at "
+            "the start and after a death of the engine (docs/cache.md)",
+            zero="none",
+            path=True,
+        ),
+    ] = None
+    warm_seconds: Annotated[
+        float,
+        Meta(ge=0, le=86400),
+        Doc(
+            "cache",
+            "how long /health/ready waits at the start for these prompts; those that are left are "
+            "computed afterwards",
+            "seconds",
+        ),
+    ] = 60.0
     record: Annotated[
         _Name | None,
         Doc(

@@ -25,7 +25,15 @@ from radixserve.declared import Declared, Numbers
 from radixserve.engine.counters import COMPUTED, PROMPT_TOKENS, STEPS
 from radixserve.errors import CODES
 from radixserve.metrics_aliases import VllmNames
-from radixserve.metrics_table import COLD, ENGINE, METRICS, OTHER_CODE, WARM, WINDOW_SECONDS
+from radixserve.metrics_table import (
+    COLD,
+    ENGINE,
+    METRICS,
+    OTHER_CODE,
+    WARM,
+    WARMING,
+    WINDOW_SECONDS,
+)
 from radixserve.step import EngineInfo, EngineStats
 
 
@@ -110,7 +118,7 @@ class Metrics:
     def record(self, record: RequestRecord) -> None:
         """Count a request that ended; call it once for each. O(tokens generated)."""
         self._counters["radixserve_requests_total"].labels(record.endpoint, record.outcome).inc()
-        if record.outcome == "rejected":
+        if record.outcome == "rejected" or record.endpoint == WARMING:
             return
         self._observe("radixserve_request_prompt_tokens", record.prompt_tokens)
         self._observe("radixserve_request_cached_tokens", record.cached_tokens)

@@ -16,7 +16,10 @@ from radixserve.tiers import counters as tiers
 WINDOW_SECONDS: Final = 300
 """The time window of the hit ratio."""
 
-ENDPOINTS: Final = ("chat", "completions", "responses", "messages")
+WARMING: Final = "warm"
+"""Stands for an endpoint: prompts that were computed by POST /cache/warm or for a file."""
+
+ENDPOINTS: Final = ("chat", "completions", "responses", "messages", WARMING)
 OUTCOMES: Final = ("stop", "length", "tool_calls", "abort", "error", "rejected")
 RESTART_CAUSES: Final = ("crash", "hang")
 COLD: Final = "cold"
@@ -32,7 +35,7 @@ _FRONT: Final = (
         "radixserve_requests_total",
         "requests",
         "Requests that ended, by endpoint and outcome (stop, length, tool_calls, abort, error, "
-        "rejected)",
+        "rejected). Prompts that were only warmed (warm) are not in the histograms of requests",
         ("endpoint", "outcome"),
         values=(ENDPOINTS, OUTCOMES),
     ),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from radixserve.body_file import FileBody, read_body_file
 from radixserve.checkpoints.temporary import ensure_temporary_folder
 from radixserve.config import Settings
 from radixserve.key_file import read_key_file, refuse_two_defaults
@@ -30,6 +31,11 @@ def check_keys(settings: Settings) -> None:
     """Raises ConfigError if the key file cannot be used."""
     if settings.api_key_file is not None:
         refuse_two_defaults(read_key_file(Path(settings.api_key_file)), settings.api_key)
+
+
+def bodies_to_warm(settings: Settings) -> list[FileBody]:
+    """The bodies in the file of the setting `warm`. Raises ConfigError if it cannot be used."""
+    return [] if settings.warm is None else read_body_file(Path(settings.warm))
 
 
 def for_engine(settings: Settings) -> Settings:

@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry
 
 from radixserve.api.address import Address
 from radixserve.api.app import make_app
+from radixserve.api.cache.warmup import Warmup
 from radixserve.api.context import Api
 from radixserve.api.listen import Listener, warn_if_open
 from radixserve.api.openai.validate import stop_tokens
@@ -32,6 +33,7 @@ from radixserve.checkpoints.source import ModelSource
 from radixserve.config import Settings
 from radixserve.errors import ApiError
 from radixserve.front.child import Child
+from radixserve.preparations import bodies_to_warm
 from radixserve.telemetry.destination import Destination, destination
 from radixserve.text.turns import CLOSED, OPEN, turn_end
 
@@ -92,18 +94,49 @@ async def _answer(api: Api, assembly: Assembly, address: Address, stopping: asyn
     warn_if_open(settings)
     if api.keys.has_file:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, api.keys.reload)
+    api.readiness.reason = None if settings.warm is None else "warming"
     try:
         await listener.start()
         # Meanwhile the port answers that the server is alive but not ready.
         if await _unless_stopped(stopping, loading) is not None:
             await _unless_stopped(stopping, _check_turn_end(api))
-            _announce(address.url, api.model_name)
-            await stopping.wait()
+            async with _warm(api, assembly, stopping):
+                _announce(address.url, api.model_name)
+                await stopping.wait()
             log.info("draining")
             await engine.drain(settings.drain_seconds)
     finally:
         await engine.stop()
         await listener.close()
+
+
+@contextlib.asynccontextmanager
+async def _warm(api: Api, assembly: Assembly, stopping: asyncio.Event) -> AsyncIterator[None]:
+    """Warm the prompts of the setting `warm`, and again after each death of the engine. The block
+    begins when they are warm, or the time for them is over, or a signal arrives.
+    """
+    settings, engine = assembly.settings, assembly.engine
+    if settings.warm is None:
+        yield
+        return
+    warmup = Warmup(api, settings.warm, bodies_to_warm(settings))
+    engine.on_ready = warmup.engine_is_ready
+    running = asyncio.create_task(warmup.run())
+    try:
+        await _unless_stopped(stopping, _warm_once(warmup, settings.warm_seconds))
+        api.readiness.reason = None
+        yield
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def _warm_once(warmup: Warmup, seconds: float) -> None:
+    """Returns when all prompts were tried, or the time is over."""
+    try:
+        await asyncio.wait_for(warmup.done_once.wait(), seconds)
+    except TimeoutError:
+        log.warning("not all prompts are warm after warm_seconds; the rest follows")
 
 
 async def _check_turn_end(api: Api) -> None:

@@ -162,7 +162,7 @@ def test_the_known_values_are_those_that_are_counted() -> None:
     known = {each.name: each.values for each in METRICS}
     assert known["radixserve_step_faults_total"] == (get_args(FaultKind),)
     assert known["radixserve_requests_total"] == (
-        ("chat", "completions", "responses", "messages"),
+        ("chat", "completions", "responses", "messages", "warm"),
         ("stop", "length", "tool_calls", "abort", "error", "rejected"),
     )
 

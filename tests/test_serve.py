@@ -110,6 +110,16 @@ def test_a_refused_start_gives_the_socket_file_back(tmp_path: Path) -> None:
     take_address(settings).close()
 
 
+@pytest.mark.usefixtures("nothing_starts")
+def test_a_file_of_prompts_that_cannot_be_used_is_refused_before_anything_starts(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "warm.jsonl"
+    path.write_text('{"prompt": "a"}\nnot JSON\n')
+    with pytest.raises(StartupError, match=r"warm\.jsonl cannot be used: line 2 is no JSON"):
+        launch.launch(Settings(port=0, warm=str(path)))
+
+
 class SlowTokenizer(LocalTokenizer):
     """Its chat template never ends."""
 

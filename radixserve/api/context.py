@@ -58,6 +58,13 @@ class TokenizerThreads:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
+@dataclass(slots=True)
+class Readiness:
+    """Why the server is not ready although its engine works; None: no reason."""
+
+    reason: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Api:
     """The collaborators and facts that handlers use."""
@@ -75,6 +82,7 @@ class Api:
     namespaces: Namespaces
     limits: TenantLimits
     ui: PageState
+    readiness: Readiness
     traces: Traces | None = None  # None: none are made
 
     @classmethod
@@ -109,6 +117,7 @@ class Api:
             namespaces=Namespaces(secret),
             limits=TenantLimits(),
             ui=PageState(engine),
+            readiness=Readiness(),
         )
 
     @property
@@ -125,13 +134,16 @@ class Api:
             )
         return info
 
+    @property
+    def unready_reason(self) -> str | None:
+        """Why clients should go elsewhere, even if requests are accepted; None when all is well."""
+        return self.engine.unready_reason or self.readiness.reason
+
     def check_ready(self) -> None:
-        """Raises Unavailable while the engine does not work, even if requests are accepted and
-        wait.
-        """
-        reason = self.engine.unready_reason
+        """Raises Unavailable while there is an `unready_reason`."""
+        reason = self.unready_reason
         if reason is not None:
-            raise Unavailable(f"The engine is not ready: {reason}.", code="server_not_ready")
+            raise Unavailable(f"The server is not ready: {reason}.", code="server_not_ready")
 
 
 API = web.AppKey("api", Api)

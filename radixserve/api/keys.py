@@ -48,6 +48,12 @@ class Keys:
         known, tenant = self._owners.get(given, (b"", None))
         return tenant if hmac.compare_digest(known, given) else None
 
+    def tenant(self, name: str) -> Tenant | None:
+        """The tenant of this name; None if there is none."""
+        if self._api_key is not None and name == OWNER.name:
+            return OWNER
+        return next((each for each in self.tenants if each.name == name), None)
+
     def reload(self) -> bool:
         """Read the file again. If it cannot be used, the log says why, and the keys stay as they
         are. Returns whether it was taken.

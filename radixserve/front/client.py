@@ -65,6 +65,7 @@ class ProcessEngine:
         """
         self.info: EngineInfo | None = None
         self.traffic: TrafficLog | None = None  # takes note of every request
+        self.on_ready: Callable[[], None] = lambda: None  # called for each engine that is ready
         self._settings = settings
         self._on_stats = on_stats
         self._on_restart = on_restart
@@ -180,6 +181,7 @@ class ProcessEngine:
         for pin in self._pins.again():
             self._supervisor.send(Asked(0, pin))  # nobody waits for the answer
         self._questions.engine_is_ready()
+        self.on_ready()
 
     def _take_report(self, report: Report) -> None:
         if report.stats is not None:

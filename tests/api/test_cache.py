@@ -186,3 +186,11 @@ async def test_a_wrong_body_is_refused_before_anything_is_computed(
     status, answer = await server.post("/cache/warm", body)
     assert (status, answer["error"]["param"]) == (400, param)
     assert not server.engine.seen
+
+
+async def test_what_was_warmed_is_counted_as_no_request_of_a_client(server: Server) -> None:
+    await server.post("/cache/warm", {"prompt": "abcd"})
+    (record,) = server.metrics.records
+    assert (record.endpoint, record.outcome) == ("warm", "length")
+    assert record.e2e_seconds is not None
+    assert record.e2e_seconds < 60

@@ -1,4 +1,6 @@
-"""Reads a body of whichever endpoint that generates, without generating."""
+"""Reads a body of whichever endpoint that generates, without generating; an administrator may name
+the tenant whose it is.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +9,47 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from radixserve.api.access import assign_tenant, tenant_of
+from radixserve.api.access import assign_tenant, check_admin, tenant_of
 from radixserve.api.anthropic.endpoints import MESSAGES
-from radixserve.api.body import decode_body, decode_for
+from radixserve.api.body import decode_for
 from radixserve.api.context import API, Api
 from radixserve.api.handlers import Endpoint
 from radixserve.api.openai.endpoints import CHAT, COMPLETIONS
 from radixserve.api.openai.responses.endpoint import RESPONSES
+from radixserve.api.refusals import shown
 from radixserve.errors import BadRequest
 from radixserve.front.generation import Generation
+from radixserve.tenants import Tenant
 
 
-async def generation_of(request: web.Request, raw: bytes) -> Generation:
-    """The generation of a body, for the tenant who asks. Raises the refusal."""
+async def generation_of(request: web.Request, fields: dict[str, Any]) -> Generation:
+    """The generation of a body, for `tenant_named`, whose field is taken out of `fields`. Raises
+    the refusal.
+    """
     api, is_anthropic = request.app[API], "anthropic-version" in request.headers
-    fields = decode_body(raw, dict[str, Any])
+    tenant = tenant_named(request, fields.pop("tenant", None))
     generation = await prepared(api, fields, is_anthropic=is_anthropic)
-    assign_tenant(generation, tenant_of(request), api.namespaces)
+    assign_tenant(generation, tenant, api.namespaces)
     return generation
+
+
+def tenant_named(request: web.Request, name: object) -> Tenant:
+    """The tenant of this name, which only an administrator may give; without one the tenant who
+    asks. Raises BadRequest if there is none of this name.
+    """
+    if name is None:
+        return tenant_of(request)
+    check_admin(request)
+    return known_tenant(request.app[API], name)
+
+
+def known_tenant(api: Api, name: object) -> Tenant:
+    """The tenant of this name. Raises BadRequest if there is none."""
+    tenant = api.keys.tenant(name) if isinstance(name, str) else None
+    if tenant is None:
+        text = f"There is no tenant {shown(name)!r} in the key file."
+        raise BadRequest(text, param="tenant", code="invalid_value")
+    return tenant
 
 
 async def prepared(api: Api, fields: dict[str, Any], *, is_anthropic: bool = False) -> Generation:

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from radixserve.api.access import check_admin, tenant_of
 from radixserve.api.body import decode_body, read_raw
-from radixserve.api.cache.bodies import generation_of
+from radixserve.api.cache.bodies import generation_of, tenant_named
 from radixserve.api.cache.hints import hints
 from radixserve.api.cache.regions import Region, region_of
 from radixserve.api.context import API, Api
@@ -43,9 +43,10 @@ _SENTENCES: Final = {
 
 
 class TokensBody(msgspec.Struct, forbid_unknown_fields=True):
-    """A prompt as token ids, in the namespace of requests without a salt."""
+    """A prompt as token ids, in the namespace of a tenant's requests without a salt."""
 
     tokens: list[int]
+    tenant: str | None = None
 
 
 async def explain(request: web.Request) -> web.Response:
@@ -58,7 +59,7 @@ async def explain(request: web.Request) -> web.Response:
         question = of_tokens(request, decode_body(raw, TokensBody))
         generation = None
     else:
-        generation = await generation_of(request, raw)
+        generation = await generation_of(request, fields)
         question = of_generation(generation)
     told = await api.engine.ask(question)
     answer = await _Answer(api, question, told, generation, _blocks(fields)).whole()
@@ -75,7 +76,8 @@ def of_tokens(request: web.Request, body: TokensBody) -> Explain:
     if len(body.tokens) > info.context_length:
         raise too_many("tokens", info.context_length)
     check_token_ids(body.tokens, info.vocab_size, "tokens")
-    namespace = api.namespaces.of(tenant_of(request).name, _PUBLIC)
+    tenant = tenant_named(request, body.tenant)
+    namespace = api.namespaces.of(tenant.name, _PUBLIC)
     return Explain(namespace=namespace, tokens=body.tokens)
 
 

@@ -107,7 +107,7 @@ async def _prompt(request: web.Request, fields: dict[str, Any]) -> tuple[str, li
     if "tokens" in fields:
         asked = of_tokens(request, decode_body(msgspec.json.encode(fields), TokensBody))
         return asked.namespace, asked.tokens
-    generation = await generation_of(request, msgspec.json.encode(fields))
+    generation = await generation_of(request, fields)
     if len(generation.streams) > generation.num_choices:
         raise unsupported("prompt", "several prompts in one pin")
     asked = of_generation(generation)

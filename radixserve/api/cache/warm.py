@@ -1,25 +1,28 @@
 """POST /cache/warm: compute prompts without answering them, so that later requests find them.
 
 The body is one that an endpoint would take, `{"tokens": [...]}`, or `{"bodies": [...]}` with some
-of these. They are computed one after the other, behind the requests that wait.
+of these. They are computed one after the other, behind the requests that wait. `api.cache.warmup`
+does the same for a file.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
-from radixserve.api.access import check_admin
+from radixserve.api.access import assign_tenant, check_admin
 from radixserve.api.body import decode_body, read_raw
-from radixserve.api.cache.bodies import generation_of
-from radixserve.api.context import API
+from radixserve.api.cache.bodies import prepared, tenant_named
+from radixserve.api.context import API, Api
 from radixserve.api.json_response import json_response
 from radixserve.api.refusals import missing, too_many, unsupported
 from radixserve.errors import BadRequest
 from radixserve.front.generation import Generation
-from radixserve.tenants import MAX_PRIORITY
+from radixserve.metrics_table import WARMING
+from radixserve.tenants import MAX_PRIORITY, Tenant
 
 MAX_BODIES: Final = 64
 
@@ -30,34 +33,47 @@ class Bodies(msgspec.Struct, forbid_unknown_fields=True):
     bodies: list[dict[str, Any]]
 
 
+class Warmed(msgspec.Struct, frozen=True, kw_only=True):
+    """What warming one body took."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    computed_tokens: int
+
+
 async def warm(request: web.Request) -> web.Response:
     """POST /cache/warm."""
     check_admin(request)
-    raw = await read_raw(request)
+    api, raw = request.app[API], await read_raw(request)
     fields = decode_body(raw, dict[str, Any])
     bodies = decode_body(raw, Bodies).bodies if "bodies" in fields else [fields]
     if not bodies:
         raise missing("bodies")
     if len(bodies) > MAX_BODIES:
         raise too_many("bodies", MAX_BODIES)
-    generations = [await _prepared(request, each) for each in bodies]  # all checks before any work
-    warmed = [await _computed(request, each) for each in generations]
-    return json_response({"warmed": warmed})
+    generations = [await _asked(request, each) for each in bodies]  # all checks before any work
+    return json_response({"warmed": [await computed(api, each) for each in generations]})
 
 
-async def _prepared(request: web.Request, fields: dict[str, Any]) -> Generation:
-    """The generation of a body with one token, which the engine draws and nobody gets."""
+async def _asked(request: web.Request, fields: dict[str, Any]) -> Generation:
+    tenant = tenant_named(request, fields.pop("tenant", None))
+    is_anthropic = "anthropic-version" in request.headers
+    return await prompt_only(request.app[API], fields, tenant, is_anthropic=is_anthropic)
+
+
+async def prompt_only(
+    api: Api, fields: dict[str, Any], tenant: Tenant, *, is_anthropic: bool = False
+) -> Generation:
+    """The generation of a body with one token, which the engine draws and nobody gets. Raises the
+    refusal.
+    """
     if "tokens" in fields:
-        if len(fields) > 1:
-            raise BadRequest(
-                "'tokens' must stand alone.", param="tokens", code="unsupported_parameter"
-            )
-        fields = {"prompt": fields["tokens"]}
-        if not isinstance(fields["prompt"], list):
-            raise BadRequest("'tokens' must be a list.", param="tokens", code="invalid_type")
-    generation = await generation_of(request, msgspec.json.encode(fields))
+        fields = {"prompt": _only_tokens(fields)}
+    generation = await prepared(api, fields, is_anthropic=is_anthropic)
+    generation.endpoint, generation.streamed = WARMING, False
     generation.streams = generation.streams[:: generation.num_choices]
-    generation.num_choices, generation.streamed = 1, False
+    generation.num_choices = 1
+    assign_tenant(generation, tenant, api.namespaces)
     for index, stream in enumerate(generation.streams):
         if not (stream.request.keeps_cache and stream.request.reads_cache):
             raise unsupported("prompt_cache_options", "a body that leaves the cache alone")
@@ -71,18 +87,35 @@ async def _prepared(request: web.Request, fields: dict[str, Any]) -> Generation:
     return generation
 
 
-async def _computed(request: web.Request, generation: Generation) -> dict[str, int]:
-    api = request.app[API]
+def _only_tokens(fields: dict[str, Any]) -> list[Any]:
+    """The token ids of a body that has nothing else."""
+    if len(fields) > 1:
+        text = "'tokens' must stand alone."
+        raise BadRequest(text, param="tokens", code="unsupported_parameter")
+    tokens = fields["tokens"]
+    if not isinstance(tokens, list):
+        raise BadRequest("'tokens' must be a list.", param="tokens", code="invalid_type")
+    return tokens
+
+
+async def computed(api: Api, generation: Generation) -> Warmed:
+    """Compute the prompts of `prompt_only`, behind all requests that wait. Raises as
+    `Generation.run`.
+    """
+    generation.arrived = time.monotonic()
+    api.ui.live.begin(generation)
     try:
         await generation.collect(api.engine)
     except BaseException as error:
         generation.fail(error)
         raise
     finally:
-        api.metrics.record(generation.close())
+        record = generation.close()
+        api.ui.live.end(generation, record.outcome)
+        api.metrics.record(record)
     counts = generation.counts()
-    return {
-        "prompt_tokens": counts.prompt,
-        "cached_tokens": counts.cached,
-        "computed_tokens": counts.prompt - counts.cached,
-    }
+    return Warmed(
+        prompt_tokens=counts.prompt,
+        cached_tokens=counts.cached,
+        computed_tokens=counts.prompt - counts.cached,
+    )

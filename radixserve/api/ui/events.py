@@ -68,7 +68,7 @@ async def _tell(api: Api, stream: EventStream) -> None:
         samples = [sample for sample in api.ui.history.samples if sample.at > told_at]
         info = api.engine.info
         news = News(
-            state=api.engine.unready_reason or "ready",
+            state=api.unready_reason or "ready",
             samples=samples,
             requests=api.ui.live.since(mark),
             server=None if info is known and told_at else _server(api),
