@@ -23,6 +23,11 @@ def pack(token_ids: Iterable[int]) -> bytes:
     return array("i", token_ids).tobytes()
 
 
+def unpack(tokens: bytes, most: int | None = None) -> list[int]:
+    """The token ids of packed `tokens`; with `most` the first ones only."""
+    return memoryview(tokens)[: None if most is None else most * TOKEN_BYTES].cast("i").tolist()
+
+
 def owner_of(namespace: str) -> str:
     """The tenant that a namespace belongs to: what stands before its slash; empty without one."""
     return namespace.rpartition("/")[0]

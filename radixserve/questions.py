@@ -46,7 +46,8 @@ class Drop(Question[Dropped], tag="drop", frozen=True, kw_only=True):
     tenant: str | None = None  # K/V of this tenant, whose name its namespaces begin with
     prefix: list[int] = []  # K/V of these tokens and of all that follow them
     older_than: float = 0.0  # seconds since the last use
-    node: int | None = None  # of the radix tree, with everything below it
+    node: int | None = None  # of a tree, with everything below it
+    tier: str = "device"  # whose tree the node is of; it is dropped from all tiers
 
 
 # Looking.
@@ -104,16 +105,18 @@ class TreeNode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     age_seconds: float = 0.0  # since the last use of it or of anything below it
     leased: bool = False  # in use by requests that run, or pinned
     pinned: bool = False
-    namespace: str | None = None  # of a root
+    namespace: str | None = None  # of a node whose parent is not listed
     children: int = 0
     below_tokens: int = 0  # of all nodes below it, whether or not these are listed
     below_nodes: int = 0
     below_hits: int = 0
     first_tokens: list[int] = []
+    # how many of its tokens each tier has; a tier that did not answer in time is left out
+    tiers: dict[str, int] = {}
 
 
 class Tree(msgspec.Struct, tag="tree", frozen=True, kw_only=True):
-    """A part of the radix tree. Parents stand before their children; of nodes with a common parent
+    """A part of a tier's tree. Parents stand before their children; of nodes with a common parent
     those with the most tokens below them are listed, as many as there is room for.
     """
 
@@ -124,9 +127,11 @@ class Tree(msgspec.Struct, tag="tree", frozen=True, kw_only=True):
 
 class ShowTree(Question[Tree], tag="show_tree", frozen=True, kw_only=True):
     """The nodes up to `depth` levels below `node`, at most `most`; without `node` below the roots
-    of all namespaces. A node that is gone is answered with `Failed`.
+    of all namespaces. Each tier has a tree of its own. A node that is gone, or a tier that is not
+    there, is answered with `Failed`.
     """
 
+    tier: str = "device"
     node: int | None = None
     depth: int = 4
     most: int = 500

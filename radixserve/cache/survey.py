@@ -10,12 +10,13 @@ import heapq
 import time
 from collections.abc import Callable, Collection, Generator, Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node
 
 T = TypeVar("T")
+N = TypeVar("N")
 
 Parts = Generator[None, None, T]
 """Work in parts, with a result of type T."""
@@ -24,27 +25,34 @@ NODES = 512
 
 
 @dataclass(slots=True, eq=False)
-class Surveyed:
+class Surveyed(Generic[N]):
     """A node with the sums of what is below it; `level` 0 is where the survey began."""
 
-    node: Node
-    parent: Surveyed | None
+    node: N
+    serial: int
+    parent: Surveyed[N] | None
     level: int
     depth: int  # tokens before it
     last_use: int
-    leased: bool
+    leased: bool = False
     tokens: int = 0  # of it and everything below
     nodes: int = 0
     hits: int = 0
-    children: list[Surveyed] = field(default_factory=list)
+    num_children: int = 0
+    children: list[Surveyed[N]] = field(default_factory=list)  # those that the survey lists
 
 
-def survey(roots: Iterable[Node], levels: int) -> Parts[list[Surveyed]]:
+def roots_of(cache: KVCache, namespaces: Collection[str] | None) -> list[Node]:
+    """The roots of these namespaces (None: of all) as far as there are any."""
+    return [each for name, each in cache.tree.roots.items() if _is_among(name, namespaces)]
+
+
+def survey(roots: Iterable[Node], levels: int) -> Parts[list[Surveyed[Node]]]:
     """The nodes of `roots` and of `levels` levels below them, parents first, with their sums.
     Deeper nodes are part of the sums only. O(nodes).
     """
-    found: list[Surveyed] = []
-    stack: list[tuple[Node, Surveyed | None, int]] = [
+    found: list[Surveyed[Node]] = []
+    stack: list[tuple[Node, Surveyed[Node] | None, int]] = [
         (root, None, _depth_of(root)) for root in roots
     ]
     looked_at = 0
@@ -52,7 +60,9 @@ def survey(roots: Iterable[Node], levels: int) -> Parts[list[Surveyed]]:
         node, above, depth = stack.pop()
         level = 0 if above is None else above.level + 1
         if above is None or level <= levels:
-            entry = Surveyed(node, above, level, depth, node.last_use, node.pins > 0)
+            used, leased = node.last_use, node.pins > 0
+            entry = Surveyed(node, node.serial, above, level, depth, used, leased)
+            entry.num_children = len(node.children)
             found.append(entry)
             if above is not None:
                 above.children.append(entry)
@@ -66,31 +76,32 @@ def survey(roots: Iterable[Node], levels: int) -> Parts[list[Surveyed]]:
         looked_at += 1
         if looked_at % NODES == 0:
             yield
-    for entry in reversed(found):
-        _add_to_parent(entry)
+    add_up(found)
     return found
 
 
-def _add_to_parent(entry: Surveyed) -> None:
-    if (above := entry.parent) is not None:
-        above.tokens += entry.tokens
-        above.nodes += entry.nodes
-        above.hits += entry.hits
-        above.last_use = max(above.last_use, entry.last_use)
+def add_up(found: list[Surveyed[N]]) -> None:
+    """Add the sums of each node to those of its parent, which stands before it."""
+    for entry in reversed(found):
+        if (above := entry.parent) is not None:
+            above.tokens += entry.tokens
+            above.nodes += entry.nodes
+            above.hits += entry.hits
+            above.last_use = max(above.last_use, entry.last_use)
 
 
-def largest(found: list[Surveyed], most: int) -> list[Surveyed]:
+def largest(found: list[Surveyed[N]], most: int) -> list[Surveyed[N]]:
     """At most `most` of a survey's nodes, those with the most tokens first, each behind its
     parent.
     """
-    heap = [(-each.tokens, each.node.serial, each) for each in found if each.parent is None]
+    heap = [(-each.tokens, each.serial, each) for each in found if each.parent is None]
     heapq.heapify(heap)
-    chosen: list[Surveyed] = []
+    chosen: list[Surveyed[N]] = []
     while heap and len(chosen) < most:
         entry = heapq.heappop(heap)[2]
         chosen.append(entry)
         for child in entry.children:
-            heapq.heappush(heap, (-child.tokens, child.node.serial, child))
+            heapq.heappush(heap, (-child.tokens, child.serial, child))
     return chosen
 
 
@@ -123,7 +134,7 @@ def drop_unused(
     namespaces (None: in all). Returns how many tokens and nodes.
     """
     tokens = nodes = 0
-    roots = [each for name, each in cache.tree.roots.items() if _is_among(name, namespaces)]
+    roots = roots_of(cache, namespaces)
     order: list[Node] = []
     while roots:
         order.append(node := roots.pop())

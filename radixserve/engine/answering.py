@@ -15,9 +15,10 @@ from typing import Any
 from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node, path_prefix
-from radixserve.cache.survey import Parts, Surveyed, drop_unused, find, largest, survey
+from radixserve.cache.survey import Parts, Surveyed, drop_unused, find, roots_of, survey
 from radixserve.engine.explaining import explained
 from radixserve.engine.scheduler import Scheduler
+from radixserve.engine.showing import NO_NODE, Awaited, TreeShower
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import first_line
 from radixserve.prefix import Branch, Prefix, pack
@@ -38,12 +39,10 @@ from radixserve.questions import (
     Summarize,
     Summary,
     TierSummary,
-    Tree,
-    TreeNode,
     Unpin,
     Unpinned,
 )
-from radixserve.tiers.contract import Dropping, Found, Tier
+from radixserve.tiers.contract import Dropping, Tier
 from radixserve.tiers.counters import TIER_BYTES
 
 log = logging.getLogger(__name__)
@@ -52,8 +51,6 @@ SLICE_SECONDS = 0.002  # of work on questions between two steps
 TIER_SECONDS = 10.0  # in which tiers have to answer, because a disk may hang
 WAIT_SECONDS = 0.01  # how often they are looked at while nothing else is to be done
 SWEPT_NODES = 256  # dropped nodes that are freed between two steps
-
-_NO_NODE = Failed(message="There is no such node any more.", not_found=True)
 
 _NO_PIN = Failed(message="There is no such pin (any more).", not_found=True)
 
@@ -69,13 +66,16 @@ class Answering:
         self._cache, self._scheduler, self._tiers = cache, scheduler, tiers
         self._pins = scheduler.pins
         self._ages = Ages(time.monotonic())
+        self._trees = TreeShower(
+            cache, tiers, self._ages, lambda: self._pins.nodes(), self._awaited
+        )
         self._waiting: deque[Asked] = deque()
         self._working: Parts[AnyAnswer] | None = None  # on the first of them
         self._is_waiting = False  # the first one waits for a tier
         self._handlers: dict[type[AnyQuestion], Handler] = {
             Drop: self._drop,
             Summarize: self._summarize,
-            ShowTree: self._show_tree,
+            ShowTree: self._trees.show,
             Explain: self._explain,
             Pin: self._pin,
             Unpin: self._unpin,
@@ -137,10 +137,9 @@ class Answering:
             return (yield from self._drop_unused(names, question.older_than))
         branch = Branch(names, pack(question.prefix), question.tenant)
         if question.node is not None:
-            node = yield from find(self._cache, question.node)
-            if node is None:
-                return _NO_NODE
-            prefix = path_prefix(node)
+            prefix = yield from self._trees.prefix_of(question.tier, question.node)
+            if prefix is None:
+                return NO_NODE
             branch = Branch(frozenset([prefix.namespace]), prefix.tokens)
         return (yield from self._drop_branch(branch))
 
@@ -163,9 +162,9 @@ class Answering:
             pending=told.pending,
         )
 
-    def _awaited(self, asked: Sequence[Dropping | Found]) -> Parts[None]:
-        """Wait until all tiers have answered, or for as long as they may take."""
-        until = time.monotonic() + TIER_SECONDS
+    def _awaited(self, asked: Sequence[Awaited], seconds: float | None = None) -> Parts[None]:
+        """Wait until all tiers have answered, or for `seconds`, or as long as they may take."""
+        until = time.monotonic() + (TIER_SECONDS if seconds is None else seconds)
         while not all(each.done for each in asked) and time.monotonic() < until:
             self._is_waiting = True
             yield
@@ -200,7 +199,7 @@ class Answering:
             return self._pins.add(question, Prefix(question.namespace, question.packed))
         node = yield from find(self._cache, question.node)
         if node is None or node.parent is None:
-            return _NO_NODE
+            return NO_NODE
         return self._pins.add(question, path_prefix(node))
 
     def _unpin(self, question: Unpin) -> Parts[AnyAnswer]:
@@ -228,7 +227,7 @@ class Answering:
     # Looking.
 
     def _summarize(self, question: Summarize) -> Parts[AnyAnswer]:
-        roots = self._roots(question.namespaces)
+        roots = roots_of(self._cache, question.namespaces)
         found = yield from survey(roots, 0)
         stats, now = self._cache.stats(), time.monotonic()
         found.sort(key=lambda each: -each.tokens)
@@ -258,7 +257,7 @@ class Answering:
                 yield
         return None if oldest is None else round(self._ages.age(oldest, now), 1)
 
-    def _namespace(self, each: Surveyed, now: float) -> NamespaceTokens:
+    def _namespace(self, each: Surveyed[Node], now: float) -> NamespaceTokens:
         age = 0.0 if each.leased else self._ages.age(each.last_use, now)
         return NamespaceTokens(
             str(each.node.key), each.tokens, each.nodes - 1, each.hits, round(age, 1)
@@ -278,53 +277,3 @@ class Answering:
         numbers = tier.numbers()
         budget, used = (int(numbers[TIER_BYTES.key(tier.name, each)]) for each in _STATES)
         return TierSummary(name=tier.name, budget_bytes=budget, used_bytes=used)
-
-    def _roots(self, namespaces: list[str] | None) -> list[Node]:
-        roots = self._cache.tree.roots
-        if namespaces is None:
-            return list(roots.values())
-        return [roots[name] for name in namespaces if name in roots]
-
-    def _show_tree(self, question: ShowTree) -> Parts[AnyAnswer]:
-        roots = self._roots(question.namespaces)
-        if question.node is not None:
-            node = yield from find(self._cache, question.node)
-            if node is None or not self._is_among(node, roots):
-                return _NO_NODE
-            roots = [node]
-        found = yield from survey(roots, question.depth)
-        now, many, pinned = time.monotonic(), question.num_first_tokens, self._pins.nodes()
-        tops = [each for each in found if each.parent is None]
-        return Tree(
-            nodes=[
-                self._tree_node(each, now, many, each.node in pinned)
-                for each in largest(found, question.most)
-            ],
-            num_nodes=sum(each.nodes for each in tops),
-            num_tokens=sum(each.tokens for each in tops),
-        )
-
-    def _is_among(self, node: Node, roots: list[Node]) -> bool:
-        while node.parent is not None:
-            node = node.parent
-        return node in roots
-
-    def _tree_node(self, each: Surveyed, now: float, num_first: int, is_pinned: bool) -> TreeNode:
-        node = each.node
-        first = memoryview(node.edge).cast("i")[:num_first].tolist() if num_first else []
-        return TreeNode(
-            id=node.serial,
-            parent=None if node.parent is None else node.parent.serial,
-            depth=each.depth,
-            tokens=node.num_tokens,
-            hits=node.hits,
-            age_seconds=0.0 if each.leased else round(self._ages.age(each.last_use, now), 1),
-            leased=each.leased,
-            pinned=is_pinned,
-            namespace=str(node.key) if node.parent is None else None,
-            children=len(node.children),
-            below_tokens=each.tokens - node.num_tokens,
-            below_nodes=each.nodes - 1,
-            below_hits=each.hits - node.hits,
-            first_tokens=first,
-        )

@@ -7,11 +7,15 @@ belong to the engine's thread.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from radixserve.cache.listing import Listing
+from radixserve.cache.survey import Parts
 from radixserve.declared import Numbers
 from radixserve.prefix import Branch, Prefix
+from radixserve.questions import ShowTree
 from radixserve.step import Slots
 from radixserve.tensors.kv import KV
 
@@ -53,6 +57,31 @@ class Dropping:
 
     num_tokens: int = 0
     done: bool = False
+
+
+@dataclass(slots=True)
+class Showing:
+    """The answer to `Tier.show`. Once it is `done`, `listing` is the part of the tier's tree that
+    was asked for, or None if its node is gone.
+    """
+
+    listing: Listing | None = None
+    done: bool = False
+    given_up: bool = False
+
+    def give_up(self) -> None:
+        """The answer is no longer needed: the tier stops looking."""
+        self.given_up = True
+
+    def worked_out(self, parts: Parts[Listing | None]) -> Iterator[None]:
+        """Does `parts` one by one, and keeps what they come to. Ends when given up."""
+        while not self.given_up:
+            try:
+                next(parts)
+            except StopIteration as end:
+                self.listing, self.done = end.value, True
+                return
+            yield
 
 
 class Tier(Protocol):
@@ -99,6 +128,11 @@ class Tier(Protocol):
 
     def drop_unused(self, namespaces: frozenset[str] | None, seconds: float) -> Dropping:
         """Forget what was not used for so long, in these namespaces (None: in all)."""
+
+    def show(self, question: ShowTree) -> Showing:
+        """List a part of what is kept. Changes nothing, recency included. A large tree is walked in
+        parts, beside steps or between them. The answer is there after a later `settle`.
+        """
 
     def prefilled(self, num_tokens: int, seconds: float) -> None:
         """Note how fast a step computed, to which reading can be compared."""

@@ -19,13 +19,14 @@ from typing import Final
 from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.declared import Numbers
 from radixserve.prefix import Branch, Prefix
+from radixserve.questions import ShowTree
 from radixserve.step import Slots
 from radixserve.store.admin.errands import Attendant
 from radixserve.store.folder.counters import SKIPPED
 from radixserve.store.folder.disk_store import DiskStore
 from radixserve.tensors.copies import Reader, converted
 from radixserve.tensors.kv import KV, KVPool
-from radixserve.tiers.contract import Dropping, Found, Load
+from radixserve.tiers.contract import Dropping, Found, Load, Showing
 from radixserve.tiers.counters import TIER_BYTES, TIER_TOKENS
 from radixserve.tiers.pace import TELLING_TOKENS, Pace
 from radixserve.tiers.worker import Job, Worker
@@ -153,6 +154,20 @@ class DiskTier:
             pass
         self._worker.submit(Job(drop, done), urgent=True)
         return dropping
+
+    def show(self, question: ShowTree) -> Showing:
+        """See `Tier.show`. Loads go before each part."""
+        showing = Showing()
+        walk = showing.worked_out(self._store.show(question))
+
+        def part() -> bool:
+            for _ in walk:
+                self._worker.submit(Job(part, lambda: None), urgent=True)
+                break
+            return True
+
+        self._worker.submit(Job(part, lambda: None), urgent=True)
+        return showing
 
     def prefilled(self, num_tokens: int, seconds: float) -> None:
         """The speed of prefill decides whether loading is worth it."""

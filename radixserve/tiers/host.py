@@ -10,6 +10,7 @@ again. Runs on the engine's thread; copies run while steps run.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -18,14 +19,16 @@ import torch
 
 from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache, Lease
+from radixserve.cache.listing import list_tree
 from radixserve.cache.policies.policy import Policy
-from radixserve.cache.survey import NODES, drop_unused
+from radixserve.cache.survey import NODES, drop_unused, first_serial
 from radixserve.declared import Numbers
 from radixserve.prefix import Branch, Prefix
+from radixserve.questions import ShowTree
 from radixserve.step import Slots
 from radixserve.tensors.copies import Copies, Copy, read_slots, write_slots
 from radixserve.tensors.kv import KVPool, KVShape
-from radixserve.tiers.contract import COPY_SECONDS, Dropping, Found, Load
+from radixserve.tiers.contract import COPY_SECONDS, Dropping, Found, Load, Showing
 from radixserve.tiers.counters import TIER_BYTES, TIER_TOKENS
 from radixserve.tiers.trimming import Trimming
 
@@ -56,7 +59,7 @@ class HostTier:
         """Allocates `num_slots` slots of `shape`, which may have another dtype than the device's
         pool. `policy` is the cache's own (`KVCache`).
         """
-        self.cache = KVCache(num_slots, policy=policy, hindsight=False)
+        self.cache = KVCache(num_slots, policy=policy, hindsight=False, first_serial=first_serial())
         self.demoted_tokens_total = 0
         self._pool = KVPool(shape, num_slots, torch.device("cpu"))
         self._trimming = Trimming(self.cache, self._pool)
@@ -64,7 +67,7 @@ class HostTier:
         self._copies = copies
         self._falling: list[_Demotion] = []
         self._ages = Ages(time.monotonic())
-        self._dropping: Iterator[None] | None = None  # of what was not used for long
+        self._walks: deque[Iterator[None]] = deque()  # over the tree, a part at a time
 
     def numbers(self) -> Numbers:
         """See `Tier.numbers`."""
@@ -78,7 +81,7 @@ class HostTier:
     @property
     def patience(self) -> float | None:
         """Copies from the device are polled."""
-        is_busy = self._falling or self._dropping is not None or self.cache.dropped.pending
+        is_busy = self._falling or self._walks or self.cache.dropped.pending
         if is_busy or self._trimming.patience == 0:
             return COPY_SECONDS
         return self._trimming.patience or 0.0
@@ -110,10 +113,13 @@ class HostTier:
 
     def settle(self) -> None:
         """Publish the copies that have arrived, in the order of demotion, in which they also
-        arrive. What was dropped is freed, and memory that the budget has lost is given back.
+        arrive. What was dropped is freed, memory that the budget has lost is given back, and walks
+        over the tree go on.
         """
-        self._drop_on()
+        self._ages.note(self.cache.evictor.clock, time.monotonic())
+        self.cache.sweep(NODES)
         self._trimming.work()
+        self._walk_on()
         while self._falling and self._falling[0].copy.arrived:
             fallen = self._falling.pop(0)
             with fallen.lease as lease:
@@ -163,7 +169,7 @@ class HostTier:
         def is_old(last_use: int) -> bool:
             return self._ages.age(last_use, now) > seconds
 
-        self._dropping = self._unused(dropping, namespaces, is_old)
+        self._walks.append(self._unused(dropping, namespaces, is_old))
         return dropping
 
     def _unused(
@@ -175,13 +181,18 @@ class HostTier:
         tokens, _ = yield from drop_unused(self.cache, namespaces, is_old)
         dropping.num_tokens, dropping.done = tokens, True
 
-    def _drop_on(self) -> None:
-        """Go on with what was dropped, one part."""
-        self._ages.note(self.cache.evictor.clock, time.monotonic())
-        self.cache.sweep(NODES)
-        for _ in self._dropping or ():
-            return
-        self._dropping = None
+    def show(self, question: ShowTree) -> Showing:
+        """See `Tier.show`; done by `settle`, in parts."""
+        showing = Showing()
+        self._walks.append(showing.worked_out(list_tree(self.cache, self._ages, question)))
+        return showing
+
+    def _walk_on(self) -> None:
+        """Do one part of the first walk."""
+        while self._walks:
+            for _ in self._walks[0]:
+                return
+            self._walks.popleft()
 
     def prefilled(self, num_tokens: int, seconds: float) -> None:
         """Copying is faster in any case."""

@@ -6,6 +6,7 @@
 import { Explain } from "./explain.js";
 import { Charts } from "./charts.js";
 import { Timeline } from "./timeline.js";
+import { Tiers } from "./tiers.js";
 import { Tree } from "./tree.js";
 import { bytes, count, element, share } from "./text.js";
 import { Refused, events, setKey } from "./server.js";
@@ -19,6 +20,7 @@ const state = { samples: [], requests: new Map(), server: null };
 const charts = new Charts();
 const timeline = new Timeline();
 const tree = new Tree(ask);
+const tiers = new Tiers((tier) => tree.show(tier));
 new Explain(ask, () => state.server?.model);
 
 /** Ask the server; a refused key shows the form for another one. */
@@ -65,6 +67,7 @@ function take(news) {
 function draw() {
   showFacts();
   showTiles();
+  tiers.draw(state.samples.at(-1));
   charts.draw(state.samples);
   timeline.draw([...state.requests.values()], state.samples.at(-1)?.at ?? Date.now() / 1000);
 }

@@ -1,15 +1,20 @@
 // The prefix tree as an icicle: one column per level, heights by the tokens of a branch. Shows the
-// upper levels below one node; clicking a box moves there, so that large trees are never sent whole.
+// upper levels below one node; looking inside a box moves there, so that large trees are never sent
+// whole. Each tier has a tree of its own, whose nodes say which other tiers have their tokens, too.
 
 import { get, post, remove } from "./server.js";
-import { described, element, made, seconds, styled, tip, tokens } from "./text.js";
+import { count, described, element, made, seconds, styled, tip, tokens } from "./text.js";
 
 const LEVELS = innerWidth < 600 ? 3 : 5; // columns
 const LABEL = 15; // pixels of height that a label needs
+const TIERS = ["device", "host", "disk"];
+// where tokens can lie, from the fastest on
+const PLACES = ["device", "device + host", "device + disk", "device + host + disk", "host", "host + disk", "disk"];
 
 export class Tree {
   #ask;
   #nodes = []; // as the server sent them
+  #tier = "device";
   #path = []; // the nodes above the one in view, from the root on
   #chosen = null; // the id of the node whose facts are shown
   #busy = false;
@@ -20,21 +25,32 @@ export class Tree {
     element("tree").addEventListener("keydown", (event) => this.#move(event));
   }
 
+  /** Show the tree of another tier. */
+  show(tier) {
+    [this.#tier, this.#path, this.#chosen] = [tier, [], null];
+    element("node").replaceChildren();
+    return this.refresh();
+  }
+
   /** Fetch the view again and draw it. */
   async refresh() {
     if (this.#busy) return;
     this.#busy = true;
-    const at = this.#path.at(-1);
+    const at = this.#path.at(-1), tier = this.#tier;
     try {
-      const answer = await this.#ask(() => get(`cache/tree?depth=${LEVELS}${at ? `&node=${at.id}` : ""}`));
+      const place = `tier=${tier}&depth=${LEVELS}${at ? `&node=${at.id}` : ""}`;
+      const answer = await this.#ask(() => get(`cache/tree?${place}`));
+      if (tier !== this.#tier) return;
       this.#nodes = withoutRoots(answer.nodes);
       element("tree-empty").hidden = this.#nodes.length > 0;
+      element("tree-trouble").textContent = "";
       this.draw();
     } catch (error) {
       if (at) this.#path = []; // the node is gone: begin at the root again
-      else element("tree-note").textContent = error.message;
+      element("tree-trouble").textContent = error.message;
     } finally {
       this.#busy = false;
+      if (tier !== this.#tier) this.refresh();
     }
   }
 
@@ -125,6 +141,8 @@ export class Tree {
       ["tokens", node.below_tokens ? `${tokens(node.tokens)}, ${tokens(whole(node))} with what follows`
         : tokens(node.tokens)],
       ["hits", node.hits ?? 0], ["last used", ago(node)],
+      ["lies in", lies(node).map(([tier, number]) => (number === node.tokens ? tier
+        : `${tier}: ${count(number)} of ${count(node.tokens)}`)).join(", ")],
       ["tenant", node.tenant], ["namespace", node.namespace], ["in use", node.leased && !node.pinned ? "by requests that run" : null], ["pinned", node.pinned ? "yes" : null],
     ]);
     const inside = made("button", "Look inside", { type: "button" });
@@ -133,10 +151,11 @@ export class Tree {
     const drop = made("button", "Drop", { type: "button", class: "danger" });
     drop.addEventListener("click", () => {
       if (confirm(`Drop ${tokens(whole(node))} from the cache?`)) {
-        this.#act("dropped", () => remove(`cache?node=${node.id}`));
+        this.#act("dropped", () => remove(`cache?node=${node.id}&tier=${this.#tier}`));
       }
     });
     const pin = made("button", "Pin for an hour", { type: "button" });
+    pin.hidden = this.#tier !== "device";
     pin.addEventListener("click", () => this.#act("pinned", () => post("cache/pin", { node: node.id, ttl: 3600 })));
     element("node").replaceChildren(
       ...(node.text ? [made("pre", node.text)] : []), facts,
@@ -147,8 +166,9 @@ export class Tree {
     try {
       const answer = await this.#ask(call);
       await this.refresh();
+      const below = Object.entries(answer.tiers ?? {}).map(([tier, number]) => `${tier}: ${count(number)}`);
       element("tree-note").textContent = `${answer.status ?? done}: ${tokens(answer.tokens)}` +
-        (answer.why ? `. ${answer.why}` : "") +
+        (below.length ? ` of the device; ${below.join(", ")}` : "") + (answer.why ? `. ${answer.why}` : "") +
         (answer.leased_tokens ? `, and ${tokens(answer.leased_tokens)} that are still in use` : "");
     } catch (error) {
       element("tree-note").textContent = error.message;
@@ -219,11 +239,19 @@ function spoken(node) {
   if (node.below_tokens) parts.push(`${tokens(whole(node))} with what follows`);
   parts.push(`${node.hits ?? 0} hits`);
   if (ago(node)) parts.push(`used ${ago(node)}`);
+  if (lies(node).length > 1) parts.push(`in ${lies(node).map(([tier]) => tier).join(", ")}`);
   if (node.tenant) parts.push(`tenant ${node.tenant}`);
   if (node.pinned) parts.push("pinned");
   if (node.text) parts.push(`begins with: ${node.text.slice(0, 200)}`);
   return parts.filter(Boolean).join(", ");
 }
+
+/** The tiers that have tokens of a node, each with how many. */
+const lies = (node) => TIERS.filter((tier) => node.tiers?.[tier]).map((tier) => [tier, node.tiers[tier]]);
+
+/** Where most of a node's tokens lie, as a name for a colour. */
+const mostly = (node) => lies(node).filter(([, number]) => 2 * number >= node.tokens)
+  .map(([tier]) => tier).join(" + ");
 
 /** How nodes are coloured: `of` a node, and either `named` colours or the ends of a ramp. */
 function colours(by, nodes) {
@@ -237,6 +265,12 @@ function colours(by, nodes) {
     const most = Math.max(1, d3.max(nodes, (each) => each.hits ?? 0) ?? 0);
     const scale = d3.scaleSymlog([0, most], [cold, hot]);
     return { of: (node) => scale(node.hits ?? 0), ends: ["0 hits", `${most}`] };
+  }
+  if (by === "tier") {
+    const scale = d3.scaleOrdinal(PLACES, PLACES.map((_, index) => styled(`--place-${index}`)));
+    const there = new Set(nodes.map(mostly));
+    return { of: (node) => scale(mostly(node)),
+      named: PLACES.filter((each) => there.has(each)).map((each) => [each, scale(each)]) };
   }
   const value = (node) => node[by] ?? node.namespace ?? "none";
   const names = [...new Set(nodes.map(value))].sort();

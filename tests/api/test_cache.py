@@ -59,6 +59,7 @@ async def test_a_flush_has_no_body_and_is_answered_with_counts(server: Server, p
         ("older_than=2h", Drop(older_than=7200.0)),
         ("older_than=90", Drop(older_than=90.0)),
         ("node=5", Drop(node=5)),
+        ("node=5&tier=disk", Drop(node=5, tier="disk")),
     ],
 )
 async def test_what_is_dropped(server: Server, query: str, asked: Drop) -> None:
@@ -84,6 +85,9 @@ async def test_what_is_dropped(server: Server, query: str, asked: Drop) -> None:
         ("GET", "/cache/tree?node=x", "node"),
         ("GET", "/cache/tree?node=0", "node"),
         ("GET", "/cache/tree?nodes=2001", "nodes"),
+        ("GET", "/cache/tree?tier=moon", "tier"),
+        ("DELETE", "/cache?node=3&tier=moon", "tier"),
+        ("DELETE", "/cache?prefix=a&tier=disk", "tier"),
         ("GET", "/cache?x=1", "x"),
         ("POST", "/flush_cache?now=1", "now"),
     ],
@@ -97,9 +101,10 @@ async def test_a_query_that_is_wrong_is_refused_by_name(
 
 
 async def test_the_tree_is_shown_with_the_text_of_its_nodes(server: Server) -> None:
-    node = TreeNode(id=4, parent=1, depth=0, tokens=3, first_tokens=[97, 98, 99])
+    lies = {"host": 3, "device": 1}
+    node = TreeNode(id=4, parent=1, depth=0, tokens=3, first_tokens=[97, 98, 99], tiers=lies)
     server.engine.answers[ShowTree] = Tree(nodes=[node], num_nodes=9, num_tokens=70)
-    status, answer = await call(server, "GET", "/cache/tree?node=4&depth=2&nodes=10")
+    status, answer = await call(server, "GET", "/cache/tree?tier=host&node=4&depth=2&nodes=10")
     assert status == 200
     assert (answer["num_nodes"], answer["num_tokens"]) == (9, 70)
     shown = answer["nodes"][0]
@@ -107,7 +112,8 @@ async def test_the_tree_is_shown_with_the_text_of_its_nodes(server: Server) -> N
     assert (shown["id"], shown["parent"], shown["leased"], shown["pinned"]) == (4, 1, False, False)
     [asked] = server.engine.asked
     assert isinstance(asked, ShowTree)
-    assert (asked.node, asked.depth, asked.most) == (4, 2, 10)
+    assert (asked.tier, asked.node, asked.depth, asked.most) == ("host", 4, 2, 10)
+    assert shown["tiers"] == lies
 
 
 async def test_a_node_that_is_gone_is_not_found(server: Server) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import openai
@@ -151,6 +152,32 @@ def test_it_fits_a_phone(browser: Browser, url: str, scheme: Literal["light", "d
     expect(page.locator("#tree g").first).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     phone.close()
+
+
+def test_each_tier_has_a_tree_that_tells_where_else_its_tokens_lie(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with running(
+        *("--kv-budget", "32MiB", "--host-budget", "64MiB"),
+        *("--disk-path", str(tmp_path / "kv"), "--disk-budget", "256MiB"),
+    ) as server:
+        for question in ("When do I plant beans?", "What do bees eat?"):
+            ask(server.url, question)
+        page = browser.new_page()
+        page.goto(f"{server.url}/ui")
+        page.locator("#tier-choices").get_by_text("disk").click()
+        page.locator("#colours").get_by_text("tier").click()
+        expect(page.locator("#tree-scale")).to_contain_text("device + disk")
+        page.locator("#tree g").first.click()
+        expect(page.locator("#node dl")).to_contain_text("lies in")
+        expect(page.get_by_role("button", name="Pin for an hour")).to_be_hidden()
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.get_by_role("button", name="Drop").click()
+        expect(page.locator("#tree-note")).to_contain_text("disk:")
+        expect(page.locator("#tree-empty")).to_be_visible()
+        page.locator("#tier-choices").get_by_text("host").click()
+        expect(page.locator("#tree-empty")).to_be_visible()
+        page.close()
 
 
 def test_a_key_is_asked_for_and_kept_until_the_tab_is_closed(browser: Browser) -> None:

@@ -11,16 +11,18 @@ from typing import Final
 import pytest
 
 from radixserve.cache.kvcache import KVCache
+from radixserve.cache.listing import Listing
 from radixserve.declared import Numbers
 from radixserve.engine.core import EngineCore
 from radixserve.engine.counters import PROMPT_TOKENS
 from radixserve.engine.scheduler import Limits
 from radixserve.engine.tiers import Tiers
 from radixserve.prefix import Branch, Prefix
+from radixserve.questions import ShowTree
 from radixserve.step import Slots
 from radixserve.tensors.copies import read_slots
 from radixserve.tensors.kv import KV, KVPool
-from radixserve.tiers.contract import Dropping, Found, Load, Tier
+from radixserve.tiers.contract import Dropping, Found, Load, Showing, Tier
 from radixserve.tiers.counters import TIER_BYTES, TIER_TOKENS
 from tests.engine.harness import request
 from tests.tiers.parts import CPU, SHAPE, Tiered, forget
@@ -65,6 +67,9 @@ class Shelf:
 
     def drop_unused(self, namespaces: frozenset[str] | None, seconds: float) -> Dropping:
         return Dropping(done=True)
+
+    def show(self, question: ShowTree) -> Showing:
+        return Showing(Listing([], 0, 0), done=True)
 
     def prefilled(self, num_tokens: int, seconds: float) -> None:
         pass

@@ -15,6 +15,7 @@ from radixserve.api.refusals import missing
 from radixserve.errors import BadRequest
 from radixserve.questions import Drop, ShowTree, Summarize, TierSummary, TreeNode
 from radixserve.step import EngineInfo
+from radixserve.tiers import DEVICE, NAMES
 
 MAX_LEVELS = 64
 MAX_NODES = 2000
@@ -33,9 +34,13 @@ async def drop(request: web.Request) -> web.Response:
     """DELETE /cache: drop a prefix, a namespace, or what was not used for long."""
     check_admin(request)
     api = request.app[API]
-    given = parameters(request, ("prefix", "tenant", "namespace", "older_than", "node"))
+    given = parameters(request, ("prefix", "tenant", "namespace", "older_than", "node", "tier"))
+    if "tier" in given and "node" not in given:
+        raise BadRequest("'tier' needs 'node'.", param="tier", code="invalid_value")
+    tier = _tier(given)
     if not given or given.get("prefix") == "":
         raise missing("prefix")
+    given.pop("tier", None)
     alone = given.keys() & {"older_than", "node"}
     if len(given) > 1 and (len(alone) > 1 or (alone and given.keys() - alone != {"namespace"})):
         text = "'older_than' can only be combined with 'namespace', and 'node' with nothing."
@@ -49,6 +54,7 @@ async def drop(request: web.Request) -> web.Response:
         prefix=await _prefix(api, given.get("prefix")),
         older_than=old,
         node=number(given, "node", 0, 1, MAX_ID) if "node" in given else None,
+        tier=tier,
     )
     return json_response(asdict(await api.engine.ask(question)))
 
@@ -89,19 +95,30 @@ def _in_bytes(tier: TierSummary, slot_bytes: int) -> TierSummary:
 
 
 async def tree(request: web.Request) -> web.Response:
-    """GET /cache/tree: a part of the radix tree."""
+    """GET /cache/tree: a part of the tree of one tier."""
     check_admin(request)
     api = request.app[API]
-    given = parameters(request, ("node", "depth", "nodes"))
+    given = parameters(request, ("tier", "node", "depth", "nodes"))
     node = number(given, "node", 0, 1, MAX_ID) if "node" in given else None
     depth = number(given, "depth", 4, 0, MAX_LEVELS)
     most = number(given, "nodes", 500, 1, MAX_NODES)
-    question = ShowTree(node=node, depth=depth, most=most, num_first_tokens=FIRST_TOKENS)
+    question = ShowTree(
+        tier=_tier(given), node=node, depth=depth, most=most, num_first_tokens=FIRST_TOKENS
+    )
     found = await api.engine.ask(question)
     nodes = await api.threads.run(lambda: [_shown(api, each) for each in found.nodes])
     return json_response(
         {"nodes": nodes, "num_nodes": found.num_nodes, "num_tokens": found.num_tokens}
     )
+
+
+def _tier(given: dict[str, str]) -> str:
+    """The tier whose tree is asked for. Raises BadRequest for a name that no tier has."""
+    tier = given.get("tier", DEVICE)
+    if tier not in (DEVICE, *NAMES):
+        text = f"'tier' must be one of {', '.join((DEVICE, *NAMES))}."
+        raise BadRequest(text, param="tier", code="invalid_value")
+    return tier
 
 
 def _shown(api: Api, node: TreeNode) -> dict[str, object]:

@@ -18,8 +18,11 @@ from pathlib import Path
 
 import torch
 
+from radixserve.cache.listing import Listing
+from radixserve.cache.survey import Parts
 from radixserve.declared import Numbers
 from radixserve.prefix import Branch, Prefix
+from radixserve.questions import ShowTree
 from radixserve.store.folder.breaker import Breaker
 from radixserve.store.folder.counters import (
     ERRORS,
@@ -31,6 +34,7 @@ from radixserve.store.folder.counters import (
 )
 from radixserve.store.folder.disk import Disk
 from radixserve.store.folder.index import ROOT
+from radixserve.store.folder.listing import list_runs
 from radixserve.store.folder.store_folder import StoreFolder, room_for_run
 from radixserve.store.format.rows import Corrupt, NewRun, Row, Step
 from radixserve.store.format.run_file import (
@@ -217,6 +221,14 @@ class DiskStore:
             log.warning("what was dropped is still in the disk store: %s", error)
             self._recover(error)
             return 0
+
+    def show(self, question: ShowTree) -> Parts[Listing | None]:
+        """The part of this model's tree of runs that `question` asks for; None if its run is gone
+        or cannot be read. Walks all runs, `survey.NODES` in a part; reads no file.
+        """
+        with self._reading():
+            return (yield from list_runs(lambda: self._folder.index, self.fingerprint, question))
+        return None
 
     def of_model(self, fingerprint: str, shape: KVShape) -> DiskStore:
         """The same open folder for another model's K/V, with counts of its own; closed with this

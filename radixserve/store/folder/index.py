@@ -21,7 +21,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -29,7 +29,9 @@ import numpy as np
 from radixserve.prefix import Prefix
 from radixserve.store.folder.claim import APPLICATION
 from radixserve.store.folder.disk import Disk
-from radixserve.store.format.rows import Corrupt, NewRun, Row, Step, shared
+from radixserve.store.format.rows import Corrupt, NewRun, Outline, Row, Step, shared
+
+T = TypeVar("T")
 
 SCHEMA = 1
 ROOT = 0
@@ -228,6 +230,31 @@ class Index:
         where = "WHERE fingerprint = ? AND namespace = ? AND used < ? ORDER BY start, id"
         return self._rows(where, (fingerprint, namespace, time.time() - seconds))
 
+    def outlines(self, fingerprint: str, after: int, most: int) -> list[Outline]:
+        """The next `most` runs with this fingerprint behind the id `after`, by id: parents before
+        children.
+        """
+        statement = (
+            f"SELECT {', '.join(Outline._fields)} FROM runs WHERE id > ? AND fingerprint = ?"
+            " ORDER BY id LIMIT ?"
+        )
+        return _converted(self._sql(statement, (after, fingerprint, most)), Outline)
+
+    def tokens_of(self, ids: Sequence[int]) -> dict[int, bytes]:
+        """The packed tokens of runs, by id; those that are gone are left out."""
+        places = ", ".join("?" * len(ids))
+        return {row.id: row.tokens for row in self._rows(f"WHERE id IN ({places})", tuple(ids))}
+
+    def before(self, row_id: int) -> Prefix | None:
+        """The tokens before a run; None if it is gone."""
+        found = self._rows("WHERE id = ?", (row_id,))
+        if not found:
+            return None
+        prefix = Prefix(found[0].namespace, b"")
+        for row in self.path(found[0])[:-1]:
+            prefix = row.prefix_behind(prefix)
+        return prefix.first(found[0].start)
+
     def files(self) -> list[tuple[int, str, int]]:
         """Id, file name and bytes of every run."""
         return self._sql("SELECT id, name, bytes FROM runs")
@@ -265,14 +292,18 @@ class Index:
         return self.disk.execute(self._connection, statement, values)
 
     def _rows(self, rest: str, values: Sequence[Any] = ()) -> list[Row]:
-        found = self._sql(f"SELECT {_COLUMNS} FROM runs {rest}", values)
-        try:
-            return msgspec.convert(found, list[Row])
-        except msgspec.ValidationError as error:  # STRICT checks only what is inserted
-            raise Corrupt(f"a row cannot be true: {error}") from error
+        return _converted(self._sql(f"SELECT {_COLUMNS} FROM runs {rest}", values), Row)
 
     def _one(self, statement: str) -> Any:
         return self._sql(statement)[0][0]
+
+
+def _converted(found: list[Any], row_type: type[T]) -> list[T]:
+    """Raises Corrupt for a row with other types, because STRICT checks only what is inserted."""
+    try:
+        return msgspec.convert(found, list[row_type])  # type: ignore[valid-type]
+    except msgspec.ValidationError as error:
+        raise Corrupt(f"a row cannot be true: {error}") from error
 
 
 def is_corrupt(error: sqlite3.Error) -> bool:

@@ -38,6 +38,18 @@ class Row(NamedTuple):
         return Prefix(prefix.namespace, prefix.first(self.start).tokens + self.tokens)
 
 
+class Outline(NamedTuple):
+    """A stored run without its tokens and its file."""
+
+    id: int
+    parent: int
+    start: int
+    length: int
+    namespace: str
+    used: float
+    hits: int
+
+
 class NewRun(NamedTuple):
     """The values of a run that is to be inserted."""
 

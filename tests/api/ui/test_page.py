@@ -16,9 +16,10 @@ from radixserve.api.settings import ApiSettings
 from radixserve.api.ui import events
 from radixserve.api.ui.history import SECONDS, History
 from radixserve.api.ui.live import MAX_ENDED, MAX_SHOWN, LiveRequests
-from radixserve.engine.counters import COMPUTED, PROMPT_TOKENS
+from radixserve.engine.counters import COMPUTED, EVICTED, LOSS_TOKENS, PROMPT_TOKENS
 from radixserve.front.generation import Generation
 from radixserve.step import EngineStats
+from radixserve.tiers.counters import TIER_BYTES
 from tests.api.conftest import CHAT, GENERATING, MODEL, Server, body_for
 from tests.fakes import FakeEngine
 
@@ -155,10 +156,19 @@ def test_history_takes_differences_and_survives_a_new_engine() -> None:
     history = History(engine)
     expected = [(100, 0), (40, 160), (5, 10)]
     for computed, cached in [(100, 0), (140, 160), (5, 10)]:  # the third counts from zero
-        numbers = {PROMPT_TOKENS.key(COMPUTED): computed, PROMPT_TOKENS.key("host"): cached}
+        numbers = {
+            PROMPT_TOKENS.key(COMPUTED): computed,
+            PROMPT_TOKENS.key("host"): cached,
+            LOSS_TOKENS.key(EVICTED): computed,
+            TIER_BYTES.key("host", "used"): 5,
+            TIER_BYTES.key("host", "budget"): 7,
+        }
         engine.stats = EngineStats(numbers=dict(numbers))
         history.sample()
     assert [(each.computed, each.cached) for each in history.samples] == expected
+    assert [each.found for each in history.samples] == [{}, {"host": 160}, {"host": 10}]
+    assert [each.lost for each in history.samples] == [{"evicted": each} for each, _ in expected]
+    assert history.samples[0].tiers == {"host": (5, 7)}
     for _ in range(SECONDS + 5):
         history.sample()
     assert len(history.samples) == SECONDS

@@ -1,0 +1,86 @@
+"""A part of a cache's tree as a list of plain values, for those who want to see it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+
+from radixserve.cache.ages import Ages
+from radixserve.cache.kvcache import KVCache
+from radixserve.cache.radix import Node, path_prefix
+from radixserve.cache.survey import Parts, Surveyed, find, largest, roots_of, survey
+from radixserve.prefix import Prefix, unpack
+from radixserve.questions import ShowTree, TreeNode
+
+
+@dataclass(slots=True)
+class Listed:
+    """A node as it is told, and a function for the prefix that ends with it."""
+
+    told: TreeNode
+    prefix: Callable[[], Prefix]
+
+
+@dataclass(slots=True)
+class Listing:
+    """The listed nodes, and how much there is of the part that was asked for, listed or not."""
+
+    nodes: list[Listed]
+    num_nodes: int
+    num_tokens: int
+
+
+def list_tree(
+    cache: KVCache, ages: Ages, question: ShowTree, pinned: Collection[Node] = ()
+) -> Parts[Listing | None]:
+    """The part of the cache's tree that `question` asks for; None if its node is gone. O(nodes)."""
+    roots = roots_of(cache, question.namespaces)
+    if question.node is not None:
+        node = yield from find(cache, question.node)
+        if node is None or _root_of(node) not in roots:
+            return None
+        roots = [node]
+    found = yield from survey(roots, question.depth)
+    now = time.monotonic()
+
+    def listed(each: Surveyed[Node]) -> Listed:
+        age = 0.0 if each.leased else ages.age(each.last_use, now)
+        return Listed(
+            _told(each, age, each.node in pinned, question.num_first_tokens),
+            partial(path_prefix, each.node),
+        )
+
+    tops = [each for each in found if each.parent is None]
+    return Listing(
+        [listed(each) for each in largest(found, question.most)],
+        num_nodes=sum(each.nodes for each in tops),
+        num_tokens=sum(each.tokens for each in tops),
+    )
+
+
+def _root_of(node: Node) -> Node:
+    while node.parent is not None:
+        node = node.parent
+    return node
+
+
+def _told(each: Surveyed[Node], age: float, is_pinned: bool, num_first: int) -> TreeNode:
+    node = each.node
+    return TreeNode(
+        id=node.serial,
+        parent=None if node.parent is None else node.parent.serial,
+        depth=each.depth,
+        tokens=node.num_tokens,
+        hits=node.hits,
+        age_seconds=round(age, 1),
+        leased=each.leased,
+        pinned=is_pinned,
+        namespace=str(_root_of(node).key) if each.parent is None else None,
+        children=each.num_children,
+        below_tokens=each.tokens - node.num_tokens,
+        below_nodes=each.nodes - 1,
+        below_hits=each.hits - node.hits,
+        first_tokens=unpack(node.edge, num_first),
+    )

@@ -1,0 +1,118 @@
+"""A part of the tree of stored runs as a list of plain values, for those who want to see it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from radixserve.cache.listing import Listed, Listing
+from radixserve.cache.survey import NODES, Parts, Surveyed, add_up, largest
+from radixserve.prefix import Prefix, unpack
+from radixserve.questions import ShowTree, TreeNode
+from radixserve.store.folder.index import ROOT, Index
+from radixserve.store.format.rows import Outline
+
+_PER_SECOND = 1000  # the last use is counted in milliseconds
+
+
+def list_runs(
+    index: Callable[[], Index], fingerprint: str, question: ShowTree
+) -> Parts[Listing | None]:
+    """The runs that `question` asks for; None if its run is gone. `index` is called in each part,
+    because a damaged index is replaced by another one. O(runs with ids from the run on).
+
+    Raises:
+        sqlite3.Error: the index cannot be read.
+    """
+    found = yield from _survey(index, fingerprint, question)
+    chosen = largest(found, question.most)
+    tokens = index().tokens_of([each.serial for each in chosen])
+    prefixes: dict[int, Callable[[], Prefix]] = {}
+    nodes: list[Listed] = []
+    for each in (each for each in chosen if each.serial in tokens):
+        before = _before(each, index, prefixes)
+        prefixes[each.serial] = partial(_behind, before, each.depth, tokens[each.serial])
+        told = _told(each, unpack(tokens[each.serial], question.num_first_tokens))
+        nodes.append(Listed(told, prefixes[each.serial]))
+    if question.node is not None and not nodes:
+        return None
+    tops = [each for each in found if each.parent is None]
+    return Listing(
+        nodes,
+        num_nodes=sum(each.nodes for each in tops),
+        num_tokens=sum(each.tokens for each in tops),
+    )
+
+
+def _survey(
+    index: Callable[[], Index], fingerprint: str, question: ShowTree
+) -> Parts[list[Surveyed[Outline]]]:
+    """Like `cache.survey.survey`. A run that was stored while this walks may be missing."""
+    found: list[Surveyed[Outline]] = []
+    entries: dict[int, Surveyed[Outline]] = {}  # by run; of a deeper run, the one it is counted to
+    last = 0 if question.node is None else question.node - 1
+    while runs := index().outlines(fingerprint, last, NODES):
+        for run in runs:
+            above = entries.get(run.parent)
+            if above is None and not _is_top(run, question):
+                continue
+            if above is not None and run.parent == above.serial:
+                above.num_children += 1
+            level = 0 if above is None else above.level + 1
+            if above is None or level <= question.depth:
+                entry = Surveyed(run, run.id, above, level, run.start, 0)
+                found.append(entry)
+                if above is not None:
+                    above.children.append(entry)
+            else:
+                entry = above
+            entries[run.id] = entry
+            entry.last_use = max(entry.last_use, int(run.used * _PER_SECOND))
+            entry.tokens += run.length
+            entry.nodes += 1
+            entry.hits += run.hits
+        last = runs[-1].id
+        yield
+    add_up(found)
+    return found
+
+
+def _is_top(run: Outline, question: ShowTree) -> bool:
+    if question.namespaces is not None and run.namespace not in question.namespaces:
+        return False
+    return run.parent == ROOT if question.node is None else run.id == question.node
+
+
+def _before(
+    each: Surveyed[Outline], index: Callable[[], Index], prefixes: dict[int, Callable[[], Prefix]]
+) -> Callable[[], Prefix]:
+    """A function for the tokens before a run or more of them: those up to its parent's end."""
+    if each.parent is not None and each.parent.serial in prefixes:
+        return prefixes[each.parent.serial]
+    above = None if each.node.parent == ROOT else index().before(each.serial)
+    return lambda: above or Prefix(each.node.namespace, b"")
+
+
+def _behind(before: Callable[[], Prefix], depth: int, tokens: bytes) -> Prefix:
+    above = before().first(depth)
+    return Prefix(above.namespace, above.tokens + tokens)
+
+
+def _told(each: Surveyed[Outline], first_tokens: list[int]) -> TreeNode:
+    run = each.node
+    age = max(0.0, time.time() - each.last_use / _PER_SECOND)
+    return TreeNode(
+        id=run.id,
+        parent=None if run.parent == ROOT else run.parent,
+        depth=run.start,
+        tokens=run.length,
+        hits=run.hits,
+        age_seconds=round(age, 1),
+        namespace=run.namespace if each.parent is None else None,
+        children=each.num_children,
+        below_tokens=each.tokens - run.length,
+        below_nodes=each.nodes - 1,
+        below_hits=each.hits - run.hits,
+        first_tokens=first_tokens,
+    )
