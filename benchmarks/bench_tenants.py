@@ -6,10 +6,10 @@
     python benchmarks/bench_tenants.py keys
 
 overload: requests at so many times the capacity that was measured first: which share of the
-capacity is served, and how fast the others are refused. flood: cached prompts of one tenant, alone
-and beside another tenant that sends long new prompts over 12 connections: hit share and time to the
-first token. stall: 8 streams, and a prompt of 7,000 tokens beside them: time between tokens. keys:
-requests per second of a fake model with one key and with 1,000.
+capacity is served, and how fast the others are refused. flood: cached prompts of one tenant, long
+new prompts of another over 12 connections, and both: hit share and time to the first token of the
+one, prompt tokens per second of the other. stall: 8 streams, and a prompt of 7,000 tokens beside
+them: time between tokens. keys: requests per second of a fake model with one key and with 1,000.
 """
 
 from __future__ import annotations
@@ -122,33 +122,43 @@ async def overload(session: aiohttp.ClientSession, times: float, seconds: float)
 
 
 async def flood(session: aiohttp.ClientSession, seconds: float) -> None:
+    """Cached prompts alone, new prompts alone, and both."""
     prefixes = [fresh(SYSTEM_TOKENS) for _ in range(4)]
     for each in prefixes:
         await ask(session, each, 1)
-
-    async def calm(until: float) -> list[Asked]:
-        asked = []
-        while time.perf_counter() < until:
-            asked.append(await ask(session, random.choice(prefixes) + fresh(16), 8))
-            await asyncio.sleep(0.5)
-        return asked
-
-    async def flooding(until: float) -> None:
-        while time.perf_counter() < until:
-            await ask(session, fresh(1000), 1, "flood")
-
-    for name, connections in (("alone", 0), ("beside the flood", 12)):
-        until = time.perf_counter() + seconds / 2
-        flood_tasks = [asyncio.create_task(flooding(until)) for _ in range(connections)]
-        asked = await calm(until)
-        await asyncio.gather(*flood_tasks)
-        good = [each for each in asked if each.status == 200]
-        share = sum(e.cached for e in good) / max(1, sum(e.prompt for e in good))
-        firsts = [e.first for e in good]
+    third = seconds / 3
+    for name, calms, floods in (("alone", 1, 0), ("flood alone", 0, 12), ("both", 1, 12)):
+        began = time.perf_counter()
+        until = began + third
+        flood_tasks = [asyncio.create_task(_flooding(session, until)) for _ in range(floods)]
+        calm_tasks = [asyncio.create_task(_calm(session, prefixes, until)) for _ in range(calms)]
+        calm = [each for task in calm_tasks for each in await task if each.status == 200]
+        computed = sum(await asyncio.gather(*flood_tasks)) / (time.perf_counter() - began)
+        share = sum(e.cached for e in calm) / max(1, sum(e.prompt for e in calm))
+        firsts = [e.first for e in calm]
         print(
-            f"{name}: {len(good)} requests, hit share {share:.0%}, to the first token p50 "
-            f"{percentile(firsts, 0.5):.2f} s, p90 {percentile(firsts, 0.9):.2f} s"
+            f"{name}: {len(calm)} cached prompts, hit share {share:.0%}, to the first token p50 "
+            f"{percentile(firsts, 0.5) * 1e3:.0f} ms, p90 {percentile(firsts, 0.9) * 1e3:.0f} ms; "
+            f"{computed:.0f} new prompt tokens/s"
         )
+
+
+async def _calm(
+    session: aiohttp.ClientSession, prefixes: list[list[int]], until: float
+) -> list[Asked]:
+    asked = []
+    while time.perf_counter() < until:
+        asked.append(await ask(session, random.choice(prefixes) + fresh(16), 8))
+        await asyncio.sleep(random.uniform(0.3, 0.7))
+    return asked
+
+
+async def _flooding(session: aiohttp.ClientSession, until: float) -> int:
+    """The prompt tokens of requests that began until then."""
+    tokens = 0
+    while time.perf_counter() < until:
+        tokens += (await ask(session, fresh(1000), 1, "flood")).prompt
+    return tokens
 
 
 async def gaps(session: aiohttp.ClientSession) -> None:

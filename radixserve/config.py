@@ -485,10 +485,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(ge=0, le=1000),
         Doc(
             "scheduler",
-            "how long prompt tokens may take in a step that also decodes, in times of the decodes; "
-            "more is faster for new prompts and slower for the answers beside them (0: no limit)",
+            "how long prompt tokens may take, in times of the decodes, in a step for which others "
+            "wait: answers that run, or another tenant; more is faster for new prompts and slower "
+            "for these (0: no limit)",
         ),
     ] = 1.0
+    shared_step_ms: Annotated[
+        float,
+        Meta(ge=0, le=60_000),
+        Doc(
+            "scheduler",
+            "how long a step for which others wait may last in any case, however short its decodes",
+            "milliseconds",
+        ),
+    ] = 25.0
     max_queue: Annotated[
         int,
         Meta(ge=1),

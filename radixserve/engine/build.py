@@ -79,6 +79,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         settings.max_running,
         settings.max_step_tokens or _STEP_TOKENS[info.device],
         settings.prefill_share,
+        settings.shared_step_ms / 1000,
         settings.pin_share,
         settings.request_pin_share,
     )

@@ -168,7 +168,7 @@ class EngineCore:
         self.tiers.computed(num_tokens, seconds)
         num_decodes = sum(len(work.token_ids) == 1 for work in flight.works)
         is_full = any(work.stop < work.sequence.num_prompt for work in flight.works)
-        self.scheduler.pace.observe(num_decodes, num_tokens - num_decodes, seconds, is_full=is_full)
+        self.scheduler.pace.observe(num_tokens - num_decodes, seconds, is_full=is_full)
 
     def ask(self, asked: Asked) -> None:
         """Take a question of the front."""

@@ -1,10 +1,15 @@
-"""How many prompt tokens a step may compute beside sequences that decode, so that their next tokens
-are not late.
+"""How many prompt tokens a step may compute while somebody waits for its end, so that it ends soon.
 
-A step takes as long as its decodes and its prompt tokens together. With a share of 1 the prompt
-tokens may take as long again as the decodes: a long prompt then makes the streams beside it half as
-fast, instead of halting them for a second. Both times are moving averages of recent steps. Chunks
-do not change bits, so the pace changes no answer.
+Those who wait are sequences that decode, whose next tokens come with the next step, and other
+tenants, whose next request can begin only with the next step. For them a step lasts at most
+(1 + share) times as long as decodes alone, and in any case a few milliseconds:
+
+    decodes alone          |------|                      longest step with a share of 1
+    with prompt tokens     |------|------|               decodes, and as long again
+    few or no decodes      |--|-----------|              the least that is always allowed
+
+So a long prompt makes the streams beside it half as fast, instead of halting them for a second.
+Times are moving averages of recent steps. Chunks do not change bits, so the pace changes no answer.
 """
 
 from __future__ import annotations
@@ -13,33 +18,38 @@ from typing import Final
 
 from radixserve.tiers.pace import TELLING_TOKENS, Rate
 
-MIN_TOKENS: Final = 4  # always allowed: a prompt goes on, however slow the machine is
+MIN_TOKENS: Final = 16  # always allowed: fewer take nearly as long, and a prompt must go on
 _NEWEST: Final = 0.25  # weight of the newest step in an average
 
 
 class PrefillPace:
     """Measures steps, and says how many prompt tokens the next may have."""
 
-    def __init__(self, share: float) -> None:
-        """`share`: of the time of the decodes; 0 for no limit."""
-        self._share = share
+    def __init__(self, share: float, least_seconds: float = 0.0) -> None:
+        """`share`: of the time of the decodes; 0 for no limit. A step may last `least_seconds` in
+        any case.
+        """
+        self._share, self._least_seconds = share, least_seconds
         self._decode_seconds: float | None = None  # of a step without prompt tokens
-        self._token_seconds: float | None = None  # of a prompt token
+        self._added = Rate()  # what prompt tokens add to a step
         self._rate = Rate()  # of steps that tell it
 
-    def observe(self, num_decodes: int, num_prompt: int, seconds: float, *, is_full: bool) -> None:
-        """Note how long a step with these tokens took. `is_full`: more of a prompt was left than it
-        had room for.
+    def observe(self, num_prompt: int, seconds: float, *, is_full: bool) -> None:
+        """Note how long a step with so many prompt tokens took. `is_full`: more of a prompt was
+        left than it had room for.
         """
         if not num_prompt:
-            self._decode_seconds = _averaged(self._decode_seconds, seconds)
+            known = self._decode_seconds
+            self._decode_seconds = seconds if known is None else known + _NEWEST * (seconds - known)
             return
         if is_full or num_prompt >= TELLING_TOKENS:
             self._rate.observe(num_prompt, seconds)
-        decoding = (self._decode_seconds or 0.0) if num_decodes else 0.0
-        self._token_seconds = _averaged(
-            self._token_seconds, max(seconds - decoding, 0.1 * seconds) / num_prompt
-        )
+        # Also a step without decodes reads all weights, for which it takes about as long as they.
+        self._added.observe(num_prompt, max(seconds - self._decodes, 0.1 * seconds))
+
+    @property
+    def _decodes(self) -> float:
+        return self._decode_seconds or 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -51,13 +61,11 @@ class PrefillPace:
         return 1 / seconds_per_token if seconds_per_token else 0.0
 
     def most_tokens(self) -> int | None:
-        """Most prompt tokens beside decodes in the next step; None for no limit. So it is until
-        both kinds of steps were seen.
+        """Most prompt tokens in a step for whose end somebody waits; None for no limit. So it is
+        until enough steps were seen.
         """
-        if not self._share or self._decode_seconds is None or self._token_seconds is None:
+        longest = max((1 + self._share) * self._decodes, self._least_seconds)
+        added = self._added.seconds_per_token
+        if not self._share or not longest or added is None:
             return None
-        return max(MIN_TOKENS, int(self._share * self._decode_seconds / self._token_seconds))
-
-
-def _averaged(before: float | None, now: float) -> float:
-    return now if before is None else before + _NEWEST * (now - before)
+        return max(MIN_TOKENS, int((longest - self._decodes) / added))

@@ -17,6 +17,7 @@ Knows sequences, no slots and no steps.
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,17 +29,24 @@ MAX_OVERTAKEN: Final = 8  # admissions of later arrivals of the same tenant
 MAX_PASSED: Final = 4  # steps in which a prefill gets nothing while a shorter one computes
 PRIORITY_SECONDS: Final = 10.0
 PRIORITY_TOKENS: Final = 500
+SHARED_SECONDS: Final = 10.0  # for how long a tenant that has left is expected back
 
 
 class FairQueue:
     """All waiting sequences, and the clocks of the tenants that have any in the engine."""
 
-    def __init__(self, num_matched: Callable[[Sequence], int]) -> None:
+    def __init__(
+        self,
+        num_matched: Callable[[Sequence], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`num_matched` says how many tokens of a sequence the cache holds now."""
         self._num_matched = num_matched
+        self._clock = clock
         self._waiting: dict[str, list[Sequence]] = {}  # by tenant, in the order of arrival
         self._clocks: dict[str, float] = {}  # by tenant; tenants that are idle keep theirs
         self._live: dict[str, int] = {}  # sequences in the engine, waiting or running
+        self._left: dict[str, float] = {}  # when tenants without any left, the earliest first
         self._seats: Counter[str] = Counter()  # running sequences of each body
         self._serial = 0
 
@@ -56,6 +64,7 @@ class FairQueue:
             now = min((self._clocks[each] for each in self._live), default=0.0)
             self._clocks[tenant] = max(self._clocks.get(tenant, 0.0), now)
         self._live[tenant] = self._live.get(tenant, 0) + 1
+        self._left.pop(tenant, None)
         self._serial += 1
         arrived = sequence.request.arrived + PRIORITY_SECONDS * sequence.request.priority
         sequence.place = (1, arrived, self._serial)
@@ -99,6 +108,17 @@ class FairQueue:
         self._live[tenant] -= 1
         if not self._live[tenant]:
             del self._live[tenant]
+            self._left[tenant] = self._clock()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several tenants use the engine: they have sequences in it, or had some in the
+        last `SHARED_SECONDS`.
+        """
+        since = self._clock() - SHARED_SECONDS
+        while self._left and next(iter(self._left.values())) < since:
+            del self._left[next(iter(self._left))]
+        return len(self._live) + len(self._left) > 1
 
     def served(self, sequence: Sequence, num_tokens: int) -> None:
         """Tokens were computed for a sequence."""

@@ -58,8 +58,9 @@ class Limits:
 
     max_running: int  # sequences
     max_step_tokens: int  # tokens computed in one step
-    # of the time of the decodes in a step, what prompt tokens beside them may take; 0: no limit
+    # of the time of decodes, what prompt tokens may take in a step that others await; 0: no limit
     prefill_share: float = 0.0
+    shared_step_seconds: float = 0.0  # what such a step may take in any case
     pin_share: float = 0.25  # of the slots, what all pins together may hold
     # of the slots, or of a tenant's quota, what the pins of one tenant's requests may hold
     request_pin_share: float = 0.125
@@ -96,7 +97,7 @@ class Scheduler:
         self._awaiting: dict[Sequence, Future[Compiled]] = {}
         self.limits = limits
         self.waiting = FairQueue(self._num_matched)
-        self.pace = PrefillPace(limits.prefill_share)
+        self.pace = PrefillPace(limits.prefill_share, limits.shared_step_seconds)
         self.running: list[Sequence] = []  # oldest first
         self.totals = Totals()
         self.recent = Recent()
@@ -207,8 +208,8 @@ class Scheduler:
     # plan
 
     def plan(self) -> list[Work]:
-        """The works of the next step: decodes, then prefill chunks in the queue's order, then new
-        sequences, within max_step_tokens.
+        """The works of the next step: decodes, then prefill chunks in the queue's order, of new
+        sequences, too, within max_step_tokens and what the pace allows if others wait.
 
         Sequences of a failed step come first of all, one at a time. One step may be in flight:
         planned before, not committed yet.
@@ -219,13 +220,14 @@ class Scheduler:
         plan = Plan(self.limits.max_step_tokens)
         decoding = [each for each in self.running if not _prefills(each)]
         self._plan(plan, decoding)
-        if decoding and (most := self.pace.most_tokens()) is not None:
+        others_wait = bool(decoding) or self.waiting.is_shared
+        if others_wait and (most := self.pace.most_tokens()) is not None:
             plan.room = min(plan.room, most)
+        self._admit(plan)
         prefilling = [each for each in self.running if _prefills(each)]
         self._plan(plan, self.waiting.prefill_order(prefilling))
         for each in prefilling:
             each.num_passed = 0 if plan.has(each) else each.num_passed + 1
-        self._admit(plan)
         return plan.works()
 
     def _plan(self, plan: Plan, sequences: list[Sequence]) -> None:
@@ -267,18 +269,21 @@ class Scheduler:
         self.totals.preemptions += 1
 
     def _admit(self, plan: Plan) -> None:
+        """Begin with waiting sequences as far as the step has room for them beside the prefills
+        that run, and with those that are shorter than one of these.
+        """
         if not self.waiting or (self._pressed and self.running):
             return
         seats = self._seats()
         if seats is not None and not seats.may_give(self.waiting.firsts()):
             return
-        longest = max((each.num_pending for each in self.running), default=0)
+        pending = [each.num_pending for each in self.running if _prefills(each)]
+        longest, room = max(pending, default=0), plan.room - sum(pending)
         for sequence in self.waiting.candidates(2 * self.limits.max_running):
             if self._pressed and self.running:
                 return
-            # Without room a sequence begins only to be before a longer prefill in the next step.
             missing = sequence.num_tokens - sequence.num_matched
-            if sequence.awaits_grammar or (plan.room <= 0 and missing >= longest):
+            if sequence.awaits_grammar or (room <= 0 and missing >= longest):
                 continue
             victim = None if seats is None else seats.seat_for(sequence)
             if seats is not None and victim is None:
@@ -292,7 +297,8 @@ class Scheduler:
                 if not (self.tiers.relent() or (not self.running and self.pins.relent())):
                     self._pressed = self._pressed or victim is not None
                     return
-            if plan.room > 0:
+            room -= sequence.num_pending
+            if plan.room > 0 and not _prefills(sequence):
                 plan.add(sequence)
             seats = self._seats()
 

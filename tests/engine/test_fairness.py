@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from radixserve.engine.counters import STEP_TOKENS
 from radixserve.engine.prefill_pace import MIN_TOKENS, PrefillPace
-from radixserve.engine.queue import MAX_OVERTAKEN, FairQueue
+from radixserve.engine.queue import MAX_OVERTAKEN, SHARED_SECONDS, FairQueue
 from radixserve.engine.sequence import Sequence
 from radixserve.request import Request
 from tests.engine.content_model import expected
@@ -141,32 +142,52 @@ def test_priority_is_time() -> None:
     assert [each.request.id for each in queue.candidates(9)] == ["d", "b", "a", "c"]
 
 
-def test_prompt_tokens_beside_decodes_are_as_many_as_the_share_allows() -> None:
-    pace = PrefillPace(1.0)
-    assert pace.most_tokens() is None
-    for _ in range(20):
-        pace.observe(8, 0, 0.06, is_full=True)
-        pace.observe(0, 256, 2.56, is_full=True)
-    assert pace.most_tokens() in (5, 6, MIN_TOKENS)
-    for _ in range(40):
-        pace.observe(8, 100, 0.06 + 100 * 0.001, is_full=True)
-    assert pace.most_tokens() == pytest.approx(60, abs=2)
-    assert PrefillPace(0.0).most_tokens() is None
-
-
 def test_a_cut_prefill_gives_the_same_answers() -> None:
     harness = Harness(num_slots=2000, max_running=4, ahead=False)
     harness.submit(*(request(f"r{i}-0", [i, 3, 5], 80) for i in range(3)))
     harness.step()
     pace = harness.core.scheduler.pace = PrefillPace(1.0)
-    pace.observe(3, 0, 1.0, is_full=True)
-    pace.observe(0, 10, 1.0, is_full=True)
+    pace.observe(0, 1.0, is_full=True)
+    pace.observe(20, 2.0, is_full=True)
     pace.observe = lambda *_, **__: None  # type: ignore[method-assign]  # times of this machine
     harness.submit(request("long-0", COLD * 3, 2))
     for _ in range(12):
         tokens = [len(harness.tokens(f"r{i}-0")) for i in range(3)]
         harness.step()
         assert [len(harness.tokens(f"r{i}-0")) for i in range(3)] == [n + 1 for n in tokens]
-        assert harness.core._recent[-1][1] <= 3 + 10
+        assert harness.core._recent[-1][1] <= 3 + MIN_TOKENS
     harness.run()
     assert harness.tokens("long-0") == expected(COLD * 3, 2)
+
+
+def test_a_prompt_is_cut_while_another_tenant_may_come_and_only_then() -> None:
+    harness = Harness(num_slots=4000, max_step_tokens=64, ahead=False)
+    pace = harness.core.scheduler.pace = PrefillPace(1.0, 1.0)
+    pace.observe(64, 64 * 0.05, is_full=True)
+    pace.observe = lambda *_, **__: None  # type: ignore[method-assign]  # times of this machine
+    now = [0.0]
+    harness.core.scheduler.waiting._clock = lambda: now[0]
+
+    def longest_step(name: str) -> int:
+        harness.core.stats()
+        harness.submit(of("flood", request(name, [len(name), *COLD], 1)))
+        harness.run()
+        return int(max(harness.core.stats().seen(STEP_TOKENS)))
+
+    assert longest_step("alone") == 61
+    harness.submit(of("calm", request("calm", [1, 2, 3], 1)))
+    harness.run()
+    assert longest_step("soon") == 20
+    now[0] += SHARED_SECONDS + 1
+    assert longest_step("later on") == 61
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_short_prompt_is_in_the_first_step_after_it_came(ahead: bool) -> None:
+    harness = Harness(num_slots=4000, max_step_tokens=16, ahead=ahead)
+    harness.submit(of("flood", request("flood-0", COLD * 5, 1)))
+    harness.step()
+    harness.submit(of("calm", request("calm-0", [7, 3], 4)))
+    assert first_step_of(harness, "calm-0") == 1 + ahead
+    harness.run()
+    harness.assert_drained()

@@ -86,7 +86,7 @@ def test_the_sequences_of_a_failed_step_are_computed_alone_before_they_join_agai
     steps = noted_steps(harness)
     three(harness)
     harness.run()
-    assert steps == [[3, 2, 5], [1, 1, 1], [1], [1], [1], [1, 1, 1], [1, 1, 1], [1, 1, 1]]
+    assert steps == [[2, 3, 5], [1, 1, 1], [1], [1], [1], [1, 1, 1], [1, 1, 1], [1, 1, 1]]
     assert_whole(harness, 0, 1, 2)
     harness.assert_drained()
 
@@ -319,7 +319,7 @@ def test_logits_that_are_not_finite_are_not_tried_again(ahead: bool) -> None:
     steps = noted_steps(harness)
     three(harness)
     harness.run()
-    assert steps[:4] == [[3, 2, 5], [1, 1, 1], [1, 1, 1] if ahead else [1, 1], [1, 1]]
+    assert steps[:4] == [[2, 3, 5], [1, 1, 1], [1, 1, 1] if ahead else [1, 1], [1, 1]]
     assert harness.tokens("r1") == expected(PROMPTS[1], 1)
     assert harness.finish("r1") == "error"
     assert_whole(harness, 0, 2)
