@@ -24,6 +24,8 @@ def launch(settings: Settings) -> int:
         StartupError: the server cannot start because of a setting, the model or the port.
     """
     signal.signal(signal.SIGTERM, _leave)
+    if settings.api_key_file is not None:  # the file is read later, so there is nothing to do yet
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
     # A port in use and an unusable folder are found before any process is started.
     address = take_address(settings)
     try:

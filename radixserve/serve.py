@@ -2,7 +2,8 @@
 
 The only module that knows all layers; `launch` imports it. SIGTERM and SIGINT drain the server: it
 is no longer ready, running requests have `drain_seconds` to finish, then everything is closed. A
-second signal ends the process at once. SIGHUP reads the file of keys again, if there is one.
+second signal ends the process at once. SIGHUP reads the file of keys again; without one
+it ends the process.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from radixserve.api.address import Address
 from radixserve.api.app import make_app
 from radixserve.api.cache.warmup import Warmup
 from radixserve.api.context import Api
+from radixserve.api.keys import Keys
 from radixserve.api.listen import Listener, warn_if_open
 from radixserve.api.openai.validate import stop_tokens
 from radixserve.assembly import Assembly
@@ -50,13 +52,15 @@ async def serve(settings: Settings, source: ModelSource, address: Address, engin
     Raises:
         StartupError: the server cannot start because of a setting or the model.
     """
-    stopping = _stop_on_signals()
+    stopping, hangup = _stop_on_signals(), asyncio.Event()
+    if settings.api_key_file is not None:  # from now on, so that no SIGHUP is lost
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
     to = destination(settings, os.environ)
     assembly = Assembly(settings, source, engine)
     try:
         api = await _unless_stopped(stopping, assembly.start())
         if api is not None:
-            async with _telemetry(to, api) as traced:
+            async with _telemetry(to, api) as traced, _reloading(traced.keys, hangup):
                 await _answer(traced, assembly, address, stopping)
     finally:
         await assembly.close()
@@ -92,8 +96,6 @@ async def _answer(api: Api, assembly: Assembly, address: Address, stopping: asyn
     assert loading is not None, "the assembly was started"
     listener = Listener(make_app(api), address)
     warn_if_open(settings)
-    if api.keys.has_file:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, api.keys.reload)
     api.readiness.reason = None if settings.warm is None else "warming"
     try:
         await listener.start()
@@ -108,6 +110,24 @@ async def _answer(api: Api, assembly: Assembly, address: Address, stopping: asyn
     finally:
         await engine.stop()
         await listener.close()
+
+
+@contextlib.asynccontextmanager
+async def _reloading(keys: Keys, hangup: asyncio.Event) -> AsyncIterator[None]:
+    """Read the file of keys again whenever `hangup` is set, until the block ends."""
+
+    async def reload() -> None:
+        while True:
+            await hangup.wait()
+            hangup.clear()
+            await keys.reload()
+
+    reloading = asyncio.create_task(reload())
+    try:
+        yield
+    finally:
+        reloading.cancel()
+        await asyncio.wait([reloading])
 
 
 @contextlib.asynccontextmanager

@@ -4,6 +4,7 @@ again while the server runs.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 from pathlib import Path
@@ -54,12 +55,12 @@ class Keys:
             return OWNER
         return next((each for each in self.tenants if each.name == name), None)
 
-    def reload(self) -> bool:
-        """Read the file again. If it cannot be used, the log says why, and the keys stay as they
-        are. Returns whether it was taken.
+    async def reload(self) -> bool:
+        """Read the file again, in a thread. If it cannot be used, the log says why, and the keys
+        stay as they are. Returns whether it was taken.
         """
         try:
-            self._take(self._read())
+            self._take(await asyncio.to_thread(self._read))
         except ConfigError as error:
             log.error("the keys stay as they were: %s", error)
             return False

@@ -47,6 +47,13 @@ async def test_every_body_is_explained_as_its_endpoint_takes_it(server: Server, 
     assert len(server.engine.seen) == 1, "something was generated"
 
 
+async def test_a_prompt_of_one_token_is_too_short_for_the_cache(server: Server) -> None:
+    for tokens, cause in (([97], "too_short"), ([97, 98], "hit")):
+        server.engine.answers[Explain] = Explanation(matched={"device": len(tokens) - 1}, lost={})
+        answer = (await server.post("/cache/explain", {"tokens": tokens}))[1]
+        assert answer["cause"] == cause
+
+
 async def test_token_ids(server: Server) -> None:
     status, answer = await server.post(EXPLAIN, {"tokens": [97, 98, 99]})
     assert (status, answer["prompt_tokens"]) == (200, 3)

@@ -84,7 +84,7 @@ class TestReload:
     def test_keys_come_and_go(self, key_file: Path) -> None:
         keys = Keys(None, str(key_file))
         key_file.write_text(FILE.replace("key-theirs", "key-new"))
-        assert keys.reload()
+        assert asyncio.run(keys.reload())
         assert keys.owner_of("key-theirs") is None
         tenant = keys.owner_of("key-new")
         assert tenant is not None
@@ -97,10 +97,10 @@ class TestReload:
         keys = Keys("key-owner", str(key_file))
         before = keys.tenants
         key_file.write_text(broken)
-        assert not keys.reload()
+        assert not asyncio.run(keys.reload())
         assert "stay as they were" in caplog.text
         key_file.unlink()
-        assert not keys.reload()
+        assert not asyncio.run(keys.reload())
         assert keys.tenants == before
         assert keys.owner_of("key-ours") is not None
         assert keys.owner_of("key-owner") is not None
@@ -127,7 +127,7 @@ async def test_a_running_answer_survives_that_its_key_is_withdrawn(
     ) as response:
         await server.engine.held.wait()
         await asyncio.to_thread(key_file.write_text, "[tenants.boss]\nkeys = ['key-boss']")
-        assert server.keys.reload()
+        assert await server.keys.reload()
         server.engine.go_on.set()
         assert "[DONE]" in await response.text()
     assert (await server.post(CHAT, body_for(CHAT), headers=bearer("key-ours")))[0] == 401

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -12,7 +14,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.e2e.server import Server, running
+from tests.e2e.server import START_SECONDS, Server, running
+from tests.signals import usual_signals
 
 FAKE = ("--fake-model", "--served-model-name", "fake", "--threads", "1")
 pytestmark = pytest.mark.slow
@@ -51,6 +54,34 @@ def test_keys_are_read_again_and_no_answer_is_lost(tmp_path: Path) -> None:
         with pytest.raises(openai.AuthenticationError):
             client(server, "key-a").models.list()
         assert server.stop() == 0
+
+
+def test_hangups_during_the_start_neither_end_the_server_nor_are_lost(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text("[tenants.a]\nkeys = ['key-a']")
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "radixserve", "serve", "--port", "0", *FAKE]
+    with usual_signals(), log.open("w") as out:
+        process = subprocess.Popen([*command, "--api-key-file", path], stdout=out, stderr=out)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while "listening" not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()
+            assert process.poll() is None, log.read_text()
+            if catches(process.pid, signal.SIGHUP):
+                process.send_signal(signal.SIGHUP)
+            time.sleep(0.02)
+        assert "keys read again" in log.read_text()
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
 def test_another_tenant_never_hits_at_any_endpoint(tmp_path: Path) -> None:

@@ -141,3 +141,11 @@ def test_the_summary_names_every_tier(engine: Tiered) -> None:
     assert isinstance(summary, Summary)
     assert [each.name for each in summary.tiers] == ["device", "host", "disk"]
     assert (summary.tiers[1].used_bytes or 0) >= 90 * SHAPE.slot_bytes
+
+
+def test_two_drops_of_what_was_not_used_for_long_are_both_done(engine: Tiered) -> None:
+    assert engine.host is not None
+    both = [engine.host.drop_unused(names, -1.0) for names in (frozenset({"other"}), None)]
+    engine.settle()
+    assert [each.done for each in both] == [True, True]
+    assert both[1].num_tokens >= len(LONG) + len(OTHER)

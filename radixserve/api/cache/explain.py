@@ -143,7 +143,7 @@ class _Answer:
         """The cause of the first lost token. What was never seen, although an earlier prompt begins
         alike, is a change where it is not in the last message, which is new in any case.
         """
-        lost = next(iter(self._told.lost), "hit")
+        lost = next(iter(self._told.lost), "hit" if len(self._ids) > 1 else "too_short")
         if lost != "never_seen" or region is None or self._conversation is None:
             return lost
         last = len(self._conversation.messages) - 1
