@@ -153,7 +153,9 @@ def report(name: str, traffic: Traffic, tries: int) -> None:
     stats = traffic.cache.stats()
     depths = []
     for prompt in traffic.prompts(200):
-        point = traffic.cache.tree.walk(traffic.cache.tree.root(NAMESPACE), 0, prompt)
+        point = traffic.cache.tree.walk(
+            traffic.cache.tree.root(NAMESPACE), 0, Prefix(NAMESPACE, prompt)
+        )
         node, depth = point.node, 0
         while node.parent is not None:
             node, depth = node.parent, depth + 1

@@ -1,16 +1,26 @@
 """The first tokens of a sequence, in a namespace: what K/V belongs to, and by what it is found.
 
-Two prefixes share K/V where both begin with the same tokens and have the same namespace. Cache,
-tiers and store are asked by a `Prefix`. Only they look at its two fields.
+Two prefixes share K/V where both begin with the same tokens and have the same namespace. A prefix
+may begin with tokens that the operator shares among all tenants (`public_prefix`):
+
+    position      0 ........ num_public ........ num_tokens
+    namespace     "public"  |  its own
+
+Cache, tiers and store are asked by a `Prefix`. Only they look at its fields.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 TOKEN_BYTES = 4
+
+PUBLIC: Final = "public"
+"""The namespace of tokens that are shared among all tenants; on a server without tenants that of
+every request without a salt.
+"""
 
 
 def pack(token_ids: Iterable[int]) -> bytes:
@@ -34,23 +44,52 @@ def owner_of(namespace: str) -> str:
 
 
 class Prefix(NamedTuple):
-    """Tokens from position 0 on, in a namespace. `tokens` are packed (`pack`)."""
+    """Tokens from position 0 on, in a namespace. `tokens` are packed (`pack`). The first
+    `num_public` of them, or all if there are fewer, are in the namespace `PUBLIC` instead.
+    """
 
     namespace: str
     tokens: bytes
+    num_public: int = 0
 
     @classmethod
-    def of(cls, namespace: str, token_ids: Iterable[int]) -> Prefix:
+    def of(cls, namespace: str, token_ids: Iterable[int], num_public: int = 0) -> Prefix:
         """The prefix of these token ids."""
-        return cls(namespace, pack(token_ids))
+        return cls(namespace, pack(token_ids), num_public)
 
     @property
     def num_tokens(self) -> int:
         return len(self.tokens) // TOKEN_BYTES
 
+    def parts(self) -> list[tuple[str, int]]:
+        """The namespaces of its tokens in the order of positions, each with the position where it
+        ends: one, or two if it begins with public tokens and has more.
+        """
+        num_tokens, num_public = self.num_tokens, self.num_public
+        if not num_public:
+            return [(self.namespace, num_tokens)]
+        if num_tokens <= num_public:
+            return [(PUBLIC, num_tokens)]
+        return [(PUBLIC, num_public), (self.namespace, num_tokens)]
+
+    def namespace_at(self, position: int) -> str:
+        """The namespace of the token at `position`."""
+        return PUBLIC if position < self.num_public else self.namespace
+
     def first(self, num_tokens: int) -> Prefix:
-        """The prefix of the first `num_tokens` tokens, or of all if there are fewer."""
-        return Prefix(self.namespace, self.tokens[: num_tokens * TOKEN_BYTES])
+        """The prefix of the first `num_tokens` tokens, or of all if there are fewer. If all of them
+        are public, its namespace is `PUBLIC`.
+        """
+        tokens = self.tokens[: num_tokens * TOKEN_BYTES]
+        if 0 < self.num_public * TOKEN_BYTES >= len(tokens):
+            return Prefix(PUBLIC, tokens)
+        return Prefix(self.namespace, tokens, self.num_public)
+
+    def begins_with(self, other: Prefix) -> bool:
+        """Whether it has the K/V of `other`: the same tokens in the same namespaces."""
+        if not self.tokens.startswith(other.tokens):
+            return False
+        return self.first(other.num_tokens).parts() == other.parts()
 
     def behind(self, num_tokens: int) -> bytes:
         """The tokens behind the first `num_tokens`, packed."""
@@ -67,8 +106,10 @@ class Branch(NamedTuple):
     tenant: str | None = None
 
     def covers(self, prefix: Prefix) -> bool:
-        """Whether `prefix` is one of these."""
-        return self.has(prefix.namespace) and prefix.tokens.startswith(self.tokens)
+        """Whether `prefix` is one of these, or has a public part that is."""
+        if not prefix.tokens.startswith(self.tokens):
+            return False
+        return any(self.has(namespace) for namespace, _ in prefix.parts())
 
     def has(self, namespace: str) -> bool:
         """Whether it is about prefixes of `namespace`."""

@@ -105,7 +105,8 @@ class TreeNode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     age_seconds: float = 0.0  # since the last use of it or of anything below it
     leased: bool = False  # in use by requests that run, or pinned
     pinned: bool = False
-    namespace: str | None = None  # of a node whose parent is not listed
+    # of a node whose parent is not listed or is in another namespace
+    namespace: str | None = None
     children: int = 0
     below_tokens: int = 0  # of all nodes below it, whether or not these are listed
     below_nodes: int = 0
@@ -178,6 +179,7 @@ class Explain(Question[Explanation], tag="explain", frozen=True, kw_only=True):
 
     namespace: str
     tokens: list[int]
+    num_public: int = 0
     session: str = ""
     reads_cache: bool = True
     most_theirs: int = 512
@@ -212,6 +214,7 @@ class Pin(Question[Pinned], tag="pin", frozen=True, kw_only=True):
     kv_quota: float = 0.0  # that tenant's, as `Tenant.kv_quota`
     namespace: str = ""
     packed: bytes = b""
+    num_public: int = 0  # of these tokens, shared among all tenants
     node: int | None = None
 
 

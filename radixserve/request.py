@@ -12,6 +12,8 @@ from typing import Literal
 
 import msgspec
 
+from radixserve.prefix import PUBLIC
+
 GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark", "gbnf"]
 
 
@@ -73,7 +75,8 @@ class Request(msgspec.Struct, tag="request", frozen=True, kw_only=True):
     sampling: Sampling
     # Tokens of the answer that came from an earlier engine; the next one continues behind them.
     output_ids: list[int] = []
-    namespace: str = "public"  # requests share K/V only within a namespace
+    namespace: str = PUBLIC  # requests share K/V only within a namespace
+    num_public: int = 0  # leading tokens of the prompt that are in the namespace PUBLIC instead
     # what requests of one conversation have in common, as far as bodies say it; "": nothing
     session: str = ""
     tenant: str = "default"  # whose request it is

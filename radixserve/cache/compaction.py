@@ -55,7 +55,7 @@ class Compaction:
         while self._to_visit and num_nodes > 0 and num_tokens > 0:
             node = self._to_visit.pop()
             num_nodes -= 1
-            if not cache.is_findable(node):
+            if not cache.tree.is_findable(node):
                 continue
             slots = _slots_of(node)
             high = np.flatnonzero(slots >= edge)[: 0 if node.pins else num_tokens].tolist()

@@ -60,12 +60,12 @@ class DroppedNodes:
         runs: list[Run] = []
         while num_nodes > 0 and num_tokens > 0 and (node := self._next()) is not None:
             num_nodes -= 1
-            is_gone = node.parent is None and node not in self._tree.detached
+            is_gone = node.is_root and not self._tree.has(node)  # with its last child
             if not (is_gone or node.pins or node.children):
                 runs += self._evictor.take(node)
                 num_tokens -= node.num_tokens
                 self.freed_tokens_total += node.num_tokens
-                self.freed_nodes_total += node.parent is not None
+                self.freed_nodes_total += not node.is_root
         return runs
 
     def _next(self) -> Node | None:

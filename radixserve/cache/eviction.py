@@ -144,8 +144,11 @@ class Evictor:
 
     def _inherit(self, parent: Node, leaf: Node) -> None:
         """Leave to `parent` the uses of a leaf that has gone, which were uses of it as well,
-        wherever it stands in the order.
+        wherever it stands in the order. A root below public tokens, which goes with what is below
+        it, is passed over.
         """
+        if parent.is_root and parent.parent is not None:
+            parent = parent.parent
         is_lined_up = parent.place is not None
         if is_lined_up:
             self.policy.withdraw(parent)
@@ -163,8 +166,8 @@ class Evictor:
         """Line up an unpinned node without children for eviction; an empty namespace goes
         at once.
         """
-        if node.parent is None:
-            self._tree.remove(node)
+        if node.is_root:
+            self.take(node)
         else:
             self.policy.offer(node)
 
@@ -218,7 +221,7 @@ class Evictor:
                 "the order holds a wrong node, or lacks one"
             )
             if is_evictable:
-                assert node.parent is not None, "an empty namespace is still there"
+                assert not node.is_root, "an empty namespace is still there"
                 evictable.append(node)
         assert not ends, "a lease ends in a node that is not in the tree"
         assert self.pinned_tokens == pinned_tokens, (
@@ -234,7 +237,7 @@ def _continued(parent: Node) -> int:
     A conversation's next turn continues one prompt. Below an opening that many share there are
     several children, and a new one continues none of them.
     """
-    if parent.parent is None or len(parent.children) > 1:
+    if parent.is_root or len(parent.children) > 1:
         return 0
     end = next(iter(parent.children.values()), parent)
     return end.before + end.uses

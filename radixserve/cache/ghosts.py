@@ -19,10 +19,13 @@ CHUNK = 64  # tokens; about 200 bytes are remembered of each, beside megabytes o
 
 
 def chunk_keys(prefix: Prefix, chunk: int) -> Iterator[int]:
-    """The key of every whole chunk of `chunk` tokens, from position 0 on; O(tokens)."""
-    key, tokens, step = hash(prefix.namespace), prefix.tokens, chunk * TOKEN_BYTES
-    for start in range(0, len(tokens) - step + 1, step):
-        key = hash((key, tokens[start : start + step]))
+    """The key of every whole chunk of `chunk` tokens, from position 0 on; O(tokens). A chunk is in
+    the namespace of its last token.
+    """
+    key, tokens, step = 0, prefix.tokens, chunk * TOKEN_BYTES
+    for stop in range(step, len(tokens) + 1, step):
+        namespace = prefix.namespace_at(stop // TOKEN_BYTES - 1)
+        key = hash((key, namespace, tokens[stop - step : stop]))
         yield key
 
 

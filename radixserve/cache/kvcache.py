@@ -26,7 +26,7 @@ from radixserve.cache.radix import Node, Point, RadixTree, path_prefix, path_run
 from radixserve.cache.shares import Shares
 from radixserve.cache.slots import Run, SlotAllocator, append_runs, split_runs, write_slots
 from radixserve.declared import Numbers
-from radixserve.prefix import TOKEN_BYTES, Prefix, owner_of
+from radixserve.prefix import TOKEN_BYTES, Branch, Prefix, owner_of
 from radixserve.step import Slots
 
 OnEvict = Callable[[Prefix, Slots], None]
@@ -167,8 +167,8 @@ class KVCache:
         Changes nothing, recency included. Not capped: a lease on a prompt that is cached whole
         takes one less.
         """
-        root = self.tree.roots.get(prefix.namespace)
-        return 0 if root is None else self.tree.walk(root, 0, prefix.tokens).depth
+        point = self.tree.find(prefix)
+        return 0 if point is None else point.depth
 
     def lease(self, prefix: Prefix, num_slots: int, *, read: bool = True) -> Lease | None:
         """A lease on what is cached of `prefix` without its last token, and own slots up to
@@ -179,15 +179,15 @@ class KVCache:
         If there are too few free slots, unleased tokens are evicted. None if even that is not
         enough: then nothing was evicted, pinned or split.
         """
-        usable = prefix.tokens[:-TOKEN_BYTES] if read else b""
-        lease = self._lease(prefix.namespace, usable, num_slots)
+        usable = prefix.first(prefix.num_tokens - 1 if read else 0)
+        lease = self._lease(usable, num_slots, owner_of(prefix.namespace))
         if lease is not None:
             lease.note_hit()
         return lease
 
     def hold(self, prefix: Prefix) -> Lease:
         """A lease on all that is cached of `prefix`, its last token included, without own slots."""
-        lease = self._lease(prefix.namespace, prefix.tokens, 0)
+        lease = self._lease(prefix, 0, owner_of(prefix.namespace))
         assert lease is not None, "a lease on nothing new needs no room"
         return lease
 
@@ -195,11 +195,11 @@ class KVCache:
         """A lease on all that is cached of `prefix`, as `hold` gives it, and own slots for the rest
         of it, to be filled with K/V from elsewhere. None if there is no room, as for `lease`.
         """
-        return self._lease(prefix.namespace, prefix.tokens, prefix.num_tokens)
+        return self._lease(prefix, prefix.num_tokens, owner_of(prefix.namespace))
 
-    def _lease(self, namespace: str, tokens: bytes, num_slots: int) -> Lease | None:
-        root = self.tree.root(namespace)
-        point = self.tree.walk(root, 0, tokens)
+    def _lease(self, prefix: Prefix, num_slots: int, owner: str) -> Lease | None:
+        root = self.tree.root(prefix.namespace_at(0))
+        point = self.tree.walk(root, 0, prefix)
         num_own = max(num_slots - point.depth, 0)
         if num_own > self._room(point):
             if not root.children and not root.pins:
@@ -208,8 +208,8 @@ class KVCache:
         self.evictor.hit(point)
         node = self.evictor.split(point)
         self.evictor.pin(node)
-        uses_before = self.evictor.recall(Prefix(namespace, tokens), point.depth) if num_own else 0
-        lease = Lease(self, node, point.depth, self._take(num_own, root.owner), uses_before)
+        uses_before = self.evictor.recall(prefix, point.depth) if num_own else 0
+        lease = Lease(self, node, point.depth, self._take(num_own, owner), uses_before, owner)
         self._leases[lease] = None
         return lease
 
@@ -259,16 +259,20 @@ class KVCache:
 
         return tell
 
-    def drop(self, prefix: Prefix) -> None:
-        """Make the K/V of `prefix` and of all that follows it unfindable at once: from the first
-        token on that nothing else shares. `on_evict` is not called.
+    def drop(self, branch: Branch) -> None:
+        """Make the K/V of `branch` unfindable at once, what hangs below it in other namespaces
+        included: from the first token on that nothing else shares. `on_evict` is not called.
 
         Free slots appear with `sweep`, and where leases hold them, when these are released. Leases
-        on what was dropped publish nothing any more. O(leases * depth).
+        on what was dropped publish nothing any more. O(namespaces * leases * depth).
         """
-        top = self._top_to_drop(prefix)
-        if top is None:
-            return
+        for root in self.tree.all_roots():
+            if branch.has(str(root.key)) and self.tree.is_findable(root):
+                top = self._top_to_drop(root, branch.tokens)
+                if top is not None:
+                    self._drop(top)
+
+    def _drop(self, top: Node) -> None:
         if self.on_gone is not None:
             self._tell_dropped(top)
         self.dropped.add(top)
@@ -276,15 +280,17 @@ class KVCache:
             if _is_below(lease._node, top):
                 lease.withhold()
 
-    def _top_to_drop(self, prefix: Prefix) -> Node | None:
-        root = self.tree.roots.get(prefix.namespace)
-        if root is None:
-            return None
-        point = self.tree.walk(root, 0, prefix.tokens)
-        if point.depth < prefix.num_tokens:
+    def _top_to_drop(self, root: Node, tokens: bytes) -> Node | None:
+        """What is below `root` and begins with `tokens`; None if nothing does."""
+        before = path_prefix(root).tokens
+        if before.startswith(tokens):
+            return root
+        prefix = Prefix(str(root.key), tokens)
+        point = self.tree.walk(root, root.start, prefix)
+        if not tokens.startswith(before) or point.depth < prefix.num_tokens:
             return None
         node = point.node
-        while prefix.tokens and self._is_alone(node):
+        while self._is_alone(node):
             assert node.parent is not None, "a root is not alone"
             node = node.parent
         return node
@@ -292,7 +298,7 @@ class KVCache:
     def _tell_dropped(self, top: Node) -> None:
         """Of a whole namespace the nodes below its root are told, because the root is empty."""
         assert self.on_gone is not None, "somebody wants to be told"
-        for node in (top,) if top.parent is not None else top.children.values():
+        for node in top.children.values() if top.is_root else (top,):
             self.on_gone(node, 0, False, 0)
 
     def _is_alone(self, node: Node) -> bool:
@@ -300,7 +306,7 @@ class KVCache:
         does.
         """
         parent = node.parent
-        if parent is None or parent.parent is None:
+        if parent is None or parent.is_root:
             return False
         return len(parent.children) == 1 and parent.pins <= (1 if node.pins else 0)
 
@@ -310,14 +316,6 @@ class KVCache:
         """
         self._free(self.evictor.take(leaf))
         return leaf.num_tokens
-
-    def is_findable(self, node: Node) -> bool:
-        """Whether `node` is in the tree and was not dropped; O(depth)."""
-        while (parent := node.parent) is not None:
-            if parent.children.get(node.key) is not node:
-                return False
-            node = parent
-        return self.tree.roots.get(str(node.key)) is node
 
     def sweep(self, num_nodes: int) -> bool:
         """Free dropped nodes, looking at `num_nodes` of them; False if nothing is left to free."""
@@ -436,6 +434,7 @@ class Lease:
         "_node",
         "_num_slots",
         "_own",
+        "_owner",
         "_table",
         "_uses_before",
         "is_withheld",
@@ -444,7 +443,13 @@ class Lease:
     )
 
     def __init__(
-        self, cache: KVCache, node: Node, num_cached: int, own: list[Run], uses_before: int
+        self,
+        cache: KVCache,
+        node: Node,
+        num_cached: int,
+        own: list[Run],
+        uses_before: int,
+        owner: str,
     ) -> None:
         self.num_cached = num_cached
         self.num_published = num_cached
@@ -452,6 +457,7 @@ class Lease:
         self._cache = cache
         self._node = node
         self._own = own
+        self._owner = owner  # the tenant whose request it serves
         self._uses_before = uses_before  # of what it computes, as far as the policy remembers
         self._table: Slots = np.empty(
             num_cached, np.int32
@@ -484,7 +490,7 @@ class Lease:
         if more > cache.allocator.num_free + cache.evictor.evictable_tokens:
             return False
         if more > 0:
-            runs = cache._take(more, self._node.owner)
+            runs = cache._take(more, self._owner)
             append_runs(self._own, runs)
             self._append(runs)
         return True
@@ -513,8 +519,18 @@ class Lease:
         )
         if not self._cache.enabled or self.is_withheld:
             return
-        self._adopt(self._cache.tree.walk(self._node, depth, prefix.tokens))
-        if self.num_published < num_tokens:
+        for _, stop in prefix.parts():
+            self._publish(prefix.first(stop))
+
+    def _publish(self, prefix: Prefix) -> None:
+        """Publish what all is in one namespace, but for what is published before it."""
+        tree, depth = self._cache.tree, self.num_published
+        if depth >= prefix.num_tokens:
+            return
+        if depth == prefix.num_public and not self._node.is_root:
+            self._move(tree.root_below(self._node, prefix.namespace), depth)
+        self._adopt(tree.walk(self._node, depth, prefix))
+        if self.num_published < prefix.num_tokens:
             self._contribute(prefix.behind(self.num_published))
 
     def _adopt(self, point: Point) -> None:
@@ -537,7 +553,7 @@ class Lease:
         evictor, node = self._cache.evictor, self._node
         num_tokens = len(edge) // TOKEN_BYTES
         runs, self._own = split_runs(self._own, num_tokens)
-        if node.parent is not None and not node.children and node.pins == 1:
+        if not node.is_root and not node.children and node.pins == 1:
             evictor.extend(
                 node, edge, runs
             )  # a leaf that only we lease: nobody else comes to hold more

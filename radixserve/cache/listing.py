@@ -9,7 +9,7 @@ from functools import partial
 
 from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache
-from radixserve.cache.radix import Node, path_prefix
+from radixserve.cache.radix import Node, path_prefix, root_of
 from radixserve.cache.survey import Parts, Surveyed, find, largest, roots_of, survey
 from radixserve.prefix import Prefix, unpack
 from radixserve.questions import ShowTree, TreeNode
@@ -36,13 +36,14 @@ def list_tree(
     cache: KVCache, ages: Ages, question: ShowTree, pinned: Collection[Node] = ()
 ) -> Parts[Listing | None]:
     """The part of the cache's tree that `question` asks for; None if its node is gone. O(nodes)."""
-    roots = roots_of(cache, question.namespaces)
+    is_all = question.namespaces is None
+    roots = list(cache.tree.roots.values()) if is_all else roots_of(cache, question.namespaces)
     if question.node is not None:
         node = yield from find(cache, question.node)
-        if node is None or _root_of(node) not in roots:
+        if node is None or not (is_all or root_of(node) in roots):
             return None
         roots = [node]
-    found = yield from survey(roots, question.depth)
+    found = yield from survey(roots, question.depth, one_namespace=not is_all)
     now = time.monotonic()
 
     def listed(each: Surveyed[Node]) -> Listed:
@@ -60,12 +61,6 @@ def list_tree(
     )
 
 
-def _root_of(node: Node) -> Node:
-    while node.parent is not None:
-        node = node.parent
-    return node
-
-
 def _told(each: Surveyed[Node], age: float, is_pinned: bool, num_first: int) -> TreeNode:
     node = each.node
     return TreeNode(
@@ -77,7 +72,7 @@ def _told(each: Surveyed[Node], age: float, is_pinned: bool, num_first: int) -> 
         age_seconds=round(age, 1),
         leased=each.leased,
         pinned=is_pinned,
-        namespace=str(_root_of(node).key) if each.parent is None else None,
+        namespace=str(root_of(node).key) if each.parent is None or node.is_root else None,
         children=each.num_children,
         below_tokens=each.tokens - node.num_tokens,
         below_nodes=each.nodes - 1,

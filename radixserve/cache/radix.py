@@ -1,9 +1,9 @@
 """The radix tree: token sequences with computed K/V, and the slots that hold it.
 
-One tree per namespace, over single token ids. It owns the shape (nodes, edges, slot runs) and its
-operations: match, split, insert, truncate, detach. It does not know who leases a node or which node
-is evicted first (eviction.py), nor which slots are free (slots.py); it carries `pins` and
-`last_use` for them.
+One tree per namespace, over single token ids. Where a prefix begins with public tokens, the tree of
+its own namespace hangs below them. It owns the shape (nodes, edges, slot runs) and its operations:
+match, split, insert, truncate, detach. It does not know who leases a node or which node is evicted
+first (eviction.py), nor which slots are free (slots.py); it carries `pins` and `last_use` for them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,16 @@ class Node:
 
     Siblings begin with different tokens, edges other than a root's are never empty, and the runs of
     a node hold as many slots as its edge has tokens, in the same order.
+
+    If "the cat" is a public prefix, what tenants add to it stands below roots of their own there,
+    which have their namespaces as keys (`RadixTree.root_below`):
+
+        root of namespace "public"        edge b""
+        '- the cat                        edge "the cat"
+           |- root of "A/0f3c"            edge b""
+           |  '- sat                      edge "sat"
+           '- root of "B/77e1"            edge b""
+              '- sat                      edge "sat"
     """
 
     __slots__ = (
@@ -54,13 +64,14 @@ class Node:
     def __init__(
         self, key: int | str, edge: bytes, runs: list[Run], parent: Node | None, serial: int
     ) -> None:
-        self.key = key  # in the parent's children: the first token id; of a root: the namespace
+        # in the parent's children, or among the roots: the first token id; of a root the namespace
+        self.key = key
         self.edge = edge
         self.runs = runs
         self.parent = parent
         self.children: dict[int | str, Node] = {}
         # a tenant, or "" without one
-        self.owner: str = owner_of(str(key)) if parent is None else parent.owner
+        self.owner: str = parent.owner if parent is not None and edge else owner_of(str(key))
         self.serial = serial  # order of creation
         self.born = serial  # order of publication: both halves of a split keep it
         self.start = 0  # tokens from the root to the beginning of the edge
@@ -81,6 +92,11 @@ class Node:
     def num_tokens(self) -> int:
         return len(self.edge) // TOKEN_BYTES
 
+    @property
+    def is_root(self) -> bool:
+        """Whether a namespace begins here."""
+        return not self.edge
+
 
 class Point(NamedTuple):
     """A place in the tree: behind the first `offset` tokens of `node`'s edge, `depth` tokens from
@@ -97,7 +113,8 @@ class RadixTree:
 
     def __init__(self, first_serial: int = 0) -> None:
         """Serial numbers of nodes begin behind `first_serial`."""
-        self.roots: dict[str, Node] = {}
+        self.roots: dict[str, Node] = {}  # by namespace, without those below public tokens
+        self._roots_below: dict[Node, None] = {}  # these, whether or not they can be found
         self.detached: dict[Node, None] = {}  # the tops of subtrees that cannot be found any more
         self.num_tokens = 0
         self.tokens_of: Counter[str] = Counter()  # of them, by owner
@@ -115,12 +132,44 @@ class RadixTree:
             root = self.roots[namespace] = self._node(namespace, b"", [], None)
         return root
 
-    def walk(self, node: Node, depth: int, tokens: bytes) -> Point:
-        """How far `tokens` agrees with the tree below `node`, which ends `depth` tokens from its
-        root.
+    def root_below(self, node: Node, namespace: str) -> Node:
+        """The root of a namespace below `node`, in which public tokens end; made if it is new."""
+        root = node.children.get(namespace)
+        if root is None:
+            root = node.children[namespace] = self._node(namespace, b"", [], node)
+            root.start = node.start + node.num_tokens
+            self._roots_below[root] = None
+        return root
+
+    def all_roots(self) -> list[Node]:
+        """Every root that can be found; those below public tokens stand behind the others."""
+        return [*self.roots.values(), *filter(self.is_findable, self._roots_below)]
+
+    def find(self, prefix: Prefix) -> Point | None:
+        """How far `prefix` agrees with the tree; None if its namespace has no root."""
+        root = self.roots.get(prefix.namespace_at(0))
+        return None if root is None else self.walk(root, 0, prefix)
+
+    def walk(self, node: Node, depth: int, prefix: Prefix) -> Point:
+        """How far `prefix` agrees with the tree below `node`, which ends `depth` tokens from the
+        beginning.
 
         Changes nothing. Costs one dict lookup and one memcmp per edge.
         """
+        if depth < prefix.num_public:
+            point = self._walk(node, depth, prefix.tokens[: prefix.num_public * TOKEN_BYTES])
+            node, depth = point.node, point.depth
+            if depth < prefix.num_public or point.offset < node.num_tokens:
+                return point
+        if depth == prefix.num_public and not node.is_root:
+            below = node.children.get(prefix.namespace)
+            if below is None:
+                return Point(node, node.num_tokens, depth)
+            node = below
+        return self._walk(node, depth, prefix.tokens)
+
+    def _walk(self, node: Node, depth: int, tokens: bytes) -> Point:
+        """The same within one namespace."""
         token_ids = memoryview(tokens).cast("i")
         num_tokens = len(token_ids)
         while depth < num_tokens:
@@ -147,7 +196,7 @@ class RadixTree:
         lower, offset, _ = point
         if offset == lower.num_tokens:
             return lower
-        assert lower.parent is not None, "a root has no inside"
+        assert lower.parent is not None, "a top root has no inside"
         assert 0 < offset < lower.num_tokens, "a point inside an edge has tokens on both sides"
         head, tail = split_runs(lower.runs, offset)
         cut = offset * TOKEN_BYTES
@@ -197,9 +246,7 @@ class RadixTree:
         return dropped
 
     def remove(self, leaf: Node) -> list[Run]:
-        """Take a leaf, or the root of an empty namespace, out of the tree; its slots are the
-        caller's.
-        """
+        """Take a leaf, or a root without children, out of the tree; its slots are the caller's."""
         assert not leaf.children, "only a leaf can be removed"
         assert not leaf.pins, "a pinned node cannot be removed"
         if leaf in self.detached:
@@ -208,7 +255,8 @@ class RadixTree:
             del self.roots[str(leaf.key)]
         else:
             del leaf.parent.children[leaf.key]
-        if leaf.parent is not None:
+        self._roots_below.pop(leaf, None)
+        if not leaf.is_root:
             self.num_nodes -= 1
             self._count(leaf, -leaf.num_tokens)
         return leaf.runs
@@ -233,6 +281,23 @@ class RadixTree:
             del node.parent.children[node.key]
         self.detached[node] = None
 
+    def has(self, node: Node) -> bool:
+        """Whether `node` is there, be it in a subtree that was detached."""
+        if node in self.detached:
+            return True
+        if node.parent is None:
+            return self.roots.get(str(node.key)) is node
+        return node.parent.children.get(node.key) is node
+
+    def is_findable(self, node: Node) -> bool:
+        """Whether `node` is there and not detached; O(depth)."""
+        above: Node | None = node
+        while above is not None:
+            if above in self.detached or not self.has(above):
+                return False
+            above = above.parent
+        return True
+
     def nodes(self) -> Iterator[Node]:
         """Every node, roots and detached ones included, parents before children; O(nodes)."""
         stack = [*self.roots.values(), *self.detached]
@@ -253,15 +318,18 @@ class RadixTree:
             for key, child in node.children.items():
                 assert child.start == node.start + node.num_tokens, "a node starts elsewhere"
                 assert child.parent is node, "a child does not know its parent"
-                assert child.edge, "an edge below the root is empty"
-                assert key == child.key == _first_token(child.edge), (
+                assert child.is_root == (child in self._roots_below), "an edge is empty"
+                assert key == child.key, "a child stands under another key"
+                assert child.is_root or key == _first_token(child.edge), (
                     "a child stands under another's first token"
                 )
+                assert not (child.is_root and node.is_root), "a root stands below a root"
         for namespace, root in self.roots.items():
             assert (root.key, root.edge, root.parent) == (namespace, b"", None), (
                 "a root is not a root"
             )
-        num_roots = sum(node.parent is None for node in nodes)
+        num_roots = sum(node.is_root for node in nodes)
+        assert self._roots_below.keys() <= set(nodes), "a root is not where it was made"
         assert self.num_nodes == len(nodes) - num_roots, "the count of nodes is off"
         counted: Counter[str] = Counter()
         for node in nodes:
@@ -282,13 +350,21 @@ def path_runs(node: Node, top: Node | None) -> list[Run]:
     return [run for runs in reversed(path) for run in runs]
 
 
+def root_of(node: Node) -> Node:
+    """The root of the namespace in which `node` is; O(depth)."""
+    while not node.is_root:
+        assert node.parent is not None, "a node without a parent is a root"
+        node = node.parent
+    return node
+
+
 def path_prefix(node: Node) -> Prefix:
-    """All tokens from the root of `node` down to its end; O(tokens)."""
-    edges = [node.edge]
+    """All tokens from position 0 down to the end of `node`; O(tokens)."""
+    root, edges = root_of(node), [node.edge]
     while node.parent is not None:
         node = node.parent
         edges.append(node.edge)
-    return Prefix(str(node.key), b"".join(reversed(edges)))
+    return Prefix(str(root.key), b"".join(reversed(edges)), num_public=root.start)
 
 
 def _first_token(edge: bytes) -> int:

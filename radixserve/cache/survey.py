@@ -43,13 +43,16 @@ class Surveyed(Generic[N]):
 
 
 def roots_of(cache: KVCache, namespaces: Collection[str] | None) -> list[Node]:
-    """The roots of these namespaces (None: of all) as far as there are any."""
-    return [each for name, each in cache.tree.roots.items() if _is_among(name, namespaces)]
+    """The roots of these namespaces (None: of all), those below public tokens included."""
+    return [each for each in cache.tree.all_roots() if _is_among(str(each.key), namespaces)]
 
 
-def survey(roots: Iterable[Node], levels: int) -> Parts[list[Surveyed[Node]]]:
+def survey(
+    roots: Iterable[Node], levels: int, *, one_namespace: bool = False
+) -> Parts[list[Surveyed[Node]]]:
     """The nodes of `roots` and of `levels` levels below them, parents first, with their sums.
-    Deeper nodes are part of the sums only. O(nodes).
+    Deeper nodes are part of the sums only. With `one_namespace` what hangs below public tokens in
+    other namespaces is left out. O(nodes).
     """
     found: list[Surveyed[Node]] = []
     stack: list[tuple[Node, Surveyed[Node] | None, int]] = [
@@ -72,12 +75,18 @@ def survey(roots: Iterable[Node], levels: int) -> Parts[list[Surveyed[Node]]]:
         entry.tokens += node.num_tokens
         entry.nodes += 1
         entry.hits += node.hits
-        stack += [(child, entry, depth + node.num_tokens) for child in node.children.values()]
+        children = inner(node) if one_namespace else node.children.values()
+        stack += [(child, entry, depth + node.num_tokens) for child in children]
         looked_at += 1
         if looked_at % NODES == 0:
             yield
     add_up(found)
     return found
+
+
+def inner(node: Node) -> list[Node]:
+    """The children of `node` in the same namespace."""
+    return [each for each in node.children.values() if not each.is_root]
 
 
 def add_up(found: list[Surveyed[N]]) -> None:
@@ -138,7 +147,7 @@ def drop_unused(
     order: list[Node] = []
     while roots:
         order.append(node := roots.pop())
-        roots += node.children.values()
+        roots += inner(node)
         if len(order) % NODES == 0:
             yield
     for count, node in enumerate(reversed(order)):
@@ -156,7 +165,7 @@ def _is_among(name: str, namespaces: Collection[str] | None) -> bool:
 
 def _is_free_leaf(cache: KVCache, node: Node) -> bool:
     """Whether `node` is still in the tree and can be dropped."""
-    return node.place is not None and cache.is_findable(node)
+    return node.place is not None and cache.tree.is_findable(node)
 
 
 def _depth_of(node: Node) -> int:

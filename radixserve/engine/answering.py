@@ -15,7 +15,7 @@ from typing import Any
 from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node, path_prefix
-from radixserve.cache.survey import Parts, Surveyed, drop_unused, find, roots_of, survey
+from radixserve.cache.survey import Parts, Surveyed, drop_unused, find, inner, roots_of, survey
 from radixserve.engine.explaining import explained
 from radixserve.engine.scheduler import Scheduler
 from radixserve.engine.showing import NO_NODE, Awaited, TreeShower
@@ -147,8 +147,7 @@ class Answering:
         cache, dropped = self._cache, self._cache.dropped
         tokens, nodes = dropped.freed_tokens_total, dropped.freed_nodes_total
         below = self._tiers.drop(branch)
-        for name in [each for each in cache.tree.roots if branch.has(each)]:
-            cache.drop(Prefix(name, branch.tokens))
+        cache.drop(branch)
         self._scheduler.withhold(branch)
         self._pins.dropped(branch)
         while dropped.pending:
@@ -196,9 +195,10 @@ class Answering:
 
     def _pin(self, question: Pin) -> Parts[AnyAnswer]:
         if question.node is None:
-            return self._pins.add(question, Prefix(question.namespace, question.packed))
+            prefix = Prefix(question.namespace, question.packed, question.num_public)
+            return self._pins.add(question, prefix.first(prefix.num_tokens))
         node = yield from find(self._cache, question.node)
-        if node is None or node.parent is None:
+        if node is None or node.is_root:
             return NO_NODE
         return self._pins.add(question, path_prefix(node))
 
@@ -214,7 +214,8 @@ class Answering:
     # Explaining.
 
     def _explain(self, question: Explain) -> Parts[AnyAnswer]:
-        cache, prompt = self._cache, Prefix.of(question.namespace, question.tokens)
+        cache = self._cache
+        prompt = Prefix.of(question.namespace, question.tokens, question.num_public)
         reads = question.reads_cache and cache.enabled
         usable = prompt.first(prompt.num_tokens - 1)
         matched = {"device": cache.match(usable) if reads else 0}
@@ -228,16 +229,16 @@ class Answering:
 
     def _summarize(self, question: Summarize) -> Parts[AnyAnswer]:
         roots = roots_of(self._cache, question.namespaces)
-        found = yield from survey(roots, 0)
+        found = yield from survey(roots, 0, one_namespace=True)
         stats, now = self._cache.stats(), time.monotonic()
-        found.sort(key=lambda each: -each.tokens)
-        told = found[: question.most_namespaces]
+        told = [self._namespace(*each, now) for each in _by_namespace(found).items()]
+        told.sort(key=lambda each: -each.tokens)
         return Summary(
             enabled=self._cache.enabled,
             tiers=self._tier_summaries(),
             nodes=sum(each.nodes - 1 for each in found),
-            num_namespaces=len(found),
-            namespaces=[self._namespace(each, now) for each in told],
+            num_namespaces=len(told),
+            namespaces=told[: question.most_namespaces],
             oldest_seconds=(yield from self._oldest(roots, now)),
             evicted_tokens_total=stats.evicted_tokens_total,
             dropping_tokens=self._cache.dropped.leased_tokens(),
@@ -249,7 +250,7 @@ class Answering:
         stack, looked_at = list(roots), 0
         while stack:
             node = stack.pop()
-            stack += node.children.values()
+            stack += inner(node)
             if not node.children and not node.pins:
                 oldest = node.last_use if oldest is None else min(oldest, node.last_use)
             looked_at += 1
@@ -257,10 +258,14 @@ class Answering:
                 yield
         return None if oldest is None else round(self._ages.age(oldest, now), 1)
 
-    def _namespace(self, each: Surveyed[Node], now: float) -> NamespaceTokens:
-        age = 0.0 if each.leased else self._ages.age(each.last_use, now)
+    def _namespace(self, name: str, roots: list[Surveyed[Node]], now: float) -> NamespaceTokens:
+        age = self._ages.age(max(each.last_use for each in roots), now)
         return NamespaceTokens(
-            str(each.node.key), each.tokens, each.nodes - 1, each.hits, round(age, 1)
+            name,
+            tokens=sum(each.tokens for each in roots),
+            nodes=sum(each.nodes - 1 for each in roots),
+            hits=sum(each.hits for each in roots),
+            age_seconds=0.0 if any(each.leased for each in roots) else round(age, 1),
         )
 
     def _tier_summaries(self) -> list[TierSummary]:
@@ -277,3 +282,10 @@ class Answering:
         numbers = tier.numbers()
         budget, used = (int(numbers[TIER_BYTES.key(tier.name, each)]) for each in _STATES)
         return TierSummary(name=tier.name, budget_bytes=budget, used_bytes=used)
+
+
+def _by_namespace(roots: list[Surveyed[Node]]) -> dict[str, list[Surveyed[Node]]]:
+    found: dict[str, list[Surveyed[Node]]] = {}
+    for each in roots:
+        found.setdefault(str(each.node.key), []).append(each)
+    return found

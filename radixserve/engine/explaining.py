@@ -28,7 +28,7 @@ def explained(
     cache: KVCache, recent: Recent, ages: Ages, question: Explain, matched: dict[str, int]
 ) -> Explanation:
     """The answer to `question`, of which the tiers have `matched` so many tokens. O(tokens)."""
-    prompt = Prefix.of(question.namespace, question.tokens)
+    prompt = Prefix.of(question.namespace, question.tokens, question.num_public)
     depth, reads = sum(matched.values()), question.reads_cache and cache.enabled
     lost = recent.losses(prompt, question.session, depth, reads=reads)
     gone = recent.gone_at(prompt, depth) if reads and lost else None
@@ -67,13 +67,10 @@ def _recent_one(recent: Recent, prompt: Prefix, session: str) -> _Other | None:
 
 def _stored_one(cache: KVCache, ages: Ages, prompt: Prefix) -> _Other | None:
     """The branch of the tree that shares most with `prompt`, and where it divides the part that was
-    used last.
+    used last. One of the same namespace: what others added to public tokens is theirs.
     """
-    root = cache.tree.roots.get(prompt.namespace)
-    if root is None or not root.children:
-        return None
-    point = cache.tree.walk(root, 0, prompt.tokens)
-    if not point.depth:
+    point = cache.tree.find(prompt)
+    if point is None or point.depth <= prompt.num_public:
         return None
     edges = [prompt.first(point.depth).tokens, point.node.edge[point.offset * TOKEN_BYTES :]]
     end = point.node

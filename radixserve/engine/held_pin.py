@@ -51,10 +51,9 @@ class HeldPin:
 
     def lacks_what_is_in(self, prompt: Prefix) -> bool:
         """Whether `prompt` has more of the prefix than is held."""
-        more = self.num_held + 1
-        if min(prompt.num_tokens, self.prefix.num_tokens) < more:
+        if self.num_held >= self.prefix.num_tokens:
             return False
-        return prompt.first(more).tokens == self.prefix.first(more).tokens
+        return prompt.begins_with(self.prefix.first(self.num_held + 1))
 
     def wish(self, now: float) -> Pin:
         """The question that makes it again."""
@@ -63,6 +62,7 @@ class HeldPin:
             seconds_left=self.end - now,
             namespace=self.prefix.namespace,
             packed=self.prefix.tokens,
+            num_public=self.prefix.num_public,
             node=None,
         )
 

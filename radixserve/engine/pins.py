@@ -285,9 +285,9 @@ class Pins:
         renewed, and hold what is new of them. O(pins).
         """
         for pin in list(self._pins.values()):
-            if pin.prefix.namespace != prompt.namespace or pin.id not in self._pins:
-                continue  # it may have ended for another one
-            if prompt.tokens.startswith(pin.prefix.tokens):
+            if pin.id not in self._pins:
+                continue  # it has ended for another one
+            if prompt.begins_with(pin.prefix):
                 self._renew(pin)
             if pin.lacks_what_is_in(prompt):
                 self._hold(pin)

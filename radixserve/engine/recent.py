@@ -2,9 +2,9 @@
 found in the cache.
 
 A prompt is compared with the newest of its session, or else with the recent prompt that shares most
-with it. Both are found by hashes of chunks, so a request costs one pass over its tokens and one
-comparison. What is remembered is bounded: prompts by count and bytes, places by count. Knows
-prefixes and nodes, no sequences.
+with it; always with one of the same namespace, whatever part of both is public. They are found by
+hashes of chunks, so a request costs one pass over its tokens and one comparison. What is remembered
+is bounded: prompts by count and bytes, places by count. Knows prefixes and nodes, no sequences.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from radixserve.cache.ghosts import CHUNK, chunk_keys
-from radixserve.cache.radix import Node
+from radixserve.cache.radix import Node, root_of
 from radixserve.declared import Numbers
 from radixserve.engine.counters import (
     CACHE_OFF,
@@ -97,13 +97,13 @@ class Recent:
 
     def note(self, prompt: Prefix, session: str) -> None:
         """Remember a prompt; the oldest ones are forgotten. `session` is empty without one."""
-        everywhere = Prefix("", prompt.tokens)
-        keys, anywhere = (list(chunk_keys(each, CHUNK)) for each in (prompt, everywhere))
-        seen = Seen(prompt, session, time.monotonic(), keys, anywhere)
+        whose, anywhere = Prefix(prompt.namespace, prompt.tokens), Prefix("", prompt.tokens)
+        keys, keys_anywhere = (list(chunk_keys(each, CHUNK)) for each in (whose, anywhere))
+        seen = Seen(prompt, session, time.monotonic(), keys, keys_anywhere)
         self._prompts[id(seen)] = seen
         self._num_bytes += len(prompt.tokens)
         self._by_key.update(dict.fromkeys(keys, seen))
-        self._by_key_anywhere.update(dict.fromkeys(anywhere, seen))
+        self._by_key_anywhere.update(dict.fromkeys(keys_anywhere, seen))
         if session:
             self._of_session[prompt.namespace, session] = seen
         while len(self._prompts) > MOST_PROMPTS or self._num_bytes > MOST_BYTES:
@@ -143,7 +143,7 @@ class Recent:
         seen = self._of_session.get((prompt.namespace, session)) if session else None
         if seen is not None and (shared := _shared(prompt, seen.prompt)) >= MIN_SHARED:
             return Reference(seen, shared, of_session=True)
-        newest = _deepest(prompt, self._by_key)
+        newest = _deepest(Prefix(prompt.namespace, prompt.tokens), self._by_key)
         if newest is None:
             return None
         return Reference(newest, _shared(prompt, newest.prompt), of_session=False)
@@ -222,15 +222,15 @@ def _shared(one: Prefix, other: Prefix) -> int:
 def _place_in(prompt: Prefix, depth: int) -> int:
     start, end = depth * TOKEN_BYTES, (depth + 1) * TOKEN_BYTES
     before = prompt.tokens[max(0, start - _CONTEXT * TOKEN_BYTES) : start]
-    return hash((prompt.namespace, depth, before, prompt.tokens[start:end]))
+    return hash((prompt.namespace_at(depth), depth, before, prompt.tokens[start:end]))
 
 
 def _place_in_tree(node: Node, offset: int) -> int:
     at = offset * TOKEN_BYTES
     before, token = node.edge[:at], node.edge[at : at + TOKEN_BYTES]
-    depth = offset
-    while (above := node.parent) is not None:
-        if len(before) < _CONTEXT * TOKEN_BYTES:
-            before = above.edge[-_CONTEXT * TOKEN_BYTES :] + before
-        depth, node = depth + above.num_tokens, above
-    return hash((str(node.key), depth, before[-_CONTEXT * TOKEN_BYTES :], token))
+    depth, above = node.start + offset, node.parent
+    while above is not None and len(before) < _CONTEXT * TOKEN_BYTES:
+        before = above.edge[-_CONTEXT * TOKEN_BYTES :] + before
+        above = above.parent
+    namespace = str(root_of(node).key)
+    return hash((namespace, depth, before[-_CONTEXT * TOKEN_BYTES :], token))

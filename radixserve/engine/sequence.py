@@ -155,7 +155,8 @@ class Sequence:
 
     def prefix(self, num_tokens: int) -> Prefix:
         """The first `num_tokens` tokens, as cache and tiers know them."""
-        return Prefix(self.request.namespace, self.ids[:num_tokens].tobytes())
+        request = self.request
+        return Prefix(request.namespace, self.ids[:num_tokens].tobytes(), request.num_public)
 
     def constrain(self, compiled: Compiled) -> None:
         """Follow its grammar from now on, and append the tokens that it forces first."""
@@ -180,10 +181,12 @@ class Sequence:
             self.num_tokens += len(forced)
 
     def shared_prefix(self, other: Sequence) -> int:
-        """Number of leading tokens that both have; 0 if `other` has no K/V to share with this."""
-        if self.request.namespace != other.request.namespace or not other.request.keeps_cache:
+        """Number of leading tokens of which both have the same K/V; 0 if `other` keeps none."""
+        if not other.request.keeps_cache:
             return 0
-        n = min(self.num_tokens, other.num_tokens)
+        n, mine, theirs = min(self.num_tokens, other.num_tokens), self.request, other.request
+        if (mine.namespace, mine.num_public) != (theirs.namespace, theirs.num_public):
+            n = min(n, mine.num_public, theirs.num_public)
         differs = self.ids[:n] != other.ids[:n]
         first = int(differs.argmax()) if n else 0
         return first if n and differs[first] else n

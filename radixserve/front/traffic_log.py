@@ -17,7 +17,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from radixserve.errors import StartupError
-from radixserve.prefix import TOKEN_BYTES, pack
+from radixserve.prefix import TOKEN_BYTES, Prefix
 from radixserve.request import Request
 
 BLOCK_TOKENS = 64
@@ -64,7 +64,8 @@ class TrafficLog:
         if self._descriptor is None or not (request.reads_cache and request.keeps_cache):
             return
         self._latest = max(self._latest, time.time_ns() // 1_000_000)
-        hashes = block_hashes(self._key, request.namespace, request.prompt_ids)
+        prompt = Prefix.of(request.namespace, request.prompt_ids, request.num_public)
+        hashes = block_hashes(self._key, prompt)
         self._entries[request.id] = _Entry(self._latest, len(request.prompt_ids), hashes)
         if len(self._entries) > MOST_WAITING:
             next(iter(self._entries.values())).num_generated = 0
@@ -107,14 +108,18 @@ class TrafficLog:
         self._entries.clear()
 
 
-def block_hashes(key: bytes, namespace: str, prompt_ids: list[int]) -> list[int]:
+def block_hashes(key: bytes, prompt: Prefix) -> list[int]:
     """A hash of 63 bits for each block, each of all tokens up to its end; the last block may be a
-    part of one.
+    part of one. A block belongs to the namespace of its last token.
     """
-    tokens, hashes = pack(prompt_ids), []
-    chain = blake2b(namespace.encode(), key=key, digest_size=16)
-    for start in range(0, len(tokens), BLOCK_TOKENS * TOKEN_BYTES):
-        chain.update(tokens[start : start + BLOCK_TOKENS * TOKEN_BYTES])
+    tokens, hashes, named = prompt.tokens, [], ""
+    chain = blake2b(key=key, digest_size=16)
+    for start in range(0, prompt.num_tokens, BLOCK_TOKENS):
+        stop = min(start + BLOCK_TOKENS, prompt.num_tokens)
+        if (namespace := prompt.namespace_at(stop - 1)) != named:
+            chain.update(namespace.encode())
+            named = namespace
+        chain.update(tokens[start * TOKEN_BYTES : stop * TOKEN_BYTES])
         hashes.append(int.from_bytes(chain.digest()[:8]) >> 1)
     return hashes
 

@@ -154,8 +154,7 @@ class HostTier:
     def drop(self, branch: Branch) -> Dropping:
         """See `Tier.drop`; done at once, while the memory is freed by `settle`."""
         before = self.cache.tree.num_tokens - self.cache.dropped.left_tokens()
-        for name in [each for each in self.cache.tree.roots if branch.has(each)]:
-            self.cache.drop(Prefix(name, branch.tokens))
+        self.cache.drop(branch)
         for falling in self._falling:
             if branch.covers(falling.prefix):
                 falling.lease.withhold()

@@ -202,11 +202,14 @@ export class Tree {
   }
 }
 
-/** The nodes that hold tokens, each with its namespace and tenant. The root of a namespace holds none. */
+/** The nodes that hold tokens, each with its namespace and tenant. The root of a namespace holds none; that
+ * of a tenant may stand below public tokens, to which its children are moved. */
 function withoutRoots(nodes) {
-  const namespaces = new Map();
+  const namespaces = new Map(), above = new Map();
   for (const node of nodes) { // parents stand before their children
     node.namespace ??= namespaces.get(node.parent);
+    node.parent = above.get(node.parent) ?? node.parent;
+    if (!node.tokens) above.set(node.id, node.parent);
     node.tenant = node.namespace?.includes("/") ? node.namespace.split("/")[0] : null;
     namespaces.set(node.id, node.namespace);
   }

@@ -1,9 +1,9 @@
 """A random walk over the cache, checked after every step against a model of plain dicts.
 
 The model knows no nodes, edges, runs or pins. It has one entry per published token: (namespace,
-prefix up to and including that token) -> when it was used last. `content` plays the K/V tensors:
-computing a token writes its (namespace, prefix) into its slot, freeing a slot wipes it; so wrong
-K/V shows as a prefix in the wrong place.
+public tokens that it follows, prefix up to and including that token) -> when it was used last.
+`content` plays the K/V tensors: computing a token writes its entry into its slot, freeing a slot
+wipes it; so wrong K/V shows as a prefix in the wrong place.
 """
 
 from __future__ import annotations
@@ -20,13 +20,43 @@ from radixserve.cache.policies import ranked
 from radixserve.cache.policies.policy import Policy, Scale
 from radixserve.cache.policies.table import POLICIES
 from radixserve.cache.radix import Node
-from radixserve.prefix import Prefix
+from radixserve.prefix import PUBLIC, Branch, Prefix, pack
 from radixserve.step import Slots
 
-Token = tuple[str, tuple[int, ...]]
+Token = tuple[str, int, tuple[int, ...]]
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=14)
-NAMESPACES = st.sampled_from(["", "tenant/salt"])
+NAMESPACES = st.sampled_from(["", "tenant/salt", "other/salt", PUBLIC])
+PUBLIC_PREFIXES = ([0, 1], [0, 1, 2, 0, 0], [2])
 WHICH = st.integers(0, 7)
+
+
+def token(namespace: str, num_public: int, prefix: tuple[int, ...]) -> Token:
+    """The last token of `prefix`."""
+    if num_public > 0 and len(prefix) <= num_public:
+        return PUBLIC, 0, prefix
+    return namespace, num_public, prefix
+
+
+def path(namespace: str, num_public: int, tokens: list[int]) -> list[Token]:
+    """The tokens of a sequence."""
+    ends = range(1, len(tokens) + 1)
+    return [token(namespace, num_public, tuple(tokens[:end])) for end in ends]
+
+
+def parent_of(each: Token) -> Token:
+    """The token that `each` follows."""
+    namespace, num_public, prefix = each
+    return token(namespace, num_public, prefix[:-1])
+
+
+def public_part(namespace: str, tokens: list[int]) -> int:
+    """How many tokens of a tenant's prompt are public."""
+    found = [len(each) for each in PUBLIC_PREFIXES if tokens[: len(each)] == each]
+    return max(found, default=0) if "/" in namespace else 0
+
+
+def prefix_of(namespace: str, tokens: list[int]) -> Prefix:
+    return Prefix.of(namespace, tokens, public_part(namespace, tokens))
 
 
 @dataclass(eq=False)
@@ -35,13 +65,14 @@ class Running:
 
     lease: kvcache.Lease
     namespace: str
+    num_public: int
     tokens: list[int]
     computed: int
     published: int
     kept: int = 1 << 30  # tokens before the first one that was dropped
 
     def prefixes(self, num_tokens: int) -> list[Token]:
-        return [(self.namespace, tuple(self.tokens[: end + 1])) for end in range(num_tokens)]
+        return path(self.namespace, self.num_public, self.tokens[:num_tokens])
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -79,8 +110,11 @@ class CacheMachine(RuleBasedStateMachine):
     # What the model says.
 
     def cached(self, namespace: str, tokens: list[int]) -> int:
-        count = 0
-        while count < len(tokens) and (namespace, tuple(tokens[: count + 1])) in self.published:
+        count, num_public = 0, public_part(namespace, tokens)
+        while (
+            count < len(tokens)
+            and token(namespace, num_public, tuple(tokens[: count + 1])) in self.published
+        ):
             count += 1
         return count
 
@@ -117,7 +151,7 @@ class CacheMachine(RuleBasedStateMachine):
         """Let go of tokens one by one, always the end of a sequence that nobody leases."""
         if self.recency:
             for _ in range(num_tokens):
-                inner = {(namespace, prefix[:-1]) for namespace, prefix in self.published}
+                inner = set(map(parent_of, self.published))
                 ends = [
                     each for each in self.published if each not in inner and each not in protected
                 ]
@@ -154,13 +188,18 @@ class CacheMachine(RuleBasedStateMachine):
     def in_tree(self) -> dict[Token, int]:
         """The slot of every token in the tree."""
         slots: dict[Token, int] = {}
-        stack = [(root, root.key, ()) for root in self.cache.tree.roots.values()]
+        stack: list[tuple[Node, Token]] = [
+            (root, ("", 0, ())) for root in self.cache.tree.roots.values()
+        ]
         while stack:
-            node, namespace, above = stack.pop()
+            node, (namespace, num_public, above) = stack.pop()
+            if node.is_root:
+                namespace, num_public = str(node.key), len(above)
             ids = tuple(memoryview(node.edge).cast("i"))
             for index, slot in enumerate(slots_of(node.runs)):
-                slots[namespace, above + ids[: index + 1]] = slot  # type: ignore[index]
-            stack += [(child, namespace, above + ids) for child in node.children.values()]  # type: ignore[misc]
+                slots[namespace, num_public, above + ids[: index + 1]] = slot
+            end = (namespace, num_public, above + ids)
+            stack += [(child, end) for child in node.children.values()]
         return slots
 
     def picture(self) -> object:
@@ -193,17 +232,17 @@ class CacheMachine(RuleBasedStateMachine):
             tokens,
             hit,
             num_slots,
-            lambda: self.cache.lease(Prefix.of(namespace, tokens), num_slots, read=read),
+            lambda: self.cache.lease(prefix_of(namespace, tokens), num_slots, read=read),
         )
 
     @rule(namespace=NAMESPACES, tokens=TOKENS)
     def hold(self, namespace: str, tokens: list[int]) -> None:
         hit = self.cached(namespace, tokens)
-        self.take(namespace, tokens, hit, 0, lambda: self.cache.hold(Prefix.of(namespace, tokens)))
+        self.take(namespace, tokens, hit, 0, lambda: self.cache.hold(prefix_of(namespace, tokens)))
 
     @rule(namespace=NAMESPACES, tokens=TOKENS)
     def receive(self, namespace: str, tokens: list[int]) -> None:
-        hit, prefix = self.cached(namespace, tokens), Prefix.of(namespace, tokens)
+        hit, prefix = self.cached(namespace, tokens), prefix_of(namespace, tokens)
         self.take(namespace, tokens, hit, len(tokens), lambda: self.cache.receive(prefix))
 
     def take(
@@ -219,8 +258,8 @@ class CacheMachine(RuleBasedStateMachine):
         """
         self.free_dropped()
         own = max(num_slots - hit, 0)
-        path = {(namespace, tuple(tokens[: end + 1])) for end in range(hit)}
-        protected = self.protected() | path
+        num_public = public_part(namespace, tokens)
+        protected = self.protected() | set(path(namespace, num_public, tokens[:hit]))
         free, before = self.free(), self.picture()
         lease = taken()
         if own > free + len(self.published.keys() - protected):
@@ -231,7 +270,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert lease.num_cached == hit, "the lease is not on the longest prefix"
         assert len(lease.slots) == hit + own, "the lease has more or fewer slots than asked"
         self.expect_room_made(own, protected, free)
-        self.running.append(Running(lease, namespace, list(tokens), hit, hit))
+        self.running.append(Running(lease, namespace, num_public, list(tokens), hit, hit))
 
     @rule(namespace=NAMESPACES, tokens=TOKENS)
     def serve(self, namespace: str, tokens: list[int]) -> None:
@@ -250,7 +289,7 @@ class CacheMachine(RuleBasedStateMachine):
     )
     def serve_branch(self, which: int, keep: int, tail: list[int]) -> None:
         """A request that leaves a cached sequence somewhere, or is the beginning of one."""
-        namespace, prefix = list(self.published)[which % len(self.published)]
+        namespace, _, prefix = list(self.published)[which % len(self.published)]
         self.serve(namespace, [*prefix[:keep], *tail])
 
     @precondition(lambda self: self.running)
@@ -269,10 +308,7 @@ class CacheMachine(RuleBasedStateMachine):
         each = self.pick(which)
         stop = min(each.computed + chunk, len(each.tokens), len(each.lease.slots))
         for position in range(each.computed, stop):
-            self.content[int(each.lease.slots[position])] = (
-                each.namespace,
-                tuple(each.tokens[: position + 1]),
-            )
+            self.content[int(each.lease.slots[position])] = each.prefixes(position + 1)[-1]
         each.computed = stop
         if publish:
             self.publish(which, 0)
@@ -282,7 +318,7 @@ class CacheMachine(RuleBasedStateMachine):
     def publish(self, which: int, held_back: int) -> None:
         each = self.pick(which)
         num_tokens = max(each.computed - held_back, each.published)
-        each.lease.publish(Prefix.of(each.namespace, each.tokens[:num_tokens]))
+        each.lease.publish(Prefix.of(each.namespace, each.tokens[:num_tokens], each.num_public))
         if self.enabled and not each.lease.is_withheld:
             each.published = num_tokens
             for prefix in each.prefixes(num_tokens):
@@ -339,20 +375,19 @@ class CacheMachine(RuleBasedStateMachine):
         """Everything that follows is gone, what has nothing to do with it stays, and of the
         prefix itself an end that nobody shares.
         """
-        dropped, before = tuple(tokens), set(self.published)
-        was_there = self.cached(namespace, tokens) == len(tokens)
-        self.cache.drop(Prefix.of(namespace, tokens))
+        dropped, there = tuple(tokens), set(self.published)
+        self.cache.drop(Branch(frozenset([namespace]), pack(tokens)))
         kept = set(self.in_tree())
-        gone = before - kept
-        assert kept <= before, "dropping added tokens"
-        if not was_there:
-            assert not gone, "dropping what is not there dropped something"
-            return
-        for where, prefix in before:
-            if where == namespace and prefix[: len(dropped)] == dropped:
-                assert (where, prefix) in gone, "what was dropped can be found"
-            elif where != namespace or prefix != dropped[: len(prefix)]:
-                assert (where, prefix) in kept, "dropping took something else along"
+        gone = there - kept
+        assert kept <= there, "dropping added tokens"
+        following = {each for each in there if follows(each, namespace, dropped)}
+        assert following <= gone, "what was dropped can be found"
+        for where, num_public, prefix in gone - following:
+            leads = where == namespace and prefix == dropped[: len(prefix)]
+            assert leads, "dropping took something else along"
+            assert any(each[:2] == (where, num_public) for each in following), (
+                "dropping what is not there dropped something"
+            )
         for each in self.running:
             mine = [prefix in gone for prefix in each.prefixes(min(each.published, each.kept))]
             if any(mine):
@@ -363,7 +398,7 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.published)
     @rule(which=st.integers(0, 63))
     def drop_branch(self, which: int) -> None:
-        namespace, prefix = list(self.published)[which % len(self.published)]
+        namespace, _, prefix = list(self.published)[which % len(self.published)]
         self.drop(namespace, list(prefix))
 
     @rule(num_nodes=st.integers(0, 9))
@@ -405,7 +440,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(namespace=NAMESPACES, tokens=TOKENS)
     def match(self, namespace: str, tokens: list[int]) -> None:
         before = self.picture()
-        assert self.cache.match(Prefix.of(namespace, tokens)) == self.cached(namespace, tokens), (
+        assert self.cache.match(prefix_of(namespace, tokens)) == self.cached(namespace, tokens), (
             "match is wrong"
         )
         assert self.picture() == before, "match changed something"
@@ -468,6 +503,15 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.resize(self.capacity)
         assert self.cache.allocator.free_runs() == [(0, self.capacity)]
         assert not self.cache.tree.roots
+
+
+def follows(each: Token, namespace: str, dropped: tuple[int, ...]) -> bool:
+    """Whether `each` goes with what begins with `dropped` in `namespace`."""
+    where, num_public, prefix = each
+    if where == namespace:
+        return prefix[: len(dropped)] == dropped
+    is_below = namespace == PUBLIC and num_public > 0
+    return is_below and prefix[:num_public][: len(dropped)] == dropped
 
 
 def slots_of(runs: Iterable[tuple[int, int]]) -> list[int]:

@@ -54,23 +54,23 @@ BUGS = {
     "the matched node is not pinned": ("kvcache", "        self.evictor.pin(node)\n", ""),
     "a cached prompt leaves nothing to compute": (
         "kvcache",
-        "prefix.tokens[:-TOKEN_BYTES] if read",
-        "prefix.tokens if read",
+        "prefix.num_tokens - 1 if read",
+        "prefix.num_tokens if read",
     ),
     "hold leaves out the last token": (
         "kvcache",
-        "self._lease(prefix.namespace, prefix.tokens, 0)",
-        "self._lease(prefix.namespace, prefix.tokens[:-TOKEN_BYTES], 0)",
+        "self._lease(prefix, 0, ",
+        "self._lease(prefix.first(prefix.num_tokens - 1), 0, ",
     ),
     "receive makes room for one token too few": (
         "kvcache",
-        "prefix.tokens, prefix.num_tokens)",
-        "prefix.tokens, prefix.num_tokens - 1)",
+        "self._lease(prefix, prefix.num_tokens, ",
+        "self._lease(prefix, prefix.num_tokens - 1, ",
     ),
     "read=False reads": (
         "kvcache",
-        "tokens[:-TOKEN_BYTES] if read else b",
-        "tokens[:-TOKEN_BYTES] if True else b",
+        "num_tokens - 1 if read else",
+        "num_tokens - 1 if True else",
     ),
     "the path to pin counts as room": ("kvcache", " - newly_pinned\n", "\n"),
     "one token too few counts as the path to pin": (
@@ -139,6 +139,36 @@ BUGS = {
         "radix",
         "        if leaf in self.detached:\n            del self.detached[leaf]\n        elif",
         "        if",
+    ),
+    "what follows public tokens is public": (
+        "kvcache",
+        "            self._move(tree.root_below(self._node, prefix.namespace), depth)\n",
+        "            pass\n",
+    ),
+    "what follows public tokens is found in another namespace": (
+        "radix",
+        "            below = node.children.get(prefix.namespace)\n",
+        "            below = next((n for n in node.children.values() if n.is_root), None)\n",
+    ),
+    "public edges are read beyond the public part": (
+        "radix",
+        "prefix.tokens[: prefix.num_public * TOKEN_BYTES])",
+        "prefix.tokens)",
+    ),
+    "a public leaf grows by private tokens": (
+        "radix",
+        "        if depth == prefix.num_public and not node.is_root:",
+        "        if False:",
+    ),
+    "a root below public tokens stays when it is empty": (
+        "eviction",
+        "        if node.is_root:\n            self.take(node)\n",
+        "        if node.parent is None:\n            self._tree.remove(node)\n",
+    ),
+    "dropping public tokens forgets what other namespaces have there": (
+        "kvcache",
+        "and self.tree.is_findable(root):",
+        "and root.parent is None:",
     ),
     "a path is read from the leaf up": ("radix", "for runs in reversed(path)", "for runs in path"),
     "a split gives the upper part no pin": (

@@ -11,6 +11,7 @@ from radixserve.errors import StartupError
 from radixserve.front import traffic_log
 from radixserve.front.traffic_log import BLOCK_TOKENS, TrafficLog, block_hashes
 from radixserve.loadtest import trace
+from radixserve.prefix import Prefix
 from radixserve.request import Request, Sampling
 from radixserve.simulate.replay import Traffic, replay
 
@@ -85,17 +86,26 @@ def test_time_never_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_hashes_cover_all_tokens_before_and_the_namespace_and_depend_on_the_key() -> None:
-    base = block_hashes(b"k", "public", PROMPT)
+    base = block_hashes(b"k", Prefix.of("public", PROMPT))
     assert len(base) == 3
     assert all(0 <= each < 1 << 63 for each in base)
-    assert block_hashes(b"k", "public", PROMPT[:BLOCK_TOKENS]) == base[:1]
+    assert block_hashes(b"k", Prefix.of("public", PROMPT[:BLOCK_TOKENS])) == base[:1]
     others = [
-        block_hashes(b"k", "other", PROMPT),
-        block_hashes(b"l", "public", PROMPT),
-        block_hashes(b"k", "public", [9, *PROMPT[1:]]),
+        block_hashes(b"k", Prefix.of("other", PROMPT)),
+        block_hashes(b"l", Prefix.of("public", PROMPT)),
+        block_hashes(b"k", Prefix.of("public", [9, *PROMPT[1:]])),
     ]
     every = [set(each) for each in (base, *others)]
     assert all(one.isdisjoint(two) for one, two in itertools.combinations(every, 2))
+
+
+def test_blocks_of_public_tokens_have_the_same_hashes_for_all() -> None:
+    base = block_hashes(b"k", Prefix.of("public", PROMPT))
+    one, two = (
+        block_hashes(b"k", Prefix.of(name, PROMPT, num_public=BLOCK_TOKENS)) for name in "ab"
+    )
+    assert one[0] == two[0] == base[0]
+    assert set(one[1:]).isdisjoint({*two[1:], *base})
 
 
 def test_only_the_user_can_read_the_file_and_runs_add_to_it(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from radixserve.prefix import Prefix
 from radixserve.store.folder.disk import Disk
 from radixserve.store.folder.disk_store import MAX_RUN_TOKENS, DiskStore
 from radixserve.store.folder.store_folder import StoreFolder
-from radixserve.store.format.rows import Row
+from radixserve.store.format.rows import Row, prefix_of
 from radixserve.store.format.run_file import (
     BadFile,
     RunHeader,
@@ -148,12 +148,7 @@ def verified(disk: Disk, runs: Path, path: list[Row]) -> KV:
     theirs = (header.fingerprint, header.namespace, header.start, header.num_tokens, header.digest)
     if theirs != (row.fingerprint, row.namespace, row.start, row.length, row.digest):
         raise BadFile("file and row disagree")
-    return read_run(disk, file, header, prefix_of(path))
-
-
-def prefix_of(path: list[Row]) -> Prefix:
-    """The whole prefix, up to the end of the last run."""
-    prefix = Prefix(path[-1].namespace, b"")
-    for row in path:
-        prefix = row.prefix_behind(prefix)
-    return prefix
+    prefix = prefix_of(path)
+    if header.num_public != prefix.num_public:
+        raise BadFile("file and row disagree")
+    return read_run(disk, file, header, prefix)

@@ -25,7 +25,6 @@ from radixserve.store.admin.changes import (
     bringing,
     exported_header,
     mending,
-    prefix_of,
     problem_of,
     verified,
     whole,
@@ -38,7 +37,7 @@ from radixserve.store.folder.index import Index, Newer, Unusable
 from radixserve.store.folder.lock import is_attended, is_held
 from radixserve.store.folder.store_folder import StoreFolder
 from radixserve.store.format.layout import INDEX, RUNS, TEMPORARY, is_run
-from radixserve.store.format.rows import Row
+from radixserve.store.format.rows import Row, prefix_of
 from radixserve.store.format.run_file import BadFile, RunHeader, encode_run, read_header
 
 NO_LIMIT = sys.maxsize  # the server brings the folder within its budget when it starts
@@ -213,8 +212,9 @@ def _joined(disk: Disk, runs: Path, path: list[Row]) -> tuple[RunHeader, list[me
     ]
     kv = tuple(torch.cat(each, dim=1) for each in zip(*cut, strict=True))
     last = read_header(disk, runs / path[-1].name)
-    header = RunHeader(last.fingerprint, last.namespace, 0, stops[-1], last.shape, last.digest)
-    return encode_run(header, prefix_of(path), (kv[0], kv[1]))
+    prefix, of_run = prefix_of(path), (last.namespace, 0, stops[-1], last.shape, last.digest)
+    header = RunHeader(last.fingerprint, *of_run, prefix.num_public)
+    return encode_run(header, prefix, (kv[0], kv[1]))
 
 
 def _verify(disk: Disk, runs: Path, index: Index) -> Mended:

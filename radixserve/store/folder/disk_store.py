@@ -186,10 +186,20 @@ class DiskStore:
             names = [each for each in index.namespaces(self.fingerprint) if branch.has(each)]
             if not branch.tokens:
                 return [row for name in names for row in index.of(self.fingerprint, name)]
-            ends = [self._end_of(Prefix(name, branch.tokens)) for name in names]
-            return [row for end in ends if end is not None for row in index.below(end.id)]
+            return [row for name in names for row in self._beginning_with(name, branch.tokens)]
 
         return self._removed(rows)
+
+    def _beginning_with(self, namespace: str, tokens: bytes) -> Iterator[Row]:
+        """The runs of a namespace that begin with `tokens`, public ones before it included, and
+        all that continue them.
+        """
+        index = self._folder.index
+        for num_public in (0, *index.borders(self.fingerprint, namespace)):
+            end = self._end_of(Prefix(namespace, tokens, num_public))
+            below = [] if end is None else index.below(end.id)
+            is_theirs = end is not None and end.namespace == namespace
+            yield from (row for row in below if is_theirs or row.namespace == namespace)
 
     def drop_unused(self, namespaces: frozenset[str] | None, seconds: float) -> int:
         """Remove the runs of this model's K/V that were not used for so long; returns how many
@@ -213,7 +223,7 @@ class DiskStore:
     def _removed(self, rows: Callable[[], list[Row]]) -> int:
         """Remove the runs that `rows` finds; returns how many tokens they had, 0 after an error."""
         try:
-            found = rows()
+            found = list({row.id: row for row in rows()}.values())
             self._folder.remove(found)
             return sum(row.length for row in found)
         except (OSError, sqlite3.Error, UnicodeEncodeError) as error:
@@ -273,13 +283,13 @@ class DiskStore:
 
     def _verified(self, row: Row, prefix: Prefix) -> KV | None:
         """The K/V of one whole run on the path of `prefix`, or None after removing it."""
-        header = RunHeader(
-            self.fingerprint, prefix.namespace, row.start, row.length, self.shape, row.digest
-        )
+        whole = row.prefix_behind(prefix)
+        of_run = (whole.namespace, row.start, row.length, self.shape, row.digest)
+        header = RunHeader(self.fingerprint, *of_run, whole.num_public)
         try:
             if row.length > MAX_RUN_TOKENS:
                 raise BadFile("the run has an impossible length")
-            file, whole = self._folder.file(row.name), row.prefix_behind(prefix)
+            file = self._folder.file(row.name)
             return read_run(self._disk, file, header, whole)
         except BadFile as error:
             self._stats.verify_failures_total += 1
@@ -328,8 +338,8 @@ class DiskStore:
             return
         if path:
             self._folder.index.touch([row.id for row in path])
-        for first in range(depth, prefix.num_tokens, MAX_RUN_TOKENS):
-            run = prefix.first(first + MAX_RUN_TOKENS)
+        for first, stop in _runs(prefix, depth):
+            run = prefix.first(stop)
             part = _cut(kv, first - start, run.num_tokens - start)
             row = self._store(run, first, part, path)
             if row is None:
@@ -341,7 +351,7 @@ class DiskStore:
         index = self._folder.index
         name = run_name(self.fingerprint, prefix, start)
         of_run = (prefix.namespace, start, kv[0].shape[1])
-        empty = RunHeader(self.fingerprint, *of_run, self.shape, _NOT_YET)
+        empty = RunHeader(self.fingerprint, *of_run, self.shape, _NOT_YET, prefix.num_public)
         parent = path[-1].id if path else ROOT
         if index.named(name):
             raise Corrupt(f"a row of {name} is there and was not found")
@@ -354,6 +364,17 @@ class DiskStore:
         self._stats.stored_tokens_total += header.num_tokens
         self._breaker.worked()
         return index.named(name)[0]
+
+
+def _runs(prefix: Prefix, start: int) -> Iterator[tuple[int, int]]:
+    """First position and end of the runs that hold the tokens of `prefix` from `start` on, each in
+    one namespace.
+    """
+    for _, end in prefix.parts():
+        while start < end:
+            stop = min(start + MAX_RUN_TOKENS, end)
+            yield start, stop
+            start = stop
 
 
 def _cut(kv: KV, start: int, stop: int) -> KV:

@@ -8,6 +8,8 @@ diverge inside a stored run, the rest of the second one becomes its child at tha
     id 1   parent 0   start 0   the cat sat down
     id 2   parent 1   start 2   ran                  so positions 0 and 1 come from run 1, cut short
 
+A run is in one namespace. What follows public tokens is a child of their run, from where they end.
+
 A run is found by (parent run, position, first token, fingerprint, namespace), and then its token
 ids are compared. A parent is a row and not a digest, so two prefixes are never confused, even if
 digests collide.
@@ -29,7 +31,7 @@ import numpy as np
 from radixserve.prefix import Prefix
 from radixserve.store.folder.claim import APPLICATION
 from radixserve.store.folder.disk import Disk
-from radixserve.store.format.rows import Corrupt, NewRun, Outline, Row, Step, shared
+from radixserve.store.format.rows import Corrupt, NewRun, Outline, Row, Step, prefix_of, shared
 
 T = TypeVar("T")
 
@@ -146,17 +148,18 @@ class Index:
         """
         steps: list[Step] = []
         parent, depth, ids = ROOT, 0, np.frombuffer(prefix.tokens, np.int32)
-        while depth < len(ids):
-            where = (parent, depth, int(ids[depth]), fingerprint, prefix.namespace)
-            found = self._rows(
-                "WHERE parent = ? AND start = ? AND first_token = ? AND fingerprint = ? AND "
-                "namespace = ?",
-                where,
-            )
-            if not found:
-                break
-            steps.append(Step(found[0], shared(found[0], where, ids)))
-            parent, depth = found[0].id, depth + steps[-1].shared
+        for namespace, stop in prefix.parts():
+            while depth < stop:
+                where = (parent, depth, int(ids[depth]), fingerprint, namespace)
+                found = self._rows(
+                    "WHERE parent = ? AND start = ? AND first_token = ? AND fingerprint = ? AND "
+                    "namespace = ?",
+                    where,
+                )
+                if not found:
+                    return steps
+                steps.append(Step(found[0], shared(found[0], where, ids[:stop])))
+                parent, depth = found[0].id, depth + steps[-1].shared
         return steps
 
     def insert(self, run: NewRun) -> int:
@@ -186,10 +189,15 @@ class Index:
 
     def below(self, row_id: int) -> list[Row]:
         """A run and all of its descendants, the deepest last."""
-        statement = """WHERE id IN (WITH RECURSIVE under(id) AS (VALUES (?) UNION
+        return self._under("id = ?", (row_id,))
+
+    def _under(self, condition: str, values: Sequence[Any]) -> list[Row]:
+        """The runs with this condition and all of their descendants, parents before children."""
+        statement = f"""WHERE id IN (WITH RECURSIVE under(id) AS
+            (SELECT id FROM runs WHERE {condition} UNION
             SELECT runs.id FROM runs JOIN under ON runs.parent = under.id)
-            SELECT id FROM under) ORDER BY start"""
-        return self._rows(statement, (row_id,))
+            SELECT id FROM under) ORDER BY start, id"""
+        return self._rows(statement, values)
 
     def path(self, row: Row) -> list[Row]:
         """The runs from the root down to `row`."""
@@ -219,16 +227,22 @@ class Index:
         return [str(name) for (name,) in self._sql(statement, (fingerprint,))]
 
     def of(self, fingerprint: str, namespace: str) -> list[Row]:
-        """Every run of a namespace, parents before children."""
-        where = "WHERE fingerprint = ? AND namespace = ? ORDER BY start, id"
-        return self._rows(where, (fingerprint, namespace))
+        """Every run of a namespace and all that continue it, parents before children."""
+        return self._under("fingerprint = ? AND namespace = ?", (fingerprint, namespace))
+
+    def borders(self, fingerprint: str, namespace: str) -> list[int]:
+        """The positions at which the namespace continues public tokens."""
+        statement = """SELECT DISTINCT run.start FROM runs AS run JOIN runs AS above
+            ON run.parent = above.id WHERE run.fingerprint = ? AND run.namespace = ?
+            AND above.namespace != run.namespace"""
+        return [int(start) for (start,) in self._sql(statement, (fingerprint, namespace))]
 
     def unused(self, fingerprint: str, namespace: str, seconds: float) -> list[Row]:
-        """The runs of a namespace that were not used for so long, by the wall clock: where it was
-        set forward, more than these.
+        """The runs of a namespace that were not used for so long, and all that continue them, by
+        the wall clock: where it was set forward, more than these.
         """
-        where = "WHERE fingerprint = ? AND namespace = ? AND used < ? ORDER BY start, id"
-        return self._rows(where, (fingerprint, namespace, time.time() - seconds))
+        condition = "fingerprint = ? AND namespace = ? AND used < ?"
+        return self._under(condition, (fingerprint, namespace, time.time() - seconds))
 
     def outlines(self, fingerprint: str, after: int, most: int) -> list[Outline]:
         """The next `most` runs with this fingerprint behind the id `after`, by id: parents before
@@ -250,10 +264,8 @@ class Index:
         found = self._rows("WHERE id = ?", (row_id,))
         if not found:
             return None
-        prefix = Prefix(found[0].namespace, b"")
-        for row in self.path(found[0])[:-1]:
-            prefix = row.prefix_behind(prefix)
-        return prefix.first(found[0].start)
+        above = self.path(found[0])[:-1]
+        return prefix_of(above).first(found[0].start) if above else Prefix(found[0].namespace, b"")
 
     def files(self) -> list[tuple[int, str, int]]:
         """Id, file name and bytes of every run."""

@@ -32,7 +32,7 @@ def list_runs(
     nodes: list[Listed] = []
     for each in (each for each in chosen if each.serial in tokens):
         before = _before(each, index, prefixes)
-        prefixes[each.serial] = partial(_behind, before, each.depth, tokens[each.serial])
+        prefixes[each.serial] = partial(_behind, before, each.node, tokens[each.serial])
         told = _told(each, unpack(tokens[each.serial], question.num_first_tokens))
         nodes.append(Listed(told, prefixes[each.serial]))
     if question.node is not None and not nodes:
@@ -55,7 +55,8 @@ def _survey(
     while runs := index().outlines(fingerprint, last, NODES):
         for run in runs:
             above = entries.get(run.parent)
-            if above is None and not _is_top(run, question):
+            is_listed = question.namespaces is None or run.namespace in question.namespaces
+            if not is_listed or (above is None and not _is_top(run, question)):
                 continue
             if above is not None and run.parent == above.serial:
                 above.num_children += 1
@@ -79,9 +80,12 @@ def _survey(
 
 
 def _is_top(run: Outline, question: ShowTree) -> bool:
-    if question.namespaces is not None and run.namespace not in question.namespaces:
-        return False
-    return run.parent == ROOT if question.node is None else run.id == question.node
+    """Whether a run whose parent is not listed is listed itself. If namespaces are named, those
+    before it are public tokens, which are not asked for.
+    """
+    if question.node is not None:
+        return run.id == question.node
+    return run.parent == ROOT or question.namespaces is not None
 
 
 def _before(
@@ -94,14 +98,16 @@ def _before(
     return lambda: above or Prefix(each.node.namespace, b"")
 
 
-def _behind(before: Callable[[], Prefix], depth: int, tokens: bytes) -> Prefix:
-    above = before().first(depth)
-    return Prefix(above.namespace, above.tokens + tokens)
+def _behind(before: Callable[[], Prefix], run: Outline, tokens: bytes) -> Prefix:
+    above = before().first(run.start)
+    num_public = above.num_public if above.namespace == run.namespace else run.start
+    return Prefix(run.namespace, above.tokens + tokens, num_public)
 
 
 def _told(each: Surveyed[Outline], first_tokens: list[int]) -> TreeNode:
     run = each.node
     age = max(0.0, time.time() - each.last_use / _PER_SECOND)
+    is_inside = each.parent is not None and each.parent.node.namespace == run.namespace
     return TreeNode(
         id=run.id,
         parent=None if run.parent == ROOT else run.parent,
@@ -109,7 +115,7 @@ def _told(each: Surveyed[Outline], first_tokens: list[int]) -> TreeNode:
         tokens=run.length,
         hits=run.hits,
         age_seconds=round(age, 1),
-        namespace=run.namespace if each.parent is None else None,
+        namespace=None if is_inside else run.namespace,
         children=each.num_children,
         below_tokens=each.tokens - run.length,
         below_nodes=each.nodes - 1,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from radixserve.prefix import TOKEN_BYTES, Prefix
+from radixserve.prefix import PUBLIC, TOKEN_BYTES, Prefix
 
 
 class Corrupt(sqlite3.DatabaseError):
@@ -35,7 +36,22 @@ class Row(NamedTuple):
 
     def prefix_behind(self, prefix: Prefix) -> Prefix:
         """The prefix that ends with this run, if `prefix` begins with the tokens before it."""
-        return Prefix(prefix.namespace, prefix.first(self.start).tokens + self.tokens)
+        tokens = prefix.first(self.start).tokens + self.tokens
+        if self.start < prefix.num_public:  # the whole run is public, however far `prefix` is
+            return Prefix(PUBLIC, tokens)
+        return prefix._replace(tokens=tokens)
+
+
+def prefix_of(path: Sequence[Row]) -> Prefix:
+    """The whole prefix up to the end of the last of these runs, each of which continues the one
+    before.
+    """
+    namespace = path[-1].namespace
+    num_public = next(row.start for row in path if row.namespace == namespace)
+    prefix = Prefix(namespace, b"", num_public)
+    for row in path:
+        prefix = prefix._replace(tokens=row.prefix_behind(prefix).tokens)
+    return prefix
 
 
 class Outline(NamedTuple):

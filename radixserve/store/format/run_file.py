@@ -10,7 +10,8 @@ Example: positions 4 and 5 of a sequence are one run, for a model with 30 layers
 64 floats:
 
     8 bytes    length of the header
-    header     JSON: format, fingerprint, namespace, start "4", digest; then dtypes, shapes, offsets
+    header     JSON: format, fingerprint, namespace, start "4", digest, and "public" if the prefix
+               begins with public tokens: how many; then dtypes, shapes, offsets
     tokens     int32 [6]: ids of the whole prefix, positions 0 to 5: a file is complete by itself
     k          float32 [30, 2, 3, 64]: positions 4 and 5 at all layers
     v          float32 [30, 2, 3, 64]
@@ -69,12 +70,13 @@ class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
     data_offsets: list[int]
 
 
-class _Metadata(msgspec.Struct, forbid_unknown_fields=True):
+class _Metadata(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     format: str
     fingerprint: str
     namespace: str
     start: str
     digest: str
+    public: str = "0"
 
 
 class _Json(msgspec.Struct, forbid_unknown_fields=True):
@@ -96,6 +98,7 @@ class RunHeader:
     num_tokens: int
     shape: KVShape
     digest: str  # hex, of all bytes after the header
+    num_public: int = 0  # of the prefix (`Prefix`)
 
     def encode(self) -> bytes:
         """The header's bytes, its length in front, padded so that tensors are aligned."""
@@ -118,7 +121,14 @@ class RunHeader:
         return len(self.encode()) + sum(self.sizes)
 
     def _json(self) -> _Json:
-        metadata = _Metadata(FORMAT, self.fingerprint, self.namespace, str(self.start), self.digest)
+        metadata = _Metadata(
+            FORMAT,
+            self.fingerprint,
+            self.namespace,
+            str(self.start),
+            self.digest,
+            str(self.num_public),
+        )
         tokens, k, v = self.sizes
         rows, name = (
             [self.shape.layers, self.num_tokens, self.shape.kv_heads],
@@ -135,7 +145,8 @@ class RunHeader:
 def run_name(fingerprint: str, prefix: Prefix, start: int) -> str:
     """The name of the file for the run that holds the tokens of `prefix` from `start` on."""
     fields = (fingerprint, prefix.namespace, start, prefix.tokens)
-    return digest_fields("run", FORMAT, *fields) + SUFFIX
+    public = (prefix.num_public,) if prefix.num_public else ()
+    return digest_fields("run", FORMAT, *fields, *public) + SUFFIX
 
 
 def digest_fields(*fields: str | int | bytes) -> str:
@@ -215,18 +226,25 @@ def read_prefix(disk: Files, path: Path, header: RunHeader) -> Prefix:
         OSError: it cannot be read.
     """
     tokens = _read_part(disk, path, len(header.encode()), header.sizes[0])
-    return Prefix(header.namespace, bytes(tokens))
+    return Prefix(header.namespace, bytes(tokens), header.num_public)
 
 
 def _understood(json: _Json) -> RunHeader:
     (layers, num_tokens, kv_heads, k_row), v_row = json.k.shape, json.v.shape[3]
     shape = KVShape.of_rows(layers, kv_heads, k_row, v_row, _DTYPES[json.k.dtype])
     k_dim, v_dim = shape.k_dim, shape.v_dim
-    if min(layers, num_tokens, kv_heads, k_dim, v_dim) < 1 or not json.metadata.start.isdecimal():
-        raise ValueError("a size is not positive")
     about = json.metadata
+    are_numbers = about.start.isdecimal() and about.public.isdecimal()
+    if min(layers, num_tokens, kv_heads, k_dim, v_dim) < 1 or not are_numbers:
+        raise ValueError("a size is not positive")
     return RunHeader(
-        about.fingerprint, about.namespace, int(about.start), num_tokens, shape, about.digest
+        about.fingerprint,
+        about.namespace,
+        int(about.start),
+        num_tokens,
+        shape,
+        about.digest,
+        int(about.public),
     )
 
 
