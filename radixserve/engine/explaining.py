@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache
-from radixserve.cache.radix import Node
+from radixserve.cache.radix import Node, root_of
 from radixserve.engine.recent import Recent
 from radixserve.prefix import TOKEN_BYTES, Prefix
 from radixserve.questions import Compared, Explain, Explanation
@@ -70,7 +70,7 @@ def _stored_one(cache: KVCache, ages: Ages, prompt: Prefix) -> _Other | None:
     used last. One of the same namespace: what others added to public tokens is theirs.
     """
     point = cache.tree.find(prompt)
-    if point is None or point.depth <= prompt.num_public:
+    if point is None or not point.depth or root_of(point.node).key != prompt.namespace:
         return None
     edges = [prompt.first(point.depth).tokens, point.node.edge[point.offset * TOKEN_BYTES :]]
     end = point.node

@@ -22,11 +22,11 @@ from radixserve.cache.policies.table import POLICIES
 from radixserve.cache.radix import Node
 from radixserve.prefix import PUBLIC, Branch, Prefix, pack
 from radixserve.step import Slots
+from tests.public_prefixes import prefix_of, public_part
 
 Token = tuple[str, int, tuple[int, ...]]
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=14)
 NAMESPACES = st.sampled_from(["", "tenant/salt", "other/salt", PUBLIC])
-PUBLIC_PREFIXES = ([0, 1], [0, 1, 2, 0, 0], [2])
 WHICH = st.integers(0, 7)
 
 
@@ -47,16 +47,6 @@ def parent_of(each: Token) -> Token:
     """The token that `each` follows."""
     namespace, num_public, prefix = each
     return token(namespace, num_public, prefix[:-1])
-
-
-def public_part(namespace: str, tokens: list[int]) -> int:
-    """How many tokens of a tenant's prompt are public."""
-    found = [len(each) for each in PUBLIC_PREFIXES if tokens[: len(each)] == each]
-    return max(found, default=0) if "/" in namespace else 0
-
-
-def prefix_of(namespace: str, tokens: list[int]) -> Prefix:
-    return Prefix.of(namespace, tokens, public_part(namespace, tokens))
 
 
 @dataclass(eq=False)

@@ -187,7 +187,7 @@ def test_the_tree_is_told_in_bounded_pieces(harness: Harness) -> None:
 def test_a_question_that_breaks_is_told_and_the_next_one_answered(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("boom")
 
     monkeypatch.setattr(answering, "survey", broken)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from radixserve.prefix import Prefix
+from radixserve.prefix import PUBLIC, Prefix
 from radixserve.store.folder.disk import Disk
 from radixserve.store.folder.disk_store import DiskStore
 from radixserve.tensors.kv import KV, KVShape
@@ -25,7 +25,13 @@ MODEL = "model-a"
 PLENTY = 1 << 30
 
 
-def content(namespace: str, tokens: Sequence[int], start: int = 0, shape: KVShape = SHAPE) -> KV:
+def content(
+    namespace: str,
+    tokens: Sequence[int],
+    start: int = 0,
+    shape: KVShape = SHAPE,
+    num_public: int = 0,
+) -> KV:
     """K/V of positions `start` on that no other namespace, prefix or position has."""
     size = shape.layers * shape.kv_heads
     k = torch.empty(
@@ -35,28 +41,36 @@ def content(namespace: str, tokens: Sequence[int], start: int = 0, shape: KVShap
         shape.layers, len(tokens) - start, shape.kv_heads, shape.v_dim, dtype=shape.dtype
     )
     for position in range(start, len(tokens)):
-        seed = hashlib.sha256(repr((namespace, tuple(tokens[: position + 1]))).encode()).digest()
+        where = PUBLIC if position < num_public else namespace
+        seed = hashlib.sha256(repr((where, tuple(tokens[: position + 1]))).encode()).digest()
         value = int.from_bytes(seed[:3], "little") + torch.arange(size, dtype=torch.float32)
         k[:, position - start] = value.view(shape.layers, shape.kv_heads, 1).to(shape.dtype)
         v[:, position - start] = -value.view(shape.layers, shape.kv_heads, 1).to(shape.dtype)
     return k, v
 
 
-def put(store: DiskStore, namespace: str, tokens: Sequence[int], start: int = 0) -> int:
-    return store.put(
-        Prefix.of(namespace, tokens), start, *content(namespace, tokens, start, store.shape)
-    )
+def put(
+    store: DiskStore, namespace: str, tokens: Sequence[int], start: int = 0, num_public: int = 0
+) -> int:
+    kv = content(namespace, tokens, start, store.shape, num_public)
+    return store.put(Prefix.of(namespace, tokens, num_public), start, *kv)
 
 
 def loads(
-    store: DiskStore, namespace: str, tokens: Sequence[int], start: int = 0, stop: int | None = None
+    store: DiskStore,
+    namespace: str,
+    tokens: Sequence[int],
+    start: int = 0,
+    stop: int | None = None,
+    num_public: int = 0,
 ) -> int:
     """How many positions from `start` on come back, all of them right."""
-    kv = store.load(Prefix.of(namespace, tokens), start, len(tokens) if stop is None else stop)
+    prefix = Prefix.of(namespace, tokens, num_public)
+    kv = store.load(prefix, start, len(tokens) if stop is None else stop)
     if kv is None:
         return 0
     count = kv[0].shape[1]
-    expected = content(namespace, tokens[: start + count], start, store.shape)
+    expected = content(namespace, tokens[: start + count], start, store.shape, num_public)
     assert torch.equal(kv[0], expected[0]), "K of something else"
     assert torch.equal(kv[1], expected[1]), "V of something else"
     return count

@@ -12,20 +12,32 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from radixserve.engine import tiers
+from radixserve.request import Request
 from tests.engine.content_model import expected
 from tests.engine.harness import request
+from tests.public_prefixes import public_part
 from tests.store.parts import files, flip, on_disk
 from tests.tiers.parts import Tiered
 
 pytestmark = pytest.mark.slow  # a long search
 
 PROMPT = st.lists(st.integers(0, 2), min_size=1, max_size=30)
+
+
+NAMESPACES = st.sampled_from(["public", "a/0", "b/0"])
+
+
+def asked_by(namespace: str, plain: Request) -> Request:
+    """The same request in a namespace; of a tenant's prompt the beginning may be public."""
+    num_public = public_part(namespace, plain.prompt_ids)
+    return msgspec.structs.replace(plain, namespace=namespace, num_public=num_public)
 
 
 class TierMachine(RuleBasedStateMachine):
@@ -64,12 +76,12 @@ class TierMachine(RuleBasedStateMachine):
         assert self.engine is not None
         return self.engine
 
-    @rule(prompt=PROMPT, max_tokens=st.integers(1, 12))
-    def submit(self, prompt: list[int], max_tokens: int) -> None:
+    @rule(prompt=PROMPT, max_tokens=st.integers(1, 12), namespace=NAMESPACES)
+    def submit(self, prompt: list[int], max_tokens: int, namespace: str) -> None:
         self.num_asked += 1
         name = f"r{self.num_asked}"
         self.asked[name] = (prompt, max_tokens)
-        self.running.submit(request(name, prompt, max_tokens))
+        self.running.submit(asked_by(namespace, request(name, prompt, max_tokens)))
 
     @rule(count=st.integers(1, 8))
     def step(self, count: int) -> None:
@@ -152,7 +164,8 @@ def test_a_long_walk_uses_every_tier(
             prompt = base[: draw.randrange(1, len(base) + 1)] + [
                 draw.randrange(3) for _ in range(draw.randrange(4))
             ]
-            engine.submit(request(f"{life} {i}", prompt, draw.randrange(1, 9)))
+            plain = request(f"{life} {i}", prompt, draw.randrange(1, 9))
+            engine.submit(asked_by(draw.choice(["public", "a/0"]), plain))
             for _ in range(draw.randrange(4)):
                 if engine.core.has_work:
                     engine.step()

@@ -17,20 +17,28 @@ from pathlib import Path
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from radixserve.prefix import Prefix
+from radixserve.prefix import PUBLIC, Prefix
+from radixserve.store.admin.changes import prefix_of as prefix_of_path
 from radixserve.store.folder import disk_store
 from radixserve.store.folder.disk_store import DiskStore
+from tests.public_prefixes import prefix_of
 from tests.store.parts import WIDE, QuickDisk, files, flip, loads, on_disk, put
 
 MAX_RUN = 4
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=10)
 TAIL = st.lists(st.integers(0, 2), max_size=5)
 WHICH = st.integers(0, 7)
-NAMESPACES = st.sampled_from(["", "tenant", "tenant2"])
+NAMESPACES = st.sampled_from(["", "tenant/a", "tenant2/b", PUBLIC])
 MODELS = st.sampled_from(["model-a", "model-b"])
 BUDGETS = st.sampled_from([700 << 10, 800 << 10, 1000 << 10, 1 << 30])
 
-Token = tuple[str, str, tuple[int, ...]]
+Token = tuple[str, str, int, tuple[int, ...]]
+"""Model, namespace, public tokens before it, and the tokens up to this one."""
+
+
+def token(model: str, prefix: Prefix) -> Token:
+    """The last token of `prefix`."""
+    return model, prefix.namespace, prefix.num_public, tuple(memoryview(prefix.tokens).cast("i"))
 
 
 @dataclass(eq=False)
@@ -54,11 +62,11 @@ class Model:
     def owner(self, prefix: Token) -> Run | None:
         return next((run for run in self.runs if prefix in run.prefixes), None)
 
-    def path(self, model: str, namespace: str, tokens: list[int]) -> list[Run]:
+    def path(self, model: str, prefix: Prefix) -> list[Run]:
         """The run of each stored position, from the first on."""
         owners = []
-        for end in range(1, len(tokens) + 1):
-            run = self.owner((model, namespace, tuple(tokens[:end])))
+        for end in range(1, prefix.num_tokens + 1):
+            run = self.owner(token(model, prefix.first(end)))
             if run is None:
                 break
             owners.append(run)
@@ -81,16 +89,19 @@ class Model:
             leaves = [run for run in self.runs if id(run) not in parents and run not in path[-1:]]
             self.runs.remove(min(leaves, key=lambda run: (run.last_use, -self.runs.index(run))))
 
-    def put(self, model: str, namespace: str, tokens: list[int], depth: int) -> None:
-        """Runs for the positions from `depth` on."""
-        path = self.path(model, namespace, tokens[:depth])
+    def put(self, model: str, prefix: Prefix, depth: int) -> None:
+        """Runs for the positions from `depth` on, none of them over the end of public tokens."""
+        path = self.path(model, prefix.first(depth))
         parent = path[-1] if path else None
-        for first in range(depth, len(tokens), MAX_RUN):
+        while depth < prefix.num_tokens:
             self.clock += 1
-            ends = range(first + 1, min(first + MAX_RUN, len(tokens)) + 1)
-            prefixes = [(model, namespace, tuple(tokens[:end])) for end in ends]
-            parent = Run(prefixes, parent, first, self.clock)
+            border = prefix.num_public if depth < prefix.num_public else prefix.num_tokens
+            stop = min(depth + MAX_RUN, border, prefix.num_tokens)
+            ends = range(depth + 1, stop + 1)
+            prefixes = [token(model, prefix.first(end)) for end in ends]
+            parent = Run(prefixes, parent, depth, self.clock)
             self.runs.append(parent)
+            depth = stop
 
 
 class Watched(QuickDisk):
@@ -132,13 +143,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(namespace=NAMESPACES, tokens=TOKENS, back=st.integers(0, 3))
     def put(self, namespace: str, tokens: list[int], back: int) -> None:
-        path = self.model.path(self.name, namespace, tokens)
+        prefix = prefix_of(namespace, tokens)
+        path = self.model.path(self.name, prefix)
         start = max(min(len(path) - back, len(tokens) - 1), 0)
         if path:
             self.model.touch(path)
-        stored = put(self.store, namespace, tokens, start)
+        stored = put(self.store, namespace, tokens, start, prefix.num_public)
         self.note_evictions(path)
-        self.model.put(self.name, namespace, tokens[: len(path) + stored], len(path))
+        self.model.put(self.name, prefix.first(len(path) + stored), len(path))
 
     @rule(which=WHICH, tail=TAIL, back=st.integers(0, 3))
     @precondition(lambda self: self.model.runs)
@@ -148,32 +160,33 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(namespace=NAMESPACES, tokens=TOKENS, gap=st.integers(1, 3))
     def put_behind_a_gap(self, namespace: str, tokens: list[int], gap: int) -> None:
-        start = len(self.model.path(self.name, namespace, tokens)) + gap
+        prefix = prefix_of(namespace, tokens)
+        start = len(self.model.path(self.name, prefix)) + gap
         if start < len(tokens):
-            assert put(self.store, namespace, tokens, start) == 0
+            assert put(self.store, namespace, tokens, start, prefix.num_public) == 0
 
     @rule(namespace=NAMESPACES, tokens=TOKENS)
     def match(self, namespace: str, tokens: list[int]) -> None:
-        assert self.store.match(Prefix.of(namespace, tokens)) == len(
-            self.model.path(self.name, namespace, tokens)
-        )
+        prefix = prefix_of(namespace, tokens)
+        assert self.store.match(prefix) == len(self.model.path(self.name, prefix))
 
     def known(self, which: int, tail: list[int]) -> tuple[str, list[int]]:
         """A prompt that shares something with a stored one, perhaps of the other model."""
         prefixes = self.model.runs[which % len(self.model.runs)].prefixes
-        _, namespace, tokens = prefixes[which % len(prefixes)]
+        _, namespace, _, tokens = prefixes[which % len(prefixes)]
         return namespace, [*tokens, *tail]
 
     @rule(which=WHICH, tail=TAIL, start=st.integers(0, 9), stop=st.integers(1, 10))
     @precondition(lambda self: self.model.runs)
     def load(self, which: int, tail: list[int], start: int, stop: int) -> None:
         namespace, tokens = self.known(which, tail)
-        stop = min(stop, len(tokens))
-        path = self.model.path(self.name, namespace, tokens[:stop])
+        stop, prefix = min(stop, len(tokens)), prefix_of(namespace, tokens)
+        path = self.model.path(self.name, prefix.first(stop))
         good = next(
             (at for at in range(min(start, len(path)), len(path)) if path[at].damaged), len(path)
         )
-        assert loads(self.store, namespace, tokens, start, stop) == max(good - start, 0)
+        loaded = loads(self.store, namespace, tokens, start, stop, prefix.num_public)
+        assert loaded == max(good - start, 0)
         if good > start:
             self.model.touch(path)
         if good < len(path):
@@ -193,10 +206,7 @@ class StoreMachine(RuleBasedStateMachine):
     def last_prefix(self, name: str) -> Token:
         index = self.store._folder.index
         row = index.named(name)[0]
-        tokens: list[int] = []
-        for each in index.path(row):
-            tokens = [*tokens[: each.start], *memoryview(each.tokens).cast("i")]
-        return row.fingerprint, row.namespace, tuple(tokens)
+        return token(row.fingerprint, prefix_of_path(index.path(row)))
 
     @rule(name=MODELS, budget=BUDGETS)
     def reopen(self, name: str, budget: int) -> None:

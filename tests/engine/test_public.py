@@ -1,0 +1,163 @@
+"""Public prefixes in the engine: computed once for all tenants, while what follows stays apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from radixserve.prefix import PUBLIC, pack
+from radixserve.questions import (
+    Asked,
+    Drop,
+    Explain,
+    Explanation,
+    ListPins,
+    Pin,
+    PinList,
+    ShowTree,
+    Summarize,
+    Summary,
+    Tree,
+)
+from radixserve.request import Request
+from tests.engine.content_model import expected
+from tests.engine.harness import Harness, request
+
+SYSTEM = [1 + i % 9 for i in range(40)]
+MORE = [2] * 30
+
+
+@pytest.fixture(params=[False, True], ids=["in turn", "ahead"])
+def harness(request: pytest.FixtureRequest) -> Harness:
+    return Harness(num_slots=300, ahead=request.param)
+
+
+def of(tenant: str, name: str, prompt: list[int], **fields: Any) -> Request:
+    plain = request(name, prompt)
+    usual = {"namespace": f"{tenant}/0", "num_public": len(SYSTEM)}
+    return msgspec.structs.replace(plain, tenant=tenant, **(usual | fields))
+
+
+def run(harness: Harness, *requests: Request) -> None:
+    harness.submit(*requests)
+    harness.run()
+    for each in requests:
+        assert harness.tokens(each.id) == expected(each.prompt_ids, 4)
+
+
+def cached(harness: Harness, name: str) -> int | None:
+    return harness.events[name][0].num_cached
+
+
+def asked(harness: Harness, question: Any) -> Any:
+    harness.core.ask(Asked(1, question))
+    for _ in range(1000):
+        if answers := harness.core.answers():
+            harness.cache.check()
+            return answers[0].answer
+    raise AssertionError("no answer")
+
+
+def test_one_tenant_finds_the_public_part_that_another_computed_and_no_more(
+    harness: Harness,
+) -> None:
+    run(harness, of("a", "first", [*SYSTEM, *MORE]))
+    run(harness, of("b", "second", [*SYSTEM, *MORE]), of("a", "third", [*SYSTEM, *MORE]))
+    assert [cached(harness, each) for each in ("first", "second", "third")] == [0, 40, 69]
+    run(harness, of("b", "salted", [*SYSTEM, *MORE], num_public=0, namespace="b/1"))
+    assert cached(harness, "salted") == 0
+
+
+def test_a_public_part_that_is_being_computed_is_waited_for(harness: Harness) -> None:
+    harness.submit(*(of(each, each, [*SYSTEM, *MORE]) for each in "abc"))
+    harness.run()
+    assert harness.model.computed_tokens == 40 + 3 * (30 + 3)
+
+
+def test_public_tokens_count_for_no_tenant_and_stay_within_quotas_of_none(
+    harness: Harness,
+) -> None:
+    run(harness, *(of(each, each, [*SYSTEM, *MORE], kv_quota=0.1, kv_floor=0.05) for each in "ab"))
+    assert harness.cache.tree.tokens_of == {"": 40, "a": 33, "b": 33}
+    harness.cache.evict(60)
+    assert harness.cache.tree.tokens_of[""] == 40  # what hangs below them goes first
+    harness.cache.check()
+
+
+def test_the_tree_and_the_summary_name_the_namespaces(harness: Harness) -> None:
+    run(harness, of("a", "a", [*SYSTEM, *MORE]), of("b", "b", [*SYSTEM, 5]))
+    summary: Summary = asked(harness, Summarize())
+    told = {each.namespace: (each.tokens, each.nodes) for each in summary.namespaces}
+    assert told == {PUBLIC: (40, 1), "a/0": (33, 1), "b/0": (4, 1)}
+    assert (summary.nodes, summary.num_namespaces) == (3, 3)
+    tree: Tree = asked(harness, ShowTree())
+    system = next(each for each in tree.nodes if each.tokens == 40)
+    roots = {each.namespace: each for each in tree.nodes if each.namespace is not None}
+    assert roots.keys() == {PUBLIC, "a/0", "b/0"}
+    assert roots["a/0"].parent == roots["b/0"].parent == system.id
+    alone: Tree = asked(harness, ShowTree(namespaces=["a/0"]))
+    assert (alone.num_tokens, [each.namespace for each in alone.nodes]) == (33, ["a/0", None])
+    public: Tree = asked(harness, ShowTree(namespaces=[PUBLIC]))
+    assert public.num_tokens == 40
+
+
+@pytest.mark.parametrize(
+    ("drop", "left"),
+    [
+        (Drop(tenant="a"), {"": 40, "b": 33}),
+        (Drop(namespaces=["b/0"]), {"": 40, "a": 33}),
+        (Drop(namespaces=[PUBLIC]), {}),
+        (Drop(prefix=SYSTEM), {}),
+        (Drop(prefix=[*SYSTEM, *MORE]), {"": 40}),
+        (Drop(tenant="b", prefix=SYSTEM[:5]), {"": 40, "a": 33}),
+    ],
+)
+def test_drops(harness: Harness, drop: Drop, left: dict[str, int]) -> None:
+    run(harness, *(of(each, each, [*SYSTEM, *MORE]) for each in "ab"))
+    asked(harness, drop)
+    assert harness.cache.tree.tokens_of == left
+
+
+def test_explain_shows_nobody_what_others_added(harness: Harness) -> None:
+    run(harness, of("a", "a", [*SYSTEM, *MORE]))
+    question = Explain(tokens=[*SYSTEM, 5, 6], namespace="b/0", num_public=40)
+    told: Explanation = asked(harness, question)
+    assert told.matched == {"device": 40}
+    assert (told.compared, told.theirs) == (None, [])
+    own: Explanation = asked(harness, msgspec.structs.replace(question, namespace="a/0"))
+    assert own.compared is not None
+    assert own.theirs[own.differs_at or 0 :][0] == 2
+
+
+def test_explain_knows_that_public_tokens_were_evicted(harness: Harness) -> None:
+    long = [*SYSTEM, *MORE, *MORE]
+    run(harness, of("a", "a", long))
+    harness.cache.evict(300)
+    told: Explanation = asked(harness, Explain(tokens=long, namespace="a/0", num_public=40))
+    assert told.lost == {"evicted": len(long) - 1}
+
+
+def test_a_pin_on_public_tokens_is_renewed_by_every_tenant() -> None:
+    harness = Harness(num_slots=300, ahead=False)
+    harness.core.scheduler.pins._most = 100
+    run(harness, of("a", "a", [*SYSTEM, *MORE]))
+    pin = Pin(id="p", seconds=60, renews=True, namespace="a/0", packed=pack(SYSTEM), num_public=40)
+    asked(harness, pin)
+    run(harness, of("b", "b", [*SYSTEM, 5]))
+    pins: PinList = asked(harness, ListPins())
+    assert [(each.namespace, each.tokens, each.hits) for each in pins.pins] == [(PUBLIC, 40, 1)]
+    harness.cache.evict(300)
+    assert harness.cache.tree.tokens_of == {"": 40}
+
+
+def test_evicted_public_tokens_that_come_back_are_seen_in_hindsight() -> None:
+    harness = Harness(num_slots=200, ahead=False)
+    prompt = [*SYSTEM, *SYSTEM, *MORE]
+    run(harness, of("a", "a", prompt, num_public=80))
+    harness.cache.evict(200)
+    run(harness, of("b", "b", prompt, num_public=80))
+    hindsight = harness.cache.hindsight
+    assert hindsight is not None
+    assert hindsight.recomputed_tokens == 64
