@@ -285,9 +285,11 @@ class KVCache:
         before = path_prefix(root).tokens
         if before.startswith(tokens):
             return root
+        if not tokens.startswith(before):
+            return None
         prefix = Prefix(str(root.key), tokens)
         point = self.tree.walk(root, root.start, prefix)
-        if not tokens.startswith(before) or point.depth < prefix.num_tokens:
+        if point.depth < prefix.num_tokens:
             return None
         node = point.node
         while self._is_alone(node):

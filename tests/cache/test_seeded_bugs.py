@@ -281,7 +281,7 @@ BUGS = {
     ),
     "a node that has gone is moved": (
         "compaction",
-        "            if not cache.is_findable(node):\n                continue\n",
+        "            if not cache.tree.is_findable(node):\n                continue\n",
         "",
     ),
     "what is moved is named in another order": (
