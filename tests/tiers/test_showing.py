@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 
 from radixserve.cache import survey
 from radixserve.engine import showing
-from radixserve.prefix import Prefix
+from radixserve.prefix import Prefix, pack
 from radixserve.questions import (
     AnyAnswer,
     AnyQuestion,
@@ -39,7 +40,9 @@ def engine(tmp_path: Path) -> Iterator[Tiered]:
     random = Random(3)
     for number in range(12):
         prompt = [1] * 8 + [random.randrange(3) for _ in range(random.randrange(4, 40))]
-        engine.ask(request(f"r{number}", prompt, 2))
+        plain = request(f"r{number}", prompt, 2)
+        of_tenant = {"namespace": "a/0", "num_public": 8} if number % 3 == 2 else {}
+        engine.ask(msgspec.structs.replace(plain, **of_tenant))
     yield engine
     engine.close()
 
@@ -62,10 +65,12 @@ def tree(engine: Tiered, question: ShowTree) -> Tree:
 def prefix_of(node: TreeNode, nodes: dict[int, TreeNode]) -> Prefix:
     """The tokens from the root to the end of `node`, all of whose tokens are told."""
     above = nodes.get(node.parent or 0)
-    if above is None:
-        return Prefix.of("public", node.first_tokens)
-    before = prefix_of(above, nodes).first(node.depth)
-    return Prefix("public", before.tokens + Prefix.of("public", node.first_tokens).tokens)
+    before = Prefix(node.namespace or "", b"") if above is None else prefix_of(above, nodes)
+    if before.num_tokens > node.depth:
+        before = before.first(node.depth)
+    if node.namespace not in (None, before.namespace):
+        before = Prefix(node.namespace or "", before.tokens, node.depth)
+    return before._replace(tokens=before.tokens + pack(node.first_tokens))
 
 
 def has(engine: Tiered, tier: str, prefix: Prefix) -> int:
@@ -174,3 +179,24 @@ def test_a_folder_that_cannot_be_read_has_an_empty_tree(
     assert not answer.not_found
     assert engine.store is not None
     assert engine.store.stats().read_errors_total == 1
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_namespace_is_shown_without_the_public_tokens_before_it(
+    engine: Tiered, tier: str
+) -> None:
+    whole = tree(engine, ShowTree(tier=tier, depth=64, most=2000))
+    question = ShowTree(tier=tier, depth=64, most=2000, namespaces=["a/0"])
+    theirs, public = (
+        tree(engine, msgspec.structs.replace(question, namespaces=[each]))
+        for each in ("a/0", "public")
+    )
+    assert {each.depth for each in theirs.nodes if each.namespace} == {8}
+    assert {each.namespace for each in theirs.nodes} <= {"a/0", None}
+    assert theirs.num_tokens + public.num_tokens == whole.num_tokens
+    ids = {each.id for each in (*theirs.nodes, *public.nodes)}
+    assert ids == {each.id for each in whole.nodes}
+    node = theirs.nodes[-1]
+    dropped = ask(engine, Drop(node=node.id, tier=tier))
+    assert isinstance(dropped, Dropped)
+    assert tree(engine, msgspec.structs.replace(question, namespaces=["public"])) == public

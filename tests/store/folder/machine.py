@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from radixserve.prefix import PUBLIC, Prefix
-from radixserve.store.admin.changes import prefix_of as prefix_of_path
 from radixserve.store.folder import disk_store
 from radixserve.store.folder.disk_store import DiskStore
+from radixserve.store.format.rows import prefix_of as prefix_of_path
 from tests.public_prefixes import prefix_of
 from tests.store.parts import WIDE, QuickDisk, files, flip, loads, on_disk, put
 
