@@ -22,6 +22,11 @@ WARMING: Final = "warm"
 ENDPOINTS: Final = ("chat", "completions", "responses", "messages", WARMING)
 OUTCOMES: Final = ("stop", "length", "tool_calls", "abort", "error", "rejected")
 RESTART_CAUSES: Final = ("crash", "hang")
+CHANGEABLE: Final = (
+    *("kv_budget", "host_budget", "eviction_policy", "prefill_share", "max_running"),
+    *("max_queue", "max_queue_tokens", "max_queue_seconds"),
+)
+CHANGED_BY: Final = ("operator",)
 COLD: Final = "cold"
 WARM: Final = "warm"
 OTHER_CODE: Final = "other"
@@ -52,6 +57,14 @@ _FRONT: Final = (
         "radixserve_volatile_prefix_removed_total",
         "lines",
         "Lines left out at the front of system prompts (volatile_prefix)",
+    ),
+    Declared(
+        "counter",
+        "radixserve_setting_changes_total",
+        "changes",
+        "Settings that were changed while the server ran, by an operator (PUT /config)",
+        ("setting", "by"),
+        values=(CHANGEABLE, CHANGED_BY),
     ),
     Declared(
         "histogram",

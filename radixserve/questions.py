@@ -255,6 +255,28 @@ class ListPins(Question[PinList], tag="list_pins", frozen=True, kw_only=True):
     """What is pinned?"""
 
 
+# Settings.
+
+
+class Configured(msgspec.Struct, tag="configured", frozen=True, kw_only=True, omit_defaults=True):
+    """What a change of settings did at once, by tier (device or host)."""
+
+    evicted_tokens: dict[str, int] = {}
+    # what running requests still hold beyond the new budget; it follows as they end
+    excess_bytes: dict[str, int] = {}
+
+
+class Configure(Question[Configured], tag="configure", frozen=True, kw_only=True):
+    """Change the settings that are given. The front has checked that their values are possible."""
+
+    outlives_engine: ClassVar[bool] = True
+    kv_budget: int | None = None  # bytes
+    host_budget: int | None = None  # bytes
+    eviction_policy: str | None = None
+    prefill_share: float | None = None
+    max_running: int | None = None
+
+
 # The messages.
 
 
@@ -265,8 +287,10 @@ class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True):
     not_found: bool = False  # what the question names is not there
 
 
-AnyQuestion = Drop | Summarize | ShowTree | Explain | Pin | Unpin | ListPins
-AnyAnswer = Dropped | Summary | Tree | Explanation | Pinned | Unpinned | PinList | Failed
+AnyQuestion = Drop | Summarize | ShowTree | Explain | Pin | Unpin | ListPins | Configure
+AnyAnswer = (
+    Dropped | Summary | Tree | Explanation | Pinned | Unpinned | PinList | Configured | Failed
+)
 
 
 class Asked(msgspec.Struct, tag="asked", frozen=True):

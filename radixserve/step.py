@@ -117,6 +117,10 @@ class TokenEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     pins: tuple[PinOutcome, ...] = ()  # one for each of the request's wishes
 
 
+MIN_SLOTS = 64
+"""The smallest K/V budget, in tokens."""
+
+
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Facts about the loaded model, with which the front validates requests and answers
     /version.
@@ -127,6 +131,9 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...]
     max_request_tokens: int  # the same, limited also by the K/V budget
     num_slots: int  # tokens of K/V that the budget holds
+    pool_slots: int  # the same of the largest budget, whose memory is reserved
+    host_bytes: int = 0  # the largest budget of the host tier; 0: there is none
+    most_running: int = 4096  # the largest value that max_running may get
     slot_bytes: int  # bytes of K/V per token at all layers
     device: str
     dtype: str  # of weights and activations

@@ -16,10 +16,14 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
+from radixserve.config import Settings
 from radixserve.errors import ApiError, Unavailable
+from radixserve.front.live_settings import LiveSettings
 from radixserve.front.stream import Stream
 from radixserve.grammar import Vocabulary, check
 from radixserve.questions import (
+    Configure,
+    Configured,
     Drop,
     Dropped,
     Explain,
@@ -60,6 +64,7 @@ INFO = EngineInfo(
     eos_token_ids=(EOS,),
     max_request_tokens=512,
     num_slots=4096,
+    pool_slots=4096,
     slot_bytes=64,
     device="none",
     dtype="float32",
@@ -138,6 +143,7 @@ ANSWERS: dict[type[Question[Any]], Any] = {
     Pin: Pinned(status="accepted", id="pin_1", tokens=4, wanted=4, seconds_left=60.0),
     Unpin: Unpinned(4),
     ShowTree: Tree(nodes=[], num_nodes=0, num_tokens=0),
+    Configure: Configured(evicted_tokens={"device": 7}),
     Summarize: Summary(enabled=True, tiers=[], nodes=0, num_namespaces=0, namespaces=[]),
 }
 
@@ -147,6 +153,8 @@ class FakeEngine:
 
     def __init__(self, info: EngineInfo = INFO) -> None:
         self.info: EngineInfo | None = info
+        self.live_settings = LiveSettings(Settings())
+        self.live_settings.take_engine(info)
         self.stats = EngineStats()
         self.unready_reason: str | None = None
         self.answer: Callable[[Request], Sequence[int]] = repeat_prompt
@@ -194,6 +202,13 @@ class FakeEngine:
         if isinstance(answer, ApiError):
             raise answer
         return answer
+
+    async def configure(self, changes: dict[str, Any], who: str, why: str) -> Configured:
+        values = self.live_settings.checked(changes)
+        question = self.live_settings.for_engine(values)
+        did = Configured() if question is None else await self.ask(question)
+        self.live_settings.take(values)
+        return did
 
     def abort(self, request_id: str) -> None:
         if self.live.pop(request_id, None) is not None:

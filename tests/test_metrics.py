@@ -42,6 +42,7 @@ INFO = EngineInfo(
     eos_token_ids=(2,),
     max_request_tokens=64,
     num_slots=100,
+    pool_slots=100,
     slot_bytes=1000,
     device="cpu",
     dtype="float32",

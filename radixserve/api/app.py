@@ -24,6 +24,7 @@ from radixserve.api.cache import endpoints as cache
 from radixserve.api.cache.explain import explain
 from radixserve.api.cache.pins import pin, pins, unpin
 from radixserve.api.cache.warm import warm
+from radixserve.api.config import change, config
 from radixserve.api.context import API, Api
 from radixserve.api.cors import add_cors_headers, answer_options
 from radixserve.api.envelope import (
@@ -98,6 +99,8 @@ def _routes(prefix: str) -> list[web.RouteDef]:
         web.post(f"{prefix}/cache/pin", pin),
         web.get(f"{prefix}/cache/pins", pins),
         web.delete(f"{prefix}/cache/pin/{{id}}", unpin),
+        web.get(f"{prefix}/config", config),
+        web.put(f"{prefix}/config", change),
         web.post(f"{prefix}/flush_cache", cache.flush),
         web.post(f"{prefix}/reset_prefix_cache", cache.flush),
     ]

@@ -96,6 +96,8 @@ OPERATIONS: Final = (
     Operation("post", "/cache/explain", "Why a prompt would not be found in the cache"),
     Operation("post", "/flush_cache", "Drop everything that is cached"),
     Operation("post", "/reset_prefix_cache", "The same"),
+    Operation("get", "/config", "The settings that may change while the server runs"),
+    Operation("put", "/config", "Change some of them"),
     Operation("get", "/", "What this server is"),
     Operation("get", "/version", "Version, model and engine"),
     Operation("get", "/health", "200 while the engine works, otherwise 503"),

@@ -16,6 +16,7 @@ from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node, path_prefix
 from radixserve.cache.survey import Parts, Surveyed, drop_unused, find, inner, roots_of, survey
+from radixserve.engine.configuring import Configuring
 from radixserve.engine.explaining import explained
 from radixserve.engine.scheduler import Scheduler
 from radixserve.engine.showing import NO_NODE, Awaited, TreeShower
@@ -27,6 +28,7 @@ from radixserve.questions import (
     AnyAnswer,
     AnyQuestion,
     Asked,
+    Configure,
     Drop,
     Dropped,
     Explain,
@@ -65,6 +67,7 @@ class Answering:
     def __init__(self, cache: KVCache, scheduler: Scheduler, tiers: Tiers) -> None:
         self._cache, self._scheduler, self._tiers = cache, scheduler, tiers
         self._pins = scheduler.pins
+        self._configuring = Configuring(cache, scheduler, tiers)
         self._ages = Ages(time.monotonic())
         self._trees = TreeShower(
             cache, tiers, self._ages, lambda: self._pins.nodes(), self._awaited
@@ -80,6 +83,7 @@ class Answering:
             Pin: self._pin,
             Unpin: self._unpin,
             ListPins: self._list_pins,
+            Configure: self._configure,
         }
 
     @property
@@ -210,6 +214,11 @@ class Answering:
     def _list_pins(self, question: ListPins) -> Parts[AnyAnswer]:
         yield from ()
         return PinList(self._pins.states())
+
+    # Settings.
+
+    def _configure(self, question: Configure) -> Parts[AnyAnswer]:
+        return (yield from self._configuring.change(question))
 
     # Explaining.
 

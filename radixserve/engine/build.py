@@ -53,6 +53,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     cache = _cache(settings, num_slots - 1 if graphs else num_slots, loaded.shape.slot_bytes)
     tiers = make_tiers(settings, model, loaded, pool, cache)
     pool.fill(cache.budget)
+    step_tokens = settings.max_step_tokens or _STEP_TOKENS[device.type]
     lossy = settings.tier_dtype != "same" and bool(tiers.below)
     info = EngineInfo(
         vocab_size=loaded.vocab_size,
@@ -60,6 +61,9 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         eos_token_ids=loaded.eos_token_ids,
         max_request_tokens=max_request_tokens(context_length, cache.allocator.num_slots),
         num_slots=cache.allocator.num_slots,
+        pool_slots=cache.allocator.capacity,
+        host_bytes=tiers.host_bytes,
+        most_running=settings.max_running if device.type == "cuda" else step_tokens,
         slot_bytes=loaded.shape.slot_bytes,
         device=device.type,
         dtype=dtype_name(loaded.dtype),
@@ -77,7 +81,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     )
     limits = Limits(
         settings.max_running,
-        settings.max_step_tokens or _STEP_TOKENS[info.device],
+        step_tokens,
         settings.prefill_share,
         settings.shared_step_ms / 1000,
         settings.pin_share,

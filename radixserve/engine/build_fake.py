@@ -44,6 +44,8 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         eos_token_ids=(),
         max_request_tokens=max_request_tokens(context_length, num_slots),
         num_slots=num_slots,
+        pool_slots=num_slots,
+        most_running=settings.max_step_tokens or _STEP_TOKENS,
         slot_bytes=_SLOT_BYTES,
         device="cpu",
         dtype="float32",

@@ -21,10 +21,11 @@ from radixserve.engine.computed_by import code, processor
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import ConfigError, StartupError
 from radixserve.model.loaded import LoadedModel
+from radixserve.step import MIN_SLOTS
 from radixserve.store.folder.disk_store import DiskStore
 from radixserve.store.folder.fingerprint import folder_fingerprint
 from radixserve.store.folder.store_folder import StoreFolder
-from radixserve.tensors.budget import MIN_SLOTS, free_bytes
+from radixserve.tensors.budget import free_bytes
 from radixserve.tensors.copies import Copies
 from radixserve.tensors.kv import SCALED, KVPool, KVShape
 from radixserve.tiers.contract import Tier

@@ -29,7 +29,7 @@ class PrefillPace:
         """`share`: of the time of the decodes; 0 for no limit. A step may last `least_seconds` in
         any case.
         """
-        self._share, self._least_seconds = share, least_seconds
+        self.share, self._least_seconds = share, least_seconds
         self._decode_seconds: float | None = None  # of a step without prompt tokens
         self._added = Rate()  # what prompt tokens add to a step
         self._rate = Rate()  # of steps that tell it
@@ -64,8 +64,8 @@ class PrefillPace:
         """Most prompt tokens in a step for whose end somebody waits; None for no limit. So it is
         until enough steps were seen.
         """
-        longest = max((1 + self._share) * self._decodes, self._least_seconds)
+        longest = max((1 + self.share) * self._decodes, self._least_seconds)
         added = self._added.seconds_per_token
-        if not self._share or not longest or added is None:
+        if not self.share or not longest or added is None:
             return None
         return max(MIN_TOKENS, int((longest - self._decodes) / added))

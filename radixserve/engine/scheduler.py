@@ -103,7 +103,7 @@ class Scheduler:
         self.recent = Recent()
         cache.on_gone = self.recent.gone
         self.savings = Savings()
-        self._budget = cache.budget  # slots; that of the cache may be more while requests need it
+        self.budget = cache.budget  # slots; that of the cache may be more while requests need it
         self._pressed = False  # a sequence was preempted and none has ended since
 
     @property
@@ -158,12 +158,12 @@ class Scheduler:
         """Change the K/V budget, as `KVCache.resize` does, but leave as much as the longest request
         in the engine needs until it has ended. Returns how many tokens were evicted.
         """
-        self._budget = num_slots
+        self.budget = num_slots
         return self._keep_budget()
 
     def _keep_budget(self) -> int:
         needed = max(map(last_slot, (*self.waiting, *self.running)), default=0)
-        return self.cache.resize(max(self._budget, needed))
+        return self.cache.resize(max(self.budget, needed))
 
     @property
     def awaits_grammar(self) -> bool:
@@ -453,7 +453,7 @@ class Scheduler:
             self.waiting.remove(sequence)
         else:
             self._end_running(sequence, publish)
-        if self.cache.budget > self._budget:
+        if self.cache.budget > self.budget:
             self._keep_budget()
 
     def _end_running(self, sequence: Sequence, publish: bool) -> None:

@@ -26,6 +26,7 @@ from radixserve.tensors.copies import Copies, Copy, write_slots
 from radixserve.tensors.kv import KV, KVPool
 from radixserve.tiers.contract import COPY_SECONDS, Dropping, Load, Tier
 from radixserve.tiers.counters import TIER_TOKENS
+from radixserve.tiers.host import HostTier
 from radixserve.tiers.trimming import Trimming
 
 MIN_FETCH = 16  # tokens; fewer are computed as fast
@@ -68,6 +69,11 @@ class Tiers:
         None: as long as nothing else happens.
         """
         return None if self._trimming is None else self._trimming.patience
+
+    @property
+    def host_bytes(self) -> int:
+        """The largest budget of the host tier; 0 without one."""
+        return sum(tier.capacity_bytes for tier in self.below if isinstance(tier, HostTier))
 
     def filenos(self) -> list[int]:
         """File descriptors that are readable when `settle` has something to do."""

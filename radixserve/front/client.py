@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -21,6 +22,7 @@ from radixserve.errors import StartupError, Unavailable
 from radixserve.front.backlog import Backlog, retry_after
 from radixserve.front.child import Child
 from radixserve.front.gate import Gate
+from radixserve.front.live_settings import LiveSettings, Value
 from radixserve.front.pins import KeptPins
 from radixserve.front.questions import Questions
 from radixserve.front.stream import Stream
@@ -28,10 +30,12 @@ from radixserve.front.streams import Streams
 from radixserve.front.supervisor import Cause, Supervisor
 from radixserve.front.traffic_log import TrafficLog
 from radixserve.messages import Abort, PinChanges, Ready, Report, Start
-from radixserve.questions import Answered, Asked, Question
+from radixserve.questions import Answered, Asked, Configured, Question
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 _KILLED_TWICE = (
     "the engine process died or hung twice while it began this request and no other; "
@@ -66,7 +70,7 @@ class ProcessEngine:
         self.info: EngineInfo | None = None
         self.traffic: TrafficLog | None = None  # takes note of every request
         self.on_ready: Callable[[], None] = lambda: None  # called for each engine that is ready
-        self._settings = settings
+        self.live_settings = LiveSettings(settings)
         self._on_stats = on_stats
         self._on_restart = on_restart
         self._on_resume = on_resume
@@ -75,6 +79,8 @@ class ProcessEngine:
         self._backlog = Backlog()
         self._gate = Gate()
         self._pins = KeptPins()
+        self._changing = asyncio.Lock()
+        self._changes: set[asyncio.Task[Configured]] = set()
         self._closing: str | None = None  # draining or stopped
         self._supervisor = Supervisor(
             Start(settings, model),
@@ -102,7 +108,7 @@ class ProcessEngine:
         if self._closing is not None:
             return self._closing
         if self._supervisor.is_up:
-            patience = _STALLED_SHARE * self._settings.hang_seconds
+            patience = _STALLED_SHARE * self.live_settings.settings.hang_seconds
             return "stalled" if self._supervisor.silent_seconds >= patience else None
         if self.info is None:
             return "loading"
@@ -175,9 +181,11 @@ class ProcessEngine:
         self._admit()
 
     def _take_ready(self, info: EngineInfo) -> None:
-        self.info = info
+        self.info = info = self.live_settings.take_engine(info)
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_result(info)
+        if (changed := self.live_settings.for_engine()) is not None:
+            self._supervisor.send(Asked(0, changed))
         for pin in self._pins.again():
             self._supervisor.send(Asked(0, pin))  # nobody waits for the answer
         self._questions.engine_is_ready()
@@ -268,6 +276,30 @@ class ProcessEngine:
         """See `EngineClient.ask`."""
         return await self._questions.ask(question)
 
+    async def configure(self, changes: dict[str, Any], who: str, why: str) -> Configured:
+        """See `EngineClient.configure`."""
+        values = self.live_settings.checked(changes)
+        task = asyncio.create_task(self._configure(values, who, why))
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
+
+    async def _configure(self, values: dict[str, Value], who: str, why: str) -> Configured:
+        async with self._changing:
+            question, described = (
+                self.live_settings.for_engine(values),
+                self.live_settings.described(values),
+            )
+            answer = Configured() if question is None else await self._questions.ask(question)
+            self.live_settings.take(values)
+            if self.info is not None:
+                self.info = self.live_settings.info_now(self.info)
+        did = ", ".join(
+            f"{n:,} tokens evicted ({tier})" for tier, n in answer.evicted_tokens.items()
+        )
+        log.info("%s changed %s; why: %s%s", who, described, why or "not said", did and "; " + did)
+        return answer
+
     # refusal
 
     def _refuse_if_unavailable(self) -> None:
@@ -281,7 +313,7 @@ class ProcessEngine:
         waiting = self._streams.num_waiting
         if not waiting:
             return
-        seconds, limits = self._backlog.seconds(waiting), self._settings
+        seconds, limits = self._backlog.seconds(waiting), self.live_settings.settings
         if waiting >= limits.max_queue:
             reason = f"{waiting} requests wait already"
         elif limits.max_queue_tokens and self._backlog.tokens >= limits.max_queue_tokens:

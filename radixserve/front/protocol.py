@@ -6,10 +6,11 @@ tests use a fake.
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from radixserve.front.live_settings import LiveSettings
 from radixserve.front.stream import Stream
-from radixserve.questions import Question
+from radixserve.questions import Configured, Question
 from radixserve.step import EngineInfo, EngineStats
 
 T = TypeVar("T")
@@ -36,6 +37,19 @@ class EngineClient(Protocol):
     def refusal_reason(self) -> str | None:
         """None while requests are accepted, also those that have to wait for a restart; otherwise
         the reason.
+        """
+
+    @property
+    def live_settings(self) -> LiveSettings:
+        """The settings that may change while the server runs."""
+
+    async def configure(self, changes: dict[str, Any], who: str, why: str) -> Configured:
+        """Change settings, all that are given or none; the log says `who` did it and `why`. The
+        change holds for later engines, too. It is made even if the caller is cancelled.
+
+        Raises:
+            BadRequest: a setting is unknown or fixed, or a value is not possible.
+            Unavailable: there is no engine yet, or it did not answer in time.
         """
 
     def submit(self, stream: Stream) -> None:

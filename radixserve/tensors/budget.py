@@ -11,9 +11,9 @@ import torch
 
 from radixserve.errors import ConfigError
 from radixserve.machine import THIS
+from radixserve.step import MIN_SLOTS
 from radixserve.tensors.kv import KVShape
 
-MIN_SLOTS = 64
 _MAX_SLOTS = 2**31 - 1  # slots are int32
 _USEFUL_CONTEXTS = 64  # the default budget holds no more whole contexts than this
 _CPU_SHARE, _CPU_LIMIT = 0.25, 4 << 30

@@ -137,9 +137,14 @@ class HostTier:
     def budget_bytes(self) -> int:
         return self.cache.budget * self._pool.slot_bytes
 
-    def resize(self, num_bytes: int) -> int:
-        """Change the budget; returns how many tokens were evicted."""
-        return self.cache.resize(max(1, num_bytes // self._pool.slot_bytes))
+    @property
+    def excess_bytes(self) -> int:
+        """What copies under way hold beyond the budget."""
+        return (self.cache.stats().num_slots - self.cache.budget) * self._pool.slot_bytes
+
+    def slots_in(self, num_bytes: int) -> int:
+        """The slots of a budget, at least one and at most all."""
+        return max(1, min(num_bytes // self._pool.slot_bytes, self._pool.num_slots))
 
     def fetch(self, prefix: Prefix, depth: int) -> Load:
         """A copy of K/V, made at once."""

@@ -519,6 +519,38 @@ async def test_pins_are_replayed_to_the_next_engine_until_they_end(start: Start)
     assert [each.tokens for each in (await engine.ask(ListPins())).pins] == [20]
 
 
+async def test_a_changed_budget_holds_for_the_next_engine_and_harms_no_request(
+    start: Start,
+) -> None:
+    engine = await start()
+    assert engine.info is not None
+    slot, before = engine.info.slot_bytes, engine.info.num_slots
+    long = request("long", max_tokens=300)
+    running = asyncio.ensure_future(whole(engine, long))
+    while engine.stats.value(RUNNING) == 0:
+        await asyncio.sleep(0.01)
+    told = await engine.configure({"kv_budget": 100 * slot, "max_running": 2}, "ops", "a test")
+    assert told.excess_bytes, "the request that runs needs more"
+    assert (engine.info.num_slots, engine.info.max_request_tokens) == (100, 101)
+    await engine.kill_and_see()
+    await until(lambda: engine.unready_reason is None)
+    assert engine.info.num_slots == 100
+    assert tokens(await running) == answer(300), "it needs more than the budget of now"
+    await until(lambda: engine.stats.value(KV_BYTES, "budget") == 100 * slot)
+    shown = engine.live_settings.shown()
+    assert (shown["kv_budget"].value, shown["kv_budget"].at_start) == (100 * slot, before * slot)
+    assert shown["max_running"].value == 2
+
+
+async def test_a_change_is_made_even_if_who_asked_for_it_leaves(start: Start) -> None:
+    engine = await start()
+    assert engine.info is not None
+    asked = asyncio.ensure_future(engine.configure({"max_running": 2}, "ops", ""))
+    await asyncio.sleep(0)
+    asked.cancel()
+    await until(lambda: engine.live_settings.shown()["max_running"].value == 2)
+
+
 async def test_a_flush_while_requests_run_is_answered_between_their_steps(start: Start) -> None:
     engine = await start()
     running = asyncio.ensure_future(whole(engine, request("a", max_tokens=1500)))

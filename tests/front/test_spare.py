@@ -29,6 +29,7 @@ INFO = EngineInfo(
     eos_token_ids=(),
     max_request_tokens=2048,
     num_slots=64,
+    pool_slots=64,
     slot_bytes=16,
     device="cpu",
     dtype="float32",

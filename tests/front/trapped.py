@@ -94,7 +94,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         threading.Event().wait()
     if not (Path(model) / "config.json").exists():
         raise ModelRefused(f"no model configuration in {model}")
-    cache = KVCache(4096)
+    cache = KVCache(4096, slot_bytes=16)
     core = EngineCore(TrappedModel(200), cache, Limits(settings.max_running, 256))
     info = EngineInfo(
         vocab_size=200,
@@ -102,6 +102,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         eos_token_ids=(),
         max_request_tokens=2048,
         num_slots=4096,
+        pool_slots=4096,
         slot_bytes=16,
         device="cpu",
         dtype="float32",

@@ -123,7 +123,7 @@ def test_host_memory_that_shrinks_keeps_what_was_used_last() -> None:
         engine.ask(request(f"r{number}", prompt_of(number, 50), 1))
     before = engine.host.cache.stats().cached
     slot = engine.host.capacity_bytes // 256
-    evicted = engine.host.resize(100 * slot)
+    evicted = engine.host.cache.resize(engine.host.slots_in(100 * slot))
     assert evicted == before - 100
     assert engine.host.budget_bytes == 100 * slot
     trim(engine)

@@ -1,0 +1,52 @@
+"""Settings that may change while the server runs: GET and PUT /config."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from aiohttp import web
+
+from radixserve.api.access import check_admin, tenant_of
+from radixserve.api.body import decode_body, read_raw
+from radixserve.api.cache.query import parameters
+from radixserve.api.context import API
+from radixserve.api.json_response import json_response
+from radixserve.errors import BadRequest
+
+MAX_WHY: Final = 200  # characters
+
+
+async def config(request: web.Request) -> web.Response:
+    """GET /config."""
+    check_admin(request)
+    parameters(request, ())
+    return json_response({"settings": request.app[API].engine.live_settings.shown()})
+
+
+async def change(request: web.Request) -> web.Response:
+    """PUT /config: all settings that are given change, or none."""
+    check_admin(request)
+    parameters(request, ())
+    api = request.app[API]
+    changes = decode_body(await read_raw(request), dict[str, Any])
+    why = _why(changes.pop("why", ""))
+    did = await api.engine.configure(changes, tenant_of(request).name, why)
+    for name in changes:
+        api.metrics.setting_changed(name, "operator")
+    return json_response(
+        {
+            "settings": api.engine.live_settings.shown(),
+            "evicted_tokens": did.evicted_tokens,
+            "excess_bytes": did.excess_bytes,
+        }
+    )
+
+
+def _why(why: object) -> str:
+    """The reason for the log, on one line."""
+    if not isinstance(why, str):
+        raise BadRequest("'why' must be a string.", param="why", code="invalid_type")
+    if len(why) > MAX_WHY:
+        text = f"'why' may have at most {MAX_WHY} characters."
+        raise BadRequest(text, param="why", code="string_above_max_length")
+    return "".join(each if each.isprintable() else " " for each in why)

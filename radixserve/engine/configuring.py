@@ -1,0 +1,81 @@
+"""Changes settings of a running engine.
+
+The front has checked the values, and tells a new engine all that were changed. A budget shrinks in
+parts between which steps run, because what is evicted may have to be copied to host memory. Memory
+that goes back to the system, and slots that running requests hold, follow later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from radixserve.cache.kvcache import KVCache
+from radixserve.cache.policies.table import make_policy
+from radixserve.cache.survey import Parts
+from radixserve.engine.scheduler import Scheduler
+from radixserve.engine.tiers import Tiers
+from radixserve.questions import Configure, Configured
+from radixserve.tiers import DEVICE
+from radixserve.tiers.host import HostTier
+
+PART = 512  # slots by which a budget shrinks at a time
+
+
+class Configuring:
+    """The settings of one engine that may change."""
+
+    def __init__(self, cache: KVCache, scheduler: Scheduler, tiers: Tiers) -> None:
+        self._cache, self._scheduler = cache, scheduler
+        self._host = next((each for each in tiers.below if isinstance(each, HostTier)), None)
+
+    def change(self, asked: Configure) -> Parts[Configured]:
+        """Make the change. A policy takes over before budgets change, and decides what goes."""
+        scheduler, evicted = self._scheduler, {}
+        if asked.eviction_policy is not None:
+            for cache in self._caches():
+                cache.change_policy(make_policy(asked.eviction_policy, cache.budget))
+        if asked.kv_budget is not None:
+            evicted[DEVICE] = yield from self._resize_device(asked.kv_budget)
+        if asked.host_budget is not None and self._host is not None:
+            evicted[self._host.name] = yield from self._resize_host(self._host, asked.host_budget)
+        if asked.prefill_share is not None:
+            scheduler.pace.share = asked.prefill_share
+        if asked.max_running is not None:
+            scheduler.limits = replace(scheduler.limits, max_running=asked.max_running)
+        return Configured(evicted_tokens=evicted, excess_bytes=self._excess())
+
+    def _caches(self) -> list[KVCache]:
+        return [self._cache, *([self._host.cache] if self._host is not None else [])]
+
+    def _resize_device(self, num_bytes: int) -> Parts[int]:
+        """Change the budget of the device, after pins have let go of more than their share of it;
+        returns how many tokens were evicted.
+        """
+        scheduler, evicted = self._scheduler, 0
+        most = self._cache.allocator.capacity
+        wanted = max(1, min(num_bytes // self._cache.slot_bytes, most))
+        scheduler.pins.limit(int(scheduler.limits.pin_share * wanted))
+        for num_slots in _down_to(wanted, scheduler.budget):
+            evicted += scheduler.resize(num_slots)
+            yield
+        return evicted
+
+    def _resize_host(self, host: HostTier, num_bytes: int) -> Parts[int]:
+        evicted, cache = 0, host.cache
+        for num_slots in _down_to(host.slots_in(num_bytes), cache.budget):
+            evicted += cache.resize(num_slots)
+            yield
+        return evicted
+
+    def _excess(self) -> dict[str, int]:
+        """Bytes that leases keep from being held back, by tier."""
+        device = self._cache.stats().num_slots - self._scheduler.budget
+        excess = {DEVICE: device * self._cache.slot_bytes}
+        if self._host is not None:
+            excess[self._host.name] = self._host.excess_bytes
+        return {name: num_bytes for name, num_bytes in excess.items() if num_bytes > 0}
+
+
+def _down_to(wanted: int, before: int) -> list[int]:
+    """The budgets between, in slots: one jump up, or small steps down."""
+    return [*range(before - PART, wanted, -PART), wanted]
