@@ -3,6 +3,7 @@
 import { bytes, clock, element, share } from "./text.js";
 
 const MARGIN = { top: 8, right: 10, bottom: 20, left: 56 };
+const TIERS = ["device", "host", "disk"];
 const WINDOW = 15; // seconds over which a share is smoothed
 
 export class Charts {
@@ -16,7 +17,12 @@ export class Charts {
   #share(samples) {
     const points = smoothed(samples);
     const plot = new Plot("share", samples, [0, 1], (value) => `${100 * value} %`);
-    plot.area(points, "area", (point) => point.share);
+    const tiers = TIERS.filter((tier) => samples.some((sample) => sample.found?.[tier]));
+    tiers.forEach((tier, index) => {
+      const below = (point) => d3.sum(tiers.slice(0, index), (each) => point.by[each]);
+      plot.band(points, `area ${tier}`, below, (point) => (point.share === null ? null : below(point) + point.by[tier]));
+      if (tiers.length > 1) plot.name(tier, `key ${tier}`, index);
+    });
     plot.line(points, "line accent", (point) => point.share);
     const last = points.findLast((point) => point.share !== null);
     say("share", last ? `${share(last.share)} of prompt tokens were found lately.` : "No prompts.");
@@ -51,7 +57,9 @@ function smoothed(samples) {
     const some = samples.slice(Math.max(0, index - WINDOW + 1), index + 1);
     const cached = d3.sum(some, (each) => each.cached);
     const all = cached + d3.sum(some, (each) => each.computed);
-    return { at: sample.at, share: all ? cached / all : null };
+    const by = Object.fromEntries(TIERS.map((tier) =>
+      [tier, all ? d3.sum(some, (each) => each.found?.[tier] ?? 0) / all : 0]));
+    return { at: sample.at, share: all ? cached / all : null, by };
   });
 }
 
@@ -88,7 +96,11 @@ class Plot {
   }
 
   area(points, className, value) {
-    const area = d3.area((point) => this.x(1000 * point.at), this.y(0), (point) => this.y(value(point)))
+    this.band(points, className, () => 0, value);
+  }
+
+  band(points, className, low, value) {
+    const area = d3.area((point) => this.x(1000 * point.at), (point) => this.y(low(point)), (point) => this.y(value(point)))
       .defined((point) => value(point) !== null);
     this.svg.append("path").attr("class", className).attr("d", area(points));
   }

@@ -1,7 +1,7 @@
 // The form that asks why a prompt missed, and its answer.
 
 import { post } from "./server.js";
-import { count, described, element, made, seconds, tokens } from "./text.js";
+import { count, described, element, made, plain, seconds, tokens } from "./text.js";
 
 export class Explain {
   #ask;
@@ -69,7 +69,7 @@ function byName(counts) {
 
 /** The tokens around the first difference, as they are now and as they were before. */
 function sideBySide({ before, prompt, earlier }) {
-  const text = (tokens) => tokens.map((token) => token.text).join("");
+  const text = (tokens) => plain(tokens.map((token) => token.text).join(""));
   const line = (name, tokens) => [made("dt", name), made("dd", made("pre", [text(before), made("mark", text(tokens) || "(ends here)")]))];
   return made("dl", [...line("this prompt", prompt), ...line("the earlier one", earlier)]);
 }

@@ -10,6 +10,15 @@ export const tokens = (number) => `${count(number)} ${number === 1 ? "token" : "
 
 export const share = (ratio) => `${(100 * ratio).toFixed(ratio < 0.995 && ratio > 0 ? 1 : 0)} %`;
 
+// Characters that cannot be seen, or that turn the direction of others.
+const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
+
+/** Text of users as it can be shown among other text. */
+export const plain = (text) => (text ?? "").replace(UNSEEN, "·");
+
+/** The same in one line. */
+export const line = (text) => plain(text).replace(/\s+/g, " ").trim();
+
 export function bytes(number) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let unit = 0;

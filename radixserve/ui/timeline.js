@@ -4,7 +4,7 @@
 import { clock, element, seconds, share, styled, tip, tokens } from "./text.js";
 
 const SECONDS = 60;
-const BAR = 9;
+const BARS = [7, 16]; // the lowest and the highest, in pixels
 const MARGIN = { top: 6, right: 10, bottom: 20, left: 10 };
 
 export class Timeline {
@@ -13,21 +13,23 @@ export class Timeline {
     const { width, height } = svg.node().getBoundingClientRect();
     const x = d3.scaleTime([1000 * (now - SECONDS), 1000 * now], [MARGIN.left, width - MARGIN.right]);
     const shown = inLanes(requests.filter((each) => (each.ended ?? now) > now - SECONDS), now);
-    const room = Math.floor((height - MARGIN.top - MARGIN.bottom) / (BAR + 2));
+    const inside = height - MARGIN.top - MARGIN.bottom, lanes = 1 + (d3.max(shown, (each) => each.lane) ?? 0);
+    const bar = Math.max(BARS[0], Math.min(BARS[1], Math.floor(inside / lanes) - 2));
+    const room = Math.floor(inside / (bar + 2));
     const colour = d3.scaleLinear([0, 1], [styled("--cold"), styled("--hot")]).clamp(true);
     svg.selectAll("*").remove();
     svg.append("g").attr("class", "axis").attr("transform", `translate(0,${height - MARGIN.bottom})`)
       .call(d3.axisBottom(x).ticks(Math.max(2, width / 130)).tickFormat(clock).tickSizeOuter(0));
     const bars = svg.selectAll(".bar-of").data(shown.filter((each) => each.lane < room)).join("g")
-      .attr("transform", (each) => `translate(0,${MARGIN.top + each.lane * (BAR + 2)})`)
+      .attr("transform", (each) => `translate(0,${MARGIN.top + each.lane * (bar + 2)})`)
       .on("pointermove", (event, each) => tip(event, said(each, now)))
       .on("pointerleave", (event) => tip(event, ""));
     const left = (each) => Math.max(MARGIN.left, x(1000 * each.began));
-    bars.append("rect").attr("x", left).attr("height", BAR).attr("rx", 2)
+    bars.append("rect").attr("x", left).attr("height", bar).attr("rx", 2)
       .attr("width", (each) => Math.max(2, x(1000 * (each.ended ?? now)) - left(each)))
       .attr("fill", (each) => (failed(each) ? styled("--bad") : colour(foundShare(each))));
     bars.filter((each) => each.first_token > now - SECONDS).append("rect")
-      .attr("x", (each) => x(1000 * each.first_token)).attr("width", 2).attr("height", BAR)
+      .attr("x", (each) => x(1000 * each.first_token)).attr("width", 2).attr("height", bar)
       .attr("fill", styled("--ink"));
     if (!shown.length) {
       svg.append("text").attr("class", "none").attr("x", width / 2).attr("y", height / 2)

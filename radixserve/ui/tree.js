@@ -2,13 +2,14 @@
 // upper levels below one node; looking inside a box moves there, so that large trees are never sent
 // whole. Each tier has a tree of its own, whose nodes say which other tiers have their tokens, too.
 
-import { get, post, remove } from "./server.js";
-import { count, described, element, made, seconds, styled, tip, tokens } from "./text.js";
+import { Refused, get, post, remove } from "./server.js";
+import { count, described, element, line, made, plain, seconds, styled, tip, tokens } from "./text.js";
 
 const LEVELS = innerWidth < 600 ? 3 : 5; // columns
 const LABEL = 15; // pixels of height that a label needs
 const TIERS = ["device", "host", "disk"];
 // where tokens can lie, from the fastest on
+const DONE = { accepted: "Pinned for an hour", clipped: "Pinned in part, for an hour", refused: "Not pinned" };
 const PLACES = ["device", "device + host", "device + disk", "device + host + disk", "host", "host + disk", "disk"];
 
 export class Tree {
@@ -18,9 +19,12 @@ export class Tree {
   #path = []; // the nodes above the one in view, from the root on
   #chosen = null; // the id of the node whose facts are shown
   #busy = false;
+  #changed;
 
-  constructor(ask) {
+  /** `changed` is called when something was pinned or dropped. */
+  constructor(ask, changed) {
     this.#ask = ask;
+    this.#changed = changed;
     element("colours").addEventListener("change", () => this.draw());
     element("tree").addEventListener("keydown", (event) => this.#move(event));
   }
@@ -45,9 +49,10 @@ export class Tree {
       element("tree-empty").hidden = this.#nodes.length > 0;
       element("tree-trouble").textContent = "";
       this.draw();
+      this.#showFacts();
     } catch (error) {
       if (at) this.#path = []; // the node is gone: begin at the root again
-      element("tree-trouble").textContent = error.message;
+      if (!(error instanceof Refused)) element("tree-trouble").textContent = error.message;
     } finally {
       this.#busy = false;
       if (tier !== this.#tier) this.refresh();
@@ -108,6 +113,7 @@ export class Tree {
   }
 
   #choose(node) {
+    element("tree-note").textContent = "";
     this.#chosen = node.id;
     this.draw();
     this.#showNode(node);
@@ -136,8 +142,14 @@ export class Tree {
     }));
   }
 
-  #showNode(node) {
-    const facts = described([
+  /** Bring the facts of the chosen node up to date. Its buttons stay, so that they keep the focus. */
+  #showFacts() {
+    const node = this.#nodes.find((each) => each.id === this.#chosen);
+    if (node) element("node").querySelector("dl")?.replaceWith(this.#facts(node));
+  }
+
+  #facts(node) {
+    return described([
       ["tokens", node.below_tokens ? `${tokens(node.tokens)}, ${tokens(whole(node))} with what follows`
         : tokens(node.tokens)],
       ["hits", node.hits ?? 0], ["last used", ago(node)],
@@ -145,20 +157,24 @@ export class Tree {
         : `${tier}: ${count(number)} of ${count(node.tokens)}`)).join(", ")],
       ["tenant", node.tenant], ["namespace", node.namespace], ["in use", node.leased && !node.pinned ? "by requests that run" : null], ["pinned", node.pinned ? "yes" : null],
     ]);
+  }
+
+  #showNode(node) {
     const inside = made("button", "Look inside", { type: "button" });
     inside.hidden = !node.children;
     inside.addEventListener("click", () => this.#enter(d3.select(`#tree [data-node="${node.id}"]`).datum()));
     const drop = made("button", "Drop", { type: "button", class: "danger" });
     drop.addEventListener("click", () => {
       if (confirm(`Drop ${tokens(whole(node))} from the cache?`)) {
-        this.#act("dropped", () => remove(`cache?node=${node.id}&tier=${this.#tier}`));
+        this.#act("Dropped", () => remove(`cache?node=${node.id}&tier=${this.#tier}`));
       }
     });
     const pin = made("button", "Pin for an hour", { type: "button" });
     pin.hidden = this.#tier !== "device";
-    pin.addEventListener("click", () => this.#act("pinned", () => post("cache/pin", { node: node.id, ttl: 3600 })));
+    pin.addEventListener("click", () => this.#act("Pinned", () => post("cache/pin", { node: node.id, ttl: 3600 })));
     element("node").replaceChildren(
-      ...(node.text ? [made("pre", node.text)] : []), facts,
+      ...(node.text ? [made("pre", node.text, { tabindex: 0, "aria-label": "First tokens" })] : []),
+      this.#facts(node),
       made("div", [inside, pin, drop], { class: "actions" }));
   }
 
@@ -166,8 +182,9 @@ export class Tree {
     try {
       const answer = await this.#ask(call);
       await this.refresh();
+      this.#changed();
       const below = Object.entries(answer.tiers ?? {}).map(([tier, number]) => `${tier}: ${count(number)}`);
-      element("tree-note").textContent = `${answer.status ?? done}: ${tokens(answer.tokens)}` +
+      element("tree-note").textContent = `${DONE[answer.status] ?? done}: ${tokens(answer.tokens)}` +
         (below.length ? ` of the device; ${below.join(", ")}` : "") + (answer.why ? `. ${answer.why}` : "") +
         (answer.leased_tokens ? `, and ${tokens(answer.leased_tokens)} that are still in use` : "");
     } catch (error) {
@@ -211,6 +228,7 @@ function withoutRoots(nodes) {
     node.parent = above.get(node.parent) ?? node.parent;
     if (!node.tokens) above.set(node.id, node.parent);
     node.tenant = node.namespace?.includes("/") ? node.namespace.split("/")[0] : null;
+    node.text = plain(node.text);
     namespaces.set(node.id, node.namespace);
   }
   return nodes.filter((node) => node.tokens);
@@ -225,14 +243,14 @@ const ago = (node) => (node.age_seconds === undefined ? null
   : node.age_seconds < 0.5 ? "now" : `${seconds(node.age_seconds)} ago`);
 
 function name(node) {
-  const text = (node.text ?? "").replace(/\s+/g, " ").trim();
+  const text = line(node.text);
   return text ? (text.length > 28 ? `${text.slice(0, 27)}…` : text) : tokens(node.tokens);
 }
 
 function label(box) {
   if (box.x1 - box.x0 < LABEL) return "";
   const room = Math.floor((box.y1 - box.y0 - 22) / 6.2);
-  const text = (box.data.text ?? "").replace(/\s+/g, " ").trim();
+  const text = line(box.data.text);
   const whole = text ? `${box.data.tokens} · ${text}` : `${box.data.tokens}`;
   return whole.length > room ? `${whole.slice(0, Math.max(0, room - 1))}…` : whole;
 }

@@ -131,7 +131,7 @@ def test_a_prompt_is_explained(page: Page) -> None:
 def test_a_branch_is_pinned(page: Page) -> None:
     page.locator("#tree g").last.click()
     page.get_by_role("button", name="Pin for an hour").click()
-    expect(page.locator("#tree-note")).to_contain_text("accepted")
+    expect(page.locator("#tree-note")).to_contain_text("Pinned for an hour")
     expect(page.locator("#tree g[aria-label*=pinned]").first).to_be_visible()
 
 
@@ -139,7 +139,7 @@ def test_a_branch_is_dropped(page: Page) -> None:
     page.on("dialog", lambda dialog: dialog.accept())
     page.locator("#tree g").last.click()
     page.get_by_role("button", name="Drop").click()
-    expect(page.locator("#tree-note")).to_contain_text("dropped")
+    expect(page.locator("#tree-note")).to_contain_text("Dropped")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -178,6 +178,108 @@ def test_each_tier_has_a_tree_that_tells_where_else_its_tokens_lie(
         page.locator("#tier-choices").get_by_text("host").click()
         expect(page.locator("#tree-empty")).to_be_visible()
         page.close()
+
+
+HOSTILE = "<img src=x onerror=alert(1)>\u202eneddih\x1b[2J</pre><script>alert(2)</script>"
+
+
+@pytest.fixture(scope="module")
+def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of two tenants that has answered a hostile prompt of one of them."""
+    file = tmp_path_factory.mktemp("keys") / "keys.toml"
+    file.write_text(
+        f'[tenants.research]\nkeys = ["{RESEARCH}"]\n'
+        f'[tenants.operator]\nkeys = ["{OPERATOR}"]\nadmin = true\n'
+    )
+    file.chmod(0o600)
+    with running("--api-key-file", str(file)) as server:
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key=RESEARCH, timeout=60) as client:
+            client.completions.create(
+                model="SmolLM2-135M-Instruct",
+                prompt=HOSTILE * 2,
+                max_tokens=2,
+                user=HOSTILE,
+                extra_headers={"x-request-id": "<b>bold</b>"},
+            )
+        yield server.url
+
+
+RESEARCH, OPERATOR = "research-key-of-a-test-0001", "operator-key-of-a-test-0001"
+
+
+def opened(browser: Browser, url: str, key: str) -> Page:
+    """The page after a key was given; it fails if anything in it runs."""
+    page = browser.new_page()
+    page.on("dialog", lambda dialog: pytest.fail(f"text became a script: {dialog.message}"))
+    page.goto(f"{url}/ui")
+    expect(page.locator("#key")).to_be_focused()
+    page.locator("#key").fill(key)
+    page.get_by_role("button", name="Show").click()
+    return page
+
+
+def test_text_of_users_stays_text(browser: Browser, tenants: str) -> None:
+    page = opened(browser, tenants, OPERATOR)
+    page.locator("#tree g").first.click()
+    expect(page.locator("#node pre")).to_contain_text("<img src=x onerror")
+    page.get_by_role("button", name="Pin for an hour").click()
+    expect(page.locator("#pins td").first).to_contain_text("<img src=x onerror")
+    page.locator("#explain-body").fill(json.dumps({"tokens": [44] * 20}))
+    page.get_by_role("button", name="Explain").click()
+    expect(page.locator("#explained strong")).to_be_visible()
+    shown = page.locator("#content")
+    assert shown.locator("img, script, b").count() == 0
+    text = page.evaluate("document.documentElement.outerHTML")
+    assert "\u202e" not in text
+    assert "\x1b" not in text
+    page.get_by_role("button", name="Remove the pin").click()
+    expect(page.locator("#pins-empty")).to_be_visible()
+    page.close()
+
+
+def test_a_tenant_who_is_no_administrator_sees_nothing(browser: Browser, tenants: str) -> None:
+    page = opened(browser, tenants, RESEARCH)
+    expect(page.locator("#key-note")).to_contain_text("administrator")
+    expect(page.locator("#content")).to_be_hidden()
+    assert page.locator("#tree g, #timeline rect, #pins td").count() == 0
+    assert "research/" not in page.content()
+    page.close()
+
+
+def test_a_page_that_is_open_for_a_day_keeps_nothing_for_ever(browser: Browser, url: str) -> None:
+    page = browser.new_page()
+    page.clock.install()
+    page.route("**/ui/events", lambda route: route.fulfill(body=an_hour(page)))
+    page.goto(f"{url}/ui")
+    sizes = []
+    for _ in range(24):
+        page.clock.fast_forward("59:57")
+        page.clock.run_for(4000)
+        expect(page.locator("#server")).to_have_text("the server has ended the connection")
+        sizes.append(page.evaluate("document.querySelectorAll('*').length"))
+    assert max(sizes[12:]) <= 1.1 * max(sizes[2:12])
+    expect(page.locator("#timeline-said")).to_contain_text("8 of them running")
+    page.close()
+
+
+def an_hour(page: Page) -> str:
+    """Events with samples and requests that end or, as after the loss of a server, never do."""
+    now = page.evaluate("Date.now() / 1000")
+    sample = {
+        **dict.fromkeys(("computed", "cached", "generated", "ghosts", "running", "waiting"), 5),
+        **dict.fromkeys(("used_bytes", "leased_bytes", "budget_bytes"), 1 << 20),
+    }
+    told = []
+    for second in range(-40, 0):
+        began = now + second
+        requests = [
+            {"id": f"{began}-{n}", "endpoint": "chat", "began": began, "prompt": 9}
+            for n in range(9)
+        ]
+        requests[0] |= {"ended": began + 0.5, "outcome": "stop"}
+        samples = [{"at": began + n / 20, **sample} for n in range(20)]
+        told.append({"state": "ready", "samples": samples, "requests": requests})
+    return "".join(f"data: {json.dumps(each)}\n\n" for each in told)
 
 
 def test_a_key_is_asked_for_and_kept_until_the_tab_is_closed(browser: Browser) -> None:

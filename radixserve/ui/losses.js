@@ -1,0 +1,36 @@
+// Why prompt tokens were not found in the last ten minutes, by cause, those with most tokens first.
+
+import { count, element, made, share } from "./text.js";
+
+const CAUSES = {
+  never_seen: "never seen before: no loss",
+  prefix_changed: "the prefix changed",
+  evicted: "evicted to make room",
+  dropped: "dropped by an operator",
+  other_namespace: "cached for another tenant or salt",
+  too_short: "too short to cache",
+  cache_off: "the cache was off",
+};
+
+export class Losses {
+  draw(samples) {
+    const lost = new Map();
+    for (const sample of samples) {
+      for (const [cause, number] of Object.entries(sample.lost ?? {})) {
+        lost.set(cause, (lost.get(cause) ?? 0) + number);
+      }
+    }
+    const all = d3.sum(lost.values());
+    const rows = d3.sort(lost, ([, number]) => -number);
+    element("losses-empty").hidden = all > 0;
+    element("losses").replaceChildren(...rows.flatMap(([cause, number]) => {
+      const bar = made("i", "", { class: cause === "never_seen" ? "none-lost" : "" });
+      bar.style.width = `${(100 * number) / all}%`;
+      return [
+        made("dt", CAUSES[cause] ?? cause.replaceAll("_", " ")),
+        made("dd", [bar], { class: "bar-of", "aria-hidden": "true" }),
+        made("dd", `${count(number)} tokens, ${share(number / all)}`, { class: "number" }),
+      ];
+    }));
+  }
+}
