@@ -26,7 +26,6 @@ CHANGEABLE: Final = (
     *("kv_budget", "host_budget", "eviction_policy", "prefill_share", "max_running"),
     *("max_queue", "max_queue_tokens", "max_queue_seconds"),
 )
-CHANGED_BY: Final = ("operator",)
 COLD: Final = "cold"
 WARM: Final = "warm"
 OTHER_CODE: Final = "other"
@@ -62,9 +61,9 @@ _FRONT: Final = (
         "counter",
         "radixserve_setting_changes_total",
         "changes",
-        "Settings that were changed while the server ran, by an operator (PUT /config)",
-        ("setting", "by"),
-        values=(CHANGEABLE, CHANGED_BY),
+        "Settings that were changed while the server ran (PUT /config)",
+        ("setting",),
+        values=(CHANGEABLE,),
     ),
     Declared(
         "histogram",

@@ -32,7 +32,7 @@ async def change(request: web.Request) -> web.Response:
     why = _why(changes.pop("why", ""))
     did = await api.engine.configure(changes, tenant_of(request).name, why)
     for name in changes:
-        api.metrics.setting_changed(name, "operator")
+        api.metrics.setting_changed(name)
     return json_response(
         {
             "settings": api.engine.live_settings.shown(),

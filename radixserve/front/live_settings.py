@@ -62,9 +62,8 @@ class LiveSettings:
         """An engine is ready, whose pools bound the budgets. Returns what it is with the present
         settings. The first engine says what the budgets are at start.
         """
-        if self._info is None:
+        if self._info is None and not self.settings.kv_budget:
             self._at_start["kv_budget"] = info.num_slots * info.slot_bytes
-            self._at_start["host_budget"] = info.host_bytes
         self._info = info
         return self.info_now(info)
 
@@ -72,7 +71,7 @@ class LiveSettings:
         """`info`, with the K/V budget of now."""
         if "kv_budget" not in self._changed:
             return info
-        num_slots = int(self._clipped("kv_budget", info)) // info.slot_bytes
+        num_slots = min(int(self._changed["kv_budget"]) // info.slot_bytes, info.pool_slots)
         most = max_request_tokens(info.context_length, num_slots)
         return msgspec.structs.replace(info, num_slots=num_slots, max_request_tokens=most)
 
@@ -108,12 +107,20 @@ class LiveSettings:
         """A budget that was changed, within the bounds of an engine, whose pool may be smaller than
         that of the engine before.
         """
-        return min(int(self._changed[name]), _largest(name, info))
+        return min(int(self._changed[name]), self._largest(name, info))
+
+    def _largest(self, name: str, info: EngineInfo) -> int:
+        """The largest budget that an engine can have: what it has reserved. The value at start may
+        be more by less than two tokens.
+        """
+        is_kv, at_start = name == "kv_budget", int(self._at_start[name])
+        reserved = info.pool_slots * info.slot_bytes if is_kv else info.host_bytes
+        return at_start if reserved <= at_start < reserved + 2 * info.slot_bytes else reserved
 
     def _bounds(self, name: str) -> tuple[int | float, int | float]:
         info, at_start = self._known(), self._at_start[name]
         if name in _BUDGETS:
-            largest = _largest(name, info)
+            largest = self._largest(name, info)
             return min(MIN_SLOTS * info.slot_bytes, largest), largest
         assert not isinstance(at_start, str), "a number has bounds"
         least, most = (1, info.most_running) if name == "max_running" else _BOUNDS[name]
@@ -183,7 +190,7 @@ class LiveSettings:
         told: dict[str, Any] = {name: values[name] for name in ENGINE if name in values}
         for name in _BUDGETS:
             if name in told:
-                told[name] = min(told[name], _largest(name, self._known()))
+                told[name] = min(told[name], self._largest(name, self._known()))
         return Configure(**told) if told else None
 
     def described(self, values: dict[str, Value]) -> str:
@@ -192,11 +199,6 @@ class LiveSettings:
             f"{name} from {_told(name, self._value(name))} to {_told(name, value)}"
             for name, value in values.items()
         )
-
-
-def _largest(name: str, info: EngineInfo) -> int:
-    """The largest budget that an engine can have: what it has reserved."""
-    return info.pool_slots * info.slot_bytes if name == "kv_budget" else info.host_bytes
 
 
 def _told(name: str, value: Value) -> str:

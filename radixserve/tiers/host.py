@@ -134,10 +134,6 @@ class HostTier:
         return self._pool.num_slots * self._pool.slot_bytes
 
     @property
-    def budget_bytes(self) -> int:
-        return self.cache.budget * self._pool.slot_bytes
-
-    @property
     def excess_bytes(self) -> int:
         """What copies under way hold beyond the budget."""
         return (self.cache.stats().num_slots - self.cache.budget) * self._pool.slot_bytes

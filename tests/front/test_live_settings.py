@@ -20,7 +20,7 @@ WITH_HOST = msgspec.structs.replace(INFO, host_bytes=1 << 20)
 
 
 def live(**more: Any) -> LiveSettings:
-    settings = LiveSettings(Settings())
+    settings = LiveSettings(Settings(host_budget=1 << 20))
     settings.take_engine(msgspec.structs.replace(WITH_HOST, **more))
     return settings
 
@@ -53,6 +53,17 @@ def test_without_a_host_tier_it_has_no_budget() -> None:
     assert "host_budget" not in settings.shown()
     with pytest.raises(BadRequest, match="'host_budget' is fixed"):
         settings.checked({"host_budget": 1 << 20})
+
+
+def test_the_budget_at_start_may_be_given_again_though_it_is_no_whole_number_of_tokens() -> None:
+    settings = LiveSettings(Settings(kv_budget=100 * SLOT + 5))
+    info = msgspec.structs.replace(INFO, num_slots=100, pool_slots=100)
+    settings.take_engine(info)
+    shown = settings.shown()["kv_budget"]
+    assert shown.value == shown.at_start == shown.max == 100 * SLOT + 5
+    settings.take(settings.checked({"kv_budget": 80 * SLOT}))
+    settings.take(settings.checked({"kv_budget": 100 * SLOT + 5}))
+    assert settings.info_now(info).num_slots == 100
 
 
 def test_sizes_may_be_text() -> None:
