@@ -19,12 +19,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from radixserve.engine import tiers
+from radixserve.prefix import Prefix
+from radixserve.questions import Asked, Drop
 from radixserve.request import Request
 from tests.engine.content_model import expected
 from tests.engine.harness import request
 from tests.public_prefixes import public_part
 from tests.store.parts import files, flip, on_disk
-from tests.tiers.parts import Tiered
+from tests.tiers.parts import MAX_STEPS, Tiered
 
 pytestmark = pytest.mark.slow  # a long search
 
@@ -49,6 +51,7 @@ class TierMachine(RuleBasedStateMachine):
         self.engine: Tiered | None = None
         self.asked: dict[str, tuple[list[int], int]] = {}
         self.left: set[str] = set()
+        self.prompts: list[list[int]] = []  # of all engines
         self.num_asked = 0
         self.least, tiers.MIN_FETCH = tiers.MIN_FETCH, 2
 
@@ -81,6 +84,7 @@ class TierMachine(RuleBasedStateMachine):
         self.num_asked += 1
         name = f"r{self.num_asked}"
         self.asked[name] = (prompt, max_tokens)
+        self.prompts.append(prompt)
         self.running.submit(asked_by(namespace, request(name, prompt, max_tokens)))
 
     @rule(count=st.integers(1, 8))
@@ -106,6 +110,36 @@ class TierMachine(RuleBasedStateMachine):
         self.running.core.scheduler.resize(min(num_slots, self.num_slots))
         if self.running.host:
             self.running.host.cache.resize(min(host_slots, self.host_slots))
+
+    @rule(branch=st.one_of(st.just([]), PROMPT))
+    def drop(self, branch: list[int]) -> None:
+        """All requests leave, and what is on its way between tiers meanwhile is dropped, too."""
+        engine = self.running
+        for name in self.asked:
+            self.left.add(name)
+            engine.take(engine.core.abort(name))
+        engine.core.ask(Asked(1, Drop(prefix=branch)))
+        for _ in range(MAX_STEPS):
+            if engine.core.answers():
+                break
+            engine.step()
+        else:
+            raise AssertionError("no answer")
+        engine.settle()
+        for prompt in self.prompts:
+            if prompt[: len(branch)] == branch:
+                for tier, found in self.found(prompt).items():
+                    assert found < max(1, len(branch)), f"{tier} finds what was dropped"
+
+    def found(self, prompt: list[int]) -> dict[str, int]:
+        """How many tokens each tier has of a prompt and its answer."""
+        engine, prefix = self.running, Prefix.of("public", [*prompt, *expected(prompt, 12)])
+        found = {"device": engine.cache.match(prefix)}
+        if engine.host is not None:
+            found["host"] = engine.host.match(prefix).num_tokens
+        if engine.store is not None:
+            found["disk"] = engine.store.match(prefix)
+        return found
 
     @rule()
     def end(self) -> None:
