@@ -34,6 +34,7 @@ from radixserve.tiers.worker import Job, Worker
 MAX_QUEUED = 64  # writes that may wait; more are skipped
 WRITE_TOKENS = 512  # tokens per part of a write; a load waits for one part at most
 _PATIENCE_SECONDS = 0.5  # to wait for a load, or as long as computing would take if that is more
+_FIRST_PATIENCE_SECONDS = 3.0  # the same while nothing has been computed that tells how long
 _STATS_SECONDS = 1.0
 _LOOK_SECONDS = 0.25  # how often requests of commands are looked for
 
@@ -121,14 +122,21 @@ class DiskTier:
 
     def fetch(self, prefix: Prefix, depth: int) -> Load:
         """Start loading K/V of `prefix` from position `depth` on."""
-        computing = self.pace.prefill_seconds(prefix.num_tokens - depth)
-        load = Load(prefix, depth, time.monotonic() + max(_PATIENCE_SECONDS, computing))
+        load = Load(prefix, depth, time.monotonic() + self._patience(prefix.num_tokens - depth))
 
         def done() -> None:
             load.done = True
 
         self._worker.submit(Job(lambda: self._load(load), done), urgent=True)
         return load
+
+    def _patience(self, num_tokens: int) -> float:
+        """How many seconds to wait for a load of `num_tokens`. Right after a start, a machine that
+        is too busy to load in the usual time would be slower still to compute.
+        """
+        computing = self.pace.prefill_seconds(num_tokens)
+        usual = _FIRST_PATIENCE_SECONDS if computing is None else _PATIENCE_SECONDS
+        return max(usual, computing or 0.0)
 
     def drop(self, branch: Branch) -> Dropping:
         """See `Tier.drop`. Writes that wait are given up."""

@@ -36,9 +36,10 @@ class Pace:
         self.load = Rate()
         self._refused = 0
 
-    def prefill_seconds(self, num_tokens: int) -> float:
-        """How long computing `num_tokens` would take; 0 before anything was observed."""
-        return num_tokens * (self.prefill.seconds_per_token or 0.0)
+    def prefill_seconds(self, num_tokens: int) -> float | None:
+        """How long computing `num_tokens` would take; None before anything was observed."""
+        pace = self.prefill.seconds_per_token
+        return None if pace is None else num_tokens * pace
 
     def worth_loading(self) -> bool:
         """Whether loading is probably faster than computing. True while the speed of one of them is

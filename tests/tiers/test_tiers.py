@@ -444,3 +444,19 @@ def test_another_tenant_never_hits_in_any_tier(tmp_path: Path) -> None:
     assert engine.cached("theirs on disk") == (0, 0, 0)
     assert engine.cached("ours on disk")[2] > 0
     engine.close()
+
+
+def test_a_load_is_waited_for_longer_while_nobody_knows_how_long_computing_takes(
+    tmp_path: Path,
+) -> None:
+    engine = Tiered(folder=tmp_path / "s")
+    assert engine.disk is not None
+    prefix = Prefix.of("public", list(range(40)))
+    first = engine.disk.fetch(prefix, 0).until
+    engine.disk.pace.prefill.observe(100, 0.001)
+    fast = engine.disk.fetch(prefix, 0).until
+    engine.disk.pace.prefill.observe(100, 10_000.0)
+    slow = engine.disk.fetch(prefix, 0).until
+    assert fast < first < slow
+    engine.settle()
+    engine.close()
