@@ -10,6 +10,8 @@ from typing import ClassVar, Generic, Literal, TypeVar
 
 import msgspec
 
+from radixserve.prefix import Prefix
+
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -217,6 +219,12 @@ class Pin(Question[Pinned], tag="pin", frozen=True, kw_only=True):
     num_public: int = 0  # of these tokens, shared among all tenants
     node: int | None = None
 
+    @property
+    def prefix(self) -> Prefix:
+        """What is pinned, unless a node names it."""
+        given = Prefix(self.namespace, self.packed, self.num_public)
+        return given.first(given.num_tokens)
+
 
 class Unpinned(msgspec.Struct, tag="unpinned", frozen=True):
     """A pin has ended; what it held may be evicted."""
@@ -255,6 +263,10 @@ class ListPins(Question[PinList], tag="list_pins", frozen=True, kw_only=True):
     """What is pinned?"""
 
 
+class RestorePins(Question[PinList], tag="restore_pins", frozen=True, kw_only=True):
+    """Pin again what an earlier server has left in the tiers below; all pins then."""
+
+
 # Settings.
 
 
@@ -287,7 +299,9 @@ class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True):
     not_found: bool = False  # what the question names is not there
 
 
-AnyQuestion = Drop | Summarize | ShowTree | Explain | Pin | Unpin | ListPins | Configure
+AnyQuestion = (
+    Drop | Summarize | ShowTree | Explain | Pin | Unpin | ListPins | RestorePins | Configure
+)
 AnyAnswer = (
     Dropped | Summary | Tree | Explanation | Pinned | Unpinned | PinList | Configured | Failed
 )

@@ -101,6 +101,7 @@ def test_only_what_a_person_reads_comes_from_the_wall_clock() -> None:
     assert readers == {
         "radixserve/api/context.py",  # `created` of models
         "radixserve/api/cache/pins.py",  # when pins end, as asked and answered
+        "radixserve/store/folder/pin_file.py",  # when pins end, for the server started next
         "radixserve/api/ui/history.py",  # times on the page's axes
         "radixserve/api/ui/live.py",
         "radixserve/api/openai/chat.py",  # `created` of answers

@@ -37,6 +37,7 @@ from radixserve.questions import (
     NamespaceTokens,
     Pin,
     PinList,
+    RestorePins,
     ShowTree,
     Summarize,
     Summary,
@@ -84,6 +85,7 @@ class Answering:
             Unpin: self._unpin,
             ListPins: self._list_pins,
             Configure: self._configure,
+            RestorePins: self._restore_pins,
         }
 
     @property
@@ -198,13 +200,16 @@ class Answering:
     # Pinning.
 
     def _pin(self, question: Pin) -> Parts[AnyAnswer]:
-        if question.node is None:
-            prefix = Prefix(question.namespace, question.packed, question.num_public)
-            return self._pins.add(question, prefix.first(prefix.num_tokens))
-        node = yield from find(self._cache, question.node)
-        if node is None or node.is_root:
-            return NO_NODE
-        return self._pins.add(question, path_prefix(node))
+        prefix = question.prefix
+        if question.node is not None:
+            node = yield from find(self._cache, question.node)
+            if node is None or node.is_root:
+                return NO_NODE
+            prefix = path_prefix(node)
+        answer = self._pins.add(question, prefix)
+        if answer.tokens:
+            self._tiers.offer_cached(prefix.first(answer.tokens))
+        return answer
 
     def _unpin(self, question: Unpin) -> Parts[AnyAnswer]:
         yield from ()
@@ -213,6 +218,12 @@ class Answering:
 
     def _list_pins(self, question: ListPins) -> Parts[AnyAnswer]:
         yield from ()
+        return PinList(self._pins.states())
+
+    def _restore_pins(self, question: RestorePins) -> Parts[AnyAnswer]:
+        yield from ()
+        for pin in self._tiers.pins_left():
+            self._pins.add(pin, pin.prefix)
         return PinList(self._pins.states())
 
     # Settings.

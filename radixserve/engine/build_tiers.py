@@ -62,7 +62,7 @@ def make_tiers(
         below.append(_host(settings, shape, pool))
     if settings.disk_path is not None:
         store = _open(settings, model, loaded, shape)
-        below.append(DiskTier(store, cache, pool, Pace()))
+        below.append(DiskTier(store, cache, pool, Pace(), pin_share=settings.pin_share))
     return Tiers(cache, pool, below)
 
 
@@ -82,7 +82,8 @@ def _host(settings: Settings, shape: KVShape, pool: KVPool) -> HostTier:
             f"host_budget is {format_size(budget)}, {free >> 20} MiB of memory are free"
         )
     policy = make_policy(settings.eviction_policy, num_slots)
-    return HostTier(pool, shape, num_slots, Copies(pool.k.device), policy)
+    copies, share = Copies(pool.k.device), settings.pin_share
+    return HostTier(pool, shape, num_slots, copies, policy, share)
 
 
 def _open(settings: Settings, model: str, loaded: LoadedModel, shape: KVShape) -> DiskStore:

@@ -125,6 +125,7 @@ class EngineCore:
         """
         self.tiers.settle()
         self.pins.expire()
+        self._tell_tiers_of_pins()
         refused = self.scheduler.settle_grammars()
         before, newest = self._in_flight, self._launch()
         self._idle = before is None and newest is None
@@ -132,6 +133,16 @@ class EngineCore:
         self._in_flight = newest if stays else None
         landing = (before,) if stays else (before, newest)
         return refused + [event for flight in landing if flight for event in self._land(flight)]
+
+    def _tell_tiers_of_pins(self, *, at_once: bool = False) -> None:
+        pins = self.pins.for_tiers(at_once=at_once)
+        if pins is not None:
+            self.tiers.keep(pins)
+
+    def close(self, seconds: float) -> None:
+        """Let tiers keep what was offered and what is pinned, for at most `seconds`."""
+        self._tell_tiers_of_pins(at_once=True)
+        self.tiers.close(seconds)
 
     def _launch(self) -> Flight | None:
         """Launch the next step, behind the one in flight. None if there is nothing to compute

@@ -38,6 +38,8 @@ MAX_PINS = 1024
 MAX_OF_TENANT = 64  # that its requests asked for
 MAX_WANTED = 1 << 22  # tokens of all pinned prefixes, cached or not: 16 MiB
 _TOLD_SECONDS = 1.0  # by which an end moves before the front is told again
+# how often tiers are told at most: that pins were made or have ended, that ends have moved
+_TIERS_SECONDS, _TIERS_MOVED_SECONDS = 1.0, 30.0
 
 
 class Pins:
@@ -60,6 +62,8 @@ class Pins:
         self._next_end = math.inf
         self._made: dict[str, HeldPin] = {}  # which the front was not told of
         self._changed: dict[str, float] = {}  # ends by id, the same
+        self._tiers_told_at = -math.inf
+        self._tell_tiers_at = math.inf
 
     def limit(self, most_tokens: int) -> None:
         """Let pins hold at most `most_tokens` tokens from now on: those that hold more than there
@@ -71,8 +75,9 @@ class Pins:
 
     @property
     def patience(self) -> float | None:
-        """Seconds until the next pin may end; None if there is none."""
-        return max(0.0, self._next_end - self._now()) if self._pins else None
+        """Seconds until the next pin may end, or tiers have to be told; None: never."""
+        soonest = min(self._next_end, self._tell_tiers_at)
+        return None if soonest == math.inf else max(0.0, soonest - self._now())
 
     def numbers(self) -> Numbers:
         """What it counts, as declared in `engine.counters`."""
@@ -108,6 +113,7 @@ class Pins:
         self._pins[pin.id] = self._made[pin.id] = pin
         self._changed.pop(pin.id, None)
         self._next_end = min(each.end for each in self._pins.values())
+        self._news_for_tiers(_TIERS_SECONDS)
         return self._answer(pin, wanted, self._hold(pin))
 
     def _find(self, prefix: Prefix, tenant: str | None) -> HeldPin | None:
@@ -234,6 +240,7 @@ class Pins:
             self._made.pop(each.id, None)
             self._changed[each.id] = -math.inf
             each.let_go()
+            self._news_for_tiers(_TIERS_SECONDS)
         self._next_end = min((each.end for each in self._pins.values()), default=math.inf)
         self._count()
 
@@ -297,6 +304,7 @@ class Pins:
         self._pins[pin.id] = self._pins.pop(pin.id)
         if pin.asked.renews:
             pin.end = self._now() + pin.asked.seconds
+            self._news_for_tiers(_TIERS_MOVED_SECONDS)
         if pin.end - pin.told_end >= _TOLD_SECONDS:
             pin.told_end = self._changed[pin.id] = pin.end
 
@@ -324,6 +332,25 @@ class Pins:
             made=[each.wish(now) for each in made.values()],
             seconds={name: max(0.0, end - now) for name, end in changed.items()},
         )
+
+    # The tiers below.
+
+    def _news_for_tiers(self, patience: float) -> None:
+        """They are to be told, at least `patience` seconds after they were told last."""
+        due = max(self._now(), self._tiers_told_at + patience)
+        self._tell_tiers_at = min(self._tell_tiers_at, due)
+
+    def for_tiers(self, *, at_once: bool = False) -> list[Pin] | None:
+        """All pins, those of operators before others and then the last used first, if it is time to
+        tell the tiers below of them, or with `at_once` if there is anything to tell; else None.
+        """
+        now = self._now()
+        if now < self._tell_tiers_at and not (at_once and self._tell_tiers_at < math.inf):
+            return None
+        self._tiers_told_at, self._tell_tiers_at = now, math.inf
+        last_used_first = [*reversed(self._pins.values())]
+        last_used_first.sort(key=lambda pin: pin.tenant is not None)
+        return [each.wish(now) for each in last_used_first]
 
     def _count(self) -> None:
         """Count the tokens that are held. The nodes that pins hold do not grow, so this changes

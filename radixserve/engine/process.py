@@ -264,7 +264,7 @@ def _serve(channel: Channel) -> int:
     try:
         EngineLoop(core, channel).run()
     finally:
-        core.tiers.close(CLOSE_SECONDS)
+        core.close(CLOSE_SECONDS)
     return 0
 
 

@@ -21,6 +21,7 @@ from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.declared import Numbers
 from radixserve.engine.sequence import Sequence
 from radixserve.prefix import Branch, Prefix
+from radixserve.questions import Pin
 from radixserve.step import Slots, TierLoad
 from radixserve.tensors.copies import Copies, Copy, write_slots
 from radixserve.tensors.kv import KV, KVPool
@@ -128,6 +129,21 @@ class Tiers:
         for tier in self.below:
             if tier.takes == kind:
                 tier.offer(prefix, slots)
+
+    def offer_cached(self, prefix: Prefix) -> None:
+        """Offer what the device has of `prefix`, which may have been computed long ago."""
+        if self.below:
+            with self._cache.hold(prefix) as lease:
+                self._offer("computed", prefix.first(lease.num_cached), lease.slots)
+
+    def keep(self, pins: List[Pin]) -> None:
+        """Have all tiers evict nothing of these pins; see `Tier.keep`."""
+        for tier in self.below:
+            tier.keep(pins)
+
+    def pins_left(self) -> list[Pin]:
+        """The pins that an earlier server has left in a tier."""
+        return [pin for tier in self.below for pin in tier.pins_left()]
 
     def drop(self, branch: Branch) -> list[Dropping]:
         """Have all tiers forget `branch`, also what is on its way up from them. One answer for each

@@ -30,7 +30,7 @@ from radixserve.front.streams import Streams
 from radixserve.front.supervisor import Cause, Supervisor
 from radixserve.front.traffic_log import TrafficLog
 from radixserve.messages import Abort, PinChanges, Ready, Report, Start
-from radixserve.questions import Answered, Asked, Configured, Question
+from radixserve.questions import Answered, Asked, Configured, Question, RestorePins
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent
 
 T = TypeVar("T")
@@ -181,12 +181,13 @@ class ProcessEngine:
         self._admit()
 
     def _take_ready(self, info: EngineInfo) -> None:
+        is_first = self.info is None
         self.info = info = self.live_settings.take_engine(info)
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_result(info)
         if (changed := self.live_settings.for_engine()) is not None:
             self._supervisor.send(Asked(0, changed))
-        for pin in self._pins.again():
+        for pin in [RestorePins()] if is_first else self._pins.again():
             self._supervisor.send(Asked(0, pin))  # nobody waits for the answer
         self._questions.engine_is_ready()
         self.on_ready()

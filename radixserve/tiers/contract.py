@@ -7,7 +7,7 @@ belong to the engine's thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -15,7 +15,7 @@ from radixserve.cache.listing import Listing
 from radixserve.cache.survey import Parts
 from radixserve.declared import Numbers
 from radixserve.prefix import Branch, Prefix
-from radixserve.questions import ShowTree
+from radixserve.questions import Pin, ShowTree
 from radixserve.step import Slots
 from radixserve.tensors.kv import KV
 
@@ -119,6 +119,16 @@ class Tier(Protocol):
     def offer(self, prefix: Prefix, slots: Slots) -> None:
         """Keep K/V of `prefix`, which is in these slots of the device, if there is room. Slots of
         evicted K/V may be overwritten after the call, by a step that is launched then.
+        """
+
+    def keep(self, pins: Sequence[Pin]) -> None:
+        """Do not evict K/V of these pins, which is here or comes later, as far as the share of pins
+        goes, the first ones before others. Those of an earlier call are let go.
+        """
+
+    def pins_left(self) -> list[Pin]:
+        """The pins that an earlier server has left here, with the seconds until their ends. To be
+        asked once, before the first `keep`.
         """
 
     def drop(self, branch: Branch) -> Dropping:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.declared import Numbers
 from radixserve.prefix import Branch, Prefix
-from radixserve.questions import ShowTree
+from radixserve.questions import Pin, ShowTree
 from radixserve.step import Slots
 from radixserve.store.admin.errands import Attendant
 from radixserve.store.folder.counters import SKIPPED
@@ -63,10 +63,21 @@ class DiskTier:
     name: Final = "disk"
     takes: Final = "computed"
 
-    def __init__(self, store: DiskStore, cache: KVCache, pool: KVPool, pace: Pace) -> None:
+    def __init__(
+        self,
+        store: DiskStore,
+        cache: KVCache,
+        pool: KVPool,
+        pace: Pace,
+        *,
+        pin_share: float = 0.25,
+    ) -> None:
+        """Of the store's budget, what is pinned may fill `pin_share`."""
         self.skipped_total = 0  # writes skipped: too many waited, or their slots were needed
         self.pace = pace
         self._store, self._cache, self._pool = store, cache, pool
+        self._pin_share = pin_share
+        self._pins_left = store.pins_left()
         self._reader = Reader()  # used by the worker thread
         self._num_saves = 0  # writes that hold slots
         self._current: _Save | None = None  # the write that has begun; set by the worker thread
@@ -137,6 +148,19 @@ class DiskTier:
         computing = self.pace.prefill_seconds(num_tokens)
         usual = _FIRST_PATIENCE_SECONDS if computing is None else _PATIENCE_SECONDS
         return max(usual, computing or 0.0)
+
+    def keep(self, pins: Sequence[Pin]) -> None:
+        """See `Tier.keep`. They are listed in the folder, too."""
+
+        def keep() -> bool:
+            self._store.keep(pins, self._pin_share)
+            return True
+
+        self._worker.submit(Job(keep, lambda: None), urgent=True)
+
+    def pins_left(self) -> list[Pin]:
+        """See `Tier.pins_left`."""
+        return self._pins_left
 
     def drop(self, branch: Branch) -> Dropping:
         """See `Tier.drop`. Writes that wait are given up."""

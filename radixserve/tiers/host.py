@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,12 +24,13 @@ from radixserve.cache.policies.policy import Policy
 from radixserve.cache.survey import NODES, drop_unused, first_serial
 from radixserve.declared import Numbers
 from radixserve.prefix import Branch, Prefix
-from radixserve.questions import ShowTree
+from radixserve.questions import Pin, ShowTree
 from radixserve.step import Slots
 from radixserve.tensors.copies import Copies, Copy, read_slots, write_slots
 from radixserve.tensors.kv import KVPool, KVShape
 from radixserve.tiers.contract import COPY_SECONDS, Dropping, Found, Load, Showing
 from radixserve.tiers.counters import TIER_BYTES, TIER_TOKENS
+from radixserve.tiers.kept import KeptPrefixes
 from radixserve.tiers.trimming import Trimming
 
 
@@ -55,9 +56,10 @@ class HostTier:
         num_slots: int,
         copies: Copies,
         policy: Policy | None = None,
+        pin_share: float = 0.25,
     ) -> None:
         """Allocates `num_slots` slots of `shape`, which may have another dtype than the device's
-        pool. `policy` is the cache's own (`KVCache`).
+        pool. `policy` is the cache's own (`KVCache`). What is pinned may fill `pin_share` of them.
         """
         self.cache = KVCache(num_slots, policy=policy, hindsight=False, first_serial=first_serial())
         self.demoted_tokens_total = 0
@@ -66,6 +68,7 @@ class HostTier:
         self._device_pool = device_pool
         self._copies = copies
         self._falling: list[_Demotion] = []
+        self._kept = KeptPrefixes(self.cache, int(pin_share * num_slots))
         self._ages = Ages(time.monotonic())
         self._walks: deque[Iterator[None]] = deque()  # over the tree, a part at a time
 
@@ -127,6 +130,15 @@ class HostTier:
                 write_slots(self._pool, lease.slots[first:], fallen.copy.kv)
                 lease.publish(fallen.prefix)
                 self.demoted_tokens_total += lease.num_published - first
+            self._kept.came(fallen.prefix)
+
+    def keep(self, pins: Sequence[Pin]) -> None:
+        """See `Tier.keep`."""
+        self._kept.keep([each.prefix for each in pins])
+
+    def pins_left(self) -> list[Pin]:
+        """None: memory does not outlive the process."""
+        return []
 
     @property
     def capacity_bytes(self) -> int:
@@ -159,6 +171,7 @@ class HostTier:
         for falling in self._falling:
             if branch.covers(falling.prefix):
                 falling.lease.withhold()
+        self._kept.dropped()
         after = self.cache.tree.num_tokens - self.cache.dropped.left_tokens()
         return Dropping(before - after, done=True)
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,32 @@ def test_the_cache_survives_a_stop_a_kill_of_everything_and_a_kill_of_the_engine
     with running(*options) as server:
         assert ask(server)[0] == expected
         assert ask(server, "What is the capital of Italy?")[0] == other
+
+
+@pytest.mark.model
+def test_pins_outlive_the_server(tmp_path: Path, filled: Filled) -> None:
+    options = (*STORED, str(filled.copied(tmp_path / "kv")))
+    with running(*options) as server:
+        _, found = ask(server)
+        messages = [{"role": "system", "content": SYSTEM}]
+        told = post(f"{server.url}/cache/pin", {"messages": messages, "ttl": 3600})
+        assert (told["status"], told["tokens"] > 200) == ("accepted", True)
+        for _ in range(100):
+            if (tmp_path / "kv" / "pins.msgpack").exists():
+                break
+            time.sleep(0.1)
+        for each in (server.process.pid, engine_pid(server)):
+            os.kill(each, signal.SIGKILL)
+    with running(*options) as server:
+        (pin,) = json.loads(get(f"{server.url}/cache/pins"))["pins"]
+        assert (pin["id"], pin["tokens"], pin["wanted"]) == (told["id"], 0, told["wanted"])
+        assert pin["expires"] == pytest.approx(told["expires"], abs=60)
+        again, found = ask(server)
+        assert again == filled.answer
+        assert found["disk"] == found["of"] - 1
+        (pin,) = json.loads(get(f"{server.url}/cache/pins"))["pins"]
+        assert pin["tokens"] == told["tokens"]
+    assert "0 problems" in cache_tool("check", str(tmp_path / "kv")).stdout
 
 
 @pytest.mark.model

@@ -5,6 +5,7 @@ heard of.
 from __future__ import annotations
 
 import select
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,7 @@ from radixserve.engine.counters import PROMPT_TOKENS
 from radixserve.engine.scheduler import Limits
 from radixserve.engine.tiers import Tiers
 from radixserve.prefix import Branch, Prefix
-from radixserve.questions import ShowTree
+from radixserve.questions import Pin, ShowTree
 from radixserve.step import Slots
 from radixserve.tensors.copies import read_slots
 from radixserve.tensors.kv import KV, KVPool
@@ -44,6 +45,7 @@ class Shelf:
         self.kept: dict[Prefix, KV] = {}
         self.loads: list[Load] = []
         self.closed = False
+        self.pins: list[Pin] = []
 
     def fileno(self) -> int | None:
         return None
@@ -59,6 +61,12 @@ class Shelf:
     def offer(self, prefix: Prefix, slots: Slots) -> None:
         for n in range(1, prefix.num_tokens + 1):
             self.kept[prefix.first(n)] = read_slots(self.pool, slots[:n])
+
+    def keep(self, pins: Sequence[Pin]) -> None:
+        self.pins = list(pins)
+
+    def pins_left(self) -> list[Pin]:
+        return self.pins
 
     def drop(self, branch: Branch) -> Dropping:
         gone = [prefix for prefix in self.kept if branch.covers(prefix)]

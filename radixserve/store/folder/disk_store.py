@@ -12,7 +12,7 @@ import contextlib
 import copy
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from radixserve.cache.listing import Listing
 from radixserve.cache.survey import Parts
 from radixserve.declared import Numbers
 from radixserve.prefix import Branch, Prefix
-from radixserve.questions import ShowTree
+from radixserve.questions import Pin, ShowTree
 from radixserve.store.folder.breaker import Breaker
 from radixserve.store.folder.counters import (
     ERRORS,
@@ -35,7 +35,9 @@ from radixserve.store.folder.counters import (
 from radixserve.store.folder.disk import Disk
 from radixserve.store.folder.index import ROOT
 from radixserve.store.folder.listing import list_runs
+from radixserve.store.folder.pin_file import StoredPin, encoded, read_pins
 from radixserve.store.folder.store_folder import StoreFolder, room_for_run
+from radixserve.store.format.layout import PINS
 from radixserve.store.format.rows import Corrupt, NewRun, Row, Step
 from radixserve.store.format.run_file import (
     BadFile,
@@ -48,6 +50,7 @@ from radixserve.tensors.kv import KV, KVShape
 
 MAX_RUN_TOKENS = 2048
 _NOT_YET = "0" * 64
+_PIN_FILE_SHARE = 16  # of the budget, what the list of pins may fill: one in so many bytes
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +114,8 @@ class DiskStore:
         self._folder = StoreFolder(folder, budget, self._disk, trust_others=trust_others)
         self._breaker = Breaker()
         self._stats = StoreStats(budget=budget)
+        self._pinned: list[Prefix] = []
+        self._most_pinned = 0  # bytes
 
     def match(self, prefix: Prefix) -> int:
         """How many tokens of `prefix`, from the first on, are stored. One query per run; no file is
@@ -202,17 +207,72 @@ class DiskStore:
             yield from (row for row in below if is_theirs or row.namespace == namespace)
 
     def drop_unused(self, namespaces: frozenset[str] | None, seconds: float) -> int:
-        """Remove the runs of this model's K/V that were not used for so long; returns how many
-        tokens they had. Every run was used when one that continues it was.
+        """Remove the runs of this model's K/V that were not used for so long, but for what is
+        pinned; returns how many tokens they had. Every run was used when one that continues it was.
         """
 
         def rows() -> list[Row]:
             index = self._folder.index
             names = index.namespaces(self.fingerprint)
             wanted = [each for each in names if namespaces is None or each in namespaces]
-            return [row for name in wanted for row in index.unused(self.fingerprint, name, seconds)]
+            unused = [each for n in wanted for each in index.unused(self.fingerprint, n, seconds)]
+            return [row for row in unused if row.name not in self._folder.pinned]
 
         return self._removed(rows)
+
+    def keep(self, pins: Sequence[Pin], share: float) -> None:
+        """Evict no run with K/V of these pins from now on, as far as they fit into this share of
+        the budget, the first ones before others; and list them in the folder for the next server.
+        One query per run of them.
+        """
+        self._pinned = [each.prefix for each in pins]
+        self._most_pinned = int(share * self._stats.budget)
+        self._protect()
+        if self._breaker.is_open:
+            return
+        try:
+            self._list(pins)
+        except (OSError, sqlite3.Error) as error:
+            self._stats.write_errors_total += 1
+            log.info("the list of pins was not stored: %s", error)
+            self._recover(error)
+
+    def _list(self, pins: Sequence[Pin]) -> None:
+        """List the pins in the folder, if there is room; those of other models stay listed."""
+        folder = self._folder.path
+        mine = [StoredPin.of(self.fingerprint, each) for each in pins]
+        others = [
+            each for each in read_pins(self._disk, folder) if each.fingerprint != self.fingerprint
+        ]
+        parts = encoded([*mine, *others], self._stats.budget // _PIN_FILE_SHARE)
+        if self._folder.make_room(sum(map(len, parts)), []):
+            self._disk.publish(folder / PINS, parts)
+
+    def pins_left(self) -> list[Pin]:
+        """The pins of this model that an earlier server has left, with the seconds until their
+        ends.
+        """
+        return [
+            each.again()
+            for each in read_pins(self._disk, self._folder.path)
+            if each.fingerprint == self.fingerprint
+        ]
+
+    def _protect(self) -> None:
+        """Find the runs of what is pinned."""
+        found: dict[str, int] = {}
+        left = self._most_pinned
+        with self._reading():
+            for prefix in self._pinned:
+                new = {
+                    step.row.name: step.row.num_bytes
+                    for step in self._walk(prefix)
+                    if step.row.name not in found
+                }
+                if sum(new.values()) <= left:
+                    found |= new
+                    left -= sum(new.values())
+        self._folder.pinned = found
 
     def _end_of(self, prefix: Prefix) -> Row | None:
         """The run that holds the last token of `prefix`; None if not all of it is stored."""
@@ -345,6 +405,8 @@ class DiskStore:
             if row is None:
                 return
             path.append(row)
+            if any(_shares_more(prefix, each, first) for each in self._pinned):
+                self._protect()
 
     def _store(self, prefix: Prefix, start: int, kv: KV, path: list[Row]) -> Row | None:
         """Store one new run from `start` to the end of `prefix`; None if there is no room."""
@@ -375,6 +437,11 @@ def _runs(prefix: Prefix, start: int) -> Iterator[tuple[int, int]]:
             stop = min(start + MAX_RUN_TOKENS, end)
             yield start, stop
             start = stop
+
+
+def _shares_more(one: Prefix, other: Prefix, depth: int) -> bool:
+    """Whether both begin with the same K/V beyond the first `depth` tokens."""
+    return other.num_tokens > depth and one.begins_with(other.first(depth + 1))
 
 
 def _cut(kv: KV, start: int, stop: int) -> KV:

@@ -206,12 +206,15 @@ class Index:
             rows += found
         return rows[::-1]
 
-    def coldest_leaf(self, keep: int) -> Row | None:
-        """The least recently used run without children, `keep` excepted."""
+    def coldest_leaf(self, keep: int, pinned: Iterable[str] = ()) -> Row | None:
+        """The least recently used run without children; not `keep`, and none with a name among
+        `pinned`.
+        """
         found = self._rows(
             "AS leaf WHERE id != ? AND NOT EXISTS (SELECT 1 FROM runs WHERE parent = leaf.id)"
+            " AND name NOT IN (SELECT value FROM json_each(?))"
             " ORDER BY last_use, id DESC LIMIT 1",
-            (keep,),
+            (keep, msgspec.json.encode(list(pinned)).decode()),
         )
         return found[0] if found else None
 

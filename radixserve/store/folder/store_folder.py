@@ -53,6 +53,7 @@ class StoreFolder:
         self.path, self.budget, self.disk = path, budget, disk
         self.runs = path / RUNS
         self.evicted_runs = 0
+        self.pinned: dict[str, int] = {}  # bytes of the runs that are not evicted, by name
         self._left: dict[Path, int] = {}  # files that could not be removed, and their bytes
         with _refusing(path):
             try:
@@ -200,6 +201,7 @@ class StoreFolder:
         with self.index.transaction():
             self.index.delete(row.id for row in rows)
         for row in rows:
+            self.pinned.pop(row.name, None)
             self._unlink(self.file(row.name), row.num_bytes)
 
     def clear(self) -> int:
@@ -217,7 +219,8 @@ class StoreFolder:
         return overhead + sum(self._left.values()) + self.index.num_bytes()
 
     def make_room(self, num_bytes: int, path: Sequence[Row]) -> bool:
-        """Make room for `num_bytes` more by evicting cold leaves if needed; `path` is not evicted.
+        """Make room for `num_bytes` more by evicting cold leaves if needed; `path` and what is
+        pinned is not evicted.
 
         Returns False, and evicts nothing, if evicting all of them would not be enough.
         """
@@ -226,7 +229,8 @@ class StoreFolder:
             return True
         self.disk.unlink(self.path / BROKEN)
         self.index.trim()
-        evictable = self.index.num_bytes() - sum(row.num_bytes for row in path)
+        kept = self.pinned | {row.name: row.num_bytes for row in path}
+        evictable = self.index.num_bytes() - sum(kept.values())
         if num_bytes and self._short(num_bytes) > evictable:
             return False
         while (short := self._short(num_bytes)) > 0 and self._evict(
@@ -243,7 +247,7 @@ class StoreFolder:
         """Remove the coldest leaves until `num_bytes` are freed; returns how many were."""
         cold: list[Row] = []
         with self.index.transaction():
-            while num_bytes > 0 and (row := self.index.coldest_leaf(keep)):
+            while num_bytes > 0 and (row := self.index.coldest_leaf(keep, self.pinned)):
                 self.index.delete([row.id])
                 cold.append(row)
                 num_bytes -= row.num_bytes

@@ -5,6 +5,7 @@ changed.
     lock                  held by the process that writes; `store.admin.errands` says what it holds
     index.sqlite          the rows (also -wal and -shm while it is open)
     index.broken          the last index that could not be used
+    pins.msgpack          what is pinned, see `store.folder.pin_file`
     fingerprints.json     digests of model files, see `store.folder.fingerprint`
     runs/*.safetensors    one file per run, named by 64 hex digits
     runs/*.tmp            a file that is being written
@@ -24,14 +25,15 @@ BESIDE_INDEX = tuple(f"{INDEX}{suffix}" for suffix in ("-wal", "-shm", "-journal
 """The names of files that SQLite itself makes beside the index."""
 BROKEN = "index.broken"
 FINGERPRINTS = "fingerprints.json"
+PINS = "pins.msgpack"
 ASKING, ASKED, BEGUN, ANSWERED = "asking", "asked.json", "begun.json", "answered.json"
 
 SUFFIX = ".safetensors"
 TEMPORARY = ".tmp"
 
-_PUBLISHED = (MARKER, FINGERPRINTS, ASKED, ANSWERED)
+_PUBLISHED = (MARKER, FINGERPRINTS, PINS, ASKED, ANSWERED)
 _LEFTOVERS = frozenset({ASKED, BEGUN, ANSWERED, *(name + TEMPORARY for name in _PUBLISHED)})
-_FILES = _LEFTOVERS | {MARKER, LOCK, INDEX, *BESIDE_INDEX, BROKEN, FINGERPRINTS, ASKING}
+_FILES = _LEFTOVERS | {MARKER, LOCK, INDEX, *BESIDE_INDEX, BROKEN, FINGERPRINTS, PINS, ASKING}
 _RUN = re.compile(rf"[0-9a-f]{{64}}{re.escape(SUFFIX)}({re.escape(TEMPORARY)})?")
 
 
