@@ -61,8 +61,9 @@ class Configuring:
         return evicted
 
     def _resize_host(self, host: HostTier, num_bytes: int) -> Parts[int]:
-        evicted, cache = 0, host.cache
-        for num_slots in _down_to(host.slots_in(num_bytes), cache.budget):
+        evicted, cache, wanted = 0, host.cache, host.slots_in(num_bytes)
+        host.limit_kept(wanted)
+        for num_slots in _down_to(wanted, cache.budget):
             evicted += cache.resize(num_slots)
             yield
         return evicted

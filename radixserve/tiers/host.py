@@ -68,6 +68,7 @@ class HostTier:
         self._device_pool = device_pool
         self._copies = copies
         self._falling: list[_Demotion] = []
+        self._pin_share = pin_share
         self._kept = KeptPrefixes(self.cache, int(pin_share * num_slots))
         self._ages = Ages(time.monotonic())
         self._walks: deque[Iterator[None]] = deque()  # over the tree, a part at a time
@@ -153,6 +154,10 @@ class HostTier:
     def slots_in(self, num_bytes: int) -> int:
         """The slots of a budget, at least one and at most all."""
         return max(1, min(num_bytes // self._pool.slot_bytes, self._pool.num_slots))
+
+    def limit_kept(self, num_slots: int) -> None:
+        """Let pins hold their share of so many slots: the budget is about to change."""
+        self._kept.limit(int(self._pin_share * num_slots))
 
     def fetch(self, prefix: Prefix, depth: int) -> Load:
         """A copy of K/V, made at once."""

@@ -30,6 +30,11 @@ class KeptPrefixes:
         self._num_tokens = self._held_anew()
         _release(before.values())
 
+    def limit(self, most_tokens: int) -> None:
+        """Hold at most `most_tokens` tokens from now on."""
+        self._most = most_tokens
+        self.keep(list(self._leases))
+
     def came(self, prefix: Prefix) -> None:
         """K/V of `prefix` was added: hold what is new of pinned prefixes. O(prefixes)."""
         if any(_is_new(prefix, each, lease) for each, lease in self._leases.items()):

@@ -15,6 +15,7 @@ from radixserve.engine import tiers
 from radixserve.prefix import Prefix, pack
 from radixserve.questions import (
     Asked,
+    Configure,
     Drop,
     ListPins,
     Pin,
@@ -113,6 +114,21 @@ def test_host_memory_keeps_pins_within_their_share(folder: Path) -> None:
     assert engine.host is not None
     assert engine.host.cache.match(Prefix.of("public", LONG)) == 0, "30 slots do not hold 40"
     engine.assert_drained()
+
+
+def test_a_smaller_budget_of_host_memory_keeps_less(engine: Tiered) -> None:
+    engine.ask(request("a", LONG))
+    ask(engine, pin("p", LONG))
+    assert engine.core.pins.relent()
+    flood(engine, "x")
+    assert engine.host is not None
+    engine.core.ask(Asked(1, Configure(host_budget=120 * 1024)))
+    engine.step()
+    while not engine.core.answers():
+        engine.step()
+    assert engine.host.cache.stats().pinned == 0
+    flood(engine, "y")
+    assert engine.host.cache.match(Prefix.of("public", LONG)) == 0
 
 
 def test_without_room_on_the_device_and_in_host_memory_the_disk_has_it(folder: Path) -> None:
