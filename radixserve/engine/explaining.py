@@ -32,7 +32,7 @@ def explained(
     depth, reads = sum(matched.values()), question.reads_cache and cache.enabled
     lost = recent.losses(prompt, question.session, depth, reads=reads)
     gone = recent.gone_at(prompt, depth) if reads and lost else None
-    other = _recent_one(recent, prompt, question.session) or _stored_one(cache, ages, prompt)
+    other = _other(cache, recent, ages, prompt, question.session)
     differs_at, theirs, theirs_from = None, b"", 0
     if other is not None and other.told.shared < min(other.told.tokens, prompt.num_tokens):
         differs_at = other.told.shared
@@ -49,6 +49,19 @@ def explained(
         theirs=memoryview(theirs).cast("i").tolist() if theirs else [],
         theirs_from=theirs_from,
     )
+
+
+def _other(
+    cache: KVCache, recent: Recent, ages: Ages, prompt: Prefix, session: str
+) -> _Other | None:
+    """The recent prompt that `prompt` is best compared with. Behind its end comes its answer, which
+    only the tree has.
+    """
+    asked, stored = _recent_one(recent, prompt, session), _stored_one(cache, ages, prompt)
+    if asked is None or stored is None:
+        return asked or stored
+    goes_on = asked.told.shared == asked.told.tokens and stored.told.shared > asked.told.shared
+    return stored if goes_on else asked
 
 
 def _recent_one(recent: Recent, prompt: Prefix, session: str) -> _Other | None:

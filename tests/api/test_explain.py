@@ -170,6 +170,7 @@ TOOLS = Region(kind="tools")
         ("x-anthropic-billing-header: cc_version=2.1.", "7; x", "8; x", None, BILLING),
         ("# Tools\n", '{"name": "a"}, {"name": "b"}', '{"name": "b"}, {"name": "a"}', TOOLS,
          TOOL_ORDER),
+        ('# Tools\n{"name": "', 'a"}, {"name": "b"}', 'b"}, {"name": "a"}', TOOLS, TOOL_ORDER),
         ("{", '"x": 1, "y": 2}', '"y": 2, "x": 1}', None, KEY_ORDER),
         ("assistant\n", "<think>hm</think>Yes", "Yes", None, REASONING),
         ("The cat ", "sat", "ran", None, None),

@@ -91,6 +91,16 @@ def test_without_a_session_the_recent_prompt_that_shares_most_is_compared(
     assert answer.lost == {"never_seen": 1}
 
 
+def test_a_change_in_an_earlier_answer_is_found_in_the_tree(harness: Harness) -> None:
+    run(harness, request("a", LONG, 20))
+    answer = [*LONG, *harness.tokens("a")]
+    changed = [*answer[:210], 77, *answer[211:], 5, 6]
+    told_now = told(harness, changed)
+    assert told_now.compared is not None
+    assert (told_now.compared.kind, told_now.differs_at) == ("stored", 210)
+    assert told_now.theirs[210 - told_now.theirs_from] == answer[210]
+
+
 def test_what_was_evicted_is_told_with_time_and_pressure(harness: Harness) -> None:
     run(harness, request("a", LONG, 1))
     harness.cache.evict(70)

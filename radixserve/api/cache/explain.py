@@ -120,14 +120,14 @@ class _Answer:
     async def whole(self) -> dict[str, Any]:
         told, num_matched = self._told, sum(self._told.matched.values())
         region = await self._region(told.differs_at)
-        cause = self._cause(region)
+        first, cause = next(iter(told.lost), None), self._cause(region)
         answer: dict[str, Any] = {
             "prompt_tokens": len(self._ids),
             "matched_tokens": num_matched,
             "matched": told.matched,
             "cause": cause,
             "why": _SENTENCES[cause],
-            "lost": told.lost,
+            "lost": {cause if each == first else each: num for each, num in told.lost.items()},
             "compared_with": told.compared,
             "first_difference": None,
             "hints": [],

@@ -21,6 +21,7 @@ _ID: Final = re.compile(
 )
 _BILLING: Final = re.compile(r"billing|x-anthropic-|cc_version|cch=", re.IGNORECASE)
 _NAME: Final = re.compile(r'"name"\s*:\s*"([^"]{1,64})"')
+_CUT_NAME: Final = re.compile(r'"name"\s*:\s*"?[^"]{0,64}$')
 _KEY: Final = re.compile(r'"([^"\\]{1,64})"\s*:')
 _THINK: Final = re.compile(r"<think|<\|channel\|>analysis|<seed:think|\[THINK\]")
 
@@ -54,7 +55,9 @@ def hints(before: str, mine: str, theirs: str, region: Region | None) -> list[st
         found.append(DATE)
     elif any(map(_ID.search, near)):
         found.append(IDENTIFIER)
-    names, others = _NAME.findall(mine), _NAME.findall(theirs)
+    cut = _CUT_NAME.search(before)  # the difference lies within a name
+    begun = "" if cut is None else cut[0]
+    names, others = (_NAME.findall(begun + each) for each in (mine, theirs))
     if region is not None and region.kind == "tools" and _reordered(names, others):
         found.append(TOOL_ORDER)
     elif _reordered(
