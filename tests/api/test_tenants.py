@@ -285,3 +285,18 @@ def test_a_bucket_fills_at_its_rate_and_holds_a_minutes_worth() -> None:
     bucket.take(60, 60)
     assert bucket.seconds_until(1, 60) == pytest.approx(1)
     assert bucket.seconds_until(1000, 60) == pytest.approx(60)
+
+
+@pytest.mark.parametrize("path", ["/cache/explain", "/cache/warm", "/cache/pin"])
+@pytest.mark.parametrize("prompt", [{"tokens": [97, 98]}, {"prompt": "ab"}])
+async def test_an_administrator_may_name_the_tenant_of_a_prompt(
+    server: Server, path: str, prompt: dict[str, object]
+) -> None:
+    body = prompt | {"tenant": "ours"} | ({"ttl": 60} if path == "/cache/pin" else {})
+    assert (await server.post(path, body, headers=bearer("key-boss")))[0] == 200
+    (asked,) = server.engine.seen if path == "/cache/warm" else server.engine.asked
+    assert getattr(asked, "namespace", "").startswith("ours/")
+    code, answer = await server.post(path, body, headers=bearer("key-theirs"))
+    assert (code, answer["error"]["code"]) == (403, "admin_required")
+    code, answer = await server.post(path, body | {"tenant": "x"}, headers=bearer("key-boss"))
+    assert (code, answer["error"]["param"]) == (400, "tenant")
