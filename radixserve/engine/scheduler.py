@@ -33,13 +33,14 @@ from radixserve.engine.counters import (
 from radixserve.engine.faults import NOT_FINITE, Fault
 from radixserve.engine.grammars import Grammars
 from radixserve.engine.pins import Pins
-from radixserve.engine.planning import Plan, Work, last_slot, second_try, slots_wanted
+from radixserve.engine.planning import GROWTH, Plan, Work, last_slot, second_try, slots_wanted
 from radixserve.engine.prefill_pace import PrefillPace
 from radixserve.engine.queue import FairQueue
 from radixserve.engine.recent import Recent
 from radixserve.engine.savings import Savings
 from radixserve.engine.seats import Seats
 from radixserve.engine.sequence import Sequence
+from radixserve.engine.slot_shares import SlotShares
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import BadRequest
 from radixserve.grammar import Compiled
@@ -239,8 +240,8 @@ class Scheduler:
                 plan.add(sequence)
 
     def _hold_slots(self, sequence: Sequence, plan: Plan) -> bool:
-        """Give every token of `sequence` a slot, also the one being drawn, preempting younger
-        sequences if necessary.
+        """Give every token of `sequence` a slot, also the one being drawn, preempting others if
+        necessary.
 
         False if `sequence` itself was preempted.
         """
@@ -248,19 +249,33 @@ class Scheduler:
         while len(lease.slots) < sequence.num_expected and not lease.grow(slots_wanted(sequence)):
             if self.tiers.relent() or (len(self.running) == 1 and self.pins.relent()):
                 continue
-            victim = self.running[-1]
+            victim = self._victim_for(sequence)
             plan.drop(victim)
             self._preempt(victim)
             if victim is sequence:
                 return False
         return True
 
+    def _victim_for(self, growing: Sequence) -> Sequence:
+        """The running sequence that is preempted for the next slots of `growing`: of another tenant
+        that holds more than its share, or else the youngest of its own.
+        """
+        giver = self._slot_shares().giver(growing, GROWTH) if self.waiting.is_shared else None
+        tenant = growing.request.tenant
+        ours = (each for each in reversed(self.running) if each.request.tenant == tenant)
+        return giver or next(ours)
+
+    def _slot_shares(self) -> SlotShares:
+        return SlotShares(self.running, self.cache.budget, self.cache.in_slots)
+
     def _preempt(self, sequence: Sequence) -> None:
+        """Let `sequence` make room, because slots are short."""
         self._suspend(sequence)
         self._pressed = True
 
     def _suspend(self, sequence: Sequence) -> None:
         """Let `sequence` wait again; what was computed stays in the cache."""
+        sequence.num_reached = max(sequence.num_reached, sequence.num_computed)
         _publish(sequence)
         self._release(sequence)
         self.running.remove(sequence)
@@ -272,16 +287,19 @@ class Scheduler:
         """Begin with waiting sequences as far as the step has room for them beside the prefills
         that run, and with those that are shorter than one of these.
         """
-        if not self.waiting or (self._pressed and self.running):
+        is_short = self._pressed and bool(self.running)
+        if not self.waiting or (is_short and not self.waiting.is_shared):
             return
+        shares = self._slot_shares() if is_short else None
         seats = self._seats()
         if seats is not None and not seats.may_give(self.waiting.firsts()):
             return
         pending = [each.num_pending for each in self.running if _prefills(each)]
         longest, room = max(pending, default=0), plan.room - sum(pending)
         for sequence in self.waiting.candidates(2 * self.limits.max_running):
-            if self._pressed and self.running:
-                return
+            wanted = slots_wanted(sequence) - sequence.num_matched
+            if shares is not None and shares.giver(sequence, wanted) is None:
+                continue  # slots are short, and nobody has to give it some
             missing = sequence.num_tokens - sequence.num_matched
             if sequence.awaits_grammar or (room <= 0 and missing >= longest):
                 continue
@@ -293,14 +311,34 @@ class Scheduler:
             if victim is not None:
                 plan.drop(victim)
                 self._suspend(victim)
-            while not self._start(sequence):
-                if not (self.tiers.relent() or (not self.running and self.pins.relent())):
-                    self._pressed = self._pressed or victim is not None
+            begins = self._start_with_room(sequence, plan)
+            is_short = is_short or self._pressed or not begins
+            shares = self._slot_shares() if is_short else None
+            if not begins:
+                self._pressed = self._pressed or victim is not None
+                if not (self.running and self.waiting.is_shared):
                     return
+                continue
             room -= sequence.num_pending
             if plan.room > 0 and not _prefills(sequence):
                 plan.add(sequence)
             seats = self._seats()
+
+    def _start_with_room(self, sequence: Sequence, plan: Plan) -> bool:
+        """Begin with `sequence`; what holds slots without need, or beyond its share, makes room.
+        False if that is not enough.
+        """
+        while not self._start(sequence):
+            if self.tiers.relent() or (not self.running and self.pins.relent()):
+                continue
+            wanted = slots_wanted(sequence) - sequence.num_matched
+            is_shared = bool(self.running) and self.waiting.is_shared
+            giver = self._slot_shares().giver(sequence, wanted) if is_shared else None
+            if giver is None:
+                return False
+            plan.drop(giver)
+            self._preempt(giver)
+        return True
 
     def _seats(self) -> Seats | None:
         """Who holds the seats; None while some are free."""
@@ -319,6 +357,7 @@ class Scheduler:
         self.running.append(sequence)
         sequence.lease = lease
         sequence.num_computed = sequence.num_planned = lease.num_cached
+        sequence.num_reached = max(sequence.num_reached, lease.num_cached)
         if sequence.num_cached is None:
             sequence.lookup_seconds = time.monotonic() - begun
             self._first_admission(sequence)

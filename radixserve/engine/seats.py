@@ -77,10 +77,11 @@ class Seats:
         """The youngest that loses little: its K/V stays in the cache, and it may read it again."""
         for each in reversed(self._running):
             is_meant = each.request.tenant == tenant and body in (None, each.body)
-            if is_meant and _loses_little(each):
+            if is_meant and loses_little(each):
                 return each
         return None
 
 
-def _loses_little(sequence: Sequence) -> bool:
+def loses_little(sequence: Sequence) -> bool:
+    """Whether a sequence can be preempted at little cost: it finds its K/V in the cache again."""
     return sequence.request.keeps_cache and sequence.reads_cache and not sequence.num_retry

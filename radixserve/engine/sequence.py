@@ -45,6 +45,7 @@ class Sequence:
     body: str  # what the choices of one body have in common: their ids are BODY-0, BODY-1, ...
     num_resumed: int = 0  # output tokens that came from an earlier engine
     num_computed: int = 0
+    num_reached: int = 0  # the most tokens it had computed before it was admitted last
     num_planned: int = 0  # tokens that have K/V or are in a step in flight
     # tokens of the chunk to be computed again, alone, because its step raised; 0 if none
     num_retry: int = 0

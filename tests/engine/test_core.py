@@ -273,17 +273,25 @@ def test_prompt_logprobs_cover_every_prompt_token_once_although_the_prompt_is_ca
     assert harness.events["echo"][0].num_cached == 0
 
 
-@pytest.mark.parametrize("state", ["waiting", "prefilling", "decoding"])
-def test_abort_in_every_state_gives_everything_back(state: str, ahead: bool) -> None:
+@pytest.mark.parametrize("state", ["waiting", "prefilling", "decoding", "preempted"])
+def test_abort_in_every_state_stops_work_at_once_and_gives_everything_back(
+    state: str, ahead: bool
+) -> None:
     harness = Harness(max_running=1, max_step_tokens=8, ahead=ahead)
     if state == "waiting":
         harness.submit(request("in front", [7] * 30))
     harness.submit(request("a", [1] * 20, max_tokens=50))
-    for _ in range({"waiting": 1, "prefilling": 1, "decoding": 6}[state]):
+    for _ in range({"waiting": 1, "prefilling": 1}.get(state, 6)):
         harness.step()
+    if state == "preempted":
+        harness.core.scheduler._preempt(harness.core.scheduler.running[0])
     harness.take(harness.core.abort("a"))
     assert harness.finish("a") == "abort"
     assert harness.core.abort("a") == []
+    computed = harness.model.computed_tokens
+    harness.run()
+    others = 26 if state == "waiting" else 0  # of the request in front
+    assert harness.model.computed_tokens - computed <= others
     harness.run()
     harness.assert_drained()
 

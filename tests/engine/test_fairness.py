@@ -8,7 +8,7 @@ from collections import Counter
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixserve.engine.counters import STEP_TOKENS
@@ -190,4 +190,76 @@ def test_a_short_prompt_is_in_the_first_step_after_it_came(ahead: bool) -> None:
     harness.submit(of("calm", request("calm-0", [7, 3], 4)))
     assert first_step_of(harness, "calm-0") == 1 + ahead
     harness.run()
+    harness.assert_drained()
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_who_fills_the_budget_makes_room_for_another_tenant(ahead: bool) -> None:
+    harness = Harness(num_slots=400, max_running=8, ahead=ahead)
+    for i in range(3):
+        harness.submit(of("flood", request(f"flood{i}-0", [i, *COLD], 300)))
+    for _ in range(60):
+        harness.step()
+    harness.submit(of("calm", request("calm-0", [9, *COLD], 20)))
+    assert first_step_of(harness, "calm-0") < 12
+    running = Counter(each.request.tenant for each in harness.core.scheduler.running)
+    assert running["flood"] >= 1, "only as many as necessary are preempted"
+    harness.run()
+    assert harness.tokens("calm-0") == expected([9, *COLD], 20)
+    for i in range(3):
+        assert harness.tokens(f"flood{i}-0") == expected([i, *COLD], 300)
+    harness.assert_drained()
+
+
+def test_nobody_above_its_share_takes_slots_of_another_tenant() -> None:
+    harness = Harness(num_slots=400, max_running=8, ahead=False)
+    harness.submit(*(of("calm", request(f"calm{i}-0", [9, i, *COLD], 30)) for i in range(2)))
+    for _ in range(12):
+        harness.step()
+    harness.submit(*(of("flood", request(f"flood{i}-0", [i, *COLD], 200)) for i in range(6)))
+    preempted: Counter[str] = Counter()
+    suspend = harness.core.scheduler._suspend
+
+    def noted(sequence: Sequence) -> None:
+        preempted[sequence.request.tenant] += 1
+        suspend(sequence)
+
+    harness.core.scheduler._suspend = noted  # type: ignore[method-assign]
+    harness.run()
+    assert preempted["flood"] > 0
+    assert preempted["calm"] == 0
+    harness.assert_drained()
+
+
+tenants = st.tuples(
+    st.sampled_from("abc"), st.integers(1, 60), st.integers(1, 60), st.integers(0, 6)
+)
+
+
+@given(
+    st.lists(tenants, min_size=1, max_size=14),
+    st.integers(120, 260),
+    st.sampled_from([0.0, 0.3]),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_tenants_that_want_more_slots_than_there_are_all_get_their_tokens(
+    arrivals: list[tuple[str, int, int, int]], num_slots: int, quota: float, ahead: bool
+) -> None:
+    harness = Harness(num_slots, max_running=5, ahead=ahead)
+    for number, (tenant, length, max_tokens, gap) in enumerate(arrivals):
+        each = request(f"{number}-0", [number % 11] * length, max_tokens)
+        share = quota if tenant == "a" else 0.0
+        namespace = f"{tenant}/0"
+        harness.submit(
+            msgspec.structs.replace(each, tenant=tenant, namespace=namespace, kv_quota=share)
+        )
+        for _ in range(gap):
+            if harness.core.has_work:
+                harness.step()
+    harness.run()
+    for number, (_, length, max_tokens, _) in enumerate(arrivals):
+        assert harness.tokens(f"{number}-0") == expected([number % 11] * length, max_tokens)
+    longest = sum(length + max_tokens for _, length, max_tokens, _ in arrivals)
+    assert harness.core.scheduler.totals.preemptions <= longest
     harness.assert_drained()
