@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -70,6 +71,14 @@ class Backlog:
         """
         computing = self.tokens / self._rate if self._rate else 0.0
         return max(computing, num_waiting * self._seconds_between_ends) if num_waiting else 0.0
+
+    def seconds_of(self, tenant: str, waiting: Counter[str]) -> float:
+        """The same for a request of `tenant`, given how many of each tenant wait. They take turns,
+        so one that has less than an equal part of the queue waits for less than all of it.
+        """
+        total = waiting.total()
+        before = min(total, len(waiting) * waiting[tenant])
+        return self.seconds(total) * before / total if total else 0.0
 
 
 def retry_after(seconds: float) -> int:

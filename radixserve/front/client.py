@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -230,7 +231,7 @@ class ProcessEngine:
 
     def submit(self, stream: Stream) -> None:
         """See `EngineClient.submit`."""
-        self._refuse_if_unavailable()
+        self._refuse_if_unavailable(stream)
         self._streams.add(stream)
         self._backlog.sent(len(stream.request.prompt_ids))
         stream.accept(self._leave)
@@ -303,7 +304,7 @@ class ProcessEngine:
 
     # refusal
 
-    def _refuse_if_unavailable(self) -> None:
+    def _refuse_if_unavailable(self, stream: Stream) -> None:
         reason = self.refusal_reason
         if reason is not None:
             raise Unavailable(
@@ -311,10 +312,16 @@ class ProcessEngine:
                 code="server_not_ready",
                 retry_after=retry_after(self._backlog.seconds(self._streams.num_waiting)),
             )
-        waiting = self._streams.num_waiting
+        line, limits = self._streams.waiting(), self.live_settings.settings
+        seconds, waiting = self._backlog.seconds_of(stream.request.tenant, line), line.total()
         if not waiting:
             return
-        seconds, limits = self._backlog.seconds(waiting), self.live_settings.settings
+        if stream.deadline is not None and time.monotonic() + seconds > stream.deadline:
+            raise Unavailable(
+                f"the request would wait for {seconds:.0f} seconds, longer than its time",
+                code="request_timeout",
+                retry_after=retry_after(seconds),
+            )
         if waiting >= limits.max_queue:
             reason = f"{waiting} requests wait already"
         elif limits.max_queue_tokens and self._backlog.tokens >= limits.max_queue_tokens:

@@ -122,6 +122,7 @@ class Generation:
 
     async def _run(self, engine: EngineClient, sink: Sink) -> None:
         for stream in self.streams:
+            stream.deadline = self.deadline
             engine.submit(stream)
         if len(self.streams) == 1:
             await _consume(self.streams[0], sink)

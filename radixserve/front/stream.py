@@ -88,6 +88,7 @@ class Stream:
         """
         self.request, self.text = request, text
         self.index = 0  # among the streams of its generation
+        self.deadline: float | None = None  # time.monotonic() seconds
         self.echo, self.prompt_only = echo, prompt_only
         self.output_ids: list[int] = []
         self.started = False  # something has arrived

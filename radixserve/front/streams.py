@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 
 from radixserve.front.stream import Stream
@@ -45,3 +46,9 @@ class Streams:
     def num_waiting(self) -> int:
         """How many requests have not received anything."""
         return sum(not stream.started for stream in self._by_id.values())
+
+    def waiting(self) -> Counter[str]:
+        """How many requests of each tenant have not received anything; tenants without are left
+        out.
+        """
+        return Counter(each.request.tenant for each in self._by_id.values() if not each.started)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from radixserve.engine.counters import BACKLOG_TOKENS, COMPUTED, PREFILL_RATE, PROMPT_TOKENS
@@ -66,6 +68,16 @@ def test_time_in_which_nobody_waited_says_nothing_about_seats() -> None:
         backlog.ended(others_wait=True)
         backlog.ended(others_wait=False)
     assert backlog.seconds(6) <= 6.0
+
+
+def test_who_has_little_in_the_queue_waits_for_little_of_it() -> None:
+    backlog = Backlog()
+    backlog.report(stats(10_000, 100))
+    waiting = Counter(flood=19, calm=1)
+    assert backlog.seconds_of("flood", waiting) == pytest.approx(100)
+    assert backlog.seconds_of("calm", waiting) == pytest.approx(10)
+    assert backlog.seconds_of("new", waiting) == 0.0
+    assert backlog.seconds_of("flood", Counter()) == 0.0
 
 
 def test_retry_after_is_bounded_and_spread() -> None:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -143,6 +144,29 @@ async def test_the_queue_is_bounded_and_says_when_to_come_back(start: Start) -> 
     assert 1 <= refusal.value.retry_after <= 60
     for stream in streams:
         assert len(tokens([event async for event in stream])) == 5
+        await stream.aclose()
+    assert len(tokens(await collect(engine, request("now")))) == 5
+
+
+async def test_a_request_that_would_wait_longer_than_its_time_is_refused_at_once(
+    start: Start,
+) -> None:
+    engine = await start(max_running=1)
+    engine._backlog.seconds = lambda num_waiting: 30.0 if num_waiting else 0.0  # type: ignore[method-assign]
+    first = submit(engine, request("first", max_tokens=1500))
+
+    def late(name: str, seconds: float) -> Stream:
+        stream = Stream(request(name))
+        stream.deadline = time.monotonic() + seconds
+        engine.submit(stream)
+        return stream
+
+    with pytest.raises(Unavailable) as refusal:
+        late("short", 20.0)
+    assert refusal.value.code == "request_timeout"
+    assert 24 <= (refusal.value.retry_after or 0) <= 36
+    others = [late("long", 40.0), first]
+    for stream in others:
         await stream.aclose()
     assert len(tokens(await collect(engine, request("now")))) == 5
 
