@@ -20,14 +20,16 @@ from radixserve.api.app import ApiSettings
 from tests.api.conftest import (
     CHAT,
     COMPLETIONS,
-    OPENAI_DIALECT,
+    GENERATING,
+    MESSAGES,
+    RESPONSES,
     Server,
     body_for,
     limit_of,
     reference,
     text_of,
-    with_choices,
 )
+from tests.fakes import repeat_prompt
 
 
 def raw_request(path: str, body: Any) -> bytes:
@@ -67,7 +69,7 @@ async def assert_forgotten(server: Server, num_requests: int) -> None:
     assert len(server.engine.aborted) == num_requests
     assert [record.outcome for record in server.metrics.records] == ["abort"]
     server.engine.go_on.set()
-    for path in OPENAI_DIALECT:
+    for path in GENERATING:
         status, answer = await server.post(path, body_for(path))
         assert (status, text_of(path, answer)) == (200, reference(path))
 
@@ -75,7 +77,10 @@ async def assert_forgotten(server: Server, num_requests: int) -> None:
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("hold_at", [0, 2])
-@with_choices
+@pytest.mark.parametrize(
+    ("path", "n"),
+    [(CHAT, 1), (CHAT, 2), (COMPLETIONS, 1), (COMPLETIONS, 2), (RESPONSES, 1), (MESSAGES, 1)],
+)
 async def test_a_client_that_leaves_stops_its_work(
     server: Server, path: str, hold_at: int, stream: bool, n: int, reset: bool
 ) -> None:
@@ -88,7 +93,7 @@ async def test_a_client_that_leaves_stops_its_work(
     await assert_forgotten(server, n)
 
 
-@pytest.mark.parametrize("path", OPENAI_DIALECT)
+@pytest.mark.parametrize("path", GENERATING)
 async def test_a_client_that_leaves_while_tokens_flow_stops_its_work(
     server: Server, path: str
 ) -> None:
@@ -100,7 +105,7 @@ async def test_a_client_that_leaves_while_tokens_flow_stops_its_work(
     await assert_forgotten(server, 1)
 
 
-@pytest.mark.parametrize("path", OPENAI_DIALECT)
+@pytest.mark.parametrize("path", GENERATING)
 async def test_a_client_that_leaves_before_its_body_is_there_reaches_no_engine(
     server: Server, path: str
 ) -> None:
@@ -113,7 +118,7 @@ async def test_a_client_that_leaves_before_its_body_is_there_reaches_no_engine(
     assert [record.outcome for record in server.metrics.records] == ["abort"]
 
 
-@pytest.mark.parametrize("path", OPENAI_DIALECT)
+@pytest.mark.parametrize("path", GENERATING)
 async def test_one_client_leaving_does_not_touch_another(server: Server, path: str) -> None:
     server.engine.hold_at = 2
     _, leaving = await connect(server, raw_request(path, body_for(path, stream=True)))
@@ -132,7 +137,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("path", OPENAI_DIALECT)
+@pytest.mark.parametrize("path", GENERATING)
 async def test_a_client_found_gone_by_a_write_is_no_fault(
     server: Server, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -158,22 +163,29 @@ class TestSlowClients:
     def settings(self) -> ApiSettings:
         return ApiSettings(client_write_seconds=0.2, body_read_seconds=0.2, lingering_seconds=0.1)
 
-    async def test_a_client_that_stops_reading_is_dropped(
-        self, server: Server, caplog: pytest.LogCaptureFixture
+    @pytest.mark.parametrize("path", GENERATING)
+    async def test_a_client_that_stops_reading_is_dropped_and_delays_nobody(
+        self, server: Server, path: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         endless = [65] * 200_000
-        server.engine.answer = lambda request: endless
+        server.engine.answer = lambda request: (
+            endless if request.sampling.max_tokens > 1000 else repeat_prompt(request)
+        )
         assert server.engine.info is not None
         server.engine.info = msgspec.structs.replace(
             server.engine.info, context_length=1 << 20, max_request_tokens=1 << 20
         )
-        body = body_for(COMPLETIONS, stream=True, logprobs=5) | {"max_tokens": 200_000}
+        body = body_for(path, stream=True) | {limit_of(path): 200_000}
+        body |= {"logprobs": 5} if path == COMPLETIONS else {}
         connection = socket.create_connection(("127.0.0.1", server.port))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.sendall(raw_request(COMPLETIONS, body))
-        await until(lambda: server.metrics.records)
+        connection.sendall(raw_request(path, body))
+        await until(lambda: server.engine.live)
+        status, answer = await server.post(path, body_for(path))
+        assert (status, text_of(path, answer)) == (200, reference(path))
+        await until(lambda: len(server.metrics.records) == 2)
         connection.close()
-        assert [record.outcome for record in server.metrics.records] == ["abort"]
+        assert {record.outcome for record in server.metrics.records} == {"length", "abort"}
         assert server.engine.aborted == [server.engine.seen[0].id]
         assert told(caplog) == []
 
