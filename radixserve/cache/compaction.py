@@ -31,6 +31,7 @@ class Compaction:
 
     def __init__(self, cache: KVCache, move: Move) -> None:
         self._cache, self._move = cache, move
+        self.moved_tokens = 0  # since the beginning
         self._to_visit: list[Node] = []
 
     @property
@@ -57,8 +58,7 @@ class Compaction:
             num_nodes -= 1
             if not cache.tree.is_findable(node):
                 continue
-            slots = _slots_of(node)
-            high = np.flatnonzero(slots >= edge)[: 0 if node.pins else num_tokens].tolist()
+            high = [] if node.pins else _places_from(node, edge)[:num_tokens]
             if high:
                 moved.append((node, high))
                 num_tokens -= len(high)
@@ -79,10 +79,19 @@ class Compaction:
         targets = np.empty(len(sources), np.int32)
         write_slots(self._cache.allocator.swap(_runs_of(sources)), targets)
         self._move(sources, targets)
+        self.moved_tokens += len(sources)
         for node, places in moved:
             slots = _slots_of(node)
             slots[places], targets = targets[: len(places)], targets[len(places) :]
             node.runs = _runs_of(slots)
+
+
+def _places_from(node: Node, edge: int) -> list[int]:
+    """The places of the tokens whose slots are `edge` or higher."""
+    if all(start + length <= edge for start, length in node.runs):
+        return []
+    places: list[int] = np.flatnonzero(_slots_of(node) >= edge).tolist()
+    return places
 
 
 def _slots_of(node: Node) -> Slots:

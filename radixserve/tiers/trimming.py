@@ -18,6 +18,7 @@ from radixserve.tensors.kv import KVPool
 NODES = 256  # looked at between two steps
 TOKENS = 128  # moved between two steps, which takes some milliseconds
 AGAIN_SECONDS = 1.0  # between two passes over the tree, while leases are waited for
+LATEST_SECONDS = 60.0  # the same after many passes that moved nothing: what is pinned may stay long
 
 
 class Trimming:
@@ -28,6 +29,8 @@ class Trimming:
         self._compaction = Compaction(cache, self._move)
         self._end = self._compaction.end  # the memory from this slot on was given back
         self._is_moving = False
+        self._moved_tokens = 0  # before the present pass
+        self._pause = AGAIN_SECONDS
         self._again = 0.0  # when the next pass may begin, in seconds of time.monotonic()
 
     def _move(self, sources: Slots, targets: Slots) -> None:
@@ -48,10 +51,18 @@ class Trimming:
         """To be called between two steps: move a little, and give back what can be given."""
         if self._compaction.is_needed and (self._is_moving or time.monotonic() >= self._again):
             self._is_moving = self._compaction.work(NODES, TOKENS)
-            self._again = time.monotonic() + AGAIN_SECONDS
+            if not self._is_moving:
+                self._end_pass()
         else:
             self._is_moving = False
         end = self._compaction.end
         if end < self._end:
             self._pool.release(end)
         self._end = end
+
+    def _end_pass(self) -> None:
+        """Wait for the next pass, twice as long as before if this one moved nothing."""
+        moved = self._compaction.moved_tokens - self._moved_tokens
+        self._moved_tokens = self._compaction.moved_tokens
+        self._pause = AGAIN_SECONDS if moved else min(2 * self._pause, LATEST_SECONDS)
+        self._again = time.monotonic() + self._pause

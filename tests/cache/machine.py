@@ -416,6 +416,12 @@ class CacheMachine(RuleBasedStateMachine):
         for _ in range(rounds):
             self.compaction.work(num_nodes, num_tokens)
 
+    @rule(less=st.integers(1, 30))
+    def shrink(self, less: int) -> None:
+        """As an operator makes the budget smaller: all that can move does."""
+        self.resize(max(1, self.num_slots - less))
+        self.compact(5, 9, 9)
+
     def move(self, sources: Slots, targets: Slots) -> None:
         for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
             assert target < self.cache.allocator.num_slots <= source, "K/V moves up"

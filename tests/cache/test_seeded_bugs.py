@@ -276,8 +276,8 @@ BUGS = {
     ),
     "K/V that a lease holds is moved": (
         "compaction",
-        "0 if node.pins else num_tokens",
-        "num_tokens",
+        "[] if node.pins else ",
+        "",
     ),
     "a node that has gone is moved": (
         "compaction",

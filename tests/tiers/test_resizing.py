@@ -33,6 +33,35 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trimming, "AGAIN_SECONDS", 0.0)
 
 
+def test_passes_that_move_nothing_follow_each_other_more_and_more_slowly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(trimming, "AGAIN_SECONDS", 1.0)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    engine = Tiered(300)
+    engine.ask(request("low", prompt_of(1, 100), 1))
+    engine.ask(request("high", prompt_of(2, 100), 1))
+    pinned = engine.cache.hold(Prefix.of("public", prompt_of(2, 100)))
+    engine.core.scheduler.resize(150)
+    trim = trimming.Trimming(engine.cache, engine.pool)
+    pauses = []
+    for _ in range(9):
+        trim.work()
+        while trim.patience == 0.0:
+            trim.work()
+        assert trim.patience is not None
+        pauses.append(trim.patience)
+        now[0] += trim.patience
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == trimming.LATEST_SECONDS
+    pinned.release()
+    trim.work()
+    while trim.patience == 0.0:
+        trim.work()
+    assert trim.patience is None, "nothing is left to move"
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_answers_do_not_depend_on_the_budget_which_moves_all_the_time(seed: int) -> None:
     chance = random.Random(seed)
