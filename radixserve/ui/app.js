@@ -4,6 +4,7 @@
 // samples, MAX_REQUESTS of the last minute, and one view of the tree.
 
 import { Explain } from "./explain.js";
+import { Budget } from "./budget.js";
 import { Charts } from "./charts.js";
 import { Timeline } from "./timeline.js";
 import { Losses } from "./losses.js";
@@ -23,6 +24,7 @@ const state = { samples: [], requests: new Map(), server: null };
 const charts = new Charts();
 const timeline = new Timeline();
 const tree = new Tree(ask, () => pins.refresh());
+const budget = new Budget(ask);
 const losses = new Losses();
 const pins = new Pins(ask, () => tree.refresh());
 const tiers = new Tiers((tier) => tree.show(tier));
@@ -63,7 +65,10 @@ function tell(text, ready) {
 }
 
 function take(news) {
-  if (news.server) state.server = news.server;
+  if (news.server) {
+    state.server = news.server;
+    budget.refresh();
+  }
   state.samples = [...state.samples, ...news.samples].slice(-SAMPLES);
   keepRequests(news.requests);
   tell(news.state === "ready" ? "ready" : news.state, news.state === "ready");

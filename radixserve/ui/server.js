@@ -18,6 +18,10 @@ export async function post(path, body) {
   return (await send(path, { method: "POST", body: JSON.stringify(body) })).json();
 }
 
+export async function put(path, body) {
+  return (await send(path, { method: "PUT", body: JSON.stringify(body) })).json();
+}
+
 export async function remove(path) {
   return (await send(path, { method: "DELETE" })).json();
 }

@@ -135,6 +135,18 @@ def test_a_branch_is_pinned(page: Page) -> None:
     expect(page.locator("#tree g[aria-label*=pinned]").first).to_be_visible()
 
 
+def test_the_budget_is_changed(page: Page) -> None:
+    form = page.locator("#budget-form")
+    expect(form.locator("input")).to_have_value("64")
+    form.locator("input").fill("32")
+    form.get_by_role("button", name="Change").click()
+    expect(page.locator("#budget-note")).to_contain_text("changed")
+    expect(page.locator("#tile-bytes")).to_contain_text("of 32 MiB")
+    form.locator("input").fill("64")
+    form.get_by_role("button", name="Change").click()
+    expect(page.locator("#tile-bytes")).to_contain_text("of 64 MiB")
+
+
 def test_a_branch_is_dropped(page: Page) -> None:
     page.on("dialog", lambda dialog: dialog.accept())
     page.locator("#tree g").last.click()
