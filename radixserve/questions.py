@@ -74,6 +74,7 @@ class TierSummary(msgspec.Struct, frozen=True, kw_only=True):
     budget_tokens: int | None = None  # None: the tier counts bytes
     used_tokens: int | None = None
     leased_tokens: int | None = None  # of the used ones, in use by requests that run
+    pinned_tokens: int | None = None  # of the used ones, held by pins
 
 
 class Summary(msgspec.Struct, tag="summary", frozen=True, kw_only=True):
@@ -105,7 +106,7 @@ class TreeNode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens: int
     hits: int = 0  # look-ups that ended in it
     age_seconds: float = 0.0  # since the last use of it or of anything below it
-    leased: bool = False  # in use by requests that run, or pinned
+    leased: bool = False  # in use by requests that run
     pinned: bool = False
     # of a node whose parent is not listed or is in another namespace
     namespace: str | None = None

@@ -10,7 +10,7 @@ and no steps.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -335,6 +335,17 @@ class KVCache:
         slots = np.empty(prefix.num_tokens, np.int32)
         write_slots(path_runs(leaf, None), slots)
         self.on_evict(prefix, slots)
+
+    def leased_nodes(self, besides: Collection[Lease] = ()) -> set[Node]:
+        """The nodes that are under a lease which is not one of `besides`. O(leases and nodes)."""
+        nodes: set[Node] = set()
+        others = set(besides)
+        for lease in self._leases:
+            node: Node | None = None if lease in others else lease._node
+            while node is not None and node not in nodes:
+                nodes.add(node)
+                node = node.parent
+        return nodes
 
     def stats(self) -> CacheStats:
         """Counts of this moment; O(1)."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from radixserve.cache.ages import Ages
-from radixserve.cache.kvcache import KVCache
+from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.cache.radix import Node, path_prefix, root_of
 from radixserve.cache.survey import Parts, Surveyed, find, largest, roots_of, survey
 from radixserve.prefix import Prefix, unpack
@@ -33,9 +33,11 @@ class Listing:
 
 
 def list_tree(
-    cache: KVCache, ages: Ages, question: ShowTree, pinned: Collection[Node] = ()
+    cache: KVCache, ages: Ages, question: ShowTree, pins: Collection[Lease] = ()
 ) -> Parts[Listing | None]:
-    """The part of the cache's tree that `question` asks for; None if its node is gone. O(nodes)."""
+    """The part of the cache's tree that `question` asks for; None if its node is gone. What only
+    the leases `pins` hold is told as pinned, not as leased. O(nodes).
+    """
     is_all = question.namespaces is None
     roots = list(cache.tree.roots.values()) if is_all else roots_of(cache, question.namespaces)
     if question.node is not None:
@@ -44,12 +46,14 @@ def list_tree(
             return None
         roots = [node]
     found = yield from survey(roots, question.depth, one_namespace=not is_all)
-    now = time.monotonic()
+    now, leased = time.monotonic(), cache.leased_nodes(pins)
+    pinned = {node for lease in pins for node in path_of(lease.node)}
 
     def listed(each: Surveyed[Node]) -> Listed:
-        age = 0.0 if each.leased else ages.age(each.last_use, now)
+        is_leased = each.node in leased
+        age = 0.0 if is_leased else ages.age(each.last_use, now)
         return Listed(
-            _told(each, age, each.node in pinned, question.num_first_tokens),
+            _told(each, age, is_leased, each.node in pinned, question.num_first_tokens),
             partial(path_prefix, each.node),
         )
 
@@ -61,7 +65,16 @@ def list_tree(
     )
 
 
-def _told(each: Surveyed[Node], age: float, is_pinned: bool, num_first: int) -> TreeNode:
+def path_of(node: Node | None) -> Iterator[Node]:
+    """A node and those above it."""
+    while node is not None:
+        yield node
+        node = node.parent
+
+
+def _told(
+    each: Surveyed[Node], age: float, is_leased: bool, is_pinned: bool, num_first: int
+) -> TreeNode:
     node = each.node
     return TreeNode(
         id=node.serial,
@@ -70,7 +83,7 @@ def _told(each: Surveyed[Node], age: float, is_pinned: bool, num_first: int) -> 
         tokens=node.num_tokens,
         hits=node.hits,
         age_seconds=round(age, 1),
-        leased=each.leased,
+        leased=is_leased,
         pinned=is_pinned,
         namespace=str(root_of(node).key) if each.parent is None or node.is_root else None,
         children=each.num_children,

@@ -45,6 +45,7 @@ class Node:
         "born",
         "children",
         "edge",
+        "expired",
         "hits",
         "key",
         "last_use",
@@ -75,6 +76,7 @@ class Node:
         self.serial = serial  # order of creation
         self.born = serial  # order of publication: both halves of a split keep it
         self.start = 0  # tokens from the root to the beginning of the edge
+        self.expired = False  # a pin held it, and its time is over
         self.pins = 0  # leases that end here + children with pins > 0
         # logical time of the latest release of a lease that ended here, or in a child since gone
         self.last_use = 0
@@ -203,7 +205,7 @@ class RadixTree:
         upper = self._node(lower.key, lower.edge[:cut], head, lower.parent)
         upper.pins = 1 if lower.pins else 0
         upper.born, upper.before = lower.born, lower.before
-        upper.start = lower.start
+        upper.start, upper.expired = lower.start, lower.expired
         lower.start += offset
         lower.parent.children[upper.key] = upper
         lower.edge, lower.runs, lower.parent = lower.edge[cut:], tail, upper

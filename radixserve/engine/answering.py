@@ -17,6 +17,7 @@ from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node, path_prefix
 from radixserve.cache.survey import Parts, Surveyed, drop_unused, find, inner, roots_of, survey
 from radixserve.engine.configuring import Configuring
+from radixserve.engine.counters import PINNED_TOKENS
 from radixserve.engine.explaining import explained
 from radixserve.engine.scheduler import Scheduler
 from radixserve.engine.showing import NO_NODE, Awaited, TreeShower
@@ -71,7 +72,7 @@ class Answering:
         self._configuring = Configuring(cache, scheduler, tiers)
         self._ages = Ages(time.monotonic())
         self._trees = TreeShower(
-            cache, tiers, self._ages, lambda: self._pins.nodes(), self._awaited
+            cache, tiers, self._ages, lambda: self._pins.leases(), self._awaited
         )
         self._waiting: deque[Asked] = deque()
         self._working: Parts[AnyAnswer] | None = None  # on the first of them
@@ -289,12 +290,14 @@ class Answering:
         )
 
     def _tier_summaries(self) -> list[TierSummary]:
-        stats = self._cache.stats()
+        stats, pins = self._cache.stats(), self._pins.leases()
+        leased = sum(node.num_tokens for node in self._cache.leased_nodes(pins))
         device = TierSummary(
             name="device",
             budget_tokens=stats.num_slots,
             used_tokens=stats.num_slots - stats.free,
-            leased_tokens=stats.private + stats.pinned,
+            leased_tokens=stats.private + leased,
+            pinned_tokens=int(self._pins.numbers()[PINNED_TOKENS.key()]),
         )
         return [device, *map(self._tier_summary, self._tiers.below)]
 

@@ -119,12 +119,13 @@ SAVED_SECONDS = Declared(
 CACHE_OFF: Final = "cache_off"
 TOO_SHORT: Final = "too_short"
 EVICTED: Final = "evicted"
+EXPIRED: Final = "expired"
 DROPPED: Final = "dropped"
 PREFIX_CHANGED: Final = "prefix_changed"
 OTHER_NAMESPACE: Final = "other_namespace"
 NEVER_SEEN: Final = "never_seen"
 CAUSES: Final = (
-    *(CACHE_OFF, TOO_SHORT, EVICTED, DROPPED, PREFIX_CHANGED, OTHER_NAMESPACE),
+    *(CACHE_OFF, TOO_SHORT, EVICTED, EXPIRED, DROPPED, PREFIX_CHANGED, OTHER_NAMESPACE),
     NEVER_SEEN,
 )
 

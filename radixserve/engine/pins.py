@@ -21,8 +21,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from radixserve.cache.kvcache import KVCache
-from radixserve.cache.radix import Node
+from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.declared import Numbers
 from radixserve.engine.counters import PINNED_TOKENS
 from radixserve.engine.held_pin import HeldPin, nodes_of, num_tokens_of
@@ -89,9 +88,9 @@ class Pins:
         now = self._now()
         return [each.state(now) for each in sorted(self._pins.values(), key=lambda pin: pin.end)]
 
-    def nodes(self) -> set[Node]:
-        """The nodes of the tree that pins hold."""
-        return nodes_of(self._pins.values())
+    def leases(self) -> list[Lease]:
+        """What pins hold."""
+        return [each.lease for each in self._pins.values() if each.lease is not None]
 
     # Pinning and releasing.
 
@@ -200,6 +199,8 @@ class Pins:
             pin.let_go()
             pin.lease = self._cache.hold(pin.prefix.first(kept)) if kept else None
         self._count()
+        for node in nodes_of([pin]):
+            node.expired = False
         return max(0, pin.prefix.num_tokens - (kept if excess > 0 else most))
 
     def _excess(self, pin: HeldPin) -> int:
@@ -230,9 +231,12 @@ class Pins:
         if now < self._next_end:
             return
         over = [each for each in self._pins.values() if each.end <= now]
+        held = nodes_of(over)
         for each in over:
             log.info("pin %s of %d tokens ended", each.id, each.num_held)
         self._end(over)
+        for node in held - nodes_of(self._pins.values()):
+            node.expired = True
 
     def _end(self, pins: Iterable[HeldPin]) -> None:
         for each in pins:

@@ -23,6 +23,7 @@ from radixserve.engine.counters import (
     CACHE_OFF,
     DROPPED,
     EVICTED,
+    EXPIRED,
     LOSS_TOKENS,
     NEVER_SEEN,
     OTHER_NAMESPACE,
@@ -128,7 +129,7 @@ class Recent:
         O(depth in nodes).
         """
         key = _place_in_tree(node, offset)
-        cause = EVICTED if is_evicted else DROPPED
+        cause = (EXPIRED if node.expired else EVICTED) if is_evicted else DROPPED
         self._places[key] = Gone(cause, time.monotonic(), num_needed, node.num_tokens - offset)
         self._places.move_to_end(key)
         if len(self._places) > MOST_PLACES:

@@ -13,9 +13,8 @@ from typing import Protocol
 import msgspec
 
 from radixserve.cache.ages import Ages
-from radixserve.cache.kvcache import KVCache
+from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.cache.listing import Listed, Listing, list_tree
-from radixserve.cache.radix import Node
 from radixserve.cache.survey import Parts
 from radixserve.engine.tiers import Tiers
 from radixserve.prefix import Prefix
@@ -48,11 +47,11 @@ class TreeShower:
         cache: KVCache,
         tiers: Tiers,
         ages: Ages,
-        pinned: Callable[[], Collection[Node]],
+        pins: Callable[[], Collection[Lease]],
         wait: Wait,
     ) -> None:
         self._cache, self._tiers, self._ages = cache, tiers, ages
-        self._pinned, self._wait = pinned, wait
+        self._pins, self._wait = pins, wait
 
     def show(self, question: ShowTree) -> Parts[AnyAnswer]:
         """The tree of one tier. The nodes' K/V is looked up in all others."""
@@ -86,7 +85,7 @@ class TreeShower:
 
     def _listing(self, question: ShowTree) -> Parts[Listing | Failed]:
         if question.tier == DEVICE:
-            listing = yield from list_tree(self._cache, self._ages, question, self._pinned())
+            listing = yield from list_tree(self._cache, self._ages, question, self._pins())
             return NO_NODE if listing is None else listing
         showing = self._tier(question.tier).show(question)
         yield from self._wait([showing], None)

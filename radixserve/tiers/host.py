@@ -202,7 +202,9 @@ class HostTier:
     def show(self, question: ShowTree) -> Showing:
         """See `Tier.show`; done by `settle`, in parts."""
         showing = Showing()
-        self._walks.append(showing.worked_out(list_tree(self.cache, self._ages, question)))
+        self._walks.append(
+            showing.worked_out(list_tree(self.cache, self._ages, question, self._kept.leases()))
+        )
         return showing
 
     def _walk_on(self) -> None:

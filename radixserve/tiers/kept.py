@@ -24,6 +24,10 @@ class KeptPrefixes:
         """Tokens that are held; what several hold counts once."""
         return self._num_tokens
 
+    def leases(self) -> list[Lease]:
+        """What is held."""
+        return [lease for lease in self._leases.values() if lease is not None]
+
     def keep(self, prefixes: Sequence[Prefix]) -> None:
         """Hold these from now on, and no others. O(prefixes)."""
         before, self._leases = self._leases, dict.fromkeys(prefixes)

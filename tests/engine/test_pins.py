@@ -16,6 +16,8 @@ from radixserve.questions import (
     AnyQuestion,
     Asked,
     Drop,
+    Explain,
+    Explanation,
     Failed,
     ListPins,
     Pin,
@@ -23,6 +25,8 @@ from radixserve.questions import (
     Pinned,
     PinState,
     ShowTree,
+    Summarize,
+    Summary,
     Tree,
     Unpin,
     Unpinned,
@@ -274,3 +278,46 @@ def test_without_a_cache_or_a_share_nothing_is_pinned(cache: bool, share: float)
     engine.compute(SYSTEM)
     assert engine.pin(SYSTEM).status == "refused"
     assert engine.listed() == []
+
+
+def test_what_is_evicted_after_its_pin_has_ended_is_told_as_expired(engine: Clocked) -> None:
+    engine.compute([*SYSTEM, *OTHER])
+    engine.pin(SYSTEM, "short", seconds=10)
+    engine.pin(SYSTEM[:10], "long", seconds=99)
+    engine.now += 10
+    engine.fill()
+    assert engine.cached(SYSTEM) == 10
+    asked = Explain(namespace="public", tokens=[*SYSTEM, *OTHER, 5])
+    answer = engine.ask(asked)
+    assert isinstance(answer, Explanation)
+    assert next(iter(answer.lost)) == "expired"
+    engine.compute([*SYSTEM, 50])
+    losses = engine.core.stats().numbers
+    assert losses["radixserve_prefix_loss_tokens_total", "expired"] > 0
+    engine.pin(SYSTEM, "again")
+    engine.ask(Unpin(id="again"))
+    engine.fill()
+    answer = engine.ask(asked)
+    assert isinstance(answer, Explanation)
+    assert next(iter(answer.lost)) == "evicted", "nobody waited for the end of the second pin"
+
+
+def test_the_tree_and_the_summary_tell_pinned_and_leased_apart(engine: Clocked) -> None:
+    engine.compute(SYSTEM)
+    engine.pin(SYSTEM[:10])
+    summary, tree = engine.ask(Summarize()), engine.ask(ShowTree())
+    assert isinstance(summary, Summary)
+    assert isinstance(tree, Tree)
+    device = summary.tiers[0]
+    assert (device.leased_tokens, device.pinned_tokens) == (0, 10)
+    told = [(each.tokens, each.leased, each.pinned) for each in tree.nodes if each.tokens]
+    assert told[0] == (10, False, True)
+    engine.submit(request("runs", [*SYSTEM, 50], 40))
+    for _ in range(3):
+        engine.step()
+    summary, tree = engine.ask(Summarize()), engine.ask(ShowTree())
+    assert isinstance(summary, Summary)
+    assert isinstance(tree, Tree)
+    assert (summary.tiers[0].leased_tokens or 0) >= 20
+    assert next(each.leased for each in tree.nodes if each.tokens == 10)
+    engine.run()

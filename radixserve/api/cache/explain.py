@@ -35,6 +35,7 @@ _SENTENCES: Final = {
     "cache_off": "The request, or the server, does not use the cache.",
     "too_short": "The prompt is too short to be worth looking up.",
     "evicted": "It was cached and had to make room for other requests.",
+    "expired": "It was pinned until its time was over, and then made room for other requests.",
     "dropped": "It was cached, and an operator dropped it.",
     "prefix_changed": "An earlier prompt begins alike and goes on with other tokens here.",
     "other_namespace": "It was asked before in another namespace: another salt or tenant.",
