@@ -80,7 +80,7 @@ def survey(
         looked_at += 1
         if looked_at % NODES == 0:
             yield
-    add_up(found)
+    yield from add_up(found)
     return found
 
 
@@ -89,9 +89,11 @@ def inner(node: Node) -> list[Node]:
     return [each for each in node.children.values() if not each.is_root]
 
 
-def add_up(found: list[Surveyed[N]]) -> None:
+def add_up(found: list[Surveyed[N]]) -> Parts[None]:
     """Add the sums of each node to those of its parent, which stands before it."""
-    for entry in reversed(found):
+    for count, entry in enumerate(reversed(found)):
+        if count % NODES == 0:
+            yield
         if (above := entry.parent) is not None:
             above.tokens += entry.tokens
             above.nodes += entry.nodes

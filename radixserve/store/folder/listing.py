@@ -75,7 +75,7 @@ def _survey(
             entry.hits += run.hits
         last = runs[-1].id
         yield
-    add_up(found)
+    yield from add_up(found)
     return found
 
 
