@@ -137,6 +137,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             path=True,
         ),
     ] = None
+    public_prefix: Annotated[
+        _Name | None,
+        Doc(
+            "server",
+            "file of request bodies, one JSON object on each line, whose prompts all tenants share "
+            "in the cache (docs/tenants.md), read again on SIGHUP",
+            zero="none",
+            path=True,
+        ),
+    ] = None
     tenant_secret: Annotated[
         _Key | None,
         Doc(

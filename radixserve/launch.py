@@ -14,7 +14,13 @@ import signal
 from radixserve.api.address import Address, take_address
 from radixserve.config import Settings
 from radixserve.front.child import Child
-from radixserve.preparations import bodies_to_warm, check_folders, check_keys, for_engine
+from radixserve.preparations import (
+    bodies_to_warm,
+    check_folders,
+    check_keys,
+    for_engine,
+    public_bodies,
+)
 
 
 def launch(settings: Settings) -> int:
@@ -31,6 +37,7 @@ def launch(settings: Settings) -> int:
     try:
         check_keys(settings)
         bodies_to_warm(settings)
+        public_bodies(settings)
         check_folders(settings)
         with asyncio.Runner() as runner:
             return _with_engine(runner, settings, address)

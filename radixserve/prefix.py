@@ -1,7 +1,7 @@
 """The first tokens of a sequence, in a namespace: what K/V belongs to, and by what it is found.
 
 Two prefixes share K/V where both begin with the same tokens and have the same namespace. A prefix
-may begin with tokens that the operator shares among all tenants:
+may begin with tokens that the operator shares among all tenants (`public_prefix`):
 
     position      0 ........ num_public ........ num_tokens
     namespace     "public"  |  its own

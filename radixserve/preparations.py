@@ -11,6 +11,7 @@ import msgspec
 from radixserve.body_file import FileBody, read_body_file
 from radixserve.checkpoints.temporary import ensure_temporary_folder
 from radixserve.config import Settings
+from radixserve.errors import ConfigError
 from radixserve.key_file import read_key_file, refuse_two_defaults
 from radixserve.store.folder.claim import prepare
 
@@ -36,6 +37,19 @@ def check_keys(settings: Settings) -> None:
 def bodies_to_warm(settings: Settings) -> list[FileBody]:
     """The bodies in the file of the setting `warm`. Raises ConfigError if it cannot be used."""
     return [] if settings.warm is None else read_body_file(Path(settings.warm))
+
+
+def public_bodies(settings: Settings) -> list[FileBody]:
+    """The bodies in the file of the setting `public_prefix`. Raises ConfigError if it cannot be
+    used, or has no effect.
+    """
+    if settings.public_prefix is None:
+        return []
+    if settings.api_key_file is None:
+        raise ConfigError(
+            "public_prefix shares prefixes among the tenants of a key file; set api_key_file, too"
+        )
+    return read_body_file(Path(settings.public_prefix))
 
 
 def for_engine(settings: Settings) -> Settings:

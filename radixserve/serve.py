@@ -2,8 +2,8 @@
 
 The only module that knows all layers; `launch` imports it. SIGTERM and SIGINT drain the server: it
 is no longer ready, running requests have `drain_seconds` to finish, then everything is closed. A
-second signal ends the process at once. SIGHUP reads the file of keys again; without one
-it ends the process.
+second signal ends the process at once. SIGHUP reads the files of keys and of public
+prefixes again; without the first it ends the process.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from prometheus_client import CollectorRegistry
 
 from radixserve.api.address import Address
 from radixserve.api.app import make_app
+from radixserve.api.cache.public import share, share_again
 from radixserve.api.cache.warmup import Warmup
 from radixserve.api.context import Api
-from radixserve.api.keys import Keys
 from radixserve.api.listen import Listener, warn_if_open
 from radixserve.api.openai.validate import stop_tokens
 from radixserve.assembly import Assembly
@@ -35,7 +35,7 @@ from radixserve.checkpoints.source import ModelSource
 from radixserve.config import Settings
 from radixserve.errors import ApiError
 from radixserve.front.child import Child
-from radixserve.preparations import bodies_to_warm
+from radixserve.preparations import bodies_to_warm, public_bodies
 from radixserve.telemetry.destination import Destination, destination
 from radixserve.text.turns import CLOSED, OPEN, turn_end
 
@@ -60,7 +60,8 @@ async def serve(settings: Settings, source: ModelSource, address: Address, engin
     try:
         api = await _unless_stopped(stopping, assembly.start())
         if api is not None:
-            async with _telemetry(to, api) as traced, _reloading(traced.keys, hangup):
+            files = _reloading(api, settings.public_prefix, hangup)
+            async with _telemetry(to, api) as traced, files:
                 await _answer(traced, assembly, address, stopping)
     finally:
         await assembly.close()
@@ -101,6 +102,8 @@ async def _answer(api: Api, assembly: Assembly, address: Address, stopping: asyn
         await listener.start()
         # Meanwhile the port answers that the server is alive but not ready.
         if await _unless_stopped(stopping, loading) is not None:
+            if (path := settings.public_prefix) is not None:
+                await _unless_stopped(stopping, share(api, path, public_bodies(settings)))
             await _unless_stopped(stopping, _check_turn_end(api))
             async with _warm(api, assembly, stopping):
                 _announce(address.url, api.model_name)
@@ -113,14 +116,20 @@ async def _answer(api: Api, assembly: Assembly, address: Address, stopping: asyn
 
 
 @contextlib.asynccontextmanager
-async def _reloading(keys: Keys, hangup: asyncio.Event) -> AsyncIterator[None]:
-    """Read the file of keys again whenever `hangup` is set, until the block ends."""
+async def _reloading(
+    api: Api, public_prefix: str | None, hangup: asyncio.Event
+) -> AsyncIterator[None]:
+    """Read the files of keys and of public prefixes again whenever `hangup` is set, until the block
+    ends.
+    """
 
     async def reload() -> None:
         while True:
             await hangup.wait()
             hangup.clear()
-            await keys.reload()
+            await api.keys.reload()
+            if public_prefix is not None:
+                await share_again(api, public_prefix)
 
     reloading = asyncio.create_task(reload())
     try:

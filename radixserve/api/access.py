@@ -115,15 +115,16 @@ def assign_tenant(generation: Generation, tenant: Tenant, namespaces: Namespaces
     cache is asked about its prompts. Raises BadRequest for a priority that the tenant may not use.
     """
     for stream in generation.streams:
-        lowest = -tenant.max_priority
-        check_range("priority", stream.request.priority, lowest, MAX_PRIORITY, "integer")
+        asked, lowest = stream.request, -tenant.max_priority
+        check_range("priority", asked.priority, lowest, MAX_PRIORITY, "integer")
         stream.request = msgspec.structs.replace(
-            stream.request,
+            asked,
             tenant=tenant.name,
             weight=tenant.weight,
             kv_quota=tenant.kv_quota,
             kv_floor=tenant.kv_floor,
-            namespace=namespaces.of(tenant.name, stream.request.namespace),
+            namespace=namespaces.of(tenant.name, asked.namespace),
+            num_public=namespaces.num_public(asked.namespace, asked.prompt_ids),
         )
 
 

@@ -5,6 +5,9 @@
 So one tenant's prefix is never another's hit, in any tier, whatever salts they send; and nobody who
 can only send requests can tell which namespace another tenant has. The tenant's name stands in
 front, so that the cache can say whose a prefix is.
+
+A prompt without a salt that begins with a public prefix has these tokens in common with all tenants
+(`radixserve.prefix.Prefix`).
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ import hmac
 import os
 import re
 import secrets
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 from radixserve.errors import ConfigError
+from radixserve.prefix import PUBLIC, TOKEN_BYTES, pack
 
 SECRET_FILE: Final = "tenant-secret"
 _HEX: Final = re.compile(rb"[0-9a-f]{64}\n?")
@@ -29,6 +34,21 @@ class Namespaces:
     def __init__(self, secret: bytes | None) -> None:
         """Without a secret there are no tenants, and namespaces stay what bodies say."""
         self._secret = secret
+        self._public: list[bytes] = []  # packed, the longest first
+
+    def share(self, prefixes: Iterable[Sequence[int]]) -> None:
+        """Make the tokens of these prefixes public, and no others."""
+        self._public = sorted(map(pack, prefixes), key=len, reverse=True)
+
+    def num_public(self, namespace: str, prompt_ids: Sequence[int]) -> int:
+        """How many of the first tokens of a prompt are public whose body says `namespace`.
+        O(public prefixes).
+        """
+        if namespace != PUBLIC or self._secret is None or not self._public:
+            return 0
+        prompt = pack(prompt_ids)
+        found = next((each for each in self._public if prompt.startswith(each)), b"")
+        return len(found) // TOKEN_BYTES
 
     def of(self, tenant: str, namespace: str) -> str:
         """The namespace of a tenant's request whose body says `namespace`."""

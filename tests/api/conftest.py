@@ -52,8 +52,12 @@ class Server:
     session: aiohttp.ClientSession
     url: str
     port: int
-    keys: Keys = field(default_factory=Keys)
+    api: Api
     unread: list[Any] = field(default_factory=list)
+
+    @property
+    def keys(self) -> Keys:
+        return self.api.keys
 
     async def post(self, path: str, body: Any, **more: Any) -> tuple[int, Any]:
         """Status and decoded JSON; bytes are sent as they are."""
@@ -122,7 +126,7 @@ async def server(tokenizer: LocalTokenizer, settings: ApiSettings) -> AsyncItera
     listener = Listener(app, address)
     await listener.start()
     async with aiohttp.ClientSession() as session:
-        yield Server(engine, metrics, session, address.url, address.port, api.keys)
+        yield Server(engine, metrics, session, address.url, address.port, api)
     engine.go_on.set()
     await listener.close()
     assert engine.live == {}, "a request was left running in the engine"

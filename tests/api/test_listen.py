@@ -159,12 +159,13 @@ class TestMany:
     async def server(self, tokenizer: LocalTokenizer) -> AsyncIterator[Server]:
         engine, metrics = FakeEngine(), Metrics()
         settings = ApiSettings(lingering_seconds=0.1)
-        app = make_app(Api.of(engine, tokenizer, metrics, settings, (MODEL,)))
+        api = Api.of(engine, tokenizer, metrics, settings, (MODEL,))
+        app = make_app(api)
         address = take_address(Settings(port=0, max_connections=4))
         listener = Listener(app, address)
         await listener.start()
         async with aiohttp.ClientSession() as session:
-            yield Server(engine, metrics, session, address.url, address.port)  # type: ignore[arg-type]
+            yield Server(engine, metrics, session, address.url, address.port, api)  # type: ignore[arg-type]
         engine.go_on.set()
         await listener.close()
 

@@ -24,11 +24,11 @@ from radixserve.api.json_response import json_response
 from radixserve.api.openai.validate import check_token_ids
 from radixserve.api.refusals import missing, too_many
 from radixserve.front.generation import Generation
+from radixserve.prefix import PUBLIC
 from radixserve.questions import Explain, Explanation
 from radixserve.tenants import DEFAULT
 
 AROUND: Final = 8  # tokens that are shown on each side of the first difference
-_PUBLIC: Final = "public"
 _FOR_HINTS: Final = 400  # tokens behind the difference in which causes are looked for
 _SENTENCES: Final = {
     "hit": "All of the prompt but its last token, which is always computed, is cached.",
@@ -78,8 +78,11 @@ def of_tokens(request: web.Request, body: TokensBody) -> Explain:
         raise too_many("tokens", info.context_length)
     check_token_ids(body.tokens, info.vocab_size, "tokens")
     tenant = tenant_named(request, body.tenant)
-    namespace = api.namespaces.of(tenant.name, _PUBLIC)
-    return Explain(namespace=namespace, tokens=body.tokens)
+    return Explain(
+        namespace=api.namespaces.of(tenant.name, PUBLIC),
+        tokens=body.tokens,
+        num_public=api.namespaces.num_public(PUBLIC, body.tokens),
+    )
 
 
 def of_generation(generation: Generation) -> Explain:
@@ -88,6 +91,7 @@ def of_generation(generation: Generation) -> Explain:
     return Explain(
         namespace=asked.namespace,
         tokens=asked.prompt_ids,
+        num_public=asked.num_public,
         session=asked.session,
         reads_cache=asked.reads_cache and asked.sampling.prompt_logprobs is None,
     )

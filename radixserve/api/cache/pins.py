@@ -25,7 +25,7 @@ from radixserve.api.json_response import json_response
 from radixserve.api.refusals import check_range, missing, unsupported
 from radixserve.errors import BadRequest
 from radixserve.prefix import pack
-from radixserve.questions import ListPins, Pin, PinState, Unpin
+from radixserve.questions import Explain, ListPins, Pin, PinState, Unpin
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,15 @@ async def pin(request: web.Request) -> web.Response:
     if "node" in fields:
         asked = Pin(id=name, seconds=seconds, renews=renews, node=_node(fields))
     else:
-        namespace, ids = await _prompt(request, fields)
-        asked = Pin(id=name, seconds=seconds, renews=renews, namespace=namespace, packed=pack(ids))
+        prompt = await _prompt(request, fields)
+        asked = Pin(
+            id=name,
+            seconds=seconds,
+            renews=renews,
+            namespace=prompt.namespace,
+            packed=pack(prompt.tokens),
+            num_public=prompt.num_public,
+        )
     told = await request.app[API].engine.ask(asked)
     log.info(
         "%s asked to pin %d tokens for %.0f s: %s, %s holds %d tokens",
@@ -102,16 +109,14 @@ def _node(fields: dict[str, Any]) -> int:
     return node
 
 
-async def _prompt(request: web.Request, fields: dict[str, Any]) -> tuple[str, list[int]]:
-    """Namespace and token ids of the one prompt of a body."""
+async def _prompt(request: web.Request, fields: dict[str, Any]) -> Explain:
+    """The one prompt of a body, as a question about it names it."""
     if "tokens" in fields:
-        asked = of_tokens(request, decode_body(msgspec.json.encode(fields), TokensBody))
-        return asked.namespace, asked.tokens
+        return of_tokens(request, decode_body(msgspec.json.encode(fields), TokensBody))
     generation = await generation_of(request, fields)
     if len(generation.streams) > generation.num_choices:
         raise unsupported("prompt", "several prompts in one pin")
-    asked = of_generation(generation)
-    return asked.namespace, asked.tokens
+    return of_generation(generation)
 
 
 async def pins(request: web.Request) -> web.Response:

@@ -68,7 +68,7 @@ async def prompt_only(
     refusal.
     """
     if "tokens" in fields:
-        fields = {"prompt": _only_tokens(fields)}
+        fields = {"prompt": only_tokens(fields)}
     generation = await prepared(api, fields, is_anthropic=is_anthropic)
     generation.endpoint, generation.streamed = WARMING, False
     generation.streams = generation.streams[:: generation.num_choices]
@@ -87,7 +87,7 @@ async def prompt_only(
     return generation
 
 
-def _only_tokens(fields: dict[str, Any]) -> list[Any]:
+def only_tokens(fields: dict[str, Any]) -> list[Any]:
     """The token ids of a body that has nothing else."""
     if len(fields) > 1:
         text = "'tokens' must stand alone."

@@ -24,6 +24,7 @@ from radixserve.defaults import Defaults
 from radixserve.errors import BadRequest
 from radixserve.front.generation import Generation
 from radixserve.front.stream import Stream
+from radixserve.prefix import PUBLIC
 from radixserve.request import Grammar, Request, Sampling
 from radixserve.step import EngineInfo
 
@@ -144,7 +145,7 @@ def _stream(
 def namespace_of(body: GenerationBody) -> str:
     """Requests share K/V only within a namespace; each salt has one of its own."""
     salts = [salt for salt in (body.cache_salt, body.extra_key) if salt is not None]
-    return "public" if not salts else "salt:" + hashlib.sha256(repr(salts).encode()).hexdigest()
+    return PUBLIC if not salts else "salt:" + hashlib.sha256(repr(salts).encode()).hexdigest()
 
 
 def session_of(body: GenerationBody) -> str:
