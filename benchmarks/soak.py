@@ -1,5 +1,5 @@
-"""A soak: mixed traffic, clients that leave, budgets far too small, and an engine that is killed
-every half minute.
+"""A soak: mixed traffic of three tenants, clients that leave, budgets far too small, an operator
+who pins, warms and drops, and an engine that is killed every half minute.
 
     python benchmarks/soak.py [--minutes 10] [--kill-every 30] [--seed 1]
         [-- more options of radixserve serve]
@@ -7,11 +7,12 @@ every half minute.
 First every request of a finite pool is answered by a quiet server without a cache, one at a time:
 the references. Then a server with all three tiers, none of them large enough, gets the same
 requests from concurrent clients that draw them at random, feed answers back, leave at random
-moments and send nonsense. After a first interval without kills the traffic pauses and the baseline
-is read: resident memory of both processes, open files and threads of the front. From then on the
-engine is killed (SIGKILL) again and again; the last one lives for one interval at least, so that it
-is as warm as the one of the baseline. At the end the same is read once more, and the folder of the
-disk tier is checked.
+moments and send nonsense. Each client has the key of one of three tenants; an operator with the key
+of an administrator steers the cache at random. After a first interval without kills the traffic
+pauses and the baseline is read: resident memory of both processes, open files and threads of the
+front. From then on the engine is killed (SIGKILL) again and again; the last one lives for one
+interval at least, so that it is as warm as the one of the baseline. At the end the same is read
+once more, and the folder of the disk tier is checked.
 
 The time is the least: traffic goes on, for four minutes more at most, until there were two kills
 and everything has happened that a soak should show (evictions, copies between tiers, preemptions
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import random
 import signal
@@ -32,6 +34,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +42,9 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from soak_clients import Clients, Expected, references
+from soak_clients import Client, Expected, Tally, references
+from soak_keys import ADMIN_KEY, TENANTS, key_of_tenant, write_keys
+from soak_operator import Operator
 from soak_readings import (
     Reading,
     engine_pid,
@@ -61,16 +66,7 @@ from radixserve.loadtest.target import Target, base_url, connect, find_model
 # 45 KiB per token: 455 tokens on the device, which two or three requests fill, 455 in host memory,
 # 700 on the disk.
 DISK_BUDGET = 32 << 20
-SMALL = (
-    "--kv-budget",
-    "20MiB",
-    "--host-budget",
-    "20MiB",
-    "--disk-budget",
-    str(DISK_BUDGET),
-    "--log-level",
-    "warning",
-)
+BUDGETS = {"kv-budget": "20MiB", "host-budget": "20MiB", "disk-budget": str(DISK_BUDGET)}
 QUIET = ("--no-cache", "--kv-budget", "64MiB", "--log-level", "warning")
 LOOK_SECONDS = 0.5  # between two looks at the folder
 MORE_SECONDS = 240.0  # at most, until everything has happened that should
@@ -93,21 +89,24 @@ class Plan:
     seed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Everybody who sends requests."""
+
+    http: aiohttp.ClientSession  # with the key of an administrator
+    clients: list[Client]
+    operator: Operator
+    tally: Tally
+
+
 class Soak:
     """One server under traffic."""
 
-    def __init__(
-        self, plan: Plan, http: aiohttp.ClientSession, clients: Clients, folder: Path, live: Live
-    ) -> None:
+    def __init__(self, plan: Plan, crew: Crew, folder: Path, live: Live) -> None:
         self.front = front_pid()
-        self.outcome = Outcome(clients.tally)
-        self._plan, self._http, self._clients, self._folder, self._live = (
-            plan,
-            http,
-            clients,
-            folder,
-            live,
-        )
+        self.outcome = Outcome(crew.tally)
+        self._plan, self._crew, self._folder, self._live = plan, crew, folder, live
+        self._http = crew.http
         self._rng = random.Random(f"{plan.seed}/moments")
         self._going = False
         self._killed_at = 0.0  # time.monotonic() of the last kill
@@ -133,13 +132,14 @@ class Soak:
             group.create_task(self._look(end - seconds, end, enough))
             for other in others:
                 group.create_task(other(end))
-            for number in range(self._plan.clients):
+            group.create_task(self._crew.operator.run(lambda: self._going))
+            for number, client in enumerate(self._crew.clients):
                 rng = random.Random(f"{self._plan.seed}/{name}/{number}")
-                group.create_task(self._clients.run(rng, lambda: self._going))
+                group.create_task(client.run(rng, lambda: self._going))
 
     async def _look(self, start: float, end: float, enough: Check) -> None:
         """Watch the folder, tell how it goes, and end it."""
-        tally = self._clients.tally
+        tally = self._crew.tally
         while time.monotonic() < end or not (enough() or time.monotonic() > end + MORE_SECONDS):
             self.outcome.folder_peak = max(
                 self.outcome.folder_peak, sum(sizes(self._folder).values())
@@ -154,7 +154,7 @@ class Soak:
         self._going = False
 
     def _is_warm(self) -> bool:
-        return self._clients.tally.right >= 2 * self._plan.clients
+        return self._crew.tally.right >= 2 * self._plan.clients
 
     def _is_soaked(self) -> bool:
         """Everything has happened that should, and the last engine has lived long enough."""
@@ -180,10 +180,13 @@ class Soak:
             due += self._plan.kill_every
 
     async def _at_rest(self) -> Reading:
-        """Readings once nothing runs, is leased or is connected, as far as that comes about."""
+        """Readings once nothing is pinned, runs, is leased or is connected, as far as that comes
+        about.
+        """
+        await self._crew.operator.put_back()
         if not await until(lambda: rests(self._http)):
-            self._clients.tally.fail(
-                "the server does not come to rest", str(await metrics(self._http))
+            self._crew.tally.fail(
+                "the server does not come to rest", await self._crew.operator.what_is_held()
             )
         before = self.outcome.baseline
 
@@ -215,23 +218,47 @@ async def answered_quietly(url: str, pool: list[Session], live: Live) -> Expecte
 
 async def soaked(url: str, plan: Plan, expected: Expected, folder: Path, live: Live) -> Soak:
     """A soak that has ended, its server still running."""
-    target = Target(base_url(url))
-    async with connect(target) as http:
-        clients = Clients(http, expected, await find_model(http, target))
-        soak = Soak(plan, http, clients, folder, live)
+    async with AsyncExitStack() as stack:
+        soak = Soak(plan, await crew_of(url, plan, expected, stack), folder, live)
         await soak.run()
         return soak
+
+
+async def crew_of(url: str, plan: Plan, expected: Expected, stack: AsyncExitStack) -> Crew:
+    """The operator, and the clients, whose tenants take turns."""
+    tally = Tally()
+
+    async def session(key: str) -> aiohttp.ClientSession:
+        return await stack.enter_async_context(connect(Target(base_url(url), api_key=key)))
+
+    http = await session(ADMIN_KEY)
+    model = await find_model(http, Target(base_url(url)))
+    tenants = [await session(key_of_tenant(name)) for name in TENANTS]
+    clients = [
+        Client(tenants[number % len(tenants)], expected, model, tally)
+        for number in range(plan.clients)
+    ]
+    bodies = [json.loads(key)[1] for key in expected.answers]
+    operator = Operator(http, bodies, tally, random.Random(f"{plan.seed}/operator"))
+    return Crew(http, clients, operator, tally)
+
+
+def small(folder: Path, keys: Path) -> list[str]:
+    """Options of a server whose three tiers are all too small."""
+    paths = {"disk-path": str(folder), "api-key-file": str(keys), "log-level": "warning"}
+    return [part for name, value in (BUDGETS | paths).items() for part in (f"--{name}", value)]
 
 
 def measure(plan: Plan, pool: list[Session], options: list[str]) -> Outcome:
     """References, the soak itself, and what it left behind."""
     with tempfile.TemporaryDirectory() as scratch, Live().shown() as live:
-        folder, log = Path(scratch, "kv"), Path(scratch, "log")
+        folder, log, keys = Path(scratch, "kv"), Path(scratch, "log"), Path(scratch, "keys.toml")
+        write_keys(keys)
         with server([*QUIET, *options]) as url:
             expected = asyncio.run(answered_quietly(url, pool, live))
         with (
             log.open("wb") as file,
-            server([*SMALL, "--disk-path", str(folder), *options], log=file) as url,
+            server([*small(folder, keys), *options], log=file) as url,
         ):
             soak = asyncio.run(soaked(url, plan, expected, folder, live))
         soak.outcome.left = leftovers(folder, log, soak.front)

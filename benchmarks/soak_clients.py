@@ -30,6 +30,7 @@ LEAVE_SHARE = 0.2  # of the requests are sent by a client that leaves,
 LEAVE_SECONDS = 3.0  # within
 BAD_SHARE = 0.08  # of the requests
 WRONG, KILLED_TWICE = "wrong answer", "ended because the engine died twice"
+CALL = "call of the operator"
 _EXAMPLE_CHARS = 1500
 
 
@@ -81,6 +82,7 @@ class Tally:
     right: int = 0
     refused: int = 0  # rightly
     left: int = 0
+    calls: Counter[str] = field(default_factory=Counter)  # of the operator, by kind, refused ones excepted
     failures: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)  # the first of each kind
 
@@ -94,7 +96,8 @@ class Tally:
         """Requests without the answer that they should have had, wrong answers and the blame of
         deaths excepted.
         """
-        return self.failures.total() - self.failures[WRONG] - self.failures[KILLED_TWICE]
+        others = (WRONG, KILLED_TWICE, CALL)
+        return self.failures.total() - sum(self.failures[kind] for kind in others)
 
 
 def key_of(path: str, body: Json) -> str:
@@ -129,15 +132,17 @@ async def references(
     return Expected(pool, found)
 
 
-class Clients:
-    """Concurrent clients that draw from one pool."""
+class Client:
+    """A client that draws from a pool; several may count in one tally."""
 
-    def __init__(self, http: aiohttp.ClientSession, expected: Expected, model: str) -> None:
-        self.tally = Tally()
+    def __init__(
+        self, http: aiohttp.ClientSession, expected: Expected, model: str, tally: Tally
+    ) -> None:
+        self.tally = tally
         self._http, self._expected, self._model = http, expected, model
 
     async def run(self, rng: random.Random, goes_on: Callable[[], bool]) -> None:
-        """One client, while `goes_on` holds and until its last request has ended."""
+        """Request after request, while `goes_on` holds and until the last one has ended."""
         while goes_on():
             if rng.random() < BAD_SHARE:
                 await self._bad(rng)

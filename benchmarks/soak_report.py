@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from soak_clients import KILLED_TWICE, WRONG, Tally
+from soak_clients import CALL, KILLED_TWICE, WRONG, Tally
 from soak_readings import Leftovers, Reading
 
 PLAIN_SECONDS = 10.0
@@ -64,6 +64,7 @@ def rows(outcome: Outcome, disk_budget: int) -> list[Row]:
     """The whole table; `disk_budget` in bytes."""
     return [
         *_answers(outcome.tally),
+        *_calls(outcome.tally),
         *_deaths(outcome),
         *_memory(outcome.page),
         *_tiers(outcome.page),
@@ -76,6 +77,7 @@ def missing(outcome: Outcome) -> list[str]:
     """What should have happened some time and has not yet."""
     seen = [
         *_answers(outcome.tally),
+        *_calls(outcome.tally),
         *_deaths(outcome),
         *_memory(outcome.page),
         *_tiers(outcome.page),
@@ -91,7 +93,14 @@ def _answers(tally: Tally) -> Iterator[Row]:
     yield some("clients that left", tally.left)
     yield some("bad requests refused", tally.refused)
     ended = tally.right + tally.left + tally.refused + tally.failures.total()
+    ended -= tally.failures[CALL]
     yield exactly("requests that ended, of those sent", ended, tally.sent)
+
+
+def _calls(tally: Tally) -> Iterator[Row]:
+    for kind in ("explain", "warm", "look", "pin", "unpin", "drop", "flush"):
+        yield some(f"calls of the operator: {kind}", tally.calls[kind])
+    yield exactly("calls of the operator without a right answer", tally.failures[CALL], 0)
 
 
 def _deaths(outcome: Outcome) -> Iterator[Row]:

@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 480  # a busy machine takes several times as long as the 80 s
 SHORT = ("--minutes", "0.5", "--kill-every", "10", "--conversations", "12")
 sys.path.append(str(ROOT / "benchmarks"))  # its modules are found from there, as when it is run
 
-from soak_clients import KILLED_TWICE, WRONG, Clients, Full, Tally, references  # noqa: E402
+from soak_clients import KILLED_TWICE, WRONG, Client, Full, Tally, references  # noqa: E402
 from soak_readings import sizes  # noqa: E402
 from soak_requests import conversations  # noqa: E402
 
@@ -58,9 +58,9 @@ async def soaked(before: str | None, after: str | None) -> Tally:
     async with fake.serve() as url, connect(Target(base_url(url))) as http:
         expected = await references(http, pool, "fake", lambda: None)
         fake.fault = after
-        clients = Clients(http, expected, "fake")
-        await clients.run(random.Random(1), lambda: clients.tally.sent < 60)
-    return clients.tally
+        tally = Tally()
+        await Client(http, expected, "fake", tally).run(random.Random(1), lambda: tally.sent < 60)
+    return tally
 
 
 async def test_clients_of_a_sound_server_find_nothing_wrong() -> None:
