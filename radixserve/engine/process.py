@@ -119,8 +119,8 @@ class EngineLoop:
         while True:
             events = self._take_messages()
             events += self._core.step()
-            self._report(events)
             answers = self._core.answers()
+            self._report(events)  # behind answers, because what they change is in its numbers
             if (changes := self._core.pins.changes()) is not None:
                 self._channel.send(changes)
             for answer in answers:

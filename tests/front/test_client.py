@@ -21,7 +21,7 @@ import pytest
 from radixserve import messages
 from radixserve.cache.counters import KV_BYTES
 from radixserve.config import Settings
-from radixserve.engine.counters import GENERATED_TOKENS, RUNNING
+from radixserve.engine.counters import GENERATED_TOKENS, PINNED_TOKENS, RUNNING
 from radixserve.errors import StartupError, Unavailable
 from radixserve.front import child
 from radixserve.front.client import ProcessEngine
@@ -29,6 +29,8 @@ from radixserve.front.protocol import EngineClient
 from radixserve.front.stream import Stream
 from radixserve.front.traffic_log import TrafficLog
 from radixserve.front.watchdog import Watchdog
+from radixserve.prefix import pack
+from radixserve.questions import Pin, Unpin
 from radixserve.request import Request, Sampling
 from radixserve.step import TokenEvent
 
@@ -106,6 +108,23 @@ async def test_requests_get_their_tokens_and_the_cache_is_seen(start: Start) -> 
     assert tokens(cold) == tokens(warm) == [41, 42, 43, 44, 45]
     assert cold[-1].finish == warm[-1].finish == "length"
     assert (cold[0].num_cached, warm[0].num_cached) == (0, 19)
+
+
+async def test_numbers_follow_a_call_to_an_engine_that_is_idle(start: Start) -> None:
+    engine = await start()
+    prompt = request("pinned")
+    await collect(engine, prompt)
+    asked = Pin(
+        id="p",
+        seconds=60.0,
+        renews=True,
+        namespace=prompt.namespace,
+        packed=pack(prompt.prompt_ids),
+    )
+    await engine.ask(asked)
+    await until(lambda: engine.stats.value(PINNED_TOKENS) == 20)
+    await engine.ask(Unpin(id="p"))
+    await until(lambda: engine.stats.value(PINNED_TOKENS) == 0)
 
 
 async def test_a_stream_left_early_stops_the_request_in_the_engine(start: Start) -> None:
