@@ -82,7 +82,9 @@ class Tally:
     right: int = 0
     refused: int = 0  # rightly
     left: int = 0
-    calls: Counter[str] = field(default_factory=Counter)  # of the operator, by kind, refused ones excepted
+    calls: Counter[str] = field(
+        default_factory=Counter
+    )  # of the operator, by kind, refused ones excepted
     failures: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)  # the first of each kind
 

@@ -1,5 +1,5 @@
-"""The operator of a soak: explains, warms, pins, drops and flushes at random while the clients talk
-and engines die.
+"""The operator of a soak: explains, warms, pins, drops, flushes, and moves the budgets up and down
+at random while the clients talk and engines die.
 
 A call may be carried out, be told that there is no engine (503), or meet a pin or a node that is
 gone (404). Anything else, and a call that is never answered, is a failure. Only warming may take
@@ -22,6 +22,9 @@ from radixserve.loadtest.session import Json
 CALL_SECONDS = 60.0  # a call that takes longer is lost
 PAUSE_SECONDS = 0.5  # at most, between two calls
 WARM_SECONDS = 5.0  # after which the operator leaves
+KV_BYTES, HOST_BYTES = (16 << 20, 20_000_000), (10 << 20, 20_000_000)
+POLICIES = ("lru", "slru", "s3-fifo", "arc", "worth")
+CHANGED = ("kv_budget", "host_budget", "eviction_policy")
 _ALLOWED = (200, 404, 503)
 
 
@@ -39,6 +42,7 @@ class Operator:
             *(self._pin,) * 4,
             *(self._unpin,) * 2,
             *(self._drop,) * 2,
+            *(self._configure,) * 2,
             self._flush,
         ]
 
@@ -52,9 +56,13 @@ class Operator:
                     await asyncio.sleep(self._rng.uniform(0.0, PAUSE_SECONDS))
 
     async def put_back(self) -> None:
-        """End all pins, so that nothing is held at rest."""
+        """End all pins, so that nothing is held at rest, and take the settings of the start."""
         for pin in await self._pins():
             await self._call("unpin", "DELETE", f"/cache/pin/{pin['id']}")
+        settings = (await self._call("look", "GET", "/config")).get("settings", {})
+        at_start = {name: settings[name]["at_start"] for name in CHANGED if name in settings}
+        if at_start:
+            await self._call("configure", "PUT", "/config", at_start)
 
     async def what_is_held(self) -> str:
         """For the report of a server that does not come to rest."""
@@ -93,6 +101,17 @@ class Operator:
         chosen = self._rng.choice(("older_than=5s", f"tenant={self._rng.choice(TENANTS)}", None))
         if chosen or node is not None:
             await self._call("drop", "DELETE", f"/cache?{chosen or f'node={node}'}")
+
+    async def _configure(self) -> None:
+        """Smaller and larger budgets, in which the longest request of the pool still fits, and
+        another policy.
+        """
+        asked = {
+            "kv_budget": self._rng.randint(*KV_BYTES),
+            "host_budget": self._rng.randint(*HOST_BYTES),
+            "eviction_policy": self._rng.choice(POLICIES),
+        }
+        await self._call("configure", "PUT", "/config", asked)
 
     async def _flush(self) -> None:
         path = self._rng.choice(("/flush_cache", "/reset_prefix_cache"))

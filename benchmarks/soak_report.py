@@ -98,7 +98,7 @@ def _answers(tally: Tally) -> Iterator[Row]:
 
 
 def _calls(tally: Tally) -> Iterator[Row]:
-    for kind in ("explain", "warm", "look", "pin", "unpin", "drop", "flush"):
+    for kind in ("explain", "warm", "look", "pin", "unpin", "drop", "flush", "configure"):
         yield some(f"calls of the operator: {kind}", tally.calls[kind])
     yield exactly("calls of the operator without a right answer", tally.failures[CALL], 0)
 
