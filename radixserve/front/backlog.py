@@ -72,13 +72,14 @@ class Backlog:
         computing = self.tokens / self._rate if self._rate else 0.0
         return max(computing, num_waiting * self._seconds_between_ends) if num_waiting else 0.0
 
-    def seconds_of(self, tenant: str, waiting: Counter[str]) -> float:
-        """The same for a request of `tenant`, given how many of each tenant wait. They take turns,
-        so one that has less than an equal part of the queue waits for less than all of it.
-        """
-        total = waiting.total()
-        before = min(total, len(waiting) * waiting[tenant])
-        return self.seconds(total) * before / total if total else 0.0
+
+def num_before(tenant: str, waiting: Counter[str]) -> int:
+    """How many of those that wait, given by tenant, come before a new request of `tenant`. Tenants
+    take turns, so if it has less than an equal part of the queue, these are not all. An example:
+
+        waiting {"a": 19, "b": 1}    a new one of "a" comes behind all 20, one of "b" behind 2
+    """
+    return min(waiting.total(), len(waiting) * waiting[tenant])
 
 
 def retry_after(seconds: float) -> int:

@@ -20,7 +20,7 @@ import msgspec
 from radixserve.config import Settings
 from radixserve.engine.counters import WAITING
 from radixserve.errors import StartupError, Unavailable
-from radixserve.front.backlog import Backlog, retry_after
+from radixserve.front.backlog import Backlog, num_before, retry_after
 from radixserve.front.child import Child
 from radixserve.front.gate import Gate
 from radixserve.front.live_settings import LiveSettings, Value
@@ -313,9 +313,14 @@ class ProcessEngine:
                 retry_after=retry_after(self._backlog.seconds(self._streams.num_waiting)),
             )
         line, limits = self._streams.waiting(), self.live_settings.settings
-        seconds, waiting = self._backlog.seconds_of(stream.request.tenant, line), line.total()
+        waiting = num_before(stream.request.tenant, line)
         if not waiting:
             return
+        share = waiting / line.total()
+        seconds, num_tokens = (
+            self._backlog.seconds(line.total()) * share,
+            self._backlog.tokens * share,
+        )
         if stream.deadline is not None and time.monotonic() + seconds > stream.deadline:
             raise Unavailable(
                 f"the request would wait for {seconds:.0f} seconds, longer than its time",
@@ -324,8 +329,8 @@ class ProcessEngine:
             )
         if waiting >= limits.max_queue:
             reason = f"{waiting} requests wait already"
-        elif limits.max_queue_tokens and self._backlog.tokens >= limits.max_queue_tokens:
-            reason = f"{self._backlog.tokens:.0f} prompt tokens wait to be computed already"
+        elif limits.max_queue_tokens and num_tokens >= limits.max_queue_tokens:
+            reason = f"{num_tokens:.0f} prompt tokens wait to be computed already"
         elif seconds > limits.max_queue_seconds:
             reason = f"a request would wait for {seconds:.0f} seconds"
         else:

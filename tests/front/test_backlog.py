@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from radixserve.engine.counters import BACKLOG_TOKENS, COMPUTED, PREFILL_RATE, PROMPT_TOKENS
-from radixserve.front.backlog import Backlog, retry_after
+from radixserve.front.backlog import Backlog, num_before, retry_after
 from radixserve.step import EngineStats
 
 
@@ -71,13 +71,11 @@ def test_time_in_which_nobody_waited_says_nothing_about_seats() -> None:
 
 
 def test_who_has_little_in_the_queue_waits_for_little_of_it() -> None:
-    backlog = Backlog()
-    backlog.report(stats(10_000, 100))
     waiting = Counter(flood=19, calm=1)
-    assert backlog.seconds_of("flood", waiting) == pytest.approx(100)
-    assert backlog.seconds_of("calm", waiting) == pytest.approx(10)
-    assert backlog.seconds_of("new", waiting) == 0.0
-    assert backlog.seconds_of("flood", Counter()) == 0.0
+    assert num_before("flood", waiting) == 20
+    assert num_before("calm", waiting) == 2
+    assert num_before("new", waiting) == 0
+    assert num_before("flood", Counter()) == 0
 
 
 def test_retry_after_is_bounded_and_spread() -> None:

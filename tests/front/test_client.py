@@ -167,6 +167,24 @@ async def test_the_queue_is_bounded_and_says_when_to_come_back(start: Start) -> 
     assert len(tokens(await collect(engine, request("now")))) == 5
 
 
+async def test_one_tenant_cannot_fill_the_queue_of_another(start: Start) -> None:
+    engine = await start(max_queue=4, max_running=1)
+
+    def ask(tenant: str, number: int) -> Stream:
+        asked = request(f"{tenant} {number}", max_tokens=40)
+        return submit(engine, msgspec.structs.replace(asked, tenant=tenant))
+
+    streams = [ask("flood", number) for number in range(4)]
+    with pytest.raises(Unavailable):
+        ask("flood", 4)
+    streams += [ask("calm", number) for number in range(2)]
+    with pytest.raises(Unavailable):  # two of each tenant come before it
+        ask("calm", 2)
+    for stream in streams:
+        assert len(tokens([event async for event in stream])) == 40
+        await stream.aclose()
+
+
 async def test_a_request_that_would_wait_longer_than_its_time_is_refused_at_once(
     start: Start,
 ) -> None:
