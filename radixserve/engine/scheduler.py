@@ -11,25 +11,14 @@ pins give way to what runs or begins. Knows no model, no tensors and no sockets.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.declared import Numbers
-from radixserve.engine.counters import (
-    BACKLOG_TOKENS,
-    COMPUTED,
-    GENERATED_TOKENS,
-    PREEMPTIONS,
-    PREFILL_RATE,
-    PROMPT_TOKENS,
-    RUNNING,
-    STEP_FAULTS,
-    TENANT_PROMPT_TOKENS,
-    WAITING,
-)
+from radixserve.engine.counters import BACKLOG_TOKENS, PREFILL_RATE, RUNNING, WAITING
+from radixserve.engine.events import ended, refusal_of, refused, token_event
 from radixserve.engine.faults import NOT_FINITE, Fault
 from radixserve.engine.grammars import Grammars
 from radixserve.engine.pins import Pins
@@ -40,17 +29,16 @@ from radixserve.engine.recent import Recent
 from radixserve.engine.savings import Savings
 from radixserve.engine.seats import Seats
 from radixserve.engine.sequence import Sequence
+from radixserve.engine.single_flight import awaits_prefix
 from radixserve.engine.slot_shares import SlotShares
 from radixserve.engine.tiers import Tiers
+from radixserve.engine.totals import Totals
 from radixserve.errors import BadRequest
 from radixserve.grammar import Compiled
 from radixserve.prefix import Branch
 from radixserve.request import Request
-from radixserve.sampling import Sampled, leaves_no_token
-from radixserve.step import FaultKind, FinishReason, TokenEvent
-from radixserve.tiers import DEVICE
-
-MIN_SHARED = 16  # tokens; for a shorter common prefix a sequence does not wait for another
+from radixserve.sampling import Sampled
+from radixserve.step import TokenEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +53,6 @@ class Limits:
     pin_share: float = 0.25  # of the slots, what all pins together may hold
     # of the slots, or of a tenant's quota, what the pins of one tenant's requests may hold
     request_pin_share: float = 0.125
-
-
-@dataclass(slots=True)
-class Totals:
-    """Running totals since the engine started."""
-
-    prompt_tokens: Counter[str] = field(default_factory=Counter)  # by where K/V came from
-    # by tenant and where K/V came from
-    tenant_prompt_tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
-    generated_tokens: int = 0
-    preemptions: int = 0
-    faults: Counter[FaultKind] = field(default_factory=Counter)
 
 
 class Scheduler:
@@ -113,22 +89,14 @@ class Scheduler:
 
     def numbers(self) -> Numbers:
         """What it counts, as declared in `engine.counters`."""
-        totals = self.totals
         return {
             RUNNING.key(): len(self.running),
             WAITING.key(): len(self.waiting),
             BACKLOG_TOKENS.key(): self._backlog(),
             PREFILL_RATE.key(): self.pace.tokens_per_second,
-            GENERATED_TOKENS.key(): totals.generated_tokens,
-            PREEMPTIONS.key(): totals.preemptions,
+            **self.totals.numbers(),
             **self.savings.numbers(),
-            **{PROMPT_TOKENS.key(source): count for source, count in totals.prompt_tokens.items()},
-            **{
-                TENANT_PROMPT_TOKENS.key(*each): count
-                for each, count in totals.tenant_prompt_tokens.items()
-            },
             **self.recent.numbers(),
-            **{STEP_FAULTS.key(kind): count for kind, count in totals.faults.items()},
         }
 
     def add(self, request: Request, output_ids: list[int]) -> TokenEvent | None:
@@ -138,17 +106,17 @@ class Scheduler:
         sequence = Sequence.of(request, output_ids)
         self.cache.limit(request.namespace, request.kv_quota, request.kv_floor)
         if last_slot(sequence) > self.cache.allocator.capacity:
-            return _ended(
+            return ended(
                 sequence,
                 "error",
                 f"the request needs {last_slot(sequence)} slots, there are "
                 f"{self.cache.allocator.capacity}",
             )
         if sequence.num_output >= request.sampling.max_tokens:
-            return _ended(sequence, "length")
+            return ended(sequence, "length")
         if request.sampling.grammar is not None:
             if self._grammars is None:
-                return _ended(sequence, "error", "this engine has no grammars")
+                return ended(sequence, "error", "this engine has no grammars")
             self._awaiting[sequence] = self._grammars.compile(request.sampling.grammar)
         self.waiting.add(sequence)
         if last_slot(sequence) > self.cache.budget:
@@ -185,7 +153,7 @@ class Scheduler:
             compiled = self._awaiting[sequence].result()
         except BadRequest as refusal:
             self._end(sequence)
-            return _refused(sequence, refusal)
+            return refused(sequence, refusal)
         del self._awaiting[sequence]
         sequence.constrain(compiled)
         return None
@@ -195,7 +163,7 @@ class Scheduler:
         for sequence in (*self.waiting, *self.running):
             if sequence.request.id == request_id:
                 self._end(sequence)
-                return _ended(sequence, "abort")
+                return ended(sequence, "abort")
         return None
 
     def withhold(self, branch: Branch) -> None:
@@ -306,7 +274,7 @@ class Scheduler:
             victim = None if seats is None else seats.seat_for(sequence)
             if seats is not None and victim is None:
                 continue
-            if self._awaits_prefix(sequence) or self.tiers.awaits(sequence):
+            if awaits_prefix(sequence, self.running, self.cache) or self.tiers.awaits(sequence):
                 continue
             if victim is not None:
                 plan.drop(victim)
@@ -366,15 +334,7 @@ class Scheduler:
     def _first_admission(self, sequence: Sequence) -> None:
         sequence.admitted_at = time.monotonic()
         sequence.num_cached = min(sequence.num_computed, sequence.num_prompt)
-        below = sequence.cached_below
-        sources = {
-            COMPUTED: sequence.num_prompt - sequence.num_cached,
-            DEVICE: sequence.num_cached - sum(below.values()),
-            **below,
-        }
-        for source, num_tokens in sources.items():
-            self.totals.prompt_tokens[source] += num_tokens
-            self.totals.tenant_prompt_tokens[sequence.request.tenant, source] += num_tokens
+        self.totals.note_prompt(sequence)
         self.savings.add(sequence.num_cached, self.pace.tokens_per_second)
         request = sequence.request
         self.recent.asked(
@@ -396,18 +356,6 @@ class Scheduler:
         if not (self.cache.enabled and sequence.reads_cache):
             return 0
         return self.cache.match(sequence.prefix(sequence.num_usable))
-
-    def _awaits_prefix(self, sequence: Sequence) -> bool:
-        """Single flight: whether a running sequence is computing a prefix that this one can reuse
-        afterwards.
-        """
-        if not (self.cache.enabled and sequence.reads_cache):
-            return False
-        prefilling = [each for each in self.running if each.num_pending > 1 and _shares(each)]
-        shared = max((_shared_pending(sequence, other) for other in prefilling), default=0)
-        if shared < MIN_SHARED:
-            return False
-        return shared > self.cache.match(sequence.prefix(sequence.num_tokens))
 
     # commit
 
@@ -441,7 +389,7 @@ class Scheduler:
 
     def _fail(self, sequence: Sequence, fault: Fault) -> TokenEvent:
         self._end(sequence, publish=False)
-        return _ended(sequence, fault.finish, fault.error)
+        return ended(sequence, fault.finish, fault.error)
 
     def _advance(self, work: Work, sampled: Sampled | None) -> TokenEvent | None:
         sequence = work.sequence
@@ -457,7 +405,7 @@ class Scheduler:
         if sequence.num_pending:
             return None
         sequence.append(sampled.token_id)
-        event = _token_event(sequence, sampled)
+        event = token_event(sequence, sampled)
         self.totals.generated_tokens += len(event.token_ids)
         if event.finish is not None:
             self._end(sequence)
@@ -476,10 +424,10 @@ class Scheduler:
     def _fail_row(self, work: Work) -> TokenEvent:
         """End a sequence for which no token could be drawn."""
         sequence = work.sequence
-        refusal = _refusal(work)
+        refusal = refusal_of(work)
         if refusal is not None:
             self._end(sequence)
-            return _refused(sequence, refusal)
+            return refused(sequence, refusal)
         self.totals.faults[NOT_FINITE.kind] += 1
         return self._fail(sequence, NOT_FINITE)
 
@@ -509,19 +457,8 @@ class Scheduler:
         sequence.num_computed = sequence.num_planned = 0
 
 
-def _shares(sequence: Sequence) -> bool:
-    """Whether others will find what a running sequence computes."""
-    return not _lease(sequence).is_withheld
-
-
 def _prefills(sequence: Sequence) -> bool:
     return sequence.num_expected - sequence.num_planned > 1
-
-
-def _shared_pending(sequence: Sequence, other: Sequence) -> int:
-    """Length of the prefix that both share, if `other` has not computed all of it yet; else 0."""
-    shared = sequence.shared_prefix(other)
-    return shared if shared > other.num_computed else 0
 
 
 def _publish(sequence: Sequence) -> None:
@@ -533,70 +470,3 @@ def _publish(sequence: Sequence) -> None:
 def _lease(sequence: Sequence) -> Lease:
     assert sequence.lease is not None, f"{sequence.request.id} holds no lease"
     return sequence.lease
-
-
-def _ended(sequence: Sequence, finish: FinishReason, error: str | None = None) -> TokenEvent:
-    event = TokenEvent(request_id=sequence.request.id, finish=finish, error=error)
-    if (
-        sequence.num_reported == sequence.num_prompt
-    ):  # otherwise the event of the first token said it
-        _describe_cached(sequence, event)
-    return event
-
-
-def _refused(sequence: Sequence, refusal: BadRequest) -> TokenEvent:
-    event = _ended(sequence, "refused", refusal.message)
-    event.code = refusal.code
-    return event
-
-
-def _refusal(work: Work) -> BadRequest | None:
-    """Why the request itself lets no token be drawn; None if it does."""
-    constraint = work.sequence.constraint
-    if constraint is not None and constraint.error:
-        return BadRequest(
-            "The grammar became too complex while the answer was generated.",
-            code="grammar_too_complex",
-        )
-    if leaves_no_token(work):
-        return BadRequest(
-            "No token is left to draw: what 'allowed_token_ids', 'bad_words', 'min_tokens' and the "
-            "form of the answer allow excludes each other.",
-            code="invalid_value",
-        )
-    return None
-
-
-def _token_event(sequence: Sequence, sampled: Sampled) -> TokenEvent:
-    """The event of the token just appended, and of the forced ones before it."""
-    sampling, constraint = sequence.request.sampling, sequence.constraint
-    is_first = sequence.num_reported == sequence.num_prompt
-    new_ids = sequence.ids[sequence.num_reported : sequence.num_tokens].tolist()
-    event = TokenEvent(request_id=sequence.request.id, token_ids=new_ids)
-    if sampled.logprob is not None:
-        event.logprobs = [*sequence.forced_logprobs, sampled.logprob]
-    if sampled.token_id in sampling.stop_token_ids:
-        event.finish, event.stop_token_id = "stop", sampled.token_id
-    elif constraint is not None and constraint.is_complete:
-        event.finish = "stop"
-    elif sequence.num_output >= sampling.max_tokens:
-        event.finish = "length"
-    if is_first:
-        _describe_start(sequence, event)
-    sequence.num_reported, sequence.forced_logprobs = sequence.num_tokens, []
-    return event
-
-
-def _describe_start(sequence: Sequence, event: TokenEvent) -> None:
-    assert sequence.admitted_at is not None, "a token was drawn before admission"
-    _describe_cached(sequence, event)
-    event.queue_seconds = max(0.0, sequence.admitted_at - sequence.request.arrived)
-    event.lookup_seconds, event.loads = sequence.lookup_seconds, tuple(sequence.loads)
-    event.pins = sequence.pins
-    if sequence.request.sampling.prompt_logprobs is not None:
-        event.prompt_logprobs = sequence.prompt_logprobs
-
-
-def _describe_cached(sequence: Sequence, event: TokenEvent) -> None:
-    event.num_cached = sequence.num_cached
-    event.cached_below = sequence.cached_below
