@@ -10,9 +10,11 @@ from functools import partial
 from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.cache.radix import Node, path_prefix, root_of
-from radixserve.cache.survey import Parts, Surveyed, find, largest, roots_of, survey
+from radixserve.cache.survey import Largest, Parts, Surveyed, find, roots_of, survey
 from radixserve.prefix import Prefix, unpack
 from radixserve.questions import ShowTree, TreeNode
+
+LISTED = 128  # nodes that are told in a part
 
 
 @dataclass(slots=True)
@@ -45,24 +47,19 @@ def list_tree(
         if node is None or not (is_all or root_of(node) in roots):
             return None
         roots = [node]
-    found = yield from survey(roots, question.depth, one_namespace=not is_all)
+    largest: Largest[Node] = Largest(question.most)
+    yield from survey(roots, question.depth, largest.add, one_namespace=not is_all)
     now, leased = time.monotonic(), cache.leased_nodes(pins)
     pinned = {node for lease in pins for node in path_of(lease.node)}
-
-    def listed(each: Surveyed[Node]) -> Listed:
+    nodes: list[Listed] = []
+    for each in largest.kept():
         is_leased = each.node in leased
         age = 0.0 if is_leased else ages.age(each.last_use, now)
-        return Listed(
-            _told(each, age, is_leased, each.node in pinned, question.num_first_tokens),
-            partial(path_prefix, each.node),
-        )
-
-    tops = [each for each in found if each.parent is None]
-    return Listing(
-        [listed(each) for each in largest(found, question.most)],
-        num_nodes=sum(each.nodes for each in tops),
-        num_tokens=sum(each.tokens for each in tops),
-    )
+        told = _told(each, age, is_leased, each.node in pinned, question.num_first_tokens)
+        nodes.append(Listed(told, partial(path_prefix, each.node)))
+        if len(nodes) % LISTED == 0:
+            yield
+    return Listing(nodes, num_nodes=largest.nodes, num_tokens=largest.tokens)
 
 
 def path_of(node: Node | None) -> Iterator[Node]:

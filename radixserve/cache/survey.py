@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Collection, Generator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from radixserve.cache.kvcache import KVCache
@@ -39,81 +39,118 @@ class Surveyed(Generic[N]):
     nodes: int = 0
     hits: int = 0
     num_children: int = 0
-    children: list[Surveyed[N]] = field(default_factory=list)  # those that the survey lists
+
+    def add_to_parent(self) -> None:
+        """Add the sums to those of the parent, if it is surveyed."""
+        if (above := self.parent) is not None:
+            above.tokens += self.tokens
+            above.nodes += self.nodes
+            above.hits += self.hits
+            above.last_use = max(above.last_use, self.last_use)
+
+
+class Largest(Generic[N]):
+    """Takes nodes of a survey with complete sums in any order, and keeps those with the most
+    tokens. With a node its parent is kept, which has at least as many.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.tokens = self.nodes = 0  # of everything, kept or not
+        self._kept: list[tuple[int, int, int, Surveyed[N]]] = []  # a heap, the smallest first
+
+    def add(self, entry: Surveyed[N]) -> None:
+        """O(log most)."""
+        if entry.parent is None:
+            self.tokens += entry.tokens
+            self.nodes += entry.nodes
+        ranked = (entry.tokens, -entry.level, -entry.serial, entry)
+        if len(self._kept) < self.most:
+            heapq.heappush(self._kept, ranked)
+        else:
+            heapq.heappushpop(self._kept, ranked)
+
+    def kept(self) -> list[Surveyed[N]]:
+        """The largest first, each behind its parent."""
+        return [ranked[-1] for ranked in sorted(self._kept, reverse=True)]
 
 
 def roots_of(cache: KVCache, namespaces: Collection[str] | None) -> list[Node]:
     """The roots of these namespaces (None: of all), those below public tokens included."""
-    return [each for each in cache.tree.all_roots() if _is_among(str(each.key), namespaces)]
+    roots = cache.tree.all_roots()
+    return roots if namespaces is None else [each for each in roots if each.key in namespaces]
 
 
 def survey(
-    roots: Iterable[Node], levels: int, *, one_namespace: bool = False
-) -> Parts[list[Surveyed[Node]]]:
-    """The nodes of `roots` and of `levels` levels below them, parents first, with their sums.
-    Deeper nodes are part of the sums only. With `one_namespace` what hangs below public tokens in
-    other namespaces is left out. O(nodes).
+    roots: Iterable[Node],
+    levels: int,
+    see: Callable[[Surveyed[Node]], None],
+    *,
+    one_namespace: bool = False,
+) -> Parts[None]:
+    """Call `see` with the nodes of `roots` and of `levels` levels below them, once their sums are
+    complete, so children first. Deeper nodes are part of the sums only. With `one_namespace` what
+    hangs below public tokens in other namespaces is left out.
+
+    O(nodes). Nothing is kept of a node that was seen: a hundred thousand objects more would have
+    the garbage collector examine all others, which stalls steps.
     """
-    found: list[Surveyed[Node]] = []
-    stack: list[tuple[Node, Surveyed[Node] | None, int]] = [
-        (root, None, _depth_of(root)) for root in roots
-    ]
     looked_at = 0
-    while stack:
-        node, above, depth = stack.pop()
-        level = 0 if above is None else above.level + 1
-        if above is None or level <= levels:
-            used, leased = node.last_use, node.pins > 0
-            entry = Surveyed(node, node.serial, above, level, depth, used, leased)
-            entry.num_children = len(node.children)
-            found.append(entry)
-            if above is not None:
-                above.children.append(entry)
-        else:
-            entry = above
-            entry.last_use = max(entry.last_use, node.last_use)
-        entry.tokens += node.num_tokens
-        entry.nodes += 1
-        entry.hits += node.hits
-        children = inner(node) if one_namespace else node.children.values()
-        stack += [(child, entry, depth + node.num_tokens) for child in children]
-        looked_at += 1
-        if looked_at % NODES == 0:
-            yield
-    yield from add_up(found)
-    return found
+    for root in roots:
+        top = _entry(root, None, _depth_of(root))
+        path = [(top, top.depth + root.num_tokens, list(root.children.values()))]
+        while path:
+            looked_at += 1
+            if looked_at % NODES == 0:
+                yield
+            entry, end, children = path[-1]
+            if not children:
+                path.pop()
+                if not path or path[-1][0] is not entry:
+                    entry.add_to_parent()
+                    see(entry)
+                continue
+            node = children.pop()
+            if one_namespace and node.is_root:
+                continue
+            below = entry
+            if entry.level < levels:
+                below = _entry(node, entry, end)
+            else:
+                _count(entry, node)
+            path.append((below, end + node.num_tokens, list(node.children.values())))
 
 
-def inner(node: Node) -> list[Node]:
-    """The children of `node` in the same namespace."""
-    return [each for each in node.children.values() if not each.is_root]
+def _entry(node: Node, above: Surveyed[Node] | None, depth: int) -> Surveyed[Node]:
+    level = 0 if above is None else above.level + 1
+    entry = Surveyed(node, node.serial, above, level, depth, node.last_use, node.pins > 0)
+    entry.num_children = len(node.children)
+    _count(entry, node)
+    return entry
 
 
-def add_up(found: list[Surveyed[N]]) -> Parts[None]:
-    """Add the sums of each node to those of its parent, which stands before it."""
-    for count, entry in enumerate(reversed(found)):
-        if count % NODES == 0:
-            yield
-        if (above := entry.parent) is not None:
-            above.tokens += entry.tokens
-            above.nodes += entry.nodes
-            above.hits += entry.hits
-            above.last_use = max(above.last_use, entry.last_use)
+def _count(entry: Surveyed[Node], node: Node) -> None:
+    entry.last_use = max(entry.last_use, node.last_use)
+    entry.tokens += node.num_tokens
+    entry.nodes += 1
+    entry.hits += node.hits
 
 
-def largest(found: list[Surveyed[N]], most: int) -> list[Surveyed[N]]:
-    """At most `most` of a survey's nodes, those with the most tokens first, each behind its
-    parent.
+def walk(roots: Iterable[Node], see: Callable[[Node], None]) -> Parts[None]:
+    """Call `see` with each node below `roots` that is in the same namespace as its root, parents
+    first, roots included. O(nodes).
     """
-    heap = [(-each.tokens, each.serial, each) for each in found if each.parent is None]
-    heapq.heapify(heap)
-    chosen: list[Surveyed[N]] = []
-    while heap and len(chosen) < most:
-        entry = heapq.heappop(heap)[2]
-        chosen.append(entry)
-        for child in entry.children:
-            heapq.heappush(heap, (-child.tokens, child.serial, child))
-    return chosen
+    looked_at = 0
+    for root in roots:
+        rest = [root]
+        while rest:
+            node = rest.pop()
+            if node is root or not node.is_root:
+                see(node)
+                rest += node.children.values()
+            looked_at += 1
+            if looked_at % NODES == 0:
+                yield
 
 
 def first_serial() -> int:
@@ -145,13 +182,8 @@ def drop_unused(
     namespaces (None: in all). Returns how many tokens and nodes.
     """
     tokens = nodes = 0
-    roots = roots_of(cache, namespaces)
     order: list[Node] = []
-    while roots:
-        order.append(node := roots.pop())
-        roots += inner(node)
-        if len(order) % NODES == 0:
-            yield
+    yield from walk(roots_of(cache, namespaces), order.append)
     for count, node in enumerate(reversed(order)):
         if _is_free_leaf(cache, node) and is_old(node.last_use):
             tokens += cache.drop_leaf(node)
@@ -159,10 +191,6 @@ def drop_unused(
         if count % NODES == 0:
             yield
     return tokens, nodes
-
-
-def _is_among(name: str, namespaces: Collection[str] | None) -> bool:
-    return namespaces is None or name in namespaces
 
 
 def _is_free_leaf(cache: KVCache, node: Node) -> bool:

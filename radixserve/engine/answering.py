@@ -10,12 +10,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from heapq import nlargest
 from typing import Any
 
 from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node, path_prefix
-from radixserve.cache.survey import Parts, Surveyed, drop_unused, find, inner, roots_of, survey
+from radixserve.cache.survey import Parts, Surveyed, drop_unused, find, roots_of, survey, walk
 from radixserve.engine.configuring import Configuring
 from radixserve.engine.counters import PINNED_TOKENS
 from radixserve.engine.explaining import explained
@@ -250,44 +251,47 @@ class Answering:
 
     def _summarize(self, question: Summarize) -> Parts[AnyAnswer]:
         roots = roots_of(self._cache, question.namespaces)
-        found = yield from survey(roots, 0, one_namespace=True)
-        stats, now = self._cache.stats(), time.monotonic()
-        told = [self._namespace(*each, now) for each in _by_namespace(found).items()]
-        told.sort(key=lambda each: -each.tokens)
+        found: dict[str, NamespaceTokens] = {}
+        now = time.monotonic()
+        yield from survey(roots, 0, lambda each: self._add(found, each, now), one_namespace=True)
+        stats = self._cache.stats()
         return Summary(
             enabled=self._cache.enabled,
             tiers=self._tier_summaries(),
-            nodes=sum(each.nodes - 1 for each in found),
-            num_namespaces=len(told),
-            namespaces=told[: question.most_namespaces],
+            nodes=sum(each.nodes for each in found.values()),
+            num_namespaces=len(found),
+            namespaces=nlargest(
+                question.most_namespaces, found.values(), key=lambda each: each.tokens
+            ),
             oldest_seconds=(yield from self._oldest(roots, now)),
             evicted_tokens_total=stats.evicted_tokens_total,
             dropping_tokens=self._cache.dropped.leased_tokens(),
         )
 
+    def _add(self, found: dict[str, NamespaceTokens], root: Surveyed[Node], now: float) -> None:
+        """Count a root, of which a namespace has several where it hangs below public tokens."""
+        name = str(root.node.key)
+        age = 0.0 if root.leased else round(self._ages.age(root.last_use, now), 1)
+        before = found.get(name) or NamespaceTokens(name, 0, 0, 0, age)
+        found[name] = NamespaceTokens(
+            name,
+            tokens=before.tokens + root.tokens,
+            nodes=before.nodes + root.nodes - 1,
+            hits=before.hits + root.hits,
+            age_seconds=min(before.age_seconds, age),
+        )
+
     def _oldest(self, roots: list[Node], now: float) -> Parts[float | None]:
         """The age of the leaf that was not used for longest."""
         oldest: int | None = None
-        stack, looked_at = list(roots), 0
-        while stack:
-            node = stack.pop()
-            stack += inner(node)
+
+        def see(node: Node) -> None:
+            nonlocal oldest
             if not node.children and not node.pins:
                 oldest = node.last_use if oldest is None else min(oldest, node.last_use)
-            looked_at += 1
-            if looked_at % 512 == 0:
-                yield
-        return None if oldest is None else round(self._ages.age(oldest, now), 1)
 
-    def _namespace(self, name: str, roots: list[Surveyed[Node]], now: float) -> NamespaceTokens:
-        age = self._ages.age(max(each.last_use for each in roots), now)
-        return NamespaceTokens(
-            name,
-            tokens=sum(each.tokens for each in roots),
-            nodes=sum(each.nodes - 1 for each in roots),
-            hits=sum(each.hits for each in roots),
-            age_seconds=0.0 if any(each.leased for each in roots) else round(age, 1),
-        )
+        yield from walk(roots, see)
+        return None if oldest is None else round(self._ages.age(oldest, now), 1)
 
     def _tier_summaries(self) -> list[TierSummary]:
         stats, pins = self._cache.stats(), self._pins.leases()
@@ -305,10 +309,3 @@ class Answering:
         numbers = tier.numbers()
         budget, used = (int(numbers[TIER_BYTES.key(tier.name, each)]) for each in _STATES)
         return TierSummary(name=tier.name, budget_bytes=budget, used_bytes=used)
-
-
-def _by_namespace(roots: list[Surveyed[Node]]) -> dict[str, list[Surveyed[Node]]]:
-    found: dict[str, list[Surveyed[Node]]] = {}
-    for each in roots:
-        found.setdefault(str(each.node.key), []).append(each)
-    return found

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from radixserve.cache.listing import Listed, Listing
-from radixserve.cache.survey import NODES, Parts, Surveyed, add_up, largest
+from radixserve.cache.survey import NODES, Largest, Parts, Surveyed
 from radixserve.prefix import Prefix, unpack
 from radixserve.questions import ShowTree, TreeNode
 from radixserve.store.folder.index import ROOT, Index
@@ -25,8 +25,9 @@ def list_runs(
     Raises:
         sqlite3.Error: the index cannot be read.
     """
-    found = yield from _survey(index, fingerprint, question)
-    chosen = largest(found, question.most)
+    largest: Largest[Outline] = Largest(question.most)
+    yield from _survey(index, fingerprint, question, largest.add)
+    chosen = largest.kept()
     tokens = index().tokens_of([each.serial for each in chosen])
     prefixes: dict[int, Callable[[], Prefix]] = {}
     nodes: list[Listed] = []
@@ -37,17 +38,15 @@ def list_runs(
         nodes.append(Listed(told, prefixes[each.serial]))
     if question.node is not None and not nodes:
         return None
-    tops = [each for each in found if each.parent is None]
-    return Listing(
-        nodes,
-        num_nodes=sum(each.nodes for each in tops),
-        num_tokens=sum(each.tokens for each in tops),
-    )
+    return Listing(nodes, num_nodes=largest.nodes, num_tokens=largest.tokens)
 
 
 def _survey(
-    index: Callable[[], Index], fingerprint: str, question: ShowTree
-) -> Parts[list[Surveyed[Outline]]]:
+    index: Callable[[], Index],
+    fingerprint: str,
+    question: ShowTree,
+    see: Callable[[Surveyed[Outline]], None],
+) -> Parts[None]:
     """Like `cache.survey.survey`. A run that was stored while this walks may be missing."""
     found: list[Surveyed[Outline]] = []
     entries: dict[int, Surveyed[Outline]] = {}  # by run; of a deeper run, the one it is counted to
@@ -64,8 +63,6 @@ def _survey(
             if above is None or level <= question.depth:
                 entry = Surveyed(run, run.id, above, level, run.start, 0)
                 found.append(entry)
-                if above is not None:
-                    above.children.append(entry)
             else:
                 entry = above
             entries[run.id] = entry
@@ -75,8 +72,11 @@ def _survey(
             entry.hits += run.hits
         last = runs[-1].id
         yield
-    yield from add_up(found)
-    return found
+    for count, entry in enumerate(reversed(found)):
+        entry.add_to_parent()
+        see(entry)
+        if count % NODES == 0:
+            yield
 
 
 def _is_top(run: Outline, question: ShowTree) -> bool:
