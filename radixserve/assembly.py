@@ -17,6 +17,7 @@ from radixserve.checkpoints.source import ModelSource, find_model
 from radixserve.config import Settings
 from radixserve.defaults import Defaults, load_defaults
 from radixserve.errors import StartupError
+from radixserve.front.auto_budget import AutoBudget
 from radixserve.front.child import Child
 from radixserve.front.client import ProcessEngine
 from radixserve.front.traffic_log import TrafficLog
@@ -64,6 +65,7 @@ class Assembly:
         self.engine = ProcessEngine(for_engine(settings), model, *on_events, first)
         self.engine.traffic = _traffic_log(settings)
         self.loading: asyncio.Task[EngineInfo] | None = None
+        self._moving: asyncio.Task[None] | None = None  # the budget that moves by itself
 
     async def start(self) -> Api:
         """Start both kinds of processes, and wait for the tokenizer. The model loads meanwhile:
@@ -74,12 +76,21 @@ class Assembly:
         """
         # Both import libraries for seconds, so they start at the same time.
         self.loading = asyncio.create_task(self.engine.start())
+        if self.settings.kv_budget_max:
+            auto = AutoBudget(self.engine, self.settings, self._budget_moved)
+            self._moving = asyncio.create_task(auto.run())
         tokenizer = await self._processes.start()
         limits = _with_end_of_text(self._limits, tokenizer.eos_token_id, self.settings)
         return Api.of(self.engine, tokenizer, self.metrics, limits, self._names)
 
+    def _budget_moved(self, setting: str) -> None:
+        self.metrics.setting_changed(setting, "auto")
+
     async def close(self) -> None:
         """End all processes; requests that run end with "abort"."""
+        if self._moving is not None:
+            self._moving.cancel()
+            await asyncio.wait([self._moving])
         if self.loading is not None:
             self.loading.cancel()
             await asyncio.gather(self.loading, self.engine.stop(), return_exceptions=True)

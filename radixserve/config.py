@@ -380,6 +380,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             zero="0.85 on CUDA; 0.25 on the CPU, 4 GiB at most",
         ),
     ] = 0.0
+    kv_budget_max: Annotated[
+        int,
+        Meta(ge=0),
+        Doc(
+            "cache",
+            "the K/V budget moves by itself up to this, by what more memory would bring and what "
+            "the machine has free; kv_budget is where it begins (docs/operations.md)",
+            "bytes",
+            zero="it stays as it is",
+        ),
+    ] = 0
+    kv_budget_min: Annotated[
+        int,
+        Meta(ge=0),
+        Doc(
+            "cache",
+            "the K/V budget does not shrink by itself below this",
+            "bytes",
+            zero="a quarter of the budget at start",
+        ),
+    ] = 0
     cache: Annotated[bool, Doc("cache", "reuse the keys and values of shared prefixes")] = True
     eviction_policy: Annotated[
         EvictionPolicy,

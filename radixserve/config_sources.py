@@ -12,6 +12,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
@@ -165,9 +166,16 @@ def _refuse_contradictions(settings: Settings, sources: Mapping[str, str]) -> No
         raise ConfigError(f"{told('fake_model')} contradicts {told('model')}: give one of them")
     if settings.kv_budget and settings.kv_share:
         raise ConfigError(f"{told('kv_budget')} contradicts {told('kv_share')}: give one of them")
-    for name in ("host_budget", "disk_path"):
+    least, most = settings.kv_budget_min, settings.kv_budget_max
+    if least and not most:
+        raise ConfigError(f"{told('kv_budget_min')} has no effect without kv_budget_max")
+    for below, above in combinations(("kv_budget_min", "kv_budget", "kv_budget_max"), 2):
+        if most and 0 < getattr(settings, above) < getattr(settings, below):
+            raise ConfigError(f"{told(below)} contradicts {told(above)}: it is more")
+    for name in ("kv_budget_max", "host_budget", "disk_path"):
         if getattr(settings, name) and not settings.cache:
             raise ConfigError(f"{told(name)} contradicts {told('cache')}: nothing is reused")
+    for name in ("host_budget", "disk_path"):
         if getattr(settings, name) and settings.fake_model:
             raise ConfigError(
                 f"{told(name)} contradicts {told('fake_model')}: it has no keys and values"

@@ -158,9 +158,9 @@ class Metrics:
         self._counters["radixserve_engine_restarts_total"].labels(cause).inc()
         self._seen = {}
 
-    def setting_changed(self, setting: str) -> None:
-        """Count a change of one setting."""
-        self._counters["radixserve_setting_changes_total"].labels(setting).inc()
+    def setting_changed(self, setting: str, by: str = "admin") -> None:
+        """Count a change of one setting by an administrator, or by the server itself (auto)."""
+        self._counters["radixserve_setting_changes_total"].labels(setting, by).inc()
 
     def volatile_line_removed(self) -> None:
         """Count a line that was left out of a system prompt."""

@@ -26,6 +26,7 @@ CHANGEABLE: Final = (
     *("kv_budget", "host_budget", "eviction_policy", "prefill_share", "max_running"),
     *("max_queue", "max_queue_tokens", "max_queue_seconds"),
 )
+CHANGED_BY: Final = ("admin", "auto")
 COLD: Final = "cold"
 WARM: Final = "warm"
 OTHER_CODE: Final = "other"
@@ -61,9 +62,10 @@ _FRONT: Final = (
         "counter",
         "radixserve_setting_changes_total",
         "changes",
-        "Settings that were changed while the server ran (PUT /config)",
-        ("setting",),
-        values=(CHANGEABLE,),
+        "Settings that were changed while the server ran, by an administrator (PUT /config) or by "
+        "the server itself (auto)",
+        ("setting", "by"),
+        values=(CHANGEABLE, CHANGED_BY),
     ),
     Declared(
         "histogram",

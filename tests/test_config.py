@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from radixserve import config_sources
 from radixserve.config import SECTIONS, TABLE, Setting, Settings, format_size, parse_size
 from radixserve.config_sources import OTHER_VARIABLES, resolve
 from radixserve.errors import ConfigError
@@ -53,8 +54,12 @@ def test_every_default_is_valid_and_survives_being_written_and_read() -> None:
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
-def test_flag_beats_variable_beats_file_beats_default(row: Setting, tmp_path: Path) -> None:
+def test_flag_beats_variable_beats_file_beats_default(
+    row: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = other_than_default(row)
+    if row.name == "kv_budget_min":  # has no effect alone
+        monkeypatch.setattr(config_sources, "_refuse_contradictions", lambda *_: None)
     value = row.parse_text(text, "test")
     literal = text if row.plain in (int, float, bool) else f'"{text}"'
     file = toml(tmp_path, f"[{row.doc.section}]\n{row.name} = {literal}\n")
@@ -238,10 +243,25 @@ def test_contradictions_name_both_settings_and_their_sources() -> None:
         resolve({"kv_budget": "1KiB", "kv_share": "0.5"}, {})
 
 
+def test_a_budget_that_moves_begins_within_its_bounds() -> None:
+    bounds = {"kv_budget_min": "1MiB", "kv_budget_max": "4MiB"}
+    assert resolve(bounds, {}).settings.kv_budget_max == 4 << 20
+    for more, match in (
+        ({"kv_budget_min": "5MiB"}, r"kv_budget_min=5242880 .* contradicts kv_budget_max=4194304"),
+        ({"kv_budget": "5MiB"}, r"kv_budget=5242880 .* contradicts kv_budget_max=4194304"),
+        ({"kv_budget": "512KiB"}, r"kv_budget_min=1048576 .* contradicts kv_budget=524288"),
+        ({"kv_budget_max": "auto"}, r"kv_budget_min=.* has no effect without kv_budget_max"),
+        ({"cache": "no"}, r"kv_budget_max=.* contradicts cache=False"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            resolve(bounds | more, {})
+
+
 def test_the_description_names_every_setting_and_the_source_of_what_was_chosen() -> None:
     told = resolve({"kv_budget": "2048MiB"}, {"RADIXSERVE_CACHE": "no"}).describe()
     assert (
-        "kv_budget=2GiB (--kv-budget), kv_share=auto, cache=false (RADIXSERVE_CACHE), "
+        "kv_budget=2GiB (--kv-budget), kv_share=auto, kv_budget_max=auto, kv_budget_min=auto, "
+        "cache=false (RADIXSERVE_CACHE), "
         "eviction_policy=lru, host_budget=auto" in told
     )
     assert [row.name for row in TABLE if f"{row.name}=" not in told] == []

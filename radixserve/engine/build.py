@@ -24,8 +24,8 @@ from radixserve.model.graphs import DecodeGraphs
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
 from radixserve.step import EngineInfo
-from radixserve.tensors.budget import slots_for_budget
-from radixserve.tensors.kv import KVPool
+from radixserve.tensors.budget import bounded_slots, slots_for_budget
+from radixserve.tensors.kv import KVPool, KVShape
 
 _STEP_TOKENS = {"cpu": 256, "cuda": 2048}
 
@@ -44,13 +44,12 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     load = load_model(settings, model, device)
     loaded = load.model
     context_length = context_length_of(settings, loaded.context_length)
-    num_slots = slots_for_budget(
-        loaded.shape, context_length, device, settings.kv_budget, settings.kv_share
-    )
-    pool = KVPool(loaded.shape, num_slots, device)
+    num_slots, pool_slots = _slots(settings, loaded.shape, context_length, device)
+    pool = KVPool(loaded.shape, pool_slots, device)
     graphs, without_graphs = _graphs(loaded, pool, settings.max_running)
     # The padding rows of graphs write to the last slot, so the cache must not use it.
-    cache = _cache(settings, num_slots - 1 if graphs else num_slots, loaded.shape.slot_bytes)
+    cache = _cache(settings, pool_slots - 1 if graphs else pool_slots, loaded.shape.slot_bytes)
+    cache.resize(min(num_slots, cache.budget))
     tiers = make_tiers(settings, model, loaded, pool, cache)
     pool.fill(cache.budget)
     step_tokens = settings.max_step_tokens or _STEP_TOKENS[device.type]
@@ -90,6 +89,22 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     runner = Runner(loaded, pool, graphs)
     grammars, ahead = grammars_of(model), info.device == "cuda"
     return EngineCore(runner, cache, limits, tiers=tiers, grammars=grammars, ahead=ahead), info
+
+
+def _slots(
+    settings: Settings, shape: KVShape, context_length: int, device: torch.device
+) -> tuple[int, int]:
+    """The slots of the budget at start and of the pool, which are more if the budget may grow.
+
+    Raises:
+        ConfigError: the memory that is free does not suffice, or a setting is too small.
+    """
+    num_slots = slots_for_budget(
+        shape, context_length, device, settings.kv_budget, settings.kv_share
+    )
+    if not settings.kv_budget_max:
+        return num_slots, num_slots
+    return bounded_slots(shape, num_slots, device, settings.kv_budget_min, settings.kv_budget_max)
 
 
 def _cache(settings: Settings, num_slots: int, slot_bytes: int) -> KVCache:

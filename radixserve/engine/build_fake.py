@@ -37,14 +37,16 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     except OSError as error:
         raise ModelRefused(f"no model configuration in {model}: {error.strerror}") from error
     context_length = context_length_of(settings, config["max_position_embeddings"])
-    num_slots = settings.kv_budget // _SLOT_BYTES or _SLOTS
+    wanted = max(settings.kv_budget // _SLOT_BYTES or _SLOTS, settings.kv_budget_min // _SLOT_BYTES)
+    pool_slots = settings.kv_budget_max // _SLOT_BYTES or wanted
+    num_slots = min(wanted, pool_slots)
     info = EngineInfo(
         vocab_size=config["vocab_size"],
         context_length=context_length,
         eos_token_ids=(),
         max_request_tokens=max_request_tokens(context_length, num_slots),
         num_slots=num_slots,
-        pool_slots=num_slots,
+        pool_slots=pool_slots,
         most_running=settings.max_step_tokens or _STEP_TOKENS,
         slot_bytes=_SLOT_BYTES,
         device="cpu",
@@ -56,12 +58,13 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         cache_enabled=settings.cache,
     )
     cache = KVCache(
-        info.num_slots,
+        pool_slots,
         slot_bytes=_SLOT_BYTES,
         enabled=settings.cache,
-        policy=make_policy(settings.eviction_policy, info.num_slots),
+        policy=make_policy(settings.eviction_policy, pool_slots),
         first_serial=first_serial(),
     )
+    cache.resize(num_slots)
     limits = Limits(
         settings.max_running,
         settings.max_step_tokens or _STEP_TOKENS,

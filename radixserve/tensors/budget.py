@@ -78,6 +78,41 @@ def slots_for_budget(
     return min(slots, _MAX_SLOTS)
 
 
+def bounded_slots(
+    shape: KVShape, num_slots: int, device: torch.device, least_bytes: int, most_bytes: int
+) -> tuple[int, int]:
+    """The slots of the budget at start and of the pool, for a budget that moves between these two
+    sizes and would begin at `num_slots`.
+
+    On a CPU the pool is only reserved, and may be as large as the memory that is there; on CUDA it
+    must be free.
+
+    Raises:
+        ConfigError: the pool holds fewer than 64 tokens or is too large, or less is free than the
+            smallest budget.
+    """
+    free = free_bytes(device)
+    if least_bytes > free:
+        raise ConfigError(
+            f"kv_budget_min is {_gib(least_bytes)}, but beside the model {_gib(free)} of memory "
+            "are free."
+        )
+    largest = THIS.memory_limit() if device.type == "cpu" else free
+    if most_bytes > largest:
+        raise ConfigError(
+            f"kv_budget_max is {_gib(most_bytes)}, more than the {_gib(largest)} of memory that "
+            "there are."
+        )
+    size = shape.slot_bytes
+    pool_slots = min(most_bytes // size, _MAX_SLOTS)
+    if pool_slots < MIN_SLOTS:
+        raise ConfigError(
+            f"kv_budget_max holds {pool_slots} tokens at {size:,} bytes each; at least {MIN_SLOTS} "
+            f"are needed ({MIN_SLOTS * size:,} bytes)."
+        )
+    return min(max(num_slots, least_bytes // size), pool_slots), pool_slots
+
+
 def _default_slots(size: int, context_length: int, device: torch.device) -> int:
     free = free_bytes(device)
     if device.type == "cuda":

@@ -55,7 +55,7 @@ async def test_a_change_is_answered_with_all_settings_and_what_it_did(
     async with server.session.get(server.url + "/metrics") as page:
         text = await page.text()
     for name in ("kv_budget", "max_queue"):
-        assert f'radixserve_setting_changes_total{{setting="{name}"}} 1.0' in text
+        assert f'radixserve_setting_changes_total{{by="admin",setting="{name}"}} 1.0' in text
 
 
 @pytest.mark.parametrize(
