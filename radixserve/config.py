@@ -730,7 +730,7 @@ TABLE: Final = _table()
 
 _WORDS: Final = re.compile(r"[^\s,]+")
 _SIZE_DIGITS: Final = 20  # enough for every number of bytes; more could overflow a float
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B|)", re.IGNORECASE)
+_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?B|B|)", re.IGNORECASE)
 _UNITS: Final = {"": 1, "B": 1} | {
     f"{letter}{infix}B": base**power
     for infix, base in (("i", 1024), ("", 1000))

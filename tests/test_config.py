@@ -120,6 +120,7 @@ def test_sizes_are_written_in_the_largest_unit_that_is_whole(size: int, text: st
         "0.3B",
         "0x10",
         "1.5.1GiB",
+        "\u0664MiB",
         "9" * 400,
         f"{'9' * 400}.0GiB",
     ],

@@ -116,4 +116,6 @@ async def test_settings_are_shown_in_every_state(server: Server, reason: str) ->
 
 
 async def test_an_unknown_parameter_is_refused(server: Server) -> None:
-    assert (await server.get("/config?name=kv_budget"))[0] == 400
+    status, answer = await server.get("/config?name=kv_budget")
+    assert status == 400
+    assert answer["error"]["message"] == "Unknown parameter 'name'; there are none here."

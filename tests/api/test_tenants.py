@@ -298,5 +298,7 @@ async def test_an_administrator_may_name_the_tenant_of_a_prompt(
     assert getattr(asked, "namespace", "").startswith("ours/")
     code, answer = await server.post(path, body, headers=bearer("key-theirs"))
     assert (code, answer["error"]["code"]) == (403, "admin_required")
-    code, answer = await server.post(path, body | {"tenant": "x"}, headers=bearer("key-boss"))
-    assert (code, answer["error"]["param"]) == (400, "tenant")
+    for wrong, reason in (("x", "invalid_value"), (5, "invalid_type")):
+        code, answer = await server.post(path, body | {"tenant": wrong}, headers=bearer("key-boss"))
+        assert (code, answer["error"]["param"]) == (400, "tenant")
+        assert answer["error"]["code"] == reason

@@ -45,7 +45,9 @@ def tenant_named(request: web.Request, name: object) -> Tenant:
 
 def known_tenant(api: Api, name: object) -> Tenant:
     """The tenant of this name. Raises BadRequest if there is none."""
-    tenant = api.keys.tenant(name) if isinstance(name, str) else None
+    if not isinstance(name, str):
+        raise BadRequest("'tenant' must be a string.", param="tenant", code="invalid_type")
+    tenant = api.keys.tenant(name)
     if tenant is None:
         text = f"There is no tenant {shown(name)!r} in the key file."
         raise BadRequest(text, param="tenant", code="invalid_value")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Collection
 
 from aiohttp import web
@@ -10,7 +10,8 @@ from aiohttp import web
 from radixserve.api.refusals import check_range, shown
 from radixserve.errors import BadRequest
 
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([smhd]?)")
 _MOST_SECONDS = 10 * 365 * 86400.0
 
 
@@ -18,7 +19,8 @@ def parameters(request: web.Request, known: Collection[str]) -> dict[str, str]:
     """The parameters in the query. Raises BadRequest for one that is not known or given twice."""
     for name in request.query:
         if name not in known:
-            text = f"Unknown parameter '{shown(name)}'; known are {', '.join(sorted(known))}."
+            names = f"known are {', '.join(sorted(known))}" if known else "there are none here"
+            text = f"Unknown parameter '{shown(name)}'; {names}."
             raise BadRequest(text, param=shown(name), code="unknown_parameter")
         if len(request.query.getall(name)) > 1:
             raise BadRequest(f"'{name}' is given twice.", param=name, code="invalid_value")
@@ -40,11 +42,8 @@ def seconds(text: str, name: str, *, most: float = _MOST_SECONDS) -> float:
     """A duration such as 90, 90s, 5m, 1h or 30d, up to `most` seconds. Raises BadRequest for
     anything else.
     """
-    unit = _SECONDS.get(text[-1:])
-    try:
-        value = float(text if unit is None else text[:-1]) * (unit or 1.0)
-    except ValueError:
-        value = math.nan
+    found = _DURATION.fullmatch(text)
+    value = float(found[1]) * _SECONDS[found[2]] if found else 0.0
     if not 0 < value <= most:
         limit = f"{most / 86400:,.0f} days"
         message = f"'{name}' must be a duration such as 90s, 5m, 1h or 30d, up to {limit}."
