@@ -2,7 +2,7 @@
 
 import { bytes, clock, element, share } from "./text.js";
 
-const MARGIN = { top: 8, right: 10, bottom: 20, left: 56 };
+const MARGIN = { top: 24, right: 28, bottom: 20, left: 56 }; // names of lines stand above the plot
 const TIERS = ["device", "host", "disk"];
 const WINDOW = 15; // seconds over which a share is smoothed
 
@@ -106,7 +106,7 @@ class Plot {
   }
 
   name(text, className, place) {
-    const g = this.svg.append("g").attr("transform", `translate(${MARGIN.left + 10 + 80 * place},${MARGIN.top + 6})`);
+    const g = this.svg.append("g").attr("transform", `translate(${MARGIN.left + 80 * place},8)`);
     g.append("path").attr("class", `line ${className}`).attr("d", "M0,0h14");
     g.append("text").attr("x", 19).attr("dy", "0.33em").text(text);
   }

@@ -163,6 +163,13 @@ def test_it_fits_a_phone(browser: Browser, url: str, scheme: Literal["light", "d
     page.goto(f"{url}/ui")
     expect(page.locator("#tree g").first).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator("#tree g").last.click()
+    page.get_by_role("button", name="Pin for an hour").click()
+    remove = page.locator("#pins").get_by_role("button", name="Remove")
+    expect(remove).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    remove.click()
+    expect(remove).to_have_count(0)
     phone.close()
 
 
