@@ -16,7 +16,9 @@ from radixserve.text.conversation import Conversation
 
 # Extra time, beyond that of one request, for trying the tokenizer and its chat template at start.
 TRY_SECONDS = 20.0
-CHECK_SECONDS = 2.0  # the same for a grammar, whose trial ends by itself after its own time
+# The same for a grammar, whose trial ends by itself after its own time. On a busy machine the fork
+# that tries it, which runs only when processors are idle, may take seconds to be gone.
+CHECK_SECONDS = 6.0
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 TAIL_CHARS = 64
 LENGTH = struct.Struct(">I")

@@ -389,7 +389,7 @@ def test_a_process_does_not_outlive_the_front(folder: Path, asked: str | None) -
         if asked is not None:
             ours.sendall(encode(EncodeChat(said(asked))))
         stream.close()
-    assert process.wait(10) == (0 if asked is None else -signal.SIGALRM)
+    assert process.wait(60) == (0 if asked is None else -signal.SIGALRM)
 
 
 def test_frames_that_are_not_ours_are_refused() -> None:
