@@ -110,12 +110,14 @@ class LiveSettings:
         return min(int(self._changed[name]), self._largest(name, info))
 
     def _largest(self, name: str, info: EngineInfo) -> int:
-        """The largest budget that an engine can have: what it has reserved. The value at start may
-        be more by less than two tokens.
+        """The largest budget that an engine can have: what it has reserved, or the size that was
+        asked for at start, which may be more by less than two tokens.
         """
-        is_kv, at_start = name == "kv_budget", int(self._at_start[name])
-        reserved = info.pool_slots * info.slot_bytes if is_kv else info.host_bytes
-        return at_start if reserved <= at_start < reserved + 2 * info.slot_bytes else reserved
+        asked, reserved = int(self._at_start[name]), info.host_bytes
+        if name == "kv_budget":
+            asked = self.settings.kv_budget_max or asked
+            reserved = info.pool_slots * info.slot_bytes
+        return asked if reserved <= asked < reserved + 2 * info.slot_bytes else reserved
 
     def _bounds(self, name: str) -> tuple[int | float, int | float]:
         info, at_start = self._known(), self._at_start[name]

@@ -66,6 +66,18 @@ def test_the_budget_at_start_may_be_given_again_though_it_is_no_whole_number_of_
     assert settings.info_now(info).num_slots == 100
 
 
+def test_the_largest_budget_may_be_given_as_it_was_at_start() -> None:
+    most = 300 * SLOT + 5
+    settings = LiveSettings(Settings(kv_budget=100 * SLOT, kv_budget_max=most))
+    info = msgspec.structs.replace(INFO, num_slots=100, pool_slots=300)
+    settings.take_engine(info)
+    assert settings.shown()["kv_budget"].max == most
+    settings.take(settings.checked({"kv_budget": most}))
+    assert settings.info_now(info).num_slots == 300
+    with pytest.raises(BadRequest):
+        settings.checked({"kv_budget": most + 1})
+
+
 def test_sizes_may_be_text() -> None:
     assert live().checked({"kv_budget": "64KiB", "prefill_share": 2}) == {
         "kv_budget": 64 << 10,
