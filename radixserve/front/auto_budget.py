@@ -46,10 +46,13 @@ class AutoBudget:
         self._rule = BudgetRule()
 
     async def run(self) -> None:
-        """Check until cancelled."""
+        """Check until cancelled. The log tells of a check that fails; the next one follows."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            await self.check()
+            try:
+                await self.check()
+            except Exception:
+                log.exception("kv_budget stays as it is, because a check of it failed")
 
     async def check(self) -> None:
         """Check once. Without an engine that works nothing happens."""

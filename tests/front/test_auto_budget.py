@@ -4,6 +4,7 @@ made up.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from radixserve.cache.counters import GHOST_HIT_TOKENS
 from radixserve.errors import Unavailable
+from radixserve.front import auto_budget
 from radixserve.front.auto_budget import AutoBudget
 from radixserve.front.budget_rule import CHECKS
 from radixserve.machine import Machine
@@ -79,6 +81,29 @@ async def test_it_grows_while_prompts_come_again_too_late_and_shrinks_when_memor
     assert len(told) == len(changed)
     assert "times the memory would have made hits of" in told[0]
     assert "1 MiB of memory are free, less than the reserve of 819 MiB" in told[-1]
+
+
+async def test_a_check_that_raises_is_not_the_last_one(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, machine = FakeEngine(), MadeUp()
+    auto = AutoBudget(engine, engine.live_settings.settings, lambda _: None, machine)
+    asked = asyncio.Event()
+
+    def free_bytes() -> int:
+        if "a check of it failed" in caplog.text:
+            asked.set()
+        raise ValueError("no number")
+
+    monkeypatch.setattr(machine, "free_bytes", free_bytes)
+    monkeypatch.setattr(auto_budget, "CHECK_SECONDS", 0.0)
+    running = asyncio.create_task(auto.run())
+    async with asyncio.timeout(10):
+        await asked.wait()
+    running.cancel()
+    await asyncio.wait([running])
+    assert running.cancelled()
+    assert "ValueError: no number" in caplog.text
 
 
 async def test_without_an_engine_that_works_or_an_answer_nothing_changes(
