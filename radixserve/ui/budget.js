@@ -7,12 +7,14 @@ const MIB = 2 ** 20;
 
 export class Budget {
   #ask;
+  #bounds = [0, Infinity]; // in bytes, which need not be whole MiB
 
   constructor(ask) {
     this.#ask = ask;
     element("budget-form").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.#change(MIB * element("budget-value").valueAsNumber);
+      const [least, most] = this.#bounds;
+      this.#change(Math.max(least, Math.min(most, MIB * element("budget-value").valueAsNumber)));
     });
   }
 
@@ -30,7 +32,8 @@ export class Budget {
     if (!setting) return;
     const input = element("budget-value");
     input.value = Math.round(setting.value / MIB);
-    input.min = Math.ceil(setting.min / MIB);
+    this.#bounds = [setting.min, setting.max];
+    input.min = Math.round(setting.min / MIB);
     input.max = Math.ceil(setting.max / MIB);
   }
 
@@ -39,7 +42,7 @@ export class Budget {
     try {
       const answer = await this.#ask(() => put("config", { kv_budget: value, why: "the page" }));
       this.#show(answer.settings.kv_budget);
-      note.textContent = `The budget is changed; ${tokens(answer.evicted_tokens)} were evicted.`;
+      note.textContent = `The budget is changed; ${tokens(answer.evicted_tokens.device ?? 0)} were evicted.`;
     } catch (error) {
       note.textContent = error.message;
     }

@@ -6,6 +6,7 @@ const CAUSES = {
   never_seen: "never seen before: no loss",
   prefix_changed: "the prefix changed",
   evicted: "evicted to make room",
+  expired: "evicted after its pin had ended",
   dropped: "dropped by an operator",
   other_namespace: "cached for another tenant or salt",
   too_short: "too short to cache",
