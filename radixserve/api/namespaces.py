@@ -42,11 +42,11 @@ class Namespaces:
 
     def num_public(self, namespace: str, prompt_ids: Sequence[int]) -> int:
         """How many of the first tokens of a prompt are public whose body says `namespace`.
-        O(public prefixes).
+        O(public prefixes), and O(the longest of them).
         """
         if namespace != PUBLIC or self._secret is None or not self._public:
             return 0
-        prompt = pack(prompt_ids)
+        prompt = pack(prompt_ids[: len(self._public[0]) // TOKEN_BYTES])
         found = next((each for each in self._public if prompt.startswith(each)), b"")
         return len(found) // TOKEN_BYTES
 
