@@ -97,13 +97,15 @@ async def _answer(api: Api, assembly: Assembly, address: Address, stopping: asyn
     assert loading is not None, "the assembly was started"
     listener = Listener(make_app(api), address)
     warn_if_open(settings)
-    api.readiness.reason = None if settings.warm is None else "warming"
+    warming = None if settings.warm is None else "warming"
+    api.readiness.reason = warming if settings.public_prefix is None else "sharing"
     try:
         await listener.start()
         # Meanwhile the port answers that the server is alive but not ready.
         if await _unless_stopped(stopping, loading) is not None:
-            if (path := settings.public_prefix) is not None:
-                await _unless_stopped(stopping, share(api, path, public_bodies(settings)))
+            if settings.public_prefix is not None:
+                await _unless_stopped(stopping, _share(api, settings, settings.public_prefix))
+                api.readiness.reason = warming
             await _unless_stopped(stopping, _check_turn_end(api))
             async with _warm(api, assembly, stopping):
                 _announce(address.url, api.model_name)
@@ -115,21 +117,29 @@ async def _answer(api: Api, assembly: Assembly, address: Address, stopping: asyn
         await listener.close()
 
 
+async def _share(api: Api, settings: Settings, path: str) -> None:
+    """Make the prefixes of the file at `path` public. Raises ConfigError if it cannot be used."""
+    await share(api, path, await asyncio.to_thread(public_bodies, settings))
+
+
 @contextlib.asynccontextmanager
 async def _reloading(
     api: Api, public_prefix: str | None, hangup: asyncio.Event
 ) -> AsyncIterator[None]:
     """Read the files of keys and of public prefixes again whenever `hangup` is set, until the block
-    ends.
+    ends. What cannot be read is told in the log.
     """
 
     async def reload() -> None:
         while True:
             await hangup.wait()
             hangup.clear()
-            await api.keys.reload()
-            if public_prefix is not None:
-                await share_again(api, public_prefix)
+            try:
+                await api.keys.reload()
+                if public_prefix is not None:
+                    await share_again(api, public_prefix)
+            except Exception:
+                log.exception("the files were not read again")
 
     reloading = asyncio.create_task(reload())
     try:
@@ -148,7 +158,8 @@ async def _warm(api: Api, assembly: Assembly, stopping: asyncio.Event) -> AsyncI
     if settings.warm is None:
         yield
         return
-    warmup = Warmup(api, settings.warm, bodies_to_warm(settings))
+    bodies = await asyncio.to_thread(bodies_to_warm, settings)
+    warmup = Warmup(api, settings.warm, bodies)
     engine.on_ready = warmup.engine_is_ready
     running = asyncio.create_task(warmup.run())
     try:
