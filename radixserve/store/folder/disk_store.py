@@ -301,11 +301,12 @@ class DiskStore:
         return None
 
     def of_model(self, fingerprint: str, shape: KVShape) -> DiskStore:
-        """The same open folder for another model's K/V, with counts of its own; closed with this
-        one.
+        """The same open folder for another model's K/V, with counts and pins of its own; closed
+        with this one.
         """
         other = copy.copy(self)
         other.fingerprint, other.shape = fingerprint, shape
+        other._pinned = []
         other._stats = StoreStats(budget=self._stats.budget)
         return other
 

@@ -159,6 +159,15 @@ def test_what_is_pinned_is_not_evicted(tmp_path: Path) -> None:
     store.close()
 
 
+def test_what_is_stored_for_another_model_leaves_pins_as_they_are(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    store.keep([pin("a", [1, 2, 3, 4])], 0.5)
+    put(store.of_model("other", store.shape), "public", [1, 2, 3, 4])
+    fill(store)
+    assert matched(store, [1, 2, 3, 4]) == 4
+    store.close()
+
+
 def test_pins_fill_their_share_of_the_budget_and_no_more(tmp_path: Path) -> None:
     store = wide(tmp_path, BUDGET, QuickDisk())
     put(store, "public", [1] * 60)
