@@ -113,17 +113,22 @@ class HostTier:
         self._falling.append(
             _Demotion(prefix, lease, self._copies.down(read_slots(self._device_pool, lacking)))
         )
-        self.settle()
+        self._publish_arrived()
 
     def settle(self) -> None:
-        """Publish the copies that have arrived, in the order of demotion, in which they also
-        arrive. What was dropped is freed, memory that the budget has lost is given back, and walks
-        over the tree go on.
+        """Publish the copies that have arrived, free some of what was dropped, give back some
+        memory that the budget has lost, and go on with a walk over the tree.
         """
         self._ages.note(self.cache.evictor.clock, time.monotonic())
         self.cache.sweep(NODES)
         self._trimming.work()
         self._walk_on()
+        self._publish_arrived()
+
+    def _publish_arrived(self) -> None:
+        """Publish the copies that have arrived, in the order of demotion, in which they also
+        arrive.
+        """
         while self._falling and self._falling[0].copy.arrived:
             fallen = self._falling.pop(0)
             with fallen.lease as lease:

@@ -145,6 +145,21 @@ def test_what_a_request_leases_is_moved_after_its_end_only() -> None:
     assert engine.cache.allocator.held == [(150, 150)]
 
 
+def test_an_eviction_waits_for_nothing_that_host_memory_does_between_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = Tiered(256, host_slots=256)
+    for number in range(5):
+        engine.submit(request(f"r{number}", prompt_of(number, 50), 1))
+    engine.run()
+    worked: list[object] = []
+    monkeypatch.setattr(trimming.Trimming, "work", lambda self: worked.append(self))
+    engine.cache.evict(200)
+    assert engine.host is not None
+    assert engine.host.cache.stats().cached >= 200
+    assert not worked
+
+
 def test_host_memory_that_shrinks_keeps_what_was_used_last() -> None:
     engine = Tiered(64, host_slots=256)
     assert engine.host is not None
