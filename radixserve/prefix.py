@@ -109,7 +109,8 @@ class Branch(NamedTuple):
         """Whether `prefix` is one of these, or has a public part that is."""
         if not prefix.tokens.startswith(self.tokens):
             return False
-        return any(self.has(namespace) for namespace, _ in prefix.parts())
+        least = len(self.tokens) // TOKEN_BYTES
+        return any(self.has(namespace) for namespace, end in prefix.parts() if end >= least)
 
     def has(self, namespace: str) -> bool:
         """Whether it is about prefixes of `namespace`."""
