@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from radixserve import config, metrics_table
+from radixserve import config_table, metrics_table
 
 DOCS = Path(__file__).parent
 BEGIN, END = "<!-- generated: begin -->\n", "<!-- generated: end -->\n"
-TABLES = {"settings.md": config.markdown, "metrics.md": metrics_table.markdown}
+TABLES = {"settings.md": config_table.markdown, "metrics.md": metrics_table.markdown}
 
 
 def main() -> None:

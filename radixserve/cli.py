@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from radixserve import __version__
-from radixserve.config import SECTIONS, TABLE, EvictionPolicy, Setting
+from radixserve.config import SECTIONS, EvictionPolicy
 from radixserve.config_sources import CONFIG_VARIABLE, Resolved, resolve
+from radixserve.config_table import TABLE, Setting
 from radixserve.errors import ConfigError, StartupError
 from radixserve.logs import configure_logging
 

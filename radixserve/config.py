@@ -1,25 +1,18 @@
-"""The table of all settings, with section, unit and help.
+"""All settings, each with its type, limits, default, section, unit and help.
 
 From `Settings` come the TOML file's sections, the `--flags`, the `RADIXSERVE_*` variables and
-docs/settings.md; `config_sources` reads them. The frozen value is sent as it is to the engine
-process. Nothing here knows what a setting does; derived values (the slots of a budget, the threads
-of a machine) belong to the modules that use them.
+docs/settings.md (`config_table`); `config_sources` reads them. The frozen value is sent as it is to
+the engine process. Nothing here knows what a setting does; derived values (the slots of a budget,
+the threads of a machine) belong to the modules that use them.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
-from types import UnionType
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
-
-from radixserve.errors import ConfigError
-
-ENV_PREFIX: Final = "RADIXSERVE_"
 
 SECTIONS: Final = {
     "server": "Where and what the server answers",
@@ -610,181 +603,3 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "OTEL_TRACES_SAMPLER wins if that is set",
         ),
     ] = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One row of the table: a field of `Settings` with everything that is derived from it."""
-
-    name: str
-    type: Any  # as annotated, limits included
-    default: Any
-    doc: Doc
-
-    @property
-    def flag(self) -> str:
-        """As in `--kv-budget`."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        """As in `RADIXSERVE_KV_BUDGET`."""
-        return ENV_PREFIX + self.name.upper()
-
-    @property
-    def key(self) -> str:
-        """As in `cache.kv_budget`."""
-        return f"{self.doc.section}.{self.name}"
-
-    @property
-    def plain(self) -> Any:
-        """The type without limits and without None: str, int, float, bool or a Literal."""
-        bare = get_args(self.type)[0]
-        if get_origin(bare) in (Union, UnionType):
-            bare = next(each for each in get_args(bare) if each is not type(None))
-        return get_args(bare)[0] if get_origin(bare) is Annotated else bare
-
-    @property
-    def several(self) -> bool:
-        """Whether the value is a tuple of words, given as several arguments or with commas."""
-        return get_origin(self.plain) is tuple
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The allowed words; empty if every value of the type is allowed."""
-        if self.plain is bool:
-            return ("true", "false")
-        return get_args(self.plain) if get_origin(self.plain) is Literal else ()
-
-    def show(self, value: Any) -> str:
-        """`value` as a person writes it, and as `parse` reads it back."""
-        if self.doc.zero and not value:
-            return "auto"
-        if self.doc.secret:
-            return "(secret)"
-        if isinstance(value, bool):
-            return str(value).lower()
-        if isinstance(value, float):
-            return f"{value:g}"
-        if self.several:
-            return ",".join(value) or "none"
-        return format_size(value) if self.doc.unit == "bytes" else str(value)
-
-    def explain(self) -> str:
-        """The help with unit, allowed words and the meaning of auto, in one line."""
-        unit = f", in {self.doc.unit}" if self.doc.unit else ""
-        words = f" ({', '.join(self.choices)})" if self.choices and self.plain is not bool else ""
-        auto = f"; auto: {self.doc.zero}" if self.doc.zero else ""
-        return f"{self.doc.help}{unit}{words}{auto}"
-
-    def parse_text(self, text: str, source: str) -> Any:
-        """Parse the value of a flag or a variable: sizes, "auto" and yes/no included.
-
-        Raises:
-            ConfigError: it is malformed or out of limits; the error names setting and `source`.
-        """
-        word = text.strip()
-        if self.several and word.lower() not in ("auto", "none"):
-            return self._convert(tuple(_WORDS.findall(word)), source, strict=True)
-        if self.plain is bool:
-            word = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(
-                word.lower(), word
-            )
-        return self._convert(word, source, strict=False)
-
-    def parse_value(self, value: object, source: str) -> Any:
-        """The value that TOML gives; text stands for a number only in sizes and as "auto".
-
-        Raises:
-            ConfigError: it is malformed or out of limits; the error names setting and `source`.
-        """
-        return self._convert(value, source, strict=True)
-
-    def _convert(self, raw: object, source: str, *, strict: bool) -> Any:
-        if self.doc.zero and isinstance(raw, str) and raw.strip().lower() == "auto":
-            return self.default
-        if self.several and isinstance(raw, str):
-            raw = () if raw == "none" else (raw,)
-        if self.doc.path and isinstance(raw, str):
-            raw = os.path.expanduser(raw)
-        try:
-            value = parse_size(raw) if self.doc.unit == "bytes" and isinstance(raw, str) else raw
-            return msgspec.convert(value, self.type, strict=strict)
-        except (msgspec.ValidationError, ValueError) as error:
-            expected = f"one of {', '.join(self.choices)}" if self.choices else str(error)
-            shown = "(secret)" if self.doc.secret else repr(raw)
-            raise ConfigError(f"{source}: {self.key} = {shown} is not valid: {expected}") from None
-
-
-def _table() -> tuple[Setting, ...]:
-    hints = get_type_hints(Settings, include_extras=True)
-    rows = []
-    for field in msgspec.structs.fields(Settings):
-        doc = next(each for each in get_args(hints[field.name]) if isinstance(each, Doc))
-        rows.append(Setting(field.name, hints[field.name], field.default, doc))
-    return tuple(rows)
-
-
-TABLE: Final = _table()
-"""All settings in the order of declaration."""
-
-_WORDS: Final = re.compile(r"[^\s,]+")
-_SIZE_DIGITS: Final = 20  # enough for every number of bytes; more could overflow a float
-_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?B|B|)", re.IGNORECASE)
-_UNITS: Final = {"": 1, "B": 1} | {
-    f"{letter}{infix}B": base**power
-    for infix, base in (("i", 1024), ("", 1000))
-    for power, letter in enumerate("KMGT", start=1)
-}
-_UNIT_OF: Final = {unit.lower(): size for unit, size in _UNITS.items()}
-
-
-def parse_size(text: str) -> int:
-    """Bytes in `512MiB`, `2GiB`, `1.5 GiB`, `500MB` (powers of ten) or a plain number.
-
-    Raises:
-        ValueError: `text` is not a size, or not a whole number of bytes.
-    """
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise ValueError('expected a size such as "512MiB", "2GiB" or a number of bytes')
-    if len(found[1]) > _SIZE_DIGITS:
-        raise ValueError(f"expected a size of at most {_SIZE_DIGITS} digits")
-    size = (
-        float(found[1]) * _UNIT_OF[found[2].lower()]
-        if "." in found[1]
-        else int(found[1]) * _UNIT_OF[found[2].lower()]
-    )
-    if size != int(size):
-        raise ValueError("expected a whole number of bytes")
-    return int(size)
-
-
-def format_size(size: int) -> str:
-    """`size` bytes in the largest binary unit that divides it, such as 512MiB; `parse_size` reads
-    it back.
-    """
-    for unit in ("TiB", "GiB", "MiB", "KiB"):
-        if size and size % _UNITS[unit] == 0:
-            return f"{size // _UNITS[unit]}{unit}"
-    return str(size)
-
-
-def markdown() -> str:
-    """The table of docs/settings.md: one part per section, one row per setting."""
-    lines: list[str] = []
-    for section, title in SECTIONS.items():
-        lines += ["", f"## [{section}]: {title[0].lower()}{title[1:]}", ""]
-        lines += ["| key | flag | variable | default | meaning |", "|---|---|---|---|---|"]
-        for row in TABLE:
-            if row.doc.section == section:
-                flag = f"{row.flag}`, `--no-{row.flag[2:]}" if row.plain is bool else row.flag
-                cells = (
-                    f"`{row.name}`",
-                    f"`{flag}`",
-                    f"`{row.variable}`",
-                    f"`{row.show(row.default)}`",
-                    row.explain(),
-                )
-                lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines[1:]) + "\n"

@@ -16,7 +16,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
-from radixserve.config import ENV_PREFIX, SECTIONS, TABLE, Setting, Settings
+from radixserve.config import SECTIONS, Settings
+from radixserve.config_table import ENV_PREFIX, TABLE, Setting
 from radixserve.errors import ConfigError
 
 CONFIG_VARIABLE: Final = ENV_PREFIX + "CONFIG"

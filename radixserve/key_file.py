@@ -22,8 +22,8 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from radixserve.config import parse_size
 from radixserve.errors import ConfigError
+from radixserve.sizes import parse_size
 from radixserve.tenants import DEFAULT, MAX_PRIORITY, Tenant
 
 _HASH_PREFIX: Final = "sha256:"

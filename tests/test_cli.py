@@ -16,7 +16,8 @@ import pytest
 
 import radixserve
 from radixserve import cli, explain
-from radixserve.config import SECTIONS, TABLE, Settings
+from radixserve.config import SECTIONS, Settings
+from radixserve.config_table import TABLE
 from radixserve.errors import ConfigError, ModelRefused, StartupError
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from radixserve import config, metrics_table
+from radixserve import config_table, metrics_table
 from radixserve.config_sources import OTHER_VARIABLES
 from radixserve.loadtest.options import parser as load_test_options
 
@@ -52,7 +52,8 @@ def by_name(paths: list[Path]) -> Callable[[Callable[[Path], None]], Callable[[P
 
 
 @pytest.mark.parametrize(
-    ("name", "table"), [("settings.md", config.markdown), ("metrics.md", metrics_table.markdown)]
+    ("name", "table"),
+    [("settings.md", config_table.markdown), ("metrics.md", metrics_table.markdown)],
 )
 def test_generated_tables_are_up_to_date(name: str, table: Callable[[], str]) -> None:
     text = (ROOT / "docs" / name).read_text()
@@ -250,15 +251,15 @@ def test_make_targets_flags_and_variables_exist(path: Path) -> None:
     assert [
         name for name in re.findall(r"`?make ([a-z]+)(?=[`\s])", _code(text)) if name not in targets
     ] == []
-    flags = {row.flag for row in config.TABLE} | {
-        f"--no-{row.flag[2:]}" for row in config.TABLE if row.plain is bool
+    flags = {row.flag for row in config_table.TABLE} | {
+        f"--no-{row.flag[2:]}" for row in config_table.TABLE if row.plain is bool
     }
     flags |= set(load_test_options("radixserve bench")._option_string_actions)
     assert (
         set(re.findall(r"(?<![\w-])--[a-z][\w.-]+", _serve_lines(text))) - flags - OTHER_FLAGS
         == set()
     )
-    variables = {row.variable for row in config.TABLE} | set(OTHER_VARIABLES)
+    variables = {row.variable for row in config_table.TABLE} | set(OTHER_VARIABLES)
     assert set(re.findall(r"RADIXSERVE_[A-Z]\w*", text)) - variables == set()
 
 

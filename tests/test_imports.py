@@ -47,8 +47,10 @@ LAYERS = (
     ("cache",),
     ("messages",),
     ("config_sources", "defaults", "key_file", "body_file"),
+    ("config_table",),
     ("config",),
     (
+        "sizes",
         "request",
         "declared",
         "prefix",
@@ -94,6 +96,7 @@ WITHOUT_TORCH = (
     "telemetry",
     "messages",
     "config",
+    "config_table",
     "config_sources",
     "defaults",
     "logs",

@@ -11,7 +11,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from radixserve.config import TABLE, Settings
+from radixserve.config import Settings
+from radixserve.config_table import TABLE
 from radixserve.metrics_table import METRICS
 
 FOLDER = Path(__file__).parent.parent / "configs" / "kubernetes"

@@ -16,11 +16,12 @@ import torch
 
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.policies.table import make_policy
-from radixserve.config import Settings, format_size
+from radixserve.config import Settings
 from radixserve.engine.computed_by import code, processor
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import ConfigError, StartupError
 from radixserve.model.loaded import LoadedModel
+from radixserve.sizes import format_size
 from radixserve.step import MIN_SLOTS
 from radixserve.store.folder.disk_store import DiskStore
 from radixserve.store.folder.fingerprint import folder_fingerprint

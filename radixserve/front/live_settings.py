@@ -10,10 +10,12 @@ from typing import Any, Final
 
 import msgspec
 
-from radixserve.config import TABLE, Settings, format_size
+from radixserve.config import Settings
+from radixserve.config_table import TABLE
 from radixserve.engine.lengths import max_request_tokens
 from radixserve.errors import BadRequest, ConfigError, Unavailable
 from radixserve.questions import Configure
+from radixserve.sizes import format_size
 from radixserve.step import MIN_SLOTS, EngineInfo
 
 Value = int | float | str

@@ -17,9 +17,9 @@ import torch
 import transformers
 from transformers import DynamicCache, PreTrainedModel
 
-from radixserve.config import parse_size
 from radixserve.prefix import Prefix
 from radixserve.rotary import rotary_refusal
+from radixserve.sizes import parse_size
 from radixserve.store.folder.disk_store import DiskStore, StoreStats
 from radixserve.store.folder.fingerprint import weights_checksum, weights_fingerprint
 from radixserve.store.format.run_file import digest_fields

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from radixserve.cache.policies.table import POLICIES
-from radixserve.config import TABLE, Settings
+from radixserve.config import Settings
+from radixserve.config_table import TABLE
 from radixserve.errors import BadRequest, Unavailable
 from radixserve.front.live_settings import ENGINE, FRONT, LiveSetting, LiveSettings
 from radixserve.metrics_table import CHANGEABLE

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from radixserve.config import format_size
+from radixserve.sizes import format_size
 from radixserve.store.admin import transfer
 from radixserve.store.format.rows import Row
 
