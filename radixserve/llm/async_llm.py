@@ -13,7 +13,7 @@ from radixserve.api.openai.endpoints import prepare_chat, prepare_completion
 from radixserve.api.openai.wire import ChatBody, CompletionBody
 from radixserve.assembly import Assembly, find
 from radixserve.config_sources import from_arguments
-from radixserve.errors import BadRequest, StartupError, Unavailable
+from radixserve.errors import BadRequest, ConfigError, StartupError, Unavailable
 from radixserve.front.generation import Generation
 from radixserve.front.stream import Delta, Stream
 from radixserve.llm.arguments import body_of, fields_of, listed
@@ -49,9 +49,12 @@ class AsyncLLM:
                 is "warning", and `spare_engine` "off", because a script ends soon.
 
         Raises:
-            ConfigError: there is no such setting, its value is wrong, or two contradict each other.
+            ConfigError: there is no such setting, its value is wrong, two contradict each other, or
+                it is `warm`.
         """
         self._settings = from_arguments(_DEFAULTS | settings | {"model": model})
+        if self._settings.warm is not None:
+            raise ConfigError("warm is for servers; here, generate one token for each prompt")
         self._process: int | None = None  # that has started it
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that it runs on
         self._assembly: Assembly | None = None

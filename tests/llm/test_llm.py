@@ -45,6 +45,7 @@ CITY = {
         {"kv_budget": "many"},
         {"kv_budget": "1GiB", "kv_share": 0.5},
         {"disk_path": "a", "cache": False},
+        {"warm": "prompts.jsonl"},
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_starts(settings: dict[str, object]) -> None:
