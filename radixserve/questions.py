@@ -11,6 +11,7 @@ from typing import ClassVar, Generic, Literal, TypeVar
 import msgspec
 
 from radixserve.prefix import Prefix
+from radixserve.step import PinStatus
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -194,7 +195,7 @@ class Explain(Question[Explanation], tag="explain", frozen=True, kw_only=True):
 class Pinned(msgspec.Struct, tag="pinned", frozen=True, kw_only=True):
     """What became of the wish to pin. Of `wanted` tokens `tokens` are held; `why` not more."""
 
-    status: Literal["accepted", "clipped", "refused"]
+    status: PinStatus
     wanted: int
     tokens: int = 0
     why: str = ""

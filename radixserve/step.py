@@ -81,10 +81,14 @@ class TierLoad(msgspec.Struct, frozen=True, array_like=True):
     num_tokens: int
 
 
+PinStatus = Literal["accepted", "clipped", "refused"]
+"""Whether all tokens that are to stay cached for a while are held, some, or none."""
+
+
 class PinOutcome(msgspec.Struct, frozen=True, array_like=True):
     """What became of a request's wish that K/V of its prompt stays cached for a while."""
 
-    status: Literal["accepted", "clipped", "refused"]
+    status: PinStatus
     num_tokens: int  # that are held
 
 

@@ -16,14 +16,13 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 from radixserve import tiers
 from radixserve.errors import ApiError, Unavailable
 from radixserve.front.protocol import EngineClient
 from radixserve.front.stream import Delta, Stream, joined
 from radixserve.metrics import RequestRecord
-from radixserve.step import PinOutcome
+from radixserve.step import PinOutcome, PinStatus
 from radixserve.text.conversation import Conversation
 
 log = logging.getLogger("radixserve.api")
@@ -46,7 +45,7 @@ class Counts:
     pinned: int = 0  # tokens: of each prompt those of its longest pin
 
     @property
-    def pin_status(self) -> Literal["accepted", "clipped", "refused"]:
+    def pin_status(self) -> PinStatus:
         """What became of the wishes, of which there are some, together."""
         found = {each.status for each in self.pins}
         return found.pop() if len(found) == 1 else "clipped"

@@ -5,10 +5,10 @@ Owns the field names and decides which may be absent. Knows neither aiohttp nor 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 from msgspec import UNSET, UnsetType
+
+from radixserve.step import PinStatus
 
 
 class TextContent(msgspec.Struct, tag_field="type", tag="text"):
@@ -51,7 +51,7 @@ class DeltaUsage(msgspec.Struct):
     output_tokens: int
     output_tokens_details: OutputTokensDetails
     # with a `ttl`: whether its tokens are kept for that time, and how many are
-    prompt_cache: Literal["accepted", "clipped", "refused"] | UnsetType = UNSET
+    prompt_cache: PinStatus | UnsetType = UNSET
     pinned_tokens: int | UnsetType = UNSET
 
 

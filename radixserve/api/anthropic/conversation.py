@@ -34,7 +34,7 @@ from radixserve.api.anthropic.wire import (
     MessagesBody,
     ToolChoice,
 )
-from radixserve.api.openai.pin_marks import Mark, behind_tools
+from radixserve.api.openai.pin_marks import Mark, behind, behind_tools
 from radixserve.api.openai.wire import ChatBody
 from radixserve.api.openai.wire import Message as ChatMessage
 from radixserve.api.openai.wire_format import JsonSchema, ResponseFormat
@@ -174,8 +174,7 @@ class _History:
     def mark(self, control: CacheControl | None) -> None:
         """Keep a breakpoint with a `ttl`: it stands behind what was added last."""
         if control is not None and control.ttl is not None and self.messages:
-            num_chars = len(str(self.messages[-1].content))
-            self.marks.append(Mark(len(self.messages) - 1, num_chars, TTLS[control.ttl]))
+            self.marks.append(behind(self.messages, TTLS[control.ttl]))
 
     @property
     def is_open(self) -> bool:

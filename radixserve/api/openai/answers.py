@@ -6,13 +6,12 @@ Owns the field names and decides which may be absent. Knows neither aiohttp nor 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from radixserve.api.openai.wire import GenerationBody, SharedBody
 from radixserve.front.generation import Counts
+from radixserve.step import PinStatus
 
 
 class PromptTokensDetails(msgspec.Struct):
@@ -21,7 +20,7 @@ class PromptTokensDetails(msgspec.Struct):
     cached_tokens_details: dict[str, int]
     cache_write_tokens: int  # computed for this request, and kept as long as there is room
     # whether it is kept for the time that the request asks for, and how many tokens are
-    prompt_cache: Literal["accepted", "clipped", "refused"] | UnsetType = UNSET
+    prompt_cache: PinStatus | UnsetType = UNSET
     pinned_tokens: int | UnsetType = UNSET
 
 
@@ -186,10 +185,7 @@ class TextCompletion(msgspec.Struct):
     usage: Usage | UnsetType | None = UNSET
 
 
-Kept = Literal["accepted", "clipped", "refused"]
-
-
-def pinned_of(counts: Counts, body: SharedBody) -> tuple[Kept | UnsetType, int | UnsetType]:
+def pinned_of(counts: Counts, body: SharedBody) -> tuple[PinStatus | UnsetType, int | UnsetType]:
     """What usage says of pins: what became of those with a time, `clipped` for marks that name
     none, nothing without marks.
     """

@@ -70,11 +70,16 @@ def marks_of(body: ChatBody) -> list[Mark]:
     return marks
 
 
+def behind(messages: Sequence[Message], lasting: float) -> Mark:
+    """The mark behind the last of some messages."""
+    return Mark(len(messages) - 1, _num_chars(messages[-1]), lasting)
+
+
 def behind_tools(messages: Sequence[Message], lasting: float) -> Mark:
     """The mark of a tool."""
-    first = messages[0] if messages else None
-    has_system = first is not None and first.role in ("system", "developer")
-    return Mark(0, _num_chars(first) if first is not None and has_system else 0, lasting)
+    if messages and messages[0].role in ("system", "developer"):
+        return behind(messages[:1], lasting)
+    return Mark(0, 0, lasting)
 
 
 def _marked(message: Message, path: str) -> Iterator[tuple[str, int, Any]]:

@@ -5,7 +5,7 @@ Owns the field names and decides which may be absent. Knows neither aiohttp nor 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 from radixserve.api.openai.answers import ChatTokenLogprob, pinned_of
 from radixserve.api.openai.responses.wire import ResponsesBody
 from radixserve.front.generation import Counts
+from radixserve.step import PinStatus
 
 
 class OutputText(msgspec.Struct):
@@ -78,7 +79,7 @@ class InputTokensDetails(msgspec.Struct):
     # where they were when the request arrived: tier -> tokens
     cached_tokens_details: dict[str, int]
     # whether it is kept for the time that the request asks for, and how many tokens are
-    prompt_cache: Literal["accepted", "clipped", "refused"] | UnsetType = UNSET
+    prompt_cache: PinStatus | UnsetType = UNSET
     pinned_tokens: int | UnsetType = UNSET
 
 
