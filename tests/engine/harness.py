@@ -8,6 +8,7 @@ from typing import Any
 from radixserve.cache.kvcache import KVCache
 from radixserve.engine.core import EngineCore
 from radixserve.engine.scheduler import Limits
+from radixserve.questions import AnyQuestion, Asked
 from radixserve.request import Request, Sampling
 from radixserve.step import TokenEvent, TokenLogprob
 from tests.engine.content_model import ContentModel
@@ -61,6 +62,17 @@ class Harness:
                 return
             self.step()
         raise AssertionError("the engine does not come to an end")
+
+    def answer_to(self, question: AnyQuestion) -> Any:
+        """The answer, without steps in between."""
+        self.core.ask(Asked(7, question))
+        for _ in range(MAX_STEPS):
+            answers = self.core.answers()
+            self.cache.check()
+            if answers:
+                assert [each.id for each in answers] == [7]
+                return answers[0].answer
+        raise AssertionError("no answer")
 
     def logprobs(self, name: str) -> list[TokenLogprob]:
         return [each for event in self.events[name] for each in event.logprobs or []]

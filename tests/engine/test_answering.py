@@ -10,9 +10,6 @@ from radixserve.engine import answering
 from radixserve.engine.answering import Answering
 from radixserve.prefix import Prefix
 from radixserve.questions import (
-    AnyAnswer,
-    AnyQuestion,
-    Asked,
     Drop,
     Dropped,
     Failed,
@@ -27,20 +24,8 @@ from tests.engine.harness import Harness, request
 LONG = list(range(1, 41))
 
 
-def asked(harness: Harness, question: AnyQuestion) -> AnyAnswer:
-    """The answer, with steps in between as long as there are requests."""
-    harness.core.ask(Asked(7, question))
-    for _ in range(2000):
-        if answers := harness.core.answers():
-            assert [each.id for each in answers] == [7]
-            harness.cache.check()
-            return answers[0].answer
-        harness.cache.check()
-    raise AssertionError("no answer")
-
-
 def dropped(harness: Harness, question: Drop) -> Dropped:
-    answer = asked(harness, question)
+    answer = harness.answer_to(question)
     assert isinstance(answer, Dropped)
     return answer
 
@@ -148,7 +133,7 @@ def test_what_was_not_used_for_long_goes(harness: Harness, monkeypatch: pytest.M
     now[0] += 10
     core.answering.note_time()
     monkeypatch.setattr(answering, "SLICE_SECONDS", 1e9)
-    summary = asked(harness, Summarize())
+    summary = harness.answer_to(Summarize())
     assert isinstance(summary, Summary)
     assert summary.oldest_seconds == 110
     assert dropped(harness, Drop(older_than=50)) == Dropped(tokens=2, nodes=1)
@@ -160,7 +145,7 @@ def test_the_tree_is_told_in_bounded_pieces(harness: Harness) -> None:
     for name, tail in (("a", [50, 51, 52]), ("b", [60]), ("c", [60, 61])):
         harness.submit(request(name, [*LONG[:20], *tail], 1))
         harness.run()
-    whole = asked(harness, ShowTree(num_first_tokens=2))
+    whole = harness.answer_to(ShowTree(num_first_tokens=2))
     assert isinstance(whole, Tree)
     root, top, *rest = whole.nodes
     assert (root.namespace, root.tokens, root.below_tokens) == ("public", 0, 25)
@@ -170,16 +155,16 @@ def test_the_tree_is_told_in_bounded_pieces(harness: Harness) -> None:
         (top.id, 3, [50, 51]),
         (top.id, 2, [60, 61]),
     ]
-    below = asked(harness, ShowTree(node=top.id, depth=0))
+    below = harness.answer_to(ShowTree(node=top.id, depth=0))
     assert isinstance(below, Tree)
     assert [each.id for each in below.nodes] == [top.id]
     assert (below.nodes[0].below_tokens, below.num_nodes) == (5, 3)
-    few = asked(harness, ShowTree(most=2))
+    few = harness.answer_to(ShowTree(most=2))
     assert isinstance(few, Tree)
     assert [each.id for each in few.nodes] == [root.id, top.id]
     assert (few.num_nodes, few.num_tokens) == (4, 25)
     assert dropped(harness, Drop(node=rest[1].id)) == Dropped(tokens=2, nodes=1)
-    assert asked(harness, ShowTree(node=rest[1].id)) == Failed(
+    assert harness.answer_to(ShowTree(node=rest[1].id)) == Failed(
         message="There is no such node any more.", not_found=True
     )
 
@@ -191,7 +176,7 @@ def test_a_question_that_breaks_is_told_and_the_next_one_answered(
         raise RuntimeError("boom")
 
     monkeypatch.setattr(answering, "survey", broken)
-    answer = asked(harness, Summarize())
+    answer = harness.answer_to(Summarize())
     assert isinstance(answer, Failed)
     assert "boom" in answer.message
     assert dropped(harness, Drop()) == Dropped()

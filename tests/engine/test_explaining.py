@@ -34,11 +34,8 @@ def of_session(name: str, prompt: list[int], session: str, namespace: str = "pub
 def told(harness: Harness, tokens: list[int], **more: object) -> Explanation:
     question = Explain(**{"namespace": "public", "tokens": tokens, **more})  # type: ignore[arg-type]
     before = [(id(n), n.last_use, n.hits) for n in harness.cache.tree.nodes()]
-    harness.core.ask(Asked(1, question))
-    while not (answers := harness.core.answers()):
-        pass
+    answer = harness.answer_to(question)
     assert [(id(n), n.last_use, n.hits) for n in harness.cache.tree.nodes()] == before, "not dry"
-    answer = answers[0].answer
     assert isinstance(answer, Explanation)
     assert sum(answer.lost.values()) + sum(answer.matched.values()) == len(tokens) - 1
     return answer

@@ -12,9 +12,6 @@ from radixserve.engine.pins import MAX_PINS, Pins
 from radixserve.engine.scheduler import Limits
 from radixserve.prefix import Prefix, pack
 from radixserve.questions import (
-    AnyAnswer,
-    AnyQuestion,
-    Asked,
     Drop,
     Explain,
     Explanation,
@@ -51,25 +48,17 @@ class Clocked(Harness):
         self.core.pins = self.core.scheduler.pins = self.core.answering._pins = pins
         self.pins = pins
 
-    def ask(self, question: AnyQuestion) -> AnyAnswer:
-        self.core.ask(Asked(7, question))
-        for _ in range(1000):
-            if answers := self.core.answers():
-                self.cache.check()
-                return answers[0].answer
-        raise AssertionError("no answer")
-
     def pin(
         self, tokens: list[int], name: str = "a", seconds: float = 60, *, renews: bool = True
     ) -> Pinned:
         packed = pack(tokens)
         question = Pin(id=name, seconds=seconds, renews=renews, namespace="public", packed=packed)
-        answer = self.ask(question)
+        answer = self.answer_to(question)
         assert isinstance(answer, Pinned)
         return answer
 
     def listed(self) -> list[PinState]:
-        answer = self.ask(ListPins())
+        answer = self.answer_to(ListPins())
         assert isinstance(answer, PinList)
         return answer.pins
 
@@ -115,10 +104,10 @@ def test_what_is_pinned_stays_while_everything_else_is_evicted(engine: Clocked) 
     assert engine.cached([*SYSTEM, 50, 51]) == 20
     assert engine.cached(OTHER) == 0
     assert engine.pinned_tokens() == 20
-    assert engine.ask(Unpin(id="a")) == Unpinned(20)
+    assert engine.answer_to(Unpin(id="a")) == Unpinned(20)
     engine.fill()
     assert engine.cached(SYSTEM) == 0
-    assert isinstance(engine.ask(Unpin(id="a")), Failed)
+    assert isinstance(engine.answer_to(Unpin(id="a")), Failed)
     engine.assert_drained()
 
 
@@ -180,7 +169,7 @@ def test_pins_together_hold_their_share_and_what_they_have_in_common_counts_once
     refused = engine.pin(OTHER, "c")
     assert (refused.status, refused.id) == ("refused", "")
     assert engine.pin([*SYSTEM, *OTHER], "d", seconds=90).id == "b", "it is pinned already"
-    engine.ask(Unpin(id="a"))
+    engine.answer_to(Unpin(id="a"))
     engine.compute([*SYSTEM, *OTHER, 5])
     assert engine.held() == {"b": 40}
 
@@ -191,14 +180,14 @@ def test_a_drop_ends_the_pins_on_what_it_drops(engine: Clocked) -> None:
     engine.pin([*SYSTEM, 50], "dropped")
     engine.pin([*SYSTEM, 50, 51, 52], "longer")
     engine.pin(OTHER[:5], "beside")
-    engine.ask(Drop(prefix=SYSTEM[:15]))
+    engine.answer_to(Drop(prefix=SYSTEM[:15]))
     assert engine.held() == {"above": 10, "beside": 5}
     assert engine.cached(SYSTEM) == 10
     assert engine.ends() == {"dropped": 0, "longer": 0}
     for _ in drop_unused(engine.cache, None, lambda last_use: True):
         engine.cache.check()
     assert engine.cached(OTHER) == 5
-    engine.ask(Drop())
+    engine.answer_to(Drop())
     assert engine.held() == {}
     assert engine.cached(SYSTEM) == engine.cached(OTHER) == 0
     engine.assert_drained()
@@ -239,17 +228,17 @@ def test_preempted_requests_beside_pins_give_the_same_answers() -> None:
     for name, prompt in prompts.items():
         assert engine.tokens(name) == expected(prompt, 50)
     assert engine.held() == {"a": 20}
-    engine.ask(Unpin(id="a"))
+    engine.answer_to(Unpin(id="a"))
     engine.assert_drained()
 
 
 def test_a_node_is_pinned_with_all_above_it_and_the_tree_says_so(engine: Clocked) -> None:
     engine.compute([*SYSTEM, 50, 51], [*SYSTEM, 60])
-    tree = engine.ask(ShowTree())
+    tree = engine.answer_to(ShowTree())
     assert isinstance(tree, Tree)
     assert not any(each.pinned for each in tree.nodes)
     leaf = next(each for each in tree.nodes if each.depth == 20 and each.tokens == 2)
-    answer = engine.ask(Pin(id="a", seconds=9, renews=True, node=leaf.id))
+    answer = engine.answer_to(Pin(id="a", seconds=9, renews=True, node=leaf.id))
     assert isinstance(answer, Pinned)
     told = engine.core.pins.changes()
     assert told is not None
@@ -258,10 +247,10 @@ def test_a_node_is_pinned_with_all_above_it_and_the_tree_says_so(engine: Clocked
         *(22, "public", pack([*SYSTEM, 50, 51])),
         None,
     )
-    tree = engine.ask(ShowTree())
+    tree = engine.answer_to(ShowTree())
     assert isinstance(tree, Tree)
     assert [each.pinned for each in tree.nodes if each.depth == 20] == [True, False]
-    assert isinstance(engine.ask(Pin(id="b", seconds=9, renews=True, node=10**9)), Failed)
+    assert isinstance(engine.answer_to(Pin(id="b", seconds=9, renews=True, node=10**9)), Failed)
 
 
 def test_there_may_be_many_pins_but_not_more(engine: Clocked) -> None:
@@ -288,16 +277,16 @@ def test_what_is_evicted_after_its_pin_has_ended_is_told_as_expired(engine: Cloc
     engine.fill()
     assert engine.cached(SYSTEM) == 10
     asked = Explain(namespace="public", tokens=[*SYSTEM, *OTHER, 5])
-    answer = engine.ask(asked)
+    answer = engine.answer_to(asked)
     assert isinstance(answer, Explanation)
     assert next(iter(answer.lost)) == "expired"
     engine.compute([*SYSTEM, 50])
     losses = engine.core.stats().numbers
     assert losses["radixserve_prefix_loss_tokens_total", "expired"] > 0
     engine.pin(SYSTEM, "again")
-    engine.ask(Unpin(id="again"))
+    engine.answer_to(Unpin(id="again"))
     engine.fill()
-    answer = engine.ask(asked)
+    answer = engine.answer_to(asked)
     assert isinstance(answer, Explanation)
     assert next(iter(answer.lost)) == "evicted", "nobody waited for the end of the second pin"
 
@@ -305,7 +294,7 @@ def test_what_is_evicted_after_its_pin_has_ended_is_told_as_expired(engine: Cloc
 def test_the_tree_and_the_summary_tell_pinned_and_leased_apart(engine: Clocked) -> None:
     engine.compute(SYSTEM)
     engine.pin(SYSTEM[:10])
-    summary, tree = engine.ask(Summarize()), engine.ask(ShowTree())
+    summary, tree = engine.answer_to(Summarize()), engine.answer_to(ShowTree())
     assert isinstance(summary, Summary)
     assert isinstance(tree, Tree)
     device = summary.tiers[0]
@@ -315,7 +304,7 @@ def test_the_tree_and_the_summary_tell_pinned_and_leased_apart(engine: Clocked) 
     engine.submit(request("runs", [*SYSTEM, 50], 40))
     for _ in range(3):
         engine.step()
-    summary, tree = engine.ask(Summarize()), engine.ask(ShowTree())
+    summary, tree = engine.answer_to(Summarize()), engine.answer_to(ShowTree())
     assert isinstance(summary, Summary)
     assert isinstance(tree, Tree)
     assert (summary.tiers[0].leased_tokens or 0) >= 20

@@ -9,7 +9,6 @@ import pytest
 
 from radixserve.prefix import PUBLIC, pack
 from radixserve.questions import (
-    Asked,
     Drop,
     Explain,
     Explanation,
@@ -51,15 +50,6 @@ def cached(harness: Harness, name: str) -> int | None:
     return harness.events[name][0].num_cached
 
 
-def asked(harness: Harness, question: Any) -> Any:
-    harness.core.ask(Asked(1, question))
-    for _ in range(1000):
-        if answers := harness.core.answers():
-            harness.cache.check()
-            return answers[0].answer
-    raise AssertionError("no answer")
-
-
 def test_one_tenant_finds_the_public_part_that_another_computed_and_no_more(
     harness: Harness,
 ) -> None:
@@ -88,18 +78,18 @@ def test_public_tokens_count_for_no_tenant_and_stay_within_quotas_of_none(
 
 def test_the_tree_and_the_summary_name_the_namespaces(harness: Harness) -> None:
     run(harness, of("a", "a", [*SYSTEM, *MORE]), of("b", "b", [*SYSTEM, 5]))
-    summary: Summary = asked(harness, Summarize())
+    summary: Summary = harness.answer_to(Summarize())
     told = {each.namespace: (each.tokens, each.nodes) for each in summary.namespaces}
     assert told == {PUBLIC: (40, 1), "a/0": (33, 1), "b/0": (4, 1)}
     assert (summary.nodes, summary.num_namespaces) == (3, 3)
-    tree: Tree = asked(harness, ShowTree())
+    tree: Tree = harness.answer_to(ShowTree())
     system = next(each for each in tree.nodes if each.tokens == 40)
     roots = {each.namespace: each for each in tree.nodes if each.namespace is not None}
     assert roots.keys() == {PUBLIC, "a/0", "b/0"}
     assert roots["a/0"].parent == roots["b/0"].parent == system.id
-    alone: Tree = asked(harness, ShowTree(namespaces=["a/0"]))
+    alone: Tree = harness.answer_to(ShowTree(namespaces=["a/0"]))
     assert (alone.num_tokens, [each.namespace for each in alone.nodes]) == (33, ["a/0", None])
-    public: Tree = asked(harness, ShowTree(namespaces=[PUBLIC]))
+    public: Tree = harness.answer_to(ShowTree(namespaces=[PUBLIC]))
     assert public.num_tokens == 40
 
 
@@ -116,17 +106,17 @@ def test_the_tree_and_the_summary_name_the_namespaces(harness: Harness) -> None:
 )
 def test_drops(harness: Harness, drop: Drop, left: dict[str, int]) -> None:
     run(harness, *(of(each, each, [*SYSTEM, *MORE]) for each in "ab"))
-    asked(harness, drop)
+    harness.answer_to(drop)
     assert harness.cache.tree.tokens_of == left
 
 
 def test_explain_shows_nobody_what_others_added(harness: Harness) -> None:
     run(harness, of("a", "a", [*SYSTEM, *MORE]))
     question = Explain(tokens=[*SYSTEM, 5, 6], namespace="b/0", num_public=40)
-    told: Explanation = asked(harness, question)
+    told: Explanation = harness.answer_to(question)
     assert told.matched == {"device": 40}
     assert (told.compared, told.theirs) == (None, [])
-    own: Explanation = asked(harness, msgspec.structs.replace(question, namespace="a/0"))
+    own: Explanation = harness.answer_to(msgspec.structs.replace(question, namespace="a/0"))
     assert own.compared is not None
     assert own.theirs[own.differs_at or 0 :][0] == 2
 
@@ -135,7 +125,7 @@ def test_explain_knows_that_public_tokens_were_evicted(harness: Harness) -> None
     long = [*SYSTEM, *MORE, *MORE]
     run(harness, of("a", "a", long))
     harness.cache.evict(300)
-    told: Explanation = asked(harness, Explain(tokens=long, namespace="a/0", num_public=40))
+    told: Explanation = harness.answer_to(Explain(tokens=long, namespace="a/0", num_public=40))
     assert told.lost == {"evicted": len(long) - 1}
 
 
@@ -144,9 +134,9 @@ def test_a_pin_on_public_tokens_is_renewed_by_every_tenant() -> None:
     harness.core.scheduler.pins._most = 100
     run(harness, of("a", "a", [*SYSTEM, *MORE]))
     pin = Pin(id="p", seconds=60, renews=True, namespace="a/0", packed=pack(SYSTEM), num_public=40)
-    asked(harness, pin)
+    harness.answer_to(pin)
     run(harness, of("b", "b", [*SYSTEM, 5]))
-    pins: PinList = asked(harness, ListPins())
+    pins: PinList = harness.answer_to(ListPins())
     assert [(each.namespace, each.tokens, each.hits) for each in pins.pins] == [(PUBLIC, 40, 1)]
     harness.cache.evict(300)
     assert harness.cache.tree.tokens_of == {"": 40}

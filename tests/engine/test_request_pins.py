@@ -160,7 +160,7 @@ def test_a_flood_of_wishes_is_bounded_in_number(engine: Wishing) -> None:
             packed=packed,
             tenant="t",
         )
-        engine.ask(pin)
+        engine.answer_to(pin)
     held = engine.held()
     assert len(held) == MAX_OF_TENANT + 1
     assert {"operator", "t3"} <= held.keys()

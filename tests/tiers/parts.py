@@ -5,6 +5,7 @@ real tensors.
 from __future__ import annotations
 
 import select
+import time
 from collections import defaultdict
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from radixserve.cache.kvcache import KVCache
 from radixserve.engine.core import EngineCore
 from radixserve.engine.scheduler import Limits
 from radixserve.engine.tiers import Tiers
+from radixserve.questions import AnyQuestion, Asked
 from radixserve.request import Request
 from radixserve.step import TokenEvent
 from radixserve.store.folder.disk import Disk
@@ -32,6 +34,7 @@ from tests.store.parts import QuickDisk
 CPU = torch.device("cpu")
 SHAPE = KVShape(layers=2, kv_heads=1, k_dim=64, v_dim=64, dtype=torch.float32)  # 1 KiB per token
 MAX_STEPS = 5000
+PATIENCE_SECONDS = 60.0
 
 _NUMBERS: dict[tuple[int, ...], int] = {}  # of contents, the same for every engine of this process
 _CONTENTS: list[tuple[int, ...]] = []
@@ -147,6 +150,22 @@ class Tiered:
         """All of them, to their end, and everything that follows from them."""
         self.submit(*requests)
         self.settle()
+
+    def answer_to(self, question: AnyQuestion) -> Any:
+        """The answer, with steps in between."""
+        self.core.ask(Asked(1, question))
+        return self.next_answer()
+
+    def next_answer(self) -> Any:
+        """The answer to what was asked. Other threads, which need not get a turn soon, may work on
+        it.
+        """
+        until = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < until:
+            self.step()
+            for answered in self.core.answers():
+                return answered.answer
+        raise AssertionError("no answer")
 
     def tokens(self, name: str) -> list[int]:
         return [token for event in self.events[name] for token in event.token_ids]

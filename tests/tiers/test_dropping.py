@@ -21,7 +21,6 @@ from tests.engine.harness import request
 from tests.store.parts import QuickDisk
 from tests.tiers.parts import SHAPE, Tiered, forget
 
-PATIENCE_SECONDS = 60.0
 LONG = [i % 7 for i in range(40)]
 OTHER = [5 - i % 5 for i in range(50)]
 
@@ -43,19 +42,9 @@ def engine(tmp_path: Path) -> Iterator[Tiered]:
 
 
 def dropped(engine: Tiered, question: Drop) -> Dropped:
-    engine.core.ask(Asked(1, question))
-    return answer_of(engine)
-
-
-def answer_of(engine: Tiered) -> Dropped:
-    """The answer to what was asked. Other threads, which need not get a turn soon, work on it."""
-    until = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < until:
-        engine.step()
-        for answered in engine.core.answers():
-            assert isinstance(answered.answer, Dropped)
-            return answered.answer
-    raise AssertionError("no answer")
+    answer = engine.answer_to(question)
+    assert isinstance(answer, Dropped)
+    return answer
 
 
 def found(folder: Path, copy: Path, tokens: list[int]) -> int:
@@ -112,7 +101,7 @@ def test_a_request_that_waits_for_the_disk_gets_nothing_of_what_was_dropped(
     engine.core.ask(Asked(1, Drop()))
     engine.core.answers()
     go_on.set()
-    answer_of(engine)
+    assert isinstance(engine.next_answer(), Dropped)
     engine.run()
     assert engine.cached("waits") == (0, 0, 0)
     assert engine.tokens("waits") == expected(LONG, 4)
@@ -142,10 +131,7 @@ def test_what_was_not_used_for_long_goes_in_all_tiers(engine: Tiered) -> None:
 
 
 def test_the_summary_names_every_tier(engine: Tiered) -> None:
-    engine.core.ask(Asked(1, Summarize()))
-    while not (answers := engine.core.answers()):
-        pass
-    summary = answers[0].answer
+    summary = engine.answer_to(Summarize())
     assert isinstance(summary, Summary)
     assert [each.name for each in summary.tiers] == ["device", "host", "disk"]
     assert (summary.tiers[1].used_bytes or 0) >= 90 * SHAPE.slot_bytes

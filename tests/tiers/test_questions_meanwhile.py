@@ -15,7 +15,6 @@ from radixserve.engine import tiers
 from radixserve.prefix import Prefix, pack
 from radixserve.questions import (
     AnyQuestion,
-    Asked,
     Drop,
     Explain,
     Failed,
@@ -31,7 +30,6 @@ from tests.engine.harness import request
 from tests.tiers.parts import Tiered, forget
 
 LONG = [i % 7 for i in range(40)]
-MOST_STEPS = 500
 
 PIN = Pin(id="p", seconds=60.0, renews=True, namespace="public", packed=pack(LONG[:8]))
 QUESTIONS: dict[str, AnyQuestion] = {
@@ -66,13 +64,9 @@ def engine(tmp_path: Path) -> Iterator[Tiered]:
 
 
 def asked(engine: Tiered, question: AnyQuestion) -> Any:
-    engine.core.ask(Asked(1, question))
-    for _ in range(MOST_STEPS):
-        engine.step()
-        for answered in engine.core.answers():
-            assert not isinstance(answered.answer, Failed), answered.answer
-            return answered.answer
-    raise AssertionError("no answer")
+    answer = engine.answer_to(question)
+    assert not isinstance(answer, Failed), answer
+    return answer
 
 
 def assert_right(engine: Tiered, **prompts: tuple[list[int], int]) -> None:

@@ -15,9 +15,6 @@ from radixserve.cache import survey
 from radixserve.engine import showing
 from radixserve.prefix import Prefix, pack
 from radixserve.questions import (
-    AnyAnswer,
-    AnyQuestion,
-    Asked,
     Drop,
     Dropped,
     Failed,
@@ -47,17 +44,8 @@ def engine(tmp_path: Path) -> Iterator[Tiered]:
     engine.close()
 
 
-def ask(engine: Tiered, question: AnyQuestion) -> AnyAnswer:
-    engine.core.ask(Asked(1, question))
-    for _ in range(20_000):
-        engine.step()
-        for answered in engine.core.answers():
-            return answered.answer
-    raise AssertionError("no answer")
-
-
 def tree(engine: Tiered, question: ShowTree) -> Tree:
-    answer = ask(engine, question)
+    answer = engine.answer_to(question)
     assert isinstance(answer, Tree)
     return answer
 
@@ -141,18 +129,18 @@ def test_a_branch_that_only_the_disk_has_is_dropped(engine: Tiered) -> None:
     shown = tree(engine, ShowTree(tier="disk", depth=64, num_first_tokens=1000))
     by_id = {each.id: each for each in shown.nodes}
     alone = next(each for each in shown.nodes if not each.tiers["device"] + each.tiers["host"])
-    answer = ask(engine, Drop(node=alone.id, tier="disk"))
+    answer = engine.answer_to(Drop(node=alone.id, tier="disk"))
     assert isinstance(answer, Dropped)
     assert answer.tokens == 0
     assert answer.tiers["disk"] >= alone.tokens
     assert has(engine, "disk", prefix_of(alone, by_id)) <= alone.depth
-    gone = ask(engine, ShowTree(tier="disk", node=alone.id))
+    gone = engine.answer_to(ShowTree(tier="disk", node=alone.id))
     assert isinstance(gone, Failed)
     assert gone.not_found
 
 
 def test_a_tier_that_is_not_there_has_no_tree() -> None:
-    answer = ask(Tiered(64), ShowTree(tier="host"))
+    answer = Tiered(64).answer_to(ShowTree(tier="host"))
     assert answer == Failed(message="This server has no tier host.", not_found=True)
 
 
@@ -165,7 +153,7 @@ def test_a_disk_that_hangs_is_left_out(engine: Tiered, monkeypatch: pytest.Monke
         shown = tree(engine, ShowTree())
         assert {tuple(each.tiers) for each in shown.nodes} == {("device", "host")}
         began = time.monotonic()
-        answer = ask(engine, ShowTree(tier="disk"))
+        answer = engine.answer_to(ShowTree(tier="disk"))
         assert answer == Failed(message="The disk tier does not answer.")
         assert time.monotonic() - began < 5
     finally:
@@ -179,7 +167,7 @@ def test_a_folder_that_cannot_be_read_has_an_empty_tree(
         raise OSError("the disk is gone")
 
     monkeypatch.setattr("radixserve.store.folder.index.Index.outlines", broken)
-    answer = ask(engine, ShowTree(tier="disk"))
+    answer = engine.answer_to(ShowTree(tier="disk"))
     assert isinstance(answer, Failed)
     assert not answer.not_found
     assert engine.store is not None
@@ -202,7 +190,7 @@ def test_a_namespace_is_shown_without_the_public_tokens_before_it(
     ids = {each.id for each in (*theirs.nodes, *public.nodes)}
     assert ids == {each.id for each in whole.nodes}
     node = theirs.nodes[-1]
-    dropped = ask(engine, Drop(node=node.id, tier=tier))
+    dropped = engine.answer_to(Drop(node=node.id, tier=tier))
     assert isinstance(dropped, Dropped)
     after = tree(engine, msgspec.structs.replace(question, namespaces=["public"]))
     assert ageless(after) == ageless(public)
