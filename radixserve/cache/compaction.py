@@ -64,17 +64,15 @@ class Compaction:
                 num_tokens -= len(high)
             else:
                 self._to_visit += node.children.values()
-        self._swap(moved)
+        if moved:
+            self._swap(moved)
+        elif not self._to_visit:  # free slots at the end of the pool are held back in any case
+            cache.allocator.swap([])
         self._to_visit += [node for node, _ in moved]  # which may have more to move
         return bool(self._to_visit)
 
     def _swap(self, moved: list[tuple[Node, list[int]]]) -> None:
-        """Move the tokens of nodes, given by their places in the nodes' edges. Free slots at the
-        end of the pool are held back instead of lower ones in any case.
-        """
-        if not moved:
-            self._cache.allocator.swap([])
-            return
+        """Move the tokens of nodes, given by their places in the nodes' edges."""
         sources = np.concatenate([_slots_of(node)[places] for node, places in moved])
         targets = np.empty(len(sources), np.int32)
         write_slots(self._cache.allocator.swap(_runs_of(sources)), targets)
