@@ -10,7 +10,7 @@ and no steps.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -338,14 +338,8 @@ class KVCache:
 
     def leased_nodes(self, besides: Collection[Lease] = ()) -> set[Node]:
         """The nodes that are under a lease which is not one of `besides`. O(leases and nodes)."""
-        nodes: set[Node] = set()
         others = set(besides)
-        for lease in self._leases:
-            node: Node | None = None if lease in others else lease._node
-            while node is not None and node not in nodes:
-                nodes.add(node)
-                node = node.parent
-        return nodes
+        return nodes_of(lease for lease in self._leases if lease not in others)
 
     def stats(self) -> CacheStats:
         """Counts of this moment; O(1)."""
@@ -410,6 +404,19 @@ class KVCache:
         )
         for lease in self._leases:
             lease._check()
+
+
+def nodes_of(leases: Iterable[Lease]) -> set[Node]:
+    """The nodes that are under any of `leases`: what several share is there once. O(leases and
+    nodes).
+    """
+    nodes: set[Node] = set()
+    for lease in leases:
+        node: Node | None = lease._node
+        while node is not None and node not in nodes:
+            nodes.add(node)
+            node = node.parent
+    return nodes
 
 
 def _is_below(node: Node, top: Node) -> bool:

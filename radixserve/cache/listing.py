@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
 from radixserve.cache.ages import Ages
-from radixserve.cache.kvcache import KVCache, Lease
+from radixserve.cache.kvcache import KVCache, Lease, nodes_of
 from radixserve.cache.radix import Node, path_prefix, root_of
 from radixserve.cache.survey import Largest, Parts, Surveyed, find, roots_of, survey
 from radixserve.prefix import Prefix, unpack
@@ -50,7 +50,7 @@ def list_tree(
     largest: Largest[Node] = Largest(question.most)
     yield from survey(roots, question.depth, largest.add, one_namespace=not is_all)
     now, leased = time.monotonic(), cache.leased_nodes(pins)
-    pinned = {node for lease in pins for node in path_of(lease.node)}
+    pinned = nodes_of(pins)
     nodes: list[Listed] = []
     for each in largest.kept():
         is_leased = each.node in leased
@@ -60,13 +60,6 @@ def list_tree(
         if len(nodes) % LISTED == 0:
             yield
     return Listing(nodes, num_nodes=largest.nodes, num_tokens=largest.tokens)
-
-
-def path_of(node: Node | None) -> Iterator[Node]:
-    """A node and those above it."""
-    while node is not None:
-        yield node
-        node = node.parent
 
 
 def _told(

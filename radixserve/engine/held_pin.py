@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from radixserve.cache.kvcache import Lease
+from radixserve.cache.kvcache import Lease, nodes_of
 from radixserve.cache.radix import Node
 from radixserve.prefix import TOKEN_BYTES, Branch, Prefix
 from radixserve.questions import Pin, PinState
@@ -82,17 +82,11 @@ class HeldPin:
         )
 
 
-def nodes_of(pins: Iterable[HeldPin]) -> set[Node]:
-    """The nodes of the tree that `pins` hold. O(nodes)."""
-    nodes: set[Node] = set()
-    for pin in pins:
-        node = None if pin.lease is None else pin.lease.node
-        while node is not None and node not in nodes:
-            nodes.add(node)
-            node = node.parent
-    return nodes
+def nodes_held(pins: Iterable[HeldPin]) -> set[Node]:
+    """The nodes of the tree that `pins` hold. O(pins and nodes)."""
+    return nodes_of(pin.lease for pin in pins if pin.lease is not None)
 
 
 def num_tokens_of(pins: Iterable[HeldPin]) -> int:
     """The tokens that `pins` hold together; what several hold counts once."""
-    return sum(node.num_tokens for node in nodes_of(pins))
+    return sum(node.num_tokens for node in nodes_held(pins))

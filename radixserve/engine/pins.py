@@ -24,7 +24,7 @@ import msgspec
 from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.declared import Numbers
 from radixserve.engine.counters import PINNED_TOKENS
-from radixserve.engine.held_pin import HeldPin, nodes_of, num_tokens_of
+from radixserve.engine.held_pin import HeldPin, nodes_held, num_tokens_of
 from radixserve.messages import PinChanges
 from radixserve.prefix import Branch, Prefix
 from radixserve.questions import Pin, Pinned, PinState
@@ -199,7 +199,7 @@ class Pins:
             pin.let_go()
             pin.lease = self._cache.hold(pin.prefix.first(kept)) if kept else None
         self._count()
-        for node in nodes_of([pin]):
+        for node in nodes_held([pin]):
             node.expired = False
         return max(0, pin.prefix.num_tokens - (kept if excess > 0 else most))
 
@@ -231,11 +231,11 @@ class Pins:
         if now < self._next_end:
             return
         over = [each for each in self._pins.values() if each.end <= now]
-        held = nodes_of(over)
+        held = nodes_held(over)
         for each in over:
             log.info("pin %s of %d tokens ended", each.id, each.num_held)
         self._end(over)
-        for node in held - nodes_of(self._pins.values()):
+        for node in held - nodes_held(self._pins.values()):
             node.expired = True
 
     def _end(self, pins: Iterable[HeldPin]) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import time
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Final
 
 from radixserve.engine.sequence import Sequence
@@ -129,11 +129,12 @@ class FairQueue:
         """A waiting sequence of each tenant that has any."""
         return [line[0] for line in self._waiting.values()]
 
-    def candidates(self, most: int) -> list[Sequence]:
-        """Up to `most` waiting sequences in the order in which they should be admitted.
-        O(most * tenants), and a look at the cache for each.
+    def candidates(self, most: int, tenants: Container[str] | None = None) -> list[Sequence]:
+        """Up to `most` waiting sequences, of these tenants (None: of all), in the order in which
+        they should be admitted. O(most * tenants), and a look at the cache for each.
         """
-        lines = {tenant: self._line(tenant, most) for tenant in self._waiting}
+        asked = [each for each in self._waiting if tenants is None or each in tenants]
+        lines = {tenant: self._line(tenant, most) for tenant in asked}
         clocks = {tenant: self._clocks[tenant] for tenant in lines}
         chosen: list[Sequence] = []
         while lines and len(chosen) < most:

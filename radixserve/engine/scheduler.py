@@ -264,7 +264,8 @@ class Scheduler:
             return
         pending = [each.num_pending for each in self.running if _prefills(each)]
         longest, room = max(pending, default=0), plan.room - sum(pending)
-        for sequence in self.waiting.candidates(2 * self.limits.max_running):
+        tenants = None if shares is None else shares.takers(self.waiting.firsts())
+        for sequence in self.waiting.candidates(2 * self.limits.max_running, tenants):
             wanted = slots_wanted(sequence) - sequence.num_matched
             if shares is not None and shares.giver(sequence, wanted) is None:
                 continue  # slots are short, and nobody has to give it some

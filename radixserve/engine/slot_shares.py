@@ -11,11 +11,10 @@ none.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
-import numpy as np
-
+from radixserve.cache.kvcache import nodes_of
 from radixserve.engine.seats import loses_little
 from radixserve.engine.sequence import Sequence
 
@@ -23,7 +22,9 @@ MIN_PROGRESS: Final = 32  # tokens
 
 
 class SlotShares:
-    """Who holds the slots, as of now. Making one costs O(slots held)."""
+    """Who holds the slots, as of now. Making one costs O(running * tenants), and a walk over the
+    nodes that are held.
+    """
 
     def __init__(
         self, running: list[Sequence], num_slots: int, in_slots: Callable[[float], int]
@@ -35,12 +36,19 @@ class SlotShares:
 
     def _slots_of(self, tenant: str) -> int:
         """Slots under its leases; those of a shared prefix count once."""
-        slots = [
-            each.lease.slots
+        leases = [
+            each.lease
             for each in self._running
             if each.request.tenant == tenant and each.lease is not None
         ]
-        return len(np.unique(np.concatenate(slots)))
+        published = sum(node.num_tokens for node in nodes_of(leases))
+        return published + sum(len(lease.slots) - lease.num_published for lease in leases)
+
+    def takers(self, firsts: Iterable[Sequence]) -> set[str]:
+        """The tenants to which others may have to give slots, given a waiting sequence of each
+        tenant that has some.
+        """
+        return {each.request.tenant for each in firsts if self.giver(each, 0) is not None}
 
     def giver(self, wanting: Sequence, num_wanted: int) -> Sequence | None:
         """The running sequence that gives its slots to `wanting`, which wants so many more; None if

@@ -231,6 +231,21 @@ def test_nobody_above_its_share_takes_slots_of_another_tenant() -> None:
     harness.assert_drained()
 
 
+def test_slots_that_a_tenant_holds_count_once() -> None:
+    harness = Harness(num_slots=4000, max_running=12, ahead=False)
+    for number in range(12):
+        prompt = [*COLD[: 20 + number % 3 * 20], number % 2]
+        harness.submit(of("ab"[number % 5 == 0], request(f"{number}-0", prompt, 200)))
+        for _ in range(12):
+            harness.step()
+        held: dict[str, set[int]] = {}
+        for each in harness.core.scheduler.running:
+            assert each.lease is not None, "it runs"
+            held.setdefault(each.request.tenant, set()).update(each.lease.slots.tolist())
+        counted = harness.core.scheduler._slot_shares()._held
+        assert counted == {tenant: len(slots) for tenant, slots in held.items()}
+
+
 tenants = st.tuples(
     st.sampled_from("abc"), st.integers(1, 60), st.integers(1, 60), st.integers(0, 6)
 )
