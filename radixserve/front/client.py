@@ -317,10 +317,8 @@ class ProcessEngine:
         if not waiting:
             return
         share = waiting / line.total()
-        seconds, num_tokens = (
-            self._backlog.seconds(line.total()) * share,
-            self._backlog.tokens * share,
-        )
+        seconds = self._backlog.seconds(line.total()) * share
+        num_tokens = self._backlog.tokens * share
         if stream.deadline is not None and time.monotonic() + seconds > stream.deadline:
             raise Unavailable(
                 f"the request would wait for {seconds:.0f} seconds, longer than its time",
