@@ -18,7 +18,6 @@ from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node, path_prefix
 from radixserve.cache.survey import Parts, Surveyed, drop_unused, find, roots_of, survey, walk
 from radixserve.engine.configuring import Configuring
-from radixserve.engine.counters import PINNED_TOKENS
 from radixserve.engine.explaining import explained
 from radixserve.engine.scheduler import Scheduler
 from radixserve.engine.showing import NO_NODE, Awaited, TreeShower
@@ -301,7 +300,7 @@ class Answering:
             budget_tokens=stats.num_slots,
             used_tokens=stats.num_slots - stats.free,
             leased_tokens=stats.private + leased,
-            pinned_tokens=int(self._pins.numbers()[PINNED_TOKENS.key()]),
+            pinned_tokens=self._pins.num_tokens,
         )
         return [device, *map(self._tier_summary, self._tiers.below)]
 

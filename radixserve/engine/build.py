@@ -61,7 +61,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         max_request_tokens=max_request_tokens(context_length, cache.allocator.num_slots),
         num_slots=cache.allocator.num_slots,
         pool_slots=cache.allocator.capacity,
-        host_bytes=tiers.host_bytes,
+        host_bytes=tiers.host.capacity_bytes if tiers.host is not None else 0,
         most_running=settings.max_running if device.type == "cuda" else step_tokens,
         slot_bytes=loaded.shape.slot_bytes,
         device=device.type,

@@ -26,7 +26,7 @@ class Configuring:
 
     def __init__(self, cache: KVCache, scheduler: Scheduler, tiers: Tiers) -> None:
         self._cache, self._scheduler = cache, scheduler
-        self._host = next((each for each in tiers.below if isinstance(each, HostTier)), None)
+        self._host = tiers.host
 
     def change(self, asked: Configure) -> Parts[Configured]:
         """Make the change. A policy takes over before budgets change, and decides what goes."""

@@ -65,8 +65,8 @@ class Pins:
         self._tell_tiers_at = math.inf
 
     def limit(self, most_tokens: int) -> None:
-        """Let pins hold at most `most_tokens` tokens from now on: those that hold more than there
-        is room for let go, those that end first before others.
+        """Let pins hold at most `most_tokens` tokens from now on: if they hold more, some let go,
+        in the order of `relent`.
         """
         self._most = most_tokens
         while self._num_tokens > most_tokens and self.relent():
@@ -77,6 +77,11 @@ class Pins:
         """Seconds until the next pin may end, or tiers have to be told; None: never."""
         soonest = min(self._next_end, self._tell_tiers_at)
         return None if soonest == math.inf else max(0.0, soonest - self._now())
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that pins hold; what several hold counts once."""
+        return self._num_tokens
 
     def numbers(self) -> Numbers:
         """What it counts, as declared in `engine.counters`."""
@@ -320,7 +325,7 @@ class Pins:
         pin = min(holding, key=lambda each: (each.tenant is None, each.end), default=None)
         if pin is None:
             return False
-        log.warning("pin %s of %d tokens gives way to a request", pin.id, pin.num_held)
+        log.warning("pin %s of %d tokens gives way, because slots are short", pin.id, pin.num_held)
         pin.let_go()
         self._count()
         return True

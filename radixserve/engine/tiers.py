@@ -8,7 +8,8 @@ than computing would, it is a miss: the sequence computes.
 
     fetch    asked of a tier -> in host memory -> (CUDA: copied beside steps) -> in slots, published
 
-Knows tiers by their contract (`tiers.contract`) only: neither which there are nor how many.
+Knows tiers by their contract (`tiers.contract`): neither which there are nor how many, but for the
+host tier, whose budget may change.
 """
 
 from __future__ import annotations
@@ -72,9 +73,9 @@ class Tiers:
         return None if self._trimming is None else self._trimming.patience
 
     @property
-    def host_bytes(self) -> int:
-        """The largest budget of the host tier; 0 without one."""
-        return sum(tier.capacity_bytes for tier in self.below if isinstance(tier, HostTier))
+    def host(self) -> HostTier | None:
+        """The host tier, if there is one."""
+        return next((tier for tier in self.below if isinstance(tier, HostTier)), None)
 
     def filenos(self) -> list[int]:
         """File descriptors that are readable when `settle` has something to do."""
