@@ -97,13 +97,12 @@ def survey(
     """
     looked_at = 0
     for root in roots:
-        top = _entry(root, None, _depth_of(root))
-        path = [(top, top.depth + root.num_tokens, list(root.children.values()))]
+        path = [(_entry(root, None), list(root.children.values()))]
         while path:
             looked_at += 1
             if looked_at % NODES == 0:
                 yield
-            entry, end, children = path[-1]
+            entry, children = path[-1]
             if not children:
                 path.pop()
                 if not path or path[-1][0] is not entry:
@@ -115,15 +114,15 @@ def survey(
                 continue
             below = entry
             if entry.level < levels:
-                below = _entry(node, entry, end)
+                below = _entry(node, entry)
             else:
                 _count(entry, node)
-            path.append((below, end + node.num_tokens, list(node.children.values())))
+            path.append((below, list(node.children.values())))
 
 
-def _entry(node: Node, above: Surveyed[Node] | None, depth: int) -> Surveyed[Node]:
+def _entry(node: Node, above: Surveyed[Node] | None) -> Surveyed[Node]:
     level = 0 if above is None else above.level + 1
-    entry = Surveyed(node, node.serial, above, level, depth, node.last_use, node.pins > 0)
+    entry = Surveyed(node, node.serial, above, level, node.start, node.last_use, node.pins > 0)
     entry.num_children = len(node.children)
     _count(entry, node)
     return entry
@@ -196,10 +195,3 @@ def drop_unused(
 def _is_free_leaf(cache: KVCache, node: Node) -> bool:
     """Whether `node` is still in the tree and can be dropped."""
     return node.place is not None and cache.tree.is_findable(node)
-
-
-def _depth_of(node: Node) -> int:
-    depth, above = 0, node.parent
-    while above is not None:
-        depth, above = depth + above.num_tokens, above.parent
-    return depth

@@ -11,7 +11,7 @@ from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node, root_of
 from radixserve.engine.recent import Recent
-from radixserve.prefix import TOKEN_BYTES, Prefix
+from radixserve.prefix import TOKEN_BYTES, Prefix, unpack
 from radixserve.questions import Compared, Explain, Explanation
 
 SHOWN_BEFORE = 8  # tokens that are shown before the one that differs
@@ -46,7 +46,7 @@ def explained(
         gone_for=None if gone is None else gone.num_needed or None,
         compared=None if other is None else other.told,
         differs_at=differs_at,
-        theirs=memoryview(theirs).cast("i").tolist() if theirs else [],
+        theirs=unpack(theirs),
         theirs_from=theirs_from,
     )
 

@@ -9,7 +9,7 @@ import msgspec
 
 from radixserve.cache.kvcache import Lease, nodes_of
 from radixserve.cache.radix import Node
-from radixserve.prefix import TOKEN_BYTES, Branch, Prefix
+from radixserve.prefix import Branch, Prefix, unpack
 from radixserve.questions import Pin, PinState
 
 _FIRST_TOKENS = 12  # of a prefix, which are listed
@@ -68,7 +68,6 @@ class HeldPin:
 
     def state(self, now: float) -> PinState:
         """It as it is listed."""
-        first = memoryview(self.prefix.tokens[: _FIRST_TOKENS * TOKEN_BYTES]).cast("i").tolist()
         return PinState(
             id=self.id,
             namespace=self.prefix.namespace,
@@ -77,7 +76,7 @@ class HeldPin:
             seconds_left=self.end - now,
             ttl=self.asked.seconds if self.asked.renews else None,
             hits=self.hits,
-            first_tokens=first,
+            first_tokens=unpack(self.prefix.tokens, _FIRST_TOKENS),
             tenant=self.tenant,
         )
 
