@@ -10,22 +10,12 @@ from __future__ import annotations
 import sys
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.cache.changed import load_changed
 from tests.cache.machine import CacheMachine, MostRecentlyUsedFirst
-
-HUNT = settings(
-    max_examples=2000,  # the search ends with the bug; how soon depends on which tests are loaded
-    stateful_step_count=40,
-    phases=[Phase.generate],
-    derandomize=True,
-    database=None,
-    deadline=None,
-    report_multiple_bugs=False,
-    suppress_health_check=list(HealthCheck),
-)
+from tests.hunt import HUNT
 
 BUGS = {
     "a second release frees the slots again": (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from radixserve.engine import answering, tiers
+from radixserve.engine import answering
 from radixserve.prefix import Prefix
 from radixserve.questions import Asked, Drop, Dropped, Summarize, Summary
 from radixserve.store.folder.disk_store import DiskStore
@@ -21,13 +21,10 @@ from tests.engine.harness import request
 from tests.store.parts import QuickDisk
 from tests.tiers.parts import SHAPE, Tiered, forget
 
+pytestmark = pytest.mark.usefixtures("few_are_worth_it")
+
 LONG = [i % 7 for i in range(40)]
 OTHER = [5 - i % 5 for i in range(50)]
-
-
-@pytest.fixture(autouse=True)
-def few_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiers, "MIN_FETCH", 2)
 
 
 @pytest.fixture

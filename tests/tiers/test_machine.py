@@ -187,14 +187,12 @@ TierMachine.TestCase.settings = settings(
 TestTierMachine = TierMachine.TestCase
 
 
+@pytest.mark.usefixtures("few_are_worth_it")
 @pytest.mark.parametrize("seed", range(3))
-def test_a_long_walk_uses_every_tier(
-    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_walk_uses_every_tier(tmp_path: Path, seed: int) -> None:
     """The machine may wander off; this one is sure to demote, promote, store, load and evict
     everywhere.
     """
-    monkeypatch.setattr(tiers, "MIN_FETCH", 2)
     draw = random.Random(seed)
     seen = {"host": 0, "disk": 0}
     prompts = [[draw.randrange(3) for _ in range(draw.randrange(8, 34))] for _ in range(12)]

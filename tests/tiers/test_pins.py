@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from radixserve.engine import tiers
 from radixserve.prefix import Prefix, pack
 from radixserve.questions import (
     Asked,
@@ -29,13 +28,10 @@ from tests.engine.content_model import expected
 from tests.engine.harness import request
 from tests.tiers.parts import Tiered
 
+pytestmark = pytest.mark.usefixtures("few_are_worth_it")
+
 LONG = [i % 7 for i in range(40)]
 OTHER = [5 - i % 5 for i in range(50)]
-
-
-@pytest.fixture(autouse=True)
-def few_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiers, "MIN_FETCH", 2)
 
 
 @pytest.fixture

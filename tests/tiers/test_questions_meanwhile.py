@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from radixserve.engine import tiers
 from radixserve.prefix import Prefix, pack
 from radixserve.questions import (
     AnyQuestion,
@@ -29,6 +28,8 @@ from tests.engine.content_model import expected
 from tests.engine.harness import request
 from tests.tiers.parts import Tiered, forget
 
+pytestmark = pytest.mark.usefixtures("few_are_worth_it")
+
 LONG = [i % 7 for i in range(40)]
 
 PIN = Pin(id="p", seconds=60.0, renews=True, namespace="public", packed=pack(LONG[:8]))
@@ -44,11 +45,6 @@ QUESTIONS: dict[str, AnyQuestion] = {
     "drop what is old": Drop(older_than=1e-9),
 }
 every_question = pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS.keys())
-
-
-@pytest.fixture(autouse=True)
-def few_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiers, "MIN_FETCH", 2)
 
 
 @pytest.fixture

@@ -7,25 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from radixserve.prefix import Branch
 from radixserve.tiers.contract import Dropping
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.host import HostTier
+from tests.hunt import HUNT
 from tests.tiers.test_machine import TierMachine
-
-HUNT = settings(
-    max_examples=500,
-    stateful_step_count=40,
-    phases=[Phase.generate],
-    derandomize=True,
-    database=None,
-    deadline=None,
-    report_multiple_bugs=False,
-    suppress_health_check=list(HealthCheck),
-)
 
 
 def host_keeps_all(self: HostTier, branch: Branch) -> Dropping:

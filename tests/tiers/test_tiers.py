@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from radixserve.engine import tiers
 from radixserve.errors import StartupError
 from radixserve.prefix import Prefix
 from radixserve.request import Request
@@ -31,13 +30,10 @@ from tests.engine.harness import request
 from tests.store.parts import QuickDisk, files, flip
 from tests.tiers.parts import Tiered, forget
 
+pytestmark = pytest.mark.usefixtures("few_are_worth_it")
+
 LONG = [i % 7 for i in range(40)]
 OTHER = [5 - i % 5 for i in range(50)]
-
-
-@pytest.fixture(autouse=True)
-def few_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiers, "MIN_FETCH", 2)
 
 
 @pytest.fixture
