@@ -91,6 +91,10 @@ class Prefix(NamedTuple):
             return False
         return self.first(other.num_tokens).parts() == other.parts()
 
+    def shares_more(self, other: Prefix, num_tokens: int) -> bool:
+        """Whether both begin with the same K/V of more than `num_tokens` tokens."""
+        return other.num_tokens > num_tokens and self.begins_with(other.first(num_tokens + 1))
+
     def behind(self, num_tokens: int) -> bytes:
         """The tokens behind the first `num_tokens`, packed."""
         return self.tokens[num_tokens * TOKEN_BYTES :]

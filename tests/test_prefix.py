@@ -39,6 +39,14 @@ def test_a_prefix_begins_with_what_has_the_same_keys(one: Prefix, other: Prefix)
     assert one.begins_with(other) == (keys_of(one)[: len(theirs)] == theirs)
 
 
+@given(PREFIXES, PREFIXES, st.integers(0, 6))
+def test_two_prefixes_share_more_tokens_than_a_number(
+    one: Prefix, other: Prefix, num_tokens: int
+) -> None:
+    mine, theirs = (keys_of(each)[: num_tokens + 1] for each in (one, other))
+    assert one.shares_more(other, num_tokens) == (mine == theirs and len(mine) > num_tokens)
+
+
 @settings(max_examples=500)
 @given(PREFIXES, NAMESPACES, st.just([]) | TOKENS)
 def test_a_branch_covers_what_has_a_token_in_it(

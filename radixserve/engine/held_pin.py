@@ -51,9 +51,7 @@ class HeldPin:
 
     def lacks_what_is_in(self, prompt: Prefix) -> bool:
         """Whether `prompt` has more of the prefix than is held."""
-        if self.num_held >= self.prefix.num_tokens:
-            return False
-        return prompt.begins_with(self.prefix.first(self.num_held + 1))
+        return prompt.shares_more(self.prefix, self.num_held)
 
     def wish(self, now: float) -> Pin:
         """The question that makes it again."""

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
+from radixserve.cache.kvcache import KVCache
 from radixserve.prefix import Prefix, pack
 from radixserve.questions import (
     Asked,
@@ -24,6 +24,7 @@ from radixserve.questions import (
     Unpin,
     Unpinned,
 )
+from radixserve.tiers.kept import KeptPrefixes
 from tests.engine.content_model import expected
 from tests.engine.harness import request
 from tests.tiers.parts import Tiered
@@ -97,7 +98,7 @@ def test_what_gives_way_on_the_device_stays_in_host_memory(engine: Tiered) -> No
     engine.assert_drained()
 
 
-def test_host_memory_keeps_pins_within_their_share(folder: Path) -> None:
+def test_host_memory_keeps_pins_within_their_share() -> None:
     engine = Tiered(200, host_slots=120)
     engine.ask(request("a", LONG))
     ask(engine, pin("p", LONG))
@@ -106,6 +107,29 @@ def test_host_memory_keeps_pins_within_their_share(folder: Path) -> None:
     assert engine.host is not None
     assert engine.host.cache.match(Prefix.of("public", LONG)) == 0, "30 slots do not hold 40"
     engine.assert_drained()
+
+
+def test_a_pin_without_room_is_looked_at_again_only_when_more_of_it_came(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = KVCache(200)
+    kept = KeptPrefixes(cache, 30)
+    long, related = (Prefix.of("public", tokens) for tokens in (LONG, [*LONG[:10], 9]))
+    publish(cache, long.first(35))
+    kept.keep([long])
+    looks = []
+    monkeypatch.setattr(KeptPrefixes, "keep", lambda self, prefixes: looks.append(prefixes))
+    publish(cache, related)
+    kept.came(related)
+    assert looks == kept.leases() == []
+    publish(cache, long)
+    kept.came(long)
+    assert looks == [[long]]
+
+
+def publish(cache: KVCache, prefix: Prefix) -> None:
+    with cache.receive(prefix) or pytest.fail("there is room") as lease:
+        lease.publish(prefix)
 
 
 def test_a_smaller_budget_of_host_memory_keeps_less(engine: Tiered) -> None:
@@ -189,7 +213,7 @@ def test_tiers_are_told_at_most_once_a_second(engine: Tiered) -> None:
     pins = engine.core.pins
     assert pins.patience is None
     engine.ask(request("a", LONG))
-    asked = msgspec.structs.replace(pin("p", LONG))
+    asked = pin("p", LONG)
     pins.add(asked, Prefix.of("public", LONG))
     first = pins.for_tiers()
     assert first is not None

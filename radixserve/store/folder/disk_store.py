@@ -406,7 +406,7 @@ class DiskStore:
             if row is None:
                 return
             path.append(row)
-            if any(_shares_more(prefix, each, first) for each in self._pinned):
+            if any(prefix.shares_more(each, first) for each in self._pinned):
                 self._protect()
 
     def _store(self, prefix: Prefix, start: int, kv: KV, path: list[Row]) -> Row | None:
@@ -438,11 +438,6 @@ def _runs(prefix: Prefix, start: int) -> Iterator[tuple[int, int]]:
             stop = min(start + MAX_RUN_TOKENS, end)
             yield start, stop
             start = stop
-
-
-def _shares_more(one: Prefix, other: Prefix, depth: int) -> bool:
-    """Whether both begin with the same K/V beyond the first `depth` tokens."""
-    return other.num_tokens > depth and one.begins_with(other.first(depth + 1))
 
 
 def _cut(kv: KV, start: int, stop: int) -> KV:
