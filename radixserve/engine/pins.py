@@ -196,6 +196,7 @@ class Pins:
         pin.lease = self._cache.hold(pin.prefix.first(could_hold)) if could_hold else None
         if before is not None:
             before.release()
+        self._count()
         excess = self._excess(pin)
         while excess > 0 and self._displace(pin.tenant, kept=pin):
             excess = self._excess(pin)
@@ -203,14 +204,14 @@ class Pins:
         if kept < pin.num_held:
             pin.let_go()
             pin.lease = self._cache.hold(pin.prefix.first(kept)) if kept else None
-        self._count()
+            self._count()
         for node in nodes_held([pin]):
             node.expired = False
         return max(0, pin.prefix.num_tokens - (kept if excess > 0 else most))
 
     def _excess(self, pin: HeldPin) -> int:
         """By how many tokens all pins, or those of the same tenant's requests, exceed a share."""
-        of_all = num_tokens_of(self._pins.values()) - self._most
+        of_all = self._num_tokens - self._most
         if pin.tenant is None:
             return of_all
         same = [each for each in self._pins.values() if each.tenant == pin.tenant]

@@ -258,12 +258,12 @@ class Scheduler:
         is_short = self._pressed and bool(self.running)
         if not self.waiting or (is_short and not self.waiting.is_shared):
             return
-        shares = self._slot_shares() if is_short else None
         seats = self._seats()
         if seats is not None and not seats.may_give(self.waiting.firsts()):
             return
         pending = [each.num_pending for each in self.running if _prefills(each)]
         longest, room = max(pending, default=0), plan.room - sum(pending)
+        shares = self._slot_shares() if is_short else None
         tenants = None if shares is None else shares.takers(self.waiting.firsts())
         for sequence in self.waiting.candidates(2 * self.limits.max_running, tenants):
             wanted = slots_wanted(sequence) - sequence.num_matched
