@@ -9,6 +9,9 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -141,3 +144,52 @@ async def test_a_template_without_an_end_of_turn_is_warned_of_unless_that_takes_
     finally:
         api.threads.close()
     assert ("is no stop token" in caplog.text) == (not is_slow)
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    made = Api.of(FakeEngine(), byte_tokenizer(), Metrics(), ApiSettings(), ("fake",))
+    yield made
+    made.threads.close()
+
+
+async def test_it_is_ready_when_its_public_prefixes_are_read(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, read, stopping = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def share(*_: object) -> None:
+        reading.set()
+        await read.wait()
+
+    monkeypatch.setattr(serve, "_share", share)
+    settings = Settings(port=0, public_prefix="public.jsonl")
+    loading: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    loading.set_result(FakeEngine().info)
+    assembly: Any = SimpleNamespace(settings=settings, engine=AsyncMock(), loading=loading)
+    answering = asyncio.create_task(serve._answer(api, assembly, take_address(settings), stopping))
+    async with asyncio.timeout(10):
+        await reading.wait()
+        assert api.unready_reason == "sharing"
+        read.set()
+        while api.unready_reason is not None:
+            await asyncio.sleep(0)
+        stopping.set()
+        await answering
+
+
+async def test_files_are_read_again_after_an_error(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hangup, reads = asyncio.Event(), asyncio.Queue[str]()
+
+    async def share_again(api: Api, path: str) -> None:
+        reads.put_nowait(path)
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(serve, "share_again", share_again)
+    async with serve._reloading(api, "public.jsonl", hangup), asyncio.timeout(10):
+        for _ in range(2):
+            hangup.set()
+            assert await reads.get() == "public.jsonl"
+    assert "RuntimeError: boom" in caplog.text

@@ -288,10 +288,8 @@ class ProcessEngine:
 
     async def _configure(self, values: dict[str, Value], who: str, why: str) -> Configured:
         async with self._changing:
-            question, described = (
-                self.live_settings.for_engine(values),
-                self.live_settings.described(values),
-            )
+            question = self.live_settings.for_engine(values)
+            described = self.live_settings.described(values)
             answer = Configured() if question is None else await self._questions.ask(question)
             self.live_settings.take(values)
             if self.info is not None:
