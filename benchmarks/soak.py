@@ -192,9 +192,7 @@ class Soak:
 
         async def is_back() -> bool:
             now = read(self.front, self._folder)
-            return before is None or (
-                now.front_files <= before.front_files and now.front_threads <= before.front_threads
-            )
+            return before is None or now.front_files <= before.front_files
 
         await asyncio.sleep(1.0)
         await until(is_back, CLOSE_SECONDS)

@@ -25,7 +25,6 @@ WARM_SECONDS = 5.0  # after which the operator leaves
 KV_BYTES, HOST_BYTES = (16 << 20, 20_000_000), (10 << 20, 20_000_000)
 POLICIES = ("lru", "slru", "s3-fifo", "arc", "worth")
 CHANGED = ("kv_budget", "host_budget", "eviction_policy")
-MANY = 16  # calls at once; the server has fewer threads for them
 _ALLOWED = (200, 404, 503)
 
 
@@ -57,11 +56,7 @@ class Operator:
                     await asyncio.sleep(self._rng.uniform(0.0, PAUSE_SECONDS))
 
     async def put_back(self) -> None:
-        """End all pins, so that nothing is held at rest, and take the settings of the start. Many
-        calls at once make the server begin all threads that it has for them, before these are
-        counted.
-        """
-        await asyncio.gather(*(self._explain() for _ in range(MANY)))
+        """End all pins, so that nothing is held at rest, and take the settings of the start."""
         for pin in await self._pins():
             await self._call("unpin", "DELETE", f"/cache/pin/{pin['id']}")
         settings = (await self._call("look", "GET", "/config")).get("settings", {})
