@@ -192,7 +192,7 @@ class Metrics:
         """Set the gauges to the newest state of the engine, as for `render`."""
         for each in ENGINE:
             if each.kind == "gauge":
-                self._set_reported(each, stats.numbers or _idle(info))
+                self._set_reported(each, _idle(info) | stats.numbers)
         self._set("radixserve_hit_ratio", self._window.ratio())
         self._set("radixserve_engine_up", float(info is not None if up is None else up))
         if info is not None:

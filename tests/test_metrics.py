@@ -350,6 +350,8 @@ def test_kv_bytes_add_up() -> None:
 def test_everything_is_free_before_the_first_report_and_nothing_is_there_before_the_model() -> None:
     assert kv(rendered(Metrics()))["free"] == 100_000
     assert kv(rendered(Metrics()))["used"] == 0
+    waiting = EngineStats(numbers={WAITING.key(): 3})  # outside an engine that has not reported
+    assert kv(rendered(Metrics(), waiting))["budget"] == 100_000
     assert set(kv(rendered(Metrics(), info=None)).values()) == {0}
 
 

@@ -65,7 +65,7 @@ class AutoBudget:
         try:
             await engine.configure({"kv_budget": change.budget}, "auto", change.reason)
         except ApiError as error:
-            log.warning("kv_budget stays as it is, because the change failed: %s", error)
+            log.warning("kv_budget stays as it is for now: %s", error)
         else:
             self._on_change("kv_budget")
 

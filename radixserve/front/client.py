@@ -25,7 +25,7 @@ from radixserve.front.child import Child
 from radixserve.front.gate import Gate
 from radixserve.front.live_settings import LiveSettings, Value
 from radixserve.front.pins import KeptPins
-from radixserve.front.questions import Questions
+from radixserve.front.questions import ANSWER_SECONDS, MAX_WAITING, Questions
 from radixserve.front.stream import Stream
 from radixserve.front.streams import Streams
 from radixserve.front.supervisor import Cause, Supervisor
@@ -41,6 +41,10 @@ log = logging.getLogger(__name__)
 _KILLED_TWICE = (
     "the engine process died or hung twice while it began this request and no other; "
     "it is not tried again"
+)
+_CHANGES_LATER = (
+    f"The engine has not answered for {ANSWER_SECONDS:.0f} seconds. It makes the change as soon as "
+    "it can; GET /config shows the new values then."
 )
 _STALLED_SHARE = 0.5  # of hang_seconds without a step, after which health reports "stalled"
 _DOES_NOT_START = "the engine process does not start"
@@ -281,16 +285,29 @@ class ProcessEngine:
     async def configure(self, changes: dict[str, Any], who: str, why: str) -> Configured:
         """See `EngineClient.configure`."""
         values = self.live_settings.checked(changes)
+        if len(self._changes) >= MAX_WAITING:
+            raise Unavailable("Too many changes of settings wait for the engine.")
         task = asyncio.create_task(self._configure(values, who, why))
         self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
-        return await asyncio.shield(task)
+        task.add_done_callback(self._change_ended)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await asyncio.shield(task)
+        except TimeoutError:
+            raise Unavailable(_CHANGES_LATER) from None
+
+    def _change_ended(self, task: asyncio.Task[Configured]) -> None:
+        self._changes.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("a change of settings was not made: %s", error)
 
     async def _configure(self, values: dict[str, Value], who: str, why: str) -> Configured:
         async with self._changing:
             question = self.live_settings.for_engine(values)
             described = self.live_settings.described(values)
-            answer = Configured() if question is None else await self._questions.ask(question)
+            answer = Configured()
+            if question is not None:  # however late the answer is, the change is made
+                answer = await self._questions.ask(question, None)
             self.live_settings.take(values)
             if self.info is not None:
                 self.info = self.live_settings.info_now(self.info)

@@ -49,7 +49,8 @@ class EngineClient(Protocol):
 
         Raises:
             BadRequest: a setting is unknown or fixed, or a value is not possible.
-            Unavailable: there is no engine yet, or it did not answer in time.
+            Unavailable: there is no engine yet, too many changes wait for it, or it did not answer
+                in time: then the change is made later.
         """
 
     def submit(self, stream: Stream) -> None:

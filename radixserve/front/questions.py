@@ -40,8 +40,8 @@ class Questions:
         self._is_up = False
         self._refusal: str | None = None  # why no engine comes any more
 
-    async def ask(self, question: Question[T]) -> T:
-        """The answer to `question`.
+    async def ask(self, question: Question[T], seconds: float | None = ANSWER_SECONDS) -> T:
+        """The answer to `question`, if it comes within `seconds` (None: whenever it comes).
 
         Raises:
             Unavailable: too many questions wait, there is no engine (questions that outlive an
@@ -59,7 +59,7 @@ class Questions:
         self._waiting[number] = waiting
         try:
             self._send_waiting()
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(seconds):
                 return cast(T, _checked(await waiting.answer))
         except TimeoutError:
             raise Unavailable("The engine did not answer in time.") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from radixserve.api.app import ApiSettings
@@ -155,6 +156,21 @@ class TestFiles:
         path.write_text('{"tokens": [4]}')
         await share_again(server.api, str(path))
         assert [namespaces.num_public(PUBLIC, each) for each in ([1, 2, 3], [4])] == [0, 1]
+
+    async def test_a_prefix_longer_than_the_budget_is_left_out_with_a_warning(
+        self, server: Server, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        info = server.engine.info
+        assert info is not None
+        server.engine.info = msgspec.structs.replace(info, num_slots=64, max_request_tokens=65)
+        await share(server.api, "p", bodies({"prompt": "a" * 65}, {"tokens": [98] * 64}))
+        assert server.api.namespaces.num_public(PUBLIC, list(b"b" * 70)) == 64
+        assert server.api.namespaces.num_public(PUBLIC, list(b"a" * 70)) == 0
+        assert "the public prefix in line 1 of p is left out" in caplog.text
+        assert "65 tokens" in caplog.text
+        server.engine.info = info
+        await share(server.api, "p", bodies({"prompt": "a" * 65}))
+        assert server.api.namespaces.num_public(PUBLIC, list(b"a" * 70)) == 65
 
     def test_the_file_is_looked_at_before_the_start(self, tmp_path: Path) -> None:
         missing = str(tmp_path / "none")

@@ -21,7 +21,7 @@ from radixserve.cache.counters import KV_BYTES
 from radixserve.engine.counters import GENERATED_TOKENS, RUNNING, WAITING
 from radixserve.engine.process import EXIT_DEVICE_LOST
 from radixserve.errors import StartupError, Unavailable
-from radixserve.front import child, supervisor, watchdog
+from radixserve.front import child, client, supervisor, watchdog
 from radixserve.front.client import ProcessEngine
 from radixserve.front.stream import Stream
 from radixserve.prefix import pack
@@ -548,6 +548,20 @@ async def test_a_change_is_made_even_if_who_asked_for_it_leaves(start: Start) ->
     asked = asyncio.ensure_future(engine.configure({"max_running": 2}, "ops", ""))
     await asyncio.sleep(0)
     asked.cancel()
+    await until(lambda: engine.live_settings.shown()["max_running"].value == 2)
+
+
+async def test_a_change_that_the_engine_makes_late_is_announced_and_then_shown(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    assert engine.pid is not None
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.01)
+    os.kill(engine.pid, signal.SIGSTOP)
+    with pytest.raises(Unavailable, match="makes the change as soon as it can"):
+        await engine.configure({"max_running": 2}, "ops", "")
+    assert engine.live_settings.shown()["max_running"].value != 2
+    os.kill(engine.pid, signal.SIGCONT)
     await until(lambda: engine.live_settings.shown()["max_running"].value == 2)
 
 

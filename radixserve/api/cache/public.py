@@ -33,12 +33,14 @@ log = logging.getLogger(__name__)
 
 async def share(api: Api, path: str, bodies: Sequence[FileBody]) -> None:
     """Make the prefixes of a file, and no others, public for the requests that come from now on.
-    Some renderings for each.
+    Some renderings for each. One that is longer than the K/V budget of now is left out with a
+    warning: no request that goes on from it would fit, either.
 
     Raises:
         ConfigError: one of them is refused; one sentence with its line. Then nothing has changed.
     """
-    found = [await _prefix_in(api, path, body) for body in bodies]
+    fitting = [await _prefix_in(api, path, body) for body in bodies]
+    found = [prefix for prefix in fitting if prefix]
     api.namespaces.share(found)
     log.info("%d public prefixes of %s, %d tokens", len(found), path, sum(map(len, found)))
 
@@ -53,11 +55,15 @@ async def share_again(api: Api, path: str) -> None:
 
 
 async def _prefix_in(api: Api, path: str, body: FileBody) -> list[int]:
+    """The token ids of a body that are public; none if they do not fit the K/V budget."""
+    where = f"the public prefix in line {body.line} of {path}"
     try:
         return await _public_part(api, body.fields)
     except ApiError as error:
-        where = f"the public prefix in line {body.line} of {path}"
-        raise ConfigError(f"{where} cannot be used: {error}") from None
+        if error.code != "kv_budget_exceeded":
+            raise ConfigError(f"{where} cannot be used: {error}") from None
+        log.warning("%s is left out until the file is read with a larger budget: %s", where, error)
+        return []
 
 
 async def _public_part(api: Api, fields: dict[str, Any]) -> list[int]:
