@@ -548,6 +548,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "seconds",
         ),
     ] = 60.0
+    overload_queue_seconds: Annotated[
+        float,
+        Meta(gt=0, le=86400),
+        Doc(
+            "scheduler",
+            "longest wait that a new request may expect once one of its tenant was refused because "
+            "too many waited, until none was for 10 seconds; with as much as max_queue_seconds "
+            "the queue stays long",
+            "seconds",
+        ),
+    ] = 5.0
 
     max_body_bytes: Annotated[
         int, Meta(ge=1024), Doc("limits", "largest size of a request's body", "bytes")

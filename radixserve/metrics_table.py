@@ -24,7 +24,7 @@ OUTCOMES: Final = ("stop", "length", "tool_calls", "abort", "error", "rejected")
 RESTART_CAUSES: Final = ("crash", "hang")
 CHANGEABLE: Final = (
     *("kv_budget", "host_budget", "eviction_policy", "prefill_share", "max_running"),
-    *("max_queue", "max_queue_tokens", "max_queue_seconds"),
+    *("max_queue", "max_queue_tokens", "max_queue_seconds", "overload_queue_seconds"),
 )
 CHANGED_BY: Final = ("admin", "auto")
 COLD: Final = "cold"

@@ -13,6 +13,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from radixserve.engine.counters import BACKLOG_TOKENS, COMPUTED, PREFILL_RATE, PROMPT_TOKENS
@@ -21,6 +22,15 @@ from radixserve.step import EngineStats
 LONGEST_RETRY_SECONDS: Final = 60
 _JITTER: Final = 0.2  # so that clients that were refused together do not come back together
 _NEWEST: Final = 0.1  # weight of the newest value in an average
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What a new request would have to wait for."""
+
+    requests: int
+    tokens: float  # prompt tokens still to be computed
+    seconds: float  # until it begins, as far as it can be told
 
 
 class Backlog:
@@ -71,6 +81,14 @@ class Backlog:
         """
         computing = self.tokens / self._rate if self._rate else 0.0
         return max(computing, num_waiting * self._seconds_between_ends) if num_waiting else 0.0
+
+    def ahead(self, tenant: str, waiting: Counter[str]) -> Ahead:
+        """What comes before a new request of `tenant`. `waiting` counts those that wait, by
+        tenant.
+        """
+        requests, total = num_before(tenant, waiting), waiting.total()
+        share = requests / total if total else 0.0
+        return Ahead(requests, self.tokens * share, self.seconds(total) * share)
 
 
 def num_before(tenant: str, waiting: Counter[str]) -> int:

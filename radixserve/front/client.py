@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -20,10 +21,11 @@ import msgspec
 from radixserve.config import Settings
 from radixserve.engine.counters import WAITING
 from radixserve.errors import StartupError, Unavailable
-from radixserve.front.backlog import Backlog, num_before, retry_after
+from radixserve.front.backlog import Backlog, retry_after
 from radixserve.front.child import Child
 from radixserve.front.gate import Gate
 from radixserve.front.live_settings import LiveSettings, Value
+from radixserve.front.overload import Overload
 from radixserve.front.pins import KeptPins
 from radixserve.front.questions import ANSWER_SECONDS, MAX_WAITING, Questions
 from radixserve.front.stream import Stream
@@ -82,6 +84,7 @@ class ProcessEngine:
         self._stats = EngineStats()
         self._streams = Streams()
         self._backlog = Backlog()
+        self._overload = Overload()
         self._gate = Gate()
         self._pins = KeptPins()
         self._changing = asyncio.Lock()
@@ -327,25 +330,16 @@ class ProcessEngine:
                 code="server_not_ready",
                 retry_after=retry_after(self._backlog.seconds(self._streams.num_waiting)),
             )
-        line, limits = self._streams.waiting(), self.live_settings.settings
-        waiting = num_before(stream.request.tenant, line)
-        if not waiting:
-            return
-        share = waiting / line.total()
-        seconds = self._backlog.seconds(line.total()) * share
-        num_tokens = self._backlog.tokens * share
-        if stream.deadline is not None and time.monotonic() + seconds > stream.deadline:
+        waiting, tenant = self._streams.waiting(), stream.request.tenant
+        ahead = self._backlog.ahead(tenant, waiting)
+        expires = math.inf if stream.deadline is None else stream.deadline
+        if ahead.requests and time.monotonic() + ahead.seconds > expires:
             raise Unavailable(
-                f"the request would wait for {seconds:.0f} seconds, longer than its time",
+                f"the request would wait for {ahead.seconds:.0f} seconds, longer than its time",
                 code="request_timeout",
-                retry_after=retry_after(seconds),
+                retry_after=retry_after(ahead.seconds),
             )
-        if waiting >= limits.max_queue:
-            reason = f"{waiting} requests wait already"
-        elif limits.max_queue_tokens and num_tokens >= limits.max_queue_tokens:
-            reason = f"{num_tokens:.0f} prompt tokens wait to be computed already"
-        elif seconds > limits.max_queue_seconds:
-            reason = f"a request would wait for {seconds:.0f} seconds"
-        else:
-            return
-        raise Unavailable(f"{reason}; try again later", retry_after=retry_after(seconds))
+        limits = self.live_settings.settings
+        reason = self._overload.refusal(tenant, ahead, waiting, limits)
+        if reason is not None:
+            raise Unavailable(f"{reason}; try again later", retry_after=retry_after(ahead.seconds))

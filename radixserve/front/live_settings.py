@@ -25,7 +25,7 @@ ENGINE: Final = ("kv_budget", "host_budget", "eviction_policy", "prefill_share",
 
 _BUDGETS: Final = ("kv_budget", "host_budget")
 
-FRONT: Final = ("max_queue", "max_queue_tokens", "max_queue_seconds")
+FRONT: Final = ("max_queue", "max_queue_tokens", "max_queue_seconds", "overload_queue_seconds")
 
 _ROWS: Final = {row.name: row for row in TABLE}
 _BOUNDS: Final[dict[str, tuple[int | float, int | float]]] = {
@@ -33,6 +33,7 @@ _BOUNDS: Final[dict[str, tuple[int | float, int | float]]] = {
     "max_queue": (1, 1_000_000),
     "max_queue_tokens": (0, 1 << 40),
     "max_queue_seconds": (0.001, 86400.0),
+    "overload_queue_seconds": (0.001, 86400.0),
 }
 _MAX_SHOWN: Final = 64  # characters of a name that a client made up
 
