@@ -29,6 +29,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,6 @@ from radixserve.kernels.cpu import levels
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.decoder import Decoder
-from radixserve.model.linear import PackedLinear
 from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
@@ -90,19 +90,28 @@ LINEARS: dict[str, Callable[[Gemm], Linear] | None] = {
 }
 
 
-def with_linears(served: Decoder, head: Gemm, make: Callable[[Gemm], Linear]) -> Decoder:
+@dataclass(frozen=True)
+class OutputLinear:
+    """A linear in the place of the output layer's weight."""
+
+    unrounded: Linear
+
+
+def with_linears(served: Decoder, make: Callable[[Gemm], Linear]) -> Decoder:
     """The decoder with every weight replaced by what `make` makes of it."""
-    decoder = copy.copy(served)
-    decoder.layers = [replaced(layer, make) for layer in served.layers]
-    decoder.head = make(head)
+    weights = served.weights
+    head: Any = OutputLinear(make(weights.head.weight))
+    layers = [replaced(layer, make) for layer in weights.layers]
+    decoder = Decoder(replace(weights, layers=layers, head=replace(weights.head, weight=head)))
     decoder.most_recorded = 0  # recorded steps call our own kernels
     return decoder
 
 
 def replaced(layer: Layer, make: Callable[[Gemm], Linear]) -> Layer:
-    names = "qkv", "o", "gate_up", "down"
-    linears = {name: make(getattr(layer, name)) for name in names}
-    return replace(layer, **linears)  # type: ignore[arg-type]  # they are called like a Gemm
+    attention, mlp = layer.attention, layer.mlp
+    made: dict[str, Any] = {"qkv": make(attention.qkv), "o": make(attention.o)}
+    made_of_mlp: dict[str, Any] = {"up": make(mlp.up), "down": make(mlp.down)}
+    return replace(layer, attention=replace(attention, **made), mlp=replace(mlp, **made_of_mlp))
 
 
 def with_attention(served: Decoder, attend: Kernel) -> Decoder:
@@ -113,12 +122,11 @@ def with_attention(served: Decoder, attend: Kernel) -> Decoder:
 
 def configurations(loaded: LoadedModel, pool: KVPool) -> dict[str, tuple[str, Runner]]:
     """By name: the kind of attention, which decides the slots, and the runner."""
-    served, head = loaded.decoder, loaded.model.lm_head
+    served = loaded.decoder
     assert isinstance(served, Decoder), "this benchmark is for models that our decoder computes"
-    assert isinstance(head, PackedLinear)
     found = {}
     for linears, make in LINEARS.items():
-        tiles = with_linears(served, head.packed, make) if make else served
+        tiles = with_linears(served, make) if make else served
         for attention, decoder in (
             ("tiles", tiles),
             ("dense", with_attention(tiles, attend_dense)),

@@ -1,9 +1,10 @@
 """The forward pass of a decoder: embedding, layers, output layer.
 
-`decode_layer` is the one place that says what a layer computes. It is written in the few operations
-of `Operations`, of which there are two implementations (`model.operations`): `RunNow` calls a
-kernel for each operation. `Record` writes the calls down as a program, which then computes every
-step with that number of rows.
+`decode_layer` is the one place that says what a layer computes. What differs between families of
+models is in the fields of `Layer`. It is written in the few operations of `Operations`, of which
+there are two implementations (`model.operations`): `RunNow` calls a kernel for each operation.
+`Record` writes the calls down as a program, which then computes every step with that number of
+rows.
 
 The load check compares the results with transformers' own modules before the decoder is used.
 Knows nothing of requests.
@@ -11,7 +12,7 @@ Knows nothing of requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,8 +21,15 @@ from radixserve.kernels.attention import Kernel
 from radixserve.kernels.cpu.attention.call import attend_cpu
 from radixserve.kernels.cpu.gemm.call import FEW
 from radixserve.kernels.step import AttentionPlan
-from radixserve.model.operations import Memory, Operations, Record, RecordedStep, RunNow
-from radixserve.model.weights import Layer, Weights
+from radixserve.model.operations import (
+    Memory,
+    Operations,
+    Record,
+    RecordedStep,
+    RunNow,
+    Sizes,
+)
+from radixserve.model.weights import Layer, Table, Weights
 from radixserve.tensors.kv import KVPool
 
 
@@ -35,13 +43,20 @@ def decode_layer(
     last layer adds to other rows is never used.
     """
     run.begin(layer)
-    normed = run.add_norm(delta, layer.input_norm)
-    q = run.rotate(run.linear(layer.qkv, normed))
+    attention, mlp = layer.attention, layer.mlp
+    x = run.add_norm(delta, attention.norm)
+    q = run.rotate(run.linear(attention.qkv, x))
     if wanted is not None:
-        q = run.keep(q, wanted)
-    attended = run.attend(q)
-    normed = run.add_norm(run.linear(layer.o, attended), layer.post_norm)
-    return run.linear(layer.down, run.gate(run.linear(layer.gate_up, normed)))
+        q, x = run.keep(wanted, q, x)
+    attended = run.linear(attention.o, run.norm(run.attend(q), attention.inner_norm))
+    attended = run.norm(attended, attention.post_norm)
+    if layer.is_parallel:
+        x = x if mlp.norm is None else run.norm(run.hidden, mlp.norm)
+        run.add_norm(attended, None)
+    else:
+        x = run.add_norm(attended, mlp.norm)
+    inner = run.norm(run.activate(run.linear(mlp.up, x), mlp), mlp.inner_norm)
+    return run.norm(run.linear(mlp.down, inner), mlp.post_norm)
 
 
 class Decoder:
@@ -51,12 +66,10 @@ class Decoder:
         """`attend` computes the attention of steps that are too long to be recorded."""
         self.weights = weights
         self.layers = weights.layers
-        # Logits are float32 also where activations are bfloat16: rounded, many would be equal.
-        self.head: Callable[[torch.Tensor], torch.Tensor] = weights.head.unrounded
-        self._embed, self._rotary, self._norm = weights.embed, weights.rotary, weights.norm
-        self._sizes = weights.sizes
         self.attend = attend
         self.most_recorded = FEW  # rows of the largest step that is recorded
+        self._embed = weights.embedding.lookup()
+        self._sizes = Sizes(weights.heads, weights.residual_scale)
         self._records: WeakKeyDictionary[KVPool, tuple[Memory, dict[int, RecordedStep]]]
         self._records = WeakKeyDictionary()
 
@@ -66,20 +79,20 @@ class Decoder:
         """Logits [len(wanted), vocab] of token ids [rows], for the rows that `wanted` lists. Writes
         K/V of all rows to the pool.
         """
-        hidden = self._embed(ids)
-        cos, sin = self._rotary(hidden[None], torch.from_numpy(plan.positions)[None].long())
-        tables = cos[0].float().contiguous(), sin[0].float().contiguous()
+        positions = torch.from_numpy(plan.positions).long()
+        hidden = self._embed(ids, positions)
+        tables = [rotary(hidden, positions) for rotary in self.weights.tables]
         if len(ids) <= self.most_recorded:
-            hidden, delta = self._recorded(len(ids), plan.pool, hidden.dtype).run(
-                plan, hidden, tables
-            )
+            step = self._recorded(len(ids), plan.pool, hidden, tables)
+            hidden, delta = step.run(plan, hidden, tables)
             hidden, delta = hidden[wanted], delta[wanted]
         else:
             run = RunNow(self._sizes, plan, hidden, tables, self.attend)
             delta = self._run_layers(run, wanted if len(wanted) < len(ids) else None)
             hidden = run.hidden
         last = RunNow(self._sizes, plan, hidden, tables, self.attend)
-        return self.head(last.add_norm(delta, self._norm))
+        head = self.weights.head
+        return head.logits(last.add_norm(delta, head.norm))
 
     def _run_layers(self, run: Operations, wanted: torch.Tensor | None = None) -> torch.Tensor:
         """Run all layers. Returns what the last one adds to the rows `wanted`, or to all rows if
@@ -90,11 +103,15 @@ class Decoder:
             delta = decode_layer(run, layer, delta)
         return decode_layer(run, self.layers[-1], delta, wanted)
 
-    def _recorded(self, rows: int, pool: KVPool, dtype: torch.dtype) -> RecordedStep:
-        """The layers as a program for this number of rows over `pool`, recorded at first use."""
+    def _recorded(
+        self, rows: int, pool: KVPool, hidden: torch.Tensor, tables: Sequence[Table]
+    ) -> RecordedStep:
+        """The layers as a program for this number of rows over `pool`, recorded at first use, for
+        inputs such as these.
+        """
         if pool not in self._records:
-            width, dim = self.layers[0].qkv.in_features, pool.shape.k_dim
-            memory = Memory(self.most_recorded, width, dim, dtype)
+            pairs = [cos.shape[1] for cos, _ in tables]
+            memory = Memory(self.most_recorded, hidden.shape[1], pairs, hidden.dtype)
             self._records[pool] = memory, {}
         memory, steps = self._records[pool]
         if rows not in steps:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from radixserve.checkpoints.weight_files import WeightFiles
+from radixserve.kernels.cpu.activation import Activation
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.model.decoder import Decoder
 from radixserve.model.elementwise import RowwiseRotary
@@ -20,7 +21,19 @@ from radixserve.model.fixed_rotary import FixedRotary
 from radixserve.model.heap import freed_at_once
 from radixserve.model.loaded import LoadedModel, tell
 from radixserve.model.proof import Proof, logits_digest, torch_dtype, weights_digest
-from radixserve.model.weights import Layer, Sizes, Weights
+from radixserve.model.rotary_tables import ModuleTable
+from radixserve.model.weights import (
+    Attention,
+    Embedding,
+    Head,
+    HeadNorm,
+    Layer,
+    Mlp,
+    Norm,
+    Rope,
+    Weights,
+    places_in_order,
+)
 from radixserve.progress import long_stage
 
 log = logging.getLogger(__name__)
@@ -65,39 +78,56 @@ def _loaded(proof: Proof, decoder: Decoder) -> LoadedModel:
 
 def _read(folder: Path, proof: Proof) -> Weights:
     with WeightFiles(folder) as files:
-        reader = _Reader(files, torch_dtype(proof.dtype))
+        reader = _Reader(files, torch_dtype(proof.dtype), proof)
         embedding = "model.embed_tokens.weight"
+        head = reader.packed(embedding if proof.is_tied else "lm_head.weight")
+        rotary = RowwiseRotary(FixedRotary(torch.tensor(proof.frequencies), proof.rotary_factor))
         return Weights(
-            sizes=Sizes(proof.heads, proof.epsilon),
-            embedding=None if proof.is_tied else reader.tensor(embedding),
-            rotary=RowwiseRotary(FixedRotary(torch.tensor(proof.frequencies), proof.rotary_factor)),
-            layers=[reader.layer(index, proof.scaling) for index in range(proof.layers)],
-            norm=reader.norm("model.norm.weight"),
-            head=reader.packed(embedding if proof.is_tied else "lm_head.weight"),
+            heads=proof.heads,
+            embedding=Embedding(head if proof.is_tied else reader.tensor(embedding)),
+            tables=[ModuleTable(rotary)],
+            layers=[reader.layer(index) for index in range(proof.layers)],
+            head=Head(reader.norm("model.norm.weight"), head),
         )
 
 
 class _Reader:
     """Reads weights by the names that checkpoints of the Llama kind have for them, in `dtype`."""
 
-    def __init__(self, files: WeightFiles, dtype: torch.dtype) -> None:
-        self._files, self._dtype = files, dtype
+    def __init__(self, files: WeightFiles, dtype: torch.dtype, proof: Proof) -> None:
+        self._files, self._dtype, self._proof = files, dtype, proof
 
-    def layer(self, index: int, scaling: float) -> Layer:
+    def layer(self, index: int) -> Layer:
         layer = f"model.layers.{index}"
-        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
-        has_head_norms = f"{attention}.q_norm.weight" in self._files
-        return Layer(
-            index=index,
-            input_norm=self.norm(f"{layer}.input_layernorm.weight"),
+        return Layer(index, self._attention(layer), self._mlp(layer))
+
+    def _attention(self, layer: str) -> Attention:
+        attention, proof = f"{layer}.self_attn", self._proof
+        return Attention(
+            norm=self.norm(f"{layer}.input_layernorm.weight"),
             qkv=self.packed(*(f"{attention}.{name}_proj.weight" for name in "qkv")),
-            q_norm=self.norm(f"{attention}.q_norm.weight") if has_head_norms else None,
-            k_norm=self.norm(f"{attention}.k_norm.weight") if has_head_norms else None,
-            scaling=scaling,
+            places=places_in_order(proof.heads, proof.kv_heads, proof.k_dim),
+            head_norm=self._head_norm(attention),
+            rope=Rope(0),
+            scaling=proof.scaling,
             o=self.packed(f"{attention}.o_proj.weight"),
-            post_norm=self.norm(f"{layer}.post_attention_layernorm.weight"),
-            gate_up=self.packed(f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight"),
-            down=self.packed(f"{mlp}.down_proj.weight"),
+        )
+
+    def _head_norm(self, attention: str) -> HeadNorm | None:
+        names = [f"{attention}.{name}_norm.weight" for name in "qk"]
+        if names[0] not in self._files:
+            return None
+        q, k = (self.tensor(name).float() for name in names)
+        weight = torch.cat([q.repeat(self._proof.heads), k.repeat(self._proof.kv_heads)])
+        return HeadNorm(Norm(weight, None, self._proof.epsilon))
+
+    def _mlp(self, layer: str) -> Mlp:
+        return Mlp(
+            norm=self.norm(f"{layer}.post_attention_layernorm.weight"),
+            up=self.packed(*(f"{layer}.mlp.{name}_proj.weight" for name in ("gate", "up"))),
+            activation=Activation.SILU,
+            is_gated=True,
+            down=self.packed(f"{layer}.mlp.down_proj.weight"),
         )
 
     def packed(self, *names: str) -> Gemm:
@@ -108,8 +138,8 @@ class _Reader:
             bias = self.tensor(*bias_names)
         return Gemm(self._files.read(*names).to(self._dtype), bias)
 
-    def norm(self, name: str) -> torch.Tensor:
-        return self.tensor(name).float()
+    def norm(self, name: str) -> Norm:
+        return Norm(self.tensor(name).float(), None, self._proof.epsilon)
 
     def tensor(self, *names: str) -> torch.Tensor:
         """The tensors of these names as one, in memory of its own."""

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from radixserve.model.elementwise import RowwiseRotary
+from radixserve.model.rotary_tables import ModuleTable
+from radixserve.model.weights import Rotary
 
 _COMPARED_ROWS = 64  # in one place
 _COMPARED_PLACES = 32
@@ -33,24 +35,24 @@ class FixedRotary(nn.Module):
         return cos.to(x.dtype), sin.to(x.dtype)
 
 
-def fixed_rotary_of(module: object, context_length: int, dtype: torch.dtype) -> FixedRotary | None:
-    """The fixed rotary of a transformers module that was made row-wise; None if it gives other bits
-    than that in one of the compared places, which are spread over the context.
+def fixed_rotary_of(table: Rotary, context_length: int, dtype: torch.dtype) -> FixedRotary | None:
+    """The fixed rotary behind a table; None if it gives other bits than that in one of the compared
+    places, which are spread over the context.
     """
-    inner = getattr(module, "inner", None)
+    inner = getattr(getattr(table, "module", None), "inner", None)
     frequencies = getattr(inner, "inv_freq", None)
     factor = getattr(inner, "attention_scaling", None)
-    if not isinstance(module, RowwiseRotary) or not isinstance(factor, int | float):
+    if not isinstance(factor, int | float):
         return None
     if not isinstance(frequencies, torch.Tensor) or frequencies.dtype != torch.float32:
         return None
     found = FixedRotary(frequencies.clone(), float(factor))
-    x, ours = torch.empty(1, dtype=dtype), RowwiseRotary(found)
+    x, ours = torch.empty(1, 1, dtype=dtype), ModuleTable(RowwiseRotary(found))
     last = max(0, context_length - _COMPARED_ROWS)
     for place in range(_COMPARED_PLACES):
         start = last * place // (_COMPARED_PLACES - 1)
-        positions = torch.arange(start, start + _COMPARED_ROWS)[None]
-        pairs = zip(ours(x, positions), module(x, positions), strict=True)
+        positions = torch.arange(start, start + _COMPARED_ROWS)
+        pairs = zip(ours(x, positions), table(x, positions), strict=True)
         if not all(torch.equal(mine, own) for mine, own in pairs):
             return None
     return found

@@ -18,7 +18,8 @@ so they give the same bits.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,23 +28,31 @@ import torch
 from radixserve.kernels.arrays import Longs
 from radixserve.kernels.attention import Kernel
 from radixserve.kernels.cpu import native, rows, threads
+from radixserve.kernels.cpu.activation import ActivationBlock, activation_kernel
 from radixserve.kernels.cpu.attention import call as attention
 from radixserve.kernels.cpu.gemm.block import COUNTERS, QUEUE_LENGTH
 from radixserve.kernels.cpu.gemm.call import Gemm, segments_of
 from radixserve.kernels.cpu.program import Program
-from radixserve.kernels.cpu.rows import GateBlock, NormBlock, RotateBlock
+from radixserve.kernels.cpu.rows import NormBlock, RotateBlock
 from radixserve.kernels.step import AttentionPlan
-from radixserve.model.weights import Layer, Sizes
+from radixserve.model.weights import HeadNorm, Layer, Mlp, Norm, Rope, Table
 from radixserve.tensors.kv import KVPool
 
-_LAUNCHES = 9  # operations of a layer
+_MOST_LAUNCHES = 16  # kernels of a layer
 _ENOUGH = 1 << 15  # numbers in a tensor, from which on waking other threads is worth it
 
 Compiled = Callable[[Any], None]
 """A kernel that `native` compiles."""
 
 _ADD_NORM = {torch.float32: rows.add_norm, torch.bfloat16: rows.add_norm_bfloat16}
-_GATE = {torch.float32: rows.gate, torch.bfloat16: rows.gate_bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the operations need to know of a model, besides its layers and its pool."""
+
+    heads: int  # of queries
+    residual_scale: float = 1.0  # of what layers add to the stream
 
 
 class Operations(ABC):
@@ -59,12 +68,10 @@ class Operations(ABC):
         sizes: Sizes,
         pool: KVPool,
         hidden: torch.Tensor,
-        tables: tuple[torch.Tensor, torch.Tensor],
+        tables: Sequence[Table],
         slots: torch.Tensor,
     ) -> None:
-        """`tables` are cosines and sines [rows, dim], float32; `slots`, int64 [rows], is where K
-        and V go.
-        """
+        """`slots`, int64 [rows], is where K and V go."""
         self.hidden = hidden
         self._sizes, self._pool, self._tables, self._slots = sizes, pool, tables, slots
 
@@ -72,61 +79,85 @@ class Operations(ABC):
         """What follows belongs to `layer`."""
         self._layer = layer
 
-    def add_norm(self, delta: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
-        """Add `delta` [rows, width] to the residual stream; the RMSNorm of the sum."""
-        normed = self._new(self.hidden.shape[1])
-        block = NormBlock(
-            hidden=self.hidden,
-            delta=delta,
-            weight=weight,
-            normed=normed,
-            rows=len(normed),
-            epsilon=self._sizes.epsilon,
-        )
-        self._launch(_ADD_NORM[self.hidden.dtype], block, normed)
+    def add_norm(self, delta: torch.Tensor | None, norm: Norm | None) -> torch.Tensor:
+        """Add `delta` [rows, width] to the residual stream; the sum, normed. May overwrite
+        `delta`.
+        """
+        if delta is None:
+            return self.norm(self.hidden, norm)
+        normed = self.hidden if norm is None else self._new(self.hidden.shape[1])
+        self._launch_norm(self.hidden, delta, norm, normed)
         return normed
 
+    def norm(self, x: torch.Tensor, norm: Norm | None) -> torch.Tensor:
+        """x [rows, columns], normed; x itself without a norm."""
+        if norm is None:
+            return x
+        normed = self._new(x.shape[1])
+        self._launch_norm(x, None, norm, normed)
+        return normed
+
+    def _launch_norm(
+        self, hidden: torch.Tensor, delta: torch.Tensor | None, norm: Norm | None, out: torch.Tensor
+    ) -> None:
+        block = NormBlock(
+            hidden=hidden,
+            delta=delta,
+            normed=out,
+            rows=len(hidden),
+            width=hidden.shape[1],
+            delta_scale=self._sizes.residual_scale,
+        )
+        if norm is not None:
+            block.set(weight=norm.weight, bias=norm.bias)
+            block.set(is_centered=norm.is_centered, epsilon=norm.epsilon)
+        self._launch(_ADD_NORM[hidden.dtype], block, hidden)
+
     def rotate(self, qkv: torch.Tensor) -> torch.Tensor:
-        """Norm (where the layer has norms for heads) and rotate queries and keys, [rows, heads *
-        dim]. K and V go to their slots in the pool.
+        """Norm (where the layer has norms for heads) and rotate (where it knows positions) queries
+        and keys; queries [rows, heads * dim]. K and V go to their slots in the pool.
         """
         layer, shape, heads = self._layer, self._pool.shape, self._sizes.heads
         q = self._new(heads * shape.k_dim)
-        cos, sin = self._tables
         block = RotateBlock(
             qkv=qkv,
-            cos=cos,
-            sin=sin,
-            q_weight=layer.q_norm,
-            k_weight=layer.k_norm,
+            places=layer.attention.places,
             q=q,
             k=self._pool.k[layer.index],
             v=self._pool.v[layer.index],
             slots=self._slots,
             rows=len(qkv),
+            columns=qkv.shape[1],
             heads=heads,
             kv_heads=shape.kv_heads,
             dim=shape.k_dim,
             row=shape.k_row,
-            epsilon=self._sizes.epsilon,
+            clip=layer.attention.clip,
         )
+        self._set_rope(block, layer.attention.rope)
+        _set_head_norm(block, layer.attention.head_norm)
         self._launch(rows.rotate_of(self.hidden.dtype, shape.dtype), block, qkv)
         return q
 
-    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """silu(first half) * second half, [rows, inner]."""
-        gated = self._new(gate_up.shape[1] // 2)
-        block = GateBlock(gate_up=gate_up, gated=gated, rows=len(gated))
-        self._launch(_GATE[self.hidden.dtype], block, gate_up)
-        return gated
+    def _set_rope(self, block: RotateBlock, rope: Rope | None) -> None:
+        if rope is not None:
+            cos, sin = self._tables[rope.table]
+            block.set(cos=cos, sin=sin, pairs=cos.shape[1], in_neighbours=rope.in_neighbours)
+
+    def activate(self, x: torch.Tensor, mlp: Mlp) -> torch.Tensor:
+        """The activation of x, or of its first half times the second half; [rows, inner]."""
+        out = self._new(x.shape[1] // 2 if mlp.is_gated else x.shape[1])
+        block = ActivationBlock(x=x, out=out, constants=mlp.constants, rows=len(x))
+        self._launch(activation_kernel(mlp.activation, mlp.is_gated, x.dtype), block, x)
+        return out
 
     @abstractmethod
     def linear(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
         """[rows, out], from x [rows, in]."""
 
     @abstractmethod
-    def keep(self, q: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """Continue with the rows `wanted` of the stream only; returns their queries. See
+    def keep(self, wanted: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        """Continue with the rows `wanted` of the stream only; returns those of `tensors`. See
         `AttentionPlan.last_rows`.
         """
 
@@ -143,6 +174,13 @@ class Operations(ABC):
         """Call a kernel with `block`, whose counter is not yet set."""
 
 
+def _set_head_norm(block: RotateBlock, norm: HeadNorm | None) -> None:
+    if norm is not None:
+        block.set(weight=norm.norm.weight, bias=norm.norm.bias, epsilon=norm.norm.epsilon)
+        block.set(is_centered=norm.norm.is_centered)
+        block.set(is_whole=norm.is_whole, is_late=norm.is_late)
+
+
 class RunNow(Operations):
     """Calls each kernel at once, on all threads if its largest tensor is worth it."""
 
@@ -151,7 +189,7 @@ class RunNow(Operations):
         sizes: Sizes,
         plan: AttentionPlan,
         hidden: torch.Tensor,
-        tables: tuple[torch.Tensor, torch.Tensor],
+        tables: Sequence[Table],
         attend: Kernel,
     ) -> None:
         super().__init__(sizes, plan.pool, hidden, tables, plan.write_slots)
@@ -160,13 +198,13 @@ class RunNow(Operations):
     def linear(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
         return weight(x)
 
-    def keep(self, q: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def keep(self, wanted: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
         self._plan, self.hidden = self._plan.last_rows(wanted.numpy()), self.hidden[wanted]
-        return q[wanted]
+        return [each[wanted] for each in tensors]
 
     def attend(self, q: torch.Tensor) -> torch.Tensor:
         by_head = q.view(len(q), self._sizes.heads, -1)
-        out = self._attend(by_head, self._layer.index, self._plan, self._layer.scaling)
+        out = self._attend(by_head, self._layer.index, self._plan, self._layer.attention.scaling)
         return out.view(len(q), -1)
 
     def _new(self, columns: int) -> torch.Tensor:
@@ -179,25 +217,24 @@ class RunNow(Operations):
 
 
 class Memory:
-    """The tensors that a recorded step works on, for at most `most` rows: its inputs, and one for
-    each result of a layer's operations. All layers, and all programs over one pool, share them.
+    """The tensors that a recorded step works on, for at most `most` rows: its inputs, and those for
+    the results of a layer's operations. All layers, and all programs over one pool, share them.
     """
 
-    def __init__(self, most: int, width: int, dim: int, dtype: torch.dtype) -> None:
-        """`dim` is the width of a head, `dtype` that of activations."""
+    def __init__(self, most: int, width: int, pairs: Sequence[int], dtype: torch.dtype) -> None:
+        """`pairs` are the columns of the rotary tables, `dtype` is that of activations."""
         self._most, self._dtype = most, dtype
         self.hidden = torch.empty(most, width, dtype=dtype)
-        self.cos, self.sin = torch.empty(most, dim), torch.empty(most, dim)
+        self.tables = [(torch.empty(most, each), torch.empty(most, each)) for each in pairs]
         self.slots = torch.empty(most, dtype=torch.int64)
-        self._results: list[torch.Tensor] = []
+        self._results: dict[tuple[int, int], torch.Tensor] = {}
 
     def result(self, place: int, columns: int) -> torch.Tensor:
-        """The tensor [most, columns] of a layer's operation number `place`."""
-        if place == len(self._results):
-            self._results.append(torch.empty(self._most, columns, dtype=self._dtype))
-        found = self._results[place]
-        assert found.shape[1] == columns, "all layers have the same sizes"
-        return found
+        """The tensor [most, columns] for the result number `place` of a layer."""
+        if (place, columns) not in self._results:
+            found = torch.empty(self._most, columns, dtype=self._dtype)
+            self._results[place, columns] = found
+        return self._results[place, columns]
 
 
 class Record(Operations):
@@ -205,13 +242,14 @@ class Record(Operations):
 
     def __init__(self, sizes: Sizes, pool: KVPool, memory: Memory, rows: int) -> None:
         """For steps of `rows` rows."""
-        tables = memory.cos[:rows], memory.sin[:rows]
+        tables = [(cos[:rows], sin[:rows]) for cos, sin in memory.tables]
         super().__init__(sizes, pool, memory.hidden[:rows], tables, memory.slots[:rows])
-        self._memory, self._place, self._attended = memory, 0, False
+        self._memory, self._attended = memory, False
+        self._results, self._launches = 0, 0  # of the layer, so far
         self.calls: list[tuple[int, int]] = []
         self._blocks: list[Any] = []  # kept: the program holds bare addresses
         layers = pool.shape.layers
-        self._counters = np.zeros((layers, _LAUNCHES, COUNTERS), np.int64)
+        self._counters = np.zeros((layers, _MOST_LAUNCHES, COUNTERS), np.int64)
         self._attention = attention.AttentionStep(pool.shape, sizes.heads, memory.hidden.dtype)
         self._attention_counters = np.zeros((layers, attention.COUNTERS), np.int64)
         # While linears read their weights they prefetch the K/V of the attention that comes next,
@@ -222,7 +260,7 @@ class Record(Operations):
 
     def begin(self, layer: Layer) -> None:
         super().begin(layer)
-        self._place, self._attended = 0, False
+        self._results, self._launches, self._attended = 0, 0, False
 
     def linear(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
         """Record a linear. It prefetches K and V of this layer's attention if that is still to
@@ -230,12 +268,12 @@ class Record(Operations):
         """
         out = self._new(weight.out_features)
         queue = self._queues[self._layer.index + self._attended]
-        kernel, block = weight.launch(x, out, self._counter(), queue)
+        kernel, block = weight.launch(x, out, self._next_counter(), queue)
         self._blocks.append(block)
         self.calls.append((kernel, block.address))
         return out
 
-    def keep(self, q: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def keep(self, wanted: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
         raise NotImplementedError("a recorded step computes all of its rows")
 
     def attend(self, q: torch.Tensor) -> torch.Tensor:
@@ -248,7 +286,7 @@ class Record(Operations):
             k=self._pool.k[index],
             v=self._pool.v[index],
             out=out,
-            scaling=self._layer.scaling,
+            scaling=self._layer.attention.scaling,
             counters=self._attention_counters[index],
         )
         self._blocks.append(block)
@@ -259,31 +297,31 @@ class Record(Operations):
         """The recorded step; `delta` is what the last layer adds to the residual stream."""
         return RecordedStep(self, delta)
 
-    def start(
-        self, plan: AttentionPlan, hidden: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]
-    ) -> None:
+    def start(self, plan: AttentionPlan, hidden: torch.Tensor, tables: Sequence[Table]) -> None:
         """Prepare the blocks for a step: inputs, what attention reads, counters, prefetching."""
-        cos, sin = self._tables
-        sources = hidden, *tables, plan.write_slots
-        for target, source in zip((self.hidden, cos, sin, self._slots), sources, strict=True):
-            target.copy_(source)
+        self.hidden.copy_(hidden)
+        self._slots.copy_(plan.write_slots)
+        for (cos, sin), (new_cos, new_sin) in zip(self._tables, tables, strict=True):
+            cos.copy_(new_cos)
+            sin.copy_(new_sin)
         self._attention.hold(plan)
         self._counters[:], self._attention_counters[:] = 0, 0
         self._segments = segments_of(plan)
         self._queues[:-1, :3] = 0, len(self._segments), self._segments.ctypes.data
 
     def _new(self, columns: int) -> torch.Tensor:
-        found = self._memory.result(self._place, columns)[: len(self.hidden)]
-        self._place += 1
+        found = self._memory.result(self._results, columns)[: len(self.hidden)]
+        self._results += 1
         return found
 
-    def _counter(self) -> Longs:
-        """A counter for the operation whose result was made last."""
-        counter: Longs = self._counters[self._layer.index, self._place - 1]
+    def _next_counter(self) -> Longs:
+        """A counter for the layer's next kernel."""
+        counter: Longs = self._counters[self._layer.index, self._launches]
+        self._launches += 1
         return counter
 
     def _launch(self, kernel: Compiled, block: Any, largest: torch.Tensor) -> None:
-        block.counter = self._counter()
+        block.counter = self._next_counter()
         self._blocks.append(block)
         self.calls.append((native.address(kernel), block.address))
 
@@ -298,7 +336,7 @@ class RecordedStep:
         self._program = Program(record.calls)
 
     def run(
-        self, plan: AttentionPlan, hidden: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]
+        self, plan: AttentionPlan, hidden: torch.Tensor, tables: Sequence[Table]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run a step from embeddings [rows, width] on: the residual stream [rows, width] before the
         last layer's result is added, and this result. Both are overwritten by the next step. K and

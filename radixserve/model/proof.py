@@ -17,11 +17,13 @@ import torch
 
 from radixserve.cache_folder import ADVICE, reason
 from radixserve.kept_files import Damaged, KeptFiles
+from radixserve.kernels.cpu.activation import Activation
 from radixserve.model.decoder import Decoder
 from radixserve.model.dtypes import dtype_name
 from radixserve.model.fixed_rotary import fixed_rotary_of
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.probes import CHUNKINGS, logits_in_chunks, probe_tokens
+from radixserve.model.weights import Layer, Norm, Rope, Weights
 from radixserve.store.folder.fingerprint import weights_fingerprint
 from radixserve.tensors.kv import KVShape
 
@@ -96,13 +98,13 @@ def prove(
     it exactly, or needs more of transformers than the proof can hold.
     """
     decoder, shape = loaded.decoder, loaded.shape
-    if not isinstance(decoder, Decoder) or not loaded.exact:
+    if not isinstance(decoder, Decoder) or not loaded.exact or not _is_plain(decoder.weights):
         return None
     weights = decoder.weights
-    rotary = fixed_rotary_of(weights.rotary, loaded.context_length, loaded.dtype)
-    scalings = {layer.scaling for layer in weights.layers}
-    if rotary is None or len(scalings) > 1:
+    rotary = fixed_rotary_of(weights.tables[0], loaded.context_length, loaded.dtype)
+    if rotary is None:
         return None
+    attention = weights.layers[0].attention
     return Proof(
         key=key,
         weights=weights_digest(decoder),
@@ -120,12 +122,46 @@ def prove(
         context_length=loaded.context_length,
         eos_token_ids=loaded.eos_token_ids,
         attention=loaded.attention,
-        heads=weights.sizes.heads,
-        epsilon=weights.sizes.epsilon,
-        scaling=scalings.pop(),
-        is_tied=weights.embedding is None,
+        heads=weights.heads,
+        epsilon=attention.norm.epsilon if attention.norm else 0.0,
+        scaling=attention.scaling,
+        is_tied=weights.embedding.weight is weights.head.weight,
         frequencies=rotary.frequencies.tolist(),
         rotary_factor=rotary.factor,
+    )
+
+
+def _is_plain(weights: Weights) -> bool:
+    """Whether `model.direct` can read such weights: those of the Llama kind, whose layers differ in
+    nothing but their tensors.
+    """
+    first, head = weights.layers[0].attention, weights.head
+    norms = [each for layer in weights.layers for each in _norms_of(layer)] + [head.norm]
+    return (
+        len(weights.tables) == 1
+        and (head.scale, head.softcap, weights.residual_scale) == (1.0, None, 1.0)
+        and (weights.embedding.scale, weights.embedding.positions) == (1.0, None)
+        and all(_is_plain_layer(layer, first.scaling) for layer in weights.layers)
+        and all(each and not each.is_centered and each.bias is None for each in norms)
+        and len({each.epsilon for each in norms if each}) == 1
+    )
+
+
+def _norms_of(layer: Layer) -> list[Norm | None]:
+    """The norms that a plain layer has."""
+    head_norm = layer.attention.head_norm
+    return [layer.attention.norm, layer.mlp.norm, *([head_norm.norm] if head_norm else [])]
+
+
+def _is_plain_layer(layer: Layer, scaling: float) -> bool:
+    attention, mlp, head_norm = layer.attention, layer.mlp, layer.attention.head_norm
+    others = attention.inner_norm, attention.post_norm, mlp.inner_norm, mlp.post_norm
+    return (
+        not layer.is_parallel
+        and (attention.rope, attention.scaling, attention.clip) == (Rope(0), scaling, 0.0)
+        and (mlp.activation, mlp.is_gated) == (Activation.SILU, True)
+        and not any(others)
+        and not (head_norm and (head_norm.is_whole or head_norm.is_late))
     )
 
 

@@ -1,86 +1,182 @@
 """What a decoder computes with: the weights and constants of its layers, the embedding, the output
 layer, and the rotary tables. Knows neither transformers nor files.
+
+All that differs between families of models is a field here; `model.decoder` says what a layer does
+with it. Weights and biases of norms are float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, fields, is_dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from radixserve.kernels.cpu.activation import Activation
 from radixserve.kernels.cpu.gemm.call import Gemm
+from radixserve.model.elementwise import RowwiseActivation
 
-Rotary = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Cosines and sines [1, rows, dim], of the type of `x`, from `x` and the positions, int64
-[1, rows].
+Table = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines [rows, pairs], float32, of the pairs of numbers that are rotated."""
+
+Rotary = Callable[[torch.Tensor, torch.Tensor], Table]
+"""The table of the rows of a step, from these rows of the stream, whose type its numbers are
+rounded to, and their positions, int64 [rows].
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """What the operations need to know of a model, besides its weights and its pool."""
+class Norm:
+    """(x - mean) / sqrt(mean((x - mean)**2) + epsilon) * weight + bias. The mean is that of x if
+    the norm is centered (LayerNorm), else 0 (RMSNorm).
+    """
 
-    heads: int
-    epsilon: float  # of all norms
+    weight: torch.Tensor  # [width]
+    bias: torch.Tensor | None
+    epsilon: float
+    is_centered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorm:
+    """The norms of queries and keys. Weight and bias hold those of all query heads, then those of
+    all key heads, [(heads + kv_heads) * dim].
+    """
+
+    norm: Norm
+    is_whole: bool = False  # all heads of q are normed together, and all of k
+    is_late: bool = False  # after the heads are rotated
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """How a layer rotates queries and keys."""
+
+    table: int  # which of the model's tables
+    in_neighbours: bool = False  # pairs are numbers 2j and 2j + 1, else j and j + (number of pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """The attention of a layer. `places`, int64 [heads + 2 * kv_heads], says where each head of q,
+    k and v begins in a row of what `qkv` computes.
+    """
+
+    norm: Norm | None  # of what it reads
+    qkv: Gemm  # [columns, width]
+    places: torch.Tensor
+    head_norm: HeadNorm | None
+    rope: Rope | None  # None: the layer knows no positions
+    scaling: float  # of queries
+    o: Gemm
+    clip: float = 0.0  # the largest size of a number in q, k and v; 0: any
+    inner_norm: Norm | None = None  # of what `o` reads
+    post_norm: Norm | None = None  # of what it adds to the stream
+
+
+def places_in_order(heads: int, kv_heads: int, dim: int) -> torch.Tensor:
+    """The places of heads that lie one behind the other: those of q, of k, of v."""
+    return torch.arange(heads + 2 * kv_heads) * dim
+
+
+@dataclass(frozen=True, slots=True)
+class Mlp:
+    """The MLP of a layer."""
+
+    norm: Norm | None  # of what it reads
+    up: Gemm  # [inner, width], or [2 * inner, width]: gate, then up
+    activation: Activation
+    is_gated: bool
+    down: Gemm
+    constants: torch.Tensor | None = None  # of the activation, where it has some
+    inner_norm: Norm | None = None  # of what `down` reads
+    post_norm: Norm | None = None  # of what it adds to the stream
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """The weights and constants of one decoder layer. Weights of norms are float32."""
+    """One decoder layer. In a parallel one the MLP reads the stream as it was before the layer, and
+    without a norm of its own it reads what attention reads.
+    """
 
     index: int
-    input_norm: torch.Tensor  # [width]
-    qkv: Gemm  # [(heads + 2 * kv_heads) * dim, width]
-    q_norm: torch.Tensor | None  # [dim]
-    k_norm: torch.Tensor | None
-    scaling: float  # of queries
-    o: Gemm
-    post_norm: torch.Tensor
-    gate_up: Gemm  # [2 * inner, width]: gate, then up
-    down: Gemm
+    attention: Attention
+    mlp: Mlp
+    is_parallel: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """Gives rows of the stream. The scale is a number of the activations' type."""
+
+    weight: torch.Tensor | Gemm  # [vocab, width]
+    scale: float = 1.0
+    positions: torch.Tensor | None = None  # [positions, width], added
+
+    def lookup(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The function from token ids [rows] and positions [rows], both int64, to [rows, width]."""
+        table = self.weight
+        rows = table.lookup() if isinstance(table, Gemm) else lambda ids: F.embedding(ids, table)
+
+        def embed(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            found = rows(ids)
+            found = found if self.scale == 1.0 else found * self.scale
+            return found if self.positions is None else found + self.positions[positions]
+
+        return embed
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The output layer. Logits are float32 also where activations are bfloat16: rounded, many would
+    be equal.
+    """
+
+    norm: Norm | None
+    weight: Gemm  # [vocab, width]
+    scale: float = 1.0  # of logits
+    softcap: float | None = None  # logits are softcap * tanh(logits / softcap)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """float32 [rows, vocab] of the normed stream [rows, width]."""
+        found = self.weight.unrounded(x)
+        found = found if self.scale == 1.0 else found * self.scale
+        return found if self.softcap is None else _tanh(found / self.softcap) * self.softcap
+
+
+_tanh = RowwiseActivation(nn.Tanh())
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
     """The weights and constants of a decoder."""
 
-    sizes: Sizes
-    embedding: torch.Tensor | None  # [vocab, width]; None: the rows of `head`
-    rotary: Rotary
+    heads: int  # of queries
+    embedding: Embedding
+    tables: list[Rotary]
     layers: list[Layer]
-    norm: torch.Tensor  # [width], float32
-    head: Gemm  # [vocab, width]
-
-    @property
-    def embed(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Gives the rows [ids, width] of token ids."""
-        if self.embedding is None:
-            return self.head.lookup()
-        return partial(F.embedding, weight=self.embedding)
+    head: Head
+    residual_scale: float = 1.0  # of what layers add to the stream
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name, as they lie in memory: weights are packed."""
-        named = [("norm", self.norm), *_packed("head", self.head)]
-        if self.embedding is not None:
-            named.append(("embedding", self.embedding))
+        named = [*_tensors("embedding", self.embedding), *_tensors("head", self.head)]
         for layer in self.layers:
-            named += ((f"{layer.index}.{name}", tensor) for name, tensor in _tensors_of(layer))
+            named += _tensors(str(layer.index), layer)
         return dict(named)
 
 
-def _tensors_of(layer: Layer) -> Iterator[tuple[str, torch.Tensor]]:
-    for name in ("qkv", "o", "gate_up", "down"):
-        yield from _packed(name, getattr(layer, name))
-    for name in ("input_norm", "q_norm", "k_norm", "post_norm"):
-        if (norm := getattr(layer, name)) is not None:
-            yield name, norm
-
-
-def _packed(name: str, weight: Gemm) -> Iterator[tuple[str, torch.Tensor]]:
-    rows, inputs = weight.panels.shape
-    yield f"{name} [{rows}, {inputs}], {weight.bits} bits", weight.panels.memory
-    if weight.bias is not None:
-        yield f"{name} bias", weight.bias
+def _tensors(name: str, part: object) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a dataclass and of the dataclasses in it."""
+    if isinstance(part, torch.Tensor):
+        yield name, part
+    elif isinstance(part, Gemm):
+        rows, inputs = part.panels.shape
+        yield f"{name} [{rows}, {inputs}], {part.bits} bits", part.panels.memory
+        if part.bias is not None:
+            yield f"{name} bias", part.bias
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from _tensors(f"{name}.{field.name}", getattr(part, field.name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -93,6 +94,6 @@ def test_one_that_disagrees_is_not_used_and_the_log_says_so(
 
 
 def test_another_activation_keeps_the_models_own_modules() -> None:
-    model = load_tiny("llama").model
-    model.config.hidden_act = "gelu"  # type: ignore[union-attr]
+    model: Any = load_tiny("llama").model
+    model.model.layers[0].mlp.act_fn = torch.nn.Tanh()
     assert decoder_of(model) is None

@@ -98,9 +98,10 @@ def test_the_kernel_writes_the_bytes_of_torch(dtype: torch.dtype, activations: t
     slots, counter = torch.randperm(2 * COUNT)[:COUNT], np.zeros(1, np.int64)
     block = RotateBlock(qkv=qkv, k=pool.k, v=pool.v, slots=slots, counter=counter)
     q = torch.empty(COUNT, DIM, dtype=activations)
-    cos, sin = torch.ones(COUNT, DIM), torch.zeros(COUNT, DIM)
-    block.set(q=q, cos=cos, sin=sin, rows=COUNT, heads=1, kv_heads=HEADS)
-    block.set(dim=DIM, row=pool.shape.k_row)
+    cos, sin = torch.ones(COUNT, DIM // 2), torch.zeros(COUNT, DIM // 2)
+    places, columns = torch.arange(1 + 2 * HEADS) * DIM, (1 + 2 * HEADS) * DIM
+    block.set(q=q, cos=cos, sin=sin, rows=COUNT, heads=1, kv_heads=HEADS, pairs=DIM // 2)
+    block.set(dim=DIM, row=pool.shape.k_row, places=places, columns=columns)
     kernel = native.address(rows.rotate_of(activations, dtype))
     threads.run(kernel, block.address, parallel=True)
     expected = rows_of(numbers, dtype)

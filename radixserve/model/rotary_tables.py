@@ -1,0 +1,42 @@
+"""Tables of rotary positions: the cosine and the sine of each pair of numbers that is rotated.
+
+They are those that transformers' own modules compute, so that their many formulas need not be known
+here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from radixserve.model.weights import Table
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleTable:
+    """The table of a transformers module that was made row-wise."""
+
+    module: Any  # gives cosines and sines [1, rows, dim] of x and positions [1, rows]
+    repeats: bool = False  # each number follows itself, else all numbers follow all numbers
+
+    def __call__(self, x: torch.Tensor, positions: torch.Tensor) -> Table:
+        cos, sin = self.module(x[None], positions[None])
+        return self._each_once(cos), self._each_once(sin)
+
+    def _each_once(self, found: torch.Tensor) -> torch.Tensor:
+        pairs = found.shape[-1] // 2
+        once = found[0, :, ::2] if self.repeats else found[0, :, :pairs]
+        return once.float().contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTable:
+    """A table that a model keeps for all positions."""
+
+    values: torch.Tensor  # [positions, 2 * pairs]: sines, then cosines
+
+    def __call__(self, x: torch.Tensor, positions: torch.Tensor) -> Table:
+        sin, cos = self.values[positions].to(x.dtype).float().chunk(2, -1)
+        return cos.contiguous(), sin.contiguous()
