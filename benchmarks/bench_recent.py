@@ -53,13 +53,13 @@ def measure(length: int) -> None:
 
 
 def _evict(cache: KVCache, _: int) -> None:
-    cache.evict(384)
+    cache.slots.evict(384)
 
 
 def measure_evictions() -> None:
     for told in (False, True):
         cache = KVCache(1 << 20)
-        cache.on_gone = Recent().gone if told else None
+        cache.slots.on_gone = Recent().gone if told else None
         for prompt in prompts(512, TIMES + 1):
             with cache.lease(prompt, prompt.num_tokens) as lease:  # type: ignore[union-attr]
                 lease.publish(prompt)

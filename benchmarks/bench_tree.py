@@ -144,7 +144,7 @@ def evictions(traffic: Traffic, _: int) -> Iterator[Callable[[], object]]:
     """Evict 64 tokens at a time; between two times, new turns take the place of those that went."""
     cached = traffic.cache.stats().cached
     while True:
-        yield lambda: traffic.cache.evict(64)
+        yield lambda: traffic.cache.slots.evict(64)
         while traffic.is_steady and traffic.cache.stats().cached < cached:
             traffic.add_turns()
 

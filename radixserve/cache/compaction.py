@@ -37,20 +37,20 @@ class Compaction:
     @property
     def end(self) -> int:
         """The first of the slots at the end of the pool that are all held back."""
-        allocator = self._cache.allocator
+        allocator = self._cache.slots.allocator
         start, length = allocator.held[-1] if allocator.held else (allocator.capacity, 0)
         return start if start + length == allocator.capacity else allocator.capacity
 
     @property
     def is_needed(self) -> bool:
         """Whether slots are held back that do not lie at the end."""
-        return self.end > self._cache.allocator.num_slots
+        return self.end > self._cache.slots.allocator.num_slots
 
     def work(self, num_nodes: int, num_tokens: int) -> bool:
         """Go on with a pass, or begin one: look at `num_nodes` nodes and move `num_tokens` tokens
         at most. False if the pass has ended.
         """
-        cache, edge = self._cache, self._cache.allocator.num_slots
+        cache, edge = self._cache, self._cache.slots.allocator.num_slots
         self._to_visit = self._to_visit or list(cache.tree.roots.values())
         moved: list[tuple[Node, list[int]]] = []
         while self._to_visit and num_nodes > 0 and num_tokens > 0:
@@ -67,7 +67,7 @@ class Compaction:
         if moved:
             self._swap(moved)
         elif not self._to_visit:  # free slots at the end of the pool are held back in any case
-            cache.allocator.swap([])
+            cache.slots.allocator.swap([])
         self._to_visit += [node for node, _ in moved]  # which may have more to move
         return bool(self._to_visit)
 
@@ -75,7 +75,7 @@ class Compaction:
         """Move the tokens of nodes, given by their places in the nodes' edges."""
         sources = np.concatenate([_slots_of(node)[places] for node, places in moved])
         targets = np.empty(len(sources), np.int32)
-        write_slots(self._cache.allocator.swap(_runs_of(sources)), targets)
+        write_slots(self._cache.slots.allocator.swap(_runs_of(sources)), targets)
         self._move(sources, targets)
         self.moved_tokens += len(sources)
         for node, places in moved:

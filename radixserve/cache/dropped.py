@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from radixserve.cache.eviction import Evictor
-from radixserve.cache.radix import Node, RadixTree
+from radixserve.cache.radix import Node, RadixTree, path_prefix
 from radixserve.cache.slots import Run
+from radixserve.prefix import Prefix
 
 
 class DroppedNodes:
@@ -34,6 +35,25 @@ class DroppedNodes:
     def pending(self) -> bool:
         """Whether `sweep` may find something to free."""
         return bool(self._unswept)
+
+    def top_to_drop(self, root: Node, tokens: bytes) -> Node | None:
+        """The node with which all goes that begins with `tokens` below `root`, and nothing else:
+        the highest one that nothing else shares. None if nothing begins with them. O(depth).
+        """
+        before = path_prefix(root).tokens
+        if before.startswith(tokens):
+            return root
+        if not tokens.startswith(before):
+            return None
+        prefix = Prefix(str(root.key), tokens)
+        point = self._tree.walk(root, root.start, prefix)
+        if point.depth < prefix.num_tokens:
+            return None
+        node = point.node
+        while _is_alone(node):
+            assert node.parent is not None, "a root is not alone"
+            node = node.parent
+        return node
 
     def add(self, top: Node) -> None:
         """Detach `top` and everything below it; O(1)."""
@@ -91,6 +111,16 @@ class DroppedNodes:
         """Tokens that are dropped and still under a lease; O(nodes that are not free yet)."""
         nodes = (node for top in self._tree.detached for node in _below(top))
         return sum(node.num_tokens for node in nodes if node.pins)
+
+
+def _is_alone(node: Node) -> bool:
+    """Whether only `node` needs its parent, which is no root: no lease and no other child
+    does.
+    """
+    parent = node.parent
+    if parent is None or parent.is_root:
+        return False
+    return len(parent.children) == 1 and parent.pins <= (1 if node.pins else 0)
 
 
 def _below(top: Node) -> Iterator[Node]:

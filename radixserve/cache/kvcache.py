@@ -1,43 +1,29 @@
 """The prefix cache as the scheduler sees it: match a prompt, lease slots, publish what was
 computed, release.
 
-Owns the rules that join tree, eviction and free slots: every slot belongs to the free runs, to one
-tree node or to one lease; only published (computed) tokens can be found; a sequence to be computed
-never takes its last token from the cache. Knows prefixes and slot numbers, no tensors, no requests
-and no steps.
+Owns the leases, and the rules that join them with tree and slots: every slot belongs to the free
+runs, to one tree node or to one lease; only published (computed) tokens can be found; a sequence to
+be computed never takes its last token from the cache. How slots become free is the idea of
+`budgeted_slots`. Knows prefixes and slot numbers, no tensors, no requests and no steps.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
 
-from radixserve.cache.counters import EVICTED_TOKENS, KV_BYTES, TREE_NODES
-from radixserve.cache.dropped import DroppedNodes
-from radixserve.cache.eviction import Evictor
-from radixserve.cache.hindsight import Hindsight
+from radixserve.cache.budgeted_slots import BudgetedSlots
+from radixserve.cache.counters import KV_BYTES, TREE_NODES
 from radixserve.cache.policies.policy import Policy
 from radixserve.cache.policies.ranked import least_recently_used
-from radixserve.cache.radix import Node, Point, RadixTree, path_prefix, path_runs
-from radixserve.cache.shares import Shares
-from radixserve.cache.slots import Run, SlotAllocator, append_runs, split_runs, write_slots
+from radixserve.cache.radix import Node, Point, RadixTree, path_runs
+from radixserve.cache.slots import Run, append_runs, split_runs, write_slots
 from radixserve.declared import Numbers
 from radixserve.prefix import TOKEN_BYTES, Branch, Prefix, owner_of
 from radixserve.step import Slots
-
-OnEvict = Callable[[Prefix, Slots], None]
-"""Called before K/V is evicted, with the tokens from position 0 to the last of the leaf, and their
-slots.
-"""
-
-OnGone = Callable[[Node, int, bool, int], None]
-"""Called before K/V goes, with its node, the offset in it from which on it goes, whether it is
-evicted (else it was dropped), and for how many tokens room is made.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,90 +62,13 @@ class KVCache:
         alone; without one the least recently used leaf goes first. `first_serial`: see RadixTree.
         With `hindsight` it counts what more memory would have brought.
         """
-        self.slot_bytes = slot_bytes
         self.enabled = enabled
-        self.allocator = SlotAllocator(num_slots)
         self.tree = RadixTree(first_serial)
-        policy = policy or least_recently_used()
-        self.hindsight = Hindsight(policy, num_slots) if hindsight else None
-        self.shares = Shares(self.hindsight or policy, self.tree.tokens_of)
-        self.evictor = Evictor(self.tree, self.shares)
-        self.dropped = DroppedNodes(self.tree, self.evictor)
-        self.on_evict: OnEvict | None = None
-        self.on_gone: OnGone | None = None
+        self.slots = BudgetedSlots(
+            num_slots, slot_bytes, self.tree, policy or least_recently_used(), hindsight
+        )
+        self.evictor, self.dropped = self.slots.evictor, self.slots.dropped
         self._leases: dict[Lease, None] = {}  # the live ones, oldest first
-        self._evicted_tokens_total = 0
-        self._limits: dict[str, tuple[float, float]] = {}  # of tenants, as `limit` was told
-        self.budget = num_slots
-
-    def resize(self, num_slots: int) -> int:
-        """Use `num_slots` slots from now on, at most those that there were at first. Returns how
-        many tokens were evicted.
-
-        Where there are fewer than before, free slots are held back first, then those of tokens
-        without a lease, in the policy's order. If leases hold more than that, the rest follows as
-        they end: until then `stats().num_slots` is more than `budget`, and nothing is free. What
-        was held back is given back when there are more. O(runs * log(runs)) without evictions.
-        """
-        assert 0 < num_slots <= self.allocator.capacity, "the budget is part of the pool"
-        self.budget = num_slots
-        self.shares.resize(num_slots)
-        for owner in self._limits:
-            self._limit(owner)
-        evicted_before = self._evicted_tokens_total
-        if self.allocator.num_slots < num_slots:
-            self.allocator.give_back(num_slots - self.allocator.num_slots)
-        self._keep_budget()
-        return self._evicted_tokens_total - evicted_before
-
-    def _keep_budget(self) -> None:
-        """Hold back slots that are more than the budget, as far as leases allow it."""
-        excess = self.allocator.num_slots - self.budget
-        if excess > 0:
-            if excess > self.allocator.num_free:
-                self.evict(excess - self.allocator.num_free)
-            self.allocator.hold_back(min(excess, self.allocator.num_free))
-
-    def _free(self, runs: list[Run]) -> None:
-        """Take slots back, which may be owed to a budget that has shrunk."""
-        self.allocator.free(runs)
-        self._keep_budget()
-
-    def change_policy(self, policy: Policy) -> None:
-        """Let `policy`, which belongs to this cache alone from now on, decide what goes. It gets
-        all leaves, those that were not used for longest first, and knows of no earlier uses but
-        what nodes count. O(nodes + leaves * log(leaves)).
-        """
-        layer = self.hindsight or self.shares
-        leaves = [node for node in self.tree.nodes() if node.place is not None]
-        leaves.sort(key=lambda leaf: (leaf.last_use, leaf.serial))
-        for leaf in leaves:
-            layer.policy.withdraw(leaf)
-        for node in self.tree.nodes():
-            node.queue = node.ticket = node.seen = 0
-        layer.policy = policy
-        for leaf in leaves:
-            policy.used(leaf)
-            policy.offer(leaf)
-
-    def limit(self, namespace: str, quota: float, floor: float) -> None:
-        """Set how much of the cache the tenant of `namespace` may fill while others need room, and
-        how much of it others cannot evict as long as anything else can go: up to 1 a share of all
-        slots, above bytes; 0: none. Does nothing for a namespace without a tenant.
-        """
-        owner = owner_of(namespace)
-        if owner:
-            self._limits[owner] = (quota, floor)
-            self._limit(owner)
-
-    def _limit(self, owner: str) -> None:
-        quota, floor = self._limits[owner]
-        self.shares.limit(owner, self.in_slots(quota), self.in_slots(floor))
-
-    def in_slots(self, amount: float) -> int:
-        """A quota or floor in slots: at least one, because 0 is no limit."""
-        slots = amount * self.budget if amount <= 1 else amount / self.slot_bytes
-        return max(1, int(slots)) if amount else 0
 
     def match(self, prefix: Prefix) -> int:
         """How many tokens of `prefix`, from the first on, are cached now.
@@ -209,7 +118,7 @@ class KVCache:
         node = self.evictor.split(point)
         self.evictor.pin(node)
         uses_before = self.evictor.recall(prefix, point.depth) if num_own else 0
-        lease = Lease(self, node, point.depth, self._take(num_own, owner), uses_before, owner)
+        lease = Lease(self, node, point.depth, self.slots.take(num_own, owner), uses_before, owner)
         self._leases[lease] = None
         return lease
 
@@ -218,123 +127,26 @@ class KVCache:
         newly_pinned = (
             0 if point.node.pins else point.offset + self.evictor.unpinned_above(point.node)
         )
-        return self.allocator.num_free + self.evictor.evictable_tokens - newly_pinned
-
-    def _take(self, num_slots: int, owner: str) -> list[Run]:
-        """Allocate slots for `owner` of which it is known that so many are free or evictable."""
-        if num_slots > self.allocator.num_free:
-            self.evict(num_slots - self.allocator.num_free, owner)
-        runs = self.allocator.allocate(num_slots)
-        assert runs is not None, "evicting made less room than was counted"
-        return runs
-
-    def evict(self, num_tokens: int, owner: str = "") -> int:
-        """Drop `num_tokens` tokens without a lease, in the policy's order, because `owner` needs
-        room; returns how many there were to drop.
-
-        `on_evict` is called for each leaf before it is dropped or loses its tail. What `drop` made
-        unfindable goes first, whole node by whole node.
-        """
-        free_before, self.shares.evicting_for = self.allocator.num_free, owner
-        self._sweep(sys.maxsize, num_tokens)
-        swept = self.allocator.num_free - free_before
-        self.allocator.free(self.evictor.evict(num_tokens - swept, self._telling(num_tokens)))
-        dropped = self.allocator.num_free - free_before
-        self._evicted_tokens_total += dropped - swept
-        return dropped
-
-    def _telling(self, num_tokens: int) -> Callable[[Node], None] | None:
-        """What tells of each leaf that goes when `num_tokens` tokens do."""
-        on_gone, left = self.on_gone, num_tokens
-        if on_gone is None:
-            return self._tell if self.on_evict else None
-
-        def tell(leaf: Node) -> None:
-            nonlocal left
-            stays = max(0, leaf.num_tokens - left)
-            left -= leaf.num_tokens - stays
-            on_gone(leaf, stays, True, num_tokens)
-            if self.on_evict is not None:
-                self._tell(leaf)
-
-        return tell
+        return self.slots.num_available - newly_pinned
 
     def drop(self, branch: Branch) -> None:
         """Make the K/V of `branch` unfindable at once, what hangs below it in other namespaces
         included: from the first token on that nothing else shares. `on_evict` is not called.
 
-        Free slots appear with `sweep`, and where leases hold them, when these are released. Leases
-        on what was dropped publish nothing any more. O(namespaces * leases * depth).
+        Free slots appear with `slots.sweep`, and where leases hold them, when these are released.
+        Leases on what was dropped publish nothing any more. O(namespaces * leases * depth).
         """
         for root in self.tree.all_roots():
             if branch.has(str(root.key)) and self.tree.is_findable(root):
-                top = self._top_to_drop(root, branch.tokens)
+                top = self.dropped.top_to_drop(root, branch.tokens)
                 if top is not None:
                     self._drop(top)
 
     def _drop(self, top: Node) -> None:
-        if self.on_gone is not None:
-            self._tell_dropped(top)
-        self.dropped.add(top)
+        self.slots.drop(top)
         for lease in self._leases:
             if _is_below(lease._node, top):
                 lease.withhold()
-
-    def _top_to_drop(self, root: Node, tokens: bytes) -> Node | None:
-        """What is below `root` and begins with `tokens`; None if nothing does."""
-        before = path_prefix(root).tokens
-        if before.startswith(tokens):
-            return root
-        if not tokens.startswith(before):
-            return None
-        prefix = Prefix(str(root.key), tokens)
-        point = self.tree.walk(root, root.start, prefix)
-        if point.depth < prefix.num_tokens:
-            return None
-        node = point.node
-        while self._is_alone(node):
-            assert node.parent is not None, "a root is not alone"
-            node = node.parent
-        return node
-
-    def _tell_dropped(self, top: Node) -> None:
-        """Of a whole namespace the nodes below its root are told, because the root is empty."""
-        assert self.on_gone is not None, "somebody wants to be told"
-        for node in top.children.values() if top.is_root else (top,):
-            self.on_gone(node, 0, False, 0)
-
-    def _is_alone(self, node: Node) -> bool:
-        """Whether only `node` needs its parent, which is no root: no lease and no other child
-        does.
-        """
-        parent = node.parent
-        if parent is None or parent.is_root:
-            return False
-        return len(parent.children) == 1 and parent.pins <= (1 if node.pins else 0)
-
-    def drop_leaf(self, leaf: Node) -> int:
-        """Free one unpinned leaf without asking the policy; returns its tokens. `on_evict` is not
-        called.
-        """
-        self._free(self.evictor.take(leaf))
-        return leaf.num_tokens
-
-    def sweep(self, num_nodes: int) -> bool:
-        """Free dropped nodes, looking at `num_nodes` of them; False if nothing is left to free."""
-        self._sweep(num_nodes, sys.maxsize)
-        self._keep_budget()
-        return self.dropped.pending
-
-    def _sweep(self, num_nodes: int, num_tokens: int) -> None:
-        if self.dropped.pending:
-            self.allocator.free(self.dropped.sweep(num_nodes, num_tokens))
-
-    def _tell(self, leaf: Node) -> None:
-        assert self.on_evict is not None, "somebody wants to be told"
-        prefix = path_prefix(leaf)
-        slots = np.empty(prefix.num_tokens, np.int32)
-        write_slots(path_runs(leaf, None), slots)
-        self.on_evict(prefix, slots)
 
     def leased_nodes(self, besides: Collection[Lease] = ()) -> set[Node]:
         """The nodes that are under a lease which is not one of `besides`. O(leases and nodes)."""
@@ -343,11 +155,8 @@ class KVCache:
 
     def stats(self) -> CacheStats:
         """Counts of this moment; O(1)."""
-        num_slots, free, cached = (
-            self.allocator.num_slots,
-            self.allocator.num_free,
-            self.tree.num_tokens,
-        )
+        allocator, cached = self.slots.allocator, self.tree.num_tokens
+        num_slots, free = allocator.num_slots, allocator.num_free
         return CacheStats(
             num_slots=num_slots,
             free=free,
@@ -356,14 +165,14 @@ class KVCache:
             private=num_slots - free - cached,
             leases=len(self._leases),
             nodes=self.tree.num_nodes,
-            evicted_tokens_total=self._evicted_tokens_total,
+            evicted_tokens_total=self.slots.evicted_tokens_total,
         )
 
     def numbers(self) -> Numbers:
         """What it counts, as declared in `cache.counters`."""
         stats = self.stats()
         leased, used = stats.private + stats.pinned, stats.num_slots - stats.free
-        slots = {
+        tokens = {
             "budget": stats.num_slots,
             "free": stats.free,
             "used": used,
@@ -372,22 +181,27 @@ class KVCache:
             "cached": stats.cached,
         }
         return {
-            EVICTED_TOKENS.key(): stats.evicted_tokens_total,
             TREE_NODES.key(): stats.nodes,
-            **(self.hindsight.numbers() if self.hindsight is not None else {}),
-            **{KV_BYTES.key(state): count * self.slot_bytes for state, count in slots.items()},
-            **self.shares.numbers(self.slot_bytes),
+            **{KV_BYTES.key(each): num * self.slots.slot_bytes for each, num in tokens.items()},
+            **self.slots.numbers(),
         }
 
     def check(self) -> None:
         """Assert every invariant: of the parts, of each lease, and one owner for each slot;
         O(num_slots).
         """
-        self.allocator.check()
+        self.slots.check()
         self.tree.check()
         self.evictor.check([lease._node for lease in self._leases])
-        num_owners = np.zeros(self.allocator.capacity, np.int32)
-        owned = [self.allocator.free_runs(), self.allocator.held]
+        self._check_owners()
+        assert self.enabled or not self.tree.num_tokens, "a cache that is off holds tokens"
+        for lease in self._leases:
+            lease._check()
+
+    def _check_owners(self) -> None:
+        allocator = self.slots.allocator
+        num_owners = np.zeros(allocator.capacity, np.int32)
+        owned = [allocator.free_runs(), allocator.held]
         owned += [node.runs for node in self.tree.nodes()]
         owned += [lease._own for lease in self._leases]
         for start, length in (run for runs in owned for run in runs):
@@ -396,14 +210,6 @@ class KVCache:
         assert not len(wrong), (
             f"slot {wrong[0]} has {num_owners[wrong[0]]} owners ({len(wrong)} slots are wrong)"
         )
-        assert self.enabled or not self.tree.num_tokens, "a cache that is off holds tokens"
-        assert self.allocator.num_slots >= self.budget, "slots of the budget are held back"
-        spare = self.allocator.num_free + self.evictor.evictable_tokens
-        assert self.allocator.num_slots == self.budget or not spare, (
-            "there is more than the budget, and some of it could be held back"
-        )
-        for lease in self._leases:
-            lease._check()
 
 
 def nodes_of(leases: Iterable[Lease]) -> set[Node]:
@@ -505,12 +311,11 @@ class Lease:
         False if that is not enough: then nothing changed.
         """
         self._assert_live()
-        cache = self._cache
         more = num_slots - self._num_slots
-        if more > cache.allocator.num_free + cache.evictor.evictable_tokens:
+        if more > self._cache.slots.num_available:
             return False
         if more > 0:
-            runs = cache._take(more, self._owner)
+            runs = self._cache.slots.take(more, self._owner)
             append_runs(self._own, runs)
             self._append(runs)
         return True
@@ -564,7 +369,7 @@ class Lease:
         old, node = self._node, self._cache.evictor.split(point)
         write_slots(path_runs(node, old), self._table[depth : point.depth])
         self._move(node, point.depth)
-        self._cache._free(duplicates)
+        self._cache.slots.free(duplicates)
 
     def _contribute(self, edge: bytes) -> None:
         """Give the tree the tokens of `edge`, which follow our node, and the slots that
@@ -602,7 +407,7 @@ class Lease:
         cache.evictor.unpin(self._node)
         own, self._own = self._own, []
         self._num_slots = 0
-        cache._free(own)
+        cache.slots.free(own)
 
     def __enter__(self) -> Lease:
         return self

@@ -185,7 +185,7 @@ def drop_unused(
     yield from walk(roots_of(cache, namespaces), order.append)
     for count, node in enumerate(reversed(order)):
         if _is_free_leaf(cache, node) and is_old(node.last_use):
-            tokens += cache.drop_leaf(node)
+            tokens += cache.slots.drop_leaf(node)
             nodes += 1
         if count % NODES == 0:
             yield

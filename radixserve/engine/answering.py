@@ -105,7 +105,7 @@ class Answering:
     def work(self) -> list[Answered]:
         """Go on answering for a moment; returns what is answered."""
         if self._cache.dropped.pending:
-            self._cache.sweep(SWEPT_NODES)
+            self._cache.slots.sweep(SWEPT_NODES)
         answered: list[Answered] = []
         until = time.monotonic() + SLICE_SECONDS
         while self._waiting and time.monotonic() < until:

@@ -49,18 +49,18 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     graphs, without_graphs = _graphs(loaded, pool, settings.max_running)
     # The padding rows of graphs write to the last slot, so the cache must not use it.
     cache = _cache(settings, pool_slots - 1 if graphs else pool_slots, loaded.shape.slot_bytes)
-    cache.resize(min(num_slots, cache.budget))
+    cache.slots.resize(min(num_slots, cache.slots.budget))
     tiers = make_tiers(settings, model, loaded, pool, cache)
-    pool.fill(cache.budget)
+    pool.fill(cache.slots.budget)
     step_tokens = settings.max_step_tokens or _STEP_TOKENS[device.type]
     lossy = settings.tier_dtype != "same" and bool(tiers.below)
     info = EngineInfo(
         vocab_size=loaded.vocab_size,
         context_length=context_length,
         eos_token_ids=loaded.eos_token_ids,
-        max_request_tokens=max_request_tokens(context_length, cache.allocator.num_slots),
-        num_slots=cache.allocator.num_slots,
-        pool_slots=cache.allocator.capacity,
+        max_request_tokens=max_request_tokens(context_length, cache.slots.allocator.num_slots),
+        num_slots=cache.slots.allocator.num_slots,
+        pool_slots=cache.slots.allocator.capacity,
         host_bytes=tiers.host.capacity_bytes if tiers.host is not None else 0,
         most_running=settings.max_running if device.type == "cuda" else step_tokens,
         slot_bytes=loaded.shape.slot_bytes,

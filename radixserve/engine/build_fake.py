@@ -64,7 +64,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         policy=make_policy(settings.eviction_policy, pool_slots),
         first_serial=first_serial(),
     )
-    cache.resize(num_slots)
+    cache.slots.resize(num_slots)
     limits = Limits(
         settings.max_running,
         settings.max_step_tokens or _STEP_TOKENS,

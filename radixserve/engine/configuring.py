@@ -33,7 +33,7 @@ class Configuring:
         scheduler, evicted = self._scheduler, {}
         if asked.eviction_policy is not None:
             for cache in self._caches():
-                cache.change_policy(make_policy(asked.eviction_policy, cache.budget))
+                cache.slots.change_policy(make_policy(asked.eviction_policy, cache.slots.budget))
         if asked.kv_budget is not None:
             evicted[DEVICE] = yield from self._resize_device(asked.kv_budget)
         if asked.host_budget is not None and self._host is not None:
@@ -52,8 +52,8 @@ class Configuring:
         returns how many tokens were evicted.
         """
         scheduler, evicted = self._scheduler, 0
-        most = self._cache.allocator.capacity
-        wanted = max(1, min(num_bytes // self._cache.slot_bytes, most))
+        most = self._cache.slots.allocator.capacity
+        wanted = max(1, min(num_bytes // self._cache.slots.slot_bytes, most))
         scheduler.pins.limit(int(scheduler.limits.pin_share * wanted))
         for num_slots in _down_to(wanted, scheduler.budget):
             evicted += scheduler.resize(num_slots)
@@ -63,15 +63,15 @@ class Configuring:
     def _resize_host(self, host: HostTier, num_bytes: int) -> Parts[int]:
         evicted, cache, wanted = 0, host.cache, host.slots_in(num_bytes)
         host.limit_kept(wanted)
-        for num_slots in _down_to(wanted, cache.budget):
-            evicted += cache.resize(num_slots)
+        for num_slots in _down_to(wanted, cache.slots.budget):
+            evicted += cache.slots.resize(num_slots)
             yield
         return evicted
 
     def _excess(self) -> dict[str, int]:
         """Bytes that leases keep from being held back, by tier."""
         device = self._cache.stats().num_slots - self._scheduler.budget
-        excess = {DEVICE: device * self._cache.slot_bytes}
+        excess = {DEVICE: device * self._cache.slots.slot_bytes}
         if self._host is not None:
             excess[self._host.name] = self._host.excess_bytes
         return {name: num_bytes for name, num_bytes in excess.items() if num_bytes > 0}

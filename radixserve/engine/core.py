@@ -51,7 +51,7 @@ class EngineCore:
         self.model = model
         self.cache = cache
         self.tiers = tiers or Tiers(cache)
-        most_pinned = int(limits.pin_share * cache.budget)
+        most_pinned = int(limits.pin_share * cache.slots.budget)
         self.pins = Pins(cache, most_pinned, limits.request_pin_share)
         self.scheduler = Scheduler(cache, limits, self.tiers, grammars, self.pins)
         self.answering = Answering(cache, self.scheduler, self.tiers)

@@ -166,7 +166,7 @@ class Pins:
         """
         if asked.tenant is None:
             return self._most
-        of = self._cache.in_slots(asked.kv_quota) or self._cache.budget
+        of = self._cache.slots.in_slots(asked.kv_quota) or self._cache.slots.budget
         return min(self._most, int(self._request_share * of))
 
     def _answer(self, pin: HeldPin, wanted: int, clipped: int) -> Pinned:

@@ -78,9 +78,11 @@ class Scheduler:
         self.running: list[Sequence] = []  # oldest first
         self.totals = Totals()
         self.recent = Recent()
-        cache.on_gone = self.recent.gone
+        cache.slots.on_gone = self.recent.gone
         self.savings = Savings()
-        self.budget = cache.budget  # slots; that of the cache may be more while requests need it
+        self.budget = (
+            cache.slots.budget
+        )  # slots; that of the cache may be more while requests need it
         self._pressed = False  # a sequence was preempted and none has ended since
 
     @property
@@ -104,13 +106,13 @@ class Scheduler:
         before. One that the front has accepted before the budget shrank may still run.
         """
         sequence = Sequence.of(request, output_ids)
-        self.cache.limit(request.namespace, request.kv_quota, request.kv_floor)
-        if last_slot(sequence) > self.cache.allocator.capacity:
+        self.cache.slots.limit(request.namespace, request.kv_quota, request.kv_floor)
+        if last_slot(sequence) > self.cache.slots.allocator.capacity:
             return ended(
                 sequence,
                 "error",
                 f"the request needs {last_slot(sequence)} slots, there are "
-                f"{self.cache.allocator.capacity}",
+                f"{self.cache.slots.allocator.capacity}",
             )
         if sequence.num_output >= request.sampling.max_tokens:
             return ended(sequence, "length")
@@ -119,20 +121,20 @@ class Scheduler:
                 return ended(sequence, "error", "this engine has no grammars")
             self._awaiting[sequence] = self._grammars.compile(request.sampling.grammar)
         self.waiting.add(sequence)
-        if last_slot(sequence) > self.cache.budget:
+        if last_slot(sequence) > self.cache.slots.budget:
             self._keep_budget()
         return None
 
     def resize(self, num_slots: int) -> int:
-        """Change the K/V budget, as `KVCache.resize` does, but leave as much as the longest request
-        in the engine needs until it has ended. Returns how many tokens were evicted.
+        """Change the K/V budget, as `BudgetedSlots.resize` does, but leave as much as the longest
+        request in the engine needs until it has ended. Returns how many tokens were evicted.
         """
         self.budget = num_slots
         return self._keep_budget()
 
     def _keep_budget(self) -> int:
         needed = max(map(last_slot, (*self.waiting, *self.running)), default=0)
-        return self.cache.resize(max(self.budget, needed))
+        return self.cache.slots.resize(max(self.budget, needed))
 
     @property
     def awaits_grammar(self) -> bool:
@@ -234,7 +236,7 @@ class Scheduler:
         return giver or next(ours)
 
     def _slot_shares(self) -> SlotShares:
-        return SlotShares(self.running, self.cache.budget, self.cache.in_slots)
+        return SlotShares(self.running, self.cache.slots.budget, self.cache.slots.in_slots)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Let `sequence` make room, because slots are short."""
@@ -441,7 +443,7 @@ class Scheduler:
             self.waiting.remove(sequence)
         else:
             self._end_running(sequence, publish)
-        if self.cache.budget > self.budget:
+        if self.cache.slots.budget > self.budget:
             self._keep_budget()
 
     def _end_running(self, sequence: Sequence, publish: bool) -> None:

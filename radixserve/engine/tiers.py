@@ -63,7 +63,7 @@ class Tiers:
         on_host = pool is not None and pool.k.device.type == "cpu"
         self._trimming = Trimming(cache, pool) if pool is not None and on_host else None
         if any(tier.takes == "evicted" for tier in self.below):
-            cache.on_evict = self._demote
+            cache.slots.on_evict = self._demote
 
     @property
     def trimming_patience(self) -> float | None:

@@ -120,7 +120,7 @@ class HostTier:
         memory that the budget has lost, and go on with a walk over the tree.
         """
         self._ages.note(self.cache.evictor.clock, time.monotonic())
-        self.cache.sweep(NODES)
+        self.cache.slots.sweep(NODES)
         self._trimming.work()
         self._walk_on()
         self._publish_arrived()
@@ -154,7 +154,7 @@ class HostTier:
     @property
     def excess_bytes(self) -> int:
         """What copies under way hold beyond the budget."""
-        return (self.cache.stats().num_slots - self.cache.budget) * self._pool.slot_bytes
+        return (self.cache.stats().num_slots - self.cache.slots.budget) * self._pool.slot_bytes
 
     def slots_in(self, num_bytes: int) -> int:
         """The slots of a budget, at least one and at most all."""

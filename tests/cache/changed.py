@@ -21,6 +21,7 @@ MODULES = (
     "shares",
     "eviction",
     "dropped",
+    "budgeted_slots",
     "kvcache",
     "compaction",
 )

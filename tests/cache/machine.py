@@ -128,7 +128,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def free_dropped(self) -> None:
         """After this only running requests hold what was dropped."""
-        assert not self.cache.sweep(1 << 30), "there is more to free"
+        assert not self.cache.slots.sweep(1 << 30), "there is more to free"
         assert all(node.pins for node in self.detached()), "something is not free that could be"
 
     def private(self) -> int:
@@ -201,7 +201,7 @@ class CacheMachine(RuleBasedStateMachine):
         return (
             nodes,
             list(self.cache.tree.roots),
-            self.cache.allocator.free_runs(),
+            self.cache.slots.allocator.free_runs(),
             self.cache.stats(),
         )
 
@@ -356,7 +356,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.free_dropped()
         protected = self.protected()
         expected = min(num_tokens, len(self.published.keys() - protected))
-        assert self.cache.evict(num_tokens) == expected, "evict miscounts"
+        assert self.cache.slots.evict(num_tokens) == expected, "evict miscounts"
         self.expect_evicted(expected, protected)
         self.evicted_total += expected
 
@@ -393,7 +393,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(num_nodes=st.integers(0, 9))
     def sweep(self, num_nodes: int) -> None:
-        self.cache.sweep(num_nodes)
+        self.cache.slots.sweep(num_nodes)
         self.expect_budget_kept()
 
     @rule(num_slots=st.integers(1, 64))
@@ -405,7 +405,9 @@ class CacheMachine(RuleBasedStateMachine):
         unused = free + len(self.published.keys() - protected)
         held = min(excess, unused)
         evicted = max(held - free, 0)
-        assert self.cache.resize(self.budget) == evicted, "resize evicts more or less than it says"
+        assert self.cache.slots.resize(self.budget) == evicted, (
+            "resize evicts more or less than it says"
+        )
         self.expect_evicted(evicted, protected)
         self.evicted_total += evicted
         self.num_slots = self.budget if not excess else self.num_slots - held
@@ -424,14 +426,14 @@ class CacheMachine(RuleBasedStateMachine):
 
     def move(self, sources: Slots, targets: Slots) -> None:
         for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
-            assert target < self.cache.allocator.num_slots <= source, "K/V moves up"
+            assert target < self.cache.slots.allocator.num_slots <= source, "K/V moves up"
             self.content[target] = self.content[source]
 
     @rule(name=st.sampled_from(sorted(POLICIES)))
     def change_policy(self, name: str) -> None:
         """A model that foretells what goes can only do so for its own policy."""
         make = self.policy if self.recency else POLICIES[name]
-        self.cache.change_policy(make(self.scale()))
+        self.cache.slots.change_policy(make(self.scale()))
 
     @rule(namespace=NAMESPACES, tokens=TOKENS)
     def match(self, namespace: str, tokens: list[int]) -> None:
@@ -449,7 +451,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_slot_holds_what_its_owner_thinks(self) -> None:
-        allocator = self.cache.allocator
+        allocator = self.cache.slots.allocator
         for slot in slots_of([*allocator.free_runs(), *allocator.held]):
             self.content.pop(slot, None)
         in_tree = self.in_tree()
@@ -488,16 +490,16 @@ class CacheMachine(RuleBasedStateMachine):
         while self.running:
             self.release(0)
         assert self.cache.stats().pinned == 0
-        self.cache.sweep(1 << 30)
+        self.cache.slots.sweep(1 << 30)
         for _ in range(2):  # the rest of a pass that was begun, and another one
             while self.compaction.work(1 << 30, 1 << 30):
                 pass
         assert not self.compaction.is_needed, "K/V that nobody leases stays at the end of the pool"
-        self.cache.evict(self.capacity)
+        self.cache.slots.evict(self.capacity)
         self.cache.check()
         assert not self.cache.tree.detached
-        self.cache.resize(self.capacity)
-        assert self.cache.allocator.free_runs() == [(0, self.capacity)]
+        self.cache.slots.resize(self.capacity)
+        assert self.cache.slots.allocator.free_runs() == [(0, self.capacity)]
         assert not self.cache.tree.roots
 
 

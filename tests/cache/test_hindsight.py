@@ -59,7 +59,7 @@ def test_regret_is_what_was_evicted_and_then_computed_again(prompts: list[list[i
 def test_a_chunk_that_was_half_there_counts_half() -> None:
     cache, hindsight = seen(16, 4)
     serve(cache, [1, 2, 3, 4, 5, 6, 7, 8])
-    cache.evict(2)
+    cache.slots.evict(2)
     serve(cache, [1, 2, 3, 4, 5, 6, 7, 8])
     assert hindsight.ghost_hits == {"1.5x": 2, "2x": 2, "4x": 2}
 

@@ -44,7 +44,7 @@ def test_a_partial_overlap_frees_the_duplicate_slots() -> None:
     first.publish(prefix(PROMPT))
     second.publish(prefix([*PROMPT[:4], 99]))
     assert second.slots.tolist() == [0, 1, 2, 3, 10]
-    assert cache.allocator.free_runs() == [(6, 4), (11, 9)]
+    assert cache.slots.allocator.free_runs() == [(6, 4), (11, 9)]
     cache.check()
 
 

@@ -27,7 +27,7 @@ BUGS = {
     "release forgets to unpin": ("kvcache", "        cache.evictor.unpin(self._node)\n", ""),
     "release forgets the private slots": (
         "kvcache",
-        "        cache._free(own)\n",
+        "        cache.slots.free(own)\n",
         "",
     ),
     "release forgets the recency": ("kvcache", "        cache.evictor.touch(self._node)\n", ""),
@@ -73,7 +73,7 @@ BUGS = {
         "        write_slots(path_runs(node, old), self._table[depth : point.depth])\n",
         "",
     ),
-    "duplicates are not freed": ("kvcache", "        self._cache._free(duplicates)\n", ""),
+    "duplicates are not freed": ("kvcache", "        self._cache.slots.free(duplicates)\n", ""),
     "publish is off by one": (
         "kvcache",
         "        num_tokens = len(edge) // TOKEN_BYTES\n        runs",
@@ -116,7 +116,7 @@ BUGS = {
         "            pass\n",
     ),
     "dropping takes along what a sibling shares": (
-        "kvcache",
+        "dropped",
         "len(parent.children) == 1 and",
         "True and",
     ),
@@ -244,17 +244,17 @@ BUGS = {
         "leaf := policy.policy.policy._line and policy.policy.policy._line.last or None",
     ),
     "a budget that has shrunk is not kept when a lease ends": (
-        "kvcache",
+        "budgeted_slots",
         "        self.allocator.free(runs)\n        self._keep_budget()\n",
         "        self.allocator.free(runs)\n",
     ),
     "shrinking evicts as if no slot were free": (
-        "kvcache",
+        "budgeted_slots",
         "self.evict(excess - self.allocator.num_free)",
         "self.evict(excess)",
     ),
     "growing gives back one slot too few": (
-        "kvcache",
+        "budgeted_slots",
         "self.allocator.give_back(num_slots - self.allocator.num_slots)",
         "self.allocator.give_back(num_slots - self.allocator.num_slots - 1)",
     ),
@@ -280,7 +280,7 @@ BUGS = {
         "slots[places], targets = targets[: len(places)][::-1]",
     ),
     "another policy does not get all leaves": (
-        "kvcache",
+        "budgeted_slots",
         "        for leaf in leaves:\n            policy.used(leaf)\n",
         "        for leaf in leaves[1:]:\n            policy.used(leaf)\n",
     ),

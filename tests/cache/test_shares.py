@@ -60,33 +60,33 @@ def test_each_victim_is_that_of_the_definition(
     for number, (tenant, num_tokens) in enumerate(filled):
         fill(cache, tenant, 10 * number, num_tokens)
     for tenant in TENANTS:
-        cache.shares.limit(tenant, quotas.get(tenant, 0), floors.get(tenant, 0))
+        cache.slots.shares.limit(tenant, quotas.get(tenant, 0), floors.get(tenant, 0))
     for _ in range(evicted):
         leaves = [node for node in cache.tree.nodes() if node.edge and not node.children]
-        victim = cache.shares.victim()
+        victim = cache.slots.shares.victim()
         counted = Counter(cache.tree.tokens_of)
         assert (victim is None) == (not leaves)
         assert victim is None or victim in expected_victims(leaves, counted, quotas, floors)
-        cache.evict(1)
+        cache.slots.evict(1)
         cache.check()
 
 
 def test_a_flood_takes_from_others_only_what_is_above_their_floor() -> None:
     cache = KVCache(100)
     fill(cache, "quiet", 0, 30)
-    cache.limit("quiet/x", 0, 0.2)
-    cache.limit("flood/x", 0, 0)
+    cache.slots.limit("quiet/x", 0, 0.2)
+    cache.slots.limit("flood/x", 0, 0)
     for number in range(1, 40):
         fill(cache, "flood", 1000 * number, 10)
     assert cache.match(Prefix.of("quiet/x", range(30))) == 20
-    assert cache.shares.evicted["quiet", "others"] == 10
-    assert cache.shares.evicted["flood", "others"] == 0
+    assert cache.slots.shares.evicted["quiet", "others"] == 10
+    assert cache.slots.shares.evicted["flood", "others"] == 0
 
 
 def test_a_tenant_above_its_quota_loses_its_own_tokens_first() -> None:
     cache = KVCache(100, slot_bytes=8)
     fill(cache, "quiet", 0, 30)
-    cache.limit("flood/x", 40 * 8, 0)  # bytes
+    cache.slots.limit("flood/x", 40 * 8, 0)  # bytes
     for number in range(1, 40):
         fill(cache, "flood", 1000 * number, 10)
     assert cache.match(Prefix.of("quiet/x", range(30))) == 30
@@ -98,7 +98,7 @@ def test_a_tenant_above_its_quota_loses_its_own_tokens_first() -> None:
 def test_a_floor_yields_where_nothing_else_can_be_evicted() -> None:
     cache = KVCache(10)
     fill(cache, "a", 0, 10)
-    cache.limit("a/x", 0, 1.0)
+    cache.slots.limit("a/x", 0, 1.0)
     fill(cache, "b", 50, 10)
     assert cache.tree.tokens_of == {"b": 10}
 
@@ -106,7 +106,7 @@ def test_a_floor_yields_where_nothing_else_can_be_evicted() -> None:
 def test_a_quota_below_one_token_is_one_token_and_not_none() -> None:
     cache = KVCache(10, slot_bytes=1000)
     fill(cache, "a", 0, 5)
-    cache.limit("a/x", 2, 0)
+    cache.slots.limit("a/x", 2, 0)
     fill(cache, "b", 50, 5)
     fill(cache, "b", 60, 1)
     assert cache.tree.tokens_of == {"a": 4, "b": 6}
@@ -114,8 +114,8 @@ def test_a_quota_below_one_token_is_one_token_and_not_none() -> None:
 
 def test_limits_and_metrics_of_namespaces_without_a_tenant_do_not_exist() -> None:
     cache = KVCache(10)
-    cache.limit("public", 0.5, 0.5)
-    assert cache.shares.numbers(1) == {}
+    cache.slots.limit("public", 0.5, 0.5)
+    assert cache.slots.shares.numbers(1) == {}
 
 
 @pytest.mark.parametrize("name", sorted(POLICIES))
@@ -135,7 +135,7 @@ class Shared(CacheMachine):
 
     @rule(quota=st.integers(0, 20), floor=st.integers(0, 20))
     def limit(self, quota: int, floor: int) -> None:
-        self.cache.shares.limit("tenant", quota, floor)
+        self.cache.slots.shares.limit("tenant", quota, floor)
 
 
 def test_a_walk_with_shares() -> None:

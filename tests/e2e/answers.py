@@ -111,7 +111,7 @@ class Interruptions:
         if self._left and running and self._draw.random() < 0.4:
             self._left -= 1
             self.phases.append(preempt(self._core, self._draw.randrange(len(running))))
-            self._core.cache.evict(self._draw.choice([0, self._draw.randrange(60), 4096]))
+            self._core.cache.slots.evict(self._draw.choice([0, self._draw.randrange(60), 4096]))
             self._core.cache.check()
 
 

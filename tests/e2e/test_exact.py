@@ -140,7 +140,7 @@ def test_the_real_model_gives_the_same_bits_cold_warm_evicted_and_in_batches(
     core = Setup(max_running=3, max_step_tokens=100).engine(real_model)
     assert run(core, requests, gap=2) == expected, "cold"
     assert run(core, requests[::-1]) == expected, "warm"
-    core.cache.evict(200)
+    core.cache.slots.evict(200)
     assert run(core, requests) == expected, "partly evicted"
     tight = Setup(num_slots=420, max_running=8, max_step_tokens=77).engine(real_model)
     assert run(tight, requests) == expected, "evicting all the time"
@@ -231,7 +231,7 @@ def preempted_at(loaded: LoadedModel, request: Request, at: int, left: int) -> t
     for _ in range(at):
         step(core, answers)
     phase = preempt(core)
-    core.cache.evict(max(0, core.cache.stats().cached - left))
+    core.cache.slots.evict(max(0, core.cache.stats().cached - left))
     while core.has_work:
         step(core, answers)
     assert core.scheduler.totals.preemptions == 1
@@ -304,9 +304,9 @@ def test_tiny_models_give_the_same_bits_warm_up_to_any_token_and_after_evicting_
     core = Setup(max_step_tokens=draw.choice([30, 70, 256])).engine(loaded)
     for evicts, count in turns:
         if evicts:
-            core.cache.evict(count)
+            core.cache.slots.evict(count)
         else:
-            core.cache.evict(core.cache.stats().cached)
+            core.cache.slots.evict(core.cache.stats().cached)
             run(core, [warm_up_to(loaded, request, count, draw)])
             assert cached(core, request) == min(count, 149)
         found, before = cached(core, request), core.stats().value(PROMPT_TOKENS, "device")
@@ -321,11 +321,11 @@ def test_the_real_model_gives_the_same_bits_warm_up_to_any_token(real_model: Loa
     expected = alone(real_model, [request])
     core = Setup(max_step_tokens=100).engine(real_model)
     for cut in draw.sample(range(1, 90), 5):
-        core.cache.evict(core.cache.stats().cached)
+        core.cache.slots.evict(core.cache.stats().cached)
         run(core, [warm_up_to(real_model, request, cut, draw)])
         assert cached(core, request) == cut
         assert run(core, [request]) == expected, f"{cut} tokens cached"
-        core.cache.evict(draw.randrange(1, 90))
+        core.cache.slots.evict(draw.randrange(1, 90))
         assert run(core, [request]) == expected, f"{cut} tokens cached, then some evicted"
 
 

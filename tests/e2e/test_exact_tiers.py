@@ -139,7 +139,7 @@ def test_the_real_model_answers_with_the_same_bits_from_every_tier(
     expected = alone(real_model, requests)
     first = engine(real_model, tmp_path / "s", 450, host_slots=300)
     assert run(first, requests, gap=2) == expected, "cold"
-    first.cache.evict(450)
+    first.cache.slots.evict(450)
     assert run(first, requests[::-1]) == expected, "from host memory and the disk"
     assert promoted(first)[0] > 100
     first.tiers.close(10.0)

@@ -99,6 +99,6 @@ class Harness:
         stats = self.cache.stats()
         assert stats.private == stats.pinned == 0
         assert stats.free + stats.cached == stats.num_slots
-        self.cache.evict(stats.num_slots)
+        self.cache.slots.evict(stats.num_slots)
         assert self.cache.stats().free == stats.num_slots
         assert self.cache.stats().nodes == 0

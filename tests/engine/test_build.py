@@ -64,7 +64,7 @@ def test_a_budget_that_may_grow_has_a_pool_of_its_largest_size(model: str) -> No
         model,
     )
     assert (info.num_slots, info.pool_slots, info.max_request_tokens) == (100, 300, 101)
-    assert (core.cache.stats().num_slots, core.cache.allocator.capacity) == (100, 300)
+    assert (core.cache.stats().num_slots, core.cache.slots.allocator.capacity) == (100, 300)
     assert core.scheduler.budget == 100
     least = info_of(model, kv_budget_max=300 * _SLOT_BYTES, kv_budget_min=200 * _SLOT_BYTES)
     assert least.num_slots == 300  # the fake model's budget is more than that
@@ -72,8 +72,8 @@ def test_a_budget_that_may_grow_has_a_pool_of_its_largest_size(model: str) -> No
 
 def test_the_chosen_policy_of_eviction_is_that_of_the_cache(model: str) -> None:
     core, _ = build_engine(Settings(fake_model=True, eviction_policy="arc"), model)
-    assert core.cache.hindsight is not None
-    assert isinstance(core.cache.hindsight.policy, AdaptiveReplacement)
+    assert core.cache.slots.hindsight is not None
+    assert isinstance(core.cache.slots.hindsight.policy, AdaptiveReplacement)
 
 
 def test_no_node_of_an_engine_has_the_number_of_one_in_an_earlier_engine(model: str) -> None:

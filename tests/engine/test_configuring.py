@@ -48,7 +48,7 @@ def test_a_budget_shrinks_in_parts_between_which_steps_run() -> None:
     configuring = Configuring(engine.cache, engine.core.scheduler, engine.tiers)
     budgets = []
     for _ in configuring.change(Configure(kv_budget=64)):
-        budgets.append(engine.cache.budget)
+        budgets.append(engine.cache.slots.budget)
         engine.step()
     assert budgets == sorted(budgets, reverse=True)
     assert len(set(budgets)) > 3

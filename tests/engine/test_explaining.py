@@ -100,7 +100,7 @@ def test_a_change_in_an_earlier_answer_is_found_in_the_tree(harness: Harness) ->
 
 def test_what_was_evicted_is_told_with_time_and_pressure(harness: Harness) -> None:
     run(harness, request("a", LONG, 1))
-    harness.cache.evict(70)
+    harness.cache.slots.evict(70)
     answer = told(harness, LONG)
     assert answer.lost == {"evicted": 199 - answer.matched["device"]}
     assert answer.gone_seconds is not None
@@ -120,7 +120,7 @@ def test_what_was_dropped(harness: Harness) -> None:
 
 def test_a_short_prompt_is_known_by_the_place_where_it_went(harness: Harness) -> None:
     run(harness, request("a", LONG[:40], 1))
-    harness.cache.evict(600)
+    harness.cache.slots.evict(600)
     assert told(harness, LONG[:40]).lost == {"evicted": 39}
 
 
@@ -151,6 +151,6 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(memory._by_key_anywhere) <= 64
     assert len(memory._of_session) == len(memory._prompts) == 64
     run(harness, *(request(str(i), [60 + i, *LONG[:20]], 1) for i in range(30)))
-    harness.cache.evict(600)
+    harness.cache.slots.evict(600)
     assert len(harness.core.scheduler.recent._places) == 10
     assert MOST_PROMPTS > 0

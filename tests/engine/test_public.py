@@ -71,7 +71,7 @@ def test_public_tokens_count_for_no_tenant_and_stay_within_quotas_of_none(
 ) -> None:
     run(harness, *(of(each, each, [*SYSTEM, *MORE], kv_quota=0.1, kv_floor=0.05) for each in "ab"))
     assert harness.cache.tree.tokens_of == {"": 40, "a": 33, "b": 33}
-    harness.cache.evict(60)
+    harness.cache.slots.evict(60)
     assert harness.cache.tree.tokens_of[""] == 40  # what hangs below them goes first
     harness.cache.check()
 
@@ -124,7 +124,7 @@ def test_explain_shows_nobody_what_others_added(harness: Harness) -> None:
 def test_explain_knows_that_public_tokens_were_evicted(harness: Harness) -> None:
     long = [*SYSTEM, *MORE, *MORE]
     run(harness, of("a", "a", long))
-    harness.cache.evict(300)
+    harness.cache.slots.evict(300)
     told: Explanation = harness.answer_to(Explain(tokens=long, namespace="a/0", num_public=40))
     assert told.lost == {"evicted": len(long) - 1}
 
@@ -138,7 +138,7 @@ def test_a_pin_on_public_tokens_is_renewed_by_every_tenant() -> None:
     run(harness, of("b", "b", [*SYSTEM, 5]))
     pins: PinList = harness.answer_to(ListPins())
     assert [(each.namespace, each.tokens, each.hits) for each in pins.pins] == [(PUBLIC, 40, 1)]
-    harness.cache.evict(300)
+    harness.cache.slots.evict(300)
     assert harness.cache.tree.tokens_of == {"": 40}
 
 
@@ -146,8 +146,8 @@ def test_evicted_public_tokens_that_come_back_are_seen_in_hindsight() -> None:
     harness = Harness(num_slots=200, ahead=False)
     prompt = [*SYSTEM, *SYSTEM, *MORE]
     run(harness, of("a", "a", prompt, num_public=80))
-    harness.cache.evict(200)
+    harness.cache.slots.evict(200)
     run(harness, of("b", "b", prompt, num_public=80))
-    hindsight = harness.cache.hindsight
+    hindsight = harness.cache.slots.hindsight
     assert hindsight is not None
     assert hindsight.recomputed_tokens == 64

@@ -73,9 +73,9 @@ class PoolContent(MutableMapping[int, tuple[int, ...]]):
 
 def forget(cache: KVCache) -> None:
     """Drop what the device holds without a lease; the tiers below are not told."""
-    told, cache.on_evict = cache.on_evict, None
-    cache.evict(cache.stats().cached)
-    cache.on_evict = told
+    told, cache.slots.on_evict = cache.slots.on_evict, None
+    cache.slots.evict(cache.stats().cached)
+    cache.slots.on_evict = told
 
 
 class Tiered:

@@ -136,7 +136,7 @@ def test_every_tier_tells_how_much_of_a_prefix_it_keeps(name: str, tmp_path: Pat
     host_slots, folder = (200, None) if name == "host" else (0, tmp_path / "s")
     engine = Tiered(64, host_slots=host_slots, folder=folder)
     engine.ask(request("cold", LONG))
-    engine.cache.evict(64)
+    engine.cache.slots.evict(64)
     engine.settle()
     (tier,) = engine.tiers.below
     assert tier.name == name

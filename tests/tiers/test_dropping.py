@@ -32,7 +32,7 @@ def engine(tmp_path: Path) -> Iterator[Tiered]:
     """An engine whose tiers have all of LONG and OTHER, and whose device has nothing."""
     engine = Tiered(128, host_slots=128, folder=tmp_path / "s")
     engine.ask(request("a", LONG), request("b", OTHER))
-    engine.cache.evict(engine.cache.stats().cached)
+    engine.cache.slots.evict(engine.cache.stats().cached)
     engine.settle()
     yield engine
     engine.close()

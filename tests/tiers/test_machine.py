@@ -102,14 +102,14 @@ class TierMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 40))
     def evict(self, count: int) -> None:
-        self.running.cache.evict(count)
+        self.running.cache.slots.evict(count)
 
     @rule(num_slots=st.integers(8, 90), host_slots=st.integers(1, 80))
     def resize(self, num_slots: int, host_slots: int) -> None:
         """The budgets of device and host move, within what was reserved."""
         self.running.core.scheduler.resize(min(num_slots, self.num_slots))
         if self.running.host:
-            self.running.host.cache.resize(min(host_slots, self.host_slots))
+            self.running.host.cache.slots.resize(min(host_slots, self.host_slots))
 
     @rule(branch=st.one_of(st.just([]), PROMPT))
     def drop(self, branch: list[int]) -> None:

@@ -74,7 +74,7 @@ def test_answers_do_not_depend_on_the_budget_which_moves_all_the_time(seed: int)
         wanted[name] = expected(prompt, count)
         engine.submit(request(name, prompt, count))
         engine.core.scheduler.resize(chance.randrange(8, 161))
-        engine.host.cache.resize(chance.randrange(8, 97))
+        engine.host.cache.slots.resize(chance.randrange(8, 97))
         for _ in range(chance.randrange(12)):
             engine.step()
         if chance.random() < 0.2:
@@ -88,7 +88,7 @@ def test_answers_do_not_depend_on_the_budget_which_moves_all_the_time(seed: int)
     assert engine.cache.stats().num_slots == 8
     engine.core.scheduler.resize(160)
     engine.assert_drained()
-    engine.cache.evict(160)
+    engine.cache.slots.evict(160)
     assert engine.cache.stats().free == 160
 
 
@@ -97,14 +97,14 @@ def test_a_request_keeps_the_room_that_it_needs_and_what_is_over_follows_when_it
     engine.submit(request("long", prompt_of(1, 50), 20))
     engine.step()
     engine.core.scheduler.resize(16)
-    assert engine.cache.budget == 69, "all but the last token of prompt and answer"
+    assert engine.cache.slots.budget == 69, "all but the last token of prompt and answer"
     engine.submit(request("longer", prompt_of(2, 60), 20))
-    assert engine.cache.budget == 79, "it was accepted before the front knew of the change"
+    assert engine.cache.slots.budget == 79, "it was accepted before the front knew of the change"
     engine.run()
     assert engine.tokens("long") == expected(prompt_of(1, 50), 20)
     assert engine.tokens("longer") == expected(prompt_of(2, 60), 20)
     stats = engine.cache.stats()
-    assert (engine.cache.budget, stats.num_slots, stats.cached) == (16, 16, 16)
+    assert (engine.cache.slots.budget, stats.num_slots, stats.cached) == (16, 16, 16)
 
 
 def test_a_request_that_no_budget_holds_ends_with_an_error() -> None:
@@ -120,7 +120,7 @@ def test_cached_kv_moves_away_from_the_end_of_the_pool_whose_memory_is_given_bac
         engine.ask(request(f"r{number}", prompt_of(number, 900), 1))
     engine.core.scheduler.resize(2000)  # the two oldest and a part of the third go
     trim(engine)
-    assert engine.cache.allocator.held == [(2000, 2096)]
+    assert engine.cache.slots.allocator.held == [(2000, 2096)]
     assert engine.pool.k[:, 2048:].abs().sum() == 0, "what was there is given back"
     engine.ask(request("again", prompt_of(3, 900), 1))
     assert engine.cached("again") == (899, 0, 0)
@@ -142,7 +142,7 @@ def test_what_a_request_leases_is_moved_after_its_end_only() -> None:
         engine.step()
     trim(engine)
     assert engine.tokens("high") == expected(prompt_of(2, 100), 40)
-    assert engine.cache.allocator.held == [(150, 150)]
+    assert engine.cache.slots.allocator.held == [(150, 150)]
 
 
 def test_an_eviction_waits_for_nothing_that_host_memory_does_between_steps(
@@ -154,7 +154,7 @@ def test_an_eviction_waits_for_nothing_that_host_memory_does_between_steps(
     engine.run()
     worked: list[object] = []
     monkeypatch.setattr(trimming.Trimming, "work", lambda self: worked.append(self))
-    engine.cache.evict(200)
+    engine.cache.slots.evict(200)
     assert engine.host is not None
     assert engine.host.cache.stats().cached >= 200
     assert not worked
@@ -167,11 +167,11 @@ def test_host_memory_that_shrinks_keeps_what_was_used_last() -> None:
         engine.ask(request(f"r{number}", prompt_of(number, 50), 1))
     before = engine.host.cache.stats().cached
     slot = engine.host.capacity_bytes // 256
-    evicted = engine.host.cache.resize(engine.host.slots_in(100 * slot))
+    evicted = engine.host.cache.slots.resize(engine.host.slots_in(100 * slot))
     assert evicted == before - 100
-    assert engine.host.cache.budget == 100
+    assert engine.host.cache.slots.budget == 100
     trim(engine)
-    assert engine.host.cache.allocator.held == [(100, 156)]
+    assert engine.host.cache.slots.allocator.held == [(100, 156)]
     engine.ask(request("again", prompt_of(3, 50), 1))
     assert engine.cached("again")[1] > 30, "what the device evicted last is still there"
     assert engine.tokens("again") == expected(prompt_of(3, 50), 1)
@@ -179,8 +179,8 @@ def test_host_memory_that_shrinks_keeps_what_was_used_last() -> None:
 
 def test_shares_of_tenants_are_shares_of_the_budget_in_force() -> None:
     engine = Tiered(100)
-    engine.cache.limit("acme/", 0.5, 0.0)
-    engine.cache.resize(40)
+    engine.cache.slots.limit("acme/", 0.5, 0.0)
+    engine.cache.slots.resize(40)
     for number in range(3):
         prefix = Prefix.of("acme/", prompt_of(number, 12))
         with engine.cache.receive(prefix) or pytest.fail("there is room") as lease:

@@ -427,7 +427,7 @@ def test_another_tenant_never_hits_in_any_tier(tmp_path: Path) -> None:
     engine = Tiered(64, host_slots=128, folder=tmp_path)
     engine.ask(asked("ours", "a/1"))
     engine.ask(asked("theirs on device", "b/2"))
-    engine.cache.evict(64)
+    engine.cache.slots.evict(64)
     engine.settle()
     engine.ask(asked("ours again", "a/1"))
     engine.ask(asked("theirs in host memory", "c/3"))

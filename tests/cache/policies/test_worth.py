@@ -102,7 +102,7 @@ def test_of_two_leaves_alike_the_deeper_one_stays_because_it_costs_more_to_compu
         assert lease is not None
         with lease:
             lease.publish(prompt)
-    cache.evict(10)
+    cache.slots.evict(10)
     assert (cache.match(deep), cache.match(flat)) == (30, 0)
 
 
