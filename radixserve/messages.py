@@ -79,12 +79,14 @@ class Report(msgspec.Struct, tag="report", frozen=True):
 
 class PinChanges(msgspec.Struct, tag="pin_changes", frozen=True):
     """What became of pins since the last message: those that were made or got a new end, each as
-    the question that makes it again; and the seconds until the end of those that were renewed, by
-    their ids, 0 for those that have ended.
+    the question that makes it again; by their ids the seconds until the end of those that were
+    renewed, 0 for those that have ended; and the tokens that a pin holds now, where that has
+    changed. A new pin holds none.
     """
 
     made: list[Pin]
     seconds: dict[str, float]
+    held: dict[str, int] = {}
 
 
 ToEngine = Prepare | Start | Request | Abort | Asked

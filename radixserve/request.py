@@ -87,6 +87,7 @@ class Request(msgspec.Struct, tag="request", frozen=True, kw_only=True):
     reads_cache: bool = True  # cached K/V may be used
     keeps_cache: bool = True  # computed K/V may be found by later requests
     pins: tuple[PinWish, ...] = ()
+    renews_pins: bool = True  # pins that the prompt begins with last longer for it
     priority: int = 0  # lower is earlier
     # time.monotonic() seconds when the front accepted it; comparable between processes
     arrived: float = 0.0

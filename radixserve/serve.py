@@ -16,17 +16,18 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
 
 from radixserve.api.address import Address
 from radixserve.api.app import make_app
 from radixserve.api.cache.public import share, share_again
-from radixserve.api.cache.warmup import Warmup
+from radixserve.api.cache.warm_file import FilePrompts
+from radixserve.api.cache.warm_pins import PinnedPrompts
+from radixserve.api.cache.warmup import Prompts, Warmup
 from radixserve.api.context import Api
 from radixserve.api.listen import Listener, warn_if_open
 from radixserve.api.openai.validate import stop_tokens
@@ -38,12 +39,11 @@ from radixserve.front.child import Child
 from radixserve.preparations import bodies_to_warm, public_bodies
 from radixserve.telemetry.destination import Destination, destination
 from radixserve.text.turns import CLOSED, OPEN, turn_end
+from radixserve.waiting import unless_set
 
 log = logging.getLogger(__name__)
 
 _TURN_END_SECONDS = 2.0  # time for a check of the chat template before the server is announced
-
-T = TypeVar("T")
 
 
 async def serve(settings: Settings, source: ModelSource, address: Address, engine: Child) -> int:
@@ -58,7 +58,7 @@ async def serve(settings: Settings, source: ModelSource, address: Address, engin
     to = destination(settings, os.environ)
     assembly = Assembly(settings, source, engine)
     try:
-        api = await _unless_stopped(stopping, assembly.start())
+        api = await unless_set(stopping, assembly.start())
         if api is not None:
             files = _reloading(api, settings.public_prefix, hangup)
             async with _telemetry(to, api) as traced, files:
@@ -102,11 +102,11 @@ async def _answer(api: Api, assembly: Assembly, address: Address, stopping: asyn
     try:
         await listener.start()
         # Meanwhile the port answers that the server is alive but not ready.
-        if await _unless_stopped(stopping, loading) is not None:
+        if await unless_set(stopping, loading) is not None:
             if settings.public_prefix is not None:
-                await _unless_stopped(stopping, _share(api, settings, settings.public_prefix))
+                await unless_set(stopping, _share(api, settings, settings.public_prefix))
                 api.readiness.reason = warming
-            await _unless_stopped(stopping, _check_turn_end(api))
+            await unless_set(stopping, _check_turn_end(api))
             async with _warm(api, assembly, stopping):
                 _announce(address.url, api.model_name)
                 await stopping.wait()
@@ -151,19 +151,21 @@ async def _reloading(
 
 @contextlib.asynccontextmanager
 async def _warm(api: Api, assembly: Assembly, stopping: asyncio.Event) -> AsyncIterator[None]:
-    """Warm the prompts of the setting `warm`, and again after each death of the engine. The block
-    begins when they are warm, or the time for them is over, or a signal arrives.
+    """Warm the prompts of the setting `warm`; after each death of the engine these and what pins
+    held. The block begins when the former are warm, or the time for them is over, or a signal
+    arrives.
     """
     settings, engine = assembly.settings, assembly.engine
-    if settings.warm is None:
-        yield
-        return
-    bodies = await asyncio.to_thread(bodies_to_warm, settings)
-    warmup = Warmup(api, settings.warm, bodies)
+    kinds: list[Prompts] = [PinnedPrompts(api, engine.pins)]
+    if settings.warm is not None:
+        bodies = await asyncio.to_thread(bodies_to_warm, settings)
+        kinds.append(FilePrompts(api, settings.warm, bodies))
+    warmup = Warmup(api, kinds)
     engine.on_ready = warmup.engine_is_ready
     running = asyncio.create_task(warmup.run())
     try:
-        await _unless_stopped(stopping, _warm_once(warmup, settings.warm_seconds))
+        if settings.warm is not None:
+            await unless_set(stopping, _warm_once(warmup, settings.warm_seconds))
         api.readiness.reason = None
         yield
     finally:
@@ -216,18 +218,6 @@ def _stop_on_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     return stopping
-
-
-async def _unless_stopped(stopping: asyncio.Event, starting: Awaitable[T]) -> T | None:
-    """The result of `starting`; None, and `starting` cancelled, when a signal came first."""
-    started, stopped = asyncio.ensure_future(starting), asyncio.create_task(stopping.wait())
-    await asyncio.wait([started, stopped], return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if started.done():
-        return started.result()
-    started.cancel()
-    await asyncio.wait([started])
-    return None
 
 
 def _announce(url: str, name: str) -> None:

@@ -67,6 +67,7 @@ LAYERS = (
         "cache_folder",
         "kept_files",
         "progress",
+        "waiting",
         "__init__",
     ),
 )

@@ -25,6 +25,7 @@ class HeldPin:
     told_end: float  # what the front knows
     hits: int = 0
     lease: Lease | None = None
+    told_held: int = 0  # tokens that it holds, as the front knows
 
     @property
     def id(self) -> str:

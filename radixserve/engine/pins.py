@@ -58,6 +58,7 @@ class Pins:
         self._now = now
         self._pins: dict[str, HeldPin] = {}  # the least recently used first
         self._num_tokens = 0
+        self._held_moved = False  # since the front was told what pins hold
         self._next_end = math.inf
         self._made: dict[str, HeldPin] = {}  # which the front was not told of
         self._changed: dict[str, float] = {}  # ends by id, the same
@@ -297,14 +298,14 @@ class Pins:
             ]
         )
 
-    def served(self, prompt: Prefix) -> None:
+    def served(self, prompt: Prefix, *, renews: bool = True) -> None:
         """A request has computed or found all K/V of `prompt`: pins that it begins with are
-        renewed, and hold what is new of them. O(pins).
+        renewed if it `renews` pins, and hold what is new of them. O(pins).
         """
         for pin in list(self._pins.values()):
             if pin.id not in self._pins:
                 continue  # it has ended for another one
-            if prompt.begins_with(pin.prefix):
+            if renews and prompt.begins_with(pin.prefix):
                 self._renew(pin)
             if pin.lacks_what_is_in(prompt):
                 self._hold(pin)
@@ -333,7 +334,8 @@ class Pins:
 
     def changes(self) -> PinChanges | None:
         """For the front: what became of pins since the last call; None if nothing did."""
-        if not (self._changed or self._made):
+        held = self._held_news()
+        if not (self._changed or self._made or held):
             return None
         made, self._made = self._made, {}
         changed, self._changed = self._changed, {}
@@ -341,7 +343,18 @@ class Pins:
         return PinChanges(
             made=[each.wish(now) for each in made.values()],
             seconds={name: max(0.0, end - now) for name, end in changed.items()},
+            held=held,
         )
+
+    def _held_news(self) -> dict[str, int]:
+        """The tokens that pins hold, where the front knows another number."""
+        if not self._held_moved:
+            return {}
+        self._held_moved, news = False, {}
+        for each in self._pins.values():
+            if each.num_held != each.told_held:
+                news[each.id] = each.told_held = each.num_held
+        return news
 
     # The tiers below.
 
@@ -367,3 +380,4 @@ class Pins:
         only with leases of pins. O(nodes held).
         """
         self._num_tokens = num_tokens_of(self._pins.values())
+        self._held_moved = True

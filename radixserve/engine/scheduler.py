@@ -420,7 +420,7 @@ class Scheduler:
         """All K/V of the prompt is there."""
         prompt, request = sequence.prefix(sequence.num_computed), sequence.request
         if sequence.reads_cache:
-            self.pins.served(prompt)
+            self.pins.served(prompt, renews=request.renews_pins)
         if request.pins:
             sequence.pins = self.pins.add_wishes(request, prompt)
 

@@ -78,6 +78,7 @@ class ProcessEngine:
         self.traffic: TrafficLog | None = None  # takes note of every request
         self.on_ready: Callable[[], None] = lambda: None  # called for each engine that is ready
         self.live_settings = LiveSettings(settings)
+        self.pins = KeptPins()
         self._on_stats = on_stats
         self._on_restart = on_restart
         self._on_resume = on_resume
@@ -86,7 +87,6 @@ class ProcessEngine:
         self._backlog = Backlog()
         self._overload = Overload()
         self._gate = Gate()
-        self._pins = KeptPins()
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[Configured]] = set()
         self._closing: str | None = None  # draining or stopped
@@ -183,7 +183,7 @@ class ProcessEngine:
         elif isinstance(message, Answered):
             self._questions.take(message)
         elif isinstance(message, PinChanges):
-            self._pins.note(message)
+            self.pins.note(message)
         else:
             self._take_report(message)
         self._admit()
@@ -195,7 +195,7 @@ class ProcessEngine:
             self._loaded.set_result(info)
         if (changed := self.live_settings.for_engine()) is not None:
             self._supervisor.send(Asked(0, changed))
-        for pin in [RestorePins()] if is_first else self._pins.again():
+        for pin in [RestorePins()] if is_first else self.pins.again():
             self._supervisor.send(Asked(0, pin))  # nobody waits for the answer
         self._questions.engine_is_ready()
         self.on_ready()

@@ -1,4 +1,6 @@
-"""`--warm FILE` with a real server and the real model: at the start, and after the engine died."""
+"""`--warm FILE` with a real server and the real model: at the start, and after the engine died;
+what is pinned is computed again then, too.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,9 @@ BODY = {
 }
 
 
+TALE = {"prompt": "Once upon a time there was a lighthouse that stood where no sea was. " * 12}
+
+
 def post(server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(
         server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -28,6 +33,12 @@ def post(server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
     with urllib.request.urlopen(request, timeout=60) as response:
         answer: dict[str, Any] = json.load(response)
     return answer
+
+
+def pinned(server: Server) -> dict[str, Any]:
+    with urllib.request.urlopen(server.url + "/cache/pins", timeout=60) as response:
+        (pin,) = json.load(response)["pins"]
+    return dict(pin)
 
 
 def missing_tokens(server: Server) -> int:
@@ -50,6 +61,10 @@ def test_a_server_is_ready_with_its_prompts_and_gets_them_again_after_a_death(
         cached = usage["prompt_tokens_details"]["cached_tokens"]
         assert cached == usage["prompt_tokens"] - 1
 
+        post(server, "/cache/warm", TALE)
+        told = post(server, "/cache/pin", {**TALE, "ttl": 3600})
+        assert told["tokens"] == told["wanted"] > 100
+
         (pid,) = engines(server)
         os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + 120
@@ -57,4 +72,10 @@ def test_a_server_is_ready_with_its_prompts_and_gets_them_again_after_a_death(
             assert time.monotonic() < deadline, "it was not warmed again"
             time.sleep(0.1)
         assert missing_tokens(server) == 1
+        log = "".join(server.lines)
+        assert "warmed 1 of 1 pinned prefixes in " in log
+        assert log.index("warmed 1 of 1 pinned") < log.index(f"warmed 1 of 1 prompts of {path}")
+        after = pinned(server)
+        assert (after["tokens"], after["id"]) == (told["tokens"], told["id"])
+        assert after["hits"] == 0, "warming does not renew it"
         assert server.stop() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
 import pytest
 
 from radixserve.cache.survey import drop_unused
@@ -310,3 +311,34 @@ def test_the_tree_and_the_summary_tell_pinned_and_leased_apart(engine: Clocked) 
     assert (summary.tiers[0].leased_tokens or 0) >= 20
     assert next(each.leased for each in tree.nodes if each.tokens == 10)
     engine.run()
+
+
+def test_the_front_is_told_what_pins_hold_but_not_that_a_new_one_holds_nothing(
+    engine: Clocked,
+) -> None:
+    def told() -> dict[str, int]:
+        changes = engine.core.pins.changes()
+        return {} if changes is None else changes.held
+
+    engine.pin(SYSTEM)
+    engine.pin(OTHER, "b")
+    assert told() == {}
+    engine.compute(SYSTEM[:8])
+    assert told() == {"a": 8}
+    engine.compute([*SYSTEM, 5], [*OTHER, 6])
+    assert told() == {"a": 20, "b": 20}
+    assert engine.core.pins.relent()
+    assert told() == {"a": 0}
+    engine.compute([*SYSTEM, 5])
+    engine.answer_to(Unpin(id="b"))
+    assert told() == {"a": 20}
+    assert told() == {}
+
+
+def test_a_prompt_that_is_only_warmed_renews_no_pin(engine: Clocked) -> None:
+    engine.pin(SYSTEM)
+    engine.now += 50
+    engine.submit(msgspec.structs.replace(request("warm", SYSTEM, 1), renews_pins=False))
+    engine.run()
+    (pin,) = engine.listed()
+    assert (pin.tokens, pin.hits, pin.seconds_left) == (20, 0, 10)

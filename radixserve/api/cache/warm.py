@@ -2,7 +2,7 @@
 
 The body is one that an endpoint would take, `{"tokens": [...]}`, or `{"bodies": [...]}` with some
 of these. They are computed one after the other, behind the requests that wait. `api.cache.warmup`
-does the same for a file.
+does the same for a file and for what pins hold.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Warms the prompts of a file when the server starts, and again after each death of the engine.
+"""Warms prompts when the server starts, and again after each death of the engine: those of a file
+(`warm_file`) and what pins held (`warm_pins`).
 
-A line is a body as POST /cache/warm takes it. One that is refused or fails is a warning that names
-file and line, and is left out from then on, so that a prompt that kills the engine does not do so
-to every engine.
+A prompt that is refused or fails is a warning that names it, and is left out from then on, so that
+one that kills the engine does not do so to every engine.
 """
 
 from __future__ import annotations
@@ -11,39 +11,56 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
-from radixserve.api.cache.bodies import known_tenant
-from radixserve.api.cache.warm import Warmed, computed, prompt_only
+import msgspec
+
+from radixserve.api.cache.warm import Warmed, computed
 from radixserve.api.context import Api
-from radixserve.api.refusals import missing
-from radixserve.body_file import FileBody
 from radixserve.errors import ApiError, Unavailable
 from radixserve.front.generation import Generation
 from radixserve.progress import long_stage
-from radixserve.tenants import DEFAULT
+from radixserve.waiting import unless_set
 
 log = logging.getLogger(__name__)
 
 _TELL_SECONDS: Final = 10.0  # between two lines of the log about the progress
-_TRIES: Final = 5  # of a body while the server is busy, each after the time that it tells
+_TRIES: Final = 5  # of a prompt while the server is busy, each after the time that it tells
 _TRY_AGAIN_SECONDS: Final = 1.0  # if it tells none
 
 
+@dataclass(frozen=True, slots=True)
+class WarmPrompt:
+    """A prompt that an engine is to have."""
+
+    name: str  # in the log
+    generation: Callable[[], Awaitable[Generation]]  # raises the refusal
+    leave_out: Callable[[], object]  # of what later engines are to have
+    is_over: asyncio.Event = field(default_factory=asyncio.Event)  # nobody wants it any more
+
+
+class Prompts(Protocol):
+    """Some prompts that every engine is to have."""
+
+    what: str  # they are, in the log
+
+    def now(self) -> Sequence[WarmPrompt]:
+        """Those that an engine which begins now is to have."""
+
+
 class Warmup:
-    """The prompts of one file. Nothing is warmed before `run`."""
+    """Prompts of several kinds. Nothing is warmed before `run`."""
 
     def __init__(
         self,
         api: Api,
-        path: str,
-        bodies: Sequence[FileBody],
+        kinds: Sequence[Prompts],
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._api, self._path, self._pause = api, path, pause
-        self._bodies = list(bodies)
+        self._api, self._kinds, self._pause = api, kinds, pause
         self._engine_is_new = asyncio.Event()
-        self.done_once = asyncio.Event()  # all of the file was tried
+        self.done_once = asyncio.Event()  # all prompts were tried
 
     def engine_is_ready(self) -> None:
         """A new engine has nothing on the device."""
@@ -53,48 +70,50 @@ class Warmup:
         """Warm, and warm again whenever there is another engine, until it is cancelled."""
         while True:
             self._engine_is_new.clear()
-            await self._warm_all()
+            for kind in self._kinds:
+                await self._warm(kind.what, kind.now())
             self.done_once.set()
             await self._engine_is_new.wait()
 
-    async def _warm_all(self) -> None:
-        began, num_bodies = time.monotonic(), len(self._bodies)
+    async def _warm(self, what: str, prompts: Sequence[WarmPrompt]) -> None:
+        """Warm `prompts` one after the other, and tell the log."""
+        if not prompts:
+            return
+        began, num_prompts = time.monotonic(), len(prompts)
         done: list[Warmed] = []
-        what = f"warming the prompts of {self._path}"
-        with long_stage(what, num_bodies, lambda: len(done), _TELL_SECONDS):
-            for body in list(self._bodies):
-                warmed = await self._warmed(body)
+        with long_stage(
+            f"warming {num_prompts} {what}", num_prompts, lambda: len(done), _TELL_SECONDS
+        ):
+            for prompt in prompts:
+                warmed = await unless_set(prompt.is_over, self._warmed(prompt))
                 if warmed is not None:
                     done.append(warmed)
         log.info(
-            "warmed %d of %d prompts of %s in %.1f s: %d tokens, %d of them were cached",
-            *(len(done), num_bodies, self._path, time.monotonic() - began),
+            "warmed %d of %d %s in %.1f s: %d tokens, %d of them were cached",
+            *(len(done), num_prompts, what, time.monotonic() - began),
             *(sum(each.prompt_tokens for each in done), sum(each.cached_tokens for each in done)),
         )
 
-    async def _warmed(self, body: FileBody) -> Warmed | None:
-        """What warming a body took; None, after a warning, if it cannot be warmed."""
+    async def _warmed(self, prompt: WarmPrompt) -> Warmed | None:
+        """What warming a prompt took; None, after a warning, if it cannot be warmed."""
         for _ in range(_TRIES):
             try:
-                return await computed(self._api, await self._generation(body))
+                generation = await prompt.generation()
+                _renew_no_pins(generation)
+                return await computed(self._api, generation)
             except Unavailable as error:
                 reason: Exception = error
                 await self._pause(error.retry_after or _TRY_AGAIN_SECONDS)
             except Exception as error:
                 reason = error
-                self._bodies.remove(body)
+                prompt.leave_out()
                 break
         trace = None if isinstance(reason, ApiError) else reason
-        where = f"{self._path}, line {body.line}"
-        log.warning("%s is not warmed: %s", where, reason, exc_info=trace)
+        log.warning("%s is not warmed: %s", prompt.name, reason, exc_info=trace)
         return None
 
-    async def _generation(self, body: FileBody) -> Generation:
-        """The generation of a body, for the tenant that it names. Raises the refusal."""
-        fields = dict(body.fields)
-        name, tenant = fields.pop("tenant", None), DEFAULT
-        if name is not None:
-            tenant = known_tenant(self._api, name)
-        elif self._api.keys.has_file:
-            raise missing("tenant")  # without one nobody would find what is warm
-        return await prompt_only(self._api, fields, tenant)
+
+def _renew_no_pins(generation: Generation) -> None:
+    """Nobody uses it, so pins do not last longer for it."""
+    for stream in generation.streams:
+        stream.request = msgspec.structs.replace(stream.request, renews_pins=False)
