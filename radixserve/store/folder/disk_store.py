@@ -260,18 +260,9 @@ class DiskStore:
 
     def _protect(self) -> None:
         """Find the runs of what is pinned."""
-        found: dict[str, int] = {}
-        left = self._most_pinned
+        mine, found = [(self.fingerprint, each) for each in self._pinned], dict[str, int]()
         with self._reading():
-            for prefix in self._pinned:
-                new = {
-                    step.row.name: step.row.num_bytes
-                    for step in self._walk(prefix)
-                    if step.row.name not in found
-                }
-                if sum(new.values()) <= left:
-                    found |= new
-                    left -= sum(new.values())
+            found = self._folder.index.runs_of(mine, self._most_pinned)
         self._folder.pinned = found
 
     def _end_of(self, prefix: Prefix) -> Row | None:

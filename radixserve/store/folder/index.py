@@ -162,6 +162,20 @@ class Index:
                 parent, depth = found[0].id, depth + steps[-1].shared
         return steps
 
+    def runs_of(self, prefixes: Iterable[tuple[str, Prefix]], most_bytes: int) -> dict[str, int]:
+        """The runs with K/V of these prefixes, each under its fingerprint: bytes by name. Of as
+        many as fit into `most_bytes` together, the first ones before others. One query per run.
+        """
+        found: dict[str, int] = {}
+        left = most_bytes
+        for fingerprint, prefix in prefixes:
+            rows = [step.row for step in self.walk(fingerprint, prefix)]
+            new = {row.name: row.num_bytes for row in rows if row.name not in found}
+            if sum(new.values()) <= left:
+                found |= new
+                left -= sum(new.values())
+        return found
+
     def insert(self, run: NewRun) -> int:
         """Add a run as the most recently used one; returns its id."""
         self._clock += 1

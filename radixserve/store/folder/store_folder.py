@@ -19,6 +19,7 @@ from radixserve.store.folder.claim import claim
 from radixserve.store.folder.disk import Disk, temporary
 from radixserve.store.folder.index import ROOT, Index, Newer, Unusable, is_corrupt
 from radixserve.store.folder.lock import attend, take
+from radixserve.store.folder.pin_file import read_pins
 from radixserve.store.folder.rebuild import rebuild
 from radixserve.store.format.layout import (
     BESIDE_INDEX,
@@ -43,7 +44,7 @@ class StoreFolder:
 
     def __init__(self, path: Path, budget: int, disk: Disk, *, trust_others: bool = False) -> None:
         """Open or create the folder, remove what a dead process left, and evict down to `budget`
-        bytes.
+        bytes, what is pinned last.
 
         Raises:
             StartupError: the folder is not empty and not a store, another process holds it, other
@@ -140,11 +141,23 @@ class StoreFolder:
         """
         try:
             self.sweep()
-            self.make_room(0, [])
+            self._fit()
         except sqlite3.Error as error:
             if not self.recover(error):
                 raise
+            self._fit()
+
+    def _fit(self) -> None:
+        """Fit the budget, which may be smaller than that of the process before: evict what that
+        has listed as pinned last.
+        """
+        if self._short(0) > 0:
+            listed = read_pins(self.disk, self.path)
+            prefixes = [(each.fingerprint, each.pin.prefix) for each in listed]
+            self.pinned = self.index.runs_of(prefixes, self.budget)
             self.make_room(0, [])
+            self.pinned = {}
+        self.make_room(0, [])
 
     def recover(self, error: sqlite3.Error) -> bool:
         """After an error on the index: if it is corrupt, or an earlier replacement failed, replace

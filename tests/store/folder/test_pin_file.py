@@ -18,7 +18,7 @@ from radixserve.store.folder.disk import Disk
 from radixserve.store.folder.disk_store import DiskStore
 from radixserve.store.folder.pin_file import MAX_SECONDS, StoredPin, encoded, read_pins
 from radixserve.store.format.layout import PINS
-from tests.store.parts import SHAPE, QuickDisk, flip, on_disk, put, wide
+from tests.store.parts import SHAPE, QuickDisk, files, flip, on_disk, put, wide
 
 LINE = b"radixserve pins 1\n"
 
@@ -156,6 +156,40 @@ def test_what_is_pinned_is_not_evicted(tmp_path: Path) -> None:
     store.keep([], 0.5)
     fill(store)
     assert matched(store, [1, 2, 3, 4]) == 0
+    store.close()
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_store_that_is_opened_with_a_smaller_budget_evicts_what_is_pinned_last(
+    tmp_path: Path, other: bool
+) -> None:
+    store = filled(tmp_path)
+    store.keep([pin("a", [1, 2, 3, 4])], 0.5)
+    for number in range(10, 17):
+        put(store, "public", [number] * 60)
+    store.close()
+    less = BUDGET // 2
+    again = opened(tmp_path, less, "another model") if other else wide(tmp_path, less, QuickDisk())
+    assert again.stats().evicted_runs_total > 0
+    assert on_disk(tmp_path) <= less
+    again.close()
+    store = wide(tmp_path, BUDGET, QuickDisk())
+    assert matched(store, [1, 2, 3, 4]) == 4
+    assert matched(store, [10] * 60) == 0
+    store.close()
+
+
+def test_what_is_pinned_is_evicted_where_nothing_else_is_left(tmp_path: Path) -> None:
+    store = wide(tmp_path, BUDGET, QuickDisk())
+    for number in range(4):
+        put(store, "public", [number] * 60)
+    store.keep([pin(str(i), [i] * 60) for i in range(4)], 1.0)
+    store.close()
+    budget = 2 * files(tmp_path)[0].stat().st_size + 4096  # less than two of them and the index
+    store = wide(tmp_path, budget, QuickDisk())
+    assert on_disk(tmp_path) <= budget
+    assert [matched(store, [i] * 60) for i in range(4)] == [0, 60, 0, 0]
+    assert store.folder.pinned == {}
     store.close()
 
 
