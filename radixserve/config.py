@@ -523,6 +523,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "milliseconds",
         ),
     ] = 25.0
+    speculate: Annotated[
+        Literal["off", "tree"],
+        Doc(
+            "scheduler",
+            "whether answers guess several tokens at a time from what followed the same tokens "
+            "before, in the cache or in themselves; answers stay the same",
+        ),
+    ] = "off"
     max_queue: Annotated[
         int,
         Meta(ge=1),

@@ -79,6 +79,10 @@ class KVCache:
         point = self.tree.find(prefix)
         return 0 if point is None else point.depth
 
+    def continuation(self, prefix: Prefix, most: int) -> bytes:
+        """At most `most` tokens that followed `prefix` before; see `RadixTree.continuation`."""
+        return self.tree.continuation(prefix, most)
+
     def lease(self, prefix: Prefix, num_slots: int, *, read: bool = True) -> Lease | None:
         """A lease on what is cached of `prefix` without its last token, and own slots up to
         position `num_slots` - 1.

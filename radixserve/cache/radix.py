@@ -186,6 +186,25 @@ class RadixTree:
             depth += len(edge) // TOKEN_BYTES
         return Point(node, node.num_tokens, depth)
 
+    def continuation(self, prefix: Prefix, most: int) -> bytes:
+        """At most `most` tokens that stand behind all of `prefix` in its namespace; where the tree
+        branches, those that were published last. Empty if `prefix` is not there, or ends there.
+
+        Costs what `find` does.
+        """
+        point = self.find(prefix)
+        if point is None or point.depth < prefix.num_tokens:
+            return b""
+        node, found = point.node, point.node.edge[point.offset * TOKEN_BYTES :]
+        while len(found) < most * TOKEN_BYTES:
+            # The roots of other namespaces may stand here, too, if public tokens end here.
+            children = [child for child in node.children.values() if not child.is_root]
+            if not children:
+                break
+            node = max(children, key=lambda child: child.born)
+            found += node.edge
+        return found[: most * TOKEN_BYTES]
+
     def split(self, point: Point) -> Node:
         """The node that ends at `point`, cut off the upper end of `point.node` if the point lies
         inside its edge.

@@ -85,9 +85,10 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         settings.shared_step_ms / 1000,
         settings.pin_share,
         settings.request_pin_share,
+        speculates=settings.speculate == "tree",
     )
     runner = Runner(loaded, pool, graphs)
-    grammars, ahead = grammars_of(model), info.device == "cuda"
+    grammars, ahead = grammars_of(model), info.device == "cuda" and not limits.speculates
     return EngineCore(runner, cache, limits, tiers=tiers, grammars=grammars, ahead=ahead), info
 
 

@@ -72,5 +72,6 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         settings.shared_step_ms / 1000,
         settings.pin_share,
         settings.request_pin_share,
+        speculates=settings.speculate == "tree",
     )
     return EngineCore(FakeModel(info.vocab_size), cache, limits, grammars=grammars_of(model)), info

@@ -177,7 +177,7 @@ class EngineCore:
         self._steps += 1
         self._recent.append((seconds, num_tokens, len(flight.works)))
         self.tiers.computed(num_tokens, seconds)
-        num_decodes = sum(len(work.token_ids) == 1 for work in flight.works)
+        num_decodes = sum(len(work.token_ids) for work in flight.works if work.num_known == 1)
         is_full = any(work.stop < work.sequence.num_prompt for work in flight.works)
         self.scheduler.pace.observe(num_tokens - num_decodes, seconds, is_full=is_full)
 

@@ -56,6 +56,21 @@ GENERATED_TOKENS = Declared(
     "counter", "radixserve_generated_tokens_total", "tokens", "Tokens generated"
 )
 
+FROM_TREE: Final = "tree"
+FROM_TEXT: Final = "text"
+RIGHT: Final = "right"
+WRONG: Final = "wrong"
+
+DRAFT_TOKENS = Declared(
+    "counter",
+    "radixserve_draft_tokens_total",
+    "tokens",
+    "Tokens that speculation guessed, by source and by whether they were drawn; those that were "
+    "cost no step of their own",
+    ("source", "outcome"),
+    values=((FROM_TREE, FROM_TEXT), (RIGHT, WRONG)),
+)
+
 PREEMPTIONS = Declared(
     "counter",
     "radixserve_preemptions_total",
@@ -155,6 +170,7 @@ COUNTERS: Final = (
     PROMPT_TOKENS,
     TENANT_PROMPT_TOKENS,
     GENERATED_TOKENS,
+    DRAFT_TOKENS,
     PREEMPTIONS,
     STEP_FAULTS,
     STEPS,

@@ -46,16 +46,17 @@ def refusal_of(work: Work) -> BadRequest | None:
     return None
 
 
-def token_event(sequence: Sequence, sampled: Sampled) -> TokenEvent:
-    """The event of the token just appended, and of the forced ones before it."""
+def token_event(sequence: Sequence, drawn: list[Sampled]) -> TokenEvent:
+    """The event of the tokens just drawn and appended, and of the forced ones before them."""
     sampling, constraint = sequence.request.sampling, sequence.constraint
     is_first = sequence.num_reported == sequence.num_prompt
     new_ids = sequence.ids[sequence.num_reported : sequence.num_tokens].tolist()
     event = TokenEvent(request_id=sequence.request.id, token_ids=new_ids)
-    if sampled.logprob is not None:
-        event.logprobs = [*sequence.forced_logprobs, sampled.logprob]
-    if sampled.token_id in sampling.stop_token_ids:
-        event.finish, event.stop_token_id = "stop", sampled.token_id
+    logprobs = [sampled.logprob for sampled in drawn if sampled.logprob is not None]
+    if logprobs:
+        event.logprobs = [*sequence.forced_logprobs, *logprobs]
+    if drawn[-1].token_id in sampling.stop_token_ids:
+        event.finish, event.stop_token_id = "stop", drawn[-1].token_id
     elif constraint is not None and constraint.is_complete:
         event.finish = "stop"
     elif sequence.num_output >= sampling.max_tokens:

@@ -12,9 +12,11 @@ import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from radixserve.engine.faults import Fault, fault_of
@@ -49,8 +51,8 @@ class Flight:
 
     @property
     def drawn(self) -> torch.Tensor | None:
-        """The token that each work draws, int64 [works] on the device; None if the launch
-        failed.
+        """The token that each work draws, int64 [works] on the device; None if the launch failed.
+        Only for steps without drafts.
         """
         return self._samples.ids if self._samples else None
 
@@ -58,11 +60,11 @@ class Flight:
     def may_stay(self) -> bool:
         """Whether the next step may be launched before this one lands.
 
-        It may not if a draw in it depends on the tokens so far, or if it is a second try, which has
-        to run alone.
+        It may not if a draw in it depends on the tokens so far, if it holds guesses, or if it is a
+        second try, which has to run alone.
         """
-        retries = any(work.sequence.num_retry for work in self.works)
-        return self._fault is None and not retries and not any(map(reads_output, self.works))
+        alone = any(work.sequence.num_retry or len(work.draft) for work in self.works)
+        return self._fault is None and not alone and not any(map(reads_output, self.works))
 
     def launch(self, model: StepModel, before: Flight | None, *, ahead: bool) -> None:
         """Enqueue forward pass and sampling, behind the step `before` if that is still in flight.
@@ -72,17 +74,19 @@ class Flight:
             logits = model.forward(self.works, before.drawn if before else None)
             last_rows = np.cumsum([work.num_logits for work in self.works]) - 1
             self._ask_known_logprobs(logits, last_rows.tolist())
-            whole = all(work.logits is Logits.LAST for work in self.works)
-            last = logits if whole else logits[upload(last_rows, logits.device)]
             self._constrain()
-            self._samples = sample(last, self.works, ahead=ahead)
+            rows = [row for work in self.works for row in work.rows]
+            if len(rows) < len(logits):
+                logits = logits[upload(_drawing(self.works, last_rows), logits.device)]
+            self._samples = sample(logits, rows, ahead=ahead)
         except Exception as error:
             self._fault = self._fault_of(error)
 
-    def land(self) -> list[Sampled | None] | Fault:
-        """The token drawn from the last row of each chunk, which is meaningless if the chunk ends
-        before its sequence; None for a chunk whose logits are not finite. Logprobs of known tokens
-        are written to their sequences. A fault if the launch or the device raised something.
+    def land(self) -> list[list[Sampled | None]] | Fault:
+        """For each work the token drawn from the last row of its known tokens, then those behind
+        its draft. They are meaningless if the chunk ends before its sequence; None for a row whose
+        logits are not finite. Logprobs of known tokens are written to their sequences. A fault if
+        the launch or the device raised something.
 
         Waits for the device.
         """
@@ -93,12 +97,12 @@ class Flight:
         except Exception as error:
             return self._fault_of(error)
 
-    def _wait(self) -> list[Sampled | None]:
+    def _wait(self) -> list[list[Sampled | None]]:
         assert self._samples is not None, "a step lands after its launch"
-        drawn = self._samples.wait()
+        drawn = iter(self._samples.wait())
         for known in self._known_logprobs:
             known.target[known.at :] = known.logprobs.wait()
-        return drawn
+        return [list(islice(drawn, 1 + len(work.draft))) for work in self.works]
 
     def _fault_of(self, error: Exception) -> Fault:
         log.error("a step of %d sequences failed", len(self.works), exc_info=error)
@@ -118,6 +122,15 @@ class Flight:
             if work.logits is Logits.ALL:
                 rows = logits[last + 1 - work.num_logits : last + 1]
                 self._known_logprobs += _known(work, rows)
+
+
+def _drawing(works: list[Work], last_rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The rows of the logits that draw: the last one of each work, and one for each token of its
+    draft.
+    """
+    counts = np.array([1 + len(work.draft) for work in works], np.int64)
+    begins = np.cumsum(counts) - counts
+    return np.repeat(last_rows + 1 - counts - begins, counts) + np.arange(counts.sum())
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from radixserve.cache.kvcache import Lease
 from radixserve.engine.sequence import Sequence
 from radixserve.request import Sampling
+from radixserve.sampling import Sampled
 from radixserve.step import Chunk, Logits
 
 GROWTH = 32  # slots by which a lease grows: one allocation per 32 decoded tokens
@@ -24,10 +25,21 @@ _PROBE = Sampling(max_tokens=1, seed=0, temperature=0.0)
 _NOTHING = np.zeros(0, np.int32)
 
 
+@dataclass(frozen=True, slots=True)
+class DraftRow:
+    """The row behind a guessed token; see `sampling.Row`."""
+
+    sampling: Sampling
+    prompt_ids: npt.NDArray[np.int32]
+    output_ids: npt.NDArray[np.int32]  # with the guesses up to here
+    allowed: None = None
+
+
 @dataclass(slots=True, kw_only=True)
 class Work(Chunk):
     """One sequence's part of a step: the chunk that the model computes, and the row that the
-    sampler draws from its last logits (see `sampling.Row`).
+    sampler draws from its last logits (see `sampling.Row`). Behind the tokens that are known the
+    chunk may have a draft, each token of which draws in a row of its own (`engine.drafts`).
     """
 
     sequence: Sequence
@@ -35,6 +47,7 @@ class Work(Chunk):
     sampling: Sampling
     output_ids: npt.NDArray[np.int32]
     allowed: npt.NDArray[np.uint32] | None = None
+    draft: npt.NDArray[np.int32] = field(default_factory=lambda: _NOTHING)
 
     @property
     def prompt_ids(self) -> npt.NDArray[np.int32]:
@@ -50,10 +63,47 @@ class Work(Chunk):
         """
         return self.sequence.lease is self.lease and self.sequence.num_computed == self.start
 
+    @property
+    def num_known(self) -> int:
+        """Tokens of the chunk without the draft."""
+        return len(self.token_ids) - len(self.draft)
+
+    @property
+    def rows(self) -> list[Work | DraftRow]:
+        """The rows that draw: its own, and one behind each token of the draft."""
+        rows: list[Work | DraftRow] = [self]
+        for end in range(1, len(self.draft) + 1):
+            output_ids = np.concatenate((self.output_ids, self.draft[:end]))
+            rows.append(DraftRow(self.sampling, self.prompt_ids, output_ids))
+        return rows
+
+    def guess(self, draft: npt.NDArray[np.int32]) -> None:
+        """Compute `draft` behind the known tokens, and draw behind each of its tokens. The lease
+        must have slots for it.
+        """
+        self.draft, self.logits = draft, Logits.ALL
+        self.token_ids = np.concatenate((self.token_ids, draft))
+        self.slots = self.lease.slots[: self.stop]
+
+    def counting(self, drawn: list[Sampled | None]) -> list[Sampled]:
+        """Those draws of the work's rows that count; the first of them must not have failed. A
+        guess behind a token that ends the answer counts no more.
+        """
+        ends, counting = self.sampling.stop_token_ids, []
+        for guess, sampled in zip([*self.draft.tolist(), None], drawn, strict=True):
+            if sampled is None:
+                break
+            counting.append(sampled)
+            if sampled.token_id != guess or guess in ends:
+                break
+        return counting
+
     def take_back(self) -> None:
-        """Undo the planning from this chunk on. The chunk is to be computed again, alone."""
+        """Undo the planning from this chunk on. The chunk is to be computed again, alone, and
+        without a draft.
+        """
         self.sequence.num_planned = self.sequence.num_computed
-        self.sequence.num_retry = len(self.token_ids)
+        self.sequence.num_retry = self.num_known
 
 
 @dataclass(slots=True)
@@ -77,6 +127,22 @@ class Plan:
         """Remove what was planned for `sequence`, which loses its lease."""
         if sequence in self._works:
             self.room += len(self._works.pop(sequence).token_ids)
+
+    def decodes(self) -> list[Work]:
+        """The works that compute the last token of their sequence alone, where the host knows it
+        already.
+        """
+        works = self._works.values()
+        return [
+            work
+            for work in works
+            if len(work.token_ids) == 1 and work.stop == work.sequence.num_tokens
+        ]
+
+    def guess(self, work: Work, draft: npt.NDArray[np.int32]) -> None:
+        """Add a draft to a work of the plan, whose lease must have slots for it."""
+        work.guess(draft)
+        self.room -= len(draft)
 
     def works(self) -> list[Work]:
         """The finished plan. Sets the `row` of every sequence in it."""

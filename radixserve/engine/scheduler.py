@@ -31,6 +31,7 @@ from radixserve.engine.seats import Seats
 from radixserve.engine.sequence import Sequence
 from radixserve.engine.single_flight import awaits_prefix
 from radixserve.engine.slot_shares import SlotShares
+from radixserve.engine.speculation import Speculation
 from radixserve.engine.tiers import Tiers
 from radixserve.engine.totals import Totals
 from radixserve.errors import BadRequest
@@ -53,6 +54,7 @@ class Limits:
     pin_share: float = 0.25  # of the slots, what all pins together may hold
     # of the slots, or of a tenant's quota, what the pins of one tenant's requests may hold
     request_pin_share: float = 0.125
+    speculates: bool = False  # whether decodes guess the tokens behind the next one
 
 
 class Scheduler:
@@ -80,6 +82,7 @@ class Scheduler:
         self.recent = Recent()
         cache.slots.on_gone = self.recent.gone
         self.savings = Savings()
+        self._speculation = Speculation(cache)
         self.budget = (
             cache.slots.budget
         )  # slots; that of the cache may be more while requests need it
@@ -99,6 +102,7 @@ class Scheduler:
             **self.totals.numbers(),
             **self.savings.numbers(),
             **self.recent.numbers(),
+            **self._speculation.numbers(),
         }
 
     def add(self, request: Request, output_ids: list[int]) -> TokenEvent | None:
@@ -199,6 +203,8 @@ class Scheduler:
         self._plan(plan, self.waiting.prefill_order(prefilling))
         for each in prefilling:
             each.num_passed = 0 if plan.has(each) else each.num_passed + 1
+        if self.limits.speculates:
+            self._speculation.add_drafts(plan)
         return plan.works()
 
     def _plan(self, plan: Plan, sequences: list[Sequence]) -> None:
@@ -362,15 +368,15 @@ class Scheduler:
 
     # commit
 
-    def commit(self, works: list[Work], drawn: Iterable[Sampled | None]) -> list[TokenEvent]:
-        """Record a computed step. `drawn` holds each chunk's next token, None if its logits were
+    def commit(self, works: list[Work], drawn: Iterable[list[Sampled | None]]) -> list[TokenEvent]:
+        """Record a computed step. `drawn` holds each work's draws, None for a row whose logits were
         not finite.
 
         What was computed for a sequence that has ended or was preempted in the meantime is dropped.
         """
         events = (
-            self._advance(work, sampled)
-            for work, sampled in zip(works, drawn, strict=True)
+            self._advance(work, draws)
+            for work, draws in zip(works, drawn, strict=True)
             if work.is_current
         )
         return [event for event in events if event is not None]
@@ -394,12 +400,12 @@ class Scheduler:
         self._end(sequence, publish=False)
         return ended(sequence, fault.finish, fault.error)
 
-    def _advance(self, work: Work, sampled: Sampled | None) -> TokenEvent | None:
+    def _advance(self, work: Work, drawn: list[Sampled | None]) -> TokenEvent | None:
         sequence = work.sequence
-        if sampled is None:
+        if drawn[0] is None:
             return self._fail_row(work)
         self.waiting.served(sequence, work.stop - work.start)
-        sequence.num_computed, sequence.num_retry = work.stop, 0
+        sequence.num_computed, sequence.num_retry = work.start + work.num_known, 0
         if work.start < sequence.num_prompt:
             _publish(sequence)
             if sequence.num_computed >= sequence.num_prompt:
@@ -407,8 +413,15 @@ class Scheduler:
                 self._note_pinned(sequence)
         if sequence.num_pending:
             return None
-        sequence.append(sampled.token_id)
-        event = token_event(sequence, sampled)
+        counting = work.counting(drawn)
+        for sampled in counting:
+            sequence.append(sampled.token_id)
+        if len(work.draft):
+            num_right = len(counting) - 1
+            sequence.num_computed += num_right
+            sequence.num_planned += num_right
+            self._speculation.judge(work, num_right)
+        event = token_event(sequence, counting)
         self.totals.generated_tokens += len(event.token_ids)
         if event.finish is not None:
             self._end(sequence)

@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from radixserve.cache.kvcache import Lease
 from radixserve.engine.constraint import Constraint
+from radixserve.engine.drafts import Drafting
 from radixserve.grammar import Compiled
 from radixserve.prefix import Prefix
 from radixserve.request import Request
@@ -65,6 +66,7 @@ class Sequence:
     pins: tuple[PinOutcome, ...] = ()  # what became of its wishes
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     forced_logprobs: list[TokenLogprob] = field(default_factory=list)  # of unreported tokens
+    drafting: Drafting | None = None  # its guesses, once it decodes
     constraint: Constraint | None = None  # of its grammar, once that is compiled
 
     @classmethod

@@ -43,12 +43,13 @@ class Setup:
     cache: bool = True
     gap: int = 0  # steps between two arrivals
     ahead: bool = False  # a step is launched before the one in front of it is known
+    speculates: bool = False  # tokens are guessed
     grammars: Grammars | None = None
 
     def engine(self, loaded: LoadedModel) -> EngineCore:
         pool = KVPool(loaded.shape, self.num_slots, loaded.device)
         cache = KVCache(self.num_slots, enabled=self.cache)
-        limits = Limits(self.max_running, self.max_step_tokens)
+        limits = Limits(self.max_running, self.max_step_tokens, speculates=self.speculates)
         runner, grammars = Runner(loaded, pool), self.grammars
         return EngineCore(runner, cache, limits, grammars=grammars, ahead=self.ahead)
 

@@ -57,6 +57,7 @@ def tiny_model() -> Callable[[str], LoadedModel]:
     max_running=st.integers(2, 32),
     max_step_tokens=st.integers(32, 200),
     gap=st.integers(0, 3),
+    speculates=st.booleans(),
 )
 @settings(
     max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -69,12 +70,15 @@ def test_answers_of_tiny_models_have_the_same_bits_in_every_setup(
     max_running: int,
     max_step_tokens: int,
     gap: int,
+    speculates: bool,
 ) -> None:
     loaded = tiny_model(family)
     assert loaded.exact, loaded.inexact_reason
     requests = trace(random.Random(seed), tiny.VOCAB, count=10, length=60)
     expected = alone(loaded, requests)
-    roomy = Setup(max_running=max_running, max_step_tokens=max_step_tokens, gap=gap)
+    roomy = Setup(
+        max_running=max_running, max_step_tokens=max_step_tokens, gap=gap, speculates=speculates
+    )
     core = roomy.engine(loaded)
     assert run(core, requests, gap) == expected, "cold"
     assert run(core, requests[::-1]) == expected, "warm, in another order"

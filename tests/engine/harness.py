@@ -32,12 +32,12 @@ class Harness:
         cache: bool = True,
         *,
         ahead: bool,
+        speculates: bool = False,
     ) -> None:
         self.model = ContentModel()
         self.cache = KVCache(num_slots, enabled=cache)
-        self.core = EngineCore(
-            self.model, self.cache, Limits(max_running, max_step_tokens), ahead=ahead
-        )
+        limits = Limits(max_running, max_step_tokens, speculates=speculates)
+        self.core = EngineCore(self.model, self.cache, limits, ahead=ahead)
         self.events: dict[str, list[TokenEvent]] = defaultdict(list)
 
     def submit(self, *requests: Request) -> None:

@@ -327,6 +327,7 @@ arrivals = st.lists(
     max_step_tokens=st.integers(6, 40),
     cache=st.booleans(),
     ahead=st.booleans(),
+    speculates=st.booleans(),
     explosions=st.sets(st.integers(0, 30), max_size=2),
 )
 @settings(max_examples=200, deadline=None)
@@ -338,9 +339,12 @@ def test_any_draw_gives_the_same_bits_in_turn_and_ahead_whoever_leaves_and_whate
     max_step_tokens: int,
     cache: bool,
     ahead: bool,
+    speculates: bool,
     explosions: set[int],
 ) -> None:
-    harness = Harness(num_slots, max_running, max_step_tokens, cache, ahead=ahead)
+    harness = Harness(
+        num_slots, max_running, max_step_tokens, cache, ahead=ahead, speculates=speculates
+    )
     requests = [
         request(f"r{i}", prompt, count, **({"seed": i} | kind))
         for i, (prompt, count, kind, _, _) in enumerate(arrivals)
