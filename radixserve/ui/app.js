@@ -6,13 +6,15 @@
 import { Explain } from "./explain.js";
 import { Budget } from "./budget.js";
 import { Charts } from "./charts.js";
+import { Summary } from "./summary.js";
 import { Timeline } from "./timeline.js";
 import { Losses } from "./losses.js";
 import { Pins } from "./pins.js";
 import { Tiers } from "./tiers.js";
 import { Tree } from "./tree.js";
-import { bytes, count, element, share } from "./text.js";
-import { Refused, events, setKey } from "./server.js";
+import { whyEmpty } from "./empty.js";
+import { count, element } from "./text.js";
+import { Refused, events, hasKey, setKey } from "./server.js";
 
 const SAMPLES = 600;
 const REQUEST_SECONDS = 60;
@@ -20,10 +22,11 @@ const MAX_REQUESTS = 2000;
 const RETRY_SECONDS = 3;
 const TREE_SECONDS = 5;
 
-const state = { samples: [], requests: new Map(), server: null };
+const state = { samples: [], requests: new Map(), server: null, ready: false };
+const summary = new Summary();
 const charts = new Charts();
 const timeline = new Timeline();
-const tree = new Tree(ask, () => pins.refresh());
+const tree = new Tree(ask, () => pins.refresh(), (tier) => whyEmpty(tier, state));
 const budget = new Budget(ask);
 const losses = new Losses();
 const pins = new Pins(ask, () => tree.refresh());
@@ -35,17 +38,27 @@ async function ask(call) {
   try {
     return await call();
   } catch (error) {
-    if (error instanceof Refused) showKeyForm(error.message);
+    if (error instanceof Refused) askForKey(error);
     throw error;
   }
 }
 
-function showKeyForm(why) {
+/** A server without keys refuses whoever is elsewhere, and no key would help. */
+function askForKey({ wantsKey }) {
+  element("content").hidden = element("trouble").hidden = true;
+  element("server").className = "";
+  element("server").textContent = "";
+  if (!wantsKey && !hasKey()) {
+    const port = location.port || "80";
+    element("forward").textContent = `ssh -L ${port}:127.0.0.1:${port} ${location.hostname}`;
+    element("elsewhere").hidden = false;
+    return;
+  }
   const form = element("key-form");
-  element("key-note").textContent = sessionStorage.length ? why : "";
+  const why = wantsKey ? "The server does not know this key." : "This key is not that of an administrator.";
+  element("key-note").textContent = hasKey() ? why : "";
   if (!form.hidden) return;
   form.hidden = false;
-  element("content").hidden = true;
   element("key").focus();
 }
 
@@ -54,15 +67,8 @@ element("key-form").addEventListener("submit", (event) => {
   setKey(element("key").value.trim());
   element("key-form").hidden = true;
   element("content").hidden = false;
-  refresh();
   restart?.();
 });
-
-function tell(text, ready) {
-  const server = element("server");
-  server.className = ready ? "ready" : "unready";
-  if (server.textContent !== text) server.textContent = text;
-}
 
 function take(news) {
   if (news.server) {
@@ -71,8 +77,16 @@ function take(news) {
   }
   state.samples = [...state.samples, ...news.samples].slice(-SAMPLES);
   keepRequests(news.requests);
-  tell(news.state === "ready" ? "ready" : news.state, news.state === "ready");
+  tell(news.state);
   if (!document.hidden) draw();
+}
+
+/** Without an engine there is nothing to ask; as soon as there is one, everything is asked. */
+function tell(said) {
+  const before = state.ready;
+  state.ready = said !== null && !["loading", "restarting", "failing"].includes(said);
+  summary.tellState(said);
+  if (state.ready && !before) refresh();
 }
 
 /** Every event names all requests that run, so one that it does not name and that has no end is gone. */
@@ -88,7 +102,7 @@ function keepRequests(told) {
 
 function draw() {
   showFacts();
-  showTiles();
+  summary.draw(state.samples);
   tiers.draw(state.samples.at(-1));
   charts.draw(state.samples);
   losses.draw(state.samples);
@@ -101,34 +115,13 @@ function showFacts() {
   const parts = [model, `version ${version}`];
   if (engine) {
     const exact = engine.exact ? "exact: a hit equals a miss bit for bit" : "not exact";
-    parts.push(engine.device, engine.dtype, exact, `${count(engine.num_slots)} tokens of room`);
+    parts.push(engine.device, engine.dtype, exact, `room for ${count(engine.num_slots)} tokens`);
   }
   element("facts").textContent = parts.join(" · ");
 }
 
-function showTiles() {
-  const last = state.samples.at(-1);
-  if (!last) return;
-  const five = state.samples.slice(-300);
-  const sum = (samples, name) => d3.sum(samples, (sample) => sample[name]);
-  const cached = sum(five, "cached"), prompt = cached + sum(five, "computed");
-  element("tile-share").textContent = prompt ? share(cached / prompt) : "-";
-  element("tile-saved").textContent = count(sum(state.samples, "cached"));
-  element("tile-running").textContent = count(last.running);
-  element("tile-waiting").textContent = count(last.waiting);
-  const used = last.budget_bytes ? share(last.used_bytes / last.budget_bytes) : "-";
-  element("tile-bytes").replaceChildren(used, small(` of ${bytes(last.budget_bytes)}`));
-  element("tile-speed").textContent = count(Math.round(sum(state.samples.slice(-5), "generated") / 5));
-  element("tile-ghost").textContent = prompt ? `+${share(sum(five, "ghosts") / prompt)}` : "-";
-}
-
-function small(text) {
-  const node = document.createElement("small");
-  node.textContent = text;
-  return node;
-}
-
 function refresh() {
+  if (!state.ready || document.hidden) return;
   tree.refresh();
   pins.refresh();
 }
@@ -142,13 +135,20 @@ async function follow() {
     const stopped = new AbortController();
     restart = () => stopped.abort();
     try {
+      const told = await ask(() => events("ui/events", stopped.signal));
       state.samples = [];
       state.requests.clear();
-      for await (const news of await ask(() => events("ui/events", stopped.signal))) take(news);
-      tell("the server has ended the connection", false);
+      tiers.forget();
+      for await (const news of told) take(news);
+      tell(null);
     } catch (error) {
-      if (error instanceof Refused) await keyGiven();
-      else if (!stopped.signal.aborted) tell("the server does not answer", false);
+      if (error instanceof Refused) {
+        state.ready = false;
+        await keyGiven();
+        continue;
+      }
+      if (stopped.signal.aborted) continue;
+      tell(null);
     }
     await new Promise((done) => setTimeout(done, RETRY_SECONDS * 1000));
   }
@@ -158,10 +158,9 @@ function keyGiven() {
   return new Promise((done) => { restart = done; });
 }
 
-document.addEventListener("visibilitychange", () => { if (!document.hidden) { draw(); refresh(); } });
+document.addEventListener("visibilitychange", () => { if (!document.hidden) draw(); refresh(); });
 window.addEventListener("resize", () => { draw(); tree.draw(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { draw(); tree.draw(); });
-setInterval(() => { if (!document.hidden && state.samples.length) refresh(); }, TREE_SECONDS * 1000);
+setInterval(refresh, TREE_SECONDS * 1000);
 
-refresh();
 follow();

@@ -39,6 +39,7 @@ export class Budget {
 
   async #change(value) {
     const note = element("budget-note");
+    note.textContent = "changing ...";
     try {
       const answer = await this.#ask(() => put("config", { kv_budget: value, why: "the page" }));
       this.#show(answer.settings.kv_budget);

@@ -25,6 +25,7 @@ export class Charts {
     });
     plot.line(points, "line accent", (point) => point.share);
     const last = points.findLast((point) => point.share !== null);
+    if (!last) plot.remark("no prompts in the last ten minutes");
     say("share", last ? `${share(last.share)} of prompt tokens were found lately.` : "No prompts.");
   }
 
@@ -46,6 +47,9 @@ export class Charts {
     plot.area(samples, "area", (sample) => sample.used_bytes);
     plot.area(samples, "area leased", (sample) => sample.leased_bytes);
     plot.line(samples, "limit", (sample) => sample.budget_bytes || null);
+    plot.name("in use", "key leased", 0);
+    plot.name("cached", "key cached", 1);
+    plot.name("budget", "limit", 2);
     say("budget", `${bytes(last.used_bytes)} of ${bytes(last.budget_bytes)} are used, ` +
       `${bytes(last.leased_bytes)} of them by running requests.`);
   }
@@ -103,6 +107,11 @@ class Plot {
     const area = d3.area((point) => this.x(1000 * point.at), (point) => this.y(low(point)), (point) => this.y(value(point)))
       .defined((point) => value(point) !== null);
     this.svg.append("path").attr("class", className).attr("d", area(points));
+  }
+
+  remark(text) {
+    const [left, right] = this.x.range(), [bottom, top] = this.y.range();
+    this.svg.append("text").attr("class", "none").attr("x", (left + right) / 2).attr("y", (bottom + top) / 2).text(text);
   }
 
   name(text, className, place) {

@@ -29,15 +29,15 @@ export class Explain {
   }
 }
 
-/** The body as given; text that is no JSON object is the prompt of a completion. */
+/** The body as given; text that does not begin like a JSON object is the prompt of a completion. */
 function bodyOf(text, model) {
+  if (!text.trimStart().startsWith("{")) return { model, prompt: text };
   try {
     const body = JSON.parse(text);
-    if (typeof body === "object" && body !== null && !Array.isArray(body)) {
-      return "tokens" in body ? body : { model, ...body };
-    }
-  } catch { /* plain text */ }
-  return { model, prompt: text };
+    return "tokens" in body ? body : { model, ...body };
+  } catch (error) {
+    throw new Error(`This begins like JSON, but it is none: ${error.message}`);
+  }
 }
 
 function rendered(answer) {

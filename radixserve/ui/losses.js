@@ -2,7 +2,7 @@
 
 import { count, element, made, share } from "./text.js";
 
-const CAUSES = {
+export const CAUSES = {
   never_seen: "never seen before: no loss",
   prefix_changed: "the prefix changed",
   evicted: "evicted to make room",
@@ -24,6 +24,8 @@ export class Losses {
     const all = d3.sum(lost.values());
     const rows = d3.sort(lost, ([, number]) => -number);
     element("losses-empty").hidden = all > 0;
+    element("losses-empty").textContent = samples.some((sample) => sample.cached)
+      ? "Every token of every prompt was found." : "No prompts came.";
     element("losses").replaceChildren(...rows.flatMap(([cause, number]) => {
       const bar = made("i", "", { class: cause === "never_seen" ? "none-lost" : "" });
       bar.style.width = `${(100 * number) / all}%`;

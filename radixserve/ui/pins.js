@@ -3,6 +3,8 @@
 import { Refused, get, remove } from "./server.js";
 import { count, element, line, made, seconds } from "./text.js";
 
+const NAMES = ["", "tenant", "tokens held", "hits", "ends in"]; // before each cell where there is no head
+
 export class Pins {
   #ask;
   #changed;
@@ -42,7 +44,8 @@ export class Pins {
   #row(id, cells) {
     const button = made("button", "Remove", { type: "button", "aria-label": `Remove the pin on ${cells[0]}` });
     button.addEventListener("click", () => this.#remove(id));
-    return made("tr", [...cells, button].map((cell) => made("td", [cell])));
+    const data = NAMES.map((name, index) => made("td", [cells[index]], { role: "cell", "data-name": name }));
+    return made("tr", [...data, made("td", [button], { role: "cell" })], { role: "row" });
   }
 
   async #remove(id) {

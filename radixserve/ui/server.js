@@ -2,8 +2,15 @@
 
 const KEY = "radixserve-key";
 
-/** The server wants another key, or one at all. */
-export class Refused extends Error {}
+/** The server refuses: it `wantsKey`, or the key it got, if any, is not that of an administrator. */
+export class Refused extends Error {
+  constructor(sentence, wantsKey) {
+    super(sentence);
+    this.wantsKey = wantsKey;
+  }
+}
+
+export const hasKey = () => Boolean(sessionStorage.getItem(KEY));
 
 export function setKey(key) {
   sessionStorage.setItem(KEY, key);
@@ -53,5 +60,6 @@ async function send(path, options) {
   if (response.ok) return response;
   const error = await response.json().then((body) => body.error?.message, () => null);
   const sentence = error ?? `The server answers ${response.status}.`;
-  throw response.status === 401 || response.status === 403 ? new Refused(sentence) : new Error(sentence);
+  if (response.status === 401 || response.status === 403) throw new Refused(sentence, response.status === 401);
+  throw new Error(sentence);
 }

@@ -8,7 +8,7 @@ export const count = (number) => round.format(number);
 
 export const tokens = (number) => `${count(number)} ${number === 1 ? "token" : "tokens"}`;
 
-export const share = (ratio) => `${(100 * ratio).toFixed(ratio < 0.995 && ratio > 0 ? 1 : 0)} %`;
+export const share = (ratio) => `${(100 * ratio).toFixed(ratio < 0.995 && ratio > 0 ? 1 : 0)}\u00a0%`;
 
 // Characters that cannot be seen, or that turn the direction of others.
 const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;

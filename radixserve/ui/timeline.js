@@ -4,10 +4,16 @@
 import { clock, element, seconds, share, styled, tip, tokens } from "./text.js";
 
 const SECONDS = 60;
+const LEAST_MARKED = 6; // pixels; on a shorter bar the mark would hide the colour
 const BARS = [7, 16]; // the lowest and the highest, in pixels
-const MARGIN = { top: 6, right: 10, bottom: 20, left: 10 };
+const MARGIN = { top: 6, right: 28, bottom: 20, left: 28 }; // room for half a label
 
 export class Timeline {
+  constructor() {
+    // Bars are made anew each second, so that the pointer may be over one that never says it left.
+    element("timeline").addEventListener("pointerleave", (event) => tip(event, ""));
+  }
+
   draw(requests, now) {
     const svg = d3.select("#timeline");
     const { width, height } = svg.node().getBoundingClientRect();
@@ -22,13 +28,14 @@ export class Timeline {
       .call(d3.axisBottom(x).ticks(Math.max(2, width / 130)).tickFormat(clock).tickSizeOuter(0));
     const bars = svg.selectAll(".bar-of").data(shown.filter((each) => each.lane < room)).join("g")
       .attr("transform", (each) => `translate(0,${MARGIN.top + each.lane * (bar + 2)})`)
-      .on("pointermove", (event, each) => tip(event, said(each, now)))
+      .on("pointermove click", (event, each) => tip(event, said(each, now)))
       .on("pointerleave", (event) => tip(event, ""));
     const left = (each) => Math.max(MARGIN.left, x(1000 * each.began));
     bars.append("rect").attr("x", left).attr("height", bar).attr("rx", 2)
       .attr("width", (each) => Math.max(2, x(1000 * (each.ended ?? now)) - left(each)))
       .attr("fill", (each) => (failed(each) ? styled("--bad") : colour(foundShare(each))));
-    bars.filter((each) => each.first_token > now - SECONDS).append("rect")
+    const wide = (each) => x(1000 * (each.ended ?? now)) - left(each) > LEAST_MARKED;
+    bars.filter((each) => each.first_token > now - SECONDS && wide(each)).append("rect")
       .attr("x", (each) => x(1000 * each.first_token)).attr("width", 2).attr("height", bar)
       .attr("fill", styled("--ink"));
     if (!shown.length) {
@@ -40,6 +47,7 @@ export class Timeline {
 
   #say(shown, hidden) {
     const running = shown.filter((each) => !each.ended).length;
+    element("timeline-hidden").textContent = hidden ? `${hidden} more than there is room for` : "";
     element("timeline-said").textContent =
       `${shown.length} requests, ${running} of them running.` + (hidden ? ` ${hidden} are not drawn.` : "");
   }

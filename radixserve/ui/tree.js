@@ -20,19 +20,23 @@ export class Tree {
   #chosen = null; // the id of the node whose facts are shown
   #busy = false;
   #changed;
+  #whyEmpty;
 
-  /** `changed` is called when something was pinned or dropped. */
-  constructor(ask, changed) {
+  /** `changed` is called when something was pinned or dropped; `whyEmpty` gives what is shown for a tier
+   * without boxes. */
+  constructor(ask, changed, whyEmpty) {
     this.#ask = ask;
     this.#changed = changed;
+    this.#whyEmpty = whyEmpty;
+    element("tree").addEventListener("pointerleave", (event) => tip(event, ""));
     element("colours").addEventListener("change", () => this.draw());
     element("tree").addEventListener("keydown", (event) => this.#move(event));
   }
 
   /** Show the tree of another tier. */
   show(tier) {
-    [this.#tier, this.#path, this.#chosen] = [tier, [], null];
-    element("node").replaceChildren();
+    [this.#tier, this.#path] = [tier, []];
+    this.#unchoose();
     return this.refresh();
   }
 
@@ -46,8 +50,8 @@ export class Tree {
       const answer = await this.#ask(() => get(`cache/tree?${place}`));
       if (tier !== this.#tier) return;
       this.#nodes = withoutRoots(answer.nodes);
-      element("tree-empty").hidden = this.#nodes.length > 0;
       element("tree-trouble").textContent = "";
+      this.#showWhetherEmpty();
       this.draw();
       this.#showFacts();
     } catch (error) {
@@ -59,6 +63,13 @@ export class Tree {
     }
   }
 
+  #showWhetherEmpty() {
+    const isEmpty = !this.#nodes.length && !this.#path.length;
+    element("tree-shown").hidden = isEmpty;
+    element("tree-empty").hidden = !isEmpty;
+    element("tree-empty").replaceChildren(...(isEmpty ? this.#whyEmpty(this.#tier) : []));
+  }
+
   draw() {
     const svg = d3.select("#tree");
     const { width, height } = svg.node().getBoundingClientRect();
@@ -67,6 +78,7 @@ export class Tree {
     showScale(colour);
     const shown = root.descendants().filter((each) => each.data.id !== undefined && each.x1 - each.x0 > 0.7);
     const focused = document.activeElement?.dataset?.node;
+    const stays = shown.some((each) => each.data.id == focused);
     const boxes = svg.selectAll("g").data(shown, (each) => each.data.id).join(
       (entered) => {
         const g = entered.append("g").attr("role", "treeitem").attr("data-node", (each) => each.data.id);
@@ -79,7 +91,7 @@ export class Tree {
       .attr("aria-level", (each) => each.depth)
       .attr("aria-label", (each) => spoken(each.data))
       .attr("aria-selected", (each) => each.data.id === this.#chosen)
-      .attr("tabindex", (each, index) => ((focused ? each.data.id == focused : index === 0) ? 0 : -1))
+      .attr("tabindex", (each, index) => ((stays ? each.data.id == focused : index === 0) ? 0 : -1))
       .classed("chosen", (each) => each.data.id === this.#chosen)
       .on("click", (event, each) => this.#choose(each.data))
       .on("dblclick", (event, each) => this.#enter(each))
@@ -92,6 +104,7 @@ export class Tree {
       .attr("visibility", (each) => (each.data.pinned ? null : "hidden"));
     boxes.select("text").text((each) => label(each))
       .attr("class", (each) => (d3.lab(colour.of(each.data)).l < 62 ? "on-dark" : "on-light"));
+    if (focused && !stays) svg.select("g").node()?.focus();
     this.#showPath();
   }
 
@@ -117,6 +130,14 @@ export class Tree {
     this.#chosen = node.id;
     this.draw();
     this.#showNode(node);
+    // On a phone the facts stand below the tree, perhaps out of view.
+    element("node").scrollIntoView({ block: "nearest" });
+  }
+
+  #unchoose() {
+    this.#chosen = null;
+    element("node").replaceChildren();
+    element("node-none").hidden = false;
   }
 
   /** Look inside: the box becomes the first column. */
@@ -142,20 +163,24 @@ export class Tree {
     }));
   }
 
-  /** Bring the facts of the chosen node up to date. Its buttons stay, so that they keep the focus. */
+  /** Bring the facts of the chosen node up to date. Its buttons stay, so that they keep the focus. A node
+   * that is not in view any more, or that is gone, is not chosen any more. */
   #showFacts() {
     const node = this.#nodes.find((each) => each.id === this.#chosen);
     if (node) element("node").querySelector("dl")?.replaceWith(this.#facts(node));
+    else this.#unchoose();
   }
 
   #facts(node) {
     return described([
       ["tokens", node.below_tokens ? `${tokens(node.tokens)}, ${tokens(whole(node))} with what follows`
         : tokens(node.tokens)],
-      ["hits", node.hits ?? 0], ["last used", ago(node)],
+      ["hits", node.below_hits ? `${count(node.hits ?? 0)}, ${count(hitsOf(node))} with what follows` : node.hits ?? 0],
+      ["hit by", hitBy(node, this.#nodes)], ["last used", ago(node)],
       ["lies in", lies(node).map(([tier, number]) => (number === node.tokens ? tier
         : `${tier}: ${count(number)} of ${count(node.tokens)}`)).join(", ")],
-      ["tenant", node.tenant], ["namespace", node.namespace], ["in use", node.leased && !node.pinned ? "by requests that run" : null], ["pinned", node.pinned ? "yes" : null],
+      ["tenant", node.tenant], ["namespace", node.namespace],
+      ["in use", node.leased && !node.pinned ? "by requests that run" : null], ["pinned", node.pinned ? "yes" : null],
     ]);
   }
 
@@ -172,6 +197,7 @@ export class Tree {
     const pin = made("button", "Pin for an hour", { type: "button" });
     pin.hidden = this.#tier !== "device";
     pin.addEventListener("click", () => this.#act("Pinned", () => post("cache/pin", { node: node.id, ttl: 3600 })));
+    element("node-none").hidden = true;
     element("node").replaceChildren(
       ...(node.text ? [made("pre", node.text, { tabindex: 0, "aria-label": "First tokens" })] : []),
       this.#facts(node),
@@ -179,6 +205,7 @@ export class Tree {
   }
 
   async #act(done, call) {
+    element("tree-note").textContent = "asking the server ...";
     try {
       const answer = await this.#ask(call);
       await this.refresh();
@@ -239,6 +266,25 @@ const chosenColour = () => document.querySelector("#colours input:checked").valu
 /** Tokens of a node and of everything below it. */
 const whole = (node) => node.tokens + (node.below_tokens ?? 0);
 
+/** Look-ups that ended in a node or in anything below it. */
+const hitsOf = (node) => (node.hits ?? 0) + (node.below_hits ?? 0);
+
+/** Who hits a node and what follows it, with how many hits; empty on a server without tenants. Hits of
+ * nodes that are not in view count for the tenant of the node above them. */
+function hitBy(node, nodes) {
+  if (!nodes.some((each) => each.tenant)) return "";
+  const below = d3.group(nodes, (each) => each.parent), hits = new Map();
+  const visit = (each) => {
+    const children = below.get(each.id) ?? [];
+    const own = hitsOf(each) - d3.sum(children, hitsOf);
+    const name = each.tenant ?? "what is public";
+    if (own > 0) hits.set(name, (hits.get(name) ?? 0) + own);
+    children.forEach(visit);
+  };
+  visit(node);
+  return d3.sort(hits, ([, number]) => -number).map(([name, number]) => `${name} ${count(number)}`).join(", ");
+}
+
 const ago = (node) => (node.age_seconds === undefined ? null
   : node.age_seconds < 0.5 ? "now" : `${seconds(node.age_seconds)} ago`);
 
@@ -258,7 +304,7 @@ function label(box) {
 function spoken(node) {
   const parts = [tokens(node.tokens)];
   if (node.below_tokens) parts.push(`${tokens(whole(node))} with what follows`);
-  parts.push(`${node.hits ?? 0} hits`);
+  parts.push(node.hits === 1 ? "1 hit" : `${count(node.hits ?? 0)} hits`);
   if (ago(node)) parts.push(`used ${ago(node)}`);
   if (lies(node).length > 1) parts.push(`in ${lies(node).map(([tier]) => tier).join(", ")}`);
   if (node.tenant) parts.push(`tenant ${node.tenant}`);

@@ -277,11 +277,23 @@ def test_a_page_that_is_open_for_a_day_keeps_nothing_for_ever(browser: Browser, 
     for _ in range(24):
         page.clock.fast_forward("59:57")
         page.clock.run_for(4000)
-        expect(page.locator("#server")).to_have_text("the server has ended the connection")
+        expect(page.locator("#server")).to_have_text("no answer")
         sizes.append(page.evaluate("document.querySelectorAll('*').length"))
     assert max(sizes[12:]) <= 1.1 * max(sizes[2:12])
     expect(page.locator("#timeline-said")).to_contain_text("8 of them running")
     page.close()
+
+
+def test_each_state_of_the_server_is_a_sentence_about_requests(page: Page) -> None:
+    show = """state => import("./ui/summary.js").then(({ Summary }) => {
+        new Summary().tellState(state);
+        return document.getElementById("trouble").innerText;
+    })"""
+    for state in ("loading", "warming", "sharing", "restarting", "stalled", "failing", "draining"):
+        told = page.evaluate(show, state)
+        assert "equest" in told or "another" in told
+        assert "not ready" not in told
+    expect(page.locator("#trouble")).to_be_hidden()  # the next event says that all is well
 
 
 def an_hour(page: Page) -> str:
@@ -313,4 +325,6 @@ def test_a_key_is_asked_for_and_kept_until_the_tab_is_closed(browser: Browser) -
         page.get_by_role("button", name="Show").click()
         expect(page.locator("#server")).to_have_text("ready")
         expect(page.locator("#key-form")).to_be_hidden()
+        expect(page.locator("#summary")).to_have_text("No prompts in the last ten minutes.")
+        expect(page.locator("#tree-empty")).to_contain_text("Bearer KEY")
         page.close()
