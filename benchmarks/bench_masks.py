@@ -73,9 +73,14 @@ class MadeUp:
         shuffled = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(0))
         self._base = ordered[shuffled]
 
-    def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        chunks: Sequence[Chunk],
+        drawn: torch.Tensor | None = None,
+        between_layers: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
         """See `StepModel`. One row for each chunk."""
-        del drawn  # steps run in turn
+        del drawn, between_layers  # steps run in turn, and there are no layers
         shifts = [int(chunk.token_ids[-1]) * 7 for chunk in chunks]
         return torch.stack([self._base.roll(shift) for shift in shifts])
 

@@ -15,14 +15,18 @@ device.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 from radixserve.cache.kvcache import KVCache
 from radixserve.engine.answering import Answering
-from radixserve.engine.counters import STEP_SECONDS, STEP_SEQUENCES, STEP_TOKENS, STEPS
+from radixserve.engine.counters import GIVEN_UP, STEP_SECONDS, STEP_SEQUENCES, STEP_TOKENS, STEPS
 from radixserve.engine.faults import OUT_OF_MEMORY, Fault, free_memory
 from radixserve.engine.flight import Flight, StepModel
+from radixserve.engine.giving_way import GivenUp, GivingWay
 from radixserve.engine.grammars import Grammars
 from radixserve.engine.pins import Pins
+from radixserve.engine.planning import Work
 from radixserve.engine.scheduler import Limits, Scheduler
 from radixserve.engine.tiers import Tiers
 from radixserve.questions import Answered, Asked
@@ -55,6 +59,9 @@ class EngineCore:
         self.pins = Pins(cache, most_pinned, limits.request_pin_share)
         self.scheduler = Scheduler(cache, limits, self.tiers, grammars, self.pins)
         self.answering = Answering(cache, self.scheduler, self.tiers)
+        self.giving_way = GivingWay()
+        # Called while a step computes: the requests that have come since, to be submitted later.
+        self.arrivals: Callable[[], list[Request]] = list
         self._grammars = grammars
         self._ahead = ahead
         self._in_flight: Flight | None = None
@@ -152,10 +159,21 @@ class EngineCore:
         if not works:
             return None
         flight = Flight(works)
-        flight.launch(self.model, self._in_flight, ahead=self._ahead)
+        may_be = not self._ahead and self.giving_way.may_be(works)
+        look = partial(self._give_way, works) if may_be else None
+        flight.launch(self.model, self._in_flight, ahead=self._ahead, between_layers=look)
         return flight
 
+    def _give_way(self, works: list[Work]) -> None:
+        """Give the step of `works` up if a request has come that should not wait for its end."""
+        if any(self.scheduler.gives_way(works, request) for request in self.arrivals()):
+            raise GivenUp
+
     def _land(self, flight: Flight) -> list[TokenEvent]:
+        if flight.is_given_up:
+            self.scheduler.give_up(flight.works)
+            self.giving_way.lost(time.perf_counter() - flight.started)
+            return []
         outcome = flight.land()
         if isinstance(outcome, Fault):
             if outcome is OUT_OF_MEMORY:
@@ -175,6 +193,7 @@ class EngineCore:
             self._landed_at - since,
         )
         self._steps += 1
+        self.giving_way.computed(seconds)
         self._recent.append((seconds, num_tokens, len(flight.works)))
         self.tiers.computed(num_tokens, seconds)
         num_decodes = sum(len(work.token_ids) for work in flight.works if work.num_known == 1)
@@ -198,6 +217,7 @@ class EngineCore:
         return EngineStats(
             numbers={
                 STEPS.key(): self._steps,
+                GIVEN_UP.key(): self.giving_way.num_given_up,
                 **self.scheduler.numbers(),
                 **self.cache.numbers(),
                 **self.tiers.numbers(),

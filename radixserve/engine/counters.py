@@ -90,6 +90,13 @@ STEP_FAULTS = Declared(
 
 STEPS = Declared("counter", "radixserve_steps_total", "steps", "Steps of the engine")
 
+GIVEN_UP = Declared(
+    "counter",
+    "radixserve_steps_given_up_total",
+    "steps",
+    "Steps that were given up for a cached prompt of another tenant, and computed again after it",
+)
+
 STEP_SECONDS = Declared("histogram", "radixserve_step_seconds", "seconds", "Duration of a step")
 
 STEP_TOKENS = Declared(
@@ -174,6 +181,7 @@ COUNTERS: Final = (
     PREEMPTIONS,
     STEP_FAULTS,
     STEPS,
+    GIVEN_UP,
     STEP_SECONDS,
     STEP_TOKENS,
     STEP_SEQUENCES,

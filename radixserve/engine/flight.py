@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from radixserve.engine.faults import Fault, fault_of
+from radixserve.engine.giving_way import GivenUp
 from radixserve.engine.planning import Work
 from radixserve.sampling import PromptLogprobs, Sampled, Samples, reads_output, sample
 from radixserve.step import Chunk, Logits, TokenLogprob
@@ -31,11 +32,16 @@ log = logging.getLogger(__name__)
 class StepModel(Protocol):
     """Computes logits and writes K/V: `model.runner.Runner`, or a fake."""
 
-    def forward(self, chunks: Seq[Chunk], drawn: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self,
+        chunks: Seq[Chunk],
+        drawn: torch.Tensor | None,
+        between_layers: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
         """float32 logits [sum of chunk.num_logits, vocab_size], in chunk order.
 
         `drawn`, int64 [chunks of the step before], holds the tokens which that step draws, for
-        chunks with `drawn_row`.
+        chunks with `drawn_row`. `between_layers` may be called while it computes, and may raise.
         """
 
 
@@ -48,6 +54,7 @@ class Flight:
         self._samples: Samples | None = None
         self._known_logprobs: list[_Known] = []
         self._fault: Fault | None = None
+        self.is_given_up = False
 
     @property
     def drawn(self) -> torch.Tensor | None:
@@ -66,12 +73,20 @@ class Flight:
         alone = any(work.sequence.num_retry or len(work.draft) for work in self.works)
         return self._fault is None and not alone and not any(map(reads_output, self.works))
 
-    def launch(self, model: StepModel, before: Flight | None, *, ahead: bool) -> None:
+    def launch(
+        self,
+        model: StepModel,
+        before: Flight | None,
+        *,
+        ahead: bool,
+        between_layers: Callable[[], None] | None = None,
+    ) -> None:
         """Enqueue forward pass and sampling, behind the step `before` if that is still in flight.
-        With `ahead` it never waits for the device.
+        With `ahead` it never waits for the device. If `between_layers` raises `GivenUp`, it ends at
+        once.
         """
         try:
-            logits = model.forward(self.works, before.drawn if before else None)
+            logits = model.forward(self.works, before.drawn if before else None, between_layers)
             last_rows = np.cumsum([work.num_logits for work in self.works]) - 1
             self._ask_known_logprobs(logits, last_rows.tolist())
             self._constrain()
@@ -79,6 +94,8 @@ class Flight:
             if len(rows) < len(logits):
                 logits = logits[upload(_drawing(self.works, last_rows), logits.device)]
             self._samples = sample(logits, rows, ahead=ahead)
+        except GivenUp:
+            self.is_given_up = True
         except Exception as error:
             self._fault = self._fault_of(error)
 

@@ -74,6 +74,17 @@ class Channel:
         self._sock = sock
         self._frames = FrameReader()
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._seen: list[ToEngine] = []  # that have arrived and are not received yet
+
+    def look(self) -> list[ToEngine]:
+        """What has arrived since the last call; `receive` yields it later. Never sleeps."""
+        arrived: list[ToEngine] = []
+        if select.select([self._sock], [], [], 0)[0]:
+            # If the front is gone this is empty now, and again when `receive` reads.
+            data = self._sock.recv(_RECEIVE_BYTES)
+            arrived = [self._decoder.decode(body) for body in self._frames.feed(data)]
+            self._seen += arrived
+        return arrived
 
     def receive(self, patience: float | None, also: Sequence[int] = ()) -> Iterator[ToEngine]:
         """The messages that have arrived. Sleeps until there is one, for at most `patience` seconds
@@ -85,6 +96,9 @@ class Channel:
             FrontGone: the front closed the socket.
         """
         ours = self._sock.fileno()
+        while self._seen:
+            patience = 0.0
+            yield self._seen.pop(0)
         while ours in select.select([ours, *also], [], [], patience)[0]:
             data = self._sock.recv(_RECEIVE_BYTES)
             if not data:
@@ -112,6 +126,7 @@ class EngineLoop:
         self._core = core
         self._channel = channel
         self._also = core.tiers.filenos()
+        core.arrivals = self._arrivals
         self._reported_at = 0.0
 
     def run(self) -> None:
@@ -136,6 +151,9 @@ class EngineLoop:
             elif isinstance(message, Asked):
                 self._core.ask(message)
         return events
+
+    def _arrivals(self) -> list[Request]:
+        return [message for message in self._channel.look() if isinstance(message, Request)]
 
     @property
     def _patience(self) -> float | None:

@@ -173,6 +173,18 @@ class FairQueue:
             ahead[each.body] += 1
         return rounds
 
+    def is_behind(self, newcomer: Sequence, others: list[Sequence]) -> bool:
+        """Whether `newcomer`, which is not in the engine yet, is of another tenant than all of
+        `others`, and comes before them.
+        """
+        tenant = newcomer.request.tenant
+        clock = _ahead(self._clocks.get(tenant, 0.0), newcomer)
+        return all(
+            each.request.tenant != tenant
+            and clock <= _ahead(self._clocks[each.request.tenant], each)
+            for each in others
+        )
+
     def prefill_order(self, prefilling: list[Sequence]) -> list[Sequence]:
         """Running sequences that prefill, in the order in which they share a step: fair between
         tenants, then what is nearly done first, so that a warm prompt does not wait for cold ones.

@@ -20,6 +20,7 @@ from radixserve.declared import Numbers
 from radixserve.engine.counters import BACKLOG_TOKENS, PREFILL_RATE, RUNNING, WAITING
 from radixserve.engine.events import ended, refusal_of, refused, token_event
 from radixserve.engine.faults import NOT_FINITE, Fault
+from radixserve.engine.giving_way import comes_first, prompts_of
 from radixserve.engine.grammars import Grammars
 from radixserve.engine.pins import Pins
 from radixserve.engine.planning import GROWTH, Plan, Work, last_slot, second_try, slots_wanted
@@ -86,6 +87,7 @@ class Scheduler:
         self.budget = (
             cache.slots.budget
         )  # slots; that of the cache may be more while requests need it
+        self._gave_way: set[str] = set()  # tenants with prompts in a step that was given up
         self._pressed = False  # a sequence was preempted and none has ended since
 
     @property
@@ -200,7 +202,9 @@ class Scheduler:
             plan.room = min(plan.room, most)
         self._admit(plan)
         prefilling = [each for each in self.running if _prefills(each)]
-        self._plan(plan, self.waiting.prefill_order(prefilling))
+        newcomers = [each for each in prefilling if each.request.tenant not in self._gave_way]
+        self._gave_way = set()
+        self._plan(plan, self.waiting.prefill_order(newcomers or prefilling))
         for each in prefilling:
             each.num_passed = 0 if plan.has(each) else each.num_passed + 1
         if self.limits.speculates:
@@ -380,6 +384,26 @@ class Scheduler:
             if work.is_current
         )
         return [event for event in events if event is not None]
+
+    def gives_way(self, works: list[Work], request: Request) -> bool:
+        """Whether the step of `works`, which is being computed, should be given up for `request`,
+        which has just come.
+        """
+        is_full = len(self.running) >= self.limits.max_running
+        if is_full or not self.limits.prefill_share or request.sampling.grammar is not None:
+            return False
+        newcomer = Sequence.of(request, request.output_ids)
+        newcomer.num_matched = self._num_matched(newcomer)
+        return comes_first(newcomer, prompts_of(works), self.waiting)
+
+    def give_up(self, works: list[Work]) -> None:
+        """Take back a step that was given up. The next one computes no prompts of its tenants, if
+        there are others.
+        """
+        current = [work for work in works if work.is_current]
+        for work in current:
+            work.sequence.num_planned = work.sequence.num_computed
+        self._gave_way = {each.request.tenant for each in prompts_of(current)}
 
     def fail(self, works: list[Work], fault: Fault) -> list[TokenEvent]:
         """Take back a step that failed, or end its sequence if this was its second try. Nothing of

@@ -12,7 +12,7 @@ Knows nothing of requests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -74,33 +74,45 @@ class Decoder:
         self._records = WeakKeyDictionary()
 
     def __call__(
-        self, ids: torch.Tensor, plan: AttentionPlan, wanted: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        plan: AttentionPlan,
+        wanted: torch.Tensor,
+        between_layers: Callable[[], None] | None = None,
     ) -> torch.Tensor:
         """Logits [len(wanted), vocab] of token ids [rows], for the rows that `wanted` lists. Writes
-        K/V of all rows to the pool.
+        K/V of all rows to the pool. `between_layers` is called now and then and may raise.
         """
         positions = torch.from_numpy(plan.positions).long()
         hidden = self._embed(ids, positions)
         tables = [rotary(hidden, positions) for rotary in self.weights.tables]
         if len(ids) <= self.most_recorded:
             step = self._recorded(len(ids), plan.pool, hidden, tables)
-            hidden, delta = step.run(plan, hidden, tables)
+            hidden, delta = step.run(plan, hidden, tables, between_layers)
             hidden, delta = hidden[wanted], delta[wanted]
         else:
             run = RunNow(self._sizes, plan, hidden, tables, self.attend)
-            delta = self._run_layers(run, wanted if len(wanted) < len(ids) else None)
+            rows = wanted if len(wanted) < len(ids) else None
+            delta = self._run_layers(run, rows, between_layers)
             hidden = run.hidden
         last = RunNow(self._sizes, plan, hidden, tables, self.attend)
         head = self.weights.head
         return head.logits(last.add_norm(delta, head.norm))
 
-    def _run_layers(self, run: Operations, wanted: torch.Tensor | None = None) -> torch.Tensor:
+    def _run_layers(
+        self,
+        run: Operations,
+        wanted: torch.Tensor | None = None,
+        between_layers: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
         """Run all layers. Returns what the last one adds to the rows `wanted`, or to all rows if
         that is None.
         """
         delta = None
         for layer in self.layers[:-1]:
             delta = decode_layer(run, layer, delta)
+            if between_layers is not None:
+                between_layers()
         return decode_layer(run, self.layers[-1], delta, wanted)
 
     def _recorded(

@@ -6,7 +6,7 @@ Its next token depends on the last one only: token t of the visible ASCII range 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -27,9 +27,14 @@ class FakeModel:
             (torch.arange(_CYCLE), tokens), torch.tensor(99.0)
         )
 
-    def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        chunks: Sequence[Chunk],
+        drawn: torch.Tensor | None = None,
+        between_layers: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
         """float32 logits [sum of chunk.num_logits, vocab_size]. It runs on the CPU, where no step
-        is launched ahead, so `drawn` is None.
+        is launched ahead, so `drawn` is None. It has no layers.
         """
         assert drawn is None
         spoken = np.concatenate([chunk.token_ids[-chunk.num_logits :] for chunk in chunks])

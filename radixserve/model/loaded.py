@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -13,7 +14,18 @@ from radixserve.tensors.kv import KVShape
 
 log = logging.getLogger(__name__)
 
-Forward = Callable[[torch.Tensor, AttentionPlan, torch.Tensor], torch.Tensor]
+
+class Forward(Protocol):
+    """The forward pass of a decoder of our own (`model.decoder.Decoder`)."""
+
+    def __call__(
+        self,
+        ids: torch.Tensor,
+        plan: AttentionPlan,
+        wanted: torch.Tensor,
+        between_layers: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
+        """Logits [len(wanted), vocab] of token ids [rows], for the rows that `wanted` lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +47,7 @@ class LoadedModel:
     inexact_reason: str | None = None
     fallback_reason: str | None = None  # why the device's own attention kernel is not used
     generic_reason: str | None = None  # why `decoder` is None
-    # Replaces a call of `model`: maps token ids [rows], plan and wanted rows to logits.
-    decoder: Forward | None = None
+    decoder: Forward | None = None  # replaces a call of `model`
 
 
 def tell(loaded: LoadedModel) -> None:

@@ -39,6 +39,7 @@ from radixserve.model.weights import HeadNorm, Layer, Mlp, Norm, Rope, Table
 from radixserve.tensors.kv import KVPool
 
 _MOST_LAUNCHES = 16  # kernels of a layer
+_PART = 3  # layers of a program between two looks at what has come meanwhile
 _ENOUGH = 1 << 15  # numbers in a tensor, from which on waking other threads is worth it
 
 Compiled = Callable[[Any], None]
@@ -248,7 +249,7 @@ class Record(Operations):
         self._results, self._launches = 0, 0  # of the layer, so far
         self.calls: list[tuple[int, int]] = []
         self._blocks: list[Any] = []  # kept: the program holds bare addresses
-        layers = pool.shape.layers
+        self.layers = layers = pool.shape.layers
         self._counters = np.zeros((layers, _MOST_LAUNCHES, COUNTERS), np.int64)
         self._attention = attention.AttentionStep(pool.shape, sizes.heads, memory.hidden.dtype)
         self._attention_counters = np.zeros((layers, attention.COUNTERS), np.int64)
@@ -334,14 +335,25 @@ class RecordedStep:
     def __init__(self, record: Record, delta: torch.Tensor) -> None:
         self._record, self._delta = record, delta
         self._program = Program(record.calls)
+        self._part = _PART * len(record.calls) // record.layers
 
     def run(
-        self, plan: AttentionPlan, hidden: torch.Tensor, tables: Sequence[Table]
+        self,
+        plan: AttentionPlan,
+        hidden: torch.Tensor,
+        tables: Sequence[Table],
+        between_layers: Callable[[], None] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run a step from embeddings [rows, width] on: the residual stream [rows, width] before the
         last layer's result is added, and this result. Both are overwritten by the next step. K and
-        V of all rows are in the pool then.
+        V of all rows are in the pool then. With `between_layers` the program runs in parts, which
+        takes some microseconds for each.
         """
         self._record.start(plan, hidden, tables)
-        self._program.run()
+        whole = len(self._program)
+        part = whole if between_layers is None else self._part
+        for first in range(0, whole, part):
+            if between_layers is not None:
+                between_layers()
+            self._program.run(first, min(first + part, whole))
         return self._record.hidden, self._delta

@@ -6,7 +6,7 @@ attends what. Knows nothing of requests, of sampling or of who owns a slot.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -31,30 +31,40 @@ class Runner:
         self._graphs = graphs
 
     @torch.inference_mode()
-    def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        chunks: Sequence[Chunk],
+        drawn: torch.Tensor | None = None,
+        between_layers: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
         """float32 logits [sum of chunk.num_logits, vocab_size], in chunk order. Writes K/V of all
         rows to the pool.
 
         It only launches work: on CUDA nothing here waits for the device. `drawn` holds the ids that
         the step before draws, int64 [its chunks] on the device, for chunks with `drawn_row`. The
-        next step may overwrite the logits.
+        next step may overwrite the logits. `between_layers` is called now and then while our own
+        decoder computes, and may raise: then K/V of the chunks is undefined.
         """
         replayed = self._graphs.forward(chunks, drawn) if self._graphs else None
         return (
-            self.run(AttentionPlan.of(chunks, self.pool), chunks, drawn)
+            self.run(AttentionPlan.of(chunks, self.pool), chunks, drawn, between_layers)
             if replayed is None
             else replayed
         )
 
     def run(
-        self, plan: AttentionPlan, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None
+        self,
+        plan: AttentionPlan,
+        chunks: Sequence[Chunk],
+        drawn: torch.Tensor | None = None,
+        between_layers: Callable[[], None] | None = None,
     ) -> torch.Tensor:
         """`forward` with a plan that was made before. Never uses a graph."""
         device = self.loaded.device
         ids = token_ids(chunks, drawn, device)
         wanted = upload(_wanted_rows(plan, chunks), device)
         if self.loaded.decoder:
-            return self.loaded.decoder(ids, plan, wanted)
+            return self.loaded.decoder(ids, plan, wanted, between_layers)
         output = self.loaded.model(
             input_ids=ids[None],
             position_ids=upload(plan.positions.astype(np.int64), device)[None],

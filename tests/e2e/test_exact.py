@@ -102,8 +102,13 @@ class Failing:
     draw: random.Random
     num_failed: int = 0
 
-    def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None) -> torch.Tensor:
-        logits = self.runner.forward(chunks, drawn)
+    def forward(
+        self,
+        chunks: Sequence[Chunk],
+        drawn: torch.Tensor | None,
+        between_layers: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
+        logits = self.runner.forward(chunks, drawn, between_layers)
         if len(chunks) == 1 or self.draw.random() < 0.7:
             return logits
         self.num_failed += 1

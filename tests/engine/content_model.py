@@ -69,7 +69,12 @@ class ContentModel:
         """The calls of these indices fail."""
         self.fault_of = lambda step: ON_FIRE if self.num_calls - 1 in calls else None
 
-    def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        chunks: Sequence[Chunk],
+        drawn: torch.Tensor | None = None,
+        between_layers: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
         self.num_calls += 1
         chunks = [_known(chunk, drawn) for chunk in chunks]
         prefixes = [
@@ -78,6 +83,8 @@ class ContentModel:
         step = [
             self._compute(chunk, prefix) for chunk, prefix in zip(chunks, prefixes, strict=True)
         ]
+        if between_layers is not None:
+            self._interrupt(chunks, between_layers)
         error = self.fault_of(step)
         if error is not None:
             step = self._fail(chunks, error)
@@ -88,6 +95,14 @@ class ContentModel:
                 for row in rows[-chunk.num_logits :]
             ]
         )
+
+    def _interrupt(self, chunks: Sequence[Chunk], between_layers: Callable[[], None]) -> None:
+        """While layers are computed the slots hold nonsense."""
+        slots = [slot for chunk in chunks for slot in chunk.slots[chunk.start :].tolist()]
+        whole = {slot: self.content[slot] for slot in slots}
+        self.content.update(dict.fromkeys(slots, NONSENSE))
+        between_layers()
+        self.content.update(whole)
 
     def _logits(self, rows: list[Prefix]) -> torch.Tensor:
         logits = torch.full((len(rows), VOCAB), -5.0)

@@ -33,10 +33,11 @@ class Harness:
         *,
         ahead: bool,
         speculates: bool = False,
+        prefill_share: float = 0.0,
     ) -> None:
         self.model = ContentModel()
         self.cache = KVCache(num_slots, enabled=cache)
-        limits = Limits(max_running, max_step_tokens, speculates=speculates)
+        limits = Limits(max_running, max_step_tokens, prefill_share, speculates=speculates)
         self.core = EngineCore(self.model, self.cache, limits, ahead=ahead)
         self.events: dict[str, list[TokenEvent]] = defaultdict(list)
 

@@ -1,8 +1,9 @@
-"""The engine process before its first step."""
+"""The engine process before its first step, and its end of the socket."""
 
 from __future__ import annotations
 
 import gc
+import socket
 from unittest.mock import Mock
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from radixserve.config import Settings
 from radixserve.engine import process
 from radixserve.engine.imports import nothing_collected
-from radixserve.engine.process import EngineLoop
-from radixserve.messages import Loading, Start
+from radixserve.engine.process import Channel, EngineLoop, FrontGone
+from radixserve.messages import Abort, Loading, Start, encode
 
 
 @pytest.mark.parametrize("error", [None, ImportError])
@@ -58,3 +59,20 @@ def test_what_grammars_need_is_built_after_ready_and_before_any_step(
     gc.unfreeze()
     prepared = [] if fake_model else ["prepare"]
     assert happened == [Loading, str, *prepared, "loop"]
+
+
+def test_what_was_looked_at_is_received_later_and_in_order() -> None:
+    ours, theirs = socket.socketpair()
+    channel = Channel(theirs)
+    assert channel.look() == []
+    ours.sendall(encode(Abort("a")) + encode(Abort("b")))
+    assert channel.look() == [Abort("a"), Abort("b")]
+    ours.sendall(encode(Abort("c")))
+    assert channel.look() == [Abort("c")]
+    ours.sendall(encode(Abort("d")))
+    assert list(channel.receive(None)) == [Abort(name) for name in "abcd"]
+    ours.close()
+    assert channel.look() == []
+    with pytest.raises(FrontGone):
+        list(channel.receive(None))
+    theirs.close()

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from pathlib import Path
 
@@ -77,13 +77,18 @@ def spring(token_ids: Sequence[int], folder: Path) -> None:
 class TrappedModel(FakeModel):
     """The model of no cost, with traps."""
 
-    def forward(self, chunks: Sequence[Chunk], drawn: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        chunks: Sequence[Chunk],
+        drawn: torch.Tensor | None = None,
+        between_layers: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
         time.sleep(TOKEN_SECONDS)
         spring(
             [token for chunk in chunks for token in chunk.token_ids.tolist()],
             Path(os.environ["TRAPS_FOLDER"]),
         )
-        return super().forward(chunks, drawn)
+        return super().forward(chunks, drawn, between_layers)
 
 
 def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:

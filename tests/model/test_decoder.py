@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import replace
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from radixserve.engine.giving_way import GivenUp
 from radixserve.kernels.cpu.gemm.call import FEW, segments_of
 from radixserve.kernels.cpu.gemm.vectors import SEGMENT
 from radixserve.kernels.step import AttentionPlan
+from radixserve.model import operations
 from radixserve.model.decoder import Decoder
 from radixserve.model.families import decoder_of
 from radixserve.model.runner import Runner
@@ -63,6 +66,32 @@ def test_a_step_of_few_rows_as_one_program_gives_the_bits_of_layer_by_layer(
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("most_recorded", [FEW, 0], ids=["as a program", "layer by layer"])
+def test_a_step_that_was_given_up_between_layers_gives_the_same_bits_when_computed_again(
+    most_recorded: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_tiny("llama")
+    monkeypatch.setattr(loaded.decoder, "most_recorded", most_recorded)
+    monkeypatch.setattr(operations, "_PART", 1)
+    step = [chunk([*range(20)], 0, range(20)), chunk([3], 0, [30])]
+    run = Runner(loaded, KVPool(loaded.shape, 100, CPU))
+    whole = run.forward(step).clone()
+    looks: list[int] = []
+    for given_up in range(1, 100):
+        looks.clear()
+
+        def look(last: int = given_up) -> None:
+            looks.append(1)
+            if len(looks) == last:
+                raise GivenUp
+
+        with contextlib.suppress(GivenUp):
+            assert torch.equal(run.forward(step, None, look), whole)
+            break
+        assert torch.equal(run.forward(step), whole)
+    assert len(looks) == given_up - 1 > 0
+
+
 def test_what_is_asked_for_early_covers_the_slots_of_the_step_and_little_else() -> None:
     pool = KVPool(replace(SHAPE, layers=1), 4000, CPU)
     step = AttentionPlan.of(
@@ -84,7 +113,7 @@ def test_one_that_disagrees_is_not_used_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(
-        Decoder, "__call__", lambda self, ids, plan, wanted: torch.zeros(len(wanted), VOCAB)
+        Decoder, "__call__", lambda self, ids, plan, wanted, _=None: torch.zeros(len(wanted), VOCAB)
     )
     with caplog.at_level(logging.WARNING):
         loaded = load_tiny("llama")

@@ -27,6 +27,8 @@ class ProgramBlock(Block):
     """A program as its threads read it."""
 
     calls: Annotated[Any, Elements.of(CALL)]
+    first: Int  # the number of the first call that is made, and of the first one that is not
+    stop: Int
     barrier: Int  # the address of the function in which threads wait for each other; 0: no threads
 
 
@@ -36,17 +38,24 @@ class Program:
     def __init__(self, calls: Sequence[tuple[int, int]]) -> None:
         """`calls` are pairs of addresses: a kernel, and the block that it is called with."""
         self._calls = np.array(calls, CALL)
-        self._block = ProgramBlock(calls=self._calls, barrier=threads.barrier())
+        self._block = ProgramBlock(calls=self._calls, first=0, stop=0, barrier=threads.barrier())
 
-    def run(self) -> None:
-        """Call the kernels in order. The counters in their blocks must be zero."""
+    def __len__(self) -> int:
+        """The number of calls."""
+        return len(self._calls)
+
+    def run(self, first: int, stop: int) -> None:
+        """Make the calls `first` .. `stop` - 1 in order. The counters in their blocks must be
+        zero.
+        """
+        self._block.first, self._block.stop = first, stop
         threads.run(native.address(run_calls), self._block.address, True)
 
 
 @compiled
 def _run_calls(program: ProgramBlock) -> None:
     """One thread: call each kernel, then wait at the barrier."""
-    for i in range(program.calls.shape[0]):
+    for i in range(program.first, program.stop):
         call = program.calls[i]
         call_address(call.kernel, call.block)
         if program.barrier != 0:
