@@ -31,6 +31,7 @@ import aiohttp
 from radixserve.loadtest.server import server
 
 SYSTEM_TOKENS = 600
+FLOOD_ROUNDS = 3
 KEYS = "[tenants.calm]\nkeys = ['calm']\n[tenants.flood]\nkeys = ['flood']\n"
 
 
@@ -146,24 +147,50 @@ async def _recovery(one: Callable[[], Awaitable[Asked]], enough: float) -> float
 
 
 async def flood(session: aiohttp.ClientSession, seconds: float) -> None:
-    """Cached prompts alone, new prompts alone, and both."""
+    """Cached prompts alone, new prompts alone, and both. In turns, because the speed of a shared
+    machine changes.
+    """
     prefixes = [fresh(SYSTEM_TOKENS) for _ in range(4)]
     for each in prefixes:
         await ask(session, each, 1)
-    third = seconds / 3
-    for name, calms, floods in (("alone", 1, 0), ("flood alone", 0, 12), ("both", 1, 12)):
+    phases = [Phase("alone", 1, 0), Phase("flood alone", 0, 12), Phase("both", 1, 12)]
+    for phase in phases * FLOOD_ROUNDS:
+        await phase.run(session, prefixes, seconds / len(phases) / FLOOD_ROUNDS)
+    for phase in phases:
+        print(phase.result())
+
+
+@dataclass
+class Phase:
+    """Some connections of each tenant, several times."""
+
+    name: str
+    num_calm: int
+    num_floods: int
+    calm: list[Asked] = field(default_factory=list)
+    computed: int = 0  # prompt tokens of the flood
+    seconds: float = 0.0
+
+    async def run(
+        self, session: aiohttp.ClientSession, prefixes: list[list[int]], seconds: float
+    ) -> None:
+        """Requests begin for so many seconds."""
         began = time.perf_counter()
-        until = began + third
-        flood_tasks = [asyncio.create_task(_flooding(session, until)) for _ in range(floods)]
-        calm_tasks = [asyncio.create_task(_calm(session, prefixes, until)) for _ in range(calms)]
-        calm = [each for task in calm_tasks for each in await task if each.status == 200]
-        computed = sum(await asyncio.gather(*flood_tasks)) / (time.perf_counter() - began)
-        share = sum(e.cached for e in calm) / max(1, sum(e.prompt for e in calm))
-        firsts = [e.first for e in calm]
-        print(
-            f"{name}: {len(calm)} cached prompts, hit share {share:.0%}, to the first token p50 "
-            f"{percentile(firsts, 0.5) * 1e3:.0f} ms, p90 {percentile(firsts, 0.9) * 1e3:.0f} ms; "
-            f"{computed:.0f} new prompt tokens/s"
+        until = began + seconds
+        floods = [asyncio.create_task(_flooding(session, until)) for _ in range(self.num_floods)]
+        calms = [asyncio.create_task(_calm(session, prefixes, until)) for _ in range(self.num_calm)]
+        self.calm += [each for task in calms for each in await task if each.status == 200]
+        self.computed += sum(await asyncio.gather(*floods))
+        self.seconds += time.perf_counter() - began
+
+    def result(self) -> str:
+        """One line."""
+        firsts = [each.first * 1e3 for each in self.calm]
+        share = sum(e.cached for e in self.calm) / max(1, sum(e.prompt for e in self.calm))
+        return (
+            f"{self.name}: {len(firsts)} cached prompts, hit share {share:.0%}, to the first token "
+            f"p50 {percentile(firsts, 0.5):.0f} ms, p90 {percentile(firsts, 0.9):.0f} ms; "
+            f"{self.computed / self.seconds:.0f} new prompt tokens/s"
         )
 
 
