@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from bench_step import DEVICE, SLOT_ORDER, SLOTS, Work, decode_chunks, interleaved, ms
 
 from radixserve.checkpoints.embedded import embedded_model
-from radixserve.kernels.attention import Kernel
+from radixserve.kernels.attention import Kernel, LayerAttention
 from radixserve.kernels.cpu import levels
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.kernels.step import AttentionPlan
@@ -141,7 +141,9 @@ def causal(count: int, stop: int) -> torch.Tensor:
     return torch.ones(count, stop, dtype=torch.bool).tril(stop - count)
 
 
-def attend_dense(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
+def attend_dense(
+    q: torch.Tensor, layer: int, plan: AttentionPlan, attention: LayerAttention
+) -> torch.Tensor:
     """Attention of sequences of equal length whose K and V lie one after the other from slot
     0 on.
     """
@@ -157,7 +159,7 @@ def attend_dense(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: floa
         v,
         attn_mask=mask,
         is_causal=count > 1 and not start,
-        scale=scaling,
+        scale=attention.scaling,
         enable_gqa=True,
     )
     return out.transpose(1, 2).reshape(q.shape)

@@ -28,6 +28,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from radixserve.checkpoints.embedded import embedded_model
+from radixserve.kernels.attention import LayerAttention
 from radixserve.kernels.cpu import levels
 from radixserve.kernels.cpu.attention.call import attend_cpu
 from radixserve.kernels.step import AttentionPlan
@@ -152,7 +153,7 @@ def bench_attention(shape: KVShape, heads: int, rounds: int) -> None:
         q4 = q.transpose(0, 1)[None].contiguous()
         times = interleaved(
             {
-                "ours": partial(attend_cpu, q, 0, plan, 0.125),
+                "ours": partial(attend_cpu, q, 0, plan, LayerAttention(0.125)),
                 "sdpa": partial(
                     F.scaled_dot_product_attention, q4, k, v, is_causal=True, enable_gqa=True
                 ),
@@ -178,7 +179,7 @@ def bench_attention(shape: KVShape, heads: int, rounds: int) -> None:
 def attend_all_layers(q: torch.Tensor, plan: AttentionPlan) -> None:
     """As a step does: what is read of a layer is no longer in the caches when it is read again."""
     for layer in range(plan.pool.shape.layers):
-        attend_cpu(q, layer, plan, 0.125)
+        attend_cpu(q, layer, plan, LayerAttention(0.125))
 
 
 def bench_shared_attention(pool: KVPool, heads: int, rounds: int) -> None:
@@ -230,7 +231,7 @@ def attention_of(chunks: list[Chunk], heads: int, pool: KVPool, layers: int) -> 
 
     def attend() -> None:
         for layer in range(layers):
-            attend_cpu(q, layer, plan, 0.125)
+            attend_cpu(q, layer, plan, LayerAttention(0.125))
 
     return attend
 

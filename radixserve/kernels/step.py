@@ -83,6 +83,18 @@ class AttentionPlan:
             pool, spans, table, positions.astype(np.int32), device_table, device_table[written]
         )
 
+    def slots_within(self, window: int | None) -> Ints:
+        """The slots of all positions that some row sees, of layers with that window; the others
+        attend the whole table.
+        """
+        if window is None:
+            return self.table
+        first = np.maximum(0, self.spans.start + 1 - window)
+        count = self.spans.stop - first
+        index = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        seen: Ints = self.table[index + np.repeat(self.spans.begin + first, count)]
+        return seen
+
     def last_rows(self, wanted: Longs) -> AttentionPlan:
         """The plan of the rows `wanted` only, which are the last one or more of each chunk. Their K
         and V are in the pool already, so it writes none.

@@ -13,7 +13,7 @@ import torch
 from transformers import AttentionInterface
 
 from radixserve.errors import ModelRefused
-from radixserve.kernels.attention import Kernel, attend_torch
+from radixserve.kernels.attention import Kernel, LayerAttention, attend_torch
 from radixserve.kernels.step import AttentionPlan
 from radixserve.tensors.one_byte import rows_of
 
@@ -44,9 +44,8 @@ def interface(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
             target.index_copy_(0, plan.write_slots, rows)
         plan.layers_seen += 1
         q = query[0].transpose(0, 1).contiguous()
-        return kernel(q, layer, plan, query.shape[-1] ** -0.5 if scaling is None else scaling)[
-            None
-        ], None
+        attended = LayerAttention(query.shape[-1] ** -0.5 if scaling is None else scaling)
+        return kernel(q, layer, plan, attended)[None], None
 
     return attention
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
-from radixserve.kernels.attention import Kernel, attend_torch
+from radixserve.kernels.attention import Kernel, LayerAttention, attend_torch
 from radixserve.kernels.cuda.capture import CudaCapture
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model import attention
@@ -85,8 +85,9 @@ def fault(kernel: Kernel, shape: KVShape, heads: int, device: torch.device) -> s
         len(plan.positions), heads, shape.k_dim, generator=torch.Generator().manual_seed(3)
     )
     q = q.to(device, shape.dtype)
-    out = kernel(q, 0, plan, shape.k_dim**-0.5).float()
-    expected = attend_torch(q.float(), 0, AttentionPlan.of(chunks, exact), shape.k_dim**-0.5)
+    attention = LayerAttention(shape.k_dim**-0.5)
+    out = kernel(q, 0, plan, attention).float()
+    expected = attend_torch(q.float(), 0, AttentionPlan.of(chunks, exact), attention)
     difference = float((out - expected).abs().max())
     if difference <= _TOLERANCE[shape.dtype]:
         return None

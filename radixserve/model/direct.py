@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from radixserve.checkpoints.weight_files import WeightFiles
+from radixserve.kernels.attention import LayerAttention
 from radixserve.kernels.cpu.activation import Activation
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.model.decoder import Decoder
@@ -109,7 +110,7 @@ class _Reader:
             places=places_in_order(proof.heads, proof.kv_heads, proof.k_dim),
             head_norm=self._head_norm(attention),
             rope=Rope(0),
-            scaling=proof.scaling,
+            attends=LayerAttention(proof.scaling),
             o=self.packed(f"{attention}.o_proj.weight"),
         )
 

@@ -19,6 +19,7 @@ import transformers
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from radixserve.kernels.attention import LayerAttention
 from radixserve.kernels.cpu.activation import Activation
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.model.decoder import Decoder
@@ -240,7 +241,7 @@ class _Reader:
             places=family.places(self.heads, kv_heads, dim),
             head_norm=self._head_norm(attention, kv_heads, dim),
             rope=Rope(0, family.in_neighbours) if family.rotates(attention) else None,
-            scaling=float(getattr(attention, "scaling", dim**-0.5)),
+            attends=LayerAttention(float(getattr(attention, "scaling", dim**-0.5))),
             o=o,
             clip=float(getattr(self.config, "clip_qkv", None) or 0.0),
             inner_norm=self._norm(attention, family.attention_inner_norm),

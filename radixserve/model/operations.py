@@ -205,7 +205,7 @@ class RunNow(Operations):
 
     def attend(self, q: torch.Tensor) -> torch.Tensor:
         by_head = q.view(len(q), self._sizes.heads, -1)
-        out = self._attend(by_head, self._layer.index, self._plan, self._layer.attention.scaling)
+        out = self._attend(by_head, self._layer.index, self._plan, self._layer.attention.attends)
         return out.view(len(q), -1)
 
     def _new(self, columns: int) -> torch.Tensor:
@@ -256,6 +256,7 @@ class Record(Operations):
         # While linears read their weights they prefetch the K/V of the attention that comes next,
         # from a queue for each layer; behind the last attention there is nothing to prefetch.
         self._queues = np.zeros((layers + 1, QUEUE_LENGTH), np.int64)
+        self._windows: list[int | None] = [None] * layers
         for index in range(layers):
             self._queues[index, 3:] = pool.k[index].data_ptr(), pool.v[index].data_ptr()
 
@@ -280,6 +281,7 @@ class Record(Operations):
     def attend(self, q: torch.Tensor) -> torch.Tensor:
         """Record the layer's attention over the slots of the plan that `start` gets."""
         self._attended = True
+        self._windows[self._layer.index] = self._layer.attention.attends.window
         out = self._new(self._sizes.heads * self._pool.shape.v_dim)
         index = self._layer.index
         kernel, block = self._attention.launch(
@@ -287,7 +289,7 @@ class Record(Operations):
             k=self._pool.k[index],
             v=self._pool.v[index],
             out=out,
-            scaling=self._layer.attention.scaling,
+            attention=self._layer.attention.attends,
             counters=self._attention_counters[index],
         )
         self._blocks.append(block)
@@ -307,8 +309,10 @@ class Record(Operations):
             sin.copy_(new_sin)
         self._attention.hold(plan)
         self._counters[:], self._attention_counters[:] = 0, 0
-        self._segments = segments_of(plan)
-        self._queues[:-1, :3] = 0, len(self._segments), self._segments.ctypes.data
+        self._segments = {window: segments_of(plan, window) for window in set(self._windows)}
+        for queue, window in zip(self._queues, self._windows, strict=False):
+            segments = self._segments[window]
+            queue[:3] = 0, len(segments), segments.ctypes.data
 
     def _new(self, columns: int) -> torch.Tensor:
         found = self._memory.result(self._results, columns)[: len(self.hidden)]

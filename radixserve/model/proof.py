@@ -124,7 +124,7 @@ def prove(
         attention=loaded.attention,
         heads=weights.heads,
         epsilon=attention.norm.epsilon if attention.norm else 0.0,
-        scaling=attention.scaling,
+        scaling=attention.attends.scaling,
         is_tied=weights.embedding.weight is weights.head.weight,
         frequencies=rotary.frequencies.tolist(),
         rotary_factor=rotary.factor,
@@ -141,7 +141,7 @@ def _is_plain(weights: Weights) -> bool:
         len(weights.tables) == 1
         and (head.scale, head.softcap, weights.residual_scale) == (1.0, None, 1.0)
         and (weights.embedding.scale, weights.embedding.positions) == (1.0, None)
-        and all(_is_plain_layer(layer, first.scaling) for layer in weights.layers)
+        and all(_is_plain_layer(layer, first.attends.scaling) for layer in weights.layers)
         and all(each and not each.is_centered and each.bias is None for each in norms)
         and len({each.epsilon for each in norms if each}) == 1
     )
@@ -158,7 +158,8 @@ def _is_plain_layer(layer: Layer, scaling: float) -> bool:
     others = attention.inner_norm, attention.post_norm, mlp.inner_norm, mlp.post_norm
     return (
         not layer.is_parallel
-        and (attention.rope, attention.scaling, attention.clip) == (Rope(0), scaling, 0.0)
+        and (attention.rope, attention.attends.scaling, attention.clip) == (Rope(0), scaling, 0.0)
+        and attention.attends.is_plain
         and (mlp.activation, mlp.is_gated) == (Activation.SILU, True)
         and not any(others)
         and not (head_norm and (head_norm.is_whole or head_norm.is_late))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from radixserve.kernels.attention import LayerAttention
 from radixserve.kernels.cpu.activation import Activation
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.model.elementwise import RowwiseActivation
@@ -69,7 +70,7 @@ class Attention:
     places: torch.Tensor
     head_norm: HeadNorm | None
     rope: Rope | None  # None: the layer knows no positions
-    scaling: float  # of queries
+    attends: LayerAttention  # what, and with which weights
     o: Gemm
     clip: float = 0.0  # the largest size of a number in q, k and v; 0: any
     inner_norm: Norm | None = None  # of what `o` reads

@@ -18,7 +18,7 @@ from radixserve.cache.kvcache import KVCache
 from radixserve.engine.core import EngineCore
 from radixserve.engine.flight import Flight
 from radixserve.engine.scheduler import Limits
-from radixserve.kernels.attention import attend_torch
+from radixserve.kernels.attention import LayerAttention, attend_torch
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model import attention
 from radixserve.model.cuda import TRITON, choose_attention, fault, start_graphs
@@ -43,15 +43,20 @@ NEW_TOKENS = 12
 # The check at start.
 
 
-def late(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
+def late(
+    q: torch.Tensor, layer: int, plan: AttentionPlan, attention: LayerAttention
+) -> torch.Tensor:
     """Wrong: the first row of each chunk attends with the wrong scale."""
-    out = attend_torch(q, layer, plan, scaling)
-    out[plan.spans.row] = attend_torch(q, layer, plan, scaling * 1.1)[plan.spans.row]
+    out = attend_torch(q, layer, plan, attention)
+    stronger = LayerAttention(attention.scaling * 1.1)
+    out[plan.spans.row] = attend_torch(q, layer, plan, stronger)[plan.spans.row]
     return out
 
 
-def not_a_number(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
-    return attend_torch(q, layer, plan, scaling) * float("nan")
+def not_a_number(
+    q: torch.Tensor, layer: int, plan: AttentionPlan, attention: LayerAttention
+) -> torch.Tensor:
+    return attend_torch(q, layer, plan, attention) * float("nan")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -284,10 +289,10 @@ def test_the_reference_never_waits_for_the_device() -> None:
     pool = KVPool(replace(SHAPE, dtype=torch.bfloat16), 512, CUDA)
     plan = AttentionPlan.of([chunk([0] * 20, start, range(start + 20)) for start in (0, 70)], pool)
     q = torch.zeros(40, 9, 64, dtype=torch.bfloat16, device=CUDA)
-    attend_torch(q, 0, plan, 1.0)
+    attend_torch(q, 0, plan, LayerAttention(1.0))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        out = attend_torch(q, 1, plan, 1.0)
+        out = attend_torch(q, 1, plan, LayerAttention(1.0))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert (out == 0).all()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
+from radixserve.kernels.attention import LayerAttention
 from radixserve.kernels.cuda.attention_work import Blocks, Cut
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.attention import interface
@@ -30,7 +31,7 @@ Run = Callable[[], torch.Tensor]
 
 
 def attend_buffers(
-    q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float
+    q: torch.Tensor, layer: int, plan: AttentionPlan, attention: LayerAttention
 ) -> torch.Tensor:
     """One row after the other, from `plan.prepared` and the tensors on the device."""
     kv_heads = plan.pool.shape.kv_heads
@@ -44,7 +45,7 @@ def attend_buffers(
             pool[layer][slots].repeat_interleave(q.shape[1] // kv_heads, 1)
             for pool in (plan.pool.k, plan.pool.v)
         )
-        weights = (torch.einsum("hd,shd->hs", q[row], k) * scaling).softmax(-1)
+        weights = (torch.einsum("hd,shd->hs", q[row], k) * attention.scaling).softmax(-1)
         out[row] = torch.einsum("hs,shd->hd", weights, v)
     return out
 
@@ -150,7 +151,9 @@ def test_each_size_is_captured_once_and_when_it_is_needed(loaded: LoadedModel) -
 def test_inputs_never_move(loaded: LoadedModel) -> None:
     seen = []
 
-    def attend(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
+    def attend(
+        q: torch.Tensor, layer: int, plan: AttentionPlan, attention: LayerAttention
+    ) -> torch.Tensor:
         assert isinstance(plan.prepared, Blocks)
         columns = (*plan.prepared.blocks, *plan.prepared.rows)
         tensors = (plan.write_slots, plan.device_table, *columns)

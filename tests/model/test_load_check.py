@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedMod
 
 from radixserve.checkpoints.embedded import embedded_model
 from radixserve.errors import ModelRefused
-from radixserve.kernels.attention import attend_torch
+from radixserve.kernels.attention import LayerAttention, attend_torch
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model import probes
 from radixserve.model.attention import interface
@@ -73,15 +73,15 @@ def test_the_embedded_model_passes_in_half_precision_with_any_tokens(
 
 
 def scores_twice_as_high(
-    q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float
+    q: torch.Tensor, layer: int, plan: AttentionPlan, attention: LayerAttention
 ) -> torch.Tensor:
-    return attend_torch(q, layer, plan, 2 * scaling)
+    return attend_torch(q, layer, plan, LayerAttention(2 * attention.scaling))
 
 
 def rows_of_others(
-    q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float
+    q: torch.Tensor, layer: int, plan: AttentionPlan, attention: LayerAttention
 ) -> torch.Tensor:
-    return attend_torch(q, layer, plan, scaling).roll(1, 0)
+    return attend_torch(q, layer, plan, attention).roll(1, 0)
 
 
 @pytest.mark.parametrize("wrong", [scores_twice_as_high, rows_of_others])

@@ -215,6 +215,36 @@ def vector_exp(builder: ir.IRBuilder, x: Any) -> Any:
     return builder.fmul(result, power_of_two(builder, shifted))
 
 
+_NEAR = 0.5  # below it, 1 - e**(-2x) would lose bits
+_ODD = (-0.006645598448812962, 0.021296676248311996, -0.05389886349439621, 0.1333296149969101)
+_THIRD = -0.33333325386047363
+
+
+def vector_tanh(builder: ir.IRBuilder, x: Any) -> Any:
+    """tanh of a vector, within 3 units in the last place: a polynomial where |x| < 1 / 2, else by
+    powers of e, (1 - t) / (1 + t) with t = e**(-2 |x|). NaN stays NaN.
+    """
+    size = _without_sign(builder, x)
+    square = builder.fmul(size, size)
+    rest = every(_ODD[0])
+    for coefficient in (*_ODD[1:], _THIRD):
+        rest = vector_fma(builder, rest, square, every(coefficient))
+    near = vector_fma(builder, builder.fmul(size, square), rest, size)
+    power = vector_exp(builder, builder.fmul(size, every(-2.0)))
+    one = every(1.0)
+    far = builder.fdiv(builder.fsub(one, power), builder.fadd(one, power))
+    result = builder.select(builder.fcmp_ordered("<", size, every(_NEAR)), near, far)
+    negative = builder.fcmp_ordered("<", x, every(0.0))
+    return builder.select(negative, builder.fneg(result), result)
+
+
+def _without_sign(builder: ir.IRBuilder, x: Any) -> Any:
+    """The absolute values of a vector."""
+    integers = ir.VectorType(ir.IntType(32), LANES)
+    bits = builder.and_(builder.bitcast(x, integers), each_lane(integers, 0x7FFFFFFF))
+    return builder.bitcast(bits, VECTOR)
+
+
 def every(value: float) -> ir.Constant:
     """A vector that holds one float in every lane."""
     return ir.Constant(VECTOR, [ir.Constant(FLOAT, float(np.float32(value)))] * LANES)

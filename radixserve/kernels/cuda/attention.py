@@ -22,6 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
+from radixserve.kernels.attention import LayerAttention
 from radixserve.kernels.cuda.attention_work import (
     SPLIT,
     TILE,
@@ -256,11 +257,13 @@ class Launch(NamedTuple):
     options: dict[str, int]
 
 
-def attend_triton(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> torch.Tensor:
+def attend_triton(
+    q: torch.Tensor, layer: int, plan: AttentionPlan, attention: LayerAttention
+) -> torch.Tensor:
     """Attention of one layer, float32, bfloat16 or float16, on CUDA; see `attention` for the
     shapes. Launches one or two kernels and does not wait for them.
     """
-    launch = prepare(q, layer, plan, scaling)
+    launch = prepare(q, layer, plan, attention)
     step, blocks, rows, partials, scale, size, grid, options = launch
     _attend[grid](step, blocks, partials, scale, size, **options)
     if grid[2] > 1:
@@ -269,7 +272,7 @@ def attend_triton(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: flo
     return out
 
 
-def prepare(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) -> Launch:
+def prepare(q: torch.Tensor, layer: int, plan: AttentionPlan, attention: LayerAttention) -> Launch:
     """The launch for one layer. The first call of a step cuts its rows into blocks."""
     k, v = plan.pool.k[layer], plan.pool.v[layer]
     num_rows, heads, k_dim = q.shape
@@ -284,7 +287,7 @@ def prepare(q: torch.Tensor, layer: int, plan: AttentionPlan, scaling: float) ->
         blocks.blocks,
         blocks.rows,
         partials,
-        scaling * _LOG2_E,
+        attention.scaling * _LOG2_E,
         size,
         (len(blocks.blocks.row), kv_heads, blocks.lanes),
         launch_options(size, q.dtype),

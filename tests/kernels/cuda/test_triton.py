@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from radixserve.kernels.attention import Kernel, attend_torch
+from radixserve.kernels.attention import Kernel, LayerAttention, attend_torch
 from radixserve.kernels.cpu.attention.call import attend_cpu
 from radixserve.kernels.step import AttentionPlan
 from radixserve.step import Chunk
@@ -75,7 +75,7 @@ class Case:
 
 def output(kernel: Kernel, case: Case) -> torch.Tensor:
     q, plan = case.inputs()
-    return kernel(q, 0, plan, case.dim**-0.5).float().cpu()
+    return kernel(q, 0, plan, LayerAttention(case.dim**-0.5)).float().cpu()
 
 
 def expected(case: Case) -> torch.Tensor:
@@ -85,7 +85,7 @@ def expected(case: Case) -> torch.Tensor:
     pool.k.copy_(plan.pool.k)
     pool.v.copy_(plan.pool.v)
     plan.pool = pool
-    return attend_torch(q.float(), 0, plan, case.dim**-0.5).cpu()
+    return attend_torch(q.float(), 0, plan, LayerAttention(case.dim**-0.5)).cpu()
 
 
 def by_triton(case: Case) -> Array:
@@ -195,7 +195,7 @@ def test_it_compiles_to_one_program_for_prefill_and_decode(
     heads, kv_heads, dim = size
     for spans in (((0, 100),), ((70, 1),), ((590, 1),)):
         q, plan = Case(heads, kv_heads, dim, dtype, spans).inputs()
-        launch = kernels.prepare(q, 0, plan, 0.125)
+        launch = kernels.prepare(q, 0, plan, LayerAttention(0.125))
         arguments = launch.step, launch.blocks, launch.partials, launch.scale, launch.size
         compiled = kernels._attend.warmup(*arguments, grid=launch.grid, **launch.options)
         assert compiled.metadata.shared <= 99 * 1024, (

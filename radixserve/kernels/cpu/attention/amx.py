@@ -79,7 +79,8 @@ def _add_values(scratch: TileScratch, first: int, count: int, fresh: bool) -> No
         _add_products(scratch, first, count)
 
 
-_TILES = means_of(_multiply_queries, _add_values)
+_TILES = means_of(_multiply_queries, _add_values, changed=False)
+_TILES_CHANGED = means_of(_multiply_queries, _add_values, changed=True)
 
 
 def work(address: Any) -> None:
@@ -88,4 +89,11 @@ def work(address: Any) -> None:
     """
     configure(TILE_ROWS)
     attend(_TILES, AttentionBlock.read_bfloat16(address))
+    release_tiles()
+
+
+def work_changed(address: Any) -> None:
+    """`work` for layers that change scores."""
+    configure(TILE_ROWS)
+    attend(_TILES_CHANGED, AttentionBlock.read_bfloat16(address))
     release_tiles()

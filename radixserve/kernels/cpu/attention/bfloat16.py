@@ -25,9 +25,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from radixserve.kernels.cpu.attention.block import AttentionBlock, StepBlock
-from radixserve.kernels.cpu.attention.kernel import Means
-from radixserve.kernels.cpu.attention.loads import Run, load_keys, rows_at, without_rows
+from radixserve.kernels.cpu.attention.kernel import Means, rows_alike, rows_that_see
+from radixserve.kernels.cpu.attention.loads import (
+    Run,
+    first_seen,
+    load_keys,
+    rows_at,
+    without_rows,
+)
 from radixserve.kernels.cpu.attention.memory import Sums, sums_lengths
+from radixserve.kernels.cpu.attention.scores import change_scores, keep_scores
 from radixserve.kernels.cpu.attention.softmax import add_scores, tile_shares
 from radixserve.kernels.cpu.attention.transpose import transpose
 from radixserve.kernels.cpu.attention.work import TILE
@@ -49,7 +56,8 @@ class TileScratch(Block):
     """
 
     queries: BFloat16s  # [(rows + 16) * k_dim]: the item's query rows
-    ends: Int64s  # [rows]: how many positions each of them sees
+    begins: Int64s  # [rows]: the first position that each of them sees
+    ends: Int64s  # [rows]: the position behind the last one that it sees
     places: Int64s  # [rows]: index of its result in the output, or among the contributions
     slots: Int32s  # [LANES]: slots of a tile's last positions, padded by repeating the last
     keys: UInt32s  # [k_dim / 2 * TILE]
@@ -70,6 +78,7 @@ def tile_scratch_lengths(most: int, heads: int, k_dim: int, v_dim: int) -> dict[
     """The lengths of the arrays of a `TileScratch` for items of at most `most` rows."""
     lengths = {
         "queries": (most + MOST_ROWS) * k_dim,
+        "begins": most,
         "ends": most,
         "places": most,
         "slots": LANES,
@@ -110,6 +119,7 @@ def _load_queries(
         source = (row * step.heads + kv * group) * dim
         copy(layer.q, source, scratch.queries, i * group * dim, group * dim)
         for h in range(group):
+            scratch.begins[i * group + h] = first_seen(layer, step.positions[row])
             scratch.ends[i * group + h] = step.positions[row] + 1
             scratch.places[i * group + h] = place * step.heads + kv * group + h
 
@@ -161,8 +171,9 @@ def _prefetch(rows: Rows, first: int, end: int) -> None:
             prefetch(rows.data, place + d)
 
 
-def means_of(multiply_queries: Any, add_values: Any) -> Means:
-    """The `Means` of a kernel that multiplies with these two compiled functions:
+def means_of(multiply_queries: Any, add_values: Any, changed: bool) -> Means:
+    """The `Means` of a kernel for layers that change scores (`changed`), or that do not, which
+    multiplies with these two compiled functions:
 
     `multiply_queries(scratch, first, count)` writes to scratch.scores the products, not scaled, of
     the queries of rows [first, first + count) with the keys.
@@ -172,9 +183,11 @@ def means_of(multiply_queries: Any, add_values: Any) -> Means:
     their own are written later.
     """
 
+    change = change_scores if changed else keep_scores
+
     @compiled
     def contribute(
-        scaling: Any,
+        layer: AttentionBlock,
         scratch: TileScratch,
         first: int,
         count: int,
@@ -188,9 +201,11 @@ def means_of(multiply_queries: Any, add_values: Any) -> Means:
         multiply_queries(scratch, first, count)
         share = -(-TILE // count)  # positions of the next tile to prefetch with each row
         for r in range(count):
-            seen, at = scratch.ends[first + r] - start, r * TILE
+            row, at = first + r, r * TILE
+            begin, end = scratch.begins[row] - start, scratch.ends[row] - start
+            scaling = change(layer, scratch, row, at, start, layer.scaling)
             scratch.peaks[r], scratch.weights[r] = tile_shares(
-                scratch.scores, at, seen, scaling, scratch.shares, at
+                scratch.scores, at, begin, end, scaling, scratch.shares, at
             )
             _prefetch(later.keys, r * share, (r + 1) * share)
             _prefetch(later.values, r * share, (r + 1) * share)
@@ -210,11 +225,11 @@ def means_of(multiply_queries: Any, add_values: Any) -> Means:
         query rows that see it.
         """
         for block in range(0, most, MOST_ROWS):
-            first, end = block, min(block + MOST_ROWS, most)
-            while first < end and scratch.ends[first] <= start:  # positions of rows ascend
-                first += 1
-            if first < end:
-                contribute(layer.scaling, scratch, first, end - first, start, later, fresh)
+            first, end = rows_that_see(scratch, block, min(block + MOST_ROWS, most), start)
+            while first < end:
+                cut, new = rows_alike(scratch, first, end, start, fresh)
+                contribute(layer, scratch, first, cut - first, start, later, new)
                 later = Later(without_rows(later.keys), without_rows(later.values))
+                first = cut
 
     return Means(_scratch_of, _load_queries, _load_tile, add_tile)

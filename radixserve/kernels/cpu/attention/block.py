@@ -12,6 +12,7 @@ from radixserve.kernels.cpu.block import (
     Block,
     Elements,
     Float,
+    Float32s,
     Int,
     Int32s,
     Int64s,
@@ -21,13 +22,19 @@ from radixserve.kernels.cpu.block import (
 
 
 class AttentionBlock(Block):
-    """One layer of a step. The counters are int64 [1] each, and 0 when the kernel starts."""
+    """One layer of a step; `scaling` to `slopes` are those of `LayerAttention`. The counters are
+    int64 [1] each, and 0 when the kernel starts.
+    """
 
     q: Numbers  # [rows * heads * k_dim]
     k: KVNumbers  # [slots * kv_heads * k_row]
     v: KVNumbers  # [slots * kv_heads * v_row]
     out: Numbers  # [rows * heads * v_dim]
     scaling: Float
+    window: Int  # how many positions a row sees at most
+    softcap: Float  # 0: scores are not capped
+    sinks: Float32s  # [heads], or empty
+    slopes: Float32s  # [heads], or empty
     step: Int  # the address of a `StepBlock`
     taken: Int64s  # how many items threads have taken
     done: Int64s  # how many items are done
@@ -36,7 +43,7 @@ class AttentionBlock(Block):
 
 
 class StepBlock(Block):
-    """What all layers of a step share."""
+    """What all layers of a step that have the same window share."""
 
     partials: Sums  # stored contributions, for each of them `heads` rows
     table: Int32s  # slots, as in `AttentionPlan`

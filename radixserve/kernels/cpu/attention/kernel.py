@@ -17,7 +17,8 @@ combine like this, where e is never raised to a power above 0:
     sum of weights    w * e**(p - p') + w'
     sum of V          v * e**(p - p') + v'
 
-The result is the sum of V over the sum of weights. This is the online softmax of Milakov &
+The result is the sum of V over the sum of weights; a sink adds its weight to that at the very end.
+This is the online softmax of Milakov &
 Gimelshein 2018 (arXiv:1805.02867).
 
 For one item a thread walks its tiles like this:
@@ -53,6 +54,7 @@ from radixserve.kernels.cpu.attention.loads import (
     without_rows,
 )
 from radixserve.kernels.cpu.attention.memory import ROWS, Scratch, Sums, scratch_of
+from radixserve.kernels.cpu.attention.scores import change_scores, keep_scores
 from radixserve.kernels.cpu.attention.softmax import add_scores, tile_weights
 from radixserve.kernels.cpu.attention.work import GROUP, TILE
 from radixserve.kernels.cpu.compile import LINE_BYTES, compiled
@@ -71,8 +73,8 @@ _ONE = np.float32(1)
 class Means(NamedTuple):
     """The means of a kernel to load a tile and to add it to sums: compiled functions that depend on
     the type of the numbers and on the instructions. The walk over items and tiles is the same for
-    all kernels. A scratch memory has at least `ends`, `places`, `sums`, `total` and `finished` as
-    in `memory.Scratch`.
+    all kernels. A scratch memory has at least `begins`, `ends`, `places`, `sums`, `total` and
+    `finished` as in `memory.Scratch`.
     """
 
     scratch_of: Any  # (addresses, thread) -> scratch
@@ -170,6 +172,8 @@ def _factors(before: Any, peak: Any) -> Any:
 @compiled
 def _contribute(
     multiply: Any,
+    change: Any,
+    layer: AttentionBlock,
     scratch: Scratch,
     block: int,
     count: int,
@@ -179,9 +183,9 @@ def _contribute(
 ) -> None:
     """Add the loaded tile, which begins at position `start`, to the group's sums of rows [block,
     block + count) of the item. If `fresh`, it is the first tile of these sums. `multiply` is that
-    of `_multiplier`.
+    of `_multiplier`, `change` one of `scores`.
     """
-    scores, ends, sums, k_dim = scratch.scores, scratch.ends, scratch.sums, tile.keys.count
+    scores, sums, k_dim = scratch.scores, scratch.sums, tile.keys.count
     plain = Fold(scratch.old, scratch.new, 0, 0)
     multiply(
         count,
@@ -196,8 +200,10 @@ def _contribute(
         tile.later_keys,
     )
     for r in range(count):
-        seen = ends[block + r] - start
-        scratch.peaks[r], scratch.weights[r] = tile_weights(scores, r * TILE, seen)
+        row, at = block + r, r * TILE
+        begin, end = scratch.begins[row] - start, scratch.ends[row] - start
+        change(layer, scratch, row, at, start, _ONE)  # queries are scaled
+        scratch.peaks[r], scratch.weights[r] = tile_weights(scores, at, begin, end)
     add_scores(sums, block, count, scratch, fresh)
     width = scratch.values.shape[0] // TILE
     fold = Fold(scratch.old, scratch.new, 0, 0 if fresh else 1)
@@ -248,24 +254,37 @@ def _add(total: Sums, index: int, part: Sums, place: int, width: int, fresh: boo
 @compiled
 def _close_group(step: StepBlock, scratch: Any, item: Item, most: int, tile: int) -> None:
     """The loaded tile is the last one of its group in this item. Add the group's sums to the item's
-    totals, or store them as contributions. Rows that do not see the group are left out.
+    totals, or store them as contributions. Rows that do not see these tiles are left out.
     """
-    width, start = step.width, max(item.tile, tile // GROUP * GROUP) * TILE
+    width, group = step.width, tile // GROUP * GROUP
+    start, behind = max(item.tile, group) * TILE, (tile + 1) * TILE
     for i in range(most):
-        if scratch.ends[i] <= start:
+        if scratch.ends[i] <= start or scratch.begins[i] >= behind:
             continue
         if item.stores:
             _copy(step.partials, scratch.places[i], scratch.sums, i, width)
         else:
-            _add(scratch.total, i, scratch.sums, i, width, start == 0)
+            first = scratch.begins[i] >= group * TILE  # the row's first group
+            _add(scratch.total, i, scratch.sums, i, width, first)
 
 
 @compiled
-def _write(out: Any, place: int, dim: int, total: Sums, index: int, width: int) -> None:
-    """Write the result of one row at one head, its weighted mean of V, to row `place` of `out`."""
+def _sink_weight(sink: Any, peak: Any) -> Any:
+    """The weight of a sink relative to the largest score: e to their difference, at most e**87."""
+    return _ONE / exp(peak - sink) if sink > peak else exp(sink - peak)
+
+
+@compiled
+def _write(layer: AttentionBlock, step: StepBlock, place: int, total: Sums, index: int) -> None:
+    """Write the result of one row at one head, its weighted mean of V, to row `place` of the
+    output.
+    """
+    width, dim, weight = step.width, step.v_dim, total.weights[index]
+    if layer.sinks.shape[0] > 0:
+        weight += _sink_weight(layer.sinks[place % step.heads], total.peaks[index])
     values = total.values[index * width :][:width]
     for d in range(dim):
-        put_number(out, place * dim + d, values[d] / total.weights[index])
+        put_number(layer.out, place * dim + d, values[d] / weight)
 
 
 @compiled
@@ -287,10 +306,36 @@ def _run(item: Item, tile: int) -> Run:
     return Run(item.kv, item.begin + tile * TILE, max(0, min(TILE, item.stop - tile * TILE)))
 
 
+@compiled
+def rows_that_see(scratch: Any, first: int, end: int, start: int) -> Any:
+    """Those of the item's rows [first, end) that see the tile at position `start`. They stand side
+    by side: positions of rows ascend, unless all of them see the tile.
+    """
+    while first < end and scratch.ends[first] <= start:
+        first += 1
+    while first < end and scratch.begins[end - 1] >= start + TILE:
+        end -= 1
+    return first, end
+
+
+@compiled
+def rows_alike(scratch: Any, first: int, end: int, start: int, fresh: bool) -> Any:
+    """The end of those rows from `first` on, before `end`, for which the tile at position `start`
+    is the first of their group, or those for which it is not; and whether it is. `fresh` says that
+    it is the first for all, else it is for rows whose windows begin in it.
+    """
+    cut = first if fresh else end
+    while cut > first and scratch.begins[cut - 1] >= start:
+        cut -= 1
+    return (cut, False) if cut > first else (end, True)
+
+
 @cache
-def _adder(wide: bool) -> Any:
-    """`add_tile` for a level; `wide` is for processors with AVX-512."""
-    multiply = _multiplier(wide)
+def _adder(wide: bool, changed: bool) -> Any:
+    """`add_tile` for a level; `wide` is for processors with AVX-512, `changed` for layers that
+    change scores.
+    """
+    multiply, change = _multiplier(wide), change_scores if changed else keep_scores
 
     @compiled
     def add_tile(
@@ -298,12 +343,11 @@ def _adder(wide: bool) -> Any:
     ) -> None:
         """Add the loaded tile, which begins at position `start`, to all rows that see it."""
         for block in range(0, most, ROWS):
-            first, end = block, min(block + ROWS, most)
-            while first < end and scratch.ends[first] <= start:  # positions of rows ascend
-                first += 1
-            if first < end:
-                _contribute(multiply, scratch, first, end - first, start, tile, fresh)
-                tile = settled(tile)  # the first block has prefetched the next tile
+            first, end = rows_that_see(scratch, block, min(block + ROWS, most), start)
+            while first < end:
+                cut, new = rows_alike(scratch, first, end, start, fresh)
+                _contribute(multiply, change, layer, scratch, first, cut - first, start, tile, new)
+                tile, first = settled(tile), cut  # the first ones have prefetched the next tile
 
     return add_tile
 
@@ -332,7 +376,7 @@ def _attend_item(
             _close_group(step, scratch, item, most, tile)
     if not item.stores:
         for i in range(most):
-            _write(layer.out, scratch.places[i], step.v_dim, scratch.total, i, step.width)
+            _write(layer, step, scratch.places[i], scratch.total, i)
 
 
 @compiled
@@ -354,11 +398,11 @@ def _finish_group(
 
 
 @compiled
-def _finish_row(out: Any, step: StepBlock, split: Any, total: Sums, width: int) -> None:
+def _finish_row(layer: AttentionBlock, step: StepBlock, split: Any, total: Sums) -> None:
     """Combine all stored contributions to one row in the order of the tiles, and write it. `split`
     is a SPLIT_ROW.
     """
-    first = split.begin
+    first, width = split.begin, step.width
     while first < split.end:
         after = first + 1
         while after < split.end and not step.opens[after]:
@@ -366,7 +410,7 @@ def _finish_row(out: Any, step: StepBlock, split: Any, total: Sums, width: int) 
         _finish_group(step, total, first, after, width, first == split.begin)
         first = after
     for head in range(step.heads):
-        _write(out, split.row * step.heads + head, step.v_dim, total, head, width)
+        _write(layer, step, split.row * step.heads + head, total, head)
 
 
 @compiled
@@ -388,7 +432,7 @@ def _finish(layer: AttentionBlock, step: StepBlock, scratch: Any) -> None:
     """Combine the rows whose contributions are stored until none is left."""
     taken = add_atomically(layer.finished, 0, 1)
     while taken < step.split_rows.shape[0]:
-        _finish_row(layer.out, step, step.split_rows[taken], scratch.finished, step.width)
+        _finish_row(layer, step, step.split_rows[taken], scratch.finished)
         taken = add_atomically(layer.finished, 0, 1)
 
 
@@ -402,18 +446,20 @@ def attend(means: Means, layer: AttentionBlock) -> None:
 
 
 @cache
-def work_of(numbers: torch.dtype, kv: torch.dtype, wide: bool) -> Callable[[Any], None]:
+def work_of(
+    numbers: torch.dtype, kv: torch.dtype, wide: bool, changed: bool
+) -> Callable[[Any], None]:
     """The kernel for q and out of the dtype `numbers`, and a pool of the dtype `kv`; `wide` is for
-    processors with AVX-512. Every thread calls it with the address of an `AttentionBlock`. `native`
-    compiles it.
+    processors with AVX-512, `changed` for layers that change scores. Every thread calls it with the
+    address of an `AttentionBlock`. `native` compiles it.
     """
     load = load_tile if kv == torch.float32 else load_tile_widened
-    means = Means(scratch_of, load_queries, load, _adder(wide))
+    means = Means(scratch_of, load_queries, load, _adder(wide, changed))
     read = AttentionBlock.reader(numbers, kv)
 
     def work(address: Any) -> None:
         attend(means, read(address))
 
-    width = "wide" if wide else "narrow"
-    work.__name__ = f"work_{numbers}_{kv}_{width}".replace("torch.", "")
+    width, scores = "wide" if wide else "narrow", "_changed" if changed else ""
+    work.__name__ = f"work_{numbers}_{kv}_{width}{scores}".replace("torch.", "")
     return work

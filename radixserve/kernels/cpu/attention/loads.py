@@ -175,10 +175,16 @@ def folded_from(fold: Fold, first: int) -> Fold:
 
 
 @compiled
+def first_seen(layer: AttentionBlock, position: Any) -> Any:
+    """The first position that a row at `position` sees."""
+    return max(0, np.int64(position) + 1 - layer.window)
+
+
+@compiled
 def load_queries(
     layer: AttentionBlock, step: StepBlock, kv: int, first: int, num_rows: int, scratch: Scratch
 ) -> None:
-    """Load the query rows of an item at one key head, scaled, with how many positions each sees and
+    """Load the query rows of an item at one key head, scaled, with the positions that each sees and
     where its result goes. Row i of the item at head h of the key head's group has index i * group +
     h.
     """
@@ -186,6 +192,7 @@ def load_queries(
     for i in range(num_rows * group):
         row, place = step.rows[first + i // group], step.places[first + i // group]
         head = kv * group + i % group
+        scratch.begins[i] = first_seen(layer, step.positions[row])
         scratch.ends[i] = step.positions[row] + 1
         scratch.places[i] = place * step.heads + head
         source = (row * step.heads + head) * dim

@@ -34,7 +34,8 @@ class Scratch(Block):
     """
 
     queries: Float32s  # [rows * k_dim]: the item's query rows, scaled
-    ends: Int64s  # [rows]: how many positions each of them sees
+    begins: Int64s  # [rows]: the first position that each of them sees
+    ends: Int64s  # [rows]: the position behind the last one that it sees
     places: Int64s  # [rows]: index of its result in the output, or among the contributions
     slots: Int32s  # [LANES]: slots of a tile's last positions, padded by repeating the last
     order: Int32s  # 0, 1, 2, ...: the table of `Rows` that lie one behind the other
@@ -57,6 +58,7 @@ def scratch_lengths(most: int, heads: int, k_dim: int, width: int) -> dict[str, 
     """The lengths of the arrays of a `Scratch` for items of at most `most` rows."""
     lengths = {
         "queries": most * k_dim,
+        "begins": most,
         "ends": most,
         "places": most,
         "slots": LANES,

@@ -155,7 +155,8 @@ def _add_values(scratch: TileScratch, first: int, count: int, fresh: bool) -> No
             _multiply_tail(count, a, 0, depth, b, column, width, depth, c, to, width, fold)
 
 
-_PAIRS = means_of(_multiply_queries, _add_values)
+_PAIRS = means_of(_multiply_queries, _add_values, changed=False)
+_PAIRS_CHANGED = means_of(_multiply_queries, _add_values, changed=True)
 
 
 def work(address: Any) -> None:
@@ -163,3 +164,8 @@ def work(address: Any) -> None:
     as those of `kernel.work_of` are.
     """
     attend(_PAIRS, AttentionBlock.read_bfloat16(address))
+
+
+def work_changed(address: Any) -> None:
+    """`work` for layers that change scores."""
+    attend(_PAIRS_CHANGED, AttentionBlock.read_bfloat16(address))

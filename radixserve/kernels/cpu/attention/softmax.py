@@ -67,9 +67,19 @@ def _before(builder: ir.IRBuilder, count: Any) -> Any:
     return builder.icmp_signed("<", lanes, limit)
 
 
-def _tile_softmax(some: bool, bfloat16: bool) -> Intrinsic:
-    """Generates `tile_weights` or, with `bfloat16`, `tile_shares`; with `some`, positions from
-    `seen` on get weight 0.
+def _between(builder: ir.IRBuilder, begin: Any, end: Any, edges: int) -> Any:
+    """A mask of the lanes [begin, end) if there are two edges, of those before `end` if there is
+    one; None, for all lanes, if there is none.
+    """
+    if edges == 0:
+        return None
+    before = _before(builder, end)
+    return builder.and_(before, builder.not_(_before(builder, begin))) if edges == 2 else before
+
+
+def _tile_softmax(edges: int, bfloat16: bool) -> Intrinsic:
+    """Generates `tile_weights` or, with `bfloat16`, `tile_shares`. `edges` says which positions are
+    seen and get weights: 0 for all, 1 for those before `end`, 2 for those in [begin, end).
     """
 
     def write(builder: ir.IRBuilder, power: Any, target: Any) -> Any:
@@ -85,17 +95,25 @@ def _tile_softmax(some: bool, bfloat16: bool) -> Intrinsic:
 
     @intrinsic
     def softmax(
-        typingctx: Any, scores: Any, at: Any, seen: Any, scaling: Any, weights: Any, to: Any
+        typingctx: Any,
+        scores: Any,
+        at: Any,
+        begin: Any,
+        end: Any,
+        scaling: Any,
+        weights: Any,
+        to: Any,
     ) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             data = element_at(context, builder, signature.args[0], args[0], args[1])
-            target = element_at(context, builder, signature.args[4], args[4], args[5])
-            scale, index = splat(builder, args[3]), args[1].type
+            target = element_at(context, builder, signature.args[5], args[5], args[6])
+            scale, index = splat(builder, args[4]), args[1].type
             vectors, masks = [], []
             for place in (ir.Constant(index, i * LANES) for i in range(4)):
                 score = load(builder, builder.gep(data, [place]))
                 score = builder.fmul(score, scale) if bfloat16 else score
-                masks.append(_before(builder, builder.sub(args[2], place)) if some else None)
+                first, last = builder.sub(args[2], place), builder.sub(args[3], place)
+                masks.append(_between(builder, first, last, edges))
                 vectors.append(_kept(builder, masks[-1], score, float("-inf")))
             peak, sums = reduced(builder, larger, vectors), []
             for i, (mask, vector) in enumerate(zip(masks, vectors, strict=True)):
@@ -106,33 +124,40 @@ def _tile_softmax(some: bool, bfloat16: bool) -> Intrinsic:
             return context.make_tuple(builder, signature.return_type, [peak, total])
 
         n, pair = types.intp, types.UniTuple(types.float32, 2)
-        return pair(scores, n, n, types.float32, weights, n), generate
+        return pair(scores, n, n, n, types.float32, weights, n), generate
 
     return softmax  # type: ignore[no-any-return]
 
 
-_weights, _some_weights = _tile_softmax(False, False), _tile_softmax(True, False)
-_shares, _some_shares = _tile_softmax(False, True), _tile_softmax(True, True)
+_weights, _weights_before, _weights_between = (_tile_softmax(edges, False) for edges in range(3))
+_shares, _shares_before, _shares_between = (_tile_softmax(edges, True) for edges in range(3))
 
 
 @compiled
-def tile_weights(scores: Any, at: int, seen: int) -> Any:
-    """Turn the first `seen` of 64 scores, from `at` on, into weights relative to the largest of
-    them, in place; the others get weight 0. Returns that score and the sum of the weights.
+def tile_weights(scores: Any, at: int, begin: int, end: int) -> Any:
+    """Turn scores [begin, end) of 64, from `at` on, into weights relative to the largest of them,
+    in place; the others get weight 0. The bounds may lie outside the 64, but there is a score
+    between them. Returns the largest score and the sum of the weights.
     """
-    if seen >= TILE:
-        return _weights(scores, at, TILE, _ONE, scores, at)
-    return _some_weights(scores, at, seen, _ONE, scores, at)
+    if begin > 0:
+        return _weights_between(scores, at, begin, end, _ONE, scores, at)
+    if end < TILE:
+        return _weights_before(scores, at, 0, end, _ONE, scores, at)
+    return _weights(scores, at, 0, TILE, _ONE, scores, at)
 
 
 @compiled
-def tile_shares(scores: Any, at: int, seen: int, scaling: Any, shares: Any, to: int) -> Any:
+def tile_shares(
+    scores: Any, at: int, begin: int, end: int, scaling: Any, shares: Any, to: int
+) -> Any:
     """As `tile_weights` of the scores times `scaling`, but the weights go to `shares`, from `to`
     on, and are rounded to bfloat16. The sum is that of the rounded ones.
     """
-    if seen >= TILE:
-        return _shares(scores, at, TILE, scaling, shares, to)
-    return _some_shares(scores, at, seen, scaling, shares, to)
+    if begin > 0:
+        return _shares_between(scores, at, begin, end, scaling, shares, to)
+    if end < TILE:
+        return _shares_before(scores, at, 0, end, scaling, shares, to)
+    return _shares(scores, at, 0, TILE, scaling, shares, to)
 
 
 @intrinsic

@@ -7,6 +7,10 @@ for all of them; their contributions are stored, one for each row and item, and 
 
     sequence A: tiles 0 1 2 3 4 5'      items: (0-3; rows of A, B), (4; rows of A, B),
     sequence B: tiles 0 1 2 3 4 5"             (5'; row of A), (5"; row of B)
+
+Layers with a sliding window have work of their own, which leaves out tiles before all windows of an
+item's rows. Every row of an item sees some position of each of its tiles, except in long chunks
+(windows of later rows begin later) and in tiles that the first rows of a chunk do not reach.
 """
 
 from __future__ import annotations
@@ -24,6 +28,9 @@ GROUP = 4
 """Tiles whose contributions are combined among themselves first; groups begin at absolute multiples
 of it.
 """
+
+NO_WINDOW = 1 << 40
+"""A window that is longer than any sequence."""
 
 _SHORT = 16  # rows up to which a chunk is short: its tiles are shared with other sequences
 # Weights of the digest that finds equal tiles.
@@ -64,13 +71,14 @@ class TileWork:
     max_rows: int  # of one item
 
     @classmethod
-    def of(cls, spans: Spans, table: Ints, group: int) -> TileWork:
-        """The work of a step. `group` is the number of query heads per key head. Cost: O(slots in
-        the table of short chunks).
+    def of(cls, spans: Spans, leaders: Longs, group: int, window: int | None = None) -> TileWork:
+        """The work of a step for layers with that window, or with none. `leaders` are those of
+        `leaders_of`; `group` is the number of query heads per key head. Cost: O(tiles of short
+        chunks).
         """
-        short = spans.count <= _SHORT
-        split = _Split.of(spans.where(short), table)
-        parts = [_blocks(spans.where(~short), group), split.items()]
+        window, short = window or NO_WINDOW, _is_short(spans)
+        split = _Split.of(spans.where(short), leaders, window)
+        parts = [_blocks(spans.where(~short), group, window), split.items()]
         items, rows, places = _joined(parts)
         order = np.argsort(-items["num_rows"] * _num_tiles(items), kind="stable")
         most = int(items["num_rows"].max(initial=0))
@@ -127,9 +135,20 @@ def _ranges(first: Longs, count: Longs) -> Ints:
     return (np.arange(count.sum()) - np.repeat(ends - count - first, count)).astype(np.int32)
 
 
-def _blocks(spans: Spans, group: int) -> _Items:
-    """Long chunks, cut into blocks of rows: one item each, which walks all tiles that its last row
-    sees.
+def _is_short(spans: Spans) -> Bools:
+    short: Bools = spans.count <= _SHORT
+    return short
+
+
+def _first_tiles(positions: Longs, window: int) -> Longs:
+    """The first tile that a row at each position sees."""
+    tiles: Longs = np.maximum(0, positions + (1 - window)) // TILE
+    return tiles
+
+
+def _blocks(spans: Spans, group: int, window: int) -> _Items:
+    """Long chunks, cut into blocks of rows: one item each, which walks all tiles from the first one
+    that its first row sees to the last one that its last row sees.
     """
     size = max(8, _BLOCK // group)
     if spans.count.sum() < 4 * size:  # fewer blocks than keep the cores busy
@@ -138,16 +157,17 @@ def _blocks(spans: Spans, group: int) -> _Items:
     owner = np.repeat(np.arange(len(spans)), blocks)
     offset = _ranges(np.zeros_like(blocks), blocks).astype(np.int64) * size
     count = np.minimum(size, spans.count[owner] - offset)
-    stop = spans.start[owner] + offset + count
+    start = spans.start[owner] + offset
+    stop, tile = start + count, _first_tiles(start, window)
     rows = _ranges(spans.row[owner] + offset, count)
     begin, end_tile = spans.begin[owner], -(-stop // TILE)
-    return _items(count, begin=begin, tile=0, end_tile=end_tile, stop=stop, stores=0), rows, rows
+    return _items(count, begin=begin, tile=tile, end_tile=end_tile, stop=stop, stores=0), rows, rows
 
 
 @dataclass(frozen=True)
 class _Split:
     """Short chunks. A row stores one contribution for a whole group of tiles if all tiles of the
-    group have the same leader, else one for each tile.
+    group have the same leader and every row of its chunk sees all of them, else one for each tile.
 
     In the picture at the top (sequences 0 and 1, one row each, tile 5 not full) the arrays are:
 
@@ -162,32 +182,38 @@ class _Split:
     """
 
     spans: Spans
+    window: int
     leader: Longs  # [sequences, tiles]: the sequence whose slots the item loads, maybe itself
     whole: Bools  # [sequences, tiles]: whether one item covers the tile's whole group
     stored: Bools  # [sequences, tiles]: whether a contribution begins there
     before: Longs  # [sequences, tiles + 1]: how many contributions begin before a tile
     owner: Longs  # [rows]: the sequence of each row
+    position: Longs  # [rows]
     first: Longs  # [rows]: index of the row's first contribution
 
     @classmethod
-    def of(cls, spans: Spans, table: Ints) -> _Split:
+    def of(cls, spans: Spans, leader: Longs, window: int) -> _Split:
         # `end` is the number of tiles of each sequence; arrays have tiles for whole groups.
         end, itself = -(-spans.stop // TILE), np.arange(len(spans))
-        groups = -(-int(end.max(initial=0)) // GROUP)
-        leader = _leaders(spans, table, groups * GROUP)
-        grouped = leader.reshape(len(spans), groups, GROUP)
-        one = ((grouped == grouped[:, :, :1]) & (grouped >= 0)).all(-1)
-        whole, tile = np.repeat(one, GROUP, axis=1), np.arange(groups * GROUP)
-        stored = (tile < end[:, None]) & (~whole | (tile % GROUP == 0))
+        earliest, latest = (
+            _first_tiles(position, window)[:, None] for position in (spans.start, spans.stop - 1)
+        )
+        grouped = leader.reshape(len(spans), leader.shape[1] // GROUP, GROUP)
+        same = ((grouped == grouped[:, :, :1]) & (grouped >= 0)).all(-1)
+        one = same & (np.arange(grouped.shape[1]) * GROUP >= latest)
+        whole, tile = np.repeat(one, GROUP, axis=1), np.arange(leader.shape[1])
+        stored = (tile >= earliest) & (tile < end[:, None]) & (~whole | (tile % GROUP == 0))
         before = np.cumsum(np.pad(stored, ((0, 0), (1, 0))), axis=1)
         owner = np.repeat(itself, spans.count)
         number = before[owner, -1]  # contributions of each row: all those of its sequence
         leader = np.where(leader < 0, itself[:, None], leader)
-        return cls(spans, leader, whole, stored, before, owner, np.cumsum(number) - number)
+        position = _ranges(spans.start, spans.count).astype(np.int64)
+        first = np.cumsum(number) - number
+        return cls(spans, window, leader, whole, stored, before, owner, position, first)
 
     def items(self) -> _Items:
         """One item for all sequences that have the same leader in the same tiles. It computes one
-        contribution for each of their rows.
+        contribution for each of their rows that sees the tiles.
 
         Every contribution that begins somewhere is a triple (first tile, end tile, leader) of one
         sequence. Sorted by the triple, sequences that share an item stand side by side, and an item
@@ -201,33 +227,42 @@ class _Split:
         end, lead = tile + np.where(self.whole[member, tile], GROUP, 1), self.leader[member, tile]
         order = np.lexsort((member, lead, end, tile))
         member, tile, end, lead = member[order], tile[order], end[order], lead[order]
-        rows, places = self._rows_and_places(member, tile)
+        count = self._seeing(member, tile)
+        rows, places = self._rows_and_places(member, tile, count)
         starts = np.flatnonzero(np.any(np.diff([tile, end, lead], axis=1, prepend=-1), axis=0))
-        counts = np.add.reduceat(self.spans.count[member], starts) if len(starts) else starts
+        counts = np.add.reduceat(count, starts) if len(starts) else starts
         tile, end, lead = tile[starts], end[starts], lead[starts]
         begin, stop = self.spans.begin[lead], np.minimum(end * TILE, self.spans.stop[lead])
         items = _items(counts, begin=begin, tile=tile, end_tile=end, stop=stop, stores=1)
         return items, rows, places
 
-    def _rows_and_places(self, member: Longs, tile: Longs) -> tuple[Ints, Ints]:
-        """The rows of each (sequence, tile) pair, one pair after the other, and the index at which
-        each row stores its contribution of that tile.
+    def _seeing(self, member: Longs, tile: Longs) -> Longs:
+        """How many rows of each (sequence, tile) pair have windows that begin before the tile's
+        end: the first ones.
         """
-        count = self.spans.count
+        edges = (tile + 1) * TILE + self.window - 1
+        rows: Longs = np.minimum(edges - self.spans.start[member], self.spans.count[member])
+        return rows
+
+    def _rows_and_places(self, member: Longs, tile: Longs, count: Longs) -> tuple[Ints, Ints]:
+        """The first `count` rows of each (sequence, tile) pair, one pair after the other, and the
+        index at which each row stores its contribution of that tile.
+        """
         # Index of each row among the rows of short chunks, as in `owner` and `first`.
-        index = _ranges((np.cumsum(count) - count)[member], count[member])
-        places = self.first[index] + self.before[self.owner[index], np.repeat(tile, count[member])]
-        return _ranges(self.spans.row[member], count[member]), places.astype(np.int32)
+        index = _ranges((np.cumsum(self.spans.count) - self.spans.count)[member], count)
+        places = self.first[index] + self.before[self.owner[index], np.repeat(tile, count)]
+        return _ranges(self.spans.row[member], count), places.astype(np.int32)
 
     def rows(self) -> Records:
-        """`TileWork.split_rows`. A row combines the contributions of tiles up to the one of its own
-        position.
+        """`TileWork.split_rows`. A row combines the contributions of tiles from the first one that
+        it sees to the one of its own position.
         """
-        row, position = (
-            _ranges(column, self.spans.count) for column in (self.spans.row, self.spans.start)
+        row = _ranges(self.spans.row, self.spans.count).astype(np.int64)
+        begin, end = (
+            self.first + self.before[self.owner, tile]
+            for tile in (_first_tiles(self.position, self.window), self.position // TILE + 1)
         )
-        end = self.first + self.before[self.owner, position // TILE + 1]
-        return _records(SPLIT_ROW, row=row.astype(np.int64), begin=self.first, end=end)
+        return _records(SPLIT_ROW, row=row, begin=begin, end=end)
 
     def opens(self) -> Ints:
         """`TileWork.opens`."""
@@ -235,9 +270,18 @@ class _Split:
         return np.asarray(tile % GROUP == 0, np.int32)
 
 
+def leaders_of(spans: Spans, table: Ints) -> Longs:
+    """Who shares tiles, among the short chunks of a step, whatever the window: [sequences, tiles],
+    with tiles for whole groups. Cost: O(slots in the table of short chunks).
+    """
+    spans = spans.where(_is_short(spans))
+    groups = -(-int(spans.stop.max(initial=0)) // (TILE * GROUP))
+    return _leaders(spans, table, groups * GROUP)
+
+
 def _leaders(spans: Spans, table: Ints, tiles: int) -> Longs:
     """[sequences, tiles]: the first sequence that has the same slots in that tile; -1 for tiles
-    that some row of the sequence does not see whole.
+    that reach behind the first row of the sequence.
 
     Comparing all pairs of sequences would cost their number squared. Instead each tile column is
     sorted by a digest of the 64 slots, equal digests by sequence; the first of each run of equal

@@ -205,13 +205,13 @@ def _shares(rows: int, panels: Panels, kernel: _Kernel) -> tuple[int, int]:
     return size, max(1, min(most, count * slices // wanted))
 
 
-def segments_of(plan: AttentionPlan) -> Longs:
-    """Byte offsets of the segments of SEGMENT bytes that one layer's attention reads of K,
-    ascending, each once. They are those of V, too.
+def segments_of(plan: AttentionPlan, window: int | None = None) -> Longs:
+    """Byte offsets of the segments of SEGMENT bytes that the attention of a layer with that window,
+    or with none, reads of K, ascending, each once. They are those of V, too.
     """
     size = plan.pool.k.stride(1) * plan.pool.k.element_size()
     needed = np.zeros(plan.pool.num_slots * size // SEGMENT + 1, np.bool_)
-    begin = plan.table.astype(np.int64) * size
+    begin = plan.slots_within(window).astype(np.int64) * size
     needed[begin // SEGMENT] = True
     needed[(begin + size - 1) // SEGMENT] = True
     return np.flatnonzero(needed) * SEGMENT

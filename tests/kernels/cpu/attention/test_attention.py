@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numba import njit
 
 from radixserve.errors import ModelRefused
-from radixserve.kernels.attention import attend_torch
+from radixserve.kernels.attention import LayerAttention, attend_torch
 from radixserve.kernels.cpu import vector
 from radixserve.kernels.cpu.attention.call import attend_cpu
 from radixserve.kernels.step import AttentionPlan
@@ -68,7 +68,10 @@ def test_the_compiled_kernel_agrees_with_the_reference(
     step = plan(spans, prefix, pool(kv_heads, dim))
     q = queries(step, heads, dim)
     torch.testing.assert_close(
-        attend_cpu(q, 0, step, dim**-0.5), attend_torch(q, 0, step, dim**-0.5), atol=2e-5, rtol=2e-5
+        attend_cpu(q, 0, step, LayerAttention(dim**-0.5)),
+        attend_torch(q, 0, step, LayerAttention(dim**-0.5)),
+        atol=2e-5,
+        rtol=2e-5,
     )
 
 
@@ -76,10 +79,10 @@ def test_a_position_behind_a_row_is_not_seen() -> None:
     filled = pool(1, 16)
     step = plan([(0, 40)], 0, filled)
     q = queries(step, 2, 16)
-    before = attend_cpu(q, 0, step, 0.25)
+    before = attend_cpu(q, 0, step, LayerAttention(0.25))
     filled.k[0, step.table[30]] = 50.0
     filled.v[0, step.table[30]] = 50.0
-    after = attend_cpu(q, 0, step, 0.25)
+    after = attend_cpu(q, 0, step, LayerAttention(0.25))
     assert torch.equal(before[:30], after[:30])
     assert not torch.equal(before[30:], after[30:])
 
@@ -89,14 +92,14 @@ def test_a_nan_in_the_context_shows_in_the_row(count: int) -> None:
     filled = pool(1, 16)
     step = plan([(100, count)], 0, filled)
     filled.k[0, step.table[3]] = float("nan")
-    assert attend_cpu(queries(step, 2, 16), 0, step, 0.25).isnan().all()
+    assert attend_cpu(queries(step, 2, 16), 0, step, LayerAttention(0.25)).isnan().all()
 
 
 def test_scores_beyond_the_float_range_show_as_nan() -> None:
     filled = pool(1, 16)
     step = plan([(10, 1)], 0, filled)
     filled.k[0, step.table[3]] = 3e38
-    assert attend_cpu(torch.full((1, 1, 16), 3e38), 0, step, 0.25).isnan().all()
+    assert attend_cpu(torch.full((1, 1, 16), 3e38), 0, step, LayerAttention(0.25)).isnan().all()
 
 
 def test_exp_is_right_within_two_units_in_the_last_place() -> None:

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from radixserve.kernels.attention import LayerAttention
 from radixserve.kernels.cpu import levels, native
 from radixserve.kernels.cpu.attention.bfloat16 import MULTIPLE
 from radixserve.kernels.cpu.attention.call import AttentionStep, attend_cpu
@@ -79,7 +80,7 @@ class Sequences:
         q = torch.cat([self.q[n][start:stop] for n, start, stop in parts])
         plan = AttentionPlan.of(chunks, pool)
         with at_most(self.level):
-            return attend_cpu(q, 0, plan, self.dim**-0.5)
+            return attend_cpu(q, 0, plan, LayerAttention(self.dim**-0.5))
 
     @cache  # noqa: B019 - as many as there are sizes
     def alone(self, n: int) -> torch.Tensor:

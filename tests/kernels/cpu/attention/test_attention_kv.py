@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from radixserve.kernels.attention import attend_torch
+from radixserve.kernels.attention import LayerAttention, attend_torch
 from radixserve.kernels.cpu.attention.call import attend_cpu
 from radixserve.kernels.step import AttentionPlan
 from radixserve.step import Chunk
@@ -50,11 +50,13 @@ def test_it_is_the_reference_over_the_numbers_that_the_pool_holds(
     heads, kv_heads, dim = size
     pool, slots = filled(kv_heads, dim, kv)
     q = torch.randn(LENGTH, heads, dim, generator=torch.Generator().manual_seed(3)).to(numbers)
-    whole = attend_cpu(q, 0, step(pool, slots, 0, LENGTH), dim**-0.5)
+    whole = attend_cpu(q, 0, step(pool, slots, 0, LENGTH), LayerAttention(dim**-0.5))
     assert whole.dtype == numbers
-    expected = attend_torch(q, 0, step(pool, slots, 0, LENGTH), dim**-0.5)
+    expected = attend_torch(q, 0, step(pool, slots, 0, LENGTH), LayerAttention(dim**-0.5))
     rounding = 2**-7 if numbers == torch.bfloat16 else 1e-5
     torch.testing.assert_close(whole.float(), expected.float(), rtol=rounding, atol=1e-5)
     for row in (0, 15, 63, 64, 130, LENGTH - 1):
-        alone = attend_cpu(q[row : row + 1], 0, step(pool, slots, row, row + 1), dim**-0.5)
+        alone = attend_cpu(
+            q[row : row + 1], 0, step(pool, slots, row, row + 1), LayerAttention(dim**-0.5)
+        )
         assert torch.equal(alone[0], whole[row]), row

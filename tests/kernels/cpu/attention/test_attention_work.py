@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixserve.kernels.arrays import Ints
-from radixserve.kernels.cpu.attention.work import TILE, TileWork
+from radixserve.kernels.cpu.attention.work import TILE, TileWork, leaders_of
 from radixserve.kernels.step import Spans
 
 
@@ -67,7 +67,7 @@ def test_every_row_meets_each_of_its_tiles_once(
 ) -> None:
     spans = spans_of(chunks)
     table = table_of(spans, prefix)
-    met = meetings(TileWork.of(spans, table, group), table)
+    met = meetings(TileWork.of(spans, leaders_of(spans, table), group), table)
     assert set(met.values()) == {1}
     by_place = {(row, tile): np.frombuffer(slots, np.int32) for row, tile, slots in met}
     for place, slots in expected(spans, table).items():
@@ -76,7 +76,7 @@ def test_every_row_meets_each_of_its_tiles_once(
 
 def test_sixteen_sequences_over_one_prefix_load_it_once() -> None:
     spans = spans_of([(1123, 1)] * 16)
-    work = TileWork.of(spans, table_of(spans, 1024), 3)
+    work = TileWork.of(spans, leaders_of(spans, table_of(spans, 1024)), 3)
     loads = work.items["end_tile"] - work.items["tile"]
     assert loads.sum() == 16 + 16 * 2  # 16 shared tiles, and two private ones for each sequence
     assert work.items[loads == 4]["num_rows"].tolist() == [16] * 4
@@ -89,7 +89,7 @@ def test_whole_groups_are_shared_as_one_and_the_group_where_branches_part_tile_b
         table[513 * sequence + 4 * TILE + 130 : 513 * (sequence + 1)] += (
             1000 * sequence
         )  # part in tile 6
-    items = TileWork.of(spans, table, 1).items
+    items = TileWork.of(spans, leaders_of(spans, table), 1).items
     items = items[items["end_tile"] <= 8]
     shared = sorted(items[["tile", "end_tile", "num_rows"]].tolist())
     assert shared == [
@@ -107,4 +107,4 @@ def test_whole_groups_are_shared_as_one_and_the_group_where_branches_part_tile_b
 def test_sequences_that_hold_equal_slots_at_other_positions_do_not_share() -> None:
     spans = spans_of([(128, 1), (128, 1)])
     table = np.concatenate([np.arange(129), np.roll(np.arange(129), 64)]).astype(np.int32)
-    assert (TileWork.of(spans, table, 1).items["num_rows"] == 1).all()
+    assert (TileWork.of(spans, leaders_of(spans, table), 1).items["num_rows"] == 1).all()
