@@ -79,8 +79,8 @@ def _add_values(scratch: TileScratch, first: int, count: int, fresh: bool) -> No
         _add_products(scratch, first, count)
 
 
-_TILES = means_of(_multiply_queries, _add_values, changed=False)
-_TILES_CHANGED = means_of(_multiply_queries, _add_values, changed=True)
+_TILES = means_of(_multiply_queries, _add_values, special=False)
+_SPECIAL_TILES = means_of(_multiply_queries, _add_values, special=True)
 
 
 def work(address: Any) -> None:
@@ -92,8 +92,8 @@ def work(address: Any) -> None:
     release_tiles()
 
 
-def work_changed(address: Any) -> None:
-    """`work` for layers that change scores."""
+def special_work(address: Any) -> None:
+    """`work` for layers that are not plain."""
     configure(TILE_ROWS)
-    attend(_TILES_CHANGED, AttentionBlock.read_bfloat16(address))
+    attend(_SPECIAL_TILES, AttentionBlock.read_bfloat16(address))
     release_tiles()

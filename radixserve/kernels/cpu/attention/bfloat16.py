@@ -34,7 +34,7 @@ from radixserve.kernels.cpu.attention.loads import (
     without_rows,
 )
 from radixserve.kernels.cpu.attention.memory import Sums, sums_lengths
-from radixserve.kernels.cpu.attention.scores import change_scores, keep_scores
+from radixserve.kernels.cpu.attention.scores import PLAIN, SPECIAL
 from radixserve.kernels.cpu.attention.softmax import add_scores, tile_shares
 from radixserve.kernels.cpu.attention.transpose import transpose
 from radixserve.kernels.cpu.attention.work import TILE
@@ -171,9 +171,9 @@ def _prefetch(rows: Rows, first: int, end: int) -> None:
             prefetch(rows.data, place + d)
 
 
-def means_of(multiply_queries: Any, add_values: Any, changed: bool) -> Means:
-    """The `Means` of a kernel for layers that change scores (`changed`), or that do not, which
-    multiplies with these two compiled functions:
+def means_of(multiply_queries: Any, add_values: Any, special: bool) -> Means:
+    """The `Means` of a kernel for plain layers, or for `special` ones. It multiplies with these two
+    compiled functions:
 
     `multiply_queries(scratch, first, count)` writes to scratch.scores the products, not scaled, of
     the queries of rows [first, first + count) with the keys.
@@ -183,7 +183,7 @@ def means_of(multiply_queries: Any, add_values: Any, changed: bool) -> Means:
     their own are written later.
     """
 
-    change = change_scores if changed else keep_scores
+    rules = SPECIAL if special else PLAIN
 
     @compiled
     def contribute(
@@ -202,8 +202,8 @@ def means_of(multiply_queries: Any, add_values: Any, changed: bool) -> Means:
         share = -(-TILE // count)  # positions of the next tile to prefetch with each row
         for r in range(count):
             row, at = first + r, r * TILE
-            begin, end = scratch.begins[row] - start, scratch.ends[row] - start
-            scaling = change(layer, scratch, row, at, start, layer.scaling)
+            begin, end = rules.begin(scratch, row, start), scratch.ends[row] - start
+            scaling = rules.change(layer, scratch, row, at, start, layer.scaling)
             scratch.peaks[r], scratch.weights[r] = tile_shares(
                 scratch.scores, at, begin, end, scaling, scratch.shares, at
             )
@@ -225,9 +225,9 @@ def means_of(multiply_queries: Any, add_values: Any, changed: bool) -> Means:
         query rows that see it.
         """
         for block in range(0, most, MOST_ROWS):
-            first, end = rows_that_see(scratch, block, min(block + MOST_ROWS, most), start)
+            first, end = rows_that_see(rules, scratch, block, min(block + MOST_ROWS, most), start)
             while first < end:
-                cut, new = rows_alike(scratch, first, end, start, fresh)
+                cut, new = rows_alike(rules, scratch, first, end, start, fresh)
                 contribute(layer, scratch, first, cut - first, start, later, new)
                 later = Later(without_rows(later.keys), without_rows(later.values))
                 first = cut

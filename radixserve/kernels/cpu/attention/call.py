@@ -76,7 +76,7 @@ class AttentionStep:
         """`dtype` is that of activations; the pool's may be another. The current level chooses the
         kernels.
         """
-        self._shape, self._heads, self._dtype = shape, heads, dtype
+        self._shape, self._heads, self.dtype = shape, heads, dtype
         self._level = levels.current()
         panel = panel_of(self._level >= Level.AVX512)
         self._width = -(-shape.v_dim // panel) * panel
@@ -131,12 +131,12 @@ class AttentionStep:
 
     def _kernel(self, attention: LayerAttention) -> int:
         """The address of the kernel for a layer."""
-        changed, wide = attention.changes_scores, self._level >= Level.AVX512
+        special, wide = not attention.is_plain, self._level >= Level.AVX512
         if self._in_bfloat16:
             module = amx if self._level >= Level.AMX else pairs
-            work = module.work_changed if changed else module.work
+            work = module.special_work if special else module.work
         else:
-            work = kernel.work_of(self._dtype, self._shape.dtype, wide, changed)
+            work = kernel.work_of(self.dtype, self._shape.dtype, wide, special)
         return native.address(work, self._level)
 
     def _work(self, window: int | None) -> _WindowWork:

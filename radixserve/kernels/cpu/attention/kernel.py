@@ -54,7 +54,7 @@ from radixserve.kernels.cpu.attention.loads import (
     without_rows,
 )
 from radixserve.kernels.cpu.attention.memory import ROWS, Scratch, Sums, scratch_of
-from radixserve.kernels.cpu.attention.scores import change_scores, keep_scores
+from radixserve.kernels.cpu.attention.scores import PLAIN, SPECIAL, Rules
 from radixserve.kernels.cpu.attention.softmax import add_scores, tile_weights
 from radixserve.kernels.cpu.attention.work import GROUP, TILE
 from radixserve.kernels.cpu.compile import LINE_BYTES, compiled
@@ -172,7 +172,7 @@ def _factors(before: Any, peak: Any) -> Any:
 @compiled
 def _contribute(
     multiply: Any,
-    change: Any,
+    rules: Rules,
     layer: AttentionBlock,
     scratch: Scratch,
     block: int,
@@ -183,7 +183,7 @@ def _contribute(
 ) -> None:
     """Add the loaded tile, which begins at position `start`, to the group's sums of rows [block,
     block + count) of the item. If `fresh`, it is the first tile of these sums. `multiply` is that
-    of `_multiplier`, `change` one of `scores`.
+    of `_multiplier`.
     """
     scores, sums, k_dim = scratch.scores, scratch.sums, tile.keys.count
     plain = Fold(scratch.old, scratch.new, 0, 0)
@@ -201,8 +201,8 @@ def _contribute(
     )
     for r in range(count):
         row, at = block + r, r * TILE
-        begin, end = scratch.begins[row] - start, scratch.ends[row] - start
-        change(layer, scratch, row, at, start, _ONE)  # queries are scaled
+        begin, end = rules.begin(scratch, row, start), scratch.ends[row] - start
+        rules.change(layer, scratch, row, at, start, _ONE)  # queries are scaled
         scratch.peaks[r], scratch.weights[r] = tile_weights(scores, at, begin, end)
     add_scores(sums, block, count, scratch, fresh)
     width = scratch.values.shape[0] // TILE
@@ -307,35 +307,35 @@ def _run(item: Item, tile: int) -> Run:
 
 
 @compiled
-def rows_that_see(scratch: Any, first: int, end: int, start: int) -> Any:
+def rows_that_see(rules: Rules, scratch: Any, first: int, end: int, start: int) -> Any:
     """Those of the item's rows [first, end) that see the tile at position `start`. They stand side
     by side: positions of rows ascend, unless all of them see the tile.
     """
     while first < end and scratch.ends[first] <= start:
         first += 1
-    while first < end and scratch.begins[end - 1] >= start + TILE:
+    while first < end and rules.begin(scratch, end - 1, start) >= TILE:
         end -= 1
     return first, end
 
 
 @compiled
-def rows_alike(scratch: Any, first: int, end: int, start: int, fresh: bool) -> Any:
+def rows_alike(rules: Rules, scratch: Any, first: int, end: int, start: int, fresh: bool) -> Any:
     """The end of those rows from `first` on, before `end`, for which the tile at position `start`
     is the first of their group, or those for which it is not; and whether it is. `fresh` says that
     it is the first for all, else it is for rows whose windows begin in it.
     """
     cut = first if fresh else end
-    while cut > first and scratch.begins[cut - 1] >= start:
+    while cut > first and rules.begin(scratch, cut - 1, start) >= 0:
         cut -= 1
     return (cut, False) if cut > first else (end, True)
 
 
 @cache
-def _adder(wide: bool, changed: bool) -> Any:
-    """`add_tile` for a level; `wide` is for processors with AVX-512, `changed` for layers that
-    change scores.
+def _adder(wide: bool, special: bool) -> Any:
+    """`add_tile` for a level; `wide` is for processors with AVX-512, `special` for layers
+    that are not plain.
     """
-    multiply, change = _multiplier(wide), change_scores if changed else keep_scores
+    multiply, rules = _multiplier(wide), SPECIAL if special else PLAIN
 
     @compiled
     def add_tile(
@@ -343,10 +343,10 @@ def _adder(wide: bool, changed: bool) -> Any:
     ) -> None:
         """Add the loaded tile, which begins at position `start`, to all rows that see it."""
         for block in range(0, most, ROWS):
-            first, end = rows_that_see(scratch, block, min(block + ROWS, most), start)
+            first, end = rows_that_see(rules, scratch, block, min(block + ROWS, most), start)
             while first < end:
-                cut, new = rows_alike(scratch, first, end, start, fresh)
-                _contribute(multiply, change, layer, scratch, first, cut - first, start, tile, new)
+                cut, new = rows_alike(rules, scratch, first, end, start, fresh)
+                _contribute(multiply, rules, layer, scratch, first, cut - first, start, tile, new)
                 tile, first = settled(tile), cut  # the first ones have prefetched the next tile
 
     return add_tile
@@ -447,19 +447,19 @@ def attend(means: Means, layer: AttentionBlock) -> None:
 
 @cache
 def work_of(
-    numbers: torch.dtype, kv: torch.dtype, wide: bool, changed: bool
+    numbers: torch.dtype, kv: torch.dtype, wide: bool, special: bool
 ) -> Callable[[Any], None]:
     """The kernel for q and out of the dtype `numbers`, and a pool of the dtype `kv`; `wide` is for
-    processors with AVX-512, `changed` for layers that change scores. Every thread calls it with the
+    processors with AVX-512, `special` for layers that are not plain. Every thread calls it with the
     address of an `AttentionBlock`. `native` compiles it.
     """
     load = load_tile if kv == torch.float32 else load_tile_widened
-    means = Means(scratch_of, load_queries, load, _adder(wide, changed))
+    means = Means(scratch_of, load_queries, load, _adder(wide, special))
     read = AttentionBlock.reader(numbers, kv)
 
     def work(address: Any) -> None:
         attend(means, read(address))
 
-    width, scores = "wide" if wide else "narrow", "_changed" if changed else ""
-    work.__name__ = f"work_{numbers}_{kv}_{width}{scores}".replace("torch.", "")
+    width, kind = "wide" if wide else "narrow", "_special" if special else ""
+    work.__name__ = f"work_{numbers}_{kv}_{width}{kind}".replace("torch.", "")
     return work

@@ -155,8 +155,8 @@ def _add_values(scratch: TileScratch, first: int, count: int, fresh: bool) -> No
             _multiply_tail(count, a, 0, depth, b, column, width, depth, c, to, width, fold)
 
 
-_PAIRS = means_of(_multiply_queries, _add_values, changed=False)
-_PAIRS_CHANGED = means_of(_multiply_queries, _add_values, changed=True)
+_PAIRS = means_of(_multiply_queries, _add_values, special=False)
+_SPECIAL_PAIRS = means_of(_multiply_queries, _add_values, special=True)
 
 
 def work(address: Any) -> None:
@@ -166,6 +166,6 @@ def work(address: Any) -> None:
     attend(_PAIRS, AttentionBlock.read_bfloat16(address))
 
 
-def work_changed(address: Any) -> None:
-    """`work` for layers that change scores."""
-    attend(_PAIRS_CHANGED, AttentionBlock.read_bfloat16(address))
+def special_work(address: Any) -> None:
+    """`work` for layers that are not plain."""
+    attend(_SPECIAL_PAIRS, AttentionBlock.read_bfloat16(address))

@@ -1,8 +1,8 @@
-"""What a layer does to attention scores before the softmax besides scaling them: a softcap, and a
-slope for each head (`LayerAttention`). A kernel is compiled for layers that do such a thing, or for
-layers that do not.
+"""What layers may do to attention scores before the softmax besides scaling them: leave out those
+before a window, cap them, add a slope times the distance (`LayerAttention`).
 
-A changed score depends on the row and the position alone.
+Each kernel is compiled twice: for plain layers, which do nothing of this, and for special ones,
+which do any of it as their block says. What becomes of a score depends on row and position alone.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -10,7 +10,7 @@ A changed score depends on the row and the position alone.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -33,6 +33,20 @@ from radixserve.kernels.cpu.vector import (
 )
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
+
+
+class Rules(NamedTuple):
+    """The rules for scores that a kernel is compiled for: two compiled functions."""
+
+    # (scratch, row, start): which position of the tile that begins at position `start` is the first
+    # that the row sees; negative if it sees earlier ones, too
+    begin: Any
+    # (layer, scratch, row, at, start, scaling): changes the row's scores of that tile, 64 of
+    # scratch.scores, from `at` on. They still have to be multiplied by `scaling`; returns by what
+    # they have to be afterwards
+    change: Any
+
+
 _VECTORS = TILE // LANES
 
 
@@ -74,21 +88,10 @@ def _slope(typingctx: Any, scores: Any, at: Any, scaling: Any, slope: Any, dista
 
 
 @compiled
-def keep_scores(
+def _change(
     layer: AttentionBlock, scratch: Any, row: int, at: int, start: int, scaling: Any
 ) -> Any:
-    """`change_scores` for layers that do not change them."""
-    return scaling
-
-
-@compiled
-def change_scores(
-    layer: AttentionBlock, scratch: Any, row: int, at: int, start: int, scaling: Any
-) -> Any:
-    """Change the scores of a query row of the item for a tile that begins at position `start`:
-    64 of scratch.scores, from `at` on. `scaling` is what they still have to be multiplied by;
-    returns what remains of it.
-    """
+    """Cap the scores of a query row of the item, or add its head's slope, as `Rules` says."""
     if layer.softcap > _ZERO:
         _cap(scratch.scores, at, scaling, layer.softcap)
         scaling = _ONE
@@ -98,3 +101,24 @@ def change_scores(
         _slope(scratch.scores, at, scaling, slope, start - position)
         scaling = _ONE
     return scaling
+
+
+@compiled
+def _begin(scratch: Any, row: int, start: int) -> Any:
+    return scratch.begins[row] - start
+
+
+@compiled
+def _no_begin(scratch: Any, row: int, start: int) -> Any:
+    """For plain layers. In the first tile nothing is earlier, but there it makes no difference."""
+    return -1
+
+
+@compiled
+def _no_change(
+    layer: AttentionBlock, scratch: Any, row: int, at: int, start: int, scaling: Any
+) -> Any:
+    return scaling
+
+
+PLAIN, SPECIAL = Rules(_no_begin, _no_change), Rules(_begin, _change)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from radixserve.kernels.attention import LayerAttention
 from radixserve.kernels.cpu import levels, native
 from radixserve.kernels.cpu.attention.bfloat16 import MULTIPLE
-from radixserve.kernels.cpu.attention.call import AttentionStep, attend_cpu
+from radixserve.kernels.cpu.attention.call import COUNTERS, AttentionStep, attend_cpu
 from radixserve.kernels.cpu.levels import Level
 from radixserve.kernels.step import AttentionPlan
 from radixserve.step import Chunk
@@ -52,11 +52,33 @@ def at_most(level: Level) -> Iterator[None]:
         levels.limit(before.name.lower())
 
 
+def exact_weights(products: torch.Tensor, attention: LayerAttention) -> torch.Tensor:
+    """The weights [heads, rows, positions] of products of queries and keys, by definition."""
+    scores = products * attention.scaling
+    if attention.softcap:
+        scores = attention.softcap * torch.tanh(scores / attention.softcap)
+    distance = torch.arange(LENGTH) - torch.arange(LENGTH)[:, None]
+    if attention.slopes is not None:
+        scores = scores + attention.slopes.double()[:, None, None] * distance
+    unseen = (distance > 0) | (distance <= -(attention.window or LENGTH))
+    weights = scores.exp().masked_fill(unseen, 0.0)
+    sinks = 0.0 if attention.sinks is None else attention.sinks.double().exp()[:, None]
+    return weights / (weights.sum(-1) + sinks)[..., None]
+
+
 class Sequences:
     """Three sequences that share no tokens, of one size and dtype, and what attends them."""
 
-    def __init__(self, size: tuple[int, int, int], dtype: torch.dtype, level: Level) -> None:
+    def __init__(
+        self,
+        size: tuple[int, int, int],
+        dtype: torch.dtype,
+        level: Level,
+        attention: LayerAttention | None = None,
+    ) -> None:
+        """They are attended plainly, or as `attention` says."""
         heads, kv_heads, dim = size
+        self.attention = attention or LayerAttention(dim**-0.5)
         self.level = min(levels.highest(), level)
         self.dim, self.dtype, self.kv_heads = dim, dtype, kv_heads
         self.q, self.k, self.v = (
@@ -80,7 +102,7 @@ class Sequences:
         q = torch.cat([self.q[n][start:stop] for n, start, stop in parts])
         plan = AttentionPlan.of(chunks, pool)
         with at_most(self.level):
-            return attend_cpu(q, 0, plan, LayerAttention(self.dim**-0.5))
+            return attend_cpu(q, 0, plan, self.attention)
 
     @cache  # noqa: B019 - as many as there are sizes
     def alone(self, n: int) -> torch.Tensor:
@@ -91,9 +113,8 @@ class Sequences:
         """The same in float64, by definition; and the same of absolute values of V."""
         group = self.q[n].shape[1] // self.kv_heads
         q, k, v = self.q[n].double(), self.k[n].double(), self.v[n].double()
-        scores = torch.einsum("ihd,jhd->hij", q, k.repeat_interleave(group, 1)) * self.dim**-0.5
-        scores += torch.full((LENGTH, LENGTH), -torch.inf).triu(1)
-        values, weights = v.repeat_interleave(group, 1), scores.softmax(-1)
+        products = torch.einsum("ihd,jhd->hij", q, k.repeat_interleave(group, 1))
+        values, weights = v.repeat_interleave(group, 1), exact_weights(products, self.attention)
         return (
             torch.einsum("hij,jhd->ihd", weights, values),
             torch.einsum("hij,jhd->ihd", weights, values.abs()),
@@ -182,6 +203,13 @@ def test_avx2_gives_the_bits_of_wider_registers(
     assert torch.equal(every.attend([(0, 0, LENGTH)], np.arange(SLOTS, dtype=np.int32)), expected)
 
 
+def launch(step: AttentionStep) -> None:
+    """Choose the kernel of a plain layer."""
+    nothing = torch.empty(0, dtype=step.dtype)
+    counters = np.zeros(COUNTERS, np.int64)
+    step.launch(nothing, nothing, nothing, nothing, LayerAttention(1.0), counters)
+
+
 @pytest.mark.parametrize(
     ("level", "module"),
     [(Level.AVX512, "kernel"), (Level.AVX512_BF16, "pairs"), (Level.AMX, "amx")],
@@ -192,8 +220,8 @@ def test_the_level_decides_how_bfloat16_is_multiplied(
     asked: list[str] = []
     monkeypatch.setattr(levels, "current", lambda: level)
     monkeypatch.setattr(native, "address", lambda kernel, level: asked.append(kernel.__module__))
-    AttentionStep(KVShape(1, 2, 64, 64, torch.bfloat16), 4, torch.bfloat16)
-    AttentionStep(KVShape(1, 2, 80, 80, torch.bfloat16), 4, torch.bfloat16)  # no multiple of 32
+    for dim in (64, 80):  # 80 is no multiple of 32
+        launch(AttentionStep(KVShape(1, 2, dim, dim, torch.bfloat16), 4, torch.bfloat16))
     assert [name.rpartition(".")[2] for name in asked] == [module, "kernel"]
 
 
@@ -209,7 +237,7 @@ def test_the_level_decides_how_many_columns_a_loop_computes(
 
     monkeypatch.setattr(native, "address", address)
     with at_most(level):
-        AttentionStep(KVShape(1, 2, 80, 80, torch.float32), 4, torch.float32)
+        launch(AttentionStep(KVShape(1, 2, 80, 80, torch.float32), 4, torch.float32))
     width = "wide" if level >= Level.AVX512 else "narrow"
     assert asked == [(f"work_float32_float32_{width}", level)]
 

@@ -42,14 +42,15 @@ def meetings(work: TileWork, table: Ints) -> Counter[tuple[int, int, bytes]]:
     return met
 
 
-def expected(spans: Spans, table: Ints) -> dict[tuple[int, int], Ints]:
-    """(row, tile) -> the slots that the row must see there."""
+def expected(spans: Spans, table: Ints, window: int) -> dict[tuple[int, int], Ints]:
+    """(row, tile) -> the slots that the row must meet there."""
     wanted = {}
     for row, count, begin, start in zip(
         *(column.tolist() for column in spans.columns), strict=True
     ):
         for i in range(count):
-            for t in range((start + i) // TILE + 1):
+            first = max(0, start + i + 1 - window)
+            for t in range(first // TILE, (start + i) // TILE + 1):
                 wanted[row + i, t] = table[
                     begin + t * TILE : begin + min(start + i + 1, (t + 1) * TILE)
                 ]
@@ -61,16 +62,17 @@ def expected(spans: Spans, table: Ints) -> dict[tuple[int, int], Ints]:
     st.lists(st.tuples(st.integers(0, 300), st.integers(1, 80)), min_size=1, max_size=8),
     st.integers(0, 300),
     st.integers(1, 8),
+    st.none() | st.integers(1, 400),
 )
 def test_every_row_meets_each_of_its_tiles_once(
-    chunks: list[tuple[int, int]], prefix: int, group: int
+    chunks: list[tuple[int, int]], prefix: int, group: int, window: int | None
 ) -> None:
     spans = spans_of(chunks)
     table = table_of(spans, prefix)
-    met = meetings(TileWork.of(spans, leaders_of(spans, table), group), table)
+    met = meetings(TileWork.of(spans, leaders_of(spans, table), group, window), table)
     assert set(met.values()) == {1}
     by_place = {(row, tile): np.frombuffer(slots, np.int32) for row, tile, slots in met}
-    for place, slots in expected(spans, table).items():
+    for place, slots in expected(spans, table, window or 10**6).items():
         np.testing.assert_array_equal(by_place[place][: len(slots)], slots)
 
 
@@ -108,3 +110,13 @@ def test_sequences_that_hold_equal_slots_at_other_positions_do_not_share() -> No
     spans = spans_of([(128, 1), (128, 1)])
     table = np.concatenate([np.arange(129), np.roll(np.arange(129), 64)]).astype(np.int32)
     assert (TileWork.of(spans, leaders_of(spans, table), 1).items["num_rows"] == 1).all()
+
+
+def test_a_window_leaves_out_what_is_before_it() -> None:
+    """A step at 32k costs what its window costs: tiles of the window and one more for its edge."""
+    spans = spans_of([(32768, 1), (32000, 300)])
+    leaders = leaders_of(spans, table_of(spans, 0))
+    items = TileWork.of(spans, leaders, 1, window=512).items
+    assert (items["tile"] >= (32000 + 1 - 512) // TILE).all()
+    assert TileWork.of(spans, leaders, 1, window=512).num_tiles < 80
+    assert TileWork.of(spans, leaders, 1).num_tiles > 2000
