@@ -18,11 +18,13 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PhiConfig,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from radixserve.model.load import prepare_model
@@ -61,6 +63,18 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "mistral": lambda: MistralConfig(**_SIZE, num_key_value_heads=2, sliding_window=None),
     "gemma": lambda: GemmaConfig(**_SIZE, num_key_value_heads=1, head_dim=32),
     "phi": lambda: PhiConfig(**_SIZE, num_key_value_heads=4),
+    "mixtral": lambda: MixtralConfig(
+        **IN_PANELS, num_key_value_heads=2, num_local_experts=4, sliding_window=None
+    ),
+    "qwen3_moe": lambda: Qwen3MoeConfig(
+        **IN_PANELS,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=8,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        decoder_sparse_step=1,
+    ),
     "gpt2": lambda: GPT2Config(
         vocab_size=VOCAB,
         n_embd=64,

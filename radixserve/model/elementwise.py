@@ -5,6 +5,7 @@ of a thread's share, is rounded by other code, so they keep torch on its vectori
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,12 +29,17 @@ class RowwiseActivation(nn.Module):
         self.inner = inner
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        flat, count = x.reshape(-1), x.numel()
-        if count % _LANES:
-            flat = F.pad(flat, (0, -count % _LANES))
-        parts = [self.inner(part) for part in torch.split(flat, _BLOCK)]
-        out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return out[:count].view(x.shape)
+        return in_blocks(self.inner, x)
+
+
+def in_blocks(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """An elementwise function of `x`, computed as `RowwiseActivation` says."""
+    flat, count = x.reshape(-1), x.numel()
+    if count % _LANES:
+        flat = F.pad(flat, (0, -count % _LANES))
+    parts = [function(part) for part in torch.split(flat, _BLOCK)]
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out[:count].view(x.shape)
 
 
 class RowwiseRotary(nn.Module):

@@ -79,6 +79,8 @@ def prepare_model(
     check_config(config)
     model = model.eval().requires_grad_(False).to(device)
     vocab_size = int(config.vocab_size)
+    if device.type == "cpu" and model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")  # others want sizes in whole vectors
     with long_stage("computing what the model itself computes"):
         expected = own_logits(model, vocab_size, device)
     reason = _not_rowwise(model, device)

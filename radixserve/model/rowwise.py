@@ -10,7 +10,7 @@ transformers'.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.model.elementwise import RowwiseActivation, RowwiseRotary
+from radixserve.model.experts import PackedExperts, compute_rowwise, is_packable
 from radixserve.model.linear import (
     FusedLinears,
     FusedPart,
@@ -44,7 +45,21 @@ def make_rowwise(model: nn.Module) -> str | None:
     packing = _Packing(model)
     with long_stage("packing linear layers", packing.total, lambda: packing.done):
         packing.run()
-    return _unpacked(model)
+    blocks = _pack_experts(model)
+    return _unpacked(model, {id(each) for block in blocks for each in block.modules()})
+
+
+def _pack_experts(model: nn.Module) -> list[nn.Module]:
+    """Pack the experts of each layer; returns the modules that call them, which are row-wise
+    then.
+    """
+    blocks = [parent for parent in model.modules() if any(map(is_packable, parent.children()))]
+    for parent in blocks:
+        for name, child in list(parent.named_children()):
+            if is_packable(child):
+                setattr(parent, name, PackedExperts(child))
+        compute_rowwise(parent)
+    return blocks
 
 
 class _Packing:
@@ -110,11 +125,13 @@ def _is_plain_embedding(module: nn.Module) -> TypeGuard[nn.Embedding]:
     return type(module) is nn.Embedding and module.max_norm is None
 
 
-def _unpacked(model: nn.Module) -> str | None:
-    """Why rows may depend on their number although all linears are packed; None if they do not."""
+def _unpacked(model: nn.Module, rowwise: Container[int]) -> str | None:
+    """Why rows may depend on their number although all linears are packed; None if they do not.
+    `rowwise` are the identities of modules whose products are row-wise all the same.
+    """
     for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            continue  # a row is looked up, nothing is multiplied
+        if isinstance(module, nn.Embedding) or id(module) in rowwise:
+            continue  # of an embedding a row is looked up, nothing is multiplied
         if any(weight.dim() > 1 for weight in module.parameters(recurse=False)):
             return (
                 f"{type(module).__name__} (experts, or a linear layer of its own kind) multiplies "

@@ -14,18 +14,14 @@ import pytest
 import torch
 from transformers import (
     AttentionInterface,
-    AutoModelForCausalLM,
-    MixtralConfig,
-    PretrainedConfig,
     PreTrainedModel,
-    Qwen3MoeConfig,
 )
 
 from radixserve.errors import ModelRefused
 from radixserve.model import check, probes
 from radixserve.model.check import own_logits, probe
 from radixserve.model.load import prepare_model
-from tests.tiny import CPU, IN_PANELS, VOCAB, tiny_model
+from tests.tiny import CPU, VOCAB, tiny_model
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAMES = ("llama_grouped", "qwen3")
@@ -210,30 +206,7 @@ def test_swapped_norms_of_queries_and_keys_are_refused(
 
 # Models with experts, whose choice a last bit can change.
 
-ROUTED: dict[str, Callable[[], PretrainedConfig]] = {
-    "mixtral": lambda: MixtralConfig(
-        **IN_PANELS, num_key_value_heads=2, num_local_experts=4, sliding_window=None
-    ),
-    "qwen3_moe": lambda: Qwen3MoeConfig(
-        **IN_PANELS,
-        num_key_value_heads=2,
-        head_dim=16,
-        num_experts=8,
-        num_experts_per_tok=2,
-        moe_intermediate_size=32,
-        decoder_sparse_step=1,
-    ),
-}
-
-
-def routed(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(ROUTED[name]()).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(4)
-    return model.to(dtype)
+ROUTED = ("mixtral", "qwen3_moe")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -241,10 +214,10 @@ def routed(name: str, dtype: torch.dtype) -> PreTrainedModel:
 def test_a_model_with_experts_passes_with_any_tokens(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = prepare_model(routed(name, dtype), CPU)
+    loaded = prepare_model(tiny_model(name).to(dtype), CPU)
     for seed in range(8):
         monkeypatch.setattr(probes, "PROBE_SEED", seed)
-        probe(loaded, own_logits(routed(name, dtype), VOCAB, CPU))
+        probe(loaded, own_logits(tiny_model(name).to(dtype), VOCAB, CPU))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -253,7 +226,7 @@ def test_a_model_with_experts_passes_with_any_tokens(
 def test_a_model_with_experts_that_hides_something_is_refused(
     name: str, hidden: str, dtype: torch.dtype
 ) -> None:
-    model = routed(name, dtype)
+    model = tiny_model(name).to(dtype)
     HIDDEN[hidden](model)
     with pytest.raises(ModelRefused, match="differ by"):
-        probe(prepare_model(routed(name, dtype), CPU), own_logits(model, VOCAB, CPU))
+        probe(prepare_model(tiny_model(name).to(dtype), CPU), own_logits(model, VOCAB, CPU))

@@ -1,0 +1,136 @@
+"""Mixtures of experts, row-wise: what a token's row computes does not depend on which other rows
+choose the same expert.
+
+`PackedExperts` takes the place of the module that holds the experts of a layer. Each expert is two
+packed linears (`kernels.cpu.gemm`), and the results of the experts that a token chose are added in
+the order of its choices. What surrounds the experts in a layer (the router, which chooses them)
+stays transformers' code. Its products and curves are computed row-wise while it runs
+(`RowwiseCalls`).
+
+The classes of transformers whose experts lie in tensors of three dimensions have a common form,
+because transformers has several implementations for all of them. Their attributes tell it: whether
+weights are transposed, whether there are biases, and what stands between the two linears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from radixserve.kernels.cpu.gemm.call import Gemm
+from radixserve.model.elementwise import in_blocks
+
+_CURVES = {
+    *(torch.sigmoid, torch.Tensor.sigmoid, torch.tanh, torch.Tensor.tanh, torch.exp),
+    *(torch.Tensor.exp, F.silu, F.gelu, F.sigmoid, F.softplus, F.tanh),
+}
+
+
+class PackedExperts(nn.Module):
+    """The experts of one layer."""
+
+    def __init__(self, experts: Any) -> None:
+        """Packs the weights of `experts`, which are dropped there."""
+        super().__init__()
+        self._up = _packed(experts, "gate_up_proj" if experts.has_gate else "up_proj")
+        self._down = _packed(experts, "down_proj")
+        self._between = experts._apply_gate if experts.has_gate else experts.act_fn
+        self._norm = experts.post_expert_norm if experts.has_post_expert_norm else None
+
+    def forward(
+        self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """The sum of the results [rows, width] of the experts that each row of `hidden` chose:
+        `index` [rows, choices], weighted by `weights` of the same shape.
+        """
+        rows, choices = index.shape
+        chosen = index.reshape(-1)
+        out = hidden.new_empty(rows * choices, self._down[0].out_features)
+        for expert in np.unique(chosen.numpy()).tolist():
+            places = (chosen == expert).nonzero()[:, 0]
+            out[places] = self._expert(expert, hidden[places // choices])
+        return _sum_of_choices(out.view(rows, choices, -1), weights).to(hidden.dtype)
+
+    def _expert(self, number: int, x: torch.Tensor) -> torch.Tensor:
+        out = self._down[number](self._between(self._up[number](x)))
+        return out if self._norm is None else self._norm(out)
+
+
+def _sum_of_choices(out: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The sum over the second of three dimensions, in its order, float32."""
+    total = out[:, 0].float() * weights[:, :1].float()
+    for choice in range(1, out.shape[1]):
+        total += out[:, choice].float() * weights[:, choice, None].float()
+    return total
+
+
+def _packed(experts: Any, name: str) -> list[Gemm]:
+    """One of the weights of all experts, packed; the tensor of all is dropped."""
+    weight = getattr(experts, name)
+    biases = getattr(experts, f"{name}_bias") if experts.has_bias else [None] * len(weight)
+    packed = [
+        Gemm((each.T if experts.is_transposed else each).contiguous(), bias)
+        for each, bias in zip(weight, biases, strict=True)
+    ]
+    delattr(experts, name)
+    return packed
+
+
+def is_packable(module: nn.Module) -> bool:
+    """Whether `module` holds experts in the common form."""
+    return hasattr(module, "_apply_gate") and hasattr(module, "is_transposed")
+
+
+class RowwiseCalls(TorchFunctionMode):
+    """While it is active, products with the given weights are packed ones, and curves are computed
+    in blocks of whole vectors.
+    """
+
+    def __init__(self, weights: Mapping[torch.Size, torch.Tensor]) -> None:
+        """`weights` are known by their shapes, because code converts them before it uses them."""
+        super().__init__()
+        self._weights = weights
+        self._packed: dict[tuple[torch.Size, torch.dtype], Gemm] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear and args[1].shape in self._weights:
+            return self._linear(*args, **kwargs)
+        if func in _CURVES:
+            return in_blocks(lambda part: func(part, *args[1:], **kwargs), args[0])
+        return func(*args, **kwargs)
+
+    def _linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        key = weight.shape, x.dtype
+        if key not in self._packed:
+            self._packed[key] = Gemm(self._weights[weight.shape], bias, x.dtype)
+        return self._packed[key](x)
+
+
+def compute_rowwise(block: nn.Module) -> None:
+    """Have `block` run its forward pass with `RowwiseCalls`, for the weights of its modules that
+    are not packed.
+    """
+    weights = {each.shape: each.detach() for each in block.parameters() if each.dim() == 2}
+    calls, forward = RowwiseCalls(weights), block.forward
+    block.forward = _within(calls, forward)
+
+
+def _within(calls: RowwiseCalls, forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with calls:
+            return forward(*args, **kwargs)
+
+    return run
