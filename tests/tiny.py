@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    GemmaConfig,
+    BertConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
-    PhiConfig,
+    NanoChatConfig,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -53,6 +53,7 @@ IN_PANELS = {
     "intermediate_size": 128,
 }  # all linears as wide as our kernel for few rows needs them
 
+# Those of the Llama kind and gpt2 are computed by our decoder, the others by their own modules.
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**_SIZE, num_key_value_heads=4),
     "llama_grouped": lambda: LlamaConfig(**_SIZE, num_key_value_heads=2, tie_word_embeddings=True),
@@ -61,8 +62,8 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen2": lambda: Qwen2Config(**_SIZE, num_key_value_heads=1),
     "qwen3": lambda: Qwen3Config(**_SIZE, num_key_value_heads=2, head_dim=24),
     "mistral": lambda: MistralConfig(**_SIZE, num_key_value_heads=2, sliding_window=None),
-    "gemma": lambda: GemmaConfig(**_SIZE, num_key_value_heads=1, head_dim=32),
-    "phi": lambda: PhiConfig(**_SIZE, num_key_value_heads=4),
+    "nanochat": lambda: NanoChatConfig(**_SIZE, num_key_value_heads=2),
+    "bert": lambda: BertConfig(**_SIZE, is_decoder=True),
     "mixtral": lambda: MixtralConfig(
         **IN_PANELS, num_key_value_heads=2, num_local_experts=4, sliding_window=None
     ),
@@ -88,7 +89,9 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 
 
 _BFLOAT16 = "_bfloat16"
-IN_BFLOAT16 = tuple(f"{name}{_BFLOAT16}" for name in ("llama_grouped", "qwen3_in_panels", "gpt2"))
+IN_BFLOAT16 = tuple(
+    f"{name}{_BFLOAT16}" for name in ("llama_grouped", "qwen3_in_panels", "nanochat")
+)
 
 
 def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:

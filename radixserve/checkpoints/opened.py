@@ -105,18 +105,35 @@ def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def context_length(config: PretrainedConfig) -> int:
-    """The most tokens of prompt and answer together that a decoder can be served with."""
-    return min(int(config.max_position_embeddings), _MOST_POSITIONS)
+    """The most tokens of prompt and answer together that a decoder can be served with.
+
+    Raises:
+        ModelRefused: its configuration does not say.
+    """
+    positions = _value(config, "max_position_embeddings")
+    if positions is None:
+        raise ModelRefused(
+            f"The model ({config.model_type}) does not say how long its context may be "
+            "(max_position_embeddings)."
+        )
+    return min(int(positions), _MOST_POSITIONS)
 
 
 def kv_shape(config: PretrainedConfig, dtype: torch.dtype) -> KVShape:
     """The shape of one token's K/V in a decoder."""
     heads = int(config.num_attention_heads)
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or _fused_kv_heads(config) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return KVShape(
         int(config.num_hidden_layers), int(kv_heads), int(head_dim), int(head_dim), dtype
     )
+
+
+def _fused_kv_heads(config: PretrainedConfig) -> int | None:
+    """The heads of keys and values in models of the Falcon kind, which say it by other names."""
+    if getattr(config, "new_decoder_architecture", False):
+        return int(config.num_kv_heads)
+    return 1 if getattr(config, "multi_query", False) else None
 
 
 def _refuse_marks(folder: Path) -> None:

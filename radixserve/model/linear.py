@@ -29,11 +29,13 @@ class PackedLinear(nn.Module):
 
 
 class PackedEmbedding(nn.Module):
-    """Replaces an `nn.Embedding` whose weight a packed linear holds, too."""
+    """Replaces an `nn.Embedding` whose weight a packed linear holds, too. `embed_scale` is what its
+    rows are multiplied by, a number of their type.
+    """
 
-    def __init__(self, weight: Gemm, lookup: Lookup) -> None:
+    def __init__(self, weight: Gemm, lookup: Lookup, embed_scale: float = 1.0) -> None:
         super().__init__()
-        self.packed = weight
+        self.packed, self.embed_scale = weight, embed_scale
         self._lookup = lookup
 
     @classmethod
@@ -41,14 +43,16 @@ class PackedEmbedding(nn.Module):
         """The embedding in the memory of `weight`; None if not every value is there, bit for bit.
         Cost: reading both once.
         """
-        found = cls(weight, weight.lookup())
+        scale = torch.as_tensor(getattr(embedding, "embed_scale", 1.0)).to(weight.dtype)
+        found = cls(weight, weight.lookup(), float(scale))
         for ids in torch.split(torch.arange(len(embedding.weight)), _ROWS_COMPARED):
-            if not torch.equal(found(ids), embedding.weight[ids]):
+            if not torch.equal(found._lookup(ids), embedding.weight[ids]):
                 return None
         return found
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self._lookup(ids)
+        found = self._lookup(ids)
+        return found if self.embed_scale == 1.0 else found * self.embed_scale
 
 
 class FusedLinears:

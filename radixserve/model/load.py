@@ -1,6 +1,10 @@
 """Loads the model in a folder, checks it, and makes it row-wise. Code in a model's folder is never
 run, and weights are read from safetensors only, because other formats are pickles.
 
+If our decoder computes the logits that the model's own modules compute, it serves. Otherwise these
+modules do, with our attention in the place of theirs; some classes do not let it be replaced, and
+are served by the decoder or not at all.
+
 Logs the stages.
 """
 
@@ -88,7 +92,6 @@ def prepare_model(
     kernel, fallback = _attention(
         shape, int(config.num_attention_heads), device, exact=reason is None
     )
-    _use_attention(model, kernel)
     loaded = LoadedModel(
         model=model,
         device=device,
@@ -102,7 +105,10 @@ def prepare_model(
         inexact_reason=reason,
         fallback_reason=fallback,
     )
-    loaded = _with_decoder(_checked(loaded, expected), expected)
+    loaded = _with_decoder(loaded, expected)
+    _use_attention(loaded, model)
+    if loaded.decoder is None:
+        loaded = _checked(loaded, expected)
     loaded = _with_kv_dtype(loaded, kv_dtype or model.dtype, expected)
     tell(loaded)
     return loaded
@@ -128,10 +134,16 @@ def _attention(
     return attention.register_cpu_kernel() if exact else attention.TORCH, None
 
 
-def _use_attention(model: PreTrainedModel, kernel: str) -> None:
-    if not model._can_set_attn_implementation():
-        raise ModelRefused(f"{type(model).__name__} does not let its attention be replaced.")
-    model.set_attn_implementation(kernel)
+def _use_attention(loaded: LoadedModel, model: PreTrainedModel) -> None:
+    """Let the model's own modules attend with our kernel. Our own forward needs none of them."""
+    if model._can_set_attn_implementation():
+        model.set_attn_implementation(loaded.attention)
+    elif loaded.decoder is None:
+        reason = str(loaded.generic_reason).rstrip(".")
+        raise ModelRefused(
+            f"{type(model).__name__} does not let its attention be replaced, and the fast forward "
+            f"does not serve it: {reason}."
+        )
 
 
 def _eos_token_ids(model: PreTrainedModel, vocab_size: int) -> tuple[int, ...]:
@@ -163,7 +175,7 @@ def _with_decoder(loaded: LoadedModel, expected: Expected) -> LoadedModel:
     """
     if not loaded.exact:
         return replace(loaded, generic_reason="the fast forward is for exact numerics only")
-    from radixserve.model.families import decoder_of
+    from radixserve.model.read_family import decoder_of
 
     decoder = decoder_of(loaded.model)
     if decoder is None:

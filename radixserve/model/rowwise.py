@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 from transformers.activations import ACT2CLS
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 from radixserve.kernels.cpu.gemm.call import Gemm
@@ -31,7 +32,8 @@ from radixserve.progress import long_stage
 
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
-_LINEARS = (nn.Linear, Conv1D)
+_SCALED_EMBEDDING = "ScaledWordEmbedding"  # the end of the names of such classes
+_LINEARS = (nn.Linear, Conv1D, FalconLinear)
 _ACTIVATIONS = tuple(
     {entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()}
 )
@@ -121,8 +123,10 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _is_plain_embedding(module: nn.Module) -> TypeGuard[nn.Embedding]:
-    """Whether it is exactly that class, and only looks rows up."""
-    return type(module) is nn.Embedding and module.max_norm is None
+    """Whether it only looks rows up, and perhaps scales them."""
+    kind = type(module)
+    is_scaled = isinstance(module, nn.Embedding) and kind.__name__.endswith(_SCALED_EMBEDDING)
+    return (kind is nn.Embedding or is_scaled) and module.max_norm is None
 
 
 def _unpacked(model: nn.Module, rowwise: Container[int]) -> str | None:
@@ -132,6 +136,8 @@ def _unpacked(model: nn.Module, rowwise: Container[int]) -> str | None:
     for module in model.modules():
         if isinstance(module, nn.Embedding) or id(module) in rowwise:
             continue  # of an embedding a row is looked up, nothing is multiplied
+        if type(module).__name__.endswith("Norm"):
+            continue  # numbers are multiplied one by one
         if any(weight.dim() > 1 for weight in module.parameters(recurse=False)):
             return (
                 f"{type(module).__name__} (experts, or a linear layer of its own kind) multiplies "

@@ -334,4 +334,5 @@ def test_a_model_without_a_fast_forward_says_so() -> None:
     from tests.tiny import load_tiny
 
     assert load_tiny("llama").generic_reason is None
-    assert load_tiny("phi").generic_reason == "there is no fast forward for this PhiForCausalLM"
+    reason = "there is no fast forward for this NanoChatForCausalLM"
+    assert load_tiny("nanochat").generic_reason == reason

@@ -40,8 +40,17 @@ from tests.e2e.answers import (
     trace,
 )
 
-FAMILIES = ["llama_grouped", "qwen2", "qwen3", "mistral", "gpt2", "phi", "gemma", *tiny.IN_BFLOAT16]
-BOTH_PATHS = ["qwen2", "gpt2"]  # our decoder, and the model's own modules
+FAMILIES = [
+    "llama_grouped",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "gpt2",
+    "bert",
+    "nanochat",
+    *tiny.IN_BFLOAT16,
+]
+BOTH_PATHS = ["qwen2", "nanochat"]  # our decoder, and the model's own modules
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +130,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["in turn", "ahead"])
-@pytest.mark.parametrize("family", ["llama_grouped", "gpt2"])
+@pytest.mark.parametrize("family", ["llama_grouped", "nanochat"])
 def test_answers_have_the_same_bits_although_steps_fail(
     tiny_model: Callable[[str], LoadedModel], family: str, ahead: bool
 ) -> None:

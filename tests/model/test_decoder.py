@@ -16,14 +16,14 @@ from radixserve.kernels.cpu.gemm.vectors import SEGMENT
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model import operations
 from radixserve.model.decoder import Decoder
-from radixserve.model.families import decoder_of
+from radixserve.model.read_family import decoder_of
 from radixserve.model.runner import Runner
 from radixserve.step import Logits
 from radixserve.tensors.kv import KVPool, KVShape
 from tests.tiny import CONFIGS, CPU, VOCAB, chunk, load_tiny
 
 IN_PANELS = ("llama_in_panels", "qwen3_in_panels")
-KNOWN = ("llama", "llama_grouped", *IN_PANELS, "qwen2", "qwen3", "mistral")
+KNOWN = ("llama", "llama_grouped", *IN_PANELS, "qwen2", "qwen3", "mistral", "gpt2")
 SHAPE = KVShape(1, 2, 24, 24, torch.float32)
 
 

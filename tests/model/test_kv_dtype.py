@@ -22,7 +22,7 @@ CASES = (
     ("llama_grouped", torch.int8),
     ("llama_grouped_bfloat16", torch.float32),
     ("llama_grouped_bfloat16", torch.uint8),
-    ("gpt2", torch.int8),  # the model's own modules: torch writes K/V
+    ("nanochat", torch.int8),  # the model's own modules: torch writes K/V
 )
 every_case = pytest.mark.parametrize(("name", "kv"), CASES, ids=str)
 

@@ -16,7 +16,7 @@ from radixserve.checkpoints.embedded import embedded_model
 from radixserve.errors import ModelRefused
 from radixserve.kernels.attention import LayerAttention, attend_torch
 from radixserve.kernels.step import AttentionPlan
-from radixserve.model import probes
+from radixserve.model import probes, read_family
 from radixserve.model.attention import interface
 from radixserve.model.check import Expected, own_logits, probe
 from radixserve.model.load import prepare_model
@@ -92,6 +92,7 @@ def test_a_wrong_attention_is_refused(
 ) -> None:
     AttentionInterface.register(WRONG, interface(wrong))
     monkeypatch.setattr("radixserve.model.load._attention", lambda *_, **__: (WRONG, None))
+    monkeypatch.setattr(read_family, "FAMILIES", {})  # our decoder has an attention of its own
     with pytest.raises(ModelRefused, match=r"differ by .* rounding in .* explains"):
         prepare_model(tiny_model(name).to(dtype), CPU)
 

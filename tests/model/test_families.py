@@ -1,0 +1,169 @@
+"""Each family that our decoder computes: a tiny random model says what transformers says, and its
+bits stay the same however a sequence is cut and whoever shares its steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+
+from radixserve.errors import ModelRefused
+from radixserve.model.families import FAMILIES, in_groups
+from radixserve.model.load import prepare_model
+from radixserve.model.runner import Runner
+from radixserve.step import Logits
+from radixserve.tensors.kv import KVPool
+from tests.tiny import CPU, VOCAB, chunk, chunks_of, greedy
+
+# Tiny models by name: the model type, then what is unlike the defaults of its class.
+TINY: dict[str, dict[str, Any]] = {
+    "apertus": {},
+    "arcee": {},
+    "biogpt": {},
+    "bitnet": {},
+    "codegen": {},
+    "cohere": {"use_qk_norm": True, "logit_scale": 0.3},
+    "cwm": {"layer_types": ["full_attention"] * 2},
+    "ernie4_5": {"use_bias": True},
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 2},
+    "falcon": {"num_kv_heads": None},
+    "falcon new": {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon sequential": {"multi_query": False, "parallel_attn": False, "num_kv_heads": None},
+    "gemma": {},
+    "glm": {},
+    "glm4": {},
+    "gpt2": {"scale_attn_by_inverse_layer_idx": True},
+    "gpt_bigcode": {},
+    "gpt_bigcode many": {"multi_query": False},
+    "gptj": {},
+    "gpt_neox": {},
+    "gpt_neox sequential": {"use_parallel_residual": False},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.3,
+        "logits_scaling": 5.0,
+        "attention_multiplier": 0.2,
+    },
+    "helium": {},
+    "hunyuan_v1_dense": {},
+    "hyperclovax": {"use_post_norm": True, "residual_multiplier": 0.3, "logits_scaling": 0.5},
+    "jais2": {},
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "nemotron": {},
+    "olmo": {"clip_qkv": 1.0},
+    "olmo2": {},
+    "opt": {},
+    "persimmon": {},
+    "phi": {"qk_layernorm": True},
+    "phi3": {"sliding_window": None},
+    "qwen2": {},
+    "qwen3": {},
+    "seed_oss": {},
+    "smollm3": {"no_rope_layers": [1, 0]},
+    "stablelm": {"use_qkv_bias": True},
+    "stablelm parallel": {"use_parallel_residual": True, "qk_layernorm": True},
+    "starcoder2": {"sliding_window": None},
+    "xglm": {},
+}
+SIZES: dict[str, Any] = {
+    **dict.fromkeys(("vocab_size",), VOCAB),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 64),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), 100),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "attention_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads",), 2),
+    **dict.fromkeys(("head_dim",), 16),
+    **dict.fromkeys(("rotary_dim",), 8),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 512),
+    **dict.fromkeys(("bos_token_id",), 0),
+    **dict.fromkeys(("pad_token_id", "eos_token_id"), 1),
+}
+PROMPT = [5, 90, 17, 3, 44, 44, 8, 61, 2, 77, 31, 12]
+IDS = torch.randint(0, VOCAB, (150,), generator=torch.Generator().manual_seed(0)).tolist()
+SLOTS = torch.randperm(512, generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def tiny(name: str) -> PreTrainedModel:
+    """The model itself, untouched by us. All weights are far enough from the initial ones that none
+    can be left out unnoticed.
+    """
+    kind = CONFIG_MAPPING[name.split()[0]]
+    names = {field.name for field in dataclasses.fields(kind)}
+    sizes = {field: size for field, size in SIZES.items() if field in names}
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(kind(**sizes | TINY[name])).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+            else:
+                parameter.add_(torch.randn(parameter.shape) / 10)
+    return model
+
+
+@cache
+def runner(name: str) -> Runner:
+    loaded = prepare_model(tiny(name), CPU)
+    return Runner(loaded, KVPool(loaded.shape, 512, CPU))
+
+
+def test_each_class_of_the_table_is_tried() -> None:
+    tried = {AutoModelForCausalLM._model_mapping[CONFIG_MAPPING[name.split()[0]]] for name in TINY}
+    assert tried == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_greedy_tokens_are_those_of_transformers_generate(name: str) -> None:
+    model, ids = tiny(name), torch.tensor([PROMPT])
+    model.generation_config.eos_token_id = None
+    output = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False
+    )
+    found = runner(name)
+    assert found.loaded.generic_reason is None
+    assert greedy(found, PROMPT, 16) == output[0, len(PROMPT) :].tolist()
+
+
+def has_the_same_bits_in_any_step(run: Runner) -> None:
+    """Cut at several places, over slots that lie anywhere, and in a batch."""
+    assert run.loaded.exact
+    assert run.loaded.decoder is not None
+    whole = run.forward([chunk(IDS, 0, range(150))])
+    parts = [run.forward([each]) for each in chunks_of(IDS, SLOTS, (1, 2, 40, 71, 72, 140))]
+    assert torch.equal(torch.cat(parts), whole)
+    mates = [chunk(IDS[:20], 0, SLOTS[200:]), chunk(IDS[7:60], 0, SLOTS[300:])]
+    ours = chunk(IDS[100:103], 100, SLOTS)
+    together = run.forward([mates[0], ours, mates[1]])
+    assert torch.equal(together[20:23], whole[100:103])
+    ours.logits = mates[0].logits = mates[1].logits = Logits.LAST
+    assert torch.equal(run.forward([mates[0], ours, mates[1]])[1], whole[102])
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_neither_cuts_nor_batch_mates_change_a_bit(name: str) -> None:
+    has_the_same_bits_in_any_step(runner(name))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_it_serves_bfloat16_as_exactly(name: str) -> None:
+    loaded = prepare_model(tiny(name).bfloat16(), CPU)
+    has_the_same_bits_in_any_step(Runner(loaded, KVPool(loaded.shape, 512, CPU)))
+
+
+def test_what_neither_forward_serves_is_refused_with_both_reasons() -> None:
+    kind = CONFIG_MAPPING["falcon"]
+    sizes = {"vocab_size": VOCAB, "hidden_size": 64, "num_attention_heads": 4}
+    model = AutoModelForCausalLM.from_config(kind(**sizes, num_hidden_layers=1, alibi=True)).eval()
+    with pytest.raises(ModelRefused, match="be replaced, and the fast forward does not serve it"):
+        prepare_model(model, CPU)
+
+
+def test_grouped_heads_lie_behind_their_queries() -> None:
+    assert in_groups(4, 2, 1).tolist() == [0, 1, 4, 5, 2, 6, 3, 7]
+    assert in_groups(2, 2, 10).tolist() == [0, 30, 10, 40, 20, 50]
