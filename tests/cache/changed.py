@@ -1,4 +1,4 @@
-"""The modules of the cache with one text replaced in one of them, for tests that seed bugs."""
+"""Modules with one text replaced in one of them, for tests that seed bugs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import CodeType
 
 import pytest
 
-MODULES = (
+CACHE = (
     "slots",
     "radix",
     "ghosts",
@@ -25,11 +25,11 @@ MODULES = (
     "kvcache",
     "compaction",
 )
-"""Those that know each other, in the order in which they import each other."""
+"""Those of the cache that know each other, in the order in which they import each other."""
 
 
 class _Changed(SourceFileLoader):
-    """Loads a module of the cache from its source with one text replaced; neither reads nor writes
+    """Loads a module from its source with one text replaced; neither reads nor writes
     byte code.
     """
 
@@ -47,12 +47,19 @@ class _Changed(SourceFileLoader):
         )
 
 
-def load_changed(changed: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Load the modules beside the real ones, for the present test only, with `old` in the module
+def load_changed(
+    changed: str,
+    old: str,
+    new: str,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str = "radixserve.cache",
+    modules: tuple[str, ...] = CACHE,
+) -> None:
+    """Load `modules` beside the real ones, for the present test only, with `old` in the module
     `changed` replaced by `new`.
     """
-    for name in MODULES:
-        fullname = f"radixserve.cache.{name}"
+    for name in modules:
+        fullname = f"{package}.{name}"
         found = importlib.util.find_spec(fullname)
         assert found is not None
         assert found.origin is not None

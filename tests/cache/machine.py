@@ -176,21 +176,7 @@ class CacheMachine(RuleBasedStateMachine):
     # What is there.
 
     def in_tree(self) -> dict[Token, int]:
-        """The slot of every token in the tree."""
-        slots: dict[Token, int] = {}
-        stack: list[tuple[Node, Token]] = [
-            (root, ("", 0, ())) for root in self.cache.tree.roots.values()
-        ]
-        while stack:
-            node, (namespace, num_public, above) = stack.pop()
-            if node.is_root:
-                namespace, num_public = str(node.key), len(above)
-            ids = tuple(memoryview(node.edge).cast("i"))
-            for index, slot in enumerate(slots_of(node.runs)):
-                slots[namespace, num_public, above + ids[: index + 1]] = slot
-            end = (namespace, num_public, above + ids)
-            stack += [(child, end) for child in node.children.values()]
-        return slots
+        return tokens_in(self.cache)
 
     def picture(self) -> object:
         """Everything that a refused or read-only call must leave as it was."""
@@ -510,6 +496,22 @@ def follows(each: Token, namespace: str, dropped: tuple[int, ...]) -> bool:
         return prefix[: len(dropped)] == dropped
     is_below = namespace == PUBLIC and num_public > 0
     return is_below and prefix[:num_public][: len(dropped)] == dropped
+
+
+def tokens_in(cache: kvcache.KVCache) -> dict[Token, int]:
+    """The slot of every token in the tree."""
+    slots: dict[Token, int] = {}
+    stack: list[tuple[Node, Token]] = [(root, ("", 0, ())) for root in cache.tree.roots.values()]
+    while stack:
+        node, (namespace, num_public, above) = stack.pop()
+        if node.is_root:
+            namespace, num_public = str(node.key), len(above)
+        ids = tuple(memoryview(node.edge).cast("i"))
+        for index, slot in enumerate(slots_of(node.runs)):
+            slots[namespace, num_public, above + ids[: index + 1]] = slot
+        end = (namespace, num_public, above + ids)
+        stack += [(child, end) for child in node.children.values()]
+    return slots
 
 
 def slots_of(runs: Iterable[tuple[int, int]]) -> list[int]:
