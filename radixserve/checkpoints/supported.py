@@ -1,5 +1,5 @@
-"""Which configurations can be served: decoders with plain causal attention, whose K/V can be cut at
-any token. One sentence per refusal.
+"""Which configurations can be served: decoders with causal attention, full or over sliding windows,
+whose K/V can be cut at any token. One sentence per refusal.
 
 A configuration that hides something is refused later, by the load check (`model.check`).
 """
@@ -11,10 +11,11 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from radixserve.checkpoints.windows import SLIDING
 from radixserve.errors import ModelRefused
 from radixserve.rotary import rotary_refusal
 
-_FULL = ("full_attention", "attention", "global")
+_SERVED = ("full_attention", "attention", "global", SLIDING)
 _MLA = ("kv_lora_rank", "qk_rope_head_dim")
 _RECURRENT = (
     "ssm_state_size",
@@ -56,13 +57,13 @@ def _refusal(config: PretrainedConfig) -> str | None:
 
 
 def _attention_refusal(config: PretrainedConfig, kinds: Sequence[str]) -> str | None:
-    if any(kind not in _FULL for kind in kinds):
-        return f"has layers with {_first_local(kinds)}; only full attention is served"
+    unknown = [kind for kind in kinds if kind not in _SERVED]
+    if unknown:
+        kind = unknown[0].replace("_", " ")
+        return f"has layers with {kind}; only full and sliding attention are served"
     window = _value(config, "sliding_window")
-    if not kinds and window and window < config.max_position_embeddings:
-        return f"attends a sliding window of {window} tokens; only full attention is served"
-    if _value(config, "attn_logit_softcapping"):
-        return "caps its attention scores (softcap), which our attention does not do"
+    if (not kinds or SLIDING in kinds) and window is not None and window < 1:
+        return f"attends a sliding window of {window} tokens"
     return rotary_refusal(config)
 
 
@@ -75,7 +76,3 @@ def _recurrent(kinds: Sequence[str]) -> bool:
         "mamba" in kind or "recurrent" in kind or "linear" in kind or "conv" in kind
         for kind in kinds
     )
-
-
-def _first_local(kinds: Sequence[str]) -> str:
-    return next(kind for kind in kinds if kind not in _FULL).replace("_", " ")

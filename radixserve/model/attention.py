@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
+from radixserve.checkpoints.windows import window_of, within_context
 from radixserve.errors import ModelRefused
 from radixserve.kernels.attention import Kernel, LayerAttention, attend_torch
 from radixserve.kernels.step import AttentionPlan
@@ -19,7 +20,7 @@ from radixserve.tensors.one_byte import rows_of
 
 TORCH = "radixserve_torch"
 CPU = "radixserve_cpu"
-_CHANGES_RESULT = ("softcap", "s_aux", "sinks", "head_mask", "position_bias", "alibi")
+_UNKNOWN = ("sinks", "head_mask", "position_bias", "alibi")
 
 
 def interface(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
@@ -44,8 +45,8 @@ def interface(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
             target.index_copy_(0, plan.write_slots, rows)
         plan.layers_seen += 1
         q = query[0].transpose(0, 1).contiguous()
-        attended = LayerAttention(query.shape[-1] ** -0.5 if scaling is None else scaling)
-        return kernel(q, layer, plan, attended)[None], None
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return kernel(q, layer, plan, layer_attention(module, layer, scaling, rest))[None], None
 
     return attention
 
@@ -63,20 +64,37 @@ def refuse_unknown(
         raise ModelRefused(f"{name} attends more often than once per layer.")
     if mask is not None:
         raise ModelRefused(
-            f"{name} asks for an attention mask of its own; only plain causal attention is served."
+            f"{name} asks for an attention mask of its own; only causal attention is served."
         )
-    for argument in _CHANGES_RESULT:
+    for argument in _UNKNOWN:
         if rest.get(argument) is not None:
+            raise ModelRefused(f"{name} asks for attention with {argument}, which is not served.")
+
+
+def layer_attention(
+    module: torch.nn.Module, layer: int, scaling: float, rest: dict[str, Any]
+) -> LayerAttention:
+    """What the arguments of a call say of a layer's attention.
+
+    Raises:
+        ModelRefused: the window is not that of the configuration. The load check's probe is shorter
+            than most windows, so that it would not see which one is right.
+    """
+    name, config = type(module).__name__, getattr(module, "config", None)
+    window, softcap, sinks = (rest.get(each) for each in ("sliding_window", "softcap", "s_aux"))
+    if config is not None:
+        window, configured = within_context(window, config), window_of(config, layer)
+        if window != configured:
             raise ModelRefused(
-                f"{name} asks for attention with {argument}; only plain causal attention is served."
+                f"{name} asks for {_told(window)} in layer {layer}, and its configuration for "
+                f"{_told(configured)}."
             )
-    window = rest.get("sliding_window")
-    if window is not None and window < getattr(
-        module.config, "max_position_embeddings", window + 1
-    ):
-        raise ModelRefused(
-            f"{name} attends a sliding window of {window} tokens; only full attention is served."
-        )
+    sinks = None if sinks is None else sinks.detach().float().contiguous()
+    return LayerAttention(scaling, window, softcap, sinks)
+
+
+def _told(window: int | None) -> str:
+    return "full attention" if window is None else f"a window of {window} tokens"
 
 
 AttentionInterface.register(TORCH, interface(attend_torch))

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from radixserve.checkpoints.windows import window_of
 from radixserve.kernels.attention import LayerAttention
 from radixserve.kernels.cpu.activation import Activation
 from radixserve.kernels.cpu.gemm.call import Gemm
@@ -98,12 +99,12 @@ class _Reader:
     def layer(self, index: int, layer: Any) -> Layer:
         return Layer(
             index,
-            self._attention(layer, getattr(layer, self.family.attention)),
+            self._attention(index, layer, getattr(layer, self.family.attention)),
             self._mlp(layer, attrgetter(self.family.mlp)(layer) if self.family.mlp else layer),
             self.family.is_parallel(self.config),
         )
 
-    def _attention(self, layer: Any, attention: Any) -> Attention:
+    def _attention(self, index: int, layer: Any, attention: Any) -> Attention:
         family = self.family
         qkv, o = (_weight(getattr(attention, name)) for name in (family.qkv, family.o))
         dim = o.in_features // self.heads
@@ -114,11 +115,23 @@ class _Reader:
             places=family.places(self.heads, kv_heads, dim),
             head_norm=self._head_norm(attention, kv_heads, dim),
             rope=Rope(0, family.in_neighbours) if family.rotates(attention) else None,
-            attends=LayerAttention(float(getattr(attention, "scaling", dim**-0.5))),
+            attends=self._attends(index, attention, dim),
             o=o,
             clip=float(getattr(self.config, "clip_qkv", None) or 0.0),
             inner_norm=self._norm(attention, family.attention_inner_norm),
             post_norm=self._norm(layer, family.attention_post_norm),
+        )
+
+    def _attends(self, index: int, attention: Any, dim: int) -> LayerAttention:
+        """The load check sees all of it but which of two long windows a layer has; tests compare
+        each family with windows that are short.
+        """
+        sinks = getattr(attention, "sinks", None)
+        return LayerAttention(
+            scaling=float(getattr(attention, "scaling", dim**-0.5)),
+            window=window_of(self.config, index),
+            softcap=getattr(self.config, "attn_logit_softcapping", None),
+            sinks=None if sinks is None else sinks.detach().float().clone(),
         )
 
     def _head_norm(self, attention: Any, kv_heads: int, dim: int) -> HeadNorm | None:

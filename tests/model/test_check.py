@@ -13,17 +13,19 @@ from transformers import (
     BertConfig,
     BloomConfig,
     DeepseekV3Config,
-    Gemma2Config,
+    Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
     PretrainedConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3NextConfig,
     T5Config,
 )
 
 from radixserve.checkpoints.supported import check_config
+from radixserve.checkpoints.windows import window_of
 from radixserve.errors import ModelRefused
 from radixserve.model.check import Expected
 from radixserve.model.load import load_model, prepare_model
@@ -51,13 +53,11 @@ REFUSED: list[tuple[PretrainedConfig, str]] = [
     (T5Config(), "encoder-decoder"),
     (BartConfig(), "encoder-decoder"),
     (BertConfig(is_decoder=True, add_cross_attention=True), "cross attention"),
-    (MistralConfig(**SMALL, sliding_window=64), "sliding window of 64 tokens"),
+    (MistralConfig(**SMALL, sliding_window=0), "sliding window of 0 tokens"),
     (
-        Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=64, max_window_layers=1),
-        "sliding attention",
+        Llama4TextConfig(**SMALL, layer_types=["chunked_attention"] * 2),
+        "chunked attention; only full and sliding",
     ),
-    (Gemma2Config(**SMALL), "sliding attention"),
-    (Gemma2Config(**SMALL, layer_types=["full_attention"] * 2), "softcap"),
     (DeepseekV3Config(), "multi-head latent attention"),
     (MambaConfig(), "recurrent or state-space"),
     (Qwen3NextConfig(), "recurrent or state-space"),
@@ -74,8 +74,27 @@ def test_a_configuration_is_refused_by_its_sentence(config: PretrainedConfig, wo
         check_config(config)
 
 
-def test_a_window_as_long_as_the_context_is_no_window() -> None:
-    check_config(MistralConfig(**SMALL, sliding_window=512, max_position_embeddings=512))
+def test_a_window_is_that_of_the_layer_and_shorter_than_the_context() -> None:
+    every = MistralConfig(**SMALL, sliding_window=64, max_position_embeddings=512)
+    some = Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=64, max_window_layers=1)
+    whole = MistralConfig(**SMALL, sliding_window=512, max_position_embeddings=512)
+    found = [[window_of(each, layer) for layer in range(2)] for each in (every, some, whole)]
+    assert found == [[64, 64], [None, 64], [None, None]]
+
+
+def test_a_class_that_ignores_the_window_of_its_configuration_is_refused() -> None:
+    """The probe is shorter than the window."""
+    config = Qwen2MoeConfig(
+        **SMALL,
+        use_sliding_window=True,
+        sliding_window=64,
+        layer_types=["sliding_attention"] * 2,
+        num_experts=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+    )
+    with pytest.raises(ModelRefused, match=r"full attention in layer 0, .* 64 tokens"):
+        prepare_model(AutoModelForCausalLM.from_config(config), CPU)
 
 
 def test_a_model_that_does_not_use_the_attention_interface_is_refused() -> None:

@@ -22,6 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
+from radixserve.errors import ModelRefused
 from radixserve.kernels.attention import LayerAttention
 from radixserve.kernels.cuda.attention_work import (
     SPLIT,
@@ -262,7 +263,12 @@ def attend_triton(
 ) -> torch.Tensor:
     """Attention of one layer, float32, bfloat16 or float16, on CUDA; see `attention` for the
     shapes. Launches one or two kernels and does not wait for them.
+
+    Raises:
+        ModelRefused: the layer is not plain.
     """
+    if not attention.is_plain:
+        raise ModelRefused("Windows, softcaps, sinks and slopes of attention need the CPU so far.")
     launch = prepare(q, layer, plan, attention)
     step, blocks, rows, partials, scale, size, grid, options = launch
     _attend[grid](step, blocks, partials, scale, size, **options)
