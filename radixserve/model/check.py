@@ -42,9 +42,9 @@ where it changes in nearly all, `n` holds it too.
 
 **What it shows.** What changes most rows is found if it changes them by more than the tolerance,
 that is, by some times what the dtype does. What acts only over distances longer than the probe is
-not found here: a window of more than 40 tokens, or a scaling of rotary positions that begins there.
-`checkpoints.supported` and `model.attention` refuse the first by name, and rotary tables are always
-those of the model.
+not found here: which window of more than 40 tokens a layer has, or a scaling of rotary positions
+that begins there. For the first, what a layer asks for must be what the configuration says
+(`model.attention`), and rotary tables are always those of the model.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def probe(loaded: LoadedModel, expected: Expected) -> str | None:
     raise ModelRefused(
         "With cached K/V this model computes other logits than without: they differ by "
         f"{least:.2g} of their size, of which rounding in {dtype_name(loaded.dtype)} "
-        f"explains {expected.tolerance:.2g}; its attention is not plain causal attention."
+        f"explains {expected.tolerance:.2g}; its attention is not what its configuration and its calls say."
     )
 
 

@@ -5,7 +5,7 @@ of a thread's share, is rounded by other code, so they keep torch on its vectori
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +43,9 @@ def in_blocks(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor)
 
 
 class RowwiseRotary(nn.Module):
-    """Computes a rotary embedding's cosines and sines for blocks of positions."""
+    """Computes a rotary embedding's cosines and sines for blocks of positions. Some classes give it
+    the kind of layers, too, and some want both tables as one complex tensor.
+    """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -52,10 +54,17 @@ class RowwiseRotary(nn.Module):
         self._rows = 64
 
     def forward(
-        self, x: torch.Tensor, position_ids: torch.Tensor, **rest: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, x: torch.Tensor, position_ids: torch.Tensor, *rest: Any, **named: Any
+    ) -> tuple[torch.Tensor, ...] | torch.Tensor:
         count = position_ids.shape[-1]
         padded = F.pad(position_ids, (0, -count % self._rows))
-        parts = [self.inner(x, part, **rest) for part in torch.split(padded, self._rows, -1)]
-        cos, sin = (torch.cat(tables, 1)[:, :count] for tables in zip(*parts, strict=True))
-        return cos, sin
+        blocks = torch.split(padded, self._rows, -1)
+        parts = [self.inner(x, block, *rest, **named) for block in blocks]
+        if isinstance(parts[0], torch.Tensor):
+            return _joined(parts, count)
+        return tuple(_joined(tables, count) for tables in zip(*parts, strict=True))
+
+
+def _joined(blocks: Sequence[torch.Tensor], count: int) -> torch.Tensor:
+    """Tables [..., rows, dim] of consecutive blocks as one of `count` rows."""
+    return torch.cat(tuple(blocks), -2)[..., :count, :]

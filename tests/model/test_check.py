@@ -117,7 +117,7 @@ def test_a_model_that_hides_a_change_of_attention_is_refused_by_its_logits(
     model = tiny_model("llama")
     other = Expected(torch.randn(1, NUM_PROBE_TOKENS, VOCAB), 1e-6, torch.float32)
     monkeypatch.setattr("radixserve.model.load.own_logits", lambda *_: other)
-    with pytest.raises(ModelRefused, match="not plain causal attention"):
+    with pytest.raises(ModelRefused, match="not what its configuration and its calls say"):
         prepare_model(model, CPU)
 
 
