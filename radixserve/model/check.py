@@ -176,7 +176,8 @@ def probe(loaded: LoadedModel, expected: Expected) -> str | None:
     raise ModelRefused(
         "With cached K/V this model computes other logits than without: they differ by "
         f"{least:.2g} of their size, of which rounding in {dtype_name(loaded.dtype)} "
-        f"explains {expected.tolerance:.2g}; its attention is not what its configuration and its calls say."
+        f"explains {expected.tolerance:.2g}; its attention is not what its configuration and its "
+        "calls say."
     )
 
 

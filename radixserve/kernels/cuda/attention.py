@@ -22,7 +22,6 @@ import torch
 import triton
 import triton.language as tl
 
-from radixserve.errors import ModelRefused
 from radixserve.kernels.attention import LayerAttention
 from radixserve.kernels.cuda.attention_work import (
     SPLIT,
@@ -37,7 +36,7 @@ from radixserve.kernels.step import AttentionPlan
 
 _TILE = tl.constexpr(TILE)
 _SPLIT = tl.constexpr(SPLIT)
-_LOG2_E = math.log2(math.e)
+_BITS = math.log2(math.e)  # scores are kept in base 2
 
 
 class Step(NamedTuple):
@@ -48,6 +47,11 @@ class Step(NamedTuple):
     v: Any  # [slots, kv_heads, v_dim]
     out: Any  # [rows, heads, v_dim]
     table: Any  # int64: slots, as in `AttentionPlan`
+    # Of layers that have them, as in `LayerAttention`, in base 2:
+    window: Any
+    softcap: Any
+    sinks: Any  # float32 [heads]
+    slopes: Any  # float32 [heads]
 
 
 class Sums(NamedTuple):
@@ -67,7 +71,8 @@ class Block(NamedTuple):
 
     begin: Any  # index in the table of the sequence's first slot
     stop: Any  # the position behind the last row's
-    splits: Any  # how many splits the last row sees
+    first: Any  # the first position that the first row sees
+    splits: Any  # how many splits there are to the last row
     # index among the partial sums of the first row's first split; -1: this program walks all splits
     place: Any
     index: Any  # [m]: row * heads + head
@@ -77,19 +82,30 @@ class Block(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Constants of the compiled kernel. The last three are powers of two."""
+    """Constants of the compiled kernel."""
 
     heads: int
     kv_heads: int
     k_dim: int
     v_dim: int
-    m: int  # entries of a block
+    m: int  # entries of a block, a power of two as the widths are
     k_width: int
     v_width: int
+    # Whether the layer has these:
+    window: bool
+    softcap: bool
+    sinks: bool
+    slopes: bool
 
 
 @triton.jit
-def _block(blocks: tl.tensor, size: tl.constexpr) -> tl.tensor:
+def _first_seen(step: tl.tensor, position: tl.tensor, size: tl.constexpr) -> tl.tensor:
+    """The first position that a row at `position` sees."""
+    return tl.maximum(position + 1 - step.window, 0) if size.window else 0
+
+
+@triton.jit
+def _block(step: tl.tensor, blocks: tl.tensor, size: tl.constexpr) -> tl.tensor:
     """The block of this program, from `BlockColumns`."""
     number = tl.program_id(0)
     row = tl.load(blocks.row + number)
@@ -102,10 +118,30 @@ def _block(blocks: tl.tensor, size: tl.constexpr) -> tl.tensor:
     member = i // group
     index = (row + member) * size.heads + tl.program_id(1) * group + i % group
     position = tl.where(member < count, start + member, -1)
-    stop = start + count
-    return Block(
-        begin, stop, tl.cdiv(stop, _SPLIT), place, index, member, position, tl.program_id(1)
-    )
+    stop, first = start + count, _first_seen(step, start, size)
+    splits = tl.cdiv(stop, _SPLIT)
+    return Block(begin, stop, first, splits, place, index, member, position, tl.program_id(1))
+
+
+@triton.jit
+def _changed(
+    step: tl.tensor, block: tl.tensor, score: tl.tensor, j: tl.tensor, size: tl.constexpr
+) -> tl.tensor:
+    """The scores of positions j: capped, with slopes, and -inf where a row does not see them.
+    Scores to be capped are 2 * log2(e) times what the tanh is taken of.
+    """
+    seen = j[None, :] <= block.position[:, None]
+    if size.softcap:
+        power = tl.exp2(-tl.abs(score))
+        bounded = tl.div_rn(1.0 - power, 1.0 + power) * step.softcap
+        score = tl.where(score < 0, -bounded, bounded)
+    if size.slopes:
+        slope = tl.load(step.slopes + block.index % size.heads)
+        distance = (j[None, :] - block.position[:, None]).to(tl.float32)
+        score = tl.fma(distance, slope[:, None], score)
+    if size.window:
+        seen = seen & (j[None, :] > block.position[:, None] - step.window)
+    return tl.where(seen, score, -float("inf"))
 
 
 @triton.jit
@@ -132,7 +168,10 @@ def _one_split(
     peak = tl.full([size.m], -float("inf"), tl.float32)
     weight = tl.full([size.m], 0.0, tl.float32)
     values = tl.full([size.m, size.v_width], 0.0, tl.float32)
-    for at in range(split * _SPLIT, tl.minimum(block.stop, (split + 1) * _SPLIT), _TILE):
+    first = split * _SPLIT
+    if size.window:
+        first = tl.maximum(first, block.first // _TILE * _TILE)
+    for at in range(first, tl.minimum(block.stop, (split + 1) * _SPLIT), _TILE):
         j = at + tl.arange(0, _TILE)
         inside = j < block.stop
         slot = (
@@ -140,7 +179,7 @@ def _one_split(
         )
         k = _rows(step.k, slot, inside, size.k_dim, size.k_width)
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        score = tl.where(j[None, :] <= block.position[:, None], score, -float("inf"))
+        score = _changed(step, block, score, j, size)
         largest = tl.maximum(peak, tl.max(score, 1))
         finite = tl.where(largest == -float("inf"), 0.0, largest)
         p = tl.exp2(score - finite[:, None])
@@ -155,10 +194,11 @@ def _one_split(
 @triton.jit
 def _merge(total: tl.tensor, part: tl.tensor) -> tl.tensor:
     """The sums over the splits so far, combined with one more. A split that a row does not see has
-    weight 0 and changes nothing.
+    weight 0 and changes nothing, neither behind the row nor before its window.
     """
     largest = tl.maximum(total.peak, part.peak)
-    old, new = tl.exp2(total.peak - largest), tl.exp2(part.peak - largest)
+    finite = tl.where(largest == -float("inf"), 0.0, largest)
+    old, new = tl.exp2(total.peak - finite), tl.exp2(part.peak - finite)
     values = tl.fma(part.acc, new[:, None], total.acc * old[:, None])
     return Sums(values, largest, tl.fma(part.weight, new, total.weight * old))
 
@@ -168,7 +208,11 @@ def _write(
     step: tl.tensor, index: tl.tensor, there: tl.tensor, total: tl.tensor, size: tl.constexpr
 ) -> tl.tensor:
     """Write finished rows: weighted means of V. Adding 0 turns -0.0 into 0.0."""
-    mean = total.acc * tl.div_rn(1.0, total.weight)[:, None] + 0.0
+    weight = total.weight
+    if size.sinks:
+        sink = tl.load(step.sinks + index % size.heads)
+        weight += tl.exp2(sink - tl.where(there, total.peak, 0.0))
+    mean = total.acc * tl.div_rn(1.0, weight)[:, None] + 0.0
     d = tl.arange(0, size.v_width)
     target = step.out + index[:, None] * size.v_dim + d[None, :]
     tl.store(target, mean.to(step.out.dtype.element_ty), there[:, None] & (d < size.v_dim)[None, :])
@@ -192,7 +236,7 @@ def _attend(
     """Program (block, key head, lane). If the block has no place for partial sums, lane 0 walks all
     its splits; otherwise each lane takes every n-th split, n being the number of lanes.
     """
-    block = _block(blocks, size)
+    block = _block(step, blocks, size)
     lane = tl.program_id(2)
     there = block.position >= 0
     q = _rows(step.q, block.index, there, size.k_dim, size.k_width)
@@ -202,8 +246,12 @@ def _attend(
         tl.full([size.m], 0.0, tl.float32),
     )
     whole = block.place < 0
+    stride = tl.where(whole, 1, tl.num_programs(2))
     first = tl.where(whole & (lane > 0), block.splits, lane)
-    for split in range(first, block.splits, tl.where(whole, 1, tl.num_programs(2))):
+    if size.window:  # whole strides before the window are left out
+        skipped = tl.maximum(block.first // _SPLIT - first, 0)
+        first += tl.cdiv(skipped, stride) * stride
+    for split in range(first, block.splits, stride):
         acc, peak, weight = _one_split(step, block, q, split, scale, size)
         part = Sums(acc, peak, weight)
         if whole:
@@ -236,7 +284,8 @@ def _combine(
             tl.full([1], -float("inf"), tl.float32),
             tl.full([1], 0.0, tl.float32),
         )
-        for split in range(position // _SPLIT + 1):
+        begin = _first_seen(step, position, size) // _SPLIT if size.window else 0
+        for split in range(begin, position // _SPLIT + 1):
             at = one + (place + split) * size.heads + head
             values = tl.load(partials.acc + at[:, None] * size.v_width + d[None, :])
             part = Sums(values, tl.load(partials.peak + at), tl.load(partials.weight + at))
@@ -263,12 +312,7 @@ def attend_triton(
 ) -> torch.Tensor:
     """Attention of one layer, float32, bfloat16 or float16, on CUDA; see `attention` for the
     shapes. Launches one or two kernels and does not wait for them.
-
-    Raises:
-        ModelRefused: the layer is not plain.
     """
-    if not attention.is_plain:
-        raise ModelRefused("Windows, softcaps, sinks and slopes of attention need the CPU so far.")
     launch = prepare(q, layer, plan, attention)
     step, blocks, rows, partials, scale, size, grid, options = launch
     _attend[grid](step, blocks, partials, scale, size, **options)
@@ -285,19 +329,37 @@ def prepare(q: torch.Tensor, layer: int, plan: AttentionPlan, attention: LayerAt
     _, kv_heads, v_dim = v.shape
     blocks = blocks_of(q, plan)
     entries = entries_per_block(heads // kv_heads, q.dtype)
-    size = Sizes(heads, kv_heads, k_dim, v_dim, entries, _width(k_dim), _width(v_dim))
+    widths, has = (_width(k_dim), _width(v_dim)), _has(attention)
+    size = Sizes(heads, kv_heads, k_dim, v_dim, entries, *widths, *has)
     out = q.new_empty(num_rows, heads, v_dim)
     partials = Sums(*blocks.sums.tensors(max(1, blocks.num_places * heads), size.v_width, q.device))
     return Launch(
-        Step(q, k, v, out, plan.device_table),
+        Step(q, k, v, out, plan.device_table, *_in_base_2(attention, q)),
         blocks.blocks,
         blocks.rows,
         partials,
-        attention.scaling * _LOG2_E,
+        attention.scaling * _BITS * (2 / attention.softcap if attention.softcap else 1),
         size,
         (len(blocks.blocks.row), kv_heads, blocks.lanes),
         launch_options(size, q.dtype),
     )
+
+
+def _has(attention: LayerAttention) -> tuple[bool, bool, bool, bool]:
+    """Whether a layer has a window, a softcap, sinks, slopes."""
+    a = attention
+    return a.window is not None, bool(a.softcap), a.sinks is not None, a.slopes is not None
+
+
+def _in_base_2(
+    attention: LayerAttention, q: torch.Tensor
+) -> tuple[int, float, torch.Tensor, torch.Tensor]:
+    """What the last fields of a `Step` hold; something that is not read where a layer has none."""
+    sinks, slopes = (
+        q if each is None else (each.to(q.device) * _BITS).contiguous()
+        for each in (attention.sinks, attention.slopes)
+    )
+    return attention.window or 0, (attention.softcap or 0.0) * _BITS, sinks, slopes
 
 
 def blocks_of(q: torch.Tensor, plan: AttentionPlan) -> Blocks:

@@ -37,6 +37,16 @@ SIZES = (
     (2, 1, 8),
 )  # heads, kv heads, width
 MIX = ((0, 70), (62, 1), (63, 1), (64, 1), (60, 9), (300, 1), (511, 2))  # (start, rows) of chunks
+KINDS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "plain": lambda heads: {},
+    "a window": lambda heads: {"window": 70},
+    "all": lambda heads: {
+        "window": 300,
+        "softcap": 1.5,
+        "sinks": torch.linspace(-3.0, 3.0, heads),
+        "slopes": 2.0 ** -torch.arange(1, heads + 1),
+    },
+}
 Array = np.ndarray[Any, Any]
 Spans = tuple[tuple[int, int], ...]
 
@@ -52,6 +62,12 @@ class Case:
     spans: Spans = MIX
     seed: int = 0
     device: str = "cpu"
+    kind: str = "plain"
+
+    @property
+    def attention(self) -> LayerAttention:
+        """What the layer does besides scaling, by the name in KINDS."""
+        return replace(LayerAttention(self.dim**-0.5), **KINDS[self.kind](self.heads))
 
     def inputs(self) -> tuple[torch.Tensor, AttentionPlan]:
         """Sequence i holds the same K and V at each position, and is asked the same, whatever its
@@ -75,7 +91,7 @@ class Case:
 
 def output(kernel: Kernel, case: Case) -> torch.Tensor:
     q, plan = case.inputs()
-    return kernel(q, 0, plan, LayerAttention(case.dim**-0.5)).float().cpu()
+    return kernel(q, 0, plan, case.attention).float().cpu()
 
 
 def expected(case: Case) -> torch.Tensor:
@@ -85,7 +101,7 @@ def expected(case: Case) -> torch.Tensor:
     pool.k.copy_(plan.pool.k)
     pool.v.copy_(plan.pool.v)
     plan.pool = pool
-    return attend_torch(q.float(), 0, plan, LayerAttention(case.dim**-0.5)).cpu()
+    return attend_torch(q.float(), 0, plan, case.attention).cpu()
 
 
 def by_triton(case: Case) -> Array:
@@ -126,6 +142,16 @@ def test_it_agrees_in_halves(interpreted: Interpreter, dtype: str) -> None:
     close(interpreted.run(by_triton, case), case)
 
 
+@pytest.mark.parametrize("kind", ["a window", "all"])
+def test_it_agrees_for_layers_that_are_not_plain(interpreted: Interpreter, kind: str) -> None:
+    case = Case(4, 2, 32, kind=kind)
+    actual = interpreted.run(by_triton, case)
+    close(actual, case)
+    torch.testing.assert_close(
+        torch.from_numpy(actual), output(attend_cpu, case), atol=3e-6, rtol=3e-6
+    )
+
+
 def rows_of(case: Case, sequence: int, actual: Array) -> Array:
     first = sum(count for _, count in case.spans[:sequence])
     return actual[first : first + case.spans[sequence][1]]
@@ -149,6 +175,11 @@ def test_a_row_has_the_same_bits_however_it_is_computed(
     interpreted: Interpreter, dtype: str
 ) -> None:
     same_bits(lambda case: interpreted.run(by_triton, case), Case(2, 1, 24, dtype))
+
+
+@pytest.mark.parametrize("kind", ["a window", "all"])
+def test_a_row_of_another_layer_has_the_same_bits_too(interpreted: Interpreter, kind: str) -> None:
+    same_bits(lambda case: interpreted.run(by_triton, case), Case(2, 1, 16, kind=kind))
 
 
 # Its code, made for devices that are not here.
