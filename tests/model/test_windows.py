@@ -52,7 +52,6 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
         **SIZE, head_dim=16, layer_types=HALF, num_local_experts=2, num_experts_per_tok=1
     ),
 }
-INEXACT = ("gpt_oss",)  # its experts
 
 
 @cache
@@ -90,11 +89,11 @@ def test_greedy_tokens_are_those_of_transformers(name: str) -> None:
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=NUM_NEW, do_sample=False
     )
     found = greedy(runner_of(name), prompt(), NUM_NEW)
-    assert runner_of(name).loaded.exact == (name not in INEXACT)
+    assert runner_of(name).loaded.exact
     assert found == expected[0, NUM_TOKENS:].tolist()
 
 
-@pytest.mark.parametrize("name", [each for each in CONFIGS if each not in INEXACT])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_a_warm_prefix_gives_the_bits_of_a_cold_one(name: str) -> None:
     runner, slots = runner_of(name), range(NUM_TOKENS)
     [cold] = [runner.forward([each]).clone() for each in chunks_of(prompt(), slots, ())]
