@@ -90,6 +90,7 @@ def test_a_class_that_ignores_the_window_of_its_configuration_is_refused() -> No
         sliding_window=64,
         layer_types=["sliding_attention"] * 2,
         num_experts=2,
+        num_experts_per_tok=1,
         moe_intermediate_size=32,
         shared_expert_intermediate_size=32,
     )
