@@ -72,13 +72,19 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]]  # the most likely tokens, best first
 
 
+GivenUp = Literal["late", "no_room"]
+"""Why K/V that a tier had did not come to the device: reading it took longer than computing it would,
+or no slots were free."""
+
+
 class TierLoad(msgspec.Struct, frozen=True, array_like=True):
-    """K/V that was copied to the device for one request."""
+    """K/V that was copied to the device for one request, or was to be."""
 
     tier: str
     start_seconds: float  # since the front accepted the request
     seconds: float
-    num_tokens: int
+    num_tokens: int  # 0 if it was given up
+    given_up: GivenUp | None = None
 
 
 PinStatus = Literal["accepted", "clipped", "refused"]
@@ -117,8 +123,10 @@ class TokenEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     cached_below: dict[str, int] = {}  # tokens of num_cached, by the tier that they came from
     queue_seconds: float | None = None  # the look-up and the loads included
     lookup_seconds: float = 0.0  # the search of the prefix tree
-    loads: tuple[TierLoad, ...] = ()  # that brought something
+    loads: tuple[TierLoad, ...] = ()  # that brought something or were given up
     pins: tuple[PinOutcome, ...] = ()  # one for each of the request's wishes
+    # when it was preempted since its last event, in seconds since the front accepted the request
+    preempted: tuple[float, ...] = ()
 
 
 MIN_SLOTS = 64

@@ -46,6 +46,7 @@ from radixserve.step import (
     EngineStats,
     FinishReason,
     PinOutcome,
+    TierLoad,
     TokenEvent,
     TokenLogprob,
 )
@@ -160,6 +161,8 @@ class FakeEngine:
         self.answer: Callable[[Request], Sequence[int]] = repeat_prompt
         self.logprob: Callable[[int], TokenLogprob] | None = None
         self.num_cached = 0
+        self.loads: tuple[TierLoad, ...] = ()  # of every request, told with its first token
+        self.preempted: tuple[float, ...] = ()  # likewise
         self.most_pinned = 1000  # tokens; what a request wishes to pin beyond them is clipped
         self.refuse_after: int | None = (
             None  # so many submissions are accepted, the next is refused
@@ -249,6 +252,7 @@ class FakeAnswer:
         event = TokenEvent(request_id=self._request.id)
         if self._num_sent == 0:
             event.num_cached, event.queue_seconds = engine.num_cached, 0.001
+            event.loads, event.preempted = engine.loads, engine.preempted
             event.pins = tuple(self._outcome(wish) for wish in self._request.pins)
             if sampling.prompt_logprobs is not None:
                 event.prompt_logprobs = [

@@ -63,6 +63,7 @@ def token_event(sequence: Sequence, drawn: list[Sampled]) -> TokenEvent:
         event.finish = "length"
     if is_first:
         _describe_start(sequence, event)
+    event.preempted, sequence.preempted = tuple(sequence.preempted), []
     sequence.num_reported, sequence.forced_logprobs = sequence.num_tokens, []
     return event
 

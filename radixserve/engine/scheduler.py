@@ -261,6 +261,7 @@ class Scheduler:
         self.running.remove(sequence)
         self.waiting.put_back(sequence)
         sequence.num_asked = 0
+        sequence.preempted.append(time.monotonic() - sequence.request.arrived)
         self.totals.preemptions += 1
 
     def _admit(self, plan: Plan) -> None:

@@ -56,6 +56,8 @@ class Sequence:
     # tokens whose K/V was copied to the device for it, by tier
     num_promoted: dict[str, int] = field(default_factory=dict)
     loads: list[TierLoad] = field(default_factory=list)  # before its first admission
+    # when it was preempted since its last event, in seconds since the front accepted it
+    preempted: list[float] = field(default_factory=list)
     num_matched: int = 0  # tokens in the cache when the queue last looked
     num_overtaken: int = 0  # later arrivals of its tenant that were admitted before it
     num_passed: int = 0  # steps in a row in which it had tokens to prefill and got none

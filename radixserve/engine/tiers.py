@@ -23,7 +23,7 @@ from radixserve.declared import Numbers
 from radixserve.engine.sequence import Sequence
 from radixserve.prefix import Branch, Prefix
 from radixserve.questions import Pin
-from radixserve.step import Slots, TierLoad
+from radixserve.step import GivenUp, Slots, TierLoad
 from radixserve.tensors.copies import Copies, Copy, write_slots
 from radixserve.tensors.kv import KV, KVPool
 from radixserve.tiers.contract import COPY_SECONDS, Dropping, Load, Tier
@@ -226,6 +226,7 @@ class Tiers:
         if fetch.load is not None and time.monotonic() >= fetch.load.until:
             fetch.load.give_up()
             fetch.load = None
+            _note_load(fetch, 0, "late")
         if fetch.load is not None or (fetch.copy is not None and not fetch.copy.arrived):
             return False
         with fetch.lease:
@@ -238,7 +239,10 @@ class Tiers:
         assert self._pool is not None, "tiers stand below a pool"
         lease, depth = fetch.lease, fetch.lease.num_cached
         stop = depth + kv[0].shape[1]
-        if lease.is_withheld or not lease.grow(stop):
+        if lease.is_withheld:
+            return
+        if not lease.grow(stop):
+            _note_load(fetch, 0, "no_room")
             return
         write_slots(self._pool, lease.slots[depth:stop], kv)
         lease.publish(fetch.prefix.first(stop))
@@ -248,10 +252,10 @@ class Tiers:
         _note_load(fetch, stop - depth)
 
 
-def _note_load(fetch: _Fetch, num_tokens: int) -> None:
-    """Keep the times of a load for the trace of its request."""
+def _note_load(fetch: _Fetch, num_tokens: int, given_up: GivenUp | None = None) -> None:
+    """Keep the times and the outcome of a load for the trace of its request."""
     sequence = fetch.sequence
     if sequence.admitted_at is None:
         since = fetch.begun - sequence.request.arrived
         seconds = time.monotonic() - fetch.begun
-        sequence.loads.append(TierLoad(fetch.tier, since, seconds, num_tokens))
+        sequence.loads.append(TierLoad(fetch.tier, since, seconds, num_tokens, given_up))

@@ -261,6 +261,7 @@ class ProcessEngine:
             stream = self._streams.get(request_id)
             assert stream is not None, "a request that waits outside has not ended"
             if stream.submitted:
+                stream.resumed_at.append(time.monotonic())
                 self._on_resume()
             stream.submitted = True
             self._supervisor.send(

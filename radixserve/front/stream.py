@@ -101,6 +101,8 @@ class Stream:
         self.queue_seconds: float | None = None
         self.lookup_seconds = 0.0
         self.loads: tuple[TierLoad, ...] = ()
+        self.preempted_at: list[float] = []  # time.monotonic() seconds
+        self.resumed_at: list[float] = []  # by another engine; time.monotonic() seconds
         self.pins: tuple[PinOutcome, ...] = ()  # of the request's wishes
         self.text_seconds = 0.0  # spent in `take`
         self.first_token_at: float | None = None  # time.monotonic() seconds
@@ -186,6 +188,7 @@ class Stream:
             self.queue_seconds = event.queue_seconds
             self.lookup_seconds, self.loads = event.lookup_seconds, event.loads
             self.pins = event.pins
+        self.preempted_at += [self.request.arrived + seconds for seconds in event.preempted]
 
     def _take_tokens(self, event: TokenEvent, delta: Delta, now: float) -> None:
         """Count the event's tokens and add their text; tokens after a stop string do not count."""
@@ -298,6 +301,7 @@ def _merged(first: TokenEvent, then: TokenEvent) -> TokenEvent:
     first.token_ids = first.token_ids + then.token_ids
     if then.logprobs is not None:
         first.logprobs = (first.logprobs or []) + then.logprobs
+    first.preempted += then.preempted
     first.finish, first.stop_token_id = then.finish, then.stop_token_id
     first.error, first.code = then.error, then.code
     return first

@@ -14,6 +14,9 @@ of an answer is in a trace.
     |- prefill                      compute the rest of the prompt, up to the first token
     |- decode                       all further tokens
     `- detokenise                   turn tokens into text and typed parts, beside `decode`
+
+The span of the whole request has an event for each time that it was preempted, and for each time that
+another engine went on with it after the death of one.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
 
 from radixserve import __version__
 from radixserve.front.generation import Generation
@@ -90,6 +94,7 @@ class Traces:
         for stream in generation.streams[:_MOST_CHOICES]:
             if stream.accepted:
                 self._add_stream(context, stream, clock)
+                _add_events(root, stream, clock)
 
     def _add_stream(self, context: Context, stream: Stream, clock: _Clock) -> None:
         choice = {"radixserve.choice": stream.index}
@@ -119,9 +124,11 @@ class Traces:
         inner = set_span_in_context(queue)
         for load in stream.loads:
             start = submitted + load.start_seconds
-            tokens = {**choice, "radixserve.tokens": load.num_tokens}
+            loaded: dict[str, AttributeValue] = {**choice, "radixserve.tokens": load.num_tokens}
+            if load.given_up is not None:
+                loaded["radixserve.given_up"] = load.given_up
             stop = min(start + load.seconds, admitted)
-            self._add(inner, f"load {load.tier}", clock.at(start), clock.at(stop), tokens)
+            self._add(inner, f"load {load.tier}", clock.at(start), clock.at(stop), loaded)
         begun = max(submitted, admitted - stream.lookup_seconds)
         self._add(inner, "lookup", clock.at(begun), clock.at(admitted), choice)
         queue.end(clock.at(admitted))
@@ -132,10 +139,18 @@ class Traces:
         name: str,
         start: int,
         stop: int,
-        attributes: Mapping[str, float] | None = None,
+        attributes: Mapping[str, AttributeValue] | None = None,
     ) -> None:
         span = self._tracer.start_span(name, context, attributes=attributes, start_time=start)
         span.end(max(start, stop))
+
+
+def _add_events(root: Span, stream: Stream, clock: _Clock) -> None:
+    """What interrupted a stream; the SDK bounds how many events a span keeps."""
+    choice = {"radixserve.choice": stream.index}
+    for name, times in (("preempted", stream.preempted_at), ("resumed", stream.resumed_at)):
+        for at in times:
+            root.add_event(name, choice, clock.at(at))
 
 
 class _Clock:
@@ -180,5 +195,9 @@ def _described(generation: Generation, record: RequestRecord) -> dict[str, Any]:
 def _optional(generation: Generation, record: RequestRecord) -> Iterator[tuple[str, Any]]:
     if len(generation.streams) > 1:
         yield "gen_ai.request.choice.count", len(generation.streams)
+    for name in ("preempted", "resumed"):
+        times = sum(len(getattr(stream, f"{name}_at")) for stream in generation.streams)
+        if times:
+            yield f"radixserve.times_{name}", times
     if record.ttft_seconds is not None:
         yield "gen_ai.response.time_to_first_chunk", record.ttft_seconds

@@ -161,6 +161,9 @@ def test_under_pressure_the_youngest_is_preempted_and_ends_with_the_same_tokens(
     assert harness.core.scheduler.totals.preemptions >= 1
     assert harness.tokens("old") == expected([1] * 20, 70)
     assert harness.tokens("young") == expected([2] * 20, 70)
+    told = [seconds for event in harness.events["young"] for seconds in event.preempted]
+    assert len(told) == harness.core.scheduler.totals.preemptions
+    assert not any(event.preempted for event in harness.events["old"])
     assert [
         event.num_cached for event in harness.events["young"] if event.num_cached is not None
     ] == [0]

@@ -161,6 +161,7 @@ async def test_streams_go_on_at_the_next_token_however_often_the_engine_dies(sta
         assert [event for event in so_far if event.num_cached is not None] == so_far[:1]
         assert [event for event in so_far if event.queue_seconds is not None] == so_far[:1]
     assert (engine.restarts, engine.resumed, len(pids)) == (3, 9, 4)
+    assert [len(stream.resumed_at) for stream in streams] == [3, 3, 3]
 
 
 async def test_tokens_that_the_reader_has_not_fetched_survive_a_death(start: Start) -> None:

@@ -18,7 +18,9 @@ from radixserve.api.app import ApiSettings, make_app
 from radixserve.api.context import Api
 from radixserve.api.listen import Listener
 from radixserve.config import Settings
+from radixserve.front.stream import Stream
 from radixserve.metrics import Metrics
+from radixserve.step import TierLoad
 from radixserve.telemetry.destination import destination
 from radixserve.telemetry.sender import Telemetry
 from tests.fakes import FakeEngine, byte_tokenizer
@@ -102,6 +104,38 @@ async def test_a_request_is_one_trace_with_its_phases(collector: Collector) -> N
         assert part.trace_id == root.trace_id
         assert root.start_time_unix_nano <= part.start_time_unix_nano
         assert part.start_time_unix_nano <= part.end_time_unix_nano <= root.end_time_unix_nano
+
+
+async def test_a_load_that_was_given_up_says_why(collector: Collector) -> None:
+    async with serving(collector) as server:
+        server.engine.loads = (TierLoad("disk", 0.0, 0.001, 0, "late"),)
+        await server.post()
+    (root,) = collector.wait_for_roots(1)
+    load = collector.children(collector.children(root)["queue"])["load disk"]
+    found = attributes(load)
+    assert (found["radixserve.given_up"], found["radixserve.tokens"]) == ("late", 0)
+
+
+async def test_preemptions_and_what_another_engine_went_on_with_are_events(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = FakeEngine.submit
+
+    def submit(engine: FakeEngine, stream: Stream) -> None:
+        real(engine, stream)
+        stream.resumed_at.append(stream.request.arrived + 0.003)
+
+    monkeypatch.setattr(FakeEngine, "submit", submit)
+    async with serving(collector) as server:
+        server.engine.preempted = (0.001, 0.002)
+        await server.post()
+    (root,) = collector.wait_for_roots(1)
+    submitted = collector.children(root)["queue"].start_time_unix_nano
+    told = [(each.name, round((each.time_unix_nano - submitted) / 1e6)) for each in root.events]
+    assert told == [("preempted", 1), ("preempted", 2), ("resumed", 3)]
+    assert attributes(root.events[0]) == {"radixserve.choice": 0}
+    found = attributes(root)
+    assert (found["radixserve.times_preempted"], found["radixserve.times_resumed"]) == (2, 1)
 
 
 async def test_the_trace_of_the_client_goes_on(collector: Collector) -> None:

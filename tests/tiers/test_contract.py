@@ -44,6 +44,7 @@ class Shelf:
         self.pool = pool
         self.kept: dict[Prefix, KV] = {}
         self.loads: list[Load] = []
+        self.until = float("inf")  # how long a load is waited for
         self.closed = False
         self.pins: list[Pin] = []
 
@@ -55,7 +56,7 @@ class Shelf:
         return Found(next((n for n in counts if prefix.first(n) in self.kept), 0), done=True)
 
     def fetch(self, prefix: Prefix, depth: int) -> Load:
-        self.loads.append(Load(prefix, depth, until=float("inf")))
+        self.loads.append(Load(prefix, depth, until=self.until))
         return self.loads[-1]
 
     def offer(self, prefix: Prefix, slots: Slots) -> None:
@@ -129,6 +130,34 @@ def test_the_engine_serves_from_a_tier_that_it_has_never_heard_of() -> None:
     engine.close()
     assert engine.shelf.closed
     engine.assert_drained()
+
+
+def test_a_load_that_is_late_is_given_up_and_told() -> None:
+    engine = Shelved(128)
+    engine.ask(request("cold", LONG))
+    forget(engine.cache)
+    engine.shelf.until = 0.0
+    engine.ask(request("warm", LONG))
+    assert engine.tokens("warm") == engine.tokens("cold")
+    first = engine.events["warm"][0]
+    assert [(load.num_tokens, load.given_up) for load in first.loads] == [(0, "late")]
+    assert first.cached_below == {}
+    engine.close()
+
+
+def test_a_load_for_which_no_slots_are_free_is_given_up_and_told() -> None:
+    engine = Shelved(64)
+    engine.ask(request("cold", LONG))
+    forget(engine.cache)
+    with engine.cache.hold(Prefix.of("public", [7])) as lease:
+        assert lease.grow(40)
+        engine.submit(request("warm", LONG))
+        for _ in range(4):
+            engine.step()
+    engine.run()
+    first = engine.events["warm"][0]
+    assert [(load.num_tokens, load.given_up) for load in first.loads] == [(0, "no_room")]
+    engine.close()
 
 
 @pytest.mark.parametrize("name", ["host", "disk"])
