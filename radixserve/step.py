@@ -73,8 +73,8 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 GivenUp = Literal["late", "no_room"]
-"""Why K/V that a tier had did not come to the device: reading it took longer than computing it would,
-or no slots were free."""
+"""Why K/V that a tier had did not come to the device: reading it took longer than computing it
+would, or no slots were free."""
 
 
 class TierLoad(msgspec.Struct, frozen=True, array_like=True):

@@ -52,6 +52,14 @@ TENANT_PROMPT_TOKENS = Declared(
     ("tenant", "source"),
 )
 
+TENANT_REQUESTS = Declared(
+    "gauge",
+    "radixserve_tenant_requests",
+    "requests",
+    "Sequences in the engine by tenant: running, or waiting; a tenant without any is left out",
+    ("tenant", "state"),
+)
+
 GENERATED_TOKENS = Declared(
     "counter", "radixserve_generated_tokens_total", "tokens", "Tokens generated"
 )
@@ -176,6 +184,7 @@ COUNTERS: Final = (
     PREFILL_RATE,
     PROMPT_TOKENS,
     TENANT_PROMPT_TOKENS,
+    TENANT_REQUESTS,
     GENERATED_TOKENS,
     DRAFT_TOKENS,
     PREEMPTIONS,

@@ -23,6 +23,8 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from typing import Final
 
+from radixserve.declared import Numbers
+from radixserve.engine.counters import TENANT_REQUESTS
 from radixserve.engine.sequence import Sequence
 
 MAX_OVERTAKEN: Final = 8  # admissions of later arrivals of the same tenant
@@ -109,6 +111,15 @@ class FairQueue:
         if not self._live[tenant]:
             del self._live[tenant]
             self._left[tenant] = self._clock()
+
+    def numbers(self) -> Numbers:
+        """Running and waiting sequences by tenant; O(tenants that have any)."""
+        found: Numbers = {}
+        for tenant, live in self._live.items():
+            waiting = len(self._waiting.get(tenant, ()))
+            found[TENANT_REQUESTS.key(tenant, "running")] = live - waiting
+            found[TENANT_REQUESTS.key(tenant, "waiting")] = waiting
+        return found
 
     @property
     def is_shared(self) -> bool:

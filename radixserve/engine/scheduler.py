@@ -102,6 +102,7 @@ class Scheduler:
             BACKLOG_TOKENS.key(): self._backlog(),
             PREFILL_RATE.key(): self.pace.tokens_per_second,
             **self.totals.numbers(),
+            **self.waiting.numbers(),
             **self.savings.numbers(),
             **self.recent.numbers(),
             **self._speculation.numbers(),

@@ -15,8 +15,8 @@ of an answer is in a trace.
     |- decode                       all further tokens
     `- detokenise                   turn tokens into text and typed parts, beside `decode`
 
-The span of the whole request has an event for each time that it was preempted, and for each time that
-another engine went on with it after the death of one.
+The span of the whole request has an event for each time that it was preempted, and for each time
+that another engine went on with it after the death of one.
 """
 
 from __future__ import annotations

@@ -11,9 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from radixserve.top.source import History, Node
+from radixserve.top.tenants import Share, shares
 
 WIDTH: Final = 80
-_PREFIXES: Final = 7  # rows of the table
+_PREFIXES: Final = 7  # rows of the table, less where there is one of tenants
+_TENANTS: Final = 3  # rows of the table, the last one for all others
 _BAR: Final = 30
 _LABEL: Final = 12
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"
@@ -27,6 +29,8 @@ def screen(
     """Everything. `prefixes` may be the reason why there are none; `trouble` says why the numbers
     are old.
     """
+    tenants = shares(history, _TENANTS)
+    num_prefixes = _PREFIXES - (len(tenants) + 1 if tenants else 0)
     return Group(
         _title(url, history, trouble),
         Text(),
@@ -40,7 +44,8 @@ def screen(
         Text(),
         *_memory(history),
         Text(),
-        _prefixes(prefixes),
+        *([_tenants(tenants)] if tenants else []),
+        _prefixes(prefixes, num_prefixes),
         Text("q or Ctrl-C ends this", style="dim"),
     )
 
@@ -152,14 +157,33 @@ def _memory(history: History) -> list[Text]:
     return lines
 
 
-def _prefixes(nodes: Sequence[Node] | str) -> RenderableType:
+def _tenants(tenants: Sequence[Share]) -> RenderableType:
+    table = Table(box=None, padding=(0, 1, 0, 0), expand=True, header_style="bold")
+    table.add_column("Tenants of the last minute", no_wrap=True, overflow="ellipsis", ratio=1)
+    for title in ("Prompts", "Hit share", "K/V", "Running", "Waiting"):
+        table.add_column(title, justify="right", no_wrap=True, width=9)
+    for each in tenants:
+        share = f"{each.cached / each.prompt:.0%}" if each.prompt else "-"
+        waiting = Text(f"{each.waiting:.0f}", style="yellow" if each.waiting else "")
+        table.add_row(
+            printable(each.name),
+            f"{each.prompt:,.0f}",
+            share,
+            _size(each.kv_bytes),
+            f"{each.running:.0f}",
+            waiting,
+        )
+    return table
+
+
+def _prefixes(nodes: Sequence[Node] | str, most: int) -> RenderableType:
     if isinstance(nodes, str):
         return _line("Prefixes", Text(printable(nodes), style="dim not bold"))
     table = Table(box=None, padding=(0, 1, 0, 0), expand=True, header_style="bold")
     for title in ("Tokens", "Hits", "Age"):
         table.add_column(title, justify="right", no_wrap=True, width=7)
     table.add_column("Most used prefixes begin with", no_wrap=True, overflow="ellipsis", ratio=1)
-    for node in nodes[:_PREFIXES]:
+    for node in nodes[:most]:
         style = "magenta" if node.leased else ""
         text = Text(printable(node.text), style=style)
         table.add_row(f"{node.tokens:,}", f"{node.hits:,}", _age(node.age_seconds), text)

@@ -49,12 +49,13 @@ class Reading:
             if all(found.get(label) == text for label, text in labels.items())
         )
 
-    def by(self, name: str, label: str) -> dict[str, float]:
-        """The values of `name` by one of its labels."""
+    def by(self, name: str, label: str, **labels: str) -> dict[str, float]:
+        """The values of `name` by one of its labels, of the series that have `labels`."""
         sums: dict[str, float] = {}
         for found, value in self.samples.get(name, ()):
-            key = found.get(label, "")
-            sums[key] = sums.get(key, 0.0) + value
+            if all(found.get(each) == text for each, text in labels.items()):
+                key = found.get(label, "")
+                sums[key] = sums.get(key, 0.0) + value
         return sums
 
     def label(self, name: str, label: str) -> str:
@@ -174,6 +175,12 @@ class History:
         """Increase of a total over all readings; with one reading, since the server's start."""
         before = self.readings[0].sum(name, **labels) if len(self.readings) > 1 else 0.0
         return self.last.sum(name, **labels) - before
+
+    def increases(self, name: str, label: str, **labels: str) -> dict[str, float]:
+        """The same by one of the labels."""
+        first = self.readings[0].by(name, label, **labels) if len(self.readings) > 1 else {}
+        last = self.last.by(name, label, **labels)
+        return {each: value - first.get(each, 0.0) for each, value in last.items()}
 
     def mean(self, name: str, **labels: str) -> float | None:
         """The mean of a histogram over all readings; None without values."""

@@ -6,6 +6,7 @@
 import { Explain } from "./explain.js";
 import { Budget } from "./budget.js";
 import { Charts } from "./charts.js";
+import { Tenants } from "./tenants.js";
 import { Summary } from "./summary.js";
 import { Timeline } from "./timeline.js";
 import { Losses } from "./losses.js";
@@ -22,8 +23,9 @@ const MAX_REQUESTS = 2000;
 const RETRY_SECONDS = 3;
 const TREE_SECONDS = 5;
 
-const state = { samples: [], requests: new Map(), server: null, ready: false };
+const state = { samples: [], requests: new Map(), tenants: [], server: null, ready: false };
 const summary = new Summary();
+const tenants = new Tenants();
 const charts = new Charts();
 const timeline = new Timeline();
 const tree = new Tree(ask, () => pins.refresh(), (tier) => whyEmpty(tier, state));
@@ -77,6 +79,7 @@ function take(news) {
   }
   state.samples = [...state.samples, ...news.samples].slice(-SAMPLES);
   keepRequests(news.requests);
+  state.tenants = news.tenants ?? [];
   tell(news.state);
   if (!document.hidden) draw();
 }
@@ -106,6 +109,7 @@ function draw() {
   tiers.draw(state.samples.at(-1));
   charts.draw(state.samples);
   losses.draw(state.samples);
+  tenants.draw(state.samples, state.tenants);
   timeline.draw([...state.requests.values()], state.samples.at(-1)?.at ?? Date.now() / 1000);
 }
 

@@ -21,7 +21,8 @@ export class Explain {
     const shown = element("explained");
     shown.replaceChildren(made("p", "asking ...", { class: "note" }));
     try {
-      const answer = await this.#ask(() => post("cache/explain", bodyOf(text, this.#model())));
+      const body = bodyOf(text, this.#model()), tenant = element("explain-tenant").value;
+      const answer = await this.#ask(() => post("cache/explain", tenant ? { tenant, ...body } : body));
       shown.replaceChildren(...rendered(answer));
     } catch (error) {
       shown.replaceChildren(made("p", error.message, { class: "bad" }));

@@ -70,6 +70,7 @@ function inLanes(requests, now) {
 
 function said(request, now) {
   const lines = [`${request.endpoint} ${request.id}`];
+  if (request.tenant) lines.push(`tenant ${request.tenant}`);
   lines.push(request.cached === null || request.cached === undefined
     ? `${tokens(request.prompt)} in the prompt`
     : `${tokens(request.prompt)} in the prompt, ${share(foundShare(request))} found`);

@@ -223,6 +223,8 @@ def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 user=HOSTILE,
                 extra_headers={"x-request-id": "<b>bold</b>"},
             )
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key=OPERATOR, timeout=60) as client:
+            client.completions.create(model="SmolLM2-135M-Instruct", prompt="Hi!", max_tokens=2)
         yield server.url
 
 
@@ -256,6 +258,23 @@ def test_text_of_users_stays_text(browser: Browser, tenants: str) -> None:
     assert "\x1b" not in text
     page.get_by_role("button", name="Remove the pin").click()
     expect(page.locator("#pins-empty")).to_be_visible()
+    page.close()
+
+
+def test_several_tenants_have_a_table_and_a_prompt_is_explained_for_one(
+    browser: Browser, tenants: str
+) -> None:
+    page = opened(browser, tenants, OPERATOR)
+    expect(page.locator("#tenants tbody th")).to_have_text(["research", "operator"])
+    page.locator("#tree g").first.click()
+    expect(page.locator("#node dl")).to_contain_text("research")
+    page.locator("#explain-body").fill(HOSTILE * 2)
+    page.locator("#explain-tenant").select_option("research")
+    page.get_by_role("button", name="Explain").click()
+    expect(page.locator("#explained dl").first).to_contain_text("device")
+    page.locator("#explain-body").fill('{"prompt": ')
+    page.get_by_role("button", name="Explain").click()
+    expect(page.locator("#explained .bad")).to_contain_text("begins like JSON")
     page.close()
 
 

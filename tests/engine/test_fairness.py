@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radixserve.engine.counters import STEP_TOKENS
+from radixserve.engine.counters import STEP_TOKENS, TENANT_REQUESTS
 from radixserve.engine.prefill_pace import MIN_TOKENS, PrefillPace
 from radixserve.engine.queue import MAX_OVERTAKEN, SHARED_SECONDS, FairQueue
 from radixserve.engine.sequence import Sequence
@@ -62,7 +62,15 @@ def test_a_flood_of_one_tenant_leaves_half_of_the_seats_to_another(ahead: bool) 
         harness.step()
     seats = Counter(each.request.tenant for each in harness.core.scheduler.running)
     assert seats == {"flood": 2, "calm": 2}
+    stats = harness.core.stats()
+    told = [
+        stats.value(TENANT_REQUESTS, tenant, state)
+        for tenant in ("flood", "calm")
+        for state in ("running", "waiting")
+    ]
+    assert told == [2, 18, 2, 6]
     harness.run()
+    assert harness.core.stats().total(TENANT_REQUESTS) == 0
     for i in range(8):
         assert harness.tokens(f"calm{i}-0") == expected([7, i % 5, 3], 40)
     harness.assert_drained()

@@ -139,6 +139,40 @@ def test_a_full_screen_fits_into_80_by_24() -> None:
     assert len(history.readings) == 61
 
 
+def with_tenants(at: float, names: list[str]) -> Reading:
+    """A reading in which tenant n had 100 n prompt tokens each second, 10 n of them computed."""
+    found = reading(at, computed=at, device=at * 9)
+    found.samples["radixserve_tenant_prompt_tokens_total"] = [
+        ({"tenant": name, "source": source}, at * part * n)
+        for n, name in enumerate(names)
+        for source, part in (("computed", 10.0), ("device", 90.0))
+    ]
+    found.samples["radixserve_tenant_kv_bytes"] = [({"tenant": names[-1]}, 2.0 * (1 << 20))]
+    found.samples["radixserve_tenant_requests"] = [
+        ({"tenant": names[-1], "state": "running"}, 3.0),
+        ({"tenant": names[-1], "state": "waiting"}, 7.0),
+    ]
+    return found
+
+
+def test_several_tenants_are_told_apart_and_the_screen_still_fits() -> None:
+    names = ["calm", "busy\x1b[2J", "a tenant with a long name " * 5, "flood"]
+    history = of(with_tenants(0.0, names), with_tenants(10.0, names))
+    nodes = [Node(10**6, 10**5, 10.0**at, True, "long text " * 30) for at in range(12)]
+    lines = shown(history, nodes)
+    (row,) = [line.split() for line in lines if line.startswith("flood")]
+    assert row == ["flood", "3,000", "90%", "2.0", "MiB", "3", "7"]
+    (others,) = [line.split() for line in lines if line.startswith("2 others")]
+    assert others[2:4] == ["1,000", "90%"]
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_tenant_alone_has_no_table() -> None:
+    history = of(with_tenants(0.0, ["only"]), with_tenants(10.0, ["only"]))
+    assert not any("Tenants" in line for line in shown(history))
+
+
 def test_before_anything_was_asked_nothing_is_divided_by_zero() -> None:
     assert any("no prompts in the last minute" in line for line in shown(of(reading(0.0))))
 

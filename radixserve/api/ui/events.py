@@ -19,6 +19,7 @@ from radixserve.api.context import API, Api
 from radixserve.api.sse import EventStream, event
 from radixserve.api.ui.history import Sample
 from radixserve.api.ui.live import ShownRequest
+from radixserve.api.ui.tenants import TenantNow
 from radixserve.errors import Unavailable
 from radixserve.step import EngineInfo
 
@@ -34,6 +35,7 @@ class News(msgspec.Struct, kw_only=True, omit_defaults=True):
     state: str  # "ready", or why the engine is not
     samples: list[Sample]
     requests: list[ShownRequest]
+    tenants: list[TenantNow] = []  # empty unless there are several
     server: Server | None = None
 
 
@@ -71,6 +73,7 @@ async def _tell(api: Api, stream: EventStream) -> None:
             state=api.unready_reason or "ready",
             samples=samples,
             requests=api.ui.live.since(mark),
+            tenants=api.ui.history.tenants,
             server=None if info is known and told_at else _server(api),
         )
         mark, known = api.ui.live.num_ended, info

@@ -11,6 +11,7 @@ from collections import Counter, deque
 
 import msgspec
 
+from radixserve.api.ui.tenants import TenantNow, tenants_now
 from radixserve.cache.counters import GHOST_HIT_TOKENS, KV_BYTES
 from radixserve.engine.counters import (
     COMPUTED,
@@ -18,6 +19,7 @@ from radixserve.engine.counters import (
     LOSS_TOKENS,
     PROMPT_TOKENS,
     RUNNING,
+    TENANT_PROMPT_TOKENS,
     WAITING,
 )
 from radixserve.front.protocol import EngineClient
@@ -48,13 +50,20 @@ class Sample(msgspec.Struct, kw_only=True, omit_defaults=True):
     leased_bytes: int
     budget_bytes: int
     tiers: dict[str, tuple[int, int]] = {}  # used and budget bytes of the tiers below the device
+    # prompt tokens by tenant, cached and computed, where there are several tenants
+    tenants: dict[str, tuple[int, int]] = {}
 
 
 class History:
-    """Takes a sample each second; O(1) each."""
+    """Takes a sample each second; O(series of the engine) each.
+
+    Attributes:
+        tenants: what the tenants had at the last sample; empty unless there are several.
+    """
 
     def __init__(self, engine: EngineClient) -> None:
         self.samples: deque[Sample] = deque(maxlen=SECONDS)
+        self.tenants: list[TenantNow] = []
         self._engine = engine
         self._seen: Counter[_Key] = Counter()  # totals at the last sample
 
@@ -72,6 +81,7 @@ class History:
             self._seen = Counter()
         new = totals - self._seen
         self._seen = totals
+        self.tenants = tenants_now(stats)
         found = {each: new["found", each] for each in (DEVICE, *NAMES) if new["found", each]}
         taken = Sample(
             at=time.time(),
@@ -87,6 +97,7 @@ class History:
             leased_bytes=int(stats.value(KV_BYTES, "leased")),
             budget_bytes=info.num_slots * info.slot_bytes if info else 0,
             tiers=_tiers(stats),
+            tenants=_by_tenant(new, [each.name for each in self.tenants]),
         )
         self.samples.append(taken)
         return taken
@@ -100,7 +111,17 @@ def _totals(stats: EngineStats) -> Counter[_Key]:
         totals["found", source] = stats.value(PROMPT_TOKENS, source)
     for (cause,) in LOSS_TOKENS.series():
         totals["lost", cause] = stats.value(LOSS_TOKENS, cause)
+    for (name, *labels), value in stats.numbers.items():
+        if name == TENANT_PROMPT_TOKENS.name:
+            tenant, source = labels
+            kind = "computed for" if source == COMPUTED else "cached for"
+            totals[kind, tenant] = totals.get((kind, tenant), 0) + value
     return Counter({key: int(value) for key, value in totals.items()})
+
+
+def _by_tenant(new: Counter[_Key], names: list[str]) -> dict[str, tuple[int, int]]:
+    found = {name: (new["cached for", name], new["computed for", name]) for name in names}
+    return {name: both for name, both in found.items() if any(both)}
 
 
 def _tiers(stats: EngineStats) -> dict[str, tuple[int, int]]:

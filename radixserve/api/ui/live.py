@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import msgspec
 
 from radixserve.front.generation import Generation
+from radixserve.tenants import DEFAULT
 
 MAX_ENDED = 256  # ended requests that a new page still shows
 MAX_SHOWN = 256  # requests in one event; with more running, those that began first are left out
@@ -22,6 +23,7 @@ class ShownRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     id: str
     endpoint: str
+    tenant: str | None = None  # None on a server without tenants
     began: float
     first_token: float | None = None
     ended: float | None = None
@@ -72,12 +74,13 @@ class LiveRequests:
 
 
 def _shown(generation: Generation, began: float) -> ShownRequest:
-    counts = generation.counts()
+    counts, tenant = generation.counts(), generation.streams[0].request.tenant
     firsts = [each.first_token_at for each in generation.streams if each.first_token_at is not None]
     known = any(stream.queue_seconds is not None for stream in generation.streams)
     return ShownRequest(
         id=generation.id,
         endpoint=generation.endpoint,
+        tenant=None if tenant == DEFAULT.name else tenant,
         began=began,
         first_token=began + min(firsts) - generation.arrived if firsts else None,
         prompt=counts.prompt,

@@ -16,8 +16,19 @@ from radixserve.api.settings import ApiSettings
 from radixserve.api.ui import events
 from radixserve.api.ui.history import SECONDS, History
 from radixserve.api.ui.live import MAX_ENDED, MAX_SHOWN, LiveRequests
-from radixserve.engine.counters import COMPUTED, EVICTED, LOSS_TOKENS, PROMPT_TOKENS
+from radixserve.api.ui.tenants import MAX_TENANTS, TenantNow
+from radixserve.cache.counters import TENANT_KV_BYTES
+from radixserve.engine.counters import (
+    COMPUTED,
+    EVICTED,
+    LOSS_TOKENS,
+    PROMPT_TOKENS,
+    TENANT_PROMPT_TOKENS,
+    TENANT_REQUESTS,
+)
 from radixserve.front.generation import Generation
+from radixserve.front.stream import Stream
+from radixserve.request import Request, Sampling
 from radixserve.step import EngineStats
 from radixserve.tiers.counters import TIER_BYTES
 from tests.api.conftest import CHAT, GENERATING, MODEL, Server, body_for
@@ -142,12 +153,14 @@ class TestWithKey:
 def test_requests_that_ended_are_kept_up_to_a_bound_and_told_once() -> None:
     live = LiveRequests()
     for number in range(MAX_ENDED + 50):
-        generation = Generation("chat", f"r{number}", [])
+        sampling = Sampling(max_tokens=1, seed=1)
+        asked = Request(id=f"r{number}", prompt_ids=[1], sampling=sampling, tenant="research")
+        generation = Generation("chat", f"r{number}", [Stream(asked)])
         live.begin(generation)
         live.end(generation, "stop")
     shown = live.since(0)
     assert len(shown) == min(MAX_ENDED, MAX_SHOWN)
-    assert shown[-1].id == f"r{MAX_ENDED + 49}"
+    assert (shown[-1].id, shown[-1].tenant) == (f"r{MAX_ENDED + 49}", "research")
     assert live.since(live.num_ended) == []
 
 
@@ -172,6 +185,24 @@ def test_history_takes_differences_and_survives_a_new_engine() -> None:
     for _ in range(SECONDS + 5):
         history.sample()
     assert len(history.samples) == SECONDS
+
+
+def test_several_tenants_are_told_apart_up_to_a_bound() -> None:
+    engine = FakeEngine()
+    history = History(engine)
+    numbers = {TENANT_PROMPT_TOKENS.key("a", COMPUTED): 5.0, TENANT_KV_BYTES.key("a"): 9.0}
+    engine.stats = EngineStats(numbers=dict(numbers))
+    assert (history.sample().tenants, history.tenants) == ({}, [])
+    numbers[TENANT_PROMPT_TOKENS.key("b", "host")] = 7.0
+    numbers[TENANT_PROMPT_TOKENS.key("a", COMPUTED)] = 8.0
+    numbers[TENANT_REQUESTS.key("b", "waiting")] = 2.0
+    engine.stats = EngineStats(numbers=dict(numbers))
+    assert history.sample().tenants == {"a": (0, 3), "b": (7, 0)}
+    assert history.tenants == [TenantNow(name="b", waiting=2), TenantNow(name="a", kv_bytes=9)]
+    for n in range(2 * MAX_TENANTS):
+        numbers[TENANT_PROMPT_TOKENS.key(f"t{n}", COMPUTED)] = 1.0
+    engine.stats = EngineStats(numbers=dict(numbers))
+    assert len(history.sample().tenants) < MAX_TENANTS == len(history.tenants)
 
 
 async def test_a_refused_body_is_not_followed(server: Server) -> None:
