@@ -16,7 +16,7 @@ from radixserve.top.tenants import Share, shares
 WIDTH: Final = 80
 _PREFIXES: Final = 7  # rows of the table, less where there is one of tenants
 _TENANTS: Final = 3  # rows of the table, the last one for all others
-_BAR: Final = 30
+_BAR: Final = 28
 _LABEL: Final = 12
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"
 _PROMPT: Final = "radixserve_prompt_tokens_total"

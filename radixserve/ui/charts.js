@@ -1,6 +1,6 @@
 // Three small charts of the last ten minutes: hit share, queue, and the budget of keys and values.
 
-import { bytes, clock, element, share } from "./text.js";
+import { bytes, element, share, timeAxis } from "./text.js";
 
 const MARGIN = { top: 24, right: 28, bottom: 20, left: 56 }; // names of lines stand above the plot
 const TIERS = ["device", "host", "disk"];
@@ -88,7 +88,7 @@ class Plot {
     this.y = d3.scaleLinear(domain, [height - MARGIN.bottom, MARGIN.top]);
     this.svg.append("g").attr("class", "axis")
       .attr("transform", `translate(0,${height - MARGIN.bottom})`)
-      .call(d3.axisBottom(this.x).ticks(Math.max(2, width / 110)).tickFormat(clock).tickSizeOuter(0));
+      .call(timeAxis(this.x));
     this.svg.append("g").attr("class", "axis").attr("transform", `translate(${MARGIN.left},0)`)
       .call(d3.axisLeft(this.y).ticks(4).tickValues(ticks).tickFormat(format).tickSizeOuter(0));
   }

@@ -34,7 +34,15 @@ export function seconds(number) {
   return `${Math.round(number / 86400)} days`;
 }
 
-export const clock = d3.timeFormat("%H:%M:%S");
+const clock = d3.timeFormat("%H:%M:%S");
+const CLOCK = 62; // pixels that a time of the day needs
+
+/** An axis of time for a scale, with as many labels as there is room for. */
+export function timeAxis(scale) {
+  const [first, last] = scale.range(), all = scale.ticks((last - first) / (2 * CLOCK));
+  const step = Math.ceil((all.length * CLOCK) / (last - first));
+  return d3.axisBottom(scale).tickValues(all.filter((_, index) => index % step === 0)).tickFormat(clock).tickSizeOuter(0);
+}
 
 /** An element with text or children; text is never read as HTML. */
 export function made(tag, content = "", attributes = {}) {

@@ -1,7 +1,7 @@
 // The requests of the last minute as bars, from arrival to end, coloured by the share of the prompt
 // that was found. A mark shows the first token.
 
-import { clock, element, seconds, share, styled, tip, tokens } from "./text.js";
+import { element, seconds, share, styled, timeAxis, tip, tokens } from "./text.js";
 
 const SECONDS = 60;
 const LEAST_MARKED = 6; // pixels; on a shorter bar the mark would hide the colour
@@ -25,7 +25,7 @@ export class Timeline {
     const colour = d3.scaleLinear([0, 1], [styled("--cold"), styled("--hot")]).clamp(true);
     svg.selectAll("*").remove();
     svg.append("g").attr("class", "axis").attr("transform", `translate(0,${height - MARGIN.bottom})`)
-      .call(d3.axisBottom(x).ticks(Math.max(2, width / 130)).tickFormat(clock).tickSizeOuter(0));
+      .call(timeAxis(x));
     const bars = svg.selectAll(".bar-of").data(shown.filter((each) => each.lane < room)).join("g")
       .attr("transform", (each) => `translate(0,${MARGIN.top + each.lane * (bar + 2)})`)
       .on("pointermove click", (event, each) => tip(event, said(each, now)))
