@@ -9,8 +9,9 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Collection, Generator, Iterable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import msgspec
 
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node
@@ -24,9 +25,11 @@ Parts = Generator[None, None, T]
 NODES = 512
 
 
-@dataclass(slots=True, eq=False)
-class Surveyed(Generic[N]):
-    """A node with the sums of what is below it; `level` 0 is where the survey began."""
+class Surveyed(msgspec.Struct, Generic[N], eq=False, gc=False):
+    """A node with the sums of what is below it; `level` 0 is where the survey began. The garbage
+    collector does not track it, because a walk over the disk holds one for each run; it refers
+    upwards only, so it is in no cycle.
+    """
 
     node: N
     serial: int

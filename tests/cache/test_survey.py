@@ -13,8 +13,10 @@ from radixserve.cache import survey
 from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.listing import list_tree
+from radixserve.cache.survey import Surveyed
 from radixserve.prefix import Prefix
-from radixserve.questions import ShowTree
+from radixserve.questions import NamespaceTokens, ShowTree
+from radixserve.store.format.rows import Outline
 
 NODES = 3000
 PART, LIST = 100, 50
@@ -73,3 +75,11 @@ def test_no_part_of_a_walk_grows_with_the_tree(shape: str, monkeypatch: pytest.M
     assert len(parts) > NODES / PART
     assert max(parts) < 60 * PART
     assert alive <= LIST + 64, "the collector would examine the whole tree for so many objects"
+
+
+def test_what_a_walk_keeps_of_each_node_is_not_examined_by_the_garbage_collector() -> None:
+    run = Outline(id=1, parent=0, start=0, length=3, namespace="public", used=0.0, hits=0)
+    entry = Surveyed(run, 1, None, 0, 0, 0)
+    assert not gc.is_tracked(run)
+    assert not gc.is_tracked(entry)
+    assert not gc.is_tracked(NamespaceTokens("public", 3, 1, 0, 0.5))

@@ -265,9 +265,9 @@ class Index:
         """The next `most` runs with this fingerprint behind the id `after`, by id: parents before
         children.
         """
+        columns = ", ".join(Outline.__struct_fields__)
         statement = (
-            f"SELECT {', '.join(Outline._fields)} FROM runs WHERE id > ? AND fingerprint = ?"
-            " ORDER BY id LIMIT ?"
+            f"SELECT {columns} FROM runs WHERE id > ? AND fingerprint = ? ORDER BY id LIMIT ?"
         )
         return _converted(self._sql(statement, (after, fingerprint, most)), Outline)
 

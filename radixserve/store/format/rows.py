@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from radixserve.prefix import PUBLIC, TOKEN_BYTES, Prefix
@@ -54,8 +55,10 @@ def prefix_of(path: Sequence[Row]) -> Prefix:
     return prefix
 
 
-class Outline(NamedTuple):
-    """A stored run without its tokens and its file."""
+class Outline(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A stored run without its tokens and its file. A walk holds one for each run, so the garbage
+    collector does not track them: a hundred thousand more would have it examine all objects.
+    """
 
     id: int
     parent: int
