@@ -25,6 +25,7 @@ from radixserve.engine.counters import (
     STEP_SEQUENCES,
     STEP_TOKENS,
     STEPS,
+    TENANT_REQUESTS,
     WAITING,
 )
 from radixserve.front.supervisor import Cause
@@ -408,5 +409,6 @@ def test_the_engine_reports_what_is_declared_and_nothing_else(tmp_path: Path) ->
         known = set(declared[name].series()) or {tuple(labels)}  # tenants are not known before
         assert tuple(labels) in known, name
     reported = {key[0] for key in (*stats.numbers, *stats.observed)}
-    of_tenants = {TENANT_KV_BYTES.name, TENANT_EVICTED_TOKENS.name}  # there are none
+    # no tenant has K/V of its own, and none has a request any more
+    of_tenants = {TENANT_KV_BYTES.name, TENANT_EVICTED_TOKENS.name, TENANT_REQUESTS.name}
     assert declared.keys() - reported == {STEP_FAULTS.name} | of_tenants  # none happened

@@ -35,7 +35,7 @@ class News(msgspec.Struct, kw_only=True, omit_defaults=True):
     state: str  # "ready", or why the engine is not
     samples: list[Sample]
     requests: list[ShownRequest]
-    tenants: list[TenantNow] = []  # empty unless there are several
+    tenants: list[TenantNow] = []
     server: Server | None = None
 
 

@@ -50,7 +50,7 @@ class Sample(msgspec.Struct, kw_only=True, omit_defaults=True):
     leased_bytes: int
     budget_bytes: int
     tiers: dict[str, tuple[int, int]] = {}  # used and budget bytes of the tiers below the device
-    # prompt tokens by tenant, cached and computed, where there are several tenants
+    # prompt tokens, cached and computed, by tenant
     tenants: dict[str, tuple[int, int]] = {}
 
 
@@ -58,7 +58,7 @@ class History:
     """Takes a sample each second; O(series of the engine) each.
 
     Attributes:
-        tenants: what the tenants had at the last sample; empty unless there are several.
+        tenants: what the tenants had at the last sample.
     """
 
     def __init__(self, engine: EngineClient) -> None:

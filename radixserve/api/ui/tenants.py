@@ -25,11 +25,9 @@ class TenantNow(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 def tenants_now(stats: EngineStats) -> list[TenantNow]:
     """The tenants that the engine knows, those with most requests and then K/V first, at most
-    MAX_TENANTS; empty unless there are several. O(series of the engine).
+    MAX_TENANTS. O(series of the engine).
     """
     names = {labels[0] for name, *labels in stats.numbers if name in _METRICS}
-    if len(names) < 2:
-        return []
     found = [
         TenantNow(
             name=name,

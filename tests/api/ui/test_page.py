@@ -192,7 +192,8 @@ def test_several_tenants_are_told_apart_up_to_a_bound() -> None:
     history = History(engine)
     numbers = {TENANT_PROMPT_TOKENS.key("a", COMPUTED): 5.0, TENANT_KV_BYTES.key("a"): 9.0}
     engine.stats = EngineStats(numbers=dict(numbers))
-    assert (history.sample().tenants, history.tenants) == ({}, [])
+    assert history.sample().tenants == {"a": (0, 5)}
+    assert history.tenants == [TenantNow(name="a", kv_bytes=9)]
     numbers[TENANT_PROMPT_TOKENS.key("b", "host")] = 7.0
     numbers[TENANT_PROMPT_TOKENS.key("a", COMPUTED)] = 8.0
     numbers[TENANT_REQUESTS.key("b", "waiting")] = 2.0
