@@ -63,6 +63,6 @@ export class Pins {
 function told(pin) {
   const text = line(pin.text) || pin.id;
   const held = pin.tokens === pin.wanted ? count(pin.tokens) : `${count(pin.tokens)} of ${count(pin.wanted)}`;
-  const tenant = pin.namespace?.includes("/") ? pin.namespace.split("/")[0] : "-";
+  const tenant = pin.namespace?.includes("/") ? pin.namespace.split("/")[0] : "";
   return [text, tenant, held, count(pin.hits), seconds(Math.max(0, pin.expires - Date.now() / 1000))];
 }

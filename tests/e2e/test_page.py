@@ -170,6 +170,9 @@ def test_it_fits_a_phone(browser: Browser, url: str, scheme: Literal["light", "d
     page.get_by_role("button", name="Pin for an hour").click()
     remove = page.locator("#pins").get_by_role("button", name="Remove")
     expect(remove).to_be_visible()
+    box = remove.bounding_box()
+    assert box is not None
+    assert box["x"] + box["width"] <= 380  # not behind a scroll
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     remove.click()
     expect(remove).to_have_count(0)
