@@ -47,6 +47,10 @@ def _no_positions(body: Any) -> None:
     return None
 
 
+def _first_table(attention: Any) -> int:
+    return 0
+
+
 def _tables_of_module(body: Any) -> list[Rotary]:
     return [ModuleTable(body.rotary_emb)]
 
@@ -88,6 +92,7 @@ class Family:
     k_norm: str = "k_norm"
     norms_heads_late: bool = False
     rotates: Callable[[Any], bool] = _always  # whether a layer does, from its attention
+    table: Callable[[Any], int] = _first_table  # which one it rotates by, from its attention
     in_neighbours: bool = False
     attention_inner_norm: Names = ()
     # Its MLP.
@@ -117,6 +122,20 @@ def _repeating_tables(body: Any) -> list[Rotary]:
     return [ModuleTable(body.rotary_emb, repeats=True)]
 
 
+def _tables_by_kind(body: Any) -> list[Rotary]:
+    """One for each kind of layers."""
+    return [ModuleTable(body.rotary_emb, kind=kind) for kind in _kinds(body.config)]
+
+
+def _table_of_kind(attention: Any) -> int:
+    kinds = attention.config.layer_types
+    return _kinds(attention.config).index(kinds[attention.layer_idx])
+
+
+def _kinds(config: Any) -> list[str]:
+    return sorted(set(config.layer_types))
+
+
 def _stored_tables(body: Any) -> list[Rotary]:
     """All layers of GPT-J and CodeGen have the same table."""
     return [StoredTable(body.h[0].attn.embed_positions)]
@@ -131,6 +150,20 @@ _POST_NORMS = Family(
     attention_post_norm=("post_attention_layernorm",),
     mlp_norm=(),
     mlp_post_norm=("post_feedforward_layernorm",),
+)
+_GEMMA2 = Family(
+    scales=lambda config: Scales(softcap=config.final_logit_softcapping),
+    attention_post_norm=("post_attention_layernorm",),
+    mlp_norm=("pre_feedforward_layernorm",),
+    mlp_post_norm=("post_feedforward_layernorm",),
+    adds_one=True,
+)
+_COHERE = Family(
+    tables=_repeating_tables,
+    scales=lambda config: Scales(logits=config.logit_scale),
+    is_parallel=_always,
+    mlp_norm=(),
+    in_neighbours=True,
 )
 _UNGATED = Family(up="up_proj", is_gated=False)
 _NEOX = Family(
@@ -213,12 +246,9 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
         attention_inner_norm=("attn_sub_norm",), mlp_inner_norm=("ffn_sub_norm",)
     ),
     transformers.CodeGenForCausalLM: replace(_GPTJ, qkv="qkv_proj", places=_in_quarters),
-    transformers.CohereForCausalLM: Family(
-        tables=_repeating_tables,
-        scales=lambda config: Scales(logits=config.logit_scale),
-        is_parallel=_always,
-        mlp_norm=(),
-        in_neighbours=True,
+    transformers.CohereForCausalLM: _COHERE,
+    transformers.Cohere2ForCausalLM: replace(
+        _COHERE, rotates=lambda attention: attention.sliding_window is not None
     ),
     transformers.CwmForCausalLM: Family(),
     transformers.Ernie4_5ForCausalLM: Family(in_neighbours=True),
@@ -239,6 +269,13 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
         mlp_norm=("post_attention_layernorm", "ln_mlp"),
     ),
     transformers.GemmaForCausalLM: Family(adds_one=True),
+    transformers.Gemma2ForCausalLM: _GEMMA2,
+    transformers.Gemma3ForCausalLM: replace(
+        _GEMMA2,
+        serves=lambda config: not config.use_bidirectional_attention,
+        tables=_tables_by_kind,
+        table=_table_of_kind,
+    ),
     transformers.GlmForCausalLM: _GLM,
     transformers.Glm4ForCausalLM: replace(
         _GLM,
@@ -274,10 +311,14 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
     ),
     transformers.Jais2ForCausalLM: _UNGATED,
     transformers.LlamaForCausalLM: Family(),
+    transformers.MinistralForCausalLM: Family(),
     transformers.MistralForCausalLM: Family(),
     transformers.NemotronForCausalLM: replace(_UNGATED, adds_one=True),
     transformers.OlmoForCausalLM: Family(),
     transformers.Olmo2ForCausalLM: _POST_NORMS,
+    transformers.Olmo3ForCausalLM: replace(
+        _POST_NORMS, tables=_tables_by_kind, table=_table_of_kind
+    ),
     transformers.OPTForCausalLM: _OPT,
     transformers.PersimmonForCausalLM: replace(_NEOX, last_norm="final_layernorm"),
     transformers.PhiForCausalLM: Family(
@@ -305,6 +346,7 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
     transformers.Starcoder2ForCausalLM: Family(
         up="c_fc", is_gated=False, activation="act", down="c_proj"
     ),
+    transformers.VaultGemmaForCausalLM: replace(_GEMMA2, attention_post_norm=(), mlp_post_norm=()),
     transformers.XGLMForCausalLM: replace(
         _OPT,
         serves=_always,

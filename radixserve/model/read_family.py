@@ -114,7 +114,7 @@ class _Reader:
             qkv=qkv,
             places=family.places(self.heads, kv_heads, dim),
             head_norm=self._head_norm(attention, kv_heads, dim),
-            rope=Rope(0, family.in_neighbours) if family.rotates(attention) else None,
+            rope=self._rope(attention) if family.rotates(attention) else None,
             attends=self._attends(index, attention, dim),
             o=o,
             clip=float(getattr(self.config, "clip_qkv", None) or 0.0),
@@ -133,6 +133,9 @@ class _Reader:
             softcap=getattr(self.config, "attn_logit_softcapping", None),
             sinks=None if sinks is None else sinks.detach().float().clone(),
         )
+
+    def _rope(self, attention: Any) -> Rope:
+        return Rope(self.family.table(attention), self.family.in_neighbours)
 
     def _head_norm(self, attention: Any, kv_heads: int, dim: int) -> HeadNorm | None:
         q, k = (getattr(attention, name, None) for name in (self.family.q_norm, self.family.k_norm))

@@ -20,9 +20,11 @@ class ModuleTable:
 
     module: Any  # gives cosines and sines [1, rows, dim] of x and positions [1, rows]
     repeats: bool = False  # each number follows itself, else all numbers follow all numbers
+    kind: str | None = None  # of layers, where the module has a table for each
 
     def __call__(self, x: torch.Tensor, positions: torch.Tensor) -> Table:
-        cos, sin = self.module(x[None], positions[None])
+        kind = {} if self.kind is None else {"layer_type": self.kind}
+        cos, sin = self.module(x[None], positions[None], **kind)
         return self._each_once(cos), self._each_once(sin)
 
     def _each_once(self, found: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from radixserve.step import Logits
 from radixserve.tensors.kv import KVPool
 from tests.tiny import CPU, VOCAB, chunk, chunks_of, greedy
 
+WINDOWED = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
 # Tiny models by name: the model type, then what is unlike the defaults of its class.
 TINY: dict[str, dict[str, Any]] = {
     "apertus": {},
@@ -28,13 +29,17 @@ TINY: dict[str, dict[str, Any]] = {
     "bitnet": {},
     "codegen": {},
     "cohere": {"use_qk_norm": True, "logit_scale": 0.3},
-    "cwm": {"layer_types": ["full_attention"] * 2},
+    "cohere2": WINDOWED,
+    "cwm": WINDOWED,
     "ernie4_5": {"use_bias": True},
-    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 2},
+    "exaone4": WINDOWED,
+    "exaone4 full": {"sliding_window": None, "layer_types": ["full_attention"] * 2},
     "falcon": {"num_kv_heads": None},
     "falcon new": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "falcon sequential": {"multi_query": False, "parallel_attn": False, "num_kv_heads": None},
     "gemma": {},
+    "gemma2": {**WINDOWED, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5},
+    "gemma3_text": {**WINDOWED, "final_logit_softcapping": 1.5},
     "glm": {},
     "glm4": {},
     "gpt2": {"scale_attn_by_inverse_layer_idx": True},
@@ -54,21 +59,26 @@ TINY: dict[str, dict[str, Any]] = {
     "hyperclovax": {"use_post_norm": True, "residual_multiplier": 0.3, "logits_scaling": 0.5},
     "jais2": {},
     "llama": {},
+    "ministral": WINDOWED,
     "mistral": {"sliding_window": None},
+    "mistral windowed": {"sliding_window": 5},
     "nemotron": {},
     "olmo": {"clip_qkv": 1.0},
     "olmo2": {},
+    "olmo3": WINDOWED,
     "opt": {},
     "persimmon": {},
     "phi": {"qk_layernorm": True},
-    "phi3": {"sliding_window": None},
+    "phi3": {"sliding_window": 5},
     "qwen2": {},
+    "qwen2 windowed": {**WINDOWED, "use_sliding_window": True},
     "qwen3": {},
     "seed_oss": {},
     "smollm3": {"no_rope_layers": [1, 0]},
     "stablelm": {"use_qkv_bias": True},
     "stablelm parallel": {"use_parallel_residual": True, "qk_layernorm": True},
     "starcoder2": {"sliding_window": None},
+    "vaultgemma": {**WINDOWED, "attn_logit_softcapping": 2.0},
     "xglm": {},
 }
 SIZES: dict[str, Any] = {
