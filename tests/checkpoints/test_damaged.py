@@ -14,13 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import (
-    AutoModelForCausalLM,
     BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
     LlamaModel,
-    MixtralConfig,
     PreTrainedModel,
 )
 
@@ -286,27 +284,6 @@ def test_a_quantised_checkpoint_that_nobody_reads_is_refused(method: str, folder
 
 
 # What is not packed, and what is said of it.
-
-
-def test_experts_are_told_as_the_reason_why_a_model_is_not_exact(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=VOCAB,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        sliding_window=None,
-        max_position_embeddings=512,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    loaded = load_model(str(tmp_path), CPU, torch.float32)
-    assert not loaded.exact
-    assert "experts" in str(loaded.inexact_reason)
-    assert loaded.decoder is None
-    assert loaded.generic_reason == "the fast forward is for exact numerics only"
 
 
 class Router(torch.nn.Linear):
