@@ -9,8 +9,6 @@ export class Tenants {
 
   /** `now` has what the tenants have at the moment, `samples` the prompt tokens of each second. */
   draw(samples, now) {
-    element("tenants-section").hidden = element("explain-tenant-field").hidden = now.length < 2;
-    if (now.length < 2) return;
     const prompts = new Map(now.map(({ name }) => [name, [0, 0]]));
     for (const sample of samples) {
       for (const [name, [cached, computed]] of Object.entries(sample.tenants ?? {})) {
@@ -18,6 +16,9 @@ export class Tenants {
         prompts.set(name, [sums[0] + cached, sums[1] + computed]);
       }
     }
+    const alone = prompts.size < 2; // without an engine no tenant is told, but the samples have them
+    element("tenants-section").hidden = element("explain-tenant-field").hidden = alone;
+    if (alone) return;
     const at = new Map(now.map((each) => [each.name, each]));
     const rows = d3.sort(prompts, ([, sums]) => -d3.sum(sums), ([name]) => name);
     element("tenants").tBodies[0].replaceChildren(...rows.slice(0, MOST).map(([name, sums]) => row(name, sums, at.get(name))));
