@@ -15,6 +15,8 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     Cohere2Config,
+    CwmConfig,
+    Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
     GptOssConfig,
@@ -24,10 +26,13 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    SmolLM3Config,
+    Starcoder2Config,
 )
 
-from radixserve.kernels.attention import LayerAttention
+from radixserve.checkpoints.windows import window_of
 from radixserve.model.decoder import Decoder
+from radixserve.model.families import FAMILIES
 from radixserve.model.load import prepare_model
 from radixserve.model.runner import Runner
 from radixserve.tensors.kv import KVPool
@@ -42,6 +47,10 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "mistral, a long window": lambda: MistralConfig(**{**SIZE, "sliding_window": 70}),
     "qwen2": lambda: Qwen2Config(**SIZE, use_sliding_window=True, max_window_layers=1),
     "phi3": lambda: Phi3Config(**SIZE),
+    "starcoder2": lambda: Starcoder2Config(**SIZE),
+    "cwm": lambda: CwmConfig(**SIZE, layer_types=HALF),
+    "exaone4": lambda: Exaone4Config(**SIZE, layer_types=HALF),
+    "smollm3": lambda: SmolLM3Config(**SIZE, use_sliding_window=True, layer_types=HALF),
     "gemma2": lambda: Gemma2Config(
         **SIZE, head_dim=16, query_pre_attn_scalar=16, attn_logit_softcapping=2.0
     ),
@@ -102,9 +111,12 @@ def test_a_warm_prefix_gives_the_bits_of_a_cold_one(name: str) -> None:
         assert torch.equal(warm, cold[cut:]), cut
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2"])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_the_fast_forward_has_the_windows(name: str) -> None:
     decoder = runner_of(name).loaded.decoder
-    assert isinstance(decoder, Decoder)
-    kinds: list[LayerAttention] = [each.attention.attends for each in decoder.weights.layers]
-    assert [each.window for each in kinds] == [WINDOW if name == "mistral" else None, WINDOW]
+    assert isinstance(decoder, Decoder) == (type(model_of(name)) in FAMILIES)
+    if isinstance(decoder, Decoder):
+        config = model_of(name).config
+        found = [each.attention.attends.window for each in decoder.weights.layers]
+        assert found == [window_of(config, layer) for layer in range(2)]
+        assert any(found)
