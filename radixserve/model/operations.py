@@ -256,7 +256,7 @@ class Record(Operations):
         # While linears read their weights they prefetch the K/V of the attention that comes next,
         # from a queue for each layer; behind the last attention there is nothing to prefetch.
         self._queues = np.zeros((layers + 1, QUEUE_LENGTH), np.int64)
-        self._windows: list[int | None] = [None] * layers
+        self._layers_of: dict[int | None, list[int]] = {}  # those of each window
         for index in range(layers):
             self._queues[index, 3:] = pool.k[index].data_ptr(), pool.v[index].data_ptr()
 
@@ -281,7 +281,9 @@ class Record(Operations):
     def attend(self, q: torch.Tensor) -> torch.Tensor:
         """Record the layer's attention over the slots of the plan that `start` gets."""
         self._attended = True
-        self._windows[self._layer.index] = self._layer.attention.attends.window
+        self._layers_of.setdefault(self._layer.attention.attends.window, []).append(
+            self._layer.index
+        )
         out = self._new(self._sizes.heads * self._pool.shape.v_dim)
         index = self._layer.index
         kernel, block = self._attention.launch(
@@ -309,10 +311,9 @@ class Record(Operations):
             sin.copy_(new_sin)
         self._attention.hold(plan)
         self._counters[:], self._attention_counters[:] = 0, 0
-        self._segments = {window: segments_of(plan, window) for window in set(self._windows)}
-        for queue, window in zip(self._queues, self._windows, strict=False):
-            segments = self._segments[window]
-            queue[:3] = 0, len(segments), segments.ctypes.data
+        self._segments = {window: segments_of(plan, window) for window in self._layers_of}
+        for window, segments in self._segments.items():
+            self._queues[self._layers_of[window], :3] = 0, len(segments), segments.ctypes.data
 
     def _new(self, columns: int) -> torch.Tensor:
         found = self._memory.result(self._results, columns)[: len(self.hidden)]
