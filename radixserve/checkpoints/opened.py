@@ -37,7 +37,13 @@ _SIZES = (
 )
 _HEADS = ("num_key_value_heads", "head_dim")  # may be left out or null
 _MOST_POSITIONS = 2**31 - 1  # positions are int32
-_GENERATE = ("ForCausalLM", "HeadModel", "ForConditionalGeneration")
+_GENERATE = (
+    "ForCausalLM",
+    "HeadModel",
+    "ForConditionalGeneration",
+    "WithLMHead",
+    "GenerationDecoder",
+)
 _PARTS = ("text_config", "decoder")
 _LISTED = ("layer", "label", "expert")  # of these the classes make lists
 _MOST_LISTED = 1_000_000
@@ -160,8 +166,8 @@ def _config(folder: Path) -> PretrainedConfig:
             raise ValueError("it holds no object")
         _refuse_values(raw, file)
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        _refuse_sizes(decoder_config(config), folder)
         check_config(decoder_config(config))
+        _refuse_sizes(decoder_config(config), folder)
         _refuse_kind(config)
     except ModelRefused:
         raise

@@ -16,7 +16,7 @@ from radixserve.errors import ModelRefused
 from radixserve.rotary import rotary_refusal
 
 _SERVED = ("full_attention", "attention", "global", SLIDING)
-_MLA = ("kv_lora_rank", "qk_rope_head_dim")
+_ENCODER = ("encoder_layers", "num_encoder_layers")
 _RECURRENT = (
     "ssm_state_size",
     "state_size",
@@ -25,6 +25,23 @@ _RECURRENT = (
     "lru_width",
     "linear_num_value_heads",
 )
+_RECURRENT_KINDS = ("mamba", "recurrent", "linear", "conv", "hybrid")
+_FROM_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+_OTHER_WAYS = {
+    **dict.fromkeys(_FROM_PADDING, "counts positions from that of its padding token on"),
+    "blt": "reads bytes in patches of its own choice, not tokens",
+    "cpmant": "attends by segments of its prompt, in both directions",
+    "reformer": "attends the tokens whose hashes are similar, not all earlier ones",
+    "xlnet": "predicts tokens in an order of its own, not from left to right",
+}
 _RECURRENT_TYPES = ("rwkv", "mamba", "mamba2", "xlstm", "recurrent_gemma", "falcon_mamba")
 
 
@@ -40,19 +57,20 @@ def check_config(config: PretrainedConfig) -> None:
 
 
 def _refusal(config: PretrainedConfig) -> str | None:
-    if config.is_encoder_decoder:
+    if config.model_type in _OTHER_WAYS:
+        return _OTHER_WAYS[config.model_type]
+    if config.is_encoder_decoder or any(_value(config, name) for name in _ENCODER):
         return "is an encoder-decoder; only decoder-only models are served"
     if _value(config, "add_cross_attention") or _value(config, "cross_attention_layers"):
         return "has cross attention; only decoder-only models are served"
-    if any(_value(config, name) for name in _MLA):
-        return "uses multi-head latent attention, whose cache holds no plain K and V"
     kinds = _value(config, "layer_types") or _value(config, "layers_block_type") or ()
-    if (
-        config.model_type in _RECURRENT_TYPES
-        or any(_value(config, name) for name in _RECURRENT)
-        or _recurrent(kinds)
-    ):
-        return "has recurrent or state-space layers, whose state cannot be cut at a token"
+    recurrent = _recurrent(config, kinds)
+    if recurrent:
+        return (
+            f"has recurrent or state-space layers{recurrent}, whose state cannot be cut at a token"
+        )
+    if not _value(config, "num_attention_heads"):
+        return "has no attention heads (num_attention_heads)"
     return _attention_refusal(config, kinds)
 
 
@@ -71,8 +89,13 @@ def _value(config: PretrainedConfig, name: str) -> Any:
     return getattr(config, name, None)
 
 
-def _recurrent(kinds: Sequence[str]) -> bool:
-    return any(
-        "mamba" in kind or "recurrent" in kind or "linear" in kind or "conv" in kind
-        for kind in kinds
-    )
+def _recurrent(config: PretrainedConfig, kinds: Sequence[str]) -> str:
+    """Which kind of recurrent layers there is, in parentheses; "" if there is none. Where a
+    configuration lists the kinds of its layers, sizes of states may belong to kinds that are not
+    among them.
+    """
+    found = [kind for kind in kinds for word in _RECURRENT_KINDS if word in kind]
+    if found:
+        return f" ({found[0].replace('_', ' ')})"
+    sizes = not kinds and any(_value(config, name) for name in _RECURRENT)
+    return f" ({config.model_type})" if sizes or config.model_type in _RECURRENT_TYPES else ""

@@ -1,7 +1,8 @@
 """The function that transformers calls instead of its own attention.
 
-The step's `AttentionPlan` arrives as the keyword argument `plan` of `model(...)`. K and V of the
-step's rows go to the pool first, then every row attends its slots (`kernels.attention`).
+The step's `AttentionPlan` is the current one (`model.current_plan`). K and V of the step's rows go
+to the pool first, then every row attends its slots (`kernels.attention`). The n-th call in a step
+has the n-th K and V of the pool, whatever number its layer has.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from radixserve.checkpoints.windows import window_of, within_context
 from radixserve.errors import ModelRefused
 from radixserve.kernels.attention import Kernel, LayerAttention, attend_torch
 from radixserve.kernels.step import AttentionPlan
+from radixserve.model.current_plan import current_plan
 from radixserve.tensors.one_byte import rows_of
 
 TORCH = "radixserve_torch"
@@ -33,20 +35,20 @@ def interface(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
         value: torch.Tensor,
         mask: torch.Tensor | None,
         *,
-        plan: AttentionPlan,
         scaling: float | None = None,
         **rest: Any,
     ) -> tuple[torch.Tensor, None]:
+        plan = current_plan()
         refuse_unknown(module, mask, rest, plan)
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        pool = plan.pool
+        layer, pool = plan.layers_seen, plan.pool
         for target, numbers in ((pool.k[layer], key[0]), (pool.v[layer], value[0])):
             rows = rows_of(numbers.transpose(0, 1), pool.shape.dtype)
             target.index_copy_(0, plan.write_slots, rows)
         plan.layers_seen += 1
         q = query[0].transpose(0, 1).contiguous()
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return kernel(q, layer, plan, layer_attention(module, layer, scaling, rest))[None], None
+        number = int(getattr(module, "layer_idx", layer))
+        return kernel(q, layer, plan, layer_attention(module, number, scaling, rest))[None], None
 
     return attention
 
@@ -57,7 +59,7 @@ def refuse_unknown(
     """Refuse attention arguments that change the result and that our kernels do not know.
 
     Raises:
-        ModelRefused: there is such an argument, or a layer attends twice.
+        ModelRefused: there is such an argument, or there is no K/V for another layer.
     """
     name = type(module).__name__
     if plan.layers_seen >= plan.pool.shape.layers:

@@ -17,6 +17,7 @@ import torch
 
 from radixserve.kernels.cuda.capture import Capture, Replay
 from radixserve.kernels.cuda.step_inputs import StepInputs
+from radixserve.model.current_plan import computing
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.token_ids import insert_drawn
 from radixserve.step import Chunk
@@ -96,12 +97,12 @@ class DecodeGraphs:
 
     def _run(self, size: int) -> torch.Tensor:
         """One step over the input buffers, which is what a graph records."""
-        output = self._loaded.model(
-            input_ids=self._inputs.ids(size)[None],
-            position_ids=self._inputs.positions(size)[None],
-            use_cache=False,
-            plan=self._inputs.plan(size),
-        )
+        with computing(self._inputs.plan(size)):
+            output = self._loaded.model(
+                input_ids=self._inputs.ids(size)[None],
+                position_ids=self._inputs.positions(size)[None],
+                use_cache=False,
+            )
         logits: torch.Tensor = output.logits[0]
         return logits.float()
 

@@ -1,7 +1,8 @@
 """Modules that multiply by packed weights, in place of torch's own.
 
-A row's result does not depend on how many rows there are (`kernels.cpu.gemm`). Knows nothing of
-models.
+A row's result does not depend on how many rows there are (`kernels.cpu.gemm`). Some models ask such
+a module for the dtype or device of its weight; `weight` is an empty tensor that has both. Knows
+nothing of models.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Gemm) -> None:
         super().__init__()
         self.packed = weight
+        self.weight = torch.empty(0, dtype=weight.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.packed(x)
@@ -36,6 +38,7 @@ class PackedEmbedding(nn.Module):
     def __init__(self, weight: Gemm, lookup: Lookup, embed_scale: float = 1.0) -> None:
         super().__init__()
         self.packed, self.embed_scale = weight, embed_scale
+        self.weight = torch.empty(0, dtype=weight.dtype)
         self._lookup = lookup
 
     @classmethod
@@ -85,6 +88,7 @@ class FusedPart(nn.Module):
         super().__init__()
         self.fused = fused
         self.index = index
+        self.weight = torch.empty(0, dtype=fused.weight.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fused.output(x, self.index)

@@ -34,6 +34,7 @@ from radixserve.model.cuda import choose_attention
 from radixserve.model.dtypes import dtype_name, told
 from radixserve.model.heap import freed_at_once
 from radixserve.model.loaded import LoadedModel, tell
+from radixserve.model.observed import observed_shape
 from radixserve.model.rowwise import make_rowwise
 from radixserve.progress import long_stage
 from radixserve.tensors.kv import KVShape
@@ -106,9 +107,8 @@ def prepare_model(
         fallback_reason=fallback,
     )
     loaded = _with_decoder(loaded, expected)
-    _use_attention(loaded, model)
     if loaded.decoder is None:
-        loaded = _checked(loaded, expected)
+        loaded = _checked(_with_own_modules(loaded, model), expected)
     loaded = _with_kv_dtype(loaded, kv_dtype or model.dtype, expected)
     tell(loaded)
     return loaded
@@ -134,16 +134,22 @@ def _attention(
     return attention.register_cpu_kernel() if exact else attention.TORCH, None
 
 
-def _use_attention(loaded: LoadedModel, model: PreTrainedModel) -> None:
-    """Let the model's own modules attend with our kernel. Our own forward needs none of them."""
-    if model._can_set_attn_implementation():
-        model.set_attn_implementation(loaded.attention)
-    elif loaded.decoder is None:
+def _with_own_modules(loaded: LoadedModel, model: PreTrainedModel) -> LoadedModel:
+    """`loaded` with the shape of K and V that the model's own modules want, and our attention in
+    them.
+    """
+    if not model._can_set_attn_implementation():
         reason = str(loaded.generic_reason).rstrip(".")
         raise ModelRefused(
             f"{type(model).__name__} does not let its attention be replaced, and the fast forward "
             f"does not serve it: {reason}."
         )
+    shape, heads = observed_shape(model)
+    if shape != loaded.shape:
+        kernel, fallback = _attention(shape, heads, loaded.device, exact=loaded.exact)
+        loaded = replace(loaded, shape=shape, attention=kernel, fallback_reason=fallback)
+    model.set_attn_implementation(loaded.attention)
+    return loaded
 
 
 def _eos_token_ids(model: PreTrainedModel, vocab_size: int) -> tuple[int, ...]:

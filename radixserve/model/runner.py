@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from radixserve.kernels.step import AttentionPlan
+from radixserve.model.current_plan import computing
 from radixserve.model.graphs import DecodeGraphs
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.token_ids import token_ids
@@ -65,13 +66,13 @@ class Runner:
         wanted = upload(_wanted_rows(plan, chunks), device)
         if self.loaded.decoder:
             return self.loaded.decoder(ids, plan, wanted, between_layers)
-        output = self.loaded.model(
-            input_ids=ids[None],
-            position_ids=upload(plan.positions.astype(np.int64), device)[None],
-            use_cache=False,
-            logits_to_keep=wanted,
-            plan=plan,
-        )
+        with computing(plan):
+            output = self.loaded.model(
+                input_ids=ids[None],
+                position_ids=upload(plan.positions.astype(np.int64), device)[None],
+                use_cache=False,
+                logits_to_keep=wanted,
+            )
         logits: torch.Tensor = output.logits[0]
         return logits.float()
 
