@@ -1,11 +1,9 @@
 """Decides which sequences compute what in the next step, and handles the outcome.
 
-Owns the running list and every sequence's lease; the order of those that wait is that of the
-`FairQueue`, with one exception, single flight: a sequence whose prefix is being computed by a
-running one waits for it, and those behind may pass. When the cache has no room for a decode, the
-youngest running sequence is preempted, and when all seats are taken, one that holds more than its
-share (`seats`): its K/V stays in the tree, so resuming it is a prefix hit. When nothing else runs,
-pins give way to what runs or begins. Knows no model, no tensors and no sockets.
+Owns the queue and the running sequences. Which of the waiting ones begin with a step is decided by
+`admission`. When the cache has no room for a decode, a running sequence is preempted, the youngest
+one unless another tenant holds more than its share: its K/V stays in the tree, so resuming it is a
+prefix hit. When nothing else runs, pins give way first. Knows no model, no tensors and no sockets.
 """
 
 from __future__ import annotations
@@ -15,8 +13,9 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from radixserve.cache.kvcache import KVCache, Lease
+from radixserve.cache.kvcache import KVCache
 from radixserve.declared import Numbers
+from radixserve.engine.admission import Admission
 from radixserve.engine.counters import BACKLOG_TOKENS, PREFILL_RATE, RUNNING, WAITING
 from radixserve.engine.events import ended, refusal_of, refused, token_event
 from radixserve.engine.faults import NOT_FINITE, Fault
@@ -27,11 +26,9 @@ from radixserve.engine.planning import GROWTH, Plan, Work, last_slot, second_try
 from radixserve.engine.prefill_pace import PrefillPace
 from radixserve.engine.queue import FairQueue
 from radixserve.engine.recent import Recent
+from radixserve.engine.running import Running, lease_of, publish
 from radixserve.engine.savings import Savings
-from radixserve.engine.seats import Seats
 from radixserve.engine.sequence import Sequence
-from radixserve.engine.single_flight import awaits_prefix
-from radixserve.engine.slot_shares import SlotShares
 from radixserve.engine.speculation import Speculation
 from radixserve.engine.tiers import Tiers
 from radixserve.engine.totals import Totals
@@ -78,8 +75,8 @@ class Scheduler:
         self.limits = limits
         self.waiting = FairQueue(self._num_matched)
         self.pace = PrefillPace(limits.prefill_share, limits.shared_step_seconds)
-        self.running: list[Sequence] = []  # oldest first
         self.totals = Totals()
+        self.running = Running(cache, self.waiting, self.totals, limits.max_running)
         self.recent = Recent()
         cache.slots.on_gone = self.recent.gone
         self.savings = Savings()
@@ -88,7 +85,6 @@ class Scheduler:
             cache.slots.budget
         )  # slots; that of the cache may be more while requests need it
         self._gave_way: set[str] = set()  # tenants with prompts in a step that was given up
-        self._pressed = False  # a sequence was preempted and none has ended since
 
     @property
     def has_work(self) -> bool:
@@ -181,7 +177,7 @@ class Scheduler:
         """
         for sequence in self.running:
             if branch.covers(sequence.prefix(sequence.num_tokens)):
-                _lease(sequence).withhold()
+                lease_of(sequence).withhold()
 
     # plan
 
@@ -196,13 +192,15 @@ class Scheduler:
         if retried is not None:
             return second_try(retried)
         plan = Plan(self.limits.max_step_tokens)
-        decoding = [each for each in self.running if not _prefills(each)]
+        decoding = [each for each in self.running if not each.is_prefilling]
         self._plan(plan, decoding)
         others_wait = bool(decoding) or self.waiting.is_shared
         if others_wait and (most := self.pace.most_tokens()) is not None:
             plan.room = min(plan.room, most)
-        self._admit(plan)
-        prefilling = [each for each in self.running if _prefills(each)]
+        if self.waiting:
+            admission = Admission(self.running, self.waiting, self.tiers, self.pins, plan)
+            admission.admit(self._first_admission)
+        prefilling = [each for each in self.running if each.is_prefilling]
         newcomers = [each for each in prefilling if each.request.tenant not in self._gave_way]
         self._gave_way = set()
         self._plan(plan, self.waiting.prefill_order(newcomers or prefilling))
@@ -226,13 +224,13 @@ class Scheduler:
 
         False if `sequence` itself was preempted.
         """
-        lease = _lease(sequence)
+        lease = lease_of(sequence)
         while len(lease.slots) < sequence.num_expected and not lease.grow(slots_wanted(sequence)):
             if self.tiers.relent() or (len(self.running) == 1 and self.pins.relent()):
                 continue
             victim = self._victim_for(sequence)
             plan.drop(victim)
-            self._preempt(victim)
+            self.running.preempt(victim)
             if victim is sequence:
                 return False
         return True
@@ -241,112 +239,15 @@ class Scheduler:
         """The running sequence that is preempted for the next slots of `growing`: of another tenant
         that holds more than its share, or else the youngest of its own.
         """
-        giver = self._slot_shares().giver(growing, GROWTH) if self.waiting.is_shared else None
+        giver = (
+            self.running.slot_shares().giver(growing, GROWTH) if self.waiting.is_shared else None
+        )
         tenant = growing.request.tenant
         ours = (each for each in reversed(self.running) if each.request.tenant == tenant)
         return giver or next(ours)
 
-    def _slot_shares(self) -> SlotShares:
-        return SlotShares(self.running, self.cache.slots.budget, self.cache.slots.in_slots)
-
-    def _preempt(self, sequence: Sequence) -> None:
-        """Let `sequence` make room, because slots are short."""
-        self._suspend(sequence)
-        self._pressed = True
-
-    def _suspend(self, sequence: Sequence) -> None:
-        """Let `sequence` wait again; what was computed stays in the cache."""
-        sequence.num_reached = max(sequence.num_reached, sequence.num_computed)
-        _publish(sequence)
-        self._release(sequence)
-        self.running.remove(sequence)
-        self.waiting.put_back(sequence)
-        sequence.num_asked = 0
-        sequence.preempted.append(time.monotonic() - sequence.request.arrived)
-        self.totals.preemptions += 1
-
-    def _admit(self, plan: Plan) -> None:
-        """Begin with waiting sequences as far as the step has room for them beside the prefills
-        that run, and with those that are shorter than one of these.
-        """
-        is_short = self._pressed and bool(self.running)
-        if not self.waiting or (is_short and not self.waiting.is_shared):
-            return
-        seats = self._seats()
-        if seats is not None and not seats.may_give(self.waiting.firsts()):
-            return
-        pending = [each.num_pending for each in self.running if _prefills(each)]
-        longest, room = max(pending, default=0), plan.room - sum(pending)
-        shares = self._slot_shares() if is_short else None
-        tenants = None if shares is None else shares.takers(self.waiting.firsts())
-        for sequence in self.waiting.candidates(2 * self.limits.max_running, tenants):
-            wanted = slots_wanted(sequence) - sequence.num_matched
-            if shares is not None and shares.giver(sequence, wanted) is None:
-                continue  # slots are short, and nobody has to give it some
-            missing = sequence.num_tokens - sequence.num_matched
-            if sequence.awaits_grammar or (room <= 0 and missing >= longest):
-                continue
-            victim = None if seats is None else seats.seat_for(sequence)
-            if seats is not None and victim is None:
-                continue
-            if awaits_prefix(sequence, self.running, self.cache) or self.tiers.awaits(sequence):
-                continue
-            if victim is not None:
-                plan.drop(victim)
-                self._suspend(victim)
-            begins = self._start_with_room(sequence, plan)
-            is_short = is_short or self._pressed or not begins
-            shares = self._slot_shares() if is_short else None
-            if not begins:
-                self._pressed = self._pressed or victim is not None
-                if not (self.running and self.waiting.is_shared):
-                    return
-                continue
-            room -= sequence.num_pending
-            if plan.room > 0 and not _prefills(sequence):
-                plan.add(sequence)
-            seats = self._seats()
-
-    def _start_with_room(self, sequence: Sequence, plan: Plan) -> bool:
-        """Begin with `sequence`; what holds slots without need, or beyond its share, makes room.
-        False if that is not enough.
-        """
-        while not self._start(sequence):
-            if self.tiers.relent() or (not self.running and self.pins.relent()):
-                continue
-            wanted = slots_wanted(sequence) - sequence.num_matched
-            is_shared = bool(self.running) and self.waiting.is_shared
-            giver = self._slot_shares().giver(sequence, wanted) if is_shared else None
-            if giver is None:
-                return False
-            plan.drop(giver)
-            self._preempt(giver)
-        return True
-
-    def _seats(self) -> Seats | None:
-        """Who holds the seats; None while some are free."""
-        full = len(self.running) >= self.limits.max_running
-        return Seats(self.running, self.limits.max_running) if full else None
-
-    def _start(self, sequence: Sequence) -> bool:
-        """Take a lease on the longest cached prefix and slots for the rest. False if there is no
-        room now.
-        """
-        prefix, begun = sequence.prefix(sequence.num_usable), time.monotonic()
-        lease = self.cache.lease(prefix, slots_wanted(sequence), read=sequence.reads_cache)
-        if lease is None:
-            return False
-        self.waiting.admit(sequence)
-        self.running.append(sequence)
-        sequence.lease = lease
-        sequence.num_computed = sequence.num_planned = lease.num_cached
-        sequence.num_reached = max(sequence.num_reached, lease.num_cached)
-        if sequence.num_cached is None:
-            sequence.lookup_seconds = time.monotonic() - begun
-            self._first_admission(sequence)
-        return True
-
     def _first_admission(self, sequence: Sequence) -> None:
+        """Count what the cache had for `sequence`, which has begun and never ran before."""
         sequence.admitted_at = time.monotonic()
         sequence.num_cached = min(sequence.num_computed, sequence.num_prompt)
         self.totals.note_prompt(sequence)
@@ -423,7 +324,7 @@ class Scheduler:
         return events
 
     def _fail(self, sequence: Sequence, fault: Fault) -> TokenEvent:
-        self._end(sequence, publish=False)
+        self._end(sequence, publishes=False)
         return ended(sequence, fault.finish, fault.error)
 
     def _advance(self, work: Work, drawn: list[Sampled | None]) -> TokenEvent | None:
@@ -433,7 +334,7 @@ class Scheduler:
         self.waiting.served(sequence, work.stop - work.start)
         sequence.num_computed, sequence.num_retry = work.start + work.num_known, 0
         if work.start < sequence.num_prompt:
-            _publish(sequence)
+            publish(sequence)
             if sequence.num_computed >= sequence.num_prompt:
                 self.tiers.save(sequence)
                 self._note_pinned(sequence)
@@ -475,40 +376,18 @@ class Scheduler:
 
     # release: every sequence ends here
 
-    def _end(self, sequence: Sequence, publish: bool = True) -> None:
+    def _end(self, sequence: Sequence, publishes: bool = True) -> None:
         self._awaiting.pop(sequence, None)
         self.waiting.leave(sequence)
         if sequence.lease is None:
             self.waiting.remove(sequence)
         else:
-            self._end_running(sequence, publish)
+            self._end_running(sequence, publishes)
         if self.cache.slots.budget > self.budget:
             self._keep_budget()
 
-    def _end_running(self, sequence: Sequence, publish: bool) -> None:
-        if publish:
-            _publish(sequence)
+    def _end_running(self, sequence: Sequence, publishes: bool) -> None:
+        if publishes:
+            publish(sequence)
             self.tiers.save(sequence)
-        self._release(sequence)
-        self.running.remove(sequence)
-        self._pressed = False
-
-    def _release(self, sequence: Sequence) -> None:
-        _lease(sequence).release()
-        sequence.lease = None
-        sequence.num_computed = sequence.num_planned = 0
-
-
-def _prefills(sequence: Sequence) -> bool:
-    return sequence.num_expected - sequence.num_planned > 1
-
-
-def _publish(sequence: Sequence) -> None:
-    """Make the computed K/V of `sequence` visible to others, unless its request forbids it."""
-    if sequence.request.keeps_cache:
-        _lease(sequence).publish(sequence.prefix(sequence.num_computed))
-
-
-def _lease(sequence: Sequence) -> Lease:
-    assert sequence.lease is not None, f"{sequence.request.id} holds no lease"
-    return sequence.lease
+        self.running.end(sequence)

@@ -103,6 +103,11 @@ class Sequence:
         return self.num_tokens + (self.num_planned >= self.num_tokens)
 
     @property
+    def is_prefilling(self) -> bool:
+        """Whether more than one of its tokens is not planned yet."""
+        return self.num_expected - self.num_planned > 1
+
+    @property
     def is_ending(self) -> bool:
         """Whether the step in flight draws the last token that the request may have."""
         return self.num_expected - self.num_prompt >= self.request.sampling.max_tokens

@@ -108,7 +108,7 @@ class Interruptions:
         self._left = count
 
     def __call__(self) -> None:
-        running = self._core.scheduler.running
+        running = list(self._core.scheduler.running)
         if self._left and running and self._draw.random() < 0.4:
             self._left -= 1
             self.phases.append(preempt(self._core, self._draw.randrange(len(running))))
@@ -120,11 +120,11 @@ def preempt(core: EngineCore, index: int = 0) -> str:
     """Take the slots of the running sequence at `index`, as pressure would; says what it
     was doing.
     """
-    sequence = core.scheduler.running[index]
+    sequence = list(core.scheduler.running)[index]
     assert sequence.lease is not None, "what runs holds a lease"
     started = sequence.num_computed > sequence.lease.num_cached
     decodes = sequence.num_computed >= sequence.num_prompt
-    core.scheduler._preempt(sequence)
+    core.scheduler.running.preempt(sequence)
     return "decode" if decodes else "prefill" if started else "start"
 
 

@@ -287,7 +287,7 @@ def test_abort_in_every_state_stops_work_at_once_and_gives_everything_back(
     for _ in range({"waiting": 1, "prefilling": 1}.get(state, 6)):
         harness.step()
     if state == "preempted":
-        harness.core.scheduler._preempt(harness.core.scheduler.running[0])
+        harness.core.scheduler.running.preempt(next(iter(harness.core.scheduler.running)))
     harness.take(harness.core.abort("a"))
     assert harness.finish("a") == "abort"
     assert harness.core.abort("a") == []

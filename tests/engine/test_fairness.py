@@ -226,13 +226,13 @@ def test_nobody_above_its_share_takes_slots_of_another_tenant() -> None:
         harness.step()
     harness.submit(*(of("flood", request(f"flood{i}-0", [i, *COLD], 200)) for i in range(6)))
     preempted: Counter[str] = Counter()
-    suspend = harness.core.scheduler._suspend
+    suspend = harness.core.scheduler.running.suspend
 
     def noted(sequence: Sequence) -> None:
         preempted[sequence.request.tenant] += 1
         suspend(sequence)
 
-    harness.core.scheduler._suspend = noted  # type: ignore[method-assign]
+    harness.core.scheduler.running.suspend = noted  # type: ignore[method-assign]
     harness.run()
     assert preempted["flood"] > 0
     assert preempted["calm"] == 0
@@ -250,7 +250,7 @@ def test_slots_that_a_tenant_holds_count_once() -> None:
         for each in harness.core.scheduler.running:
             assert each.lease is not None, "it runs"
             held.setdefault(each.request.tenant, set()).update(each.lease.slots.tolist())
-        counted = harness.core.scheduler._slot_shares()._held
+        counted = harness.core.scheduler.running.slot_shares()._held
         assert counted == {tenant: len(slots) for tenant, slots in held.items()}
 
 
