@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 from radixserve.cache.kvcache import KVCache
-from radixserve.engine.recent import MOST_PROMPTS, Recent
+from radixserve.engine.recent import MOST_PROMPTS, Recent, Seen
 from radixserve.prefix import Prefix
 
 LENGTHS = (256, 1024, 8192)
@@ -44,11 +44,13 @@ def prompts(length: int, count: int) -> list[Prefix]:
 def measure(length: int) -> None:
     recent, given = Recent(), prompts(length, TIMES)
     for prompt in prompts(256, MOST_PROMPTS):
-        recent.note(prompt, "")
-    hit = microseconds(lambda i: recent.asked(given[i], "", length - 1, reads=True, keeps=True))
-    miss = microseconds(
-        lambda i: recent.asked(given[i], f"s{i}", length // 4, reads=True, keeps=True)
-    )
+        recent.note(Seen.now(prompt, ""))
+
+    def ask(i: int, session: str, matched: int) -> None:
+        recent.asked(Seen.now(given[i], session), matched, reads=True, keeps=True)
+
+    hit = microseconds(lambda i: ask(i, "", length - 1))
+    miss = microseconds(lambda i: ask(i, f"s{i}", length // 4))
     print(f"{length:6} tokens   hit {hit:7.0f} us   miss {miss:7.0f} us")
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node, root_of
-from radixserve.engine.recent import Recent
+from radixserve.engine.recent import Recent, Seen
 from radixserve.prefix import TOKEN_BYTES, Prefix, unpack
 from radixserve.questions import Compared, Explain, Explanation
 
@@ -30,9 +30,10 @@ def explained(
     """The answer to `question`, of which the tiers have `matched` so many tokens. O(tokens)."""
     prompt = Prefix.of(question.namespace, question.tokens, question.num_public)
     depth, reads = sum(matched.values()), question.reads_cache and cache.enabled
-    lost = recent.losses(prompt, question.session, depth, reads=reads)
+    asked = Seen.now(prompt, question.session)
+    lost = recent.losses(asked, depth, reads=reads)
     gone = recent.gone_at(prompt, depth) if reads and lost else None
-    other = _other(cache, recent, ages, prompt, question.session)
+    other = _other(cache, recent, ages, asked)
     differs_at, theirs, theirs_from = None, b"", 0
     if other is not None and other.told.shared < min(other.told.tokens, prompt.num_tokens):
         differs_at = other.told.shared
@@ -51,21 +52,19 @@ def explained(
     )
 
 
-def _other(
-    cache: KVCache, recent: Recent, ages: Ages, prompt: Prefix, session: str
-) -> _Other | None:
-    """The recent prompt that `prompt` is best compared with. Behind its end comes its answer, which
+def _other(cache: KVCache, recent: Recent, ages: Ages, asked: Seen) -> _Other | None:
+    """The recent prompt that `asked` is best compared with. Behind its end comes its answer, which
     only the tree has.
     """
-    asked, stored = _recent_one(recent, prompt, session), _stored_one(cache, ages, prompt)
-    if asked is None or stored is None:
-        return asked or stored
-    goes_on = asked.told.shared == asked.told.tokens and stored.told.shared > asked.told.shared
-    return stored if goes_on else asked
+    earlier, stored = _recent_one(recent, asked), _stored_one(cache, ages, asked.prompt)
+    if earlier is None or stored is None:
+        return earlier or stored
+    goes_on = earlier.told.shared == earlier.told.tokens
+    return stored if goes_on and stored.told.shared > earlier.told.shared else earlier
 
 
-def _recent_one(recent: Recent, prompt: Prefix, session: str) -> _Other | None:
-    reference = recent.reference(prompt, session)
+def _recent_one(recent: Recent, asked: Seen) -> _Other | None:
+    reference = recent.reference(asked)
     if reference is None:
         return None
     seen = reference.seen

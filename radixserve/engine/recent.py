@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -32,6 +33,8 @@ from radixserve.engine.counters import (
 )
 from radixserve.prefix import TOKEN_BYTES, Prefix
 
+Key = TypeVar("Key")
+
 MOST_PROMPTS = 1024
 MOST_BYTES = 16 << 20  # of their token ids
 MOST_PLACES = 16384
@@ -44,10 +47,20 @@ class Seen:
     """The prompt of a request; `at` is in seconds of time.monotonic()."""
 
     prompt: Prefix
-    session: str
+    session: str  # empty without one
     at: float
-    keys: list[int]  # of its chunks
-    keys_anywhere: list[int]  # the same without its namespace
+    keys: list[int]  # of its chunks, without its namespace
+
+    @classmethod
+    def now(cls, prompt: Prefix, session: str) -> Seen:
+        """The prompt of a request that comes now; O(tokens)."""
+        keys = list(chunk_keys(Prefix("", prompt.tokens), CHUNK))
+        return cls(prompt, session, time.monotonic(), keys)
+
+    @property
+    def own_keys(self) -> Iterator[tuple[str, int]]:
+        """The keys of its chunks, each with its namespace."""
+        return ((self.prompt.namespace, key) for key in self.keys)
 
 
 class Reference(NamedTuple):
@@ -73,7 +86,7 @@ class Recent:
     def __init__(self) -> None:
         self._prompts: OrderedDict[int, Seen] = OrderedDict()  # by id(), oldest first
         self._num_bytes = 0
-        self._by_key: dict[int, Seen] = {}  # the newest prompt with this chunk
+        self._by_key: dict[tuple[str, int], Seen] = {}  # the newest prompt with this chunk
         self._by_key_anywhere: dict[int, Seen] = {}
         self._of_session: dict[tuple[str, str], Seen] = {}  # the longest of the latest
         self._places: OrderedDict[int, Gone] = OrderedDict()
@@ -83,43 +96,33 @@ class Recent:
         """What it counts, as declared in `engine.counters`."""
         return {LOSS_TOKENS.key(cause): count for cause, count in self._losses.items()}
 
-    def asked(
-        self, prompt: Prefix, session: str, matched: int, *, reads: bool, keeps: bool
-    ) -> None:
+    def asked(self, asked: Seen, matched: int, *, reads: bool, keeps: bool) -> None:
         """A request with this prompt begins, of which the cache gave the first `matched` tokens:
         count why not more, and remember the prompt. `reads` and `keeps` say whether the request
         uses the cache and adds to it.
         """
-        self._losses.update(self.losses(prompt, session, matched, reads=reads))
+        self._losses.update(self.losses(asked, matched, reads=reads))
         if keeps:
-            self.note(prompt, session)
+            self.note(asked)
 
     # Remembering.
 
-    def note(self, prompt: Prefix, session: str) -> None:
-        """Remember a prompt; the oldest ones are forgotten. `session` is empty without one."""
-        whose, anywhere = Prefix(prompt.namespace, prompt.tokens), Prefix("", prompt.tokens)
-        keys, keys_anywhere = (list(chunk_keys(each, CHUNK)) for each in (whose, anywhere))
-        seen = Seen(prompt, session, time.monotonic(), keys, keys_anywhere)
+    def note(self, seen: Seen) -> None:
+        """Remember a prompt; the oldest ones are forgotten."""
         self._prompts[id(seen)] = seen
-        self._num_bytes += len(prompt.tokens)
-        self._by_key.update(dict.fromkeys(keys, seen))
-        self._by_key_anywhere.update(dict.fromkeys(keys_anywhere, seen))
-        if session:
-            self._of_session[prompt.namespace, session] = seen
+        self._num_bytes += len(seen.prompt.tokens)
+        self._by_key.update(dict.fromkeys(seen.own_keys, seen))
+        self._by_key_anywhere.update(dict.fromkeys(seen.keys, seen))
+        if seen.session:
+            self._of_session[seen.prompt.namespace, seen.session] = seen
         while len(self._prompts) > MOST_PROMPTS or self._num_bytes > MOST_BYTES:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:
         _, oldest = self._prompts.popitem(last=False)
         self._num_bytes -= len(oldest.prompt.tokens)
-        for keys, newest in (
-            (oldest.keys, self._by_key),
-            (oldest.keys_anywhere, self._by_key_anywhere),
-        ):
-            for key in keys:
-                if newest.get(key) is oldest:
-                    del newest[key]
+        _forget(oldest, oldest.own_keys, self._by_key)
+        _forget(oldest, oldest.keys, self._by_key_anywhere)
         where = (oldest.prompt.namespace, oldest.session)
         if self._of_session.get(where) is oldest:
             del self._of_session[where]
@@ -137,24 +140,25 @@ class Recent:
 
     # Looking.
 
-    def reference(self, prompt: Prefix, session: str) -> Reference | None:
-        """The newest prompt of the session, or else the recent one that shares most with
-        `prompt`; None if there is none.
+    def reference(self, asked: Seen) -> Reference | None:
+        """The newest prompt of the session, or else the recent one that shares most with that of
+        `asked`; None if there is none.
         """
+        prompt, session = asked.prompt, asked.session
         seen = self._of_session.get((prompt.namespace, session)) if session else None
         if seen is not None and (shared := _shared(prompt, seen.prompt)) >= MIN_SHARED:
             return Reference(seen, shared, of_session=True)
-        newest = _deepest(Prefix(prompt.namespace, prompt.tokens), self._by_key)
+        newest = _deepest(asked.own_keys, self._by_key)
         if newest is None:
             return None
         return Reference(newest, _shared(prompt, newest.prompt), of_session=False)
 
-    def shared_elsewhere(self, prompt: Prefix) -> int:
-        """How many tokens `prompt` shares with a recent prompt of whatever namespace, in whole
-        chunks.
+    def shared_elsewhere(self, asked: Seen) -> int:
+        """How many tokens the prompt shares with a recent prompt of whatever namespace, if that is
+        at least a chunk.
         """
-        newest = _deepest(Prefix("", prompt.tokens), self._by_key_anywhere)
-        return 0 if newest is None else _shared(prompt, newest.prompt)
+        newest = _deepest(asked.keys, self._by_key_anywhere)
+        return 0 if newest is None else _shared(asked.prompt, newest.prompt)
 
     def gone_at(self, prompt: Prefix, depth: int) -> Gone | None:
         """What became of the K/V of `prompt` that stood behind its first `depth` tokens; None if it
@@ -164,20 +168,20 @@ class Recent:
             return None
         return self._places.get(_place_in(prompt, depth))
 
-    def losses(self, prompt: Prefix, session: str, matched: int, *, reads: bool) -> Counter[str]:
-        """The tokens of `prompt` behind the first `matched` ones and before its last one, which is
-        always computed, by the reason why they were not in the cache. In order of position.
+    def losses(self, asked: Seen, matched: int, *, reads: bool) -> Counter[str]:
+        """The tokens of the prompt behind the first `matched` ones and before its last one, which
+        is always computed, by the reason why they were not in the cache. In order of position.
         """
-        stop = prompt.num_tokens - 1
+        stop = asked.prompt.num_tokens - 1
         if matched >= stop:
             return Counter()
         if not reads:
             return Counter({CACHE_OFF: stop - matched})
         if stop < MIN_SHARED:
             return Counter({TOO_SHORT: stop - matched})
-        return self._told_apart(prompt, session, matched, stop)
+        return self._told_apart(asked, matched, stop)
 
-    def _told_apart(self, prompt: Prefix, session: str, depth: int, stop: int) -> Counter[str]:
+    def _told_apart(self, asked: Seen, depth: int, stop: int) -> Counter[str]:
         found: Counter[str] = Counter()
 
         def up_to(end: int, cause: str) -> None:
@@ -187,7 +191,7 @@ class Recent:
                 found[cause] += end - depth
                 depth = end
 
-        reference, gone = self.reference(prompt, session), self.gone_at(prompt, depth)
+        reference, gone = self.reference(asked), self.gone_at(asked.prompt, depth)
         if reference is not None and reference.shared > depth:
             up_to(reference.shared, EVICTED if gone is None else gone.cause)
         elif gone is not None:  # of a prompt that is too short for a chunk, or forgotten
@@ -195,15 +199,21 @@ class Recent:
         if reference is not None and reference.of_session:
             up_to(reference.seen.prompt.num_tokens, PREFIX_CHANGED)
         if depth < stop:
-            up_to(self.shared_elsewhere(prompt), OTHER_NAMESPACE)
+            up_to(self.shared_elsewhere(asked), OTHER_NAMESPACE)
         up_to(stop, NEVER_SEEN)
         return found
 
 
-def _deepest(prompt: Prefix, newest: dict[int, Seen]) -> Seen | None:
-    """The prompt that shares the most chunks with `prompt`."""
+def _forget(oldest: Seen, keys: Iterable[Key], newest: dict[Key, Seen]) -> None:
+    for key in keys:
+        if newest.get(key) is oldest:
+            del newest[key]
+
+
+def _deepest(keys: Iterable[Key], newest: dict[Key, Seen]) -> Seen | None:
+    """The prompt that shares the most chunks with that of these keys."""
     found = None
-    for key in chunk_keys(prompt, CHUNK):
+    for key in keys:
         seen = newest.get(key)
         if seen is None:
             break

@@ -25,7 +25,7 @@ from radixserve.engine.pins import Pins
 from radixserve.engine.planning import GROWTH, Plan, Work, last_slot, second_try, slots_wanted
 from radixserve.engine.prefill_pace import PrefillPace
 from radixserve.engine.queue import FairQueue
-from radixserve.engine.recent import Recent
+from radixserve.engine.recent import Recent, Seen
 from radixserve.engine.running import Running, lease_of, publish
 from radixserve.engine.savings import Savings
 from radixserve.engine.sequence import Sequence
@@ -254,8 +254,7 @@ class Scheduler:
         self.savings.add(sequence.num_cached, self.pace.tokens_per_second)
         request = sequence.request
         self.recent.asked(
-            sequence.prefix(sequence.num_prompt),
-            request.session,
+            Seen.now(sequence.prefix(sequence.num_prompt), request.session),
             sequence.num_cached,
             reads=self.cache.enabled and sequence.reads_cache,
             keeps=self.cache.enabled and request.keeps_cache and not sequence.num_resumed,

@@ -6,7 +6,7 @@ import pytest
 
 from radixserve.engine import recent
 from radixserve.engine.counters import LOSS_TOKENS
-from radixserve.engine.recent import MOST_PROMPTS, Recent
+from radixserve.engine.recent import MOST_PROMPTS, Recent, Seen
 from radixserve.prefix import Prefix
 from radixserve.questions import Asked, Drop, Explain, Explanation
 from radixserve.request import Request
@@ -145,7 +145,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent, "MOST_PLACES", 10)
     memory, harness = Recent(), Harness(num_slots=4000, ahead=False)
     for i in range(300):
-        memory.note(Prefix.of("public", [i, *range(99)]), str(i))
+        memory.note(Seen.now(Prefix.of("public", [i, *range(99)]), str(i)))
     assert memory._num_bytes <= 64 * 400
     assert len(memory._by_key) <= 64
     assert len(memory._by_key_anywhere) <= 64
