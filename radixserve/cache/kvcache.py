@@ -348,14 +348,14 @@ class Lease:
         )
         if not self._cache.enabled or self.is_withheld:
             return
-        for _, stop in prefix.parts():
-            self._publish(prefix.first(stop))
+        if depth < prefix.num_public:
+            self._publish(prefix.first(prefix.num_public))
+        if self.num_published < num_tokens:
+            self._publish(prefix)
 
     def _publish(self, prefix: Prefix) -> None:
-        """Publish what all is in one namespace, but for what is published before it."""
+        """Publish the rest of `prefix`, which all is in one namespace."""
         tree, depth = self._cache.tree, self.num_published
-        if depth >= prefix.num_tokens:
-            return
         if depth == prefix.num_public and not self._node.is_root:
             self._move(tree.root_below(self._node, prefix.namespace), depth)
         self._adopt(tree.walk(self._node, depth, prefix))
