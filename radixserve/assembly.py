@@ -65,7 +65,7 @@ class Assembly:
         self.engine = ProcessEngine(for_engine(settings), model, *on_events, first)
         self.engine.traffic = _traffic_log(settings)
         self.loading: asyncio.Task[EngineInfo] | None = None
-        self._moving: asyncio.Task[None] | None = None  # the budget that moves by itself
+        self._moving: asyncio.Task[None] | None = None  # budgets that move by themselves
 
     async def start(self) -> Api:
         """Start both kinds of processes, and wait for the tokenizer. The model loads meanwhile:
@@ -76,7 +76,7 @@ class Assembly:
         """
         # Both import libraries for seconds, so they start at the same time.
         self.loading = asyncio.create_task(self.engine.start())
-        if self.settings.kv_budget_max:
+        if self.settings.kv_budget_max or self.settings.host_budget_max:
             auto = AutoBudget(self.engine, self.settings, self._budget_moved)
             self._moving = asyncio.create_task(auto.run())
         tokenizer = await self._processes.start()

@@ -410,6 +410,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "cache", "host memory for keys and values that the device evicts", "bytes", zero="none"
         ),
     ] = 0
+    host_budget_max: Annotated[
+        int,
+        Meta(ge=0),
+        Doc(
+            "cache",
+            "the budget of host memory moves by itself up to this, and down to a quarter of "
+            "host_budget, where it begins; with kv_budget_max on the CPU memory also moves between "
+            "the two (docs/operations.md)",
+            "bytes",
+            zero="it stays as it is",
+        ),
+    ] = 0
     disk_path: Annotated[
         _Name | None,
         Doc(

@@ -173,6 +173,12 @@ def _refuse_contradictions(settings: Settings, sources: Mapping[str, str]) -> No
     for below, above in combinations(("kv_budget_min", "kv_budget", "kv_budget_max"), 2):
         if most and 0 < getattr(settings, above) < getattr(settings, below):
             raise ConfigError(f"{told(below)} contradicts {told(above)}: it is more")
+    if settings.host_budget_max and not settings.host_budget:
+        raise ConfigError(f"{told('host_budget_max')} has no effect without host_budget")
+    if 0 < settings.host_budget_max < settings.host_budget:
+        raise ConfigError(
+            f"{told('host_budget')} contradicts {told('host_budget_max')}: it is more"
+        )
     for name in ("kv_budget_max", "host_budget", "disk_path"):
         if getattr(settings, name) and not settings.cache:
             raise ConfigError(f"{told(name)} contradicts {told('cache')}: nothing is reused")

@@ -210,7 +210,7 @@ class FakeEngine:
         values = self.live_settings.checked(changes)
         question = self.live_settings.for_engine(values)
         did = Configured() if question is None else await self.ask(question)
-        self.live_settings.take(values)
+        self.live_settings.take(values, who, why)
         return did
 
     def abort(self, request_id: str) -> None:

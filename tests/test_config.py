@@ -59,7 +59,7 @@ def test_flag_beats_variable_beats_file_beats_default(
     row: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = other_than_default(row)
-    if row.name == "kv_budget_min":  # has no effect alone
+    if row.name in ("kv_budget_min", "host_budget_max"):  # have no effect alone
         monkeypatch.setattr(config_sources, "_refuse_contradictions", lambda *_: None)
     value = row.parse_text(text, "test")
     literal = text if row.plain in (int, float, bool) else f'"{text}"'
@@ -206,6 +206,15 @@ def test_a_budget_that_moves_begins_within_its_bounds() -> None:
     ):
         with pytest.raises(ConfigError, match=match):
             resolve(bounds | more, {})
+
+
+def test_the_largest_budget_of_host_memory_needs_a_smaller_one_at_start() -> None:
+    with pytest.raises(ConfigError, match=r"host_budget_max=1024 .* has no effect without host_bu"):
+        resolve({"host_budget_max": "1KiB"}, {})
+    budgets = {"host_budget": "2KiB", "host_budget_max": "1KiB"}
+    with pytest.raises(ConfigError, match=r"host_budget=2048 .* contradicts host_budget_max=1024"):
+        resolve(budgets, {})
+    assert resolve(budgets | {"host_budget_max": "2KiB"}, {}).settings.host_budget_max == 2048
 
 
 def test_the_description_names_every_setting_and_the_source_of_what_was_chosen() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from radixserve.cache.counters import EVICTED_TOKENS
 from radixserve.cache.dropped import DroppedNodes
 from radixserve.cache.eviction import Evictor
-from radixserve.cache.hindsight import Hindsight
+from radixserve.cache.hindsight import Counted, Hindsight
 from radixserve.cache.policies.policy import Policy
 from radixserve.cache.radix import Node, RadixTree, path_prefix, path_runs
 from radixserve.cache.shares import Shares
@@ -49,15 +49,22 @@ class BudgetedSlots:
     """
 
     def __init__(
-        self, num_slots: int, slot_bytes: int, tree: RadixTree, policy: Policy, hindsight: bool
+        self,
+        num_slots: int,
+        slot_bytes: int,
+        tree: RadixTree,
+        policy: Policy,
+        hindsight: Counted | None,
     ) -> None:
-        """`policy` belongs to these slots alone; `hindsight`: count what more of them would have
-        brought.
+        """`policy` belongs to these slots alone; `hindsight`: of what to count what more slots
+        would have brought.
         """
         self.budget = num_slots
         self.slot_bytes = slot_bytes
         self.allocator = SlotAllocator(num_slots)
-        self.hindsight = Hindsight(policy, num_slots) if hindsight else None
+        self.hindsight = None
+        if hindsight is not None:
+            self.hindsight = Hindsight(policy, num_slots, counted=hindsight)
         self.shares = Shares(self.hindsight or policy, tree.tokens_of)
         self.evictor = Evictor(tree, self.shares)
         self.dropped = DroppedNodes(tree, self.evictor)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import accumulate
+from typing import Literal
 
 from radixserve.cache.counters import GHOST_HIT_TOKENS, RECOMPUTED_TOKENS
 from radixserve.cache.ghosts import CHUNK, chunk_keys
@@ -29,12 +30,21 @@ BUDGETS = {"1.5x": 0.5, "2x": 0.5, "4x": 2.0}
 """The budgets by name, and the size of each stage in budgets."""
 
 
+Counted = Literal["leases", "misses"]
+"""What tokens count when they come back: those of new leases, or those that `missed` tells."""
+
+
 class Hindsight:
     """A `Policy` that counts what comes back. An eviction and a lease cost O(depth) more."""
 
-    def __init__(self, policy: Policy, num_slots: int, chunk: int = CHUNK) -> None:
-        """`num_slots` is the budget of the cache."""
+    def __init__(
+        self, policy: Policy, num_slots: int, chunk: int = CHUNK, counted: Counted = "leases"
+    ) -> None:
+        """`num_slots` is the budget of the cache. Counted are tokens that leases have to compute;
+        or, where these may come from elsewhere, those that were asked for in vain (`missed`).
+        """
         self.policy = policy
+        self._counted = counted
         self.recomputed_tokens = 0  # evicted, and computed again while it was remembered
         self._came_back = dict.fromkeys(BUDGETS, 0)  # tokens by stage
         self._chunk = chunk
@@ -83,11 +93,19 @@ class Hindsight:
         """See `Policy.recall`; counts the tokens that follow the first `depth` and are remembered
         without a gap.
         """
-        if any(self._stages):
-            self._count(prefix, depth)
+        self._return(prefix, depth, is_counted=self._counted == "leases")
         return self.policy.recall(prefix, depth)
 
-    def _count(self, prefix: Prefix, depth: int) -> None:
+    def missed(self, prefix: Prefix, depth: int) -> None:
+        """Somebody has asked for `prefix`, and only its first `depth` tokens are there: count those
+        that follow and are remembered without a gap. O(tokens of `prefix`).
+        """
+        self._return(prefix, depth, is_counted=True)
+
+    def _return(self, prefix: Prefix, depth: int, *, is_counted: bool) -> None:
+        """Forget the evictions of the tokens that follow the first `depth`."""
+        if not any(self._stages):
+            return
         names, farthest = list(BUDGETS), 0
         for number, key in enumerate(chunk_keys(prefix, self._chunk)):
             if number < depth // self._chunk:
@@ -96,6 +114,8 @@ class Hindsight:
             if at is None:
                 return
             del self._stages[at][key]
+            if not is_counted:
+                continue
             farthest = max(farthest, at)  # a prefix hits only as far as all of it is there
             num_tokens = (number + 1) * self._chunk - max(depth, number * self._chunk)
             self._came_back[names[farthest]] += num_tokens

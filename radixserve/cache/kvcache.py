@@ -17,6 +17,7 @@ import numpy as np
 
 from radixserve.cache.budgeted_slots import BudgetedSlots
 from radixserve.cache.counters import KV_BYTES, TREE_NODES
+from radixserve.cache.hindsight import Counted
 from radixserve.cache.policies.policy import Policy
 from radixserve.cache.policies.ranked import least_recently_used
 from radixserve.cache.radix import Node, Point, RadixTree, path_runs
@@ -55,12 +56,12 @@ class KVCache:
         enabled: bool = True,
         policy: Policy | None = None,
         first_serial: int = 0,
-        hindsight: bool = True,
+        hindsight: Counted | None = "leases",
     ) -> None:
         """With `enabled` false nothing is found and nothing published; leases still hand out slots.
         `slot_bytes` is the K/V of one token, for `numbers` only. `policy` belongs to this cache
         alone; without one the least recently used leaf goes first. `first_serial`: see RadixTree.
-        With `hindsight` it counts what more memory would have brought.
+        `hindsight` says of what it counts what more memory would have brought; see Hindsight.
         """
         self.enabled = enabled
         self.tree = RadixTree(first_serial)

@@ -20,6 +20,7 @@ from radixserve.config import Settings
 from radixserve.engine.computed_by import code, processor
 from radixserve.engine.tiers import Tiers
 from radixserve.errors import ConfigError, StartupError
+from radixserve.machine import THIS
 from radixserve.model.loaded import LoadedModel
 from radixserve.sizes import format_size
 from radixserve.step import MIN_SLOTS
@@ -60,19 +61,20 @@ def make_tiers(
     shape = replace(loaded.shape, dtype=dtype)
     below: list[Tier] = []
     if settings.host_budget:
-        below.append(_host(settings, shape, pool))
+        below.append(_host(settings, shape, pool, cache.slots.budget * pool.slot_bytes))
     if settings.disk_path is not None:
         store = _open(settings, model, loaded, shape)
         below.append(DiskTier(store, cache, pool, Pace(), pin_share=settings.pin_share))
     return Tiers(cache, pool, below)
 
 
-def _host(settings: Settings, shape: KVShape, pool: KVPool) -> HostTier:
-    budget = settings.host_budget
+def _host(settings: Settings, shape: KVShape, pool: KVPool, device_budget: int) -> HostTier:
+    """The host tier below `pool`, of which `device_budget` bytes are used."""
+    budget, largest = settings.host_budget, settings.host_budget_max
     num_slots, free = budget // shape.slot_bytes, free_bytes(torch.device("cpu"))
     if pool.k.device.type == "cpu":
         # Its memory is reserved, but the system has not made it yet.
-        free = max(0, free - pool.num_slots * pool.slot_bytes)
+        free = max(0, free - device_budget)
     if num_slots < MIN_SLOTS:
         raise ConfigError(
             f"host_budget holds {num_slots} tokens at {shape.slot_bytes:,} bytes; "
@@ -82,9 +84,18 @@ def _host(settings: Settings, shape: KVShape, pool: KVPool) -> HostTier:
         raise ConfigError(
             f"host_budget is {format_size(budget)}, {free >> 20} MiB of memory are free"
         )
-    policy = make_policy(settings.eviction_policy, num_slots)
+    if largest > THIS.memory_limit():
+        raise ConfigError(
+            f"host_budget_max is {format_size(largest)}, more than the "
+            f"{THIS.memory_limit() >> 20} MiB of memory that there are"
+        )
+    pool_slots = max(budget, largest) // shape.slot_bytes
+    policy = make_policy(settings.eviction_policy, pool_slots)
     copies, share = Copies(pool.k.device), settings.pin_share
-    return HostTier(pool, shape, num_slots, copies, policy, share)
+    host = HostTier(pool, shape, pool_slots, copies, policy, share)
+    host.limit_kept(num_slots)
+    host.cache.slots.resize(num_slots)
+    return host
 
 
 def _open(settings: Settings, model: str, loaded: LoadedModel, shape: KVShape) -> DiskStore:

@@ -34,10 +34,8 @@ class Configuring:
         if asked.eviction_policy is not None:
             for cache in self._caches():
                 cache.slots.change_policy(make_policy(asked.eviction_policy, cache.slots.budget))
-        if asked.kv_budget is not None:
-            evicted[DEVICE] = yield from self._resize_device(asked.kv_budget)
-        if asked.host_budget is not None and self._host is not None:
-            evicted[self._host.name] = yield from self._resize_host(self._host, asked.host_budget)
+        for tier, resizing in self._resizings(asked):
+            evicted[tier] = yield from resizing
         if asked.prefill_share is not None:
             scheduler.pace.share = asked.prefill_share
         if asked.max_running is not None:
@@ -46,6 +44,20 @@ class Configuring:
 
     def _caches(self) -> list[KVCache]:
         return [self._cache, *([self._host.cache] if self._host is not None else [])]
+
+    def _resizings(self, asked: Configure) -> list[tuple[str, Parts[int]]]:
+        """The changes of budgets by tier. Host memory comes first where it grows, so that it has
+        room for what the device evicts.
+        """
+        found: list[tuple[str, Parts[int]]] = []
+        if asked.kv_budget is not None:
+            found.append((DEVICE, self._resize_device(asked.kv_budget)))
+        host = self._host
+        if asked.host_budget is not None and host is not None:
+            grows = host.slots_in(asked.host_budget) > host.cache.slots.budget
+            resizing = (host.name, self._resize_host(host, asked.host_budget))
+            found.insert(0 if grows else len(found), resizing)
+        return found
 
     def _resize_device(self, num_bytes: int) -> Parts[int]:
         """Change the budget of the device, after pins have let go of more than their share of it;

@@ -1,6 +1,7 @@
-"""Whether the K/V budget should grow or shrink now: the decision alone, from what was measured.
+"""Whether a K/V budget should grow or shrink now, that of the device or that of host memory: the
+decision alone, from what was measured.
 
-The budget grows by a quarter when several checks in a row say that more memory would make hits of
+A budget grows by a quarter when several checks in a row say that more memory would make hits of
 prompt tokens that had to be computed, and that the machine has room for it. It shrinks at once when
 the machine lacks memory, and then stays for a while, longer each time that a growth had to be
 undone. So it does not follow memory that comes and goes. Knows no engine and no clock: time is
@@ -22,6 +23,7 @@ MIN_TOKENS: Final = 1024  # prompt tokens without which a check says nothing abo
 SETTLE: Final = 2  # checks from one shrink to the next, in which the memory goes back to the system
 FIRST_HOLD: Final = 60  # checks without growth after memory was short
 LONGEST_HOLD: Final = 720
+CALM: Final = 2 * LONGEST_HOLD  # checks without a setback, after which holds are short again
 
 _MIB: Final = 1 << 20
 
@@ -34,6 +36,7 @@ class Reading:
     least: int  # the bounds of the budget
     most: int
     unused: int  # part of the budget that holds no K/V, for which memory may not be taken yet
+    promised: int  # the same of the other budgets in this memory
     free: int  # memory that the machine has left
     reserve: int  # that it should have left
     prompt_tokens: int
@@ -52,6 +55,40 @@ class Change:
     reason: str
 
 
+class Hold:
+    """The time after a setback in which nothing is tried: twice as long each time that a try led to
+    the setback, and as at first after a long calm.
+    """
+
+    def __init__(self) -> None:
+        self._left = 0  # checks to come
+        self._length = FIRST_HOLD  # of the next hold
+        self._calm = 0  # checks since the last setback
+        self._tried = False  # since the last setback
+
+    @property
+    def is_on(self) -> bool:
+        """Whether nothing should be tried now."""
+        return self._left > 0
+
+    def tried(self) -> None:
+        """Something was tried."""
+        self._tried = True
+
+    def setback(self) -> None:
+        """What is tried, or would be, is too much now."""
+        if self._tried:
+            self._length = min(2 * self._length, LONGEST_HOLD)
+        self._tried, self._calm, self._left = False, 0, self._length
+
+    def next_check(self) -> None:
+        """One check has passed."""
+        self._left = max(0, self._left - 1)
+        self._calm += 1
+        if self._calm >= CALM:
+            self._length = FIRST_HOLD
+
+
 class BudgetRule:
     """Takes a reading at each check, and remembers what it needs of earlier ones."""
 
@@ -59,29 +96,25 @@ class BudgetRule:
         self._before: Reading | None = None  # the one from which tokens are counted
         self._budget = 0  # at the last check
         self._in_row = 0  # checks that spoke for a growth
-        self._held = 0  # checks to come without a growth
         self._settling = 0  # checks to come without a shrink
-        self._hold = FIRST_HOLD  # how long it will be held when memory is short
-        self._calm = 0  # checks since memory was short
-        self._grew = False  # since memory was short
+        self._hold = Hold()  # without a growth
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether memory that it gave may still be on its way back to the system."""
+        return self._settling > 0
 
     def decide(self, now: Reading) -> Change | None:
         """The change to make now; None leaves the budget as it is."""
         if now.budget != self._budget:  # by the last decision, or by somebody else
             self._budget, self._in_row, self._before = now.budget, 0, now
-        self._held = max(0, self._held - 1)
+        self._hold.next_check()
         self._settling = max(0, self._settling - 1)
-        if now.free < now.reserve:
-            return self._under_pressure(now)
-        self._calm += 1
-        if self._calm >= LONGEST_HOLD:
-            self._hold = FIRST_HOLD
-        return self._at_ease(now)
+        return self._under_pressure(now) if now.free < now.reserve else self._at_ease(now)
 
     def _under_pressure(self, now: Reading) -> Change | None:
-        if self._grew:
-            self._hold = min(2 * self._hold, LONGEST_HOLD)
-        self._grew, self._calm, self._in_row, self._held = False, 0, 0, self._hold
+        self._hold.setback()
+        self._in_row = 0
         target = max(now.least, now.budget - max(now.step, now.reserve - now.free))
         if self._settling or target >= now.budget:
             return None
@@ -94,7 +127,7 @@ class BudgetRule:
 
     def _at_ease(self, now: Reading) -> Change | None:
         gain = self._gain(now)
-        if self._held or not _has_room(now):
+        if self._hold.is_on or not _has_room(now):
             self._in_row = 0
             return None
         if gain is None:
@@ -103,7 +136,8 @@ class BudgetRule:
         self._in_row = self._in_row + 1 if share >= GAIN * (times - 1) else 0
         if self._in_row < CHECKS:
             return None
-        self._in_row, self._grew = 0, True
+        self._in_row = 0
+        self._hold.tried()
         return Change(
             min(now.most, now.budget + now.step),
             f"{times:g} times the memory would have made hits of {share:.0%} of the prompt tokens",
@@ -137,5 +171,5 @@ def _has_room(now: Reading) -> bool:
     """Whether the budget is in use, may grow, and leaves twice the reserve if it does, so that a
     growth alone never brings the machine below the reserve.
     """
-    left = now.free - now.unused - now.step
+    left = now.free - now.unused - now.promised - now.step
     return now.budget < now.most and now.unused <= now.step and left >= 2 * now.reserve

@@ -312,7 +312,7 @@ class ProcessEngine:
             answer = Configured()
             if question is not None:  # however late the answer is, the change is made
                 answer = await self._questions.ask(question, None)
-            self.live_settings.take(values)
+            self.live_settings.take(values, who, why)
             if self.info is not None:
                 self.info = self.live_settings.info_now(self.info)
         did = ", ".join(

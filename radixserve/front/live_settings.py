@@ -48,6 +48,8 @@ class LiveSetting(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     min: int | float | None = None
     max: int | float | None = None
     choices: tuple[str, ...] = ()
+    changed_by: str = ""  # who made the last change, and why; "" if there was none
+    why: str = ""
 
 
 class LiveSettings:
@@ -56,6 +58,7 @@ class LiveSettings:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings  # with the values of now, but for budgets that an engine decides
         self._changed: dict[str, Value] = {}
+        self._reasons: dict[str, tuple[str, str]] = {}  # who made the last change, and why
         self._at_start: dict[str, Value] = {
             name: getattr(settings, name) for name in (*ENGINE, *FRONT)
         }
@@ -94,12 +97,18 @@ class LiveSettings:
         return [name for name in (*ENGINE, *FRONT) if name != "host_budget" or has_host]
 
     def _shown(self, name: str) -> LiveSetting:
-        value, at_start = self._value(name), self._at_start[name]
-        choices = _ROWS[name].choices
-        if choices:
-            return LiveSetting(value=value, at_start=at_start, choices=choices)
+        by, why = self._reasons.get(name, ("", ""))
+        shown = LiveSetting(
+            value=self._value(name),
+            at_start=self._at_start[name],
+            choices=_ROWS[name].choices,
+            changed_by=by,
+            why=why,
+        )
+        if shown.choices:
+            return shown
         least, most = self._bounds(name)
-        return LiveSetting(value=value, at_start=at_start, min=least, max=most)
+        return msgspec.structs.replace(shown, min=least, max=most)
 
     def _value(self, name: str) -> Value:
         if name in _BUDGETS and name in self._changed:
@@ -120,6 +129,8 @@ class LiveSettings:
         if name == "kv_budget":
             asked = self.settings.kv_budget_max or asked
             reserved = info.pool_slots * info.slot_bytes
+        else:
+            asked = self.settings.host_budget_max or asked
         return asked if reserved <= asked < reserved + 2 * info.slot_bytes else reserved
 
     def _bounds(self, name: str) -> tuple[int | float, int | float]:
@@ -181,9 +192,10 @@ class LiveSettings:
         text = f"'{name}' must be from {shown.min:,} to {shown.max:,}{words}."
         return BadRequest(text, param=name, code="invalid_value")
 
-    def take(self, values: dict[str, Value]) -> None:
-        """These values hold from now on."""
+    def take(self, values: dict[str, Value], who: str = "", why: str = "") -> None:
+        """These values hold from now on, because `who` has changed them and said `why`."""
         self._changed.update(values)
+        self._reasons.update(dict.fromkeys(values, (who, why)))
         front = {name: value for name, value in values.items() if name in FRONT}
         self.settings = msgspec.structs.replace(self.settings, **front)
 

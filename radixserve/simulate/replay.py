@@ -70,7 +70,7 @@ def make_cache(block_tokens: int, policy: str, budget: int) -> KVCache:
     """A cache of `budget` blocks."""
     even_depth = max(Scale(budget).even_depth // block_tokens, 1)
     scale = Scale(budget, chunk=max(CHUNK // block_tokens, 1), even_depth=even_depth)
-    return KVCache(budget, policy=POLICIES[policy](scale), hindsight=False)
+    return KVCache(budget, policy=POLICIES[policy](scale), hindsight=None)
 
 
 def serve(cache: KVCache, prompt: Prefix) -> int:

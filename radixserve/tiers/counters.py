@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from radixserve.cache.hindsight import BUDGETS
 from radixserve.declared import Declared
 from radixserve.tiers import NAMES
 
@@ -25,7 +26,18 @@ TIER_TOKENS = Declared(
     values=(NAMES, ("down", "up")),
 )
 
+TIER_GHOST_HIT_TOKENS = Declared(
+    "counter",
+    "radixserve_tier_ghost_hit_tokens_total",
+    "tokens",
+    "Tokens that neither the device nor host memory had but that would have been in a host memory "
+    "with a larger budget; exact to 64 tokens for the eviction policy lru, an estimate for others",
+    ("tier", "budget"),
+    values=(("host",), tuple(BUDGETS)),
+)
+
 COUNTERS: Final = (
     TIER_BYTES,
     TIER_TOKENS,
+    TIER_GHOST_HIT_TOKENS,
 )

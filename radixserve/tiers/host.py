@@ -29,7 +29,7 @@ from radixserve.step import Slots
 from radixserve.tensors.copies import Copies, Copy, read_slots, write_slots
 from radixserve.tensors.kv import KVPool, KVShape
 from radixserve.tiers.contract import COPY_SECONDS, Dropping, Found, Load, Showing
-from radixserve.tiers.counters import TIER_BYTES, TIER_TOKENS
+from radixserve.tiers.counters import TIER_BYTES, TIER_GHOST_HIT_TOKENS, TIER_TOKENS
 from radixserve.tiers.kept import KeptPrefixes
 from radixserve.tiers.trimming import Trimming
 
@@ -58,10 +58,13 @@ class HostTier:
         policy: Policy | None = None,
         pin_share: float = 0.25,
     ) -> None:
-        """Allocates `num_slots` slots of `shape`, which may have another dtype than the device's
-        pool. `policy` is the cache's own (`KVCache`). What is pinned may fill `pin_share` of them.
+        """Reserves `num_slots` slots of `shape`, which may have another dtype than the device's
+        pool: the largest budget. `policy` is the cache's own (`KVCache`). What is pinned may fill
+        `pin_share` of the budget.
         """
-        self.cache = KVCache(num_slots, policy=policy, hindsight=False, first_serial=first_serial())
+        self.cache = KVCache(
+            num_slots, policy=policy, hindsight="misses", first_serial=first_serial()
+        )
         self.demoted_tokens_total = 0
         self._pool = KVPool(shape, num_slots, torch.device("cpu"))
         self._trimming = Trimming(self.cache, self._pool)
@@ -76,7 +79,10 @@ class HostTier:
     def numbers(self) -> Numbers:
         """See `Tier.numbers`."""
         cache, slot_bytes = self.cache.stats(), self._pool.slot_bytes
+        assert self.cache.slots.hindsight is not None, "it is asked for"
+        ghosts = self.cache.slots.hindsight.ghost_hits
         return {
+            **{TIER_GHOST_HIT_TOKENS.key(self.name, name): n for name, n in ghosts.items()},
             TIER_BYTES.key(self.name, "budget"): cache.num_slots * slot_bytes,
             TIER_BYTES.key(self.name, "used"): (cache.num_slots - cache.free) * slot_bytes,
             TIER_TOKENS.key(self.name, "down"): self.demoted_tokens_total,
@@ -167,7 +173,9 @@ class HostTier:
     def fetch(self, prefix: Prefix, depth: int) -> Load:
         """A copy of K/V, made at once."""
         load = Load(prefix, depth, until=0.0, done=True)
+        assert self.cache.slots.hindsight is not None, "it is asked for"
         with self.cache.hold(prefix) as lease:
+            self.cache.slots.hindsight.missed(prefix, max(depth, lease.num_cached))
             if lease.num_cached > depth:
                 k, v = read_slots(self._pool, lease.slots[depth:])
                 is_pinned = self._device_pool.k.is_cuda

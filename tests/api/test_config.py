@@ -50,7 +50,10 @@ async def test_a_change_is_answered_with_all_settings_and_what_it_did(
         "at_start": 4096 * SLOT,
         "min": 64 * SLOT,
         "max": 4096 * SLOT,
+        "changed_by": "default",
+        "why": "lunch break",
     }
+    assert "why" not in shown["settings"]["max_running"]
     assert shown["settings"]["max_queue"]["value"] == 9
     async with server.session.get(server.url + "/metrics") as page:
         text = await page.text()

@@ -46,6 +46,25 @@ def test_ghost_hits_are_the_hits_that_larger_caches_have_more(prompts: list[list
 
 
 @settings(deadline=None)
+@given(prompts=PROMPTS, unasked=st.sets(st.integers(0, 79)))
+def test_misses_count_only_what_was_asked_for_in_vain(
+    prompts: list[list[int]], unasked: set[int]
+) -> None:
+    """What comes without a question, as what the device evicts, is no miss."""
+    hindsight = Hindsight(least_recently_used(), 8, 1, "misses")
+    cache, larger, missed = KVCache(8, policy=hindsight), KVCache(16), 0
+    for number, tokens in enumerate(prompts):
+        prompt = Prefix.of("public", tokens)
+        if number not in unasked:
+            missed += larger.match(prompt) - cache.match(prompt)
+            hindsight.missed(prompt, cache.match(prompt))
+        serve(cache, tokens)
+        serve(larger, tokens)
+        cache.check()
+    assert hindsight.ghost_hits["2x"] == missed
+
+
+@settings(deadline=None)
 @given(prompts=PROMPTS)
 def test_regret_is_what_was_evicted_and_then_computed_again(prompts: list[list[int]]) -> None:
     """With so few tokens all that went is remembered, so an endless cache says the same."""

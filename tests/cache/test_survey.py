@@ -23,7 +23,7 @@ PART, LIST = 100, 50
 
 
 def tree(shape: str) -> KVCache:
-    cache = KVCache(NODES * 13, hindsight=False)
+    cache = KVCache(NODES * 13, hindsight=None)
     for number in range(NODES):
         namespace, tokens = "public", [1, number]
         if shape == "many roots":

@@ -40,6 +40,20 @@ def test_budgets_shrink_and_grow_and_tell_what_they_evicted() -> None:
     assert engine.cache.stats().num_slots == engine.host.cache.stats().num_slots == 200
 
 
+def test_host_memory_that_grows_has_room_for_what_the_device_evicts_meanwhile() -> None:
+    engine = Tiered(200, host_slots=200)
+    assert engine.host is not None
+    configure(engine, host_budget=80 * 1024)
+    for number in range(4):
+        engine.ask(request(f"r{number}", prompt_of(number, 45), 1))
+    before = engine.cache.stats().cached
+    told = configure(engine, kv_budget=70, host_budget=200 * 1024)
+    engine.settle()
+    assert told.evicted_tokens["host"] == 0
+    assert engine.host.cache.stats().cached > 80
+    assert engine.host.cache.stats().cached + engine.cache.stats().cached >= before
+
+
 def test_a_budget_shrinks_in_parts_between_which_steps_run() -> None:
     engine = Tiered(4096)
     for number in range(4):

@@ -54,6 +54,7 @@ class Server:
                 least=LEAST,
                 most=most,
                 unused=unused,
+                promised=0,
                 free=free,
                 reserve=RESERVE,
                 prompt_tokens=self.prompt_tokens,

@@ -49,6 +49,16 @@ def test_each_is_shown_with_its_bounds_and_its_value_at_start() -> None:
     assert settings.settings.max_queue == 3
 
 
+def test_host_memory_may_grow_up_to_its_largest_budget() -> None:
+    settings = LiveSettings(Settings(host_budget=1 << 20, host_budget_max=(2 << 20) + 5))
+    settings.take_engine(msgspec.structs.replace(INFO, host_bytes=2 << 20))
+    shown = settings.shown()["host_budget"]
+    assert (shown.value, shown.max) == (1 << 20, (2 << 20) + 5)
+    settings.take(settings.checked({"host_budget": 2 << 20}), "auto", "room")
+    shown = settings.shown()["host_budget"]
+    assert (shown.value, shown.changed_by, shown.why) == (2 << 20, "auto", "room")
+
+
 def test_without_a_host_tier_it_has_no_budget() -> None:
     settings = live(host_bytes=0)
     assert "host_budget" not in settings.shown()
