@@ -16,6 +16,7 @@ from radixserve.errors import ModelRefused
 from radixserve.rotary import rotary_refusal
 
 _SERVED = ("full_attention", "attention", "global", SLIDING)
+_PER_LAYER = {"head_dim", "num_attention_heads", "num_key_value_heads", "v_head_dim"}
 _ENCODER = ("encoder_layers", "num_encoder_layers")
 _RECURRENT = (
     "ssm_state_size",
@@ -69,6 +70,9 @@ def _refusal(config: PretrainedConfig) -> str | None:
         return (
             f"has recurrent or state-space layers{recurrent}, whose state cannot be cut at a token"
         )
+    differing = _PER_LAYER & set(_value(config, "per_layer_attributes") or ())
+    if differing:
+        return f"has layers whose keys and values have different sizes ({min(differing)})"
     if not _value(config, "num_attention_heads"):
         return "has no attention heads (num_attention_heads)"
     return _attention_refusal(config, kinds)

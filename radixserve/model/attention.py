@@ -33,13 +33,13 @@ def interface(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
         query: torch.Tensor,  # [1, heads, rows, k_dim]
         key: torch.Tensor,  # [1, kv_heads, rows, k_dim]
         value: torch.Tensor,
-        mask: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
         *,
         scaling: float | None = None,
         **rest: Any,
     ) -> tuple[torch.Tensor, None]:
         plan = current_plan()
-        refuse_unknown(module, mask, rest, plan)
+        refuse_unknown(module, attention_mask, rest, plan)
         layer, pool = plan.layers_seen, plan.pool
         for target, numbers in ((pool.k[layer], key[0]), (pool.v[layer], value[0])):
             rows = rows_of(numbers.transpose(0, 1), pool.shape.dtype)

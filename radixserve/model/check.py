@@ -187,5 +187,5 @@ def _both(loaded: LoadedModel, tokens: torch.Tensor) -> list[torch.Tensor]:
         return [logits_in_chunks(loaded, tokens, counts) for counts in CHUNKINGS]
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ModelRefused(
-            f"Attention over cached K/V does not fit this architecture: {first_line(error)}"
+            f"Attention over cached K/V does not fit this architecture: {first_line(error)}."
         ) from error

@@ -50,6 +50,7 @@ class RowwiseRotary(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
+        self.config = getattr(inner, "config", None)  # some models read it there
         # positions per block: whole vectors for any even dimension, and few enough for one thread
         self._rows = 64
 

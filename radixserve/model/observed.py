@@ -45,7 +45,7 @@ def observed_shape(model: PreTrainedModel) -> tuple[KVShape, int]:
         model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
         raise ModelRefused(
-            f"{kind} does not run with other linear layers and attention: {first_line(error)}"
+            f"{kind} does not run with other linear layers and attention: {first_line(error)}."
         ) from error
     if not seen:
         raise ModelRefused(f"{kind} does not call the attention that it is given.")
