@@ -8,6 +8,7 @@ import ast
 import builtins
 import keyword
 import re
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,10 @@ import pytest
 from radixserve import config_table, metrics_table
 from radixserve.config_sources import OTHER_VARIABLES
 from radixserve.loadtest.options import parser as load_test_options
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
+import families_table
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "radixserve"
@@ -53,7 +58,11 @@ def by_name(paths: list[Path]) -> Callable[[Callable[[Path], None]], Callable[[P
 
 @pytest.mark.parametrize(
     ("name", "table"),
-    [("settings.md", config_table.markdown), ("metrics.md", metrics_table.markdown)],
+    [
+        ("settings.md", config_table.markdown),
+        ("metrics.md", metrics_table.markdown),
+        ("models.md", families_table.markdown),
+    ],
 )
 def test_generated_tables_are_up_to_date(name: str, table: Callable[[], str]) -> None:
     text = (ROOT / "docs" / name).read_text()
