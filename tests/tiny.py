@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -111,6 +112,12 @@ def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
 def load_tiny(name: str, seed: int = 0) -> LoadedModel:
     """The same weights as `tiny_model(name, seed)`, checked and made row-wise."""
     return prepare_model(tiny_model(name, seed), CPU)
+
+
+def with_own_modules(loaded: LoadedModel) -> LoadedModel:
+    """A loaded model that runs through transformers' modules, with our attention in them."""
+    loaded.model.set_attn_implementation(loaded.attention)  # type: ignore[operator]
+    return replace(loaded, decoder=None)
 
 
 def tiny_runner(name: str, num_slots: int = 1024, seed: int = 0) -> Runner:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    MistralConfig,
+    MambaConfig,
     PretrainedConfig,
     Qwen2Config,
     T5Config,
@@ -79,13 +79,13 @@ def test_a_local_folder_is_served_under_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (MistralConfig(**SIZE, sliding_window=32), "sliding window"),
+        (MambaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=1), "state-space"),
         (
             T5Config(vocab_size=100, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8),
             "encoder-decoder",
         ),
     ],
-    ids=["sliding window", "encoder-decoder"],
+    ids=["state-space", "encoder-decoder"],
 )
 def test_a_model_that_cannot_be_served_exactly_is_refused_in_a_sentence(
     config: PretrainedConfig, reason: str, tmp_path: Path

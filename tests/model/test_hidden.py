@@ -5,7 +5,6 @@ Each is refused in every dtype. Sound models, those with routers included, are n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +20,7 @@ from radixserve.errors import ModelRefused
 from radixserve.model import check, probes
 from radixserve.model.check import own_logits, probe
 from radixserve.model.load import prepare_model
-from tests.tiny import CPU, VOCAB, tiny_model
+from tests.tiny import CPU, VOCAB, tiny_model, with_own_modules
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAMES = ("llama_grouped", "qwen3")
@@ -154,7 +153,7 @@ def ours(name: str, dtype: torch.dtype) -> list[list[torch.Tensor]]:
     """
     loaded = prepare_model(model_of(name, dtype), CPU)
     [tokens] = probes.probe_tokens(VOCAB)
-    return [check._both(each, tokens) for each in (loaded, replace(loaded, decoder=None))]
+    return [check._both(each, tokens) for each in (loaded, with_own_modules(loaded))]
 
 
 @pytest.fixture
