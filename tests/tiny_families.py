@@ -205,11 +205,17 @@ def _small(kind: type[PretrainedConfig]) -> dict[str, Any]:
 
 
 def family_model(name: str, seed: int = 0) -> PreTrainedModel:
-    """The tiny model, untouched by us. Its weights are as far from the initial ones as those of
-    `tests.tiny`; vectors (norms, biases, sinks) differ from their initial constants, too.
+    """The tiny model, untouched by us."""
+    return random_model(family_config(name), seed)
+
+
+def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """A model whose weights are as far from the initial ones as those of `tests.tiny`; vectors
+    (norms, biases, sinks) differ from their initial constants, too. So none can be left out
+    unnoticed.
     """
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(family_config(name)).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

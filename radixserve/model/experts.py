@@ -118,13 +118,16 @@ class RowwiseCalls(TorchFunctionMode):
         return self._packed[key](x)
 
 
-def compute_rowwise(block: nn.Module) -> None:
+def compute_rowwise(block: nn.Module) -> bool:
     """Have `block` run its forward pass with `RowwiseCalls`, for the weights of its modules that
-    are not packed.
+    are not packed. False if it cannot, because two of them have the same shape.
     """
-    weights = {each.shape: each.detach() for each in block.parameters() if each.dim() == 2}
-    calls, forward = RowwiseCalls(weights), block.forward
-    block.forward = _within(calls, forward)
+    unpacked = [each.detach() for each in block.parameters() if each.dim() == 2]
+    weights = {each.shape: each for each in unpacked}
+    if len(weights) < len(unpacked):
+        return False
+    block.forward = _within(RowwiseCalls(weights), block.forward)
+    return True
 
 
 def _within(calls: RowwiseCalls, forward: Callable[..., Any]) -> Callable[..., Any]:

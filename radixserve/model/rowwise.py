@@ -52,7 +52,7 @@ def make_rowwise(model: nn.Module) -> str | None:
 
 
 def _pack_experts(model: nn.Module) -> list[nn.Module]:
-    """Pack the experts of each layer; returns the modules that call them, which are row-wise
+    """Pack the experts of each layer; returns those modules that call them which are row-wise
     then.
     """
     blocks = [parent for parent in model.modules() if any(map(is_packable, parent.children()))]
@@ -60,8 +60,7 @@ def _pack_experts(model: nn.Module) -> list[nn.Module]:
         for name, child in list(parent.named_children()):
             if is_packable(child):
                 setattr(parent, name, PackedExperts(child))
-        compute_rowwise(parent)
-    return blocks
+    return [block for block in blocks if compute_rowwise(block)]
 
 
 class _Packing:

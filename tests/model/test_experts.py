@@ -15,6 +15,7 @@ from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
 from transformers.models.mixtral.configuration_mixtral import MixtralConfig
 from transformers.models.qwen2_moe.configuration_qwen2_moe import Qwen2MoeConfig
 
+from radixserve.model.experts import compute_rowwise
 from radixserve.model.rowwise import make_rowwise
 
 _SIZE: dict[str, Any] = {
@@ -82,3 +83,9 @@ def test_a_row_has_the_same_bits_whatever_rows_are_beside_it(name: str, dtype: t
         assert torch.equal(result(ours, x[begin:end]), whole[begin:end])
     order = torch.randperm(67)
     assert torch.equal(result(ours, x[order]), whole[order])
+
+
+def test_a_block_with_two_weights_of_one_shape_is_not_said_to_be_row_wise() -> None:
+    block = nn.ParameterList([torch.zeros(3, 4), torch.zeros(3, 4)])
+    assert not compute_rowwise(block)
+    assert compute_rowwise(nn.ParameterList([torch.zeros(3, 4), torch.zeros(4, 3)]))

@@ -19,6 +19,7 @@ from radixserve.model.runner import Runner
 from radixserve.step import Logits
 from radixserve.tensors.kv import KVPool
 from tests.tiny import CPU, VOCAB, chunk, chunks_of, greedy
+from tests.tiny_families import random_model
 
 WINDOWED = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
 # Tiny models by name: the model type, then what is unlike the defaults of its class.
@@ -100,21 +101,11 @@ SLOTS = torch.randperm(512, generator=torch.Generator().manual_seed(0)).tolist()
 
 
 def tiny(name: str) -> PreTrainedModel:
-    """The model itself, untouched by us. All weights are far enough from the initial ones that none
-    can be left out unnoticed.
-    """
+    """The model itself, untouched by us."""
     kind = CONFIG_MAPPING[name.split()[0]]
     names = {field.name for field in dataclasses.fields(kind)}
     sizes = {field: size for field, size in SIZES.items() if field in names}
-    torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(kind(**sizes | TINY[name])).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(4)
-            else:
-                parameter.add_(torch.randn(parameter.shape) / 10)
-    return model
+    return random_model(kind(**sizes | TINY[name]))
 
 
 @cache
