@@ -111,7 +111,7 @@ class Metrics:
             for labels in each.series():
                 _series(self._histograms[each.name], labels)
         self._gauges["radixserve_build_info"].labels(__version__).set(1)
-        self._model, self._aliases = model, aliases
+        self.model, self._aliases = model, aliases
         self._window = HitWindow(clock)
         self._seen: Numbers = {}  # the totals of the last report
 
@@ -181,10 +181,13 @@ class Metrics:
         (None: if there is an `info`).
         """
         self.take_state(stats, info, up=up)
-        page = prometheus_client.generate_latest(self.registry)
-        if self._aliases == "vllm":
-            page += prometheus_client.generate_latest(VllmNames(self.registry, self._model, info))
-        return page
+        collectors = (self.registry, *self.other_names(info))
+        return b"".join(map(prometheus_client.generate_latest, collectors))
+
+    def other_names(self, info: EngineInfo | None) -> list[VllmNames]:
+        """What the page has behind `registry`: with aliases the numbers under their other names."""
+        wanted = self._aliases == "vllm"
+        return [VllmNames(self.registry, self.model, info)] if wanted else []
 
     def take_state(
         self, stats: EngineStats, info: EngineInfo | None, *, up: bool | None = None
@@ -202,7 +205,7 @@ class Metrics:
             self._set(
                 "radixserve_model_info",
                 1,
-                self._model,
+                self.model,
                 info.device,
                 info.dtype,
                 info.attention,

@@ -9,7 +9,7 @@ from types import TracebackType
 from aiohttp import web
 
 from radixserve.api.access import tenant_of
-from radixserve.api.context import API
+from radixserve.api.context import api_of
 from radixserve.api.request_id import request_id_of
 from radixserve.front.generation import Generation, outcome_of
 from radixserve.metrics import RequestRecord
@@ -22,7 +22,7 @@ class Account:
     """
 
     def __init__(self, request: web.Request, endpoint: str, arrived: float) -> None:
-        self._api = request.app[API]
+        self._api = api_of(request)
         self._tenant = tenant_of(request)
         self._asked = Asked(
             request.headers, request_id_of(request), endpoint, self._api.model_name, arrived

@@ -25,7 +25,7 @@ from radixserve.api.cache.explain import explain
 from radixserve.api.cache.pins import pin, pins, unpin
 from radixserve.api.cache.warm import warm
 from radixserve.api.config import change, config
-from radixserve.api.context import API, Api
+from radixserve.api.context import API, Api, api_of
 from radixserve.api.cors import add_cors_headers, answer_options
 from radixserve.api.envelope import (
     as_api_error,
@@ -35,6 +35,7 @@ from radixserve.api.envelope import (
     title,
 )
 from radixserve.api.handlers import handler_of
+from radixserve.api.models import MODELS, Models
 from radixserve.api.openai.endpoints import CHAT, COMPLETIONS
 from radixserve.api.openai.responses.endpoint import RESPONSES, count_input_tokens, not_stored
 from radixserve.api.request_id import identify, request_id_of
@@ -46,15 +47,15 @@ from radixserve.errors import Unavailable
 __all__ = ["ApiSettings", "make_app"]
 
 
-def make_app(api: Api) -> web.Application:
-    """Make the application. It must run with `handler_cancellation=True`, so that a client that
-    disconnects stops its work.
+def make_app(api: Api, *others: Api) -> web.Application:
+    """Make the application for one model, or for it and `others`, which were made by `Api.beside`.
+    It must run with `handler_cancellation=True`, so that a client that disconnects stops its work.
     """
     app = web.Application(
-        middlewares=[_errors_as_envelope, _only_those_who_may],
+        middlewares=[_errors_as_envelope, _only_those_who_may, _with_its_model],
         client_max_size=api.settings.max_body_bytes,
     )
-    app[API] = api
+    app[API], app[MODELS] = api, Models(api, *others)
     app.on_response_prepare.append(_add_headers)
     app.cleanup_ctx.append(_close_threads)
     app.cleanup_ctx.append(_keep_history)
@@ -115,6 +116,8 @@ _FOR_ALL = (
     ui_page.asset,
 )
 _HEALTH = (ops.ready, ops.live)
+# These are for one model, like all requests that compute or change something.
+_READ_FROM_ONE = (cache.summary, cache.tree, pins, config, ui_events.events)
 
 
 @web.middleware
@@ -128,7 +131,7 @@ async def _errors_as_envelope(request: web.Request, handler: Handler) -> web.Str
         raise asyncio.CancelledError from gone
     except Exception as error:
         refusal = as_api_error(error, request)
-        note_error(refusal, title(request), api.metrics)
+        note_error(refusal, title(request), api_of(request).metrics)
         return error_response(refusal, request.path, api.settings.retry_after_seconds)
 
 
@@ -155,6 +158,21 @@ async def _only_those_who_may(request: web.Request, handler: Handler) -> web.Str
         return await handler(request)
     with api.limits.entered(tenant_of(request)):
         return await handler(request)
+
+
+@web.middleware
+async def _with_its_model(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let handlers see the model that the request is for."""
+    if _is_for_one_model(request):
+        await request.app[MODELS].choose(request)
+    return await handler(request)
+
+
+def _is_for_one_model(request: web.Request) -> bool:
+    route = request.match_info
+    if route.http_exception is not None or route.handler is not_stored:
+        return False
+    return request.method not in ("GET", "HEAD") or route.handler in _READ_FROM_ONE
 
 
 def _is_open(request: web.Request, settings: ApiSettings) -> bool:
@@ -185,7 +203,8 @@ async def _close_threads(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _keep_history(app: web.Application) -> AsyncIterator[None]:
-    sampling = asyncio.create_task(app[API].ui.history.run())
+    sampling = [asyncio.create_task(api.ui.history.run()) for api in app[MODELS]]
     yield
-    sampling.cancel()
-    await asyncio.wait([sampling])
+    for each in sampling:
+        each.cancel()
+    await asyncio.wait(sampling)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from radixserve.api.context import API, Api
+from radixserve.api.context import Api, api_of
 from radixserve.api.refusals import shown
 from radixserve.api.unknown import leave_out_unknown
 from radixserve.errors import BadRequest
@@ -37,7 +37,7 @@ async def read_body(request: web.Request, body_type: type[Body]) -> Body:
 
     Raises as `read_raw`, and BadRequest for a body that is not of this type.
     """
-    return decode_for(request.app[API], await read_raw(request), body_type)
+    return decode_for(api_of(request), await read_raw(request), body_type)
 
 
 async def read_raw(request: web.Request) -> bytes:
@@ -47,7 +47,7 @@ async def read_raw(request: web.Request) -> bytes:
     with status 408 if the body does not arrive in time.
     """
     try:
-        async with asyncio.timeout(request.app[API].settings.body_read_seconds):
+        async with asyncio.timeout(api_of(request).settings.body_read_seconds):
             return await request.read()
     except TimeoutError:
         refusal = BadRequest("The body did not arrive in time.", code="request_timeout")

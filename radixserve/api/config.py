@@ -9,7 +9,7 @@ from aiohttp import web
 from radixserve.api.access import check_admin, tenant_of
 from radixserve.api.body import decode_body, read_raw
 from radixserve.api.cache.query import parameters
-from radixserve.api.context import API
+from radixserve.api.context import api_of
 from radixserve.api.json_response import json_response
 from radixserve.errors import BadRequest
 
@@ -20,14 +20,14 @@ async def config(request: web.Request) -> web.Response:
     """GET /config."""
     check_admin(request)
     parameters(request, ())
-    return json_response({"settings": request.app[API].engine.live_settings.shown()})
+    return json_response({"settings": api_of(request).engine.live_settings.shown()})
 
 
 async def change(request: web.Request) -> web.Response:
     """PUT /config: all settings that are given change, or none."""
     check_admin(request)
     parameters(request, ())
-    api = request.app[API]
+    api = api_of(request)
     changes = decode_body(await read_raw(request), dict[str, Any])
     why = _why(changes.pop("why", ""))
     did = await api.engine.configure(changes, tenant_of(request).name, why)

@@ -1,5 +1,5 @@
-"""The objects and facts that every handler needs, in one value stored on the application.
-`make_app` owns it; it holds no request state.
+"""The objects and facts that every handler needs, in one value for each model, stored on the
+application. `make_app` owns them; they hold no request state.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
@@ -67,7 +67,9 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """The collaborators and facts that handlers use."""
+    """The collaborators and facts that handlers use for requests to one model. What models share is
+    the same object in each: threads, keys, namespaces, limits, readiness and traces.
+    """
 
     engine: EngineClient
     tokenizer: TokenizerClient
@@ -120,6 +122,27 @@ class Api:
             readiness=Readiness(),
         )
 
+    def beside(
+        self,
+        engine: EngineClient,
+        tokenizer: TokenizerClient,
+        metrics: Metrics,
+        settings: ApiSettings,
+        model_names: tuple[str, ...],
+    ) -> Api:
+        """The value for another model of the same server."""
+        return replace(
+            self,
+            engine=engine,
+            tokenizer=tokenizer,
+            metrics=metrics,
+            settings=settings,
+            model_names=model_names,
+            formats=AnswerFormats.of(tokenizer, settings.tool_parser, settings.reasoning_parser),
+            volatile=VolatilePrefixes(settings.volatile_prefix, metrics.volatile_line_removed),
+            ui=PageState(engine),
+        )
+
     @property
     def model_name(self) -> str:
         """The name that answers carry, whichever name a request used."""
@@ -139,11 +162,14 @@ class Api:
         """Why clients should go elsewhere, even if requests are accepted; None when all is well."""
         return self.engine.unready_reason or self.readiness.reason
 
-    def check_ready(self) -> None:
-        """Raises Unavailable while there is an `unready_reason`."""
-        reason = self.unready_reason
-        if reason is not None:
-            raise Unavailable(f"The server is not ready: {reason}.", code="server_not_ready")
-
 
 API = web.AppKey("api", Api)
+"""Of the first model."""
+
+CHOSEN = web.RequestKey("api", Api)
+"""Of the model that a request names, where there are several."""
+
+
+def api_of(request: web.Request) -> Api:
+    """What handlers use for `request`."""
+    return request[CHOSEN] if CHOSEN in request else request.app[API]

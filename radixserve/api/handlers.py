@@ -18,7 +18,7 @@ from aiohttp.typedefs import Handler
 from radixserve.api.access import assign_tenant, tenant_of
 from radixserve.api.account import Account
 from radixserve.api.body import Body, read_body
-from radixserve.api.context import API, Api
+from radixserve.api.context import Api, api_of
 from radixserve.api.envelope import as_api_error, note_error, title
 from radixserve.api.refusals import shown
 from radixserve.api.sse import EventStream
@@ -72,7 +72,7 @@ def handler_of(endpoint: Endpoint[Any]) -> Handler:
 
 
 async def _serve(request: web.Request, endpoint: Endpoint[Any]) -> web.StreamResponse:
-    api, arrived = request.app[API], time.monotonic()
+    api, arrived = api_of(request), time.monotonic()
     with Account(request, endpoint.name, arrived) as account:
         deadline = deadline_of(request, arrived)
         body = await read_body(request, endpoint.body_type)
@@ -105,7 +105,7 @@ def deadline_of(request: web.Request, arrived: float) -> float | None:
 async def _answer_whole(
     request: web.Request, generation: Generation, renderer: Renderer
 ) -> web.StreamResponse:
-    answers = await generation.collect(request.app[API].engine)
+    answers = await generation.collect(api_of(request).engine)
     return web.Response(body=renderer.whole(answers), content_type="application/json")
 
 
@@ -115,7 +115,7 @@ async def _answer_streamed(
     """Send the answer as a stream. A failure after the first event or comment is sent as an event,
     because the status has been sent.
     """
-    api = request.app[API]
+    api = api_of(request)
     events = EventStream(request, api.settings.client_write_seconds)
     opening = renderer.opening()
 

@@ -10,23 +10,27 @@ from aiohttp import web
 
 import radixserve
 from radixserve.api.body import read_body
-from radixserve.api.context import API, Api
+from radixserve.api.context import API, Api, api_of
 from radixserve.api.json_response import json_response
+from radixserve.api.models import MODELS
 from radixserve.api.openai.prompts import chat_prompt, conversation_of, text_prompt
 from radixserve.api.openai.tools import offered_tools
 from radixserve.api.openai.validate import check_model, check_token_ids
 from radixserve.api.openai.wire import ChatBody, DetokenizeBody, TokenizeBody
 from radixserve.api.refusals import unsupported
 from radixserve.errors import BadRequest
+from radixserve.metrics import Metrics
+from radixserve.metrics_page import page
 
 
 async def about(request: web.Request) -> web.Response:
     """GET /: describes the server to a person who opens the address in a browser."""
-    api = request.app[API]
+    api, models = request.app[API], request.app[MODELS]
+    names = [each.model_name for each in models]
     facts = {
         "server": "radixserve",
         "version": radixserve.__version__,
-        "model": api.model_names[0],
+        **({"models": names} if models.are_several else {"model": api.model_name}),
         "openai_base_url": f"{api.settings.root_path}/v1",
         "health": f"{api.settings.root_path}/health",
         "metrics": f"{api.settings.root_path}/metrics",
@@ -38,19 +42,23 @@ async def list_models(request: web.Request) -> web.Response:
     """GET /v1/models: the names without `*`, with the members that OpenAI's and Anthropic's clients
     look for.
     """
-    api = request.app[API]
-    names = [name for name in api.model_names if "*" not in name]
-    models = [_model(api, name) for name in names]
-    page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+    models = [
+        _model(api, name)
+        for api in request.app[MODELS]
+        for name in api.model_names
+        if "*" not in name
+    ]
+    page = {"has_more": False, "first_id": models[0]["id"], "last_id": models[-1]["id"]}
     return json_response({"object": "list", "data": models, **page})
 
 
 async def get_model(request: web.Request) -> web.Response:
     """GET /v1/models/{model}; a model's name may contain slashes."""
-    api = request.app[API]
-    name = request.match_info["model"]
-    check_model(name, api.model_names)
-    return json_response(_model(api, name))
+    name, models = request.match_info["model"], request.app[MODELS]
+    if models.are_several:
+        return json_response(_model(models.named(name), name))
+    check_model(name, request.app[API].model_names)
+    return json_response(_model(request.app[API], name))
 
 
 async def live(request: web.Request) -> web.Response:
@@ -59,39 +67,43 @@ async def live(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """GET /health/ready and /health: 503 with the reason while the engine does not work."""
-    request.app[API].check_ready()
+    """GET /health/ready and /health: 503 with the reason while an engine does not work."""
+    request.app[MODELS].check_ready()
     return json_response({"status": "ready"})
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """GET /metrics."""
-    api = request.app[API]
-    body = api.metrics.render(
-        api.engine.stats, api.engine.info, up=api.engine.unready_reason is None
-    )
-    return web.Response(body=body, headers={"Content-Type": api.metrics.content_type})
+    """GET /metrics: where there are several models, with the name of each as a label."""
+    models = request.app[MODELS]
+    for api in models:
+        engine = api.engine
+        api.metrics.take_state(engine.stats, engine.info, up=engine.unready_reason is None)
+    body = page([(api.metrics, api.engine.info) for api in models])
+    return web.Response(body=body, headers={"Content-Type": Metrics.content_type})
 
 
 async def version(request: web.Request) -> web.Response:
     """GET /version: version, model and engine, and whether a cache hit equals a miss bit for bit in
     this configuration.
     """
-    api = request.app[API]
-    facts = {
-        "version": radixserve.__version__,
-        "model": api.model_name,
-        "defaults": api.settings.defaults,
-        "engine": api.engine.info,
-    }
-    return json_response(facts)
+    models = request.app[MODELS]
+    facts = [
+        {
+            "model": api.model_name,
+            "defaults": api.settings.defaults,
+            "engine": api.engine.info,
+        }
+        for api in models
+    ]
+    told = {"models": facts} if models.are_several else facts[0]
+    return json_response({"version": radixserve.__version__, **told})
 
 
 async def tokenize(request: web.Request) -> web.Response:
     """POST /tokenize: the ids that /v1/completions (prompt) or /v1/chat/completions (messages)
     would compute.
     """
-    api = request.app[API]
+    api = api_of(request)
     body = await read_body(request, TokenizeBody)
     check_model(body.model, api.model_names)
     if (body.prompt is None) == (body.messages is None):
@@ -117,7 +129,7 @@ async def tokenize(request: web.Request) -> web.Response:
 
 async def detokenize(request: web.Request) -> web.Response:
     """POST /detokenize: the text of token ids, special tokens shown."""
-    api = request.app[API]
+    api = api_of(request)
     body = await read_body(request, DetokenizeBody)
     check_model(body.model, api.model_names)
     check_token_ids(body.tokens, api.info().vocab_size, "tokens")

@@ -36,8 +36,8 @@ with_choices = pytest.mark.parametrize(
 class KeepingMetrics(Metrics):
     """Also remembers each record."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, model: str = "") -> None:
+        super().__init__(model)
         self.records: list[RequestRecord] = []
 
     def record(self, record: RequestRecord) -> None:

@@ -18,6 +18,7 @@ from radixserve.api.cache.warm_file import FilePrompts
 from radixserve.api.cache.warm_pins import PinnedPrompts
 from radixserve.api.cache.warmup import Warmup
 from radixserve.api.context import Api
+from radixserve.api.models import Models
 from radixserve.body_file import FileBody
 from radixserve.errors import Unavailable
 from radixserve.front.pins import KeptPins
@@ -171,7 +172,7 @@ async def test_what_is_warmed_is_shown_on_the_page_and_is_no_request_of_a_client
 async def test_the_server_is_not_ready_while_it_warms_but_takes_requests(api: Api) -> None:
     api.readiness.reason = "warming"
     with pytest.raises(Unavailable, match="warming"):
-        api.check_ready()
+        Models(api).check_ready()
     assert api.info() is not None
 
 

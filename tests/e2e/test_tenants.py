@@ -56,7 +56,9 @@ def test_keys_are_read_again_and_no_answer_is_lost(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-def test_hangups_during_the_start_do_not_end_the_server_and_are_obeyed_in_the_end(tmp_path: Path) -> None:
+def test_hangups_during_the_start_do_not_end_the_server_and_are_obeyed_in_the_end(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "keys.toml"
     path.write_text("[tenants.a]\nkeys = ['key-a']")
     log = tmp_path / "log"

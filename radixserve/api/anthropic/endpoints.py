@@ -10,7 +10,7 @@ from radixserve.api.anthropic.conversation import translated
 from radixserve.api.anthropic.renderer import MessagesRenderer
 from radixserve.api.anthropic.wire import CountTokensBody, MessagesBody
 from radixserve.api.body import read_body
-from radixserve.api.context import API, Api
+from radixserve.api.context import Api, api_of
 from radixserve.api.handlers import Endpoint
 from radixserve.api.openai.endpoints import prepare_chat
 from radixserve.api.openai.prompts import chat_prompt, conversation_of
@@ -34,7 +34,7 @@ async def prepare_messages(api: Api, body: MessagesBody) -> Generation:
 
 async def count_tokens(request: web.Request) -> web.Response:
     """POST /v1/messages/count_tokens: the tokens of the prompt that /v1/messages would compute."""
-    api = request.app[API]
+    api = api_of(request)
     body = await read_body(request, CountTokensBody)
     chat = translated(body, ignore_unknown=api.settings.ignore_unknown_fields)
     try:

@@ -12,7 +12,7 @@ from aiohttp import web
 from radixserve.api.access import assign_tenant, check_admin, tenant_of
 from radixserve.api.anthropic.endpoints import MESSAGES
 from radixserve.api.body import decode_for
-from radixserve.api.context import API, Api
+from radixserve.api.context import Api, api_of
 from radixserve.api.handlers import Endpoint
 from radixserve.api.openai.endpoints import CHAT, COMPLETIONS
 from radixserve.api.openai.responses.endpoint import RESPONSES
@@ -26,7 +26,7 @@ async def generation_of(request: web.Request, fields: dict[str, Any]) -> Generat
     """The generation of a body, for `tenant_named`, whose field is taken out of `fields`. Raises
     the refusal.
     """
-    api, is_anthropic = request.app[API], "anthropic-version" in request.headers
+    api, is_anthropic = api_of(request), "anthropic-version" in request.headers
     tenant = tenant_named(request, fields.pop("tenant", None))
     generation = await prepared(api, fields, is_anthropic=is_anthropic)
     assign_tenant(generation, tenant, api.namespaces)
@@ -40,7 +40,7 @@ def tenant_named(request: web.Request, name: object) -> Tenant:
     if name is None:
         return tenant_of(request)
     check_admin(request)
-    return known_tenant(request.app[API], name)
+    return known_tenant(api_of(request), name)
 
 
 def known_tenant(api: Api, name: object) -> Tenant:

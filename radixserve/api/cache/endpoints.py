@@ -8,7 +8,7 @@ from msgspec.structs import asdict
 
 from radixserve.api.access import check_admin
 from radixserve.api.cache.query import number, parameters, seconds
-from radixserve.api.context import API, Api
+from radixserve.api.context import Api, api_of
 from radixserve.api.json_response import json_response
 from radixserve.api.openai.prompts import text_prompt
 from radixserve.api.refusals import missing
@@ -27,13 +27,13 @@ async def flush(request: web.Request) -> web.Response:
     """POST /flush_cache and /reset_prefix_cache: nothing that is cached now is found again."""
     check_admin(request)
     parameters(request, ())
-    return json_response(asdict(await request.app[API].engine.ask(Drop())))
+    return json_response(asdict(await api_of(request).engine.ask(Drop())))
 
 
 async def drop(request: web.Request) -> web.Response:
     """DELETE /cache: drop a prefix, a namespace, or what was not used for long."""
     check_admin(request)
-    api = request.app[API]
+    api = api_of(request)
     given = parameters(request, ("prefix", "tenant", "namespace", "older_than", "node", "tier"))
     if "tier" in given and "node" not in given:
         raise BadRequest("'tier' needs 'node'.", param="tier", code="invalid_value")
@@ -75,7 +75,7 @@ async def summary(request: web.Request) -> web.Response:
     """GET /cache: how full the tiers are, and of what."""
     check_admin(request)
     parameters(request, ())
-    api = request.app[API]
+    api = api_of(request)
     found = await api.engine.ask(Summarize())
     slot_bytes = _info(api).slot_bytes
     return json_response(
@@ -97,7 +97,7 @@ def _in_bytes(tier: TierSummary, slot_bytes: int) -> TierSummary:
 async def tree(request: web.Request) -> web.Response:
     """GET /cache/tree: a part of the tree of one tier."""
     check_admin(request)
-    api = request.app[API]
+    api = api_of(request)
     given = parameters(request, ("tier", "node", "depth", "nodes"))
     node = number(given, "node", 0, 1, MAX_ID) if "node" in given else None
     depth = number(given, "depth", 4, 0, MAX_LEVELS)

@@ -19,7 +19,7 @@ from radixserve.api.body import decode_body, read_raw
 from radixserve.api.cache.bodies import generation_of, tenant_named
 from radixserve.api.cache.hints import hints
 from radixserve.api.cache.regions import Region, region_of
-from radixserve.api.context import API, Api
+from radixserve.api.context import Api, api_of
 from radixserve.api.json_response import json_response
 from radixserve.api.openai.validate import check_token_ids
 from radixserve.api.refusals import missing, too_many
@@ -54,7 +54,7 @@ async def explain(request: web.Request) -> web.Response:
     """POST /cache/explain."""
     if tenant_of(request) is DEFAULT:
         check_admin(request)
-    api, raw = request.app[API], await read_raw(request)
+    api, raw = api_of(request), await read_raw(request)
     fields = decode_body(raw, dict[str, Any])
     if "tokens" in fields:
         question = of_tokens(request, decode_body(raw, TokensBody))
@@ -71,7 +71,8 @@ async def explain(request: web.Request) -> web.Response:
 
 def of_tokens(request: web.Request, body: TokensBody) -> Explain:
     """The question about a prompt that is given as token ids. Raises BadRequest."""
-    api, info = request.app[API], request.app[API].info()
+    api = api_of(request)
+    info = api.info()
     if not body.tokens:
         raise missing("tokens")
     if len(body.tokens) > info.context_length:

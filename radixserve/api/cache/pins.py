@@ -20,7 +20,7 @@ from radixserve.api.cache.bodies import generation_of
 from radixserve.api.cache.endpoints import MAX_ID
 from radixserve.api.cache.explain import TokensBody, of_generation, of_tokens
 from radixserve.api.cache.query import parameters
-from radixserve.api.context import API, Api
+from radixserve.api.context import Api, api_of
 from radixserve.api.json_response import json_response
 from radixserve.api.refusals import check_range, missing, unsupported
 from radixserve.errors import BadRequest
@@ -50,7 +50,7 @@ async def pin(request: web.Request) -> web.Response:
             packed=pack(prompt.tokens),
             num_public=prompt.num_public,
         )
-    told = await request.app[API].engine.ask(asked)
+    told = await api_of(request).engine.ask(asked)
     log.info(
         "%s asked to pin %d tokens for %.0f s: %s, %s holds %d tokens",
         *(tenant_of(request).name, told.wanted, seconds, told.status, told.id or "no pin"),
@@ -123,7 +123,7 @@ async def pins(request: web.Request) -> web.Response:
     """GET /cache/pins."""
     check_admin(request)
     parameters(request, ())
-    api = request.app[API]
+    api = api_of(request)
     found = await api.engine.ask(ListPins())
     shown = await api.threads.run(lambda: [_shown(api, each) for each in found.pins])
     return json_response({"pins": shown})
@@ -148,6 +148,6 @@ async def unpin(request: web.Request) -> web.Response:
     check_admin(request)
     parameters(request, ())
     name = request.match_info["id"]
-    told = await request.app[API].engine.ask(Unpin(id=name))
+    told = await api_of(request).engine.ask(Unpin(id=name))
     log.info("%s ended a pin of %d tokens: %s", tenant_of(request).name, told.tokens, name)
     return json_response({"id": name, "tokens": told.tokens})

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from aiohttp import web
 
+from radixserve.api.models import MODELS
 from radixserve.api.refusals import check_range, shown
 from radixserve.errors import BadRequest
 
@@ -16,7 +17,11 @@ _MOST_SECONDS = 10 * 365 * 86400.0
 
 
 def parameters(request: web.Request, known: Collection[str]) -> dict[str, str]:
-    """The parameters in the query. Raises BadRequest for one that is not known or given twice."""
+    """The parameters in the query, without the `model` that chooses one of several. Raises
+    BadRequest for one that is not known or given twice.
+    """
+    if request.app[MODELS].are_several:
+        known = (*known, "model")
     for name in request.query:
         if name not in known:
             names = f"known are {', '.join(sorted(known))}" if known else "there are none here"
@@ -24,7 +29,7 @@ def parameters(request: web.Request, known: Collection[str]) -> dict[str, str]:
             raise BadRequest(text, param=shown(name), code="unknown_parameter")
         if len(request.query.getall(name)) > 1:
             raise BadRequest(f"'{name}' is given twice.", param=name, code="invalid_value")
-    return dict(request.query)
+    return {name: value for name, value in request.query.items() if name != "model"}
 
 
 def number(given: dict[str, str], name: str, default: int, lowest: int, highest: int) -> int:

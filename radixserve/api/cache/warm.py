@@ -16,7 +16,7 @@ from aiohttp import web
 from radixserve.api.access import assign_tenant, check_admin
 from radixserve.api.body import decode_body, read_raw
 from radixserve.api.cache.bodies import prepared, tenant_named
-from radixserve.api.context import API, Api
+from radixserve.api.context import Api, api_of
 from radixserve.api.json_response import json_response
 from radixserve.api.refusals import missing, too_many, unsupported
 from radixserve.errors import BadRequest
@@ -44,7 +44,7 @@ class Warmed(msgspec.Struct, frozen=True, kw_only=True):
 async def warm(request: web.Request) -> web.Response:
     """POST /cache/warm."""
     check_admin(request)
-    api, raw = request.app[API], await read_raw(request)
+    api, raw = api_of(request), await read_raw(request)
     fields = decode_body(raw, dict[str, Any])
     bodies = decode_body(raw, Bodies).bodies if "bodies" in fields else [fields]
     if not bodies:
@@ -58,7 +58,7 @@ async def warm(request: web.Request) -> web.Response:
 async def _asked(request: web.Request, fields: dict[str, Any]) -> Generation:
     tenant = tenant_named(request, fields.pop("tenant", None))
     is_anthropic = "anthropic-version" in request.headers
-    return await prompt_only(request.app[API], fields, tenant, is_anthropic=is_anthropic)
+    return await prompt_only(api_of(request), fields, tenant, is_anthropic=is_anthropic)
 
 
 async def prompt_only(

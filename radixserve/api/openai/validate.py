@@ -44,7 +44,7 @@ def check_model(asked: str | None, served: tuple[str, ...]) -> None:
     """Raises NotFound unless `asked` is one of the names served here, or absent. A `*` in a name
     stands for any characters.
     """
-    if asked is not None and not any(_is_called(asked, name) for name in served):
+    if asked is not None and not is_among(asked, served):
         raise NotFound(
             f"The model '{shown(asked)}' does not exist here; served is '{served[0]}'.",
             param="model",
@@ -52,8 +52,9 @@ def check_model(asked: str | None, served: tuple[str, ...]) -> None:
         )
 
 
-def _is_called(asked: str, name: str) -> bool:
-    return asked == name or ("*" in name and fnmatchcase(asked, name))
+def is_among(asked: str, served: tuple[str, ...]) -> bool:
+    """Whether `asked` is one of the names, in which a `*` stands for any characters."""
+    return any(asked == each or ("*" in each and fnmatchcase(asked, each)) for each in served)
 
 
 def check_fields(body: GenerationBody, settings: ApiSettings) -> None:

@@ -15,7 +15,7 @@ from aiohttp import web
 
 import radixserve
 from radixserve.api.access import check_admin
-from radixserve.api.context import API, Api
+from radixserve.api.context import Api, api_of
 from radixserve.api.sse import EventStream, event
 from radixserve.api.ui.history import Sample
 from radixserve.api.ui.live import ShownRequest
@@ -50,7 +50,7 @@ class Server(msgspec.Struct, kw_only=True):
 async def events(request: web.Request) -> web.StreamResponse:
     """GET /ui/events. Ends when the server drains."""
     check_admin(request)
-    api = request.app[API]
+    api = api_of(request)
     if api.engine.unready_reason in _ENDED:
         raise Unavailable("The server ends.", code="server_not_ready")
     if api.ui.num_open >= MAX_PAGES:

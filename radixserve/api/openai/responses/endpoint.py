@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from radixserve.api.body import read_body
-from radixserve.api.context import API, Api
+from radixserve.api.context import Api, api_of
 from radixserve.api.handlers import Endpoint
 from radixserve.api.openai.endpoints import prepare_chat
 from radixserve.api.openai.responses.answers import InputTokens
@@ -46,7 +46,7 @@ async def count_input_tokens(request: web.Request) -> web.Response:
     """POST /v1/responses/input_tokens: the tokens of the prompt that /v1/responses would
     compute.
     """
-    api = request.app[API]
+    api = api_of(request)
     generation = await prepare_response(api, await read_body(request, ResponsesBody))
     count = InputTokens(len(generation.streams[0].request.prompt_ids))
     return web.Response(body=msgspec.json.encode(count), content_type="application/json")
