@@ -90,6 +90,10 @@ class ModelRefused(StartupError):
         super().__init__(_cut(_on_one_line(sentence), _MAX_REFUSAL_CHARS))
 
 
+class AdapterRefused(ModelRefused):
+    """The adapter cannot be served with this model, or cannot be loaded."""
+
+
 class ApiError(RadixserveError):
     """A refusal or failure that the client sees as `{"error": {message, type, param, code}}`."""
 

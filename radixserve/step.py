@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -29,6 +29,14 @@ class Logits(enum.Enum):
     ALL = "all"  # prompt logprobs
 
 
+class Adapter(Protocol):
+    """What the model computes with for some rows besides its own weights."""
+
+    @property
+    def address(self) -> int:
+        """Where its table lies in memory; never 0."""
+
+
 @dataclass(slots=True)
 class Chunk:
     """One sequence's part of a step: it computes K/V of positions [start, start + len(token_ids)),
@@ -44,6 +52,7 @@ class Chunk:
     slots: Slots
     logits: Logits = Logits.LAST
     drawn_row: int | None = None
+    adapter: Adapter | None = None
 
     @property
     def stop(self) -> int:

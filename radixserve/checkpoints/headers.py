@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +77,17 @@ class StoredTensor:
 
 
 class Checkpoint:
-    """The tensors in the safetensors files of a folder."""
+    """The tensors in some safetensors files."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, files: Sequence[Path]) -> None:
         """Reads the headers.
 
         Raises:
-            ModelRefused: there are no weights, a file is missing or damaged, or there are more than
-                MOST_TENSORS tensors; names it.
+            ModelRefused: a file is damaged, or there are more than MOST_TENSORS tensors; names it.
         """
         self.num_read = 0
         self._tensors: dict[str, StoredTensor] = {}
-        for file in files_of(folder):
+        for file in files:
             for name, content in _open(file, MOST_TENSORS - len(self._tensors)):
                 self._refuse_twice(name, file)
                 self._tensors[name] = StoredTensor(name, file, content, self._count)

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from radixserve.checkpoints.folder_files import check_files
 from radixserve.checkpoints.gguf_file import GGUF_FILE, GgufFile
-from radixserve.checkpoints.headers import Checkpoint
+from radixserve.checkpoints.headers import Checkpoint, files_of
 from radixserve.checkpoints.supported import check_config
 from radixserve.errors import ModelRefused, first_line
 from radixserve.tensors.kv import KVShape
@@ -264,7 +264,7 @@ def _refuse_vocabulary(folder: Path, vocab_size: int) -> None:
 def _checkpoint(folder: Path) -> Checkpoint | GgufFile:
     """The weights: safetensors where there are some, else the GGUF file that `convert` linked."""
     linked = (folder / GGUF_FILE).is_file() and not any(folder.glob("*.safetensors"))
-    return GgufFile(folder) if linked else Checkpoint(folder)
+    return GgufFile(folder) if linked else Checkpoint(files_of(folder))
 
 
 def _refuse_fewer_layers(

@@ -13,10 +13,12 @@ Knows nothing of requests.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
 
+from radixserve.kernels.arrays import Longs
 from radixserve.kernels.attention import Kernel
 from radixserve.kernels.cpu.attention.call import attend_cpu
 from radixserve.kernels.cpu.gemm.call import FEW
@@ -29,7 +31,8 @@ from radixserve.model.operations import (
     RunNow,
     Sizes,
 )
-from radixserve.model.weights import Layer, Table, Weights
+from radixserve.model.row_adapters import RowAdapters
+from radixserve.model.weights import Layer, Linear, Table, Weights
 from radixserve.tensors.kv import KVPool
 
 
@@ -45,18 +48,24 @@ def decode_layer(
     run.begin(layer)
     attention, mlp = layer.attention, layer.mlp
     x = run.add_norm(delta, attention.norm)
-    q = run.rotate(run.linear(attention.qkv, x))
+    q = run.rotate(run.linear(Linear.QKV, attention.qkv, x))
     if wanted is not None:
         q, x = run.keep(wanted, q, x)
-    attended = run.linear(attention.o, run.norm(run.attend(q), attention.inner_norm))
+    attended = run.norm(run.attend(q), attention.inner_norm)
+    attended = run.linear(Linear.OUT, attention.o, attended)
     attended = run.norm(attended, attention.post_norm)
     if layer.is_parallel:
         x = x if mlp.norm is None else run.norm(run.hidden, mlp.norm)
         run.add_norm(attended, None)
     else:
         x = run.add_norm(attended, mlp.norm)
-    inner = run.norm(run.activate(run.linear(mlp.up, x), mlp), mlp.inner_norm)
-    return run.norm(run.linear(mlp.down, inner), mlp.post_norm)
+    up = run.linear(Linear.UP, mlp.up, x)
+    inner = run.norm(run.activate(up, mlp), mlp.inner_norm)
+    return run.norm(run.linear(Linear.DOWN, mlp.down, inner), mlp.post_norm)
+
+
+_Steps = dict[tuple[int, bool], RecordedStep]
+"""A recorded step for each number of rows, without and with adapters."""
 
 
 class Decoder:
@@ -70,7 +79,9 @@ class Decoder:
         self.most_recorded = FEW  # rows of the largest step that is recorded
         self._embed = weights.embedding.lookup()
         self._sizes = Sizes(weights.heads, weights.residual_scale)
-        self._records: WeakKeyDictionary[KVPool, tuple[Memory, dict[int, RecordedStep]]]
+        self._records: WeakKeyDictionary[
+            KVPool, tuple[Memory, dict[tuple[int, bool], RecordedStep]]
+        ]
         self._records = WeakKeyDictionary()
 
     def __call__(
@@ -79,25 +90,31 @@ class Decoder:
         plan: AttentionPlan,
         wanted: torch.Tensor,
         between_layers: Callable[[], None] | None = None,
+        adapters: Longs | None = None,
     ) -> torch.Tensor:
         """Logits [len(wanted), vocab] of token ids [rows], for the rows that `wanted` lists. Writes
         K/V of all rows to the pool. `between_layers` is called now and then and may raise.
+        `adapters` [rows] are the addresses of the rows' adapters, 0 for none; None: no row has one.
         """
+        of_rows = None if adapters is None else RowAdapters.of_addresses(adapters)
         positions = torch.from_numpy(plan.positions).long()
         hidden = self._embed(ids, positions)
         tables = [rotary(hidden, positions) for rotary in self.weights.tables]
         if len(ids) <= self.most_recorded:
-            step = self._recorded(len(ids), plan.pool, hidden, tables)
-            hidden, delta = step.run(plan, hidden, tables, between_layers)
+            step = self._recorded(plan.pool, hidden, tables, with_adapters=of_rows is not None)
+            hidden, delta = step.run(plan, hidden, tables, between_layers, of_rows)
             hidden, delta = hidden[wanted], delta[wanted]
         else:
-            run = RunNow(self._sizes, plan, hidden, tables, self.attend)
+            run = RunNow(self._sizes, plan, hidden, tables, self.attend, of_rows)
             rows = wanted if len(wanted) < len(ids) else None
             delta = self._run_layers(run, rows, between_layers)
             hidden = run.hidden
         last = RunNow(self._sizes, plan, hidden, tables, self.attend)
         head = self.weights.head
-        return head.logits(last.add_norm(delta, head.norm))
+        x, add = last.add_norm(delta, head.norm), None
+        if of_rows is not None:
+            add = partial(of_rows.of(wanted).add, self.weights.num_linears - 1)
+        return head.logits(x, add)
 
     def _run_layers(
         self,
@@ -116,17 +133,23 @@ class Decoder:
         return decode_layer(run, self.layers[-1], delta, wanted)
 
     def _recorded(
-        self, rows: int, pool: KVPool, hidden: torch.Tensor, tables: Sequence[Table]
+        self,
+        pool: KVPool,
+        hidden: torch.Tensor,
+        tables: Sequence[Table],
+        *,
+        with_adapters: bool,
     ) -> RecordedStep:
-        """The layers as a program for this number of rows over `pool`, recorded at first use, for
-        inputs such as these.
+        """The layers as a program for as many rows as `hidden` has, over `pool`, recorded at first
+        use, for inputs such as these.
         """
         if pool not in self._records:
             pairs = [cos.shape[1] for cos, _ in tables]
             memory = Memory(self.most_recorded, hidden.shape[1], pairs, hidden.dtype)
             self._records[pool] = memory, {}
         memory, steps = self._records[pool]
-        if rows not in steps:
-            record = Record(self._sizes, pool, memory, rows)
-            steps[rows] = record.finish(self._run_layers(record))
-        return steps[rows]
+        which = len(hidden), with_adapters
+        if which not in steps:
+            record = Record(self._sizes, pool, memory, *which)
+            steps[which] = record.finish(self._run_layers(record))
+        return steps[which]

@@ -8,6 +8,7 @@ same input as one. The result is used only if it is, bit for bit, what was check
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,9 +30,11 @@ from radixserve.model.weights import (
     Head,
     HeadNorm,
     Layer,
+    Linear,
     Mlp,
     Norm,
     Rope,
+    Target,
     Weights,
     places_in_order,
 )
@@ -83,13 +86,44 @@ def _read(folder: Path, proof: Proof) -> Weights:
         embedding = "model.embed_tokens.weight"
         head = reader.packed(embedding if proof.is_tied else "lm_head.weight")
         rotary = RowwiseRotary(FixedRotary(torch.tensor(proof.frequencies), proof.rotary_factor))
-        return Weights(
+        weights = Weights(
             heads=proof.heads,
             embedding=Embedding(head if proof.is_tied else reader.tensor(embedding)),
             tables=[ModuleTable(rotary)],
             layers=[reader.layer(index) for index in range(proof.layers)],
             head=Head(reader.norm("model.norm.weight"), head),
         )
+        return replace(weights, targets=_targets(weights, proof))
+
+
+def _targets(weights: Weights, proof: Proof) -> dict[str, Target]:
+    """The modules that such checkpoints have weights of, by name."""
+    linears = weights.linears()
+    kv = proof.kv_heads * proof.k_dim
+    found = {"lm_head": _target(linears, len(linears) - 1)}
+    for layer in weights.layers:
+        inner, first = layer.mlp.down.in_features, layer.index * len(Linear)
+        q = proof.heads * proof.k_dim
+        for name, linear, output, outputs in (
+            ("self_attn.q_proj", Linear.QKV, 0, q),
+            ("self_attn.k_proj", Linear.QKV, q, kv),
+            ("self_attn.v_proj", Linear.QKV, q + kv, kv),
+            ("self_attn.o_proj", Linear.OUT, 0, None),
+            ("mlp.gate_proj", Linear.UP, 0, inner),
+            ("mlp.up_proj", Linear.UP, inner, inner),
+            ("mlp.down_proj", Linear.DOWN, 0, None),
+        ):
+            target = _target(linears, first + linear, output, outputs)
+            found[f"model.layers.{layer.index}.{name}"] = target
+    return found
+
+
+def _target(
+    linears: list[Gemm], number: int, output: int = 0, outputs: int | None = None
+) -> Target:
+    """Some outputs of a linear, by default all."""
+    gemm = linears[number]
+    return Target(number, output, outputs or gemm.out_features, gemm.in_features)
 
 
 class _Reader:

@@ -65,7 +65,7 @@ class FusedLinears:
 
     def __init__(self, weight: Gemm, sizes: Sequence[int]) -> None:
         self.weight = weight
-        self._sizes = list(sizes)
+        self.sizes = list(sizes)
         self._input: torch.Tensor | None = None
         self._outputs: tuple[torch.Tensor, ...] = ()
 
@@ -74,9 +74,9 @@ class FusedLinears:
         drops the kept ones.
         """
         if x is not self._input:
-            self._input, self._outputs = x, torch.split(self.weight(x), self._sizes, -1)
+            self._input, self._outputs = x, torch.split(self.weight(x), self.sizes, -1)
         output = self._outputs[index]
-        if index == len(self._sizes) - 1:
+        if index == len(self.sizes) - 1:
             self._input, self._outputs = None, ()
         return output
 

@@ -9,7 +9,9 @@ from typing import Protocol
 
 import torch
 
+from radixserve.kernels.arrays import Longs
 from radixserve.kernels.step import AttentionPlan
+from radixserve.model.weights import Weights
 from radixserve.tensors.kv import KVShape
 
 log = logging.getLogger(__name__)
@@ -18,14 +20,19 @@ log = logging.getLogger(__name__)
 class Forward(Protocol):
     """The forward pass of a decoder of our own (`model.decoder.Decoder`)."""
 
+    weights: Weights
+
     def __call__(
         self,
         ids: torch.Tensor,
         plan: AttentionPlan,
         wanted: torch.Tensor,
         between_layers: Callable[[], None] | None = None,
+        adapters: Longs | None = None,
     ) -> torch.Tensor:
-        """Logits [len(wanted), vocab] of token ids [rows], for the rows that `wanted` lists."""
+        """Logits [len(wanted), vocab] of token ids [rows], for the rows that `wanted` lists.
+        `adapters` [rows] are the addresses of the rows' adapters, 0 for none.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

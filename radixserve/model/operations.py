@@ -32,13 +32,15 @@ from radixserve.kernels.cpu.activation import ActivationBlock, activation_kernel
 from radixserve.kernels.cpu.attention import call as attention
 from radixserve.kernels.cpu.gemm.block import COUNTERS, QUEUE_LENGTH
 from radixserve.kernels.cpu.gemm.call import Gemm, segments_of
+from radixserve.kernels.cpu.low_rank import low_rank_kernel
 from radixserve.kernels.cpu.program import Program
 from radixserve.kernels.cpu.rows import NormBlock, RotateBlock
 from radixserve.kernels.step import AttentionPlan
-from radixserve.model.weights import HeadNorm, Layer, Mlp, Norm, Rope, Table
+from radixserve.model.row_adapters import RowAdapters
+from radixserve.model.weights import HeadNorm, Layer, Linear, Mlp, Norm, Rope, Table
 from radixserve.tensors.kv import KVPool
 
-_MOST_LAUNCHES = 16  # kernels of a layer
+_MOST_LAUNCHES = 20  # kernels of a layer
 _PART = 3  # layers of a program between two looks at what has come meanwhile
 _ENOUGH = 1 << 15  # numbers in a tensor, from which on waking other threads is worth it
 
@@ -71,9 +73,10 @@ class Operations(ABC):
         hidden: torch.Tensor,
         tables: Sequence[Table],
         slots: torch.Tensor,
+        adapters: RowAdapters | None,
     ) -> None:
-        """`slots`, int64 [rows], is where K and V go."""
-        self.hidden = hidden
+        """`slots`, int64 [rows], is where K and V go. Without `adapters` no row has one."""
+        self.hidden, self._adapters = hidden, adapters
         self._sizes, self._pool, self._tables, self._slots = sizes, pool, tables, slots
 
     def begin(self, layer: Layer) -> None:
@@ -152,8 +155,17 @@ class Operations(ABC):
         self._launch(activation_kernel(mlp.activation, mlp.is_gated, x.dtype), block, x)
         return out
 
+    def linear(self, which: Linear, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
+        """[rows, out], from x [rows, in], with what the rows' adapters add."""
+        out = self._multiply(weight, x)
+        if self._adapters is not None:
+            number = self._layer.index * len(Linear) + which
+            block = self._adapters.block(number, x, out)
+            self._launch(low_rank_kernel(x.dtype), block, None)
+        return out
+
     @abstractmethod
-    def linear(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
+    def _multiply(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
         """[rows, out], from x [rows, in]."""
 
     @abstractmethod
@@ -171,8 +183,10 @@ class Operations(ABC):
         """Memory for a result [rows, columns]."""
 
     @abstractmethod
-    def _launch(self, kernel: Compiled, block: Any, largest: torch.Tensor) -> None:
-        """Call a kernel with `block`, whose counter is not yet set."""
+    def _launch(self, kernel: Compiled, block: Any, largest: torch.Tensor | None) -> None:
+        """Call a kernel with `block`, whose counter is not yet set. All threads call it together
+        without its `largest` tensor.
+        """
 
 
 def _set_head_norm(block: RotateBlock, norm: HeadNorm | None) -> None:
@@ -192,15 +206,17 @@ class RunNow(Operations):
         hidden: torch.Tensor,
         tables: Sequence[Table],
         attend: Kernel,
+        adapters: RowAdapters | None = None,
     ) -> None:
-        super().__init__(sizes, plan.pool, hidden, tables, plan.write_slots)
-        self._plan, self._attend, self._counter = plan, attend, np.zeros(1, np.int64)
+        super().__init__(sizes, plan.pool, hidden, tables, plan.write_slots, adapters)
+        self._plan, self._attend, self._counter = plan, attend, np.zeros(COUNTERS, np.int64)
 
-    def linear(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
+    def _multiply(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
         return weight(x)
 
     def keep(self, wanted: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
         self._plan, self.hidden = self._plan.last_rows(wanted.numpy()), self.hidden[wanted]
+        self._adapters = None if self._adapters is None else self._adapters.of(wanted)
         return [each[wanted] for each in tensors]
 
     def attend(self, q: torch.Tensor) -> torch.Tensor:
@@ -211,10 +227,11 @@ class RunNow(Operations):
     def _new(self, columns: int) -> torch.Tensor:
         return self.hidden.new_empty(len(self.hidden), columns)
 
-    def _launch(self, kernel: Compiled, block: Any, largest: torch.Tensor) -> None:
-        self._counter[0] = 0
+    def _launch(self, kernel: Compiled, block: Any, largest: torch.Tensor | None) -> None:
+        self._counter[:] = 0
         block.counter = self._counter
-        threads.run(native.address(kernel), block.address, largest.numel() >= _ENOUGH)
+        parallel = largest is None or largest.numel() >= _ENOUGH
+        threads.run(native.address(kernel), block.address, parallel)
 
 
 class Memory:
@@ -228,6 +245,7 @@ class Memory:
         self.hidden = torch.empty(most, width, dtype=dtype)
         self.tables = [(torch.empty(most, each), torch.empty(most, each)) for each in pairs]
         self.slots = torch.empty(most, dtype=torch.int64)
+        self.adapters = RowAdapters.empty(most)
         self._results: dict[tuple[int, int], torch.Tensor] = {}
 
     def result(self, place: int, columns: int) -> torch.Tensor:
@@ -241,10 +259,14 @@ class Memory:
 class Record(Operations):
     """Writes the operations of all layers down; `finish` makes the step that runs them."""
 
-    def __init__(self, sizes: Sizes, pool: KVPool, memory: Memory, rows: int) -> None:
+    def __init__(
+        self, sizes: Sizes, pool: KVPool, memory: Memory, rows: int, with_adapters: bool = False
+    ) -> None:
         """For steps of `rows` rows."""
         tables = [(cos[:rows], sin[:rows]) for cos, sin in memory.tables]
-        super().__init__(sizes, pool, memory.hidden[:rows], tables, memory.slots[:rows])
+        hidden, slots = memory.hidden[:rows], memory.slots[:rows]
+        adapters = memory.adapters if with_adapters else None
+        super().__init__(sizes, pool, hidden, tables, slots, adapters)
         self._memory, self._attended = memory, False
         self._results, self._launches = 0, 0  # of the layer, so far
         self.calls: list[tuple[int, int]] = []
@@ -264,7 +286,7 @@ class Record(Operations):
         super().begin(layer)
         self._results, self._launches, self._attended = 0, 0, False
 
-    def linear(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
+    def _multiply(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
         """Record a linear. It prefetches K and V of this layer's attention if that is still to
         come, else of the next layer's.
         """
@@ -302,9 +324,17 @@ class Record(Operations):
         """The recorded step; `delta` is what the last layer adds to the residual stream."""
         return RecordedStep(self, delta)
 
-    def start(self, plan: AttentionPlan, hidden: torch.Tensor, tables: Sequence[Table]) -> None:
+    def start(
+        self,
+        plan: AttentionPlan,
+        hidden: torch.Tensor,
+        tables: Sequence[Table],
+        adapters: RowAdapters | None,
+    ) -> None:
         """Prepare the blocks for a step: inputs, what attention reads, counters, prefetching."""
         self.hidden.copy_(hidden)
+        if adapters is not None and self._adapters is not None:
+            self._adapters.copy(adapters)
         self._slots.copy_(plan.write_slots)
         for (cos, sin), (new_cos, new_sin) in zip(self._tables, tables, strict=True):
             cos.copy_(new_cos)
@@ -326,7 +356,7 @@ class Record(Operations):
         self._launches += 1
         return counter
 
-    def _launch(self, kernel: Compiled, block: Any, largest: torch.Tensor) -> None:
+    def _launch(self, kernel: Compiled, block: Any, largest: torch.Tensor | None) -> None:
         block.counter = self._next_counter()
         self._blocks.append(block)
         self.calls.append((native.address(kernel), block.address))
@@ -348,13 +378,14 @@ class RecordedStep:
         hidden: torch.Tensor,
         tables: Sequence[Table],
         between_layers: Callable[[], None] | None = None,
+        adapters: RowAdapters | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run a step from embeddings [rows, width] on: the residual stream [rows, width] before the
         last layer's result is added, and this result. Both are overwritten by the next step. K and
         V of all rows are in the pool then. With `between_layers` the program runs in parts, which
         takes some microseconds for each.
         """
-        self._record.start(plan, hidden, tables)
+        self._record.start(plan, hidden, tables, adapters)
         whole = len(self._program)
         part = whole if between_layers is None else self._part
         for first in range(0, whole, part):

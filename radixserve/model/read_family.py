@@ -6,7 +6,7 @@ Weights are not copied: they are those that `model.rowwise` packed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -31,6 +31,7 @@ from radixserve.model.weights import (
     Mlp,
     Norm,
     Rope,
+    Target,
     Weights,
 )
 
@@ -66,7 +67,7 @@ def _weights_of(model: Any, family: Family) -> Weights:
     body = attrgetter(family.body)(model)
     layers = getattr(body, family.layers)
     scales, heads = family.scales(model.config), int(model.config.num_attention_heads)
-    return Weights(
+    weights = Weights(
         heads=heads,
         embedding=_embedding(family, body, scales),
         tables=family.tables(body),
@@ -79,6 +80,22 @@ def _weights_of(model: Any, family: Family) -> Weights:
         ),
         residual_scale=scales.residual,
     )
+    return replace(weights, targets=_targets(model, weights))
+
+
+def _targets(model: Any, weights: Weights) -> dict[str, Target]:
+    """The modules that multiply by the decoder's weights, by name."""
+    numbers = {id(gemm): number for number, gemm in enumerate(weights.linears())}
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear | FusedPart) and id(_weight(module)) in numbers:
+            number, gemm = numbers[id(_weight(module))], _weight(module)
+            outputs, before = gemm.out_features, 0
+            if isinstance(module, FusedPart):
+                sizes = module.fused.sizes
+                outputs, before = sizes[module.index], sum(sizes[: module.index])
+            found[name] = Target(number, before, outputs, gemm.in_features)
+    return found
 
 
 def _embedding(family: Family, body: Any, scales: Scales) -> Embedding:

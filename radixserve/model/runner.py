@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from radixserve.kernels.arrays import Longs
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.current_plan import computing
 from radixserve.model.graphs import DecodeGraphs
@@ -65,7 +66,7 @@ class Runner:
         ids = token_ids(chunks, drawn, device)
         wanted = upload(_wanted_rows(plan, chunks), device)
         if self.loaded.decoder:
-            return self.loaded.decoder(ids, plan, wanted, between_layers)
+            return self.loaded.decoder(ids, plan, wanted, between_layers, _adapters(chunks))
         with computing(plan):
             output = self.loaded.model(
                 input_ids=ids[None],
@@ -88,3 +89,11 @@ def _wanted_rows(
     if all(chunk.logits is Logits.LAST for chunk in chunks):
         return firsts
     return np.concatenate([np.arange(first, end) for first, end in zip(firsts, ends, strict=True)])
+
+
+def _adapters(chunks: Sequence[Chunk]) -> Longs | None:
+    """The addresses of the adapters of the packed rows, 0 for none; None if no row has one."""
+    if all(chunk.adapter is None for chunk in chunks):
+        return None
+    addresses = [0 if chunk.adapter is None else chunk.adapter.address for chunk in chunks]
+    return np.repeat(np.array(addresses, np.int64), [len(each.token_ids) for each in chunks])

@@ -8,7 +8,8 @@ with it. Weights and biases of norms are float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import IntEnum
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,28 @@ Rotary = Callable[[torch.Tensor, torch.Tensor], Table]
 """The table of the rows of a step, from these rows of the stream, whose type its numbers are
 rounded to, and their positions, int64 [rows].
 """
+
+Add = Callable[[torch.Tensor, torch.Tensor], None]
+"""Adds to what a linear has computed of an input: from the input [rows, in], to [rows, out]."""
+
+
+class Linear(IntEnum):
+    """The linears of a layer."""
+
+    QKV = 0
+    OUT = 1
+    UP = 2
+    DOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a module of the model is in the decoder: some outputs of one of its linears."""
+
+    linear: int  # its number, see `Weights`
+    output: int  # the first one
+    outputs: int
+    inputs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +163,13 @@ class Head:
     scale: float = 1.0  # of logits
     softcap: float | None = None  # logits are softcap * tanh(logits / softcap)
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """float32 [rows, vocab] of the normed stream [rows, width]."""
+    def logits(self, x: torch.Tensor, add: Add | None = None) -> torch.Tensor:
+        """float32 [rows, vocab] of the normed stream [rows, width]. `add` adds to the product of
+        the weight.
+        """
         found = self.weight.unrounded(x)
+        if add is not None:
+            add(x.float(), found)
         found = found if self.scale == 1.0 else found * self.scale
         return found if self.softcap is None else _tanh(found / self.softcap) * self.softcap
 
@@ -152,7 +179,9 @@ _tanh = RowwiseActivation(nn.Tanh())
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weights and constants of a decoder."""
+    """The weights and constants of a decoder. Its linears have numbers: `Linear` k of layer i is
+    number i * len(Linear) + k, and behind those of all layers comes the output layer.
+    """
 
     heads: int  # of queries
     embedding: Embedding
@@ -160,6 +189,20 @@ class Weights:
     layers: list[Layer]
     head: Head
     residual_scale: float = 1.0  # of what layers add to the stream
+    # The model's modules that multiply by these weights, by name.
+    targets: dict[str, Target] = field(default_factory=dict)
+
+    @property
+    def num_linears(self) -> int:
+        return len(self.layers) * len(Linear) + 1
+
+    def linears(self) -> list[Gemm]:
+        """All linears, by their numbers."""
+        found: list[Gemm] = []
+        for layer in self.layers:
+            attention, mlp = layer.attention, layer.mlp
+            found += attention.qkv, attention.o, mlp.up, mlp.down
+        return [*found, self.head.weight]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name, as they lie in memory: weights are packed."""
