@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from radixserve.api.namespaces import SECRET_FILE, Namespaces, tenant_secret
 from radixserve.api.tenant_limits import Bucket
 from radixserve.errors import ConfigError
 from radixserve.key_file import hashed
+from radixserve.questions import Explain, Explanation
 from tests.api.conftest import CHAT, COMPLETIONS, GENERATING, MESSAGES, Server, body_for
 from tests.api.test_access import GETS, HEALTH, every_endpoint, status
 
@@ -302,3 +304,30 @@ async def test_an_administrator_may_name_the_tenant_of_a_prompt(
         code, answer = await server.post(path, body | {"tenant": wrong}, headers=bearer("key-boss"))
         assert (code, answer["error"]["param"]) == (400, "tenant")
         assert answer["error"]["code"] == reason
+
+
+async def test_explain_does_not_tell_a_tenant_what_others_have(server: Server) -> None:
+    """The prompt leaves the tenant's own in an early message, and may be another's."""
+    messages = [{"role": "user", "content": "hello"}, {"role": "user", "content": "hi"}]
+    body = body_for(CHAT) | {"messages": messages}
+
+    async def told(key: str) -> list[dict[str, Any]]:
+        answers = []
+        for lost, gone_for in (({"never_seen": 5}, 7), ({"other_namespace": 5}, 9)):
+            server.engine.answers[Explain] = Explanation(
+                matched={"device": 9},
+                lost=lost,
+                differs_at=9,
+                theirs=[97],
+                theirs_from=9,
+                gone_seconds=1.0,
+                gone_for=gone_for,
+            )
+            answers.append((await server.post("/cache/explain", body, headers=bearer(key)))[1])
+        return answers
+
+    changed, elsewhere = await told("key-ours")
+    assert changed == elsewhere
+    assert changed["cause"] == "prefix_changed"
+    changed, elsewhere = await told("key-boss")
+    assert changed != elsewhere

@@ -23,6 +23,7 @@ from radixserve.api.context import Api, api_of
 from radixserve.api.json_response import json_response
 from radixserve.api.openai.validate import check_token_ids
 from radixserve.api.refusals import missing, too_many
+from radixserve.engine.counters import NEVER_SEEN, OTHER_NAMESPACE
 from radixserve.front.generation import Generation
 from radixserve.prefix import PUBLIC
 from radixserve.questions import Explain, Explanation
@@ -63,10 +64,9 @@ async def explain(request: web.Request) -> web.Response:
         generation = await generation_of(request, fields)
         question = of_generation(generation)
     told = await api.engine.ask(question)
-    answer = await _Answer(api, question, told, generation, _blocks(fields)).whole()
     if not tenant_of(request).admin and tenant_of(request) is not DEFAULT:
-        _hide_others(answer)
-    return json_response(answer)
+        told = _without_others(told)
+    return json_response(await _Answer(api, question, told, generation, _blocks(fields)).whole())
 
 
 def of_tokens(request: web.Request, body: TokensBody) -> Explain:
@@ -153,7 +153,8 @@ class _Answer:
         if lost != "never_seen" or region is None or self._conversation is None:
             return lost
         last = len(self._conversation.messages) - 1
-        is_early = region.kind in ("tools", "system") or (region.message or last) < last
+        message = last if region.message is None else region.message
+        is_early = region.kind in ("tools", "system") or message < last
         return "prefix_changed" if is_early else lost
 
     async def _region(self, position: int | None) -> Region | None:
@@ -197,11 +198,13 @@ class _Answer:
         return await self._api.threads.run(lambda: [decode(list(each)) for each in parts])
 
 
-def _hide_others(answer: dict[str, Any]) -> None:
-    """A tenant is not told whether others have the same prompt."""
-    lost: dict[str, int] = answer["lost"]
-    others = lost.pop("other_namespace", 0)
+def _without_others(told: Explanation) -> Explanation:
+    """What a tenant is told: neither whether others have the same prompt, nor for how many tokens
+    of a request, which may be another's, room was made. The rest of the answer is made from this,
+    so that nothing in it depends on others.
+    """
+    lost = dict(told.lost)
+    others = lost.pop(OTHER_NAMESPACE, 0)
     if others:
-        lost["never_seen"] = lost.get("never_seen", 0) + others
-    if answer["cause"] == "other_namespace":
-        answer["cause"], answer["why"] = "never_seen", _SENTENCES["never_seen"]
+        lost[NEVER_SEEN] = lost.get(NEVER_SEEN, 0) + others
+    return msgspec.structs.replace(told, lost=lost, gone_for=None)
