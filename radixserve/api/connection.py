@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
@@ -74,6 +74,13 @@ class Connection(web.RequestHandler):
             self._headers_since = None
         elif data and self._headers_since is None:
             self._headers_since = self._loop.time()
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Failures outside of handlers; but for a body that cannot be read, which the client was
+        told of if a handler wanted it.
+        """
+        if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **kw)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None

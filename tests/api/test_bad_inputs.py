@@ -590,12 +590,15 @@ async def test_more_messages_than_the_context_holds_tokens_are_not_even_rendered
 
 
 @pytest.mark.parametrize("path", ALL)
-async def test_a_broken_encoding_is_refused(server: Server, path: str) -> None:
+async def test_a_broken_encoding_is_refused(
+    server: Server, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     status, answer = await server.post(
         path, b"not gzip at all", headers={"Content-Encoding": "gzip"}
     )
     assert (status, answer["error"]["code"]) == (400, "invalid_body")
     await assert_still_serves(server)
+    assert not [each for each in caplog.records if each.exc_info], "logged as our failure"
 
 
 @pytest.mark.parametrize("path", OPENAI_DIALECT)
