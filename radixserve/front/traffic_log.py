@@ -8,6 +8,7 @@ Mooncake's format (`loadtest.trace`), with `block_tokens`.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import time
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Final
 
 from radixserve.errors import StartupError
 from radixserve.prefix import TOKEN_BYTES, Prefix
@@ -27,6 +29,9 @@ as it is.
 """
 
 log = logging.getLogger(__name__)
+
+# a pipe that nobody reads is refused; opening it would wait for a reader
+_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 @dataclass(slots=True)
@@ -52,7 +57,7 @@ class TrafficLog:
         self._latest = 0  # milliseconds; the system's clock may go back, lines must not
         self._path = path
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(path, _FLAGS, 0o600)
         except OSError as error:
             raise StartupError(f"cannot record to {str(path)!r}: {error.strerror}") from error
         self._descriptor: int | None = descriptor
@@ -96,7 +101,7 @@ class TrafficLog:
         if not lines or self._descriptor is None:
             return
         try:
-            os.write(self._descriptor, "".join(lines).encode())
+            _append(self._descriptor, "".join(lines).encode())
         except OSError as error:
             log.error("nothing is recorded to %s any more: %s", self._path, error.strerror)
             self._stop()
@@ -106,6 +111,15 @@ class TrafficLog:
             os.close(self._descriptor)
         self._descriptor = None
         self._entries.clear()
+
+
+def _append(descriptor: int, lines: bytes) -> None:
+    """Write whole lines. Raises OSError; of a line that did not fit on the disk, nothing stays."""
+    written = os.write(descriptor, lines)
+    if written < len(lines):
+        cut = written - (lines.rfind(b"\n", 0, written) + 1)
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size - cut)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def block_hashes(key: bytes, prompt: Prefix) -> list[int]:

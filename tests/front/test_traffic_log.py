@@ -147,3 +147,28 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(
         log.ended(name, 1)
     log.close()
     assert caplog.text.count("nothing is recorded") == 1
+
+
+def test_of_a_line_that_did_not_fit_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, write = tmp_path / "log.jsonl", os.write
+    log = TrafficLog(file, None)
+    for name in "abc":
+        log.arrived(request(name))
+    log.ended("b", 2)
+    log.ended("c", 2)
+    monkeypatch.setattr(os, "write", lambda where, lines: write(where, lines[:-7]))
+    log.ended("a", 2)
+    monkeypatch.undo()
+    assert len(list(trace.read(file))) == 2
+    after = TrafficLog(file, None)
+    after.arrived(request("d"))
+    after.close()
+    assert len(list(trace.read(file))) == 3
+
+
+def test_a_pipe_that_nobody_reads_is_a_refused_start(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StartupError):
+        TrafficLog(tmp_path / "pipe", None)
