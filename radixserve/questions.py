@@ -18,10 +18,12 @@ T_co = TypeVar("T_co", covariant=True)
 
 class Question(msgspec.Struct, Generic[T_co], frozen=True, kw_only=True, omit_defaults=True):
     """A question whose answer is a T_co. One that `outlives_engine` is asked again when the engine
-    dies before it has answered, and waits for the next engine; all others fail then.
+    dies before it has answered, and waits for the next engine; all others fail then. One that is
+    `open_to_tenants` is not asked by administrators only, so few of them may wait at a time.
     """
 
     outlives_engine: ClassVar[bool] = False
+    open_to_tenants: ClassVar[bool] = False
 
 
 # Dropping.
@@ -181,6 +183,7 @@ class Explain(Question[Explanation], tag="explain", frozen=True, kw_only=True):
     included.
     """
 
+    open_to_tenants: ClassVar[bool] = True
     namespace: str
     tokens: list[int]
     num_public: int = 0

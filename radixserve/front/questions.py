@@ -18,6 +18,7 @@ from radixserve.questions import Answered, AnyAnswer, AnyQuestion, Asked, Failed
 T = TypeVar("T")
 
 MAX_WAITING = 64  # questions; further ones are refused
+MAX_OF_TENANTS = 32  # of these, so that tenants who ask much leave places to administrators
 ANSWER_SECONDS = 30.0
 _GONE = "The engine ended before it answered; try again."
 
@@ -49,7 +50,7 @@ class Questions:
             NotFound: what the question names is not there.
             ServerError: the engine could not answer.
         """
-        if len(self._waiting) >= MAX_WAITING:
+        if self._is_full(question):
             raise Unavailable("Too many questions about the cache wait for their answers.")
         if self._refusal is not None or not (self._is_up or question.outlives_engine):
             reason = self._refusal or "The engine is not ready."
@@ -65,6 +66,13 @@ class Questions:
             raise Unavailable("The engine did not answer in time.") from None
         finally:
             del self._waiting[number]
+
+    def _is_full(self, question: Question[Any]) -> bool:
+        """Whether too many questions wait for one more."""
+        asked = [each.question for each in self._waiting.values()]
+        if question.open_to_tenants and sum(e.open_to_tenants for e in asked) >= MAX_OF_TENANTS:
+            return True
+        return len(asked) >= MAX_WAITING
 
     def take(self, answered: Answered) -> None:
         """The engine has answered. Who asked may have left meanwhile."""
