@@ -6,6 +6,8 @@ shares of the K/V budget. Nothing here knows keys, HTTP or slots.
 
 from __future__ import annotations
 
+from collections import Counter
+from contextvars import ContextVar
 from typing import Final
 
 import msgspec
@@ -45,3 +47,15 @@ DEFAULT: Final = Tenant(name="default", max_priority=MAX_PRIORITY)
 
 OWNER: Final = Tenant(name="default", admin=True, max_priority=MAX_PRIORITY)
 """Whoever has the one key of the setting `api_key`."""
+
+ASKING: Final[ContextVar[str]] = ContextVar("asking", default=DEFAULT.name)
+"""The name of the tenant whose request the current task handles."""
+
+
+def num_before(tenant: str, waiting: Counter[str]) -> int:
+    """How many of those that wait, given by tenant, come before a new request of `tenant`. Tenants
+    take turns, so if it has less than an equal part of the queue, these are not all. An example:
+
+        waiting {"a": 19, "b": 1}    a new one of "a" comes behind all 20, one of "b" behind 2
+    """
+    return min(waiting.total(), len(waiting) * waiting[tenant])

@@ -57,6 +57,7 @@ LAYERS = (
         "prefix",
         "step",
         "tenants",
+        "places",
         "errors",
         "questions",
         "logs",

@@ -22,7 +22,7 @@ from radixserve.api.refusals import check_range, shown
 from radixserve.config import Settings
 from radixserve.errors import BadRequest, Forbidden, Unauthorized
 from radixserve.front.generation import Generation
-from radixserve.tenants import DEFAULT, MAX_PRIORITY, Tenant
+from radixserve.tenants import ASKING, DEFAULT, MAX_PRIORITY, Tenant
 
 _LOCAL_NAMES: Final = ("localhost", "*.localhost", "*.local", "*.internal")
 _WITHOUT_BODY: Final = ("GET", "HEAD", "OPTIONS")
@@ -101,6 +101,7 @@ def identify_tenant(request: web.Request, keys: Keys) -> None:
         text = "A valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY."
         raise Unauthorized(text)
     request[_TENANT] = tenant
+    ASKING.set(tenant.name)
 
 
 def tenant_of(request: web.Request) -> Tenant:

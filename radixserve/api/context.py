@@ -22,6 +22,7 @@ from radixserve.api.ui.state import PageState
 from radixserve.api.volatile import VolatilePrefixes
 from radixserve.errors import Unavailable
 from radixserve.front.protocol import EngineClient
+from radixserve.places import Places
 from radixserve.step import EngineInfo
 
 if TYPE_CHECKING:
@@ -41,18 +42,12 @@ class TokenizerThreads:
         self._executor = ThreadPoolExecutor(
             settings.tokenizer_threads, thread_name_prefix="tokenizer"
         )
-        self._most = settings.max_tokenizing
-        self._now = 0
+        self._places = Places(settings.max_tokenizing, "Too many texts wait for a thread.")
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run `call` in a thread. Raises Unavailable if too many calls wait already."""
-        if self._now >= self._most:
-            raise Unavailable("Too many prompts wait to be tokenised.")
-        self._now += 1
-        try:
+        with self._places.one():
             return await asyncio.get_running_loop().run_in_executor(self._executor, call)
-        finally:
-            self._now -= 1
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)

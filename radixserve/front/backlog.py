@@ -18,6 +18,7 @@ from typing import Final
 
 from radixserve.engine.counters import BACKLOG_TOKENS, COMPUTED, PREFILL_RATE, PROMPT_TOKENS
 from radixserve.step import EngineStats
+from radixserve.tenants import num_before
 
 LONGEST_RETRY_SECONDS: Final = 60
 _JITTER: Final = 0.2  # so that clients that were refused together do not come back together
@@ -89,15 +90,6 @@ class Backlog:
         requests, total = num_before(tenant, waiting), waiting.total()
         share = requests / total if total else 0.0
         return Ahead(requests, self.tokens * share, self.seconds(total) * share)
-
-
-def num_before(tenant: str, waiting: Counter[str]) -> int:
-    """How many of those that wait, given by tenant, come before a new request of `tenant`. Tenants
-    take turns, so if it has less than an equal part of the queue, these are not all. An example:
-
-        waiting {"a": 19, "b": 1}    a new one of "a" comes behind all 20, one of "b" behind 2
-    """
-    return min(waiting.total(), len(waiting) * waiting[tenant])
 
 
 def retry_after(seconds: float) -> int:

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import tokenizers
 
 from radixserve.errors import BadRequest, ModelRefused, StartupError, Unavailable
+from radixserve.places import Places
 from radixserve.request import Grammar
+from radixserve.tenants import ASKING
 from radixserve.text.conversation import Conversation
 from radixserve.text.detokenizer import Detokenizer
 from radixserve.text.grammar_checks import GrammarChecks
@@ -156,6 +159,7 @@ class _Job:
 
     def __init__(self, question: Question) -> None:
         self.question = question
+        self.tenant = ASKING.get()
         self.frame = encode(question)
         self.answer: asyncio.Future[Encoded | Checked] = asyncio.get_running_loop().create_future()
         self.tries = 0
@@ -165,21 +169,38 @@ class _Job:
             self.answer.set_exception(error)
 
 
+class _Jobs(asyncio.Queue[_Job]):
+    """Jobs in the order in which they came, but tenants take turns."""
+
+    def _init(self, maxsize: int) -> None:
+        self._queue: dict[str, deque[_Job]] = {}  # by tenant; whose turn it is stands first
+
+    def _put(self, item: _Job) -> None:
+        self._queue.setdefault(item.tenant, deque()).append(item)
+
+    def _get(self) -> _Job:
+        tenant = next(iter(self._queue))
+        jobs = self._queue.pop(tenant)
+        job = jobs.popleft()
+        if jobs:
+            self._queue[tenant] = jobs
+        return job
+
+
 class TokenizerProcesses:
     """A fixed number of tokenizer processes and the questions that wait for them."""
 
     def __init__(
         self, start: Start, number: int, max_waiting: int, on_restart: Callable[[], None]
     ) -> None:
-        """Questions beyond `max_waiting` are refused; `on_restart` is called for each process that
-        ended or was killed.
+        """Questions beyond `max_waiting` places are refused; `on_restart` is called for each
+        process that ended or was killed.
         """
         self._start = start
         self._number = number
-        self._max_waiting = max_waiting
+        self.places = Places(max_waiting, "Too many prompts wait to be tokenised.")
         self._on_restart = on_restart
-        self._num_waiting = 0
-        self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
+        self._jobs = _Jobs()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> ProcessTokenizer:
@@ -231,18 +252,14 @@ class TokenizerProcesses:
         return answer
 
     async def _ask(self, question: Question) -> Encoded | Checked:
-        if self._num_waiting >= self._max_waiting:
-            raise Unavailable("Too many prompts wait to be tokenised.")
-        job = _job(question)
-        self._jobs.put_nowait(job)
-        self._num_waiting += 1
-        try:
-            async with asyncio.timeout(_WAIT_SECONDS + self._seconds(question)):
-                return await job.answer
-        except TimeoutError:
-            raise Unavailable("No tokenizer process is free.") from None
-        finally:
-            self._num_waiting -= 1
+        with self.places.one():
+            job = _job(question)
+            self._jobs.put_nowait(job)
+            try:
+                async with asyncio.timeout(_WAIT_SECONDS + self._seconds(question)):
+                    return await job.answer
+            except TimeoutError:
+                raise Unavailable("No tokenizer process is free.") from None
 
     def _seconds(self, question: Question) -> float:
         """How long a process may take to answer."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 
 from radixserve.engine.counters import BACKLOG_TOKENS, COMPUTED, PREFILL_RATE, PROMPT_TOKENS
-from radixserve.front.backlog import Backlog, num_before, retry_after
+from radixserve.front.backlog import Backlog, retry_after
 from radixserve.step import EngineStats
 
 
@@ -68,14 +66,6 @@ def test_time_in_which_nobody_waited_says_nothing_about_seats() -> None:
         backlog.ended(others_wait=True)
         backlog.ended(others_wait=False)
     assert backlog.seconds(6) <= 6.0
-
-
-def test_who_has_little_in_the_queue_waits_for_little_of_it() -> None:
-    waiting = Counter(flood=19, calm=1)
-    assert num_before("flood", waiting) == 20
-    assert num_before("calm", waiting) == 2
-    assert num_before("new", waiting) == 0
-    assert num_before("flood", Counter()) == 0
 
 
 def test_retry_after_is_bounded_and_spread() -> None:

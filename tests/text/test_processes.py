@@ -20,6 +20,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from radixserve.errors import BadRequest, ModelRefused, StartupError, Unavailable
+from radixserve.tenants import ASKING
 from radixserve.text import client, worker_process
 from radixserve.text.client import ProcessTokenizer, TokenizerProcesses
 from radixserve.text.conversation import Conversation
@@ -189,7 +190,7 @@ async def test_a_client_that_leaves_frees_its_place_and_the_process(folder: Path
         await asyncio.sleep(0.2)
         leaving.cancel()
         assert await running.chat("next") == ids_of("next")
-        assert running.processes._num_waiting == 0
+        assert running.processes.places.num_taken == 0
 
 
 @pytest.mark.parametrize("text", ["eat", "grow"])
@@ -264,6 +265,23 @@ async def test_too_many_that_wait_are_refused(folder: Path) -> None:
             task.cancel()
         await asyncio.sleep(0)
         await asyncio.wait(waiting)
+
+
+async def test_a_tenant_that_floods_leaves_places_and_turns_to_others(folder: Path) -> None:
+    async with pool(folder) as running:
+        served: list[str] = []
+
+        async def ask(tenant: str) -> None:
+            ASKING.set(tenant)
+            await running.chat("x")
+            served.append(tenant)
+
+        waiting = [asyncio.create_task(ask(each)) for each in (*["flood"] * 8, "calm")]
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable, match="Too many prompts"):
+            await asyncio.create_task(ask("flood"))
+        await asyncio.gather(*waiting)
+        assert served.index("calm") <= 2
 
 
 async def test_who_waits_when_all_ends_is_told(folder: Path) -> None:
