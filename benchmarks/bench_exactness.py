@@ -45,7 +45,7 @@ from radixserve.model.decoder import Decoder
 from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
-from radixserve.model.weights import Layer
+from radixserve.model.weights import Layer, Mlp
 from radixserve.step import Chunk
 from radixserve.tensors.kv import KVPool
 
@@ -109,6 +109,7 @@ def with_linears(served: Decoder, make: Callable[[Gemm], Linear]) -> Decoder:
 
 def replaced(layer: Layer, make: Callable[[Gemm], Linear]) -> Layer:
     attention, mlp = layer.attention, layer.mlp
+    assert isinstance(mlp, Mlp), "this benchmark is for models without experts"
     made: dict[str, Any] = {"qkv": make(attention.qkv), "o": make(attention.o)}
     made_of_mlp: dict[str, Any] = {"up": make(mlp.up), "down": make(mlp.down)}
     return replace(layer, attention=replace(attention, **made), mlp=replace(mlp, **made_of_mlp))

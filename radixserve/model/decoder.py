@@ -32,7 +32,7 @@ from radixserve.model.operations import (
     Sizes,
 )
 from radixserve.model.row_adapters import RowAdapters
-from radixserve.model.weights import Layer, Linear, Table, Weights
+from radixserve.model.weights import Experts, Layer, Linear, Mlp, Table, Weights
 from radixserve.tensors.kv import KVPool
 
 
@@ -59,9 +59,24 @@ def decode_layer(
         run.add_norm(attended, None)
     else:
         x = run.add_norm(attended, mlp.norm)
-    up = run.linear(Linear.UP, mlp.up, x)
-    inner = run.norm(run.activate(up, mlp), mlp.inner_norm)
-    return run.norm(run.linear(Linear.DOWN, mlp.down, inner), mlp.post_norm)
+    computed = _mlp(run, mlp, x) if isinstance(mlp, Mlp) else _experts(run, mlp, x)
+    return run.norm(computed, mlp.post_norm)
+
+
+def _mlp(run: Operations, mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
+    """What an MLP computes from x [rows, width]."""
+    inner = run.norm(run.activate(run.linear(Linear.UP, mlp.up, x), mlp), mlp.inner_norm)
+    return run.linear(Linear.DOWN, mlp.down, inner)
+
+
+def _experts(run: Operations, mlp: Experts, x: torch.Tensor) -> torch.Tensor:
+    """What a mixture of experts computes from x [rows, width]."""
+    routes = run.route(mlp.router, x)
+    inner = run.activate(run.grouped_linear(mlp.up, run.gather(x, routes), routes), mlp)
+    results = run.grouped_linear(mlp.down, inner, routes)
+    shared = _mlp(run, mlp.shared, x) if mlp.shared else None
+    gates = run.unrounded_linear(mlp.shared_gate, x) if mlp.shared_gate else None
+    return run.combine(results, routes, shared, gates, mlp.scale)
 
 
 _Steps = dict[tuple[int, bool], RecordedStep]

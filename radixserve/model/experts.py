@@ -25,6 +25,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from radixserve.kernels.cpu.gemm.call import Gemm
+from radixserve.kernels.cpu.gemm.grouped import GroupedGemm
 from radixserve.model.elementwise import in_blocks
 
 _CURVES = {
@@ -39,8 +40,11 @@ class PackedExperts(nn.Module):
     def __init__(self, experts: Any) -> None:
         """Packs the weights of `experts`, which are dropped there."""
         super().__init__()
-        self._up = _packed(experts, "gate_up_proj" if experts.has_gate else "up_proj")
-        self._down = _packed(experts, "down_proj")
+        self.has_gate = bool(experts.has_gate)
+        self._in_pairs = self.has_gate and not experts.is_concatenated
+        up = _packed(experts, "gate_up_proj" if self.has_gate else "up_proj", self._in_pairs)
+        self.up, self.down = GroupedGemm(up), GroupedGemm(_packed(experts, "down_proj"))
+        self.activation = getattr(experts, "act_fn", None)
         self._between = experts._apply_gate if experts.has_gate else experts.act_fn
         self._norm = experts.post_expert_norm if experts.has_post_expert_norm else None
 
@@ -52,14 +56,17 @@ class PackedExperts(nn.Module):
         """
         rows, choices = index.shape
         chosen = index.reshape(-1)
-        out = hidden.new_empty(rows * choices, self._down[0].out_features)
+        out = hidden.new_empty(rows * choices, self.down.out_features)
         for expert in np.unique(chosen.numpy()).tolist():
             places = (chosen == expert).nonzero()[:, 0]
             out[places] = self._expert(expert, hidden[places // choices])
         return _sum_of_choices(out.view(rows, choices, -1), weights).to(hidden.dtype)
 
     def _expert(self, number: int, x: torch.Tensor) -> torch.Tensor:
-        out = self._down[number](self._between(self._up[number](x)))
+        inner = self.up.weights[number](x)
+        if self._in_pairs:
+            inner = torch.stack(inner.chunk(2, -1), -1).flatten(-2)
+        out = self.down.weights[number](self._between(inner))
         return out if self._norm is None else self._norm(out)
 
 
@@ -71,14 +78,19 @@ def _sum_of_choices(out: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _packed(experts: Any, name: str) -> list[Gemm]:
-    """One of the weights of all experts, packed; the tensor of all is dropped."""
+def _packed(experts: Any, name: str, in_pairs: bool = False) -> list[Gemm]:
+    """One of the weights of all experts, packed; the tensor of all is dropped. If outputs of gate
+    and up take turns (`in_pairs`), those of the gate come first in what is packed.
+    """
     weight = getattr(experts, name)
     biases = getattr(experts, f"{name}_bias") if experts.has_bias else [None] * len(weight)
-    packed = [
-        Gemm((each.T if experts.is_transposed else each).contiguous(), bias)
-        for each, bias in zip(weight, biases, strict=True)
-    ]
+    packed = []
+    for each, bias in zip(weight, biases, strict=True):
+        rows = each.T if experts.is_transposed else each
+        if in_pairs:
+            rows = torch.cat([rows[::2], rows[1::2]])
+            bias = None if bias is None else torch.cat([bias[::2], bias[1::2]])
+        packed.append(Gemm(rows.contiguous(), bias))
     delattr(experts, name)
     return packed
 

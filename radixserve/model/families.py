@@ -17,6 +17,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from radixserve.kernels.cpu.experts import Scores
 from radixserve.model.rotary_tables import ModuleTable, StoredTable
 from radixserve.model.weights import Rotary, places_in_order
 
@@ -58,8 +59,30 @@ def _tables_of_module(body: Any) -> list[Rotary]:
 Names = tuple[str, ...]
 """Of which the first that there is counts; none: there is no such module."""
 
+Clamp = tuple[float, float]
+"""Alpha and limit of experts whose activation is `Activation.CLAMPED_SWIGLU`."""
+
 Places = Callable[[int, int, int], torch.Tensor]
 """Where heads begin in a row of q, k and v, from the numbers of heads, of key heads, and `dim`."""
+
+
+def _unclamped(config: Any) -> Clamp | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """A mixture of experts, in layers that have one. Names are paths from the layer; those of what
+    is shared are as in `Family`, from there.
+    """
+
+    experts: str = "mlp.experts"
+    router: str = "mlp.gate"
+    scores: Scores = Scores.SOFTMAX
+    shared: str = "mlp.shared_experts"  # where there is such a module
+    shared_gate: str = "mlp.shared_expert_gate"  # likewise
+    clamp: Callable[[Any], Clamp | None] = _unclamped  # from the configuration
+    halves: Callable[[Any], bool] = _never  # whether the sum is halved, from the configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +124,7 @@ class Family:
     activation: str = "act_fn"
     down: str = "down_proj"
     mlp_inner_norm: Names = ()
+    mixture: Mixture | None = None
 
 
 def in_groups(heads: int, kv_heads: int, dim: int) -> torch.Tensor:
@@ -118,16 +142,18 @@ def _in_quarters(heads: int, kv_heads: int, dim: int) -> torch.Tensor:
     return torch.cat([q, k, v]) * dim
 
 
-def _repeating_tables(body: Any) -> list[Rotary]:
+def repeating_tables(body: Any) -> list[Rotary]:
+    """One, whose module gives each number twice, one behind the other."""
     return [ModuleTable(body.rotary_emb, repeats=True)]
 
 
-def _tables_by_kind(body: Any) -> list[Rotary]:
+def tables_by_kind(body: Any) -> list[Rotary]:
     """One for each kind of layers."""
     return [ModuleTable(body.rotary_emb, kind=kind) for kind in _kinds(body.config)]
 
 
-def _table_of_kind(attention: Any) -> int:
+def table_of_kind(attention: Any) -> int:
+    """The table of `tables_by_kind` that a layer rotates by."""
     kinds = attention.config.layer_types
     return _kinds(attention.config).index(kinds[attention.layer_idx])
 
@@ -139,6 +165,18 @@ def _kinds(config: Any) -> list[str]:
 def _stored_tables(body: Any) -> list[Rotary]:
     """All layers of GPT-J and CodeGen have the same table."""
     return [StoredTable(body.h[0].attn.embed_positions)]
+
+
+def rotates_with_window(attention: Any) -> bool:
+    """Whether a layer of EXAONE rotates: if it has a window, or no layer has one."""
+    return attention.sliding_window is None or bool(attention.is_sliding)
+
+
+def granite_scales(config: Any) -> Scales:
+    """The constants of Granite."""
+    return Scales(
+        config.embedding_multiplier, config.residual_multiplier, 1 / config.logits_scaling
+    )
 
 
 def _no_tables(body: Any) -> list[Rotary]:
@@ -159,7 +197,7 @@ _GEMMA2 = Family(
     adds_one=True,
 )
 _COHERE = Family(
-    tables=_repeating_tables,
+    tables=repeating_tables,
     scales=lambda config: Scales(logits=config.logit_scale),
     is_parallel=_always,
     mlp_norm=(),
@@ -254,7 +292,7 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
     transformers.Ernie4_5ForCausalLM: Family(in_neighbours=True),
     transformers.Exaone4ForCausalLM: replace(
         _POST_NORMS,
-        rotates=lambda attention: attention.sliding_window is None or attention.is_sliding,
+        rotates=rotates_with_window,
     ),
     transformers.FalconForCausalLM: replace(
         _NEOX,
@@ -273,8 +311,8 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
     transformers.Gemma3ForCausalLM: replace(
         _GEMMA2,
         serves=lambda config: not config.use_bidirectional_attention,
-        tables=_tables_by_kind,
-        table=_table_of_kind,
+        tables=tables_by_kind,
+        table=table_of_kind,
     ),
     transformers.GlmForCausalLM: _GLM,
     transformers.Glm4ForCausalLM: replace(
@@ -293,11 +331,7 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
         is_parallel=lambda config: config.use_parallel_residual,
         attention="attention",
     ),
-    transformers.GraniteForCausalLM: Family(
-        scales=lambda config: Scales(
-            config.embedding_multiplier, config.residual_multiplier, 1 / config.logits_scaling
-        )
-    ),
+    transformers.GraniteForCausalLM: Family(scales=granite_scales),
     transformers.HeliumForCausalLM: Family(in_neighbours=True),
     transformers.HunYuanDenseV1ForCausalLM: Family(
         q_norm="query_layernorm", k_norm="key_layernorm", norms_heads_late=True
@@ -316,9 +350,7 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
     transformers.NemotronForCausalLM: replace(_UNGATED, adds_one=True),
     transformers.OlmoForCausalLM: Family(),
     transformers.Olmo2ForCausalLM: _POST_NORMS,
-    transformers.Olmo3ForCausalLM: replace(
-        _POST_NORMS, tables=_tables_by_kind, table=_table_of_kind
-    ),
+    transformers.Olmo3ForCausalLM: replace(_POST_NORMS, tables=tables_by_kind, table=table_of_kind),
     transformers.OPTForCausalLM: _OPT,
     transformers.PersimmonForCausalLM: replace(_NEOX, last_norm="final_layernorm"),
     transformers.PhiForCausalLM: Family(

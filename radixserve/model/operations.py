@@ -30,17 +30,37 @@ from radixserve.kernels.attention import Kernel
 from radixserve.kernels.cpu import native, rows, threads
 from radixserve.kernels.cpu.activation import ActivationBlock, activation_kernel
 from radixserve.kernels.cpu.attention import call as attention
+from radixserve.kernels.cpu.experts import (
+    CombineBlock,
+    GatherBlock,
+    RouteBlock,
+    combine_kernel,
+    gather_kernel,
+    route,
+)
 from radixserve.kernels.cpu.gemm.block import COUNTERS, QUEUE_LENGTH
 from radixserve.kernels.cpu.gemm.call import Gemm, segments_of
+from radixserve.kernels.cpu.gemm.grouped import GroupedGemm
 from radixserve.kernels.cpu.low_rank import low_rank_kernel
 from radixserve.kernels.cpu.program import Program
 from radixserve.kernels.cpu.rows import NormBlock, RotateBlock
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.row_adapters import RowAdapters
-from radixserve.model.weights import HeadNorm, Layer, Linear, Mlp, Norm, Rope, Table
+from radixserve.model.weights import (
+    Experts,
+    HeadNorm,
+    Layer,
+    Linear,
+    Mlp,
+    Norm,
+    Rope,
+    Router,
+    Table,
+)
 from radixserve.tensors.kv import KVPool
 
-_MOST_LAUNCHES = 20  # kernels of a layer
+_MOST_LAUNCHES = 32  # kernels of a layer
+_GROUPED_LINEARS = 2  # of a layer
 _PART = 3  # layers of a program between two looks at what has come meanwhile
 _ENOUGH = 1 << 15  # numbers in a tensor, from which on waking other threads is worth it
 
@@ -56,6 +76,36 @@ class Sizes:
 
     heads: int  # of queries
     residual_scale: float = 1.0  # of what layers add to the stream
+
+
+class Groups:
+    """The groups of rows of the experts of a layer, as the kernels write and read them. Layers use
+    it one after the other.
+    """
+
+    def __init__(self, experts: int) -> None:
+        self.starts = np.zeros(experts + 1, np.int64)  # see `RouteBlock`
+        self.counters = np.zeros((_GROUPED_LINEARS, experts, COUNTERS), np.int64)
+        self._taken = 0
+
+    def begin(self) -> None:
+        """A layer begins, whose routing makes the counters zero."""
+        self._taken = 0
+
+    def next_counters(self) -> Longs:
+        """Counters [experts, COUNTERS] for the next grouped linear of the layer."""
+        counters: Longs = self.counters[self._taken]
+        self._taken += 1
+        return counters
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """Which experts compute the rows of a step."""
+
+    weights: torch.Tensor  # float32 [rows, choices]
+    places: torch.Tensor  # int64 [rows, choices], of rows in the groups of their experts
+    groups: Groups
 
 
 class Operations(ABC):
@@ -78,6 +128,7 @@ class Operations(ABC):
         """`slots`, int64 [rows], is where K and V go. Without `adapters` no row has one."""
         self.hidden, self._adapters = hidden, adapters
         self._sizes, self._pool, self._tables, self._slots = sizes, pool, tables, slots
+        self._groups: dict[int, Groups] = {}
 
     def begin(self, layer: Layer) -> None:
         """What follows belongs to `layer`."""
@@ -148,9 +199,9 @@ class Operations(ABC):
             cos, sin = self._tables[rope.table]
             block.set(cos=cos, sin=sin, pairs=cos.shape[1], in_neighbours=rope.in_neighbours)
 
-    def activate(self, x: torch.Tensor, mlp: Mlp) -> torch.Tensor:
+    def activate(self, x: torch.Tensor, mlp: Mlp | Experts) -> torch.Tensor:
         """The activation of x, or of its first half times the second half; [rows, inner]."""
-        out = self._new(x.shape[1] // 2 if mlp.is_gated else x.shape[1])
+        out = self._new(x.shape[1] // 2 if mlp.is_gated else x.shape[1], len(x))
         block = ActivationBlock(x=x, out=out, constants=mlp.constants, rows=len(x))
         self._launch(activation_kernel(mlp.activation, mlp.is_gated, x.dtype), block, x)
         return out
@@ -164,9 +215,93 @@ class Operations(ABC):
             self._launch(low_rank_kernel(x.dtype), block, None)
         return out
 
+    def route(self, router: Router, x: torch.Tensor) -> Routes:
+        """Choose experts for the rows of x [rows, width]."""
+        logits, rows = self.unrounded_linear(router.logits, x), len(x)
+        sizes = router.choices, rows
+        chosen = self._new(*sizes, torch.int64)
+        routes = Routes(
+            weights=self._new(*sizes, torch.float32),
+            places=self._new(*sizes, torch.int64),
+            groups=self._groups_of(logits.shape[1]),
+        )
+        routes.groups.begin()
+        block = RouteBlock(
+            logits=logits,
+            correction=router.correction,
+            expert_scales=router.expert_scales,
+            chosen=chosen,
+            weights=routes.weights,
+            places=routes.places,
+            starts=routes.groups.starts,
+            zeroed=routes.groups.counters,
+            rows=rows,
+            experts=logits.shape[1],
+            choices=router.choices,
+            scores=router.scores,
+            groups=router.groups,
+            kept_groups=router.kept_groups,
+            best_of_group=router.best_of_group,
+            is_normalised=router.is_normalised,
+            least_sum=router.least_sum,
+            scale=router.scale,
+        )
+        self._launch(route, block, logits)
+        return routes
+
+    def gather(self, x: torch.Tensor, routes: Routes) -> torch.Tensor:
+        """The rows of x [rows, width] in groups, [rows * choices, width]."""
+        rows, width = x.shape
+        grouped = self._new(width, routes.places.numel())
+        block = GatherBlock(x=x, grouped=grouped, places=routes.places, rows=rows, width=width)
+        self._launch(gather_kernel(x.dtype), block, grouped)
+        return grouped
+
+    def combine(
+        self,
+        results: torch.Tensor,
+        routes: Routes,
+        shared: torch.Tensor | None,
+        gates: torch.Tensor | None,
+        scale: float,
+    ) -> torch.Tensor:
+        """`scale` times the weighted sum [rows, width] of the results of a row's experts, which lie
+        in groups [rows * choices, width], and of `shared` [rows, width], which the sigmoid of
+        `gates` [rows, 1] multiplies if there are some.
+        """
+        rows, width = len(routes.places), results.shape[1]
+        out = self._new(width, rows)
+        block = CombineBlock(
+            results=results,
+            weights=routes.weights,
+            places=routes.places,
+            shared=shared,
+            gates=gates,
+            out=out,
+            rows=rows,
+            width=width,
+            scale=scale,
+        )
+        self._launch(combine_kernel(out.dtype), block, results)
+        return out
+
+    def _groups_of(self, experts: int) -> Groups:
+        """The groups of a layer with so many experts. All layers share them."""
+        if experts not in self._groups:
+            self._groups[experts] = Groups(experts)
+        return self._groups[experts]
+
     @abstractmethod
     def _multiply(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
         """[rows, out], from x [rows, in]."""
+
+    @abstractmethod
+    def unrounded_linear(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
+        """The same in float32."""
+
+    @abstractmethod
+    def grouped_linear(self, weights: GroupedGemm, x: torch.Tensor, routes: Routes) -> torch.Tensor:
+        """[rows * choices, out], from grouped rows [rows * choices, in]."""
 
     @abstractmethod
     def keep(self, wanted: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -179,8 +314,12 @@ class Operations(ABC):
         """Attention over the slots of the step's plan, [rows, heads * dim]."""
 
     @abstractmethod
-    def _new(self, columns: int) -> torch.Tensor:
-        """Memory for a result [rows, columns]."""
+    def _new(
+        self, columns: int, rows: int | None = None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """Memory for a result [rows, columns], by default for the rows of the stream in its dtype.
+        `rows` is a multiple of these.
+        """
 
     @abstractmethod
     def _launch(self, kernel: Compiled, block: Any, largest: torch.Tensor | None) -> None:
@@ -214,6 +353,15 @@ class RunNow(Operations):
     def _multiply(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
         return weight(x)
 
+    def unrounded_linear(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
+        return weight.unrounded(x)
+
+    def grouped_linear(self, weights: GroupedGemm, x: torch.Tensor, routes: Routes) -> torch.Tensor:
+        out, groups = self._new(weights.out_features, len(x)), routes.groups
+        kernel, block = weights.launch(x, out, groups.starts, groups.next_counters())
+        threads.run(kernel, block.address, True)
+        return out
+
     def keep(self, wanted: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
         self._plan, self.hidden = self._plan.last_rows(wanted.numpy()), self.hidden[wanted]
         self._adapters = None if self._adapters is None else self._adapters.of(wanted)
@@ -224,8 +372,11 @@ class RunNow(Operations):
         out = self._attend(by_head, self._layer.index, self._plan, self._layer.attention.attends)
         return out.view(len(q), -1)
 
-    def _new(self, columns: int) -> torch.Tensor:
-        return self.hidden.new_empty(len(self.hidden), columns)
+    def _new(
+        self, columns: int, rows: int | None = None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        rows = len(self.hidden) if rows is None else rows
+        return self.hidden.new_empty(rows, columns, dtype=dtype)
 
     def _launch(self, kernel: Compiled, block: Any, largest: torch.Tensor | None) -> None:
         self._counter[:] = 0
@@ -246,14 +397,16 @@ class Memory:
         self.tables = [(torch.empty(most, each), torch.empty(most, each)) for each in pairs]
         self.slots = torch.empty(most, dtype=torch.int64)
         self.adapters = RowAdapters.empty(most)
-        self._results: dict[tuple[int, int], torch.Tensor] = {}
+        self._results: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
 
-    def result(self, place: int, columns: int) -> torch.Tensor:
-        """The tensor [most, columns] for the result number `place` of a layer."""
-        if (place, columns) not in self._results:
-            found = torch.empty(self._most, columns, dtype=self._dtype)
-            self._results[place, columns] = found
-        return self._results[place, columns]
+    def result(self, place: int, columns: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The tensor [most, columns] for the result number `place` of a layer, by default in the
+        dtype of activations.
+        """
+        key = place, columns, dtype or self._dtype
+        if key not in self._results:
+            self._results[key] = torch.empty(self._most, columns, dtype=key[2])
+        return self._results[key]
 
 
 class Record(Operations):
@@ -290,9 +443,21 @@ class Record(Operations):
         """Record a linear. It prefetches K and V of this layer's attention if that is still to
         come, else of the next layer's.
         """
-        out = self._new(weight.out_features)
+        return self._linear(weight, x, self._new(weight.out_features))
+
+    def unrounded_linear(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
+        return self._linear(weight, x, self._new(weight.out_features, dtype=torch.float32))
+
+    def _linear(self, weight: Gemm, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         queue = self._queues[self._layer.index + self._attended]
         kernel, block = weight.launch(x, out, self._next_counter(), queue)
+        self._blocks.append(block)
+        self.calls.append((kernel, block.address))
+        return out
+
+    def grouped_linear(self, weights: GroupedGemm, x: torch.Tensor, routes: Routes) -> torch.Tensor:
+        out, groups = self._new(weights.out_features, len(x)), routes.groups
+        kernel, block = weights.launch(x, out, groups.starts, groups.next_counters())
         self._blocks.append(block)
         self.calls.append((kernel, block.address))
         return out
@@ -345,10 +510,13 @@ class Record(Operations):
         for window, segments in self._segments.items():
             self._queues[self._layers_of[window], :3] = 0, len(segments), segments.ctypes.data
 
-    def _new(self, columns: int) -> torch.Tensor:
-        found = self._memory.result(self._results, columns)[: len(self.hidden)]
+    def _new(
+        self, columns: int, rows: int | None = None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        times = 1 if rows is None else rows // len(self.hidden)
+        found = self._memory.result(self._results, times * columns, dtype)[: len(self.hidden)]
         self._results += 1
-        return found
+        return found.view(-1, columns)
 
     def _next_counter(self) -> Longs:
         """A counter for the layer's next kernel."""

@@ -23,7 +23,7 @@ from radixserve.model.dtypes import dtype_name
 from radixserve.model.fixed_rotary import fixed_rotary_of
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.probes import CHUNKINGS, logits_in_chunks, probe_tokens
-from radixserve.model.weights import Layer, Norm, Rope, Weights
+from radixserve.model.weights import Layer, Mlp, Norm, Rope, Weights
 from radixserve.store.folder.fingerprint import weights_fingerprint
 from radixserve.tensors.kv import KVShape
 
@@ -155,6 +155,8 @@ def _norms_of(layer: Layer) -> list[Norm | None]:
 
 def _is_plain_layer(layer: Layer, scaling: float) -> bool:
     attention, mlp, head_norm = layer.attention, layer.mlp, layer.attention.head_norm
+    if not isinstance(mlp, Mlp):
+        return False
     others = attention.inner_norm, attention.post_norm, mlp.inner_norm, mlp.post_norm
     return (
         not layer.is_parallel

@@ -6,25 +6,28 @@ Weights are not copied: they are those that `model.rowwise` packed.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from radixserve.checkpoints.windows import window_of
 from radixserve.kernels.attention import LayerAttention
-from radixserve.kernels.cpu.activation import Activation
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.model.decoder import Decoder
 from radixserve.model.families import FAMILIES, Family, Names, Scales
 from radixserve.model.linear import FusedPart, PackedEmbedding, PackedLinear
+from radixserve.model.mixtures import MIXTURES
+from radixserve.model.read_activation import NotRead, activation_of, constants_of
+from radixserve.model.read_experts import experts_of, find, has_experts
 from radixserve.model.weights import (
     Attention,
     Embedding,
+    Experts,
     Head,
     HeadNorm,
     Layer,
@@ -35,18 +38,8 @@ from radixserve.model.weights import (
     Weights,
 )
 
-_ACTIVATIONS = {
-    "SiLU": Activation.SILU,
-    "SiLUActivation": Activation.SILU,
-    "GELUActivation": Activation.GELU,
-    "GELUTanh": Activation.GELU_TANH,
-    "NewGELUActivation": Activation.GELU_TANH,
-    "FastGELUActivation": Activation.GELU_TANH,
-    "AccurateGELUActivation": Activation.GELU_TANH,
-    "ReLU": Activation.RELU,
-    "ReLUSquaredActivation": Activation.RELU_SQUARED,
-    "XIELUActivation": Activation.XIELU,
-}
+log = logging.getLogger(__name__)
+
 _OLMO_EPSILON = 1e-5  # stands in the code of its norm only
 
 
@@ -54,13 +47,14 @@ def decoder_of(model: PreTrainedModel) -> Decoder | None:
     """The decoder of a row-wise model on the CPU; None if there is none for exactly its class, its
     configuration, or its activation.
     """
-    family = FAMILIES.get(type(model))
+    family = FAMILIES.get(type(model)) or MIXTURES.get(type(model))
     if family is None or not family.serves(model.config):
         return None
-    first = getattr(attrgetter(family.body)(model), family.layers)[0]
-    if _activation_class(family, first) not in _ACTIVATIONS:
+    try:
+        return Decoder(_weights_of(model, family))
+    except NotRead as error:
+        log.info("there is no decoder for this model: %s", error)
         return None
-    return Decoder(_weights_of(model, family))
 
 
 def _weights_of(model: Any, family: Family) -> Weights:
@@ -85,7 +79,7 @@ def _weights_of(model: Any, family: Family) -> Weights:
 
 def _targets(model: Any, weights: Weights) -> dict[str, Target]:
     """The modules that multiply by the decoder's weights, by name."""
-    numbers = {id(gemm): number for number, gemm in enumerate(weights.linears())}
+    numbers = {id(gemm): number for number, gemm in enumerate(weights.linears()) if gemm}
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear | FusedPart) and id(_weight(module)) in numbers:
@@ -117,7 +111,7 @@ class _Reader:
         return Layer(
             index,
             self._attention(index, layer, getattr(layer, self.family.attention)),
-            self._mlp(layer, attrgetter(self.family.mlp)(layer) if self.family.mlp else layer),
+            self._experts(layer) if has_experts(layer, self.family.mixture) else self._mlp(layer),
             self.family.is_parallel(self.config),
         )
 
@@ -167,17 +161,37 @@ class _Reader:
         is_whole = getattr(q, "weight", torch.empty(0)).shape == (self.heads * dim,)
         return HeadNorm(norm, is_whole, self.family.norms_heads_late)
 
-    def _mlp(self, layer: Any, mlp: Any) -> Mlp:
-        family = self.family
-        function = _ACTIVATIONS[_activation_class(family, layer)]
+    def _mlp(self, layer: Any) -> Mlp:
+        family, mlp = self.family, attrgetter(self.family.mlp)(layer) if self.family.mlp else layer
+        norm, post_norm = (
+            self._norm(layer, each) for each in (family.mlp_norm, family.mlp_post_norm)
+        )
+        return replace(self._plain_mlp(mlp), norm=norm, post_norm=post_norm)
+
+    def _plain_mlp(self, mlp: Any) -> Mlp:
+        """An MLP without norms around it."""
+        family, module = self.family, getattr(mlp, self.family.activation)
+        function = activation_of(module)
         return Mlp(
-            norm=self._norm(layer, family.mlp_norm),
+            norm=None,
             up=_weight(getattr(mlp, family.up)),
             activation=function,
             is_gated=family.is_gated,
             down=_weight(getattr(mlp, family.down)),
-            constants=_constants(_activation(family, layer), function),
+            constants=constants_of(module, function),
             inner_norm=self._norm(mlp, family.mlp_inner_norm),
+        )
+
+    def _experts(self, layer: Any) -> Experts:
+        family, mixture = self.family, self.family.mixture
+        assert mixture is not None, "only a class with a mixture has experts"
+        shared = find(layer, mixture.shared)
+        return experts_of(
+            layer,
+            self.config,
+            mixture,
+            shared=None if shared is None else self._plain_mlp(shared),
+            norm=self._norm(layer, family.mlp_norm),
             post_norm=self._norm(layer, family.mlp_post_norm),
         )
 
@@ -189,26 +203,6 @@ def _first_norm(parent: Any, names: Names, adds_one: bool) -> Norm | None:
     """The first of these norms that `parent` has; None if it has none of them."""
     found = [module for name in names if (module := getattr(parent, name, None)) is not None]
     return None if not found or isinstance(found[0], nn.Identity) else _norm(found[0], adds_one)
-
-
-def _activation(family: Family, layer: Any) -> Any:
-    """The module that is the activation of a layer's MLP."""
-    mlp = attrgetter(family.mlp)(layer) if family.mlp else layer
-    module = getattr(mlp, family.activation)
-    return getattr(module, "inner", module)
-
-
-def _activation_class(family: Family, layer: Any) -> str:
-    return type(_activation(family, layer)).__name__
-
-
-def _constants(module: Any, function: Activation) -> torch.Tensor | None:
-    """The constants of an activation, as its kernel reads them."""
-    if function != Activation.XIELU:
-        return None
-    positive, negative = F.softplus(module.alpha_p), module.beta + F.softplus(module.alpha_n)
-    parts = positive, negative, module.beta, module.eps
-    return torch.cat([each.detach().float().reshape(1) for each in parts])
 
 
 def _norm(module: Any, adds_one: bool) -> Norm:

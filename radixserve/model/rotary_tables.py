@@ -21,6 +21,7 @@ class ModuleTable:
     module: Any  # gives cosines and sines [1, rows, dim] of x and positions [1, rows]
     repeats: bool = False  # each number follows itself, else all numbers follow all numbers
     kind: str | None = None  # of layers, where the module has a table for each
+    is_single: bool = False  # the module gives each number once
 
     def __call__(self, x: torch.Tensor, positions: torch.Tensor) -> Table:
         kind = {} if self.kind is None else {"layer_type": self.kind}
@@ -28,6 +29,8 @@ class ModuleTable:
         return self._each_once(cos), self._each_once(sin)
 
     def _each_once(self, found: torch.Tensor) -> torch.Tensor:
+        if self.is_single:
+            return found[0].float().contiguous()
         pairs = found.shape[-1] // 2
         once = found[0, :, ::2] if self.repeats else found[0, :, :pairs]
         return once.float().contiguous()

@@ -17,7 +17,9 @@ from torch import nn
 
 from radixserve.kernels.attention import LayerAttention
 from radixserve.kernels.cpu.activation import Activation
+from radixserve.kernels.cpu.experts import Scores
 from radixserve.kernels.cpu.gemm.call import Gemm
+from radixserve.kernels.cpu.gemm.grouped import GroupedGemm
 from radixserve.model.elementwise import RowwiseActivation
 
 Table = tuple[torch.Tensor, torch.Tensor]
@@ -120,6 +122,44 @@ class Mlp:
 
 
 @dataclass(frozen=True, slots=True)
+class Router:
+    """Chooses experts for each row, and their weights; `kernels.cpu.experts` says how. Equal scores
+    go by the number of the expert, the lowest first.
+    """
+
+    logits: Gemm  # [experts, width]
+    choices: int  # experts of a row
+    scores: Scores = Scores.SOFTMAX
+    correction: torch.Tensor | None = None  # float32 [experts], added to scores for the choice only
+    groups: int = 1  # of experts
+    kept_groups: int = 1  # whose experts can be chosen
+    best_of_group: int = 2  # experts whose scores make that of a group
+    is_normalised: bool = True  # whether the weights of a row are divided by their sum
+    least_sum: float = 1e-20  # which they are divided by
+    scale: float = 1.0  # of weights
+    expert_scales: torch.Tensor | None = None  # float32 [experts], of weights
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts in the place of an MLP: the sum of what the chosen experts compute, in
+    the order in which they are chosen.
+    """
+
+    norm: Norm | None  # of what it reads
+    router: Router
+    up: GroupedGemm  # of each expert [inner, width], or [2 * inner, width]: gate, then up
+    activation: Activation
+    is_gated: bool
+    down: GroupedGemm
+    constants: torch.Tensor | None = None  # of the activation
+    shared: Mlp | None = None  # computes every row, and is added
+    shared_gate: Gemm | None = None  # [1, width]: the sigmoid of this multiplies what is shared
+    scale: float = 1.0  # of the sum
+    post_norm: Norm | None = None  # of what it adds to the stream
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """One decoder layer. In a parallel one the MLP reads the stream as it was before the layer, and
     without a norm of its own it reads what attention reads.
@@ -127,7 +167,7 @@ class Layer:
 
     index: int
     attention: Attention
-    mlp: Mlp
+    mlp: Mlp | Experts
     is_parallel: bool = False
 
 
@@ -196,12 +236,16 @@ class Weights:
     def num_linears(self) -> int:
         return len(self.layers) * len(Linear) + 1
 
-    def linears(self) -> list[Gemm]:
-        """All linears, by their numbers."""
-        found: list[Gemm] = []
+    def linears(self) -> list[Gemm | None]:
+        """All linears, by their numbers. Those of the MLP of a layer with experts are what these
+        share, None if they share nothing.
+        """
+        found: list[Gemm | None] = []
         for layer in self.layers:
             attention, mlp = layer.attention, layer.mlp
-            found += attention.qkv, attention.o, mlp.up, mlp.down
+            plain = mlp.shared if isinstance(mlp, Experts) else mlp
+            found += attention.qkv, attention.o
+            found += (None, None) if plain is None else (plain.up, plain.down)
         return [*found, self.head.weight]
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -221,6 +265,9 @@ def _tensors(name: str, part: object) -> Iterator[tuple[str, torch.Tensor]]:
         yield f"{name} [{rows}, {inputs}], {part.bits} bits", part.panels.memory
         if part.bias is not None:
             yield f"{name} bias", part.bias
+    elif isinstance(part, GroupedGemm):
+        for number, weight in enumerate(part.weights):
+            yield from _tensors(f"{name} {number}", weight)
     elif is_dataclass(part):
         for field in fields(part):
             yield from _tensors(f"{name}.{field.name}", getattr(part, field.name))

@@ -23,7 +23,17 @@ from radixserve.tensors.kv import KVPool, KVShape
 from tests.tiny import CONFIGS, CPU, VOCAB, chunk, load_tiny, with_own_modules
 
 IN_PANELS = ("llama_in_panels", "qwen3_in_panels")
-KNOWN = ("llama", "llama_grouped", *IN_PANELS, "qwen2", "qwen3", "mistral", "gpt2")
+KNOWN = (
+    "llama",
+    "llama_grouped",
+    *IN_PANELS,
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "gpt2",
+    "mixtral",
+    "qwen3_moe",
+)
 SHAPE = KVShape(1, 2, 24, 24, torch.float32)
 
 

@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from radixserve.errors import ModelRefused
 from radixserve.model.families import FAMILIES, in_groups
 from radixserve.model.load import prepare_model
+from radixserve.model.mixtures import MIXTURES
 from radixserve.model.runner import Runner
 from radixserve.step import Logits
 from radixserve.tensors.kv import KVPool
@@ -82,6 +83,24 @@ TINY: dict[str, dict[str, Any]] = {
     "vaultgemma": {**WINDOWED, "attn_logit_softcapping": 2.0},
     "xglm": {},
 }
+# The same with mixtures of experts.
+MIXED: dict[str, dict[str, Any]] = {
+    "dots1": {"n_shared_experts": 1, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5},
+    "ernie4_5_moe": {},
+    "exaone_moe": WINDOWED,
+    "flex_olmo": {},
+    "glm4_moe": {"first_k_dense_replace": 1, "routed_scaling_factor": 2.5},
+    "gpt_oss": {**WINDOWED, "swiglu_limit": 0.3},
+    "granitemoe": {"residual_multiplier": 0.3, "attention_multiplier": 0.2},
+    "hunyuan_v1_moe": {},
+    "minimax_m2": {},
+    "mixtral": {},
+    "olmoe": {"norm_topk_prob": False},
+    "qwen2_moe": {},
+    "qwen3_moe": {"mlp_only_layers": [0], "norm_topk_prob": True},
+    "solar_open": {},
+}
+ALL = TINY | MIXED
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size",), VOCAB),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 64),
@@ -91,6 +110,10 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("num_key_value_heads",), 2),
     **dict.fromkeys(("head_dim",), 16),
     **dict.fromkeys(("rotary_dim",), 8),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 8),
+    **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk"), 3),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 36),
+    **dict.fromkeys(("n_group", "topk_group"), 1),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 512),
     **dict.fromkeys(("bos_token_id",), 0),
     **dict.fromkeys(("pad_token_id", "eos_token_id"), 1),
@@ -105,7 +128,7 @@ def tiny(name: str) -> PreTrainedModel:
     kind = CONFIG_MAPPING[name.split()[0]]
     names = {field.name for field in dataclasses.fields(kind)}
     sizes = {field: size for field, size in SIZES.items() if field in names}
-    return random_model(kind(**sizes | TINY[name]))
+    return random_model(kind(**sizes | ALL[name]))
 
 
 @cache
@@ -115,11 +138,11 @@ def runner(name: str) -> Runner:
 
 
 def test_each_class_of_the_table_is_tried() -> None:
-    tried = {AutoModelForCausalLM._model_mapping[CONFIG_MAPPING[name.split()[0]]] for name in TINY}
-    assert tried == set(FAMILIES)
+    tried = {AutoModelForCausalLM._model_mapping[CONFIG_MAPPING[name.split()[0]]] for name in ALL}
+    assert tried == {*FAMILIES, *MIXTURES}
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ALL)
 def test_greedy_tokens_are_those_of_transformers_generate(name: str) -> None:
     model, ids = tiny(name), torch.tensor([PROMPT])
     model.generation_config.eos_token_id = None
@@ -146,12 +169,12 @@ def has_the_same_bits_in_any_step(run: Runner) -> None:
     assert torch.equal(run.forward([mates[0], ours, mates[1]])[1], whole[102])
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ALL)
 def test_neither_cuts_nor_batch_mates_change_a_bit(name: str) -> None:
     has_the_same_bits_in_any_step(runner(name))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ALL)
 def test_it_serves_bfloat16_as_exactly(name: str) -> None:
     loaded = prepare_model(tiny(name).bfloat16(), CPU)
     has_the_same_bits_in_any_step(Runner(loaded, KVPool(loaded.shape, 512, CPU)))

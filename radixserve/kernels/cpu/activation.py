@@ -45,6 +45,7 @@ class Activation(IntEnum):
     RELU = 3
     RELU_SQUARED = 4
     XIELU = 5  # has constants of its own in every layer
+    CLAMPED_SWIGLU = 6  # gate * sigmoid(alpha * gate) * (up + 1) of numbers within a limit
 
 
 class ActivationBlock(Block):
@@ -52,7 +53,7 @@ class ActivationBlock(Block):
 
     x: Numbers  # [rows * inner], or [rows * 2 * inner]: gate, then up
     out: Numbers  # [rows * inner]
-    constants: Float32s  # of XIELU: alpha_p, alpha_n, beta, eps
+    constants: Float32s  # of XIELU: alpha_p, alpha_n, beta, eps; of CLAMPED_SWIGLU: alpha, limit
     counter: Int64s  # [1]: groups of rows that threads have taken; zero at the start
     rows: Int
 
@@ -143,6 +144,33 @@ def _xielu(x: Any, power: Any, constants: Any) -> Any:
     return (constants[0] * x * x if x > _ZERO else below) + constants[2] * x
 
 
+@compiled
+def _clamped_gate(x: Any, constants: Any) -> Any:
+    return constants[1] if x > constants[1] else x
+
+
+@compiled
+def _clamped_swiglu_exponent(x: Any, constants: Any) -> Any:
+    return -abs(constants[0] * _clamped_gate(x, constants))
+
+
+@compiled
+def _clamped_swiglu(x: Any, power: Any, constants: Any) -> Any:
+    gate = _clamped_gate(x, constants)
+    return _times_sigmoid(gate, constants[0] * gate, power)
+
+
+@compiled
+def _clamped_up(up: Any, constants: Any) -> Any:
+    up = constants[1] if up > constants[1] else up
+    return (-constants[1] if up < -constants[1] else up) + _ONE
+
+
+@compiled
+def _plain_up(up: Any, constants: Any) -> Any:
+    return up
+
+
 # The exponent of the power that a function needs, if it needs one, and the function.
 _FUNCTIONS: dict[Activation, tuple[Any, Any]] = {
     Activation.SILU: (_silu_exponent, _silu),
@@ -151,6 +179,7 @@ _FUNCTIONS: dict[Activation, tuple[Any, Any]] = {
     Activation.RELU: (None, _relu),
     Activation.RELU_SQUARED: (None, _relu_squared),
     Activation.XIELU: (_xielu_exponent, _xielu),
+    Activation.CLAMPED_SWIGLU: (_clamped_swiglu_exponent, _clamped_swiglu),
 }
 
 
@@ -164,6 +193,7 @@ def activation_kernel(
     exponent, function = _FUNCTIONS[activation]
     has_power = exponent is not None
     exponent = exponent or _silu_exponent
+    read_up = _clamped_up if activation == Activation.CLAMPED_SWIGLU else _plain_up
     read = ActivationBlock.reader(dtype)
 
     @compiled
@@ -179,7 +209,7 @@ def activation_kernel(
         for j in range(count):
             found = function(number_at(b.x, at + j), powers[j], b.constants)
             if is_gated:
-                found = number_at(b.x, at + inner + j) * found
+                found = read_up(number_at(b.x, at + inner + j), b.constants) * found
             put_number(b.out, to + j, found)
 
     @compiled

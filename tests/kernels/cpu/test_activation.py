@@ -13,13 +13,19 @@ from radixserve.kernels.cpu import native, threads
 from radixserve.kernels.cpu.activation import Activation, ActivationBlock, activation_kernel
 
 DTYPES = (torch.float32, torch.bfloat16)
-XIELU = torch.tensor([0.8, 0.3, 0.5, -1e-6])
+CONSTANTS = torch.tensor([0.8, 0.3, 0.5, -1e-6])
 
 
 def xielu(x: torch.Tensor) -> torch.Tensor:
-    above, below, beta, most = XIELU.double()
+    above, below, beta, most = CONSTANTS.double()
     negative = (torch.expm1(torch.minimum(x, most)) - x) * below
     return torch.where(x > 0, above * x * x, negative) + beta * x
+
+
+def clamped_swiglu(x: torch.Tensor) -> torch.Tensor:
+    alpha, limit = CONSTANTS.double()[:2]
+    gate = x.clamp(max=limit)
+    return gate * torch.sigmoid(alpha * gate)
 
 
 FUNCTIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -29,6 +35,7 @@ FUNCTIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     Activation.RELU: F.relu,
     Activation.RELU_SQUARED: lambda x: F.relu(x) ** 2,
     Activation.XIELU: xielu,
+    Activation.CLAMPED_SWIGLU: clamped_swiglu,
 }
 
 pytestmark = [
@@ -40,7 +47,7 @@ pytestmark = [
 def activated(x: torch.Tensor, function: Activation, is_gated: bool) -> torch.Tensor:
     out = torch.empty(len(x), x.shape[1] // (2 if is_gated else 1), dtype=x.dtype)
     counter = np.zeros(1, np.int64)
-    block = ActivationBlock(x=x, out=out, constants=XIELU, counter=counter, rows=len(x))
+    block = ActivationBlock(x=x, out=out, constants=CONSTANTS, counter=counter, rows=len(x))
     kernel = activation_kernel(function, is_gated, x.dtype)
     threads.run(native.address(kernel), block.address, True)
     return out
@@ -64,6 +71,9 @@ def test_it_is_that_of_torch_also_far_from_zero(
 def test_it_multiplies_what_it_gates(function: Activation, dtype: torch.dtype) -> None:
     x = (torch.randn(19, 2 * 100) * 3).to(dtype)
     gate, up = x.double().split(100, -1)
+    if function == Activation.CLAMPED_SWIGLU:
+        limit = CONSTANTS.double()[1]
+        up = up.clamp(-limit, limit) + 1
     near(activated(x, function, True), FUNCTIONS[function](gate) * up)
 
 

@@ -45,34 +45,40 @@ one would take a good part of the step's time.
 """
 
 _ITEMS_PER_THREAD = 4  # at least, so that no thread waits long for the others
+_ANY = 1 << 62  # rows
 _memory = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
-class _Kernel:
+class Kernel:
     """A compiled kernel, and the form of x that it multiplies."""
 
     address: int
     most_rows: int  # of an item
     row_unit: int  # scratch memory has room for a multiple of so many rows of x
     number_bytes: int  # of a number of x in that form, with all its parts
-    same: bool  # the caller's x has that form already, unless inputs are padded ...
-    same_rows: int | None  # ... and has at most this many rows; None: any number
+    same_rows: int  # up to which the caller's x has that form already, unless inputs are padded
+
+    @property
+    def item_unit(self) -> int:
+        """An item has a multiple of so many rows: pairs of tiles, where there are tiles."""
+        return 1 if self.row_unit == 1 else 2 * self.row_unit
 
 
 @cache
-def _kernel(dtype: torch.dtype, bits: int, level: Level) -> _Kernel:
+def _kernel(dtype: torch.dtype, bits: int, level: Level) -> Kernel:
     """The kernel for activations of `dtype` and a weight of `bits`; see the top."""
     bfloat16, bfloat16_weight = dtype == torch.bfloat16, bits == BFLOAT_BITS
     if bfloat16_weight and level == Level.AMX:
         address = _compiled(amx.gemm_kernel, Level.AMX, bfloat16)
-        size = 2 if bfloat16 else 2 * 3
-        return _Kernel(address, amx.SLICE, TILE_ROWS, size, bfloat16, TILE_ROWS)
+        size, same_rows = (2, TILE_ROWS) if bfloat16 else (2 * 3, 0)
+        return Kernel(address, amx.SLICE, TILE_ROWS, size, same_rows)
     pairs = bfloat16_weight and bfloat16 and level == Level.AVX512_BF16
     least = Level.AVX512_BF16 if pairs else min(level, Level.AVX512)
     operands = Operands.PAIRS if pairs else Operands.WIDENED
     address = _compiled(vectors.gemm_kernel, least, operands, level >= Level.AVX512, bfloat16)
-    return _Kernel(address, vectors.MOST_ROWS, 1, 2 if pairs else 4, pairs or not bfloat16, None)
+    same_rows = _ANY if pairs or not bfloat16 else 0
+    return Kernel(address, vectors.MOST_ROWS, 1, 2 if pairs else 4, same_rows)
 
 
 def _compiled(make: Callable[..., Any], level: Level, *which: Any) -> int:
@@ -103,13 +109,19 @@ class Gemm:
         self.out_features, self.in_features = self.panels.shape
         self.bits = self.panels.bits
         self.bias = None if bias is None else bias.detach().float().clone()
-        self._kernel = _kernel(self.dtype, self.bits, levels.current() if level is None else level)
+        self.kernel = _kernel(self.dtype, self.bits, levels.current() if level is None else level)
         self._counter = np.zeros(COUNTERS, np.int64)
-        self._block = self._new_block()
+        self._block = self.new_block()
         self._block.counter = self._counter
         self._last_call: tuple[int, torch.dtype, int] | None = None
 
-    def _new_block(self) -> GemmBlock:
+    @property
+    def most_as_is(self) -> int:
+        """Rows up to which the caller's x is multiplied where it lies."""
+        return self.kernel.same_rows if self.panels.padded == self.in_features else 0
+
+    def new_block(self) -> GemmBlock:
+        """A block in which all is set that no rows decide. This object must outlive it."""
         return GemmBlock(
             weight=self.panels.memory,
             bias=self.bias,
@@ -141,23 +153,24 @@ class Gemm:
             block.x = flat
             setattr(block, "out" if dtype == self.dtype else "unrounded", out)
             self._counter[:] = 0
-            threads.run(self._kernel.address, block.address, True)
+            threads.run(self.kernel.address, block.address, True)
         return out.view(*x.shape[:-1], self.out_features)
 
     def launch(
         self, x: torch.Tensor, out: torch.Tensor, counter: Longs, queue: Longs | None = None
     ) -> tuple[int, GemmBlock]:
         """A kernel's address, and the block with which all threads must call it to compute `out`
-        [rows, out] from `x` [rows, in].
+        [rows, out], of the activations' type or float32, from `x` [rows, in].
 
         `counter` [COUNTERS] must be zero before each call; `queue` is the prefetch queue of the
         next K/V, laid out as `QUEUE_LENGTH` says. They, `x`, `out` and this object must
         outlive the block.
         """
-        block = self._new_block()
+        block = self.new_block()
         self._size(block, len(x))
-        block.set(x=x, out=out, counter=counter, queue=queue)
-        return self._kernel.address, block
+        block.set(x=x, counter=counter, queue=queue)
+        setattr(block, "out" if out.dtype == self.dtype else "unrounded", out)
+        return self.kernel.address, block
 
     def lookup(self) -> Lookup:
         """Gives rows of the weight, from the same memory."""
@@ -166,19 +179,18 @@ class Gemm:
     def _size(self, block: GemmBlock, rows: int) -> None:
         """Set what depends on the number of rows."""
         block.set(rows=rows, scratch=self._scratch(rows))
-        block.slice, block.panels = _shares(max(rows, 1), self.panels, self._kernel)
+        block.slice, block.panels = _shares(max(rows, 1), self.panels, self.kernel)
 
     def _scratch(self, rows: int) -> torch.Tensor | None:
         """Memory for x in the form that the kernel multiplies, if it is in another one."""
-        kernel, padded = self._kernel, self.panels.padded
-        fits = kernel.same_rows is None or rows <= kernel.same_rows
-        if kernel.same and fits and padded == self.in_features:
+        if rows <= self.most_as_is:
             return None
+        kernel = self.kernel
         whole = -(-rows // kernel.row_unit) * kernel.row_unit
-        return _scratch(whole * padded * kernel.number_bytes)
+        return scratch_memory(whole * self.panels.padded * kernel.number_bytes)
 
 
-def _scratch(size: int) -> torch.Tensor:
+def scratch_memory(size: int) -> torch.Tensor:
     """This thread's scratch memory, at least `size` bytes. Kernels of one thread run one after the
     other, so they share it. It is never freed, because blocks hold its address, and it doubles when
     it grows: all of it together is less than four times the largest need.
@@ -190,7 +202,7 @@ def _scratch(size: int) -> torch.Tensor:
     return kept[-1]
 
 
-def _shares(rows: int, panels: Panels, kernel: _Kernel) -> tuple[int, int]:
+def _shares(rows: int, panels: Panels, kernel: Kernel) -> tuple[int, int]:
     """Rows and panels of an item: as many as the kernel can take, but enough items for all
     threads. Several panels share an item only if their inputs are more than one block.
     """
@@ -199,7 +211,7 @@ def _shares(rows: int, panels: Panels, kernel: _Kernel) -> tuple[int, int]:
     size = -(-rows // slices)
     if kernel.row_unit == 1:
         return size, 1
-    size = -(-size // (2 * TILE_ROWS)) * 2 * TILE_ROWS
+    size = -(-size // kernel.item_unit) * kernel.item_unit
     wanted = _ITEMS_PER_THREAD * torch.get_num_threads()
     most = amx.PANELS if panels.padded > amx.BLOCK_INPUTS else 1
     return size, max(1, min(most, count * slices // wanted))

@@ -1,0 +1,62 @@
+"""The rows of the table of families (`model.families`) for classes with mixtures of experts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import transformers
+from transformers import PreTrainedModel
+
+from radixserve.kernels.cpu.experts import Scores
+from radixserve.model.families import (
+    Family,
+    Mixture,
+    granite_scales,
+    rotates_with_window,
+)
+from radixserve.model.rotary_tables import ModuleTable
+
+
+def _clamp(config: Any) -> tuple[float, float]:
+    return float(config.swiglu_alpha), float(config.swiglu_limit)
+
+
+_SOFTMAX = Family(mixture=Mixture())
+_SIGMOID = Family(mixture=Mixture(scores=Scores.SIGMOID))
+_POST_NORMS = Family(
+    attention_norm=(),
+    attention_post_norm=("post_attention_layernorm",),
+    mlp_norm=(),
+    mlp_post_norm=("post_feedforward_layernorm",),
+    mixture=Mixture(),
+)
+_GRANITE = Family(
+    scales=granite_scales,
+    mixture=Mixture(experts="block_sparse_moe.experts", router="block_sparse_moe.router"),
+)
+
+MIXTURES: dict[type[PreTrainedModel], Family] = {
+    transformers.Dots1ForCausalLM: _SIGMOID,
+    transformers.Ernie4_5_MoeForCausalLM: replace(_SOFTMAX, in_neighbours=True),
+    transformers.ExaoneMoeForCausalLM: replace(_SIGMOID, rotates=rotates_with_window),
+    transformers.FlexOlmoForCausalLM: _POST_NORMS,
+    transformers.Glm4MoeForCausalLM: _SIGMOID,
+    transformers.GptOssForCausalLM: Family(
+        tables=lambda body: [ModuleTable(body.rotary_emb, is_single=True)],
+        mixture=Mixture(router="mlp.router", clamp=_clamp),
+    ),
+    transformers.GraniteMoeForCausalLM: _GRANITE,
+    transformers.HunYuanMoEV1ForCausalLM: Family(
+        q_norm="query_layernorm",
+        k_norm="key_layernorm",
+        norms_heads_late=True,
+        mixture=Mixture(router="mlp.gate.wg", shared="mlp.shared_mlp"),
+    ),
+    transformers.MiniMaxM2ForCausalLM: _SIGMOID,
+    transformers.MixtralForCausalLM: _SOFTMAX,
+    transformers.OlmoeForCausalLM: _SOFTMAX,
+    transformers.Qwen2MoeForCausalLM: Family(mixture=Mixture(shared="mlp.shared_expert")),
+    transformers.Qwen3MoeForCausalLM: _SOFTMAX,
+    transformers.SolarOpenForCausalLM: _SIGMOID,
+}
