@@ -40,6 +40,7 @@ from radixserve.model.weights import (
 
 log = logging.getLogger(__name__)
 
+ROWS = {**FAMILIES, **MIXTURES}
 _OLMO_EPSILON = 1e-5  # stands in the code of its norm only
 
 
@@ -47,7 +48,7 @@ def decoder_of(model: PreTrainedModel) -> Decoder | None:
     """The decoder of a row-wise model on the CPU; None if there is none for exactly its class, its
     configuration, or its activation.
     """
-    family = FAMILIES.get(type(model)) or MIXTURES.get(type(model))
+    family = ROWS.get(type(model))
     if family is None or not family.serves(model.config):
         return None
     try:

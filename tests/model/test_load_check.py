@@ -92,7 +92,7 @@ def test_a_wrong_attention_is_refused(
 ) -> None:
     AttentionInterface.register(WRONG, interface(wrong))
     monkeypatch.setattr("radixserve.model.load._attention", lambda *_, **__: (WRONG, None))
-    monkeypatch.setattr(read_family, "FAMILIES", {})  # our decoder has an attention of its own
+    monkeypatch.setattr(read_family, "ROWS", {})  # our decoder has an attention of its own
     with pytest.raises(ModelRefused, match=r"differ by .* rounding in .* explains"):
         prepare_model(tiny_model(name).to(dtype), CPU)
 
