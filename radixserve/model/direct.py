@@ -119,10 +119,11 @@ def _targets(weights: Weights, proof: Proof) -> dict[str, Target]:
 
 
 def _target(
-    linears: list[Gemm], number: int, output: int = 0, outputs: int | None = None
+    linears: list[Gemm | None], number: int, output: int = 0, outputs: int | None = None
 ) -> Target:
     """Some outputs of a linear, by default all."""
     gemm = linears[number]
+    assert gemm is not None, "such models have no experts"
     return Target(number, output, outputs or gemm.out_features, gemm.in_features)
 
 

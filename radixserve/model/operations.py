@@ -30,14 +30,7 @@ from radixserve.kernels.attention import Kernel
 from radixserve.kernels.cpu import native, rows, threads
 from radixserve.kernels.cpu.activation import ActivationBlock, activation_kernel
 from radixserve.kernels.cpu.attention import call as attention
-from radixserve.kernels.cpu.experts import (
-    CombineBlock,
-    GatherBlock,
-    RouteBlock,
-    combine_kernel,
-    gather_kernel,
-    route,
-)
+from radixserve.kernels.cpu.experts import combine_kernel, gather_kernel, route
 from radixserve.kernels.cpu.gemm.block import COUNTERS, QUEUE_LENGTH
 from radixserve.kernels.cpu.gemm.call import Gemm, segments_of
 from radixserve.kernels.cpu.gemm.grouped import GroupedGemm
@@ -45,6 +38,7 @@ from radixserve.kernels.cpu.low_rank import low_rank_kernel
 from radixserve.kernels.cpu.program import Program
 from radixserve.kernels.cpu.rows import NormBlock, RotateBlock
 from radixserve.kernels.step import AttentionPlan
+from radixserve.model.routes import Groups, Routes, combine_block, gather_block, route_block
 from radixserve.model.row_adapters import RowAdapters
 from radixserve.model.weights import (
     Experts,
@@ -60,7 +54,6 @@ from radixserve.model.weights import (
 from radixserve.tensors.kv import KVPool
 
 _MOST_LAUNCHES = 32  # kernels of a layer
-_GROUPED_LINEARS = 2  # of a layer
 _PART = 3  # layers of a program between two looks at what has come meanwhile
 _ENOUGH = 1 << 15  # numbers in a tensor, from which on waking other threads is worth it
 
@@ -76,36 +69,6 @@ class Sizes:
 
     heads: int  # of queries
     residual_scale: float = 1.0  # of what layers add to the stream
-
-
-class Groups:
-    """The groups of rows of the experts of a layer, as the kernels write and read them. Layers use
-    it one after the other.
-    """
-
-    def __init__(self, experts: int) -> None:
-        self.starts = np.zeros(experts + 1, np.int64)  # see `RouteBlock`
-        self.counters = np.zeros((_GROUPED_LINEARS, experts, COUNTERS), np.int64)
-        self._taken = 0
-
-    def begin(self) -> None:
-        """A layer begins, whose routing makes the counters zero."""
-        self._taken = 0
-
-    def next_counters(self) -> Longs:
-        """Counters [experts, COUNTERS] for the next grouped linear of the layer."""
-        counters: Longs = self.counters[self._taken]
-        self._taken += 1
-        return counters
-
-
-@dataclass(frozen=True, slots=True)
-class Routes:
-    """Which experts compute the rows of a step."""
-
-    weights: torch.Tensor  # float32 [rows, choices]
-    places: torch.Tensor  # int64 [rows, choices], of rows in the groups of their experts
-    groups: Groups
 
 
 class Operations(ABC):
@@ -217,44 +180,20 @@ class Operations(ABC):
 
     def route(self, router: Router, x: torch.Tensor) -> Routes:
         """Choose experts for the rows of x [rows, width]."""
-        logits, rows = self.unrounded_linear(router.logits, x), len(x)
-        sizes = router.choices, rows
-        chosen = self._new(*sizes, torch.int64)
+        logits, sizes = self.unrounded_linear(router.logits, x), (router.choices, len(x))
         routes = Routes(
+            chosen=self._new(*sizes, torch.int64),
             weights=self._new(*sizes, torch.float32),
             places=self._new(*sizes, torch.int64),
             groups=self._groups_of(logits.shape[1]),
         )
-        routes.groups.begin()
-        block = RouteBlock(
-            logits=logits,
-            correction=router.correction,
-            expert_scales=router.expert_scales,
-            chosen=chosen,
-            weights=routes.weights,
-            places=routes.places,
-            starts=routes.groups.starts,
-            zeroed=routes.groups.counters,
-            rows=rows,
-            experts=logits.shape[1],
-            choices=router.choices,
-            scores=router.scores,
-            groups=router.groups,
-            kept_groups=router.kept_groups,
-            best_of_group=router.best_of_group,
-            is_normalised=router.is_normalised,
-            least_sum=router.least_sum,
-            scale=router.scale,
-        )
-        self._launch(route, block, logits)
+        self._launch(route, route_block(router, logits, routes), logits)
         return routes
 
     def gather(self, x: torch.Tensor, routes: Routes) -> torch.Tensor:
         """The rows of x [rows, width] in groups, [rows * choices, width]."""
-        rows, width = x.shape
-        grouped = self._new(width, routes.places.numel())
-        block = GatherBlock(x=x, grouped=grouped, places=routes.places, rows=rows, width=width)
-        self._launch(gather_kernel(x.dtype), block, grouped)
+        grouped = self._new(x.shape[1], routes.places.numel())
+        self._launch(gather_kernel(x.dtype), gather_block(x, grouped, routes), grouped)
         return grouped
 
     def combine(
@@ -269,19 +208,9 @@ class Operations(ABC):
         in groups [rows * choices, width], and of `shared` [rows, width], which the sigmoid of
         `gates` [rows, 1] multiplies if there are some.
         """
-        rows, width = len(routes.places), results.shape[1]
-        out = self._new(width, rows)
-        block = CombineBlock(
-            results=results,
-            weights=routes.weights,
-            places=routes.places,
-            shared=shared,
-            gates=gates,
-            out=out,
-            rows=rows,
-            width=width,
-            scale=scale,
-        )
+        out = self._new(results.shape[1], len(routes.places))
+        block = combine_block(results, routes, out)
+        block.set(shared=shared, gates=gates, scale=scale)
         self._launch(combine_kernel(out.dtype), block, results)
         return out
 

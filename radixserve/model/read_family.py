@@ -80,7 +80,9 @@ def _weights_of(model: Any, family: Family) -> Weights:
 
 def _targets(model: Any, weights: Weights) -> dict[str, Target]:
     """The modules that multiply by the decoder's weights, by name."""
-    numbers = {id(gemm): number for number, gemm in enumerate(weights.linears()) if gemm}
+    numbers = {
+        id(gemm): number for number, gemm in enumerate(weights.linears()) if gemm is not None
+    }
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear | FusedPart) and id(_weight(module)) in numbers:

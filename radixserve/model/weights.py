@@ -137,7 +137,6 @@ class Router:
     is_normalised: bool = True  # whether the weights of a row are divided by their sum
     least_sum: float = 1e-20  # which they are divided by
     scale: float = 1.0  # of weights
-    expert_scales: torch.Tensor | None = None  # float32 [experts], of weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,6 @@ class RouteBlock(Block):
 
     logits: Float32s  # [rows * experts]
     correction: Float32s  # [experts], added to scores for the choice only; or empty
-    expert_scales: Float32s  # [experts], which multiply weights; or empty
     chosen: Int64s  # [rows * choices]
     weights: Float32s  # [rows * choices]
     places: Int64s  # [rows * choices]: the row's place among the grouped rows
@@ -183,8 +182,7 @@ def _choose(b: Any, row: int, room: _Room) -> None:
         room.ranks[best] = _LEAST
     divisor = max(total, b.least_sum) if b.is_normalised != 0 else _ONE
     for choice in range(first, first + b.choices):
-        of_expert = b.expert_scales[b.chosen[choice]] if len(b.expert_scales) else _ONE
-        b.weights[choice] = b.weights[choice] / divisor * b.scale * of_expert
+        b.weights[choice] = b.weights[choice] / divisor * b.scale
 
 
 @compiled
