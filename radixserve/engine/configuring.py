@@ -67,7 +67,8 @@ class Configuring:
         most = self._cache.slots.allocator.capacity
         wanted = max(1, min(num_bytes // self._cache.slots.slot_bytes, most))
         scheduler.pins.limit(int(scheduler.limits.pin_share * wanted))
-        for num_slots in _down_to(wanted, scheduler.budget):
+        in_use = scheduler.budget - self._cache.slots.allocator.num_free
+        for num_slots in _down_to(wanted, in_use):
             evicted += scheduler.resize(num_slots)
             yield
         return evicted
@@ -75,7 +76,8 @@ class Configuring:
     def _resize_host(self, host: HostTier, num_bytes: int) -> Parts[int]:
         evicted, cache, wanted = 0, host.cache, host.slots_in(num_bytes)
         host.limit_kept(wanted)
-        for num_slots in _down_to(wanted, cache.slots.budget):
+        in_use = cache.slots.budget - cache.slots.allocator.num_free
+        for num_slots in _down_to(wanted, in_use):
             evicted += cache.slots.resize(num_slots)
             yield
         return evicted
@@ -89,6 +91,6 @@ class Configuring:
         return {name: num_bytes for name, num_bytes in excess.items() if num_bytes > 0}
 
 
-def _down_to(wanted: int, before: int) -> list[int]:
-    """The budgets between, in slots: one jump up, or small steps down."""
-    return [*range(before - PART, wanted, -PART), wanted]
+def _down_to(wanted: int, in_use: int) -> list[int]:
+    """The budgets between, in slots: one jump up, or over what is free, then small steps down."""
+    return [*range(in_use - PART, wanted, -PART), wanted]

@@ -71,6 +71,13 @@ def test_a_budget_shrinks_in_parts_between_which_steps_run() -> None:
     assert engine.tokens("a") == expected(prompt_of(7, 100), 20)
 
 
+def test_a_budget_gives_up_what_is_free_at_once() -> None:
+    engine = Tiered(100_000)
+    configuring = Configuring(engine.cache, engine.core.scheduler, engine.tiers)
+    assert len(list(configuring.change(Configure(kv_budget=64)))) == 1
+    engine.cache.check()
+
+
 def test_what_running_requests_hold_beyond_the_budget_is_told() -> None:
     engine = Tiered(200)
     engine.submit(request("a", prompt_of(1, 100), 20))
