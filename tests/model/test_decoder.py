@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from radixserve.engine.giving_way import GivenUp
+from radixserve.kernels.cpu.gemm.block import SEGMENT
 from radixserve.kernels.cpu.gemm.call import FEW, segments_of
-from radixserve.kernels.cpu.gemm.vectors import SEGMENT
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model import operations
 from radixserve.model.decoder import Decoder

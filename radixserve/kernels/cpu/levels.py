@@ -5,7 +5,8 @@ choice of arithmetic for a weight depends on it, so tests can run every level th
 
     AVX2          fused multiply-adds of 8 floats
     AVX512        of 16 floats, and twice the registers
-    AVX512_BF16   products of pairs of bfloat16, added to float32 (vdpbf16ps)
+    AVX512_BF16   products of pairs of bfloat16, added to float32 (vdpbf16ps), and of four bytes,
+                  added to int32 (vpdpbusd)
     AMX           products of tiles of 16 x 32 and 32 x 16 bfloat16, added to float32
 """
 
@@ -34,7 +35,7 @@ class Level(IntEnum):
 
 _NEEDED = {
     Level.AVX512: ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
-    Level.AVX512_BF16: ("avx512bf16",),
+    Level.AVX512_BF16: ("avx512bf16", "avx512vnni"),
     Level.AMX: ("amx-tile", "amx-bf16"),
 }
 _ABOVE = {

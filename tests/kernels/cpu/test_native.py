@@ -16,6 +16,8 @@ KERNELS = (
     "attention.pairs",
     "gemm.vectors",
     "gemm.amx",
+    "gemm.integers",
+    "gemm.codes",
     "gemm.quantised",
     "gemm.lookup",
     "program",

@@ -16,15 +16,17 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from radixserve.kernels.cpu.block import Block, Float32s, Int, Int64s, Numbers, UInt8s
-from radixserve.kernels.cpu.compile import Intrinsic, call_address, compiled, data_of, longs_at
+from radixserve.kernels.cpu.compile import Intrinsic, call_address, compiled, floats_at, longs_at
 from radixserve.kernels.cpu.gemm.panel_products import WIDTH
 from radixserve.kernels.cpu.vector import (
     LANES,
+    LINE,
     VECTOR,
     BFloat,
     add_atomically,
     element_at,
     load,
+    prefetch,
     put_number,
     store_numbers,
 )
@@ -38,6 +40,9 @@ QUEUE_LENGTH = 5
 """The prefetch queue, as int64: index of the next segment, number of segments, address of their
 byte offsets (int64), base address of K, base address of V.
 """
+
+SEGMENT = 8 << 10
+"""Bytes of the next K/V that are prefetched at a time."""
 
 ITEMS, PREPARED = range(2)
 """Places in a counter: items that threads have taken, rows of x that they have prepared."""
@@ -61,7 +66,7 @@ class GemmBlock(Block):
     inputs: Int
     outputs: Int
     padded: Int  # inputs in `weight`, with the zeros behind them
-    bits: Int  # of a number of the weight: 32, 16 (bfloat16), 8 or 4 (codes)
+    bits: Int  # of a number of the weight: 32, 16 (bfloat16), or those of a code
     slice: Int  # rows of an item
     panels: Int  # of an item
     barrier: Int  # address of a function in which all threads wait for each other
@@ -202,13 +207,14 @@ def _rows_writer(rounds: bool) -> Intrinsic:
 
 
 @compiled
-def next_segment(b: Any) -> Any:
-    """The address of the next segment of K or V to prefetch. Without one it is that of the counter,
-    which is in the cache already.
-    """
+def prefetch_segment(b: Any) -> None:
+    """Prefetch the next segment of K or V, if there is one."""
     if len(b.queue):
         taken, count = add_atomically(b.queue, _TAKEN, 1), b.queue[_COUNT]
         if taken < 2 * count:  # segments of K and of V take turns: even numbers K, odd numbers V
             offsets = longs_at(b.queue[_OFFSETS], count)
-            return b.queue[_BASES + taken % 2] + offsets[taken // 2]
-    return data_of(b.counter)
+            address = b.queue[_BASES + taken % 2] + offsets[taken // 2]
+            segment = floats_at(address, SEGMENT // 4)
+            # Every second line is enough: processors load its neighbour with it.
+            for i in range(0, SEGMENT // 4, 2 * LINE):
+                prefetch(segment, i)

@@ -9,11 +9,12 @@ many rows share a pass, which thread computes them, blocks, prefetching) can cha
     activations  weight         AVX2, AVX512      AVX512_BF16       AMX
     float32      float32        multiply-adds     multiply-adds     multiply-adds
     float32      bfloat16       multiply-adds     multiply-adds     tiles, x in three parts
-    float32      4-, 8-bit      multiply-adds     multiply-adds     multiply-adds
+    float32      codes          multiply-adds     integers, x in three parts
     bfloat16     bfloat16       multiply-adds     products of pairs tiles
-    bfloat16     4-, 8-bit      multiply-adds     multiply-adds     multiply-adds
+    bfloat16     codes          multiply-adds     integers, x in two parts
 
-Sums are float32; the result has the type of the activations, rounded once. Knows nothing of layers.
+Sums are float32, those of integers int32; the result has the type of the activations, rounded once.
+Knows nothing of layers.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ import torch
 from radixserve.kernels.arrays import Longs
 from radixserve.kernels.cpu import levels, native, threads
 from radixserve.kernels.cpu.amx import TILE_ROWS
-from radixserve.kernels.cpu.gemm import amx, vectors
-from radixserve.kernels.cpu.gemm.block import COUNTERS, GemmBlock
+from radixserve.kernels.cpu.gemm import amx, integers, vectors
+from radixserve.kernels.cpu.gemm.block import COUNTERS, SEGMENT, GemmBlock
+from radixserve.kernels.cpu.gemm.codes import Packing
+from radixserve.kernels.cpu.gemm.formats import Format
 from radixserve.kernels.cpu.gemm.lookup import Lookup
 from radixserve.kernels.cpu.gemm.panel_products import WIDTH, Operands
 from radixserve.kernels.cpu.gemm.panels import BFLOAT_BITS, Panels
-from radixserve.kernels.cpu.gemm.vectors import SEGMENT
 from radixserve.kernels.cpu.levels import Level
 from radixserve.kernels.step import AttentionPlan
 
@@ -58,6 +60,7 @@ class Kernel:
     row_unit: int  # scratch memory has room for a multiple of so many rows of x
     number_bytes: int  # of a number of x in that form, with all its parts
     same_rows: int  # up to which the caller's x has that form already, unless inputs are padded
+    own_rows: int = 0  # so few rows each thread brings into that form for itself
 
     @property
     def item_unit(self) -> int:
@@ -66,9 +69,15 @@ class Kernel:
 
 
 @cache
-def _kernel(dtype: torch.dtype, bits: int, level: Level) -> Kernel:
-    """The kernel for activations of `dtype` and a weight of `bits`; see the top."""
-    bfloat16, bfloat16_weight = dtype == torch.bfloat16, bits == BFLOAT_BITS
+def _kernel(dtype: torch.dtype, bits: int, format: Format | None, level: Level) -> Kernel:
+    """The kernel for activations of `dtype` and a weight of `bits`, perhaps in a format; see the
+    top.
+    """
+    bfloat16, bfloat16_weight = dtype == torch.bfloat16, format is None and bits == BFLOAT_BITS
+    if format is not None and level >= Level.AVX512_BF16:
+        address = _compiled(integers.gemm_kernel, Level.AVX512_BF16, format, bfloat16)
+        size = integers.number_bytes(format, bfloat16)
+        return Kernel(address, integers.MOST_ROWS, 1, size, 0, integers.OWN_ROWS)
     if bfloat16_weight and level == Level.AMX:
         address = _compiled(amx.gemm_kernel, Level.AMX, bfloat16)
         size, same_rows = (2, TILE_ROWS) if bfloat16 else (2 * 3, 0)
@@ -76,7 +85,8 @@ def _kernel(dtype: torch.dtype, bits: int, level: Level) -> Kernel:
     pairs = bfloat16_weight and bfloat16 and level == Level.AVX512_BF16
     least = Level.AVX512_BF16 if pairs else min(level, Level.AVX512)
     operands = Operands.PAIRS if pairs else Operands.WIDENED
-    address = _compiled(vectors.gemm_kernel, least, operands, level >= Level.AVX512, bfloat16)
+    wide = level >= Level.AVX512
+    address = _compiled(vectors.gemm_kernel, least, operands, wide, bfloat16, format)
     same_rows = _ANY if pairs or not bfloat16 else 0
     return Kernel(address, vectors.MOST_ROWS, 1, 2 if pairs else 4, same_rows)
 
@@ -93,23 +103,27 @@ class Gemm:
 
     def __init__(
         self,
-        weight: torch.Tensor,
+        weight: torch.Tensor | Packing,
         bias: torch.Tensor | None = None,
         dtype: torch.dtype | None = None,
         level: Level | None = None,
     ) -> None:
-        """`weight` [out, in] is float32 or bfloat16, and is copied, as `bias` [out] is. `dtype` is
-        that of the activations, float32 or bfloat16, by default that of the weight; `level` is by
-        default the current one.
+        """`weight` [out, in] is float32 or bfloat16 and is copied, or packed as codes and is not.
+        `bias` [out] is copied. `dtype` is that of the activations, float32 or bfloat16, by default
+        that of the weight, of codes float32; `level` is by default the current one.
 
         Cost: see `Panels.of`; the first time ever a kernel is compiled, which takes seconds.
         """
-        self.dtype = weight.dtype if dtype is None else dtype
-        self.panels = Panels.of(weight.detach())
+        if isinstance(weight, Packing):
+            self.panels, own = Panels.of_codes(weight), torch.float32
+        else:
+            self.panels, own = Panels.of(weight.detach()), weight.dtype
+        self.dtype = own if dtype is None else dtype
         self.out_features, self.in_features = self.panels.shape
         self.bits = self.panels.bits
         self.bias = None if bias is None else bias.detach().float().clone()
-        self.kernel = _kernel(self.dtype, self.bits, levels.current() if level is None else level)
+        level = levels.current() if level is None else level
+        self.kernel = _kernel(self.dtype, self.bits, self.panels.format, level)
         self._counter = np.zeros(COUNTERS, np.int64)
         self._block = self.new_block()
         self._block.counter = self._counter
@@ -187,6 +201,8 @@ class Gemm:
             return None
         kernel = self.kernel
         whole = -(-rows // kernel.row_unit) * kernel.row_unit
+        if rows <= kernel.own_rows:
+            whole *= torch.get_num_threads()
         return scratch_memory(whole * self.panels.padded * kernel.number_bytes)
 
 
@@ -224,6 +240,6 @@ def segments_of(plan: AttentionPlan, window: int | None = None) -> Longs:
     size = plan.pool.k.stride(1) * plan.pool.k.element_size()
     needed = np.zeros(plan.pool.num_slots * size // SEGMENT + 1, np.bool_)
     begin = plan.slots_within(window).astype(np.int64) * size
-    needed[begin // SEGMENT] = True
-    needed[(begin + size - 1) // SEGMENT] = True
+    for place in (*range(0, size, SEGMENT), size - 1):
+        needed[(begin + place) // SEGMENT] = True
     return np.flatnonzero(needed) * SEGMENT

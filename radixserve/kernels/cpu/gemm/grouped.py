@@ -43,6 +43,7 @@ _FORM = np.dtype(
         ("row_unit", np.int64),  # and scratch memory has room for a multiple of so many
         ("row_bytes", np.int64),  # of x as the kernel multiplies it
         ("most_as_is", np.int64),  # rows up to which x has that form already
+        ("own_rows", np.int64),  # so few rows each thread brings into that form for itself
     ]
 )
 """What a group's call needs to know of its weight, besides the block."""
@@ -64,6 +65,7 @@ class GroupedBlock(Block):
     out_row: Int
     inputs: Int
     outputs: Int
+    threads: Int
 
 
 @compiled
@@ -91,6 +93,8 @@ def _fill(b: Any, group: int, block: Any, scratch: int) -> Any:
     if rows <= form.most_as_is:
         return 0
     taken = _rounded_up(rows, form.row_unit) * form.row_bytes
+    if rows <= form.own_rows:
+        taken *= b.threads
     block[_SCRATCH], block[_SCRATCH + 1] = scratch, taken
     return taken
 
@@ -149,12 +153,14 @@ class GroupedGemm:
             out_row=self.out_features * out.element_size(),
             inputs=self.in_features,
             outputs=self.out_features,
+            threads=torch.get_num_threads(),
         )
 
     def _scratch_bytes(self, rows: int) -> int:
         """What so many rows take at most, however they are grouped."""
         groups = min(rows, len(self))
         whole = rows + groups * (int(self._forms["row_unit"].max()) - 1)
+        whole += groups * int(self._forms["own_rows"].max()) * (torch.get_num_threads() - 1)
         return whole * int(self._forms["row_bytes"].max())
 
 
@@ -168,4 +174,5 @@ def _form(weight: Gemm) -> tuple[int, ...]:
         kernel.row_unit,
         weight.panels.padded * kernel.number_bytes,
         weight.most_as_is,
+        kernel.own_rows,
     )

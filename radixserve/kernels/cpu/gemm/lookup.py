@@ -2,7 +2,7 @@
 kept.
 
 A model whose output layer shares its weight with the embedding then needs that weight only once.
-The layouts are those that `panels` and `quantised` describe. Knows nothing of models.
+The layouts are those that `panels` and `formats` describe. Knows nothing of models.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -10,21 +10,23 @@ The layouts are those that `panels` and `quantised` describe. Knows nothing of m
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from numba import types
 
 from radixserve.kernels.cpu import native, threads
 from radixserve.kernels.cpu.block import Block, Float32s, Int, Int64s, Numbers
-from radixserve.kernels.cpu.compile import compiled, data_of, halves_at, words_at
+from radixserve.kernels.cpu.compile import compiled, data_of, halves_at, on_stack
+from radixserve.kernels.cpu.gemm.decoding import unit_decoder
+from radixserve.kernels.cpu.gemm.formats import UNIT, Format
 from radixserve.kernels.cpu.gemm.panel_products import WIDTH
-from radixserve.kernels.cpu.gemm.panels import BFLOAT_BITS, FLOAT_BITS, Panels
-from radixserve.kernels.cpu.gemm.quantised_products import GROUP, record_size
-from radixserve.kernels.cpu.vector import add_atomically, fma, number_at, put_number
+from radixserve.kernels.cpu.gemm.panels import FLOAT_BITS, Panels
+from radixserve.kernels.cpu.vector import add_atomically, number_at, put_number
 
-_WORD = 32  # bits
-_ONE = np.float32(1)
 _ENOUGH = 1 << 15  # values, from which on waking other threads is worth it
 
 
@@ -54,8 +56,7 @@ class Lookup:
             padded=panels.padded,
             bits=panels.bits,
         )
-        kernel = look_up_bfloat16 if dtype == torch.bfloat16 else look_up
-        self._address = native.address(kernel)
+        self._address = native.address(_kernel(panels.format, dtype == torch.bfloat16))
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """The rows [..., in] whose numbers are `ids` [...].
@@ -91,41 +92,49 @@ def _copy_halves(b: Any, panel: int, lane: int, to: int) -> None:
         put_number(b.out, to + i, number_at(halves, begin + i // 2 * 2 * WIDTH + i % 2))
 
 
-@compiled
-def _decode_row(b: Any, panel: int, lane: int, to: int) -> None:
-    """Decode a row of a weight in codes."""
-    bits, words = b.bits, words_at(data_of(b.weight), len(b.weight))
-    size = record_size(bits)
-    begin = panel * (b.padded // GROUP) * size + lane
-    count, mask = np.float32(1 << bits), np.uint32((1 << bits) - 1)
-    for i in range(b.inputs):
-        record, bit = begin + i // GROUP * size, i % GROUP * bits
-        word = words[record + (2 + bit // _WORD) * WIDTH]
-        code = np.float32((word >> np.uint32(bit % _WORD)) & mask)
-        value = fma(b.weight[record], _ONE + code / count, b.weight[record + WIDTH])
-        put_number(b.out, to + i, value)
+@cache
+def _kernel(format: Format | None, bfloat16: bool) -> Callable[[Any], None]:
+    """The kernel for a weight of floats, or in a format, and for rows of float32 or bfloat16. Every
+    thread calls it with the address of a `LookupBlock`. `native` compiles it.
+    """
+    read = LookupBlock.read_bfloat16 if bfloat16 else LookupBlock.read
+    copy_row = _copy_row if format is None else _row_decoder(format)
 
-
-@compiled
-def _work(b: Any) -> None:
-    """One thread: take rows until none is left."""
-    row = add_atomically(b.counter, 0, 1)
-    while row < len(b.ids):
-        panel, lane, to = b.ids[row] // WIDTH, b.ids[row] % WIDTH, row * b.inputs
-        if b.bits == FLOAT_BITS:
-            _copy_floats(b, panel, lane, to)
-        elif b.bits == BFLOAT_BITS:
-            _copy_halves(b, panel, lane, to)
-        else:
-            _decode_row(b, panel, lane, to)
+    def look_up(address: Any) -> None:
+        b = read(address)
         row = add_atomically(b.counter, 0, 1)
+        while row < len(b.ids):
+            panel, lane, to = b.ids[row] // WIDTH, b.ids[row] % WIDTH, row * b.inputs
+            copy_row(b, panel, lane, to)
+            row = add_atomically(b.counter, 0, 1)
+
+    names = ["" if format is None else f"_{format.name}", "_bfloat16" if bfloat16 else ""]
+    look_up.__name__ = "look_up" + "".join(names)
+    return look_up
 
 
-def look_up(address: Any) -> None:
-    """Every thread calls this with the address of a `LookupBlock`. `native` compiles it."""
-    _work(LookupBlock.read(address))
+@compiled
+def _copy_row(b: Any, panel: int, lane: int, to: int) -> None:
+    """Copy a row of a weight of floats."""
+    if b.bits == FLOAT_BITS:
+        _copy_floats(b, panel, lane, to)
+    else:
+        _copy_halves(b, panel, lane, to)
 
 
-def look_up_bfloat16(address: Any) -> None:
-    """`look_up` for rows of bfloat16."""
-    _work(LookupBlock.read_bfloat16(address))
+def _row_decoder(format: Format) -> Any:
+    """A function for compiled code that decodes a row: with those of its panel, because all of them
+    lie together.
+    """
+    decode = unit_decoder(format)
+    room_for_values = on_stack(types.float32, UNIT * WIDTH)
+
+    @compiled
+    def decode_row(b: Any, panel: int, lane: int, to: int) -> None:
+        units, values = b.inputs // UNIT, room_for_values()
+        for unit in range(units):
+            decode(b.weight, panel, units, unit, values)
+            for i in range(UNIT):
+                put_number(b.out, to + unit * UNIT + i, values[i * WIDTH + lane])
+
+    return decode_row

@@ -78,6 +78,8 @@ def test_a_product_is_right_and_its_rows_do_not_depend_on_their_number(
     rounding = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-23
     # Sums of `inputs` products in float32, then one rounding to the type of the result.
     allowed = size * 2.0**-23 * shape[1] ** 0.5 + exact.abs() * rounding
+    if form.startswith("codes") and dtype == torch.bfloat16:  # x in two parts of int8
+        allowed += x.double().abs().amax(1, keepdim=True) * weight.double().abs().sum(1) * 2.0**-15
     assert (whole.double() - exact).abs().le(allowed).all()
     for rows in ROWS:
         assert torch.equal(gemm(x[:rows]), whole[:rows]), rows
