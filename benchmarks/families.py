@@ -3,6 +3,7 @@ installed transformers has, and writes the table of docs/models.md.
 
     python benchmarks/families.py                       # all, a few minutes
     python benchmarks/families.py gemma2 "qwen3_moe"    # these only; writes nothing
+    python benchmarks/families.py --keep gemma2         # these only; writes their rows anew
 
 Each model is saved and loaded as a user's would be, load check included. If it is served, then
 
@@ -37,7 +38,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from families_table import Counts, Outcome, Results, write_results
+from families_table import Counts, Outcome, Results, read_results, write_results
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -238,12 +239,18 @@ def told(outcome: Outcome) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("names", nargs="*", help="model types (default: all, and write the table)")
-    names = parser.parse_args().names
-    outcomes = try_all(names or NAMES)
+    parser.add_argument("--keep", action="store_true", help="write the rows of named models, too")
+    args = parser.parse_args()
+    versions = {each: version(each) for each in ("transformers", "torch")}
+    if args.keep and read_results().versions != versions:
+        parser.error("the table is of other versions: try all models")
+    outcomes = try_all(args.names or NAMES)
     print(Counts.of(outcomes).sentence())
-    if not names:
-        versions = {each: version(each) for each in ("transformers", "torch")}
-        write_results(Results(versions=versions, outcomes=outcomes))
+    if args.keep or not args.names:
+        tried = {each.name: each for each in outcomes}
+        kept = {each.name: each for each in read_results().outcomes} | tried
+        rows = [kept[name] for name in NAMES if name in kept]
+        write_results(Results(versions=versions, outcomes=rows))
         subprocess.run([sys.executable, str(GENERATE)], check=True)
 
 

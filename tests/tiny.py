@@ -20,7 +20,6 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
-    NanoChatConfig,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -54,7 +53,8 @@ IN_PANELS = {
     "intermediate_size": 128,
 }  # all linears as wide as our kernel for few rows needs them
 
-# Those of the Llama kind and gpt2 are computed by our decoder, the others by their own modules.
+# Those of the Llama kind and gpt2 are computed by our decoder, the others by their own modules;
+# "generic" by its activation, which the decoder has not.
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**_SIZE, num_key_value_heads=4),
     "llama_grouped": lambda: LlamaConfig(**_SIZE, num_key_value_heads=2, tie_word_embeddings=True),
@@ -63,7 +63,7 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen2": lambda: Qwen2Config(**_SIZE, num_key_value_heads=1),
     "qwen3": lambda: Qwen3Config(**_SIZE, num_key_value_heads=2, head_dim=24),
     "mistral": lambda: MistralConfig(**_SIZE, num_key_value_heads=2, sliding_window=None),
-    "nanochat": lambda: NanoChatConfig(**_SIZE, num_key_value_heads=2),
+    "generic": lambda: LlamaConfig(**_SIZE, num_key_value_heads=2, hidden_act="mish"),
     "bert": lambda: BertConfig(**_SIZE, is_decoder=True),
     "mixtral": lambda: MixtralConfig(
         **IN_PANELS, num_key_value_heads=2, num_local_experts=4, sliding_window=None
@@ -91,7 +91,7 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 
 _BFLOAT16 = "_bfloat16"
 IN_BFLOAT16 = tuple(
-    f"{name}{_BFLOAT16}" for name in ("llama_grouped", "qwen3_in_panels", "nanochat")
+    f"{name}{_BFLOAT16}" for name in ("llama_grouped", "qwen3_in_panels", "generic")
 )
 
 

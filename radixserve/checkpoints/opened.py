@@ -36,6 +36,8 @@ _SIZES = (
     "max_position_embeddings",
 )
 _HEADS = ("num_key_value_heads", "head_dim")  # may be left out or null
+_CONTEXT = ("max_position_embeddings", "max_seq_len", "seq_length")
+_TRAINED = {"bloom": 2048}  # context of models whose positions have no end, as they were trained
 _MOST_POSITIONS = 2**31 - 1  # positions are int32
 _GENERATE = (
     "ForCausalLM",
@@ -116,7 +118,8 @@ def context_length(config: PretrainedConfig) -> int:
     Raises:
         ModelRefused: its configuration does not say.
     """
-    positions = _value(config, "max_position_embeddings")
+    named = [_value(config, name) for name in _CONTEXT]
+    positions = next((each for each in named if each), _TRAINED.get(config.model_type))
     if positions is None:
         raise ModelRefused(
             f"The model ({config.model_type}) does not say how long its context may be "

@@ -113,7 +113,7 @@ class Decoder:
         """
         of_rows = None if adapters is None else RowAdapters.of_addresses(adapters)
         positions = torch.from_numpy(plan.positions).long()
-        hidden = self._embed(ids, positions)
+        hidden = self._embedded(ids, positions, plan)
         tables = [rotary(hidden, positions) for rotary in self.weights.tables]
         if len(ids) <= self.most_recorded:
             step = self._recorded(plan.pool, hidden, tables, with_adapters=of_rows is not None)
@@ -130,6 +130,16 @@ class Decoder:
         if of_rows is not None:
             add = partial(of_rows.of(wanted).add, self.weights.num_linears - 1)
         return head.logits(x, add)
+
+    def _embedded(
+        self, ids: torch.Tensor, positions: torch.Tensor, plan: AttentionPlan
+    ) -> torch.Tensor:
+        """The stream before the first layer, [rows, width]."""
+        hidden, embedding = self._embed(ids, positions), self.weights.embedding
+        if embedding.norm is not None:
+            run = RunNow(self._sizes, plan, hidden, (), self.attend)
+            hidden = run.norm(hidden, embedding.norm)
+        return hidden if embedding.project is None else embedding.project(hidden)
 
     def _run_layers(
         self,

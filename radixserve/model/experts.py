@@ -142,6 +142,11 @@ def compute_rowwise(block: nn.Module) -> bool:
     return True
 
 
+def compute_curves_rowwise(module: nn.Module) -> None:
+    """Have `module` run its forward pass with `RowwiseCalls`, for what it computes by curves."""
+    module.forward = _within(RowwiseCalls({}), module.forward)
+
+
 def _within(calls: RowwiseCalls, forward: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Any:

@@ -17,9 +17,27 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from radixserve.checkpoints.windows import window_of
 from radixserve.kernels.cpu.experts import Scores
+from radixserve.model.family_rules import (
+    after_dense,
+    falcon_slopes,
+    in_groups,
+    in_quarters,
+    local_window,
+    no_tables,
+    repeating_tables,
+    rotates_with_window,
+    stored_tables,
+    table_of_kind,
+    table_of_theta,
+    tables_by_kind,
+    tables_by_theta,
+    typed_positions,
+)
 from radixserve.model.rotary_tables import ModuleTable, StoredTable
-from radixserve.model.weights import Rotary, places_in_order
+from radixserve.model.slopes import bloom_slopes, mpt_slopes
+from radixserve.model.weights import Rotary, RowFunction, places_in_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +62,17 @@ def _unscaled(config: Any) -> Scales:
     return Scales()
 
 
-def _no_positions(body: Any) -> None:
+def _none(part: Any) -> None:
     return None
+
+
+def _own_clip(config: Any) -> float | None:
+    return getattr(config, "clip_qkv", None)
+
+
+def _own_scaling(attention: Any) -> float | None:
+    """None: that of the size of a head."""
+    return getattr(attention, "scaling", None)
 
 
 def _first_table(attention: Any) -> int:
@@ -93,13 +120,18 @@ class Family:
     # The whole model.
     body: str = "model"
     embedding: str = "embed_tokens"
-    positions: Callable[[Any], torch.Tensor | None] = _no_positions  # learned ones, from the body
+    widen: str = ""  # the linear that widens its rows
+    positions: Callable[[Any], torch.Tensor | None] = _none  # learned ones, from the body
+    embedding_norm: Names = ()
+    project: str = ""  # the linear that widens its normed rows
     tables: Callable[[Any], list[Rotary]] = _tables_of_module  # from the body
     layers: str = "layers"
-    last_norm: str = "norm"
+    last_norm: Names = ("norm",)
+    transform: Callable[[Any], RowFunction | None] = _none  # before the output layer, of the model
     scales: Callable[[Any], Scales] = _unscaled  # from the configuration
     # A layer.
     is_parallel: Callable[[Any], bool] = _never  # from the configuration
+    norms_sums: Callable[[Any], bool] = _never  # whether norms are behind the sums, not before
     attention: str = "self_attn"
     mlp: str = "mlp"
     attention_norm: Names = ("input_layernorm",)
@@ -118,6 +150,10 @@ class Family:
     table: Callable[[Any], int] = _first_table  # which one it rotates by, from its attention
     in_neighbours: bool = False
     attention_inner_norm: Names = ()
+    scaling: Callable[[Any], float | None] = _own_scaling  # from the attention
+    window: Callable[[Any, int], int | None] = window_of  # from the configuration, of a layer
+    slopes: Callable[[Any], torch.Tensor | None] = _none  # from the configuration
+    clip: Callable[[Any], float | None] = _own_clip  # from the configuration
     # Its MLP.
     up: str = "gate_proj"  # the first of the linears
     is_gated: bool = True
@@ -127,60 +163,11 @@ class Family:
     mixture: Mixture | None = None
 
 
-def in_groups(heads: int, kv_heads: int, dim: int) -> torch.Tensor:
-    """The places of heads that lie in one group for each key head: its query heads, the key head,
-    the value head.
-    """
-    size = heads // kv_heads + 2
-    places = torch.arange(kv_heads * size).view(kv_heads, size)
-    return torch.cat([places[:, :-2].reshape(-1), places[:, -2], places[:, -1]]) * dim
-
-
-def _in_quarters(heads: int, kv_heads: int, dim: int) -> torch.Tensor:
-    """The places of CodeGen's heads: a quarter of q, of v, of k, then the next quarter of each."""
-    q, v, k = torch.arange(3 * heads).view(4, 3, heads // 4).transpose(0, 1).reshape(3, -1)
-    return torch.cat([q, k, v]) * dim
-
-
-def repeating_tables(body: Any) -> list[Rotary]:
-    """One, whose module gives each number twice, one behind the other."""
-    return [ModuleTable(body.rotary_emb, repeats=True)]
-
-
-def tables_by_kind(body: Any) -> list[Rotary]:
-    """One for each kind of layers."""
-    return [ModuleTable(body.rotary_emb, kind=kind) for kind in _kinds(body.config)]
-
-
-def table_of_kind(attention: Any) -> int:
-    """The table of `tables_by_kind` that a layer rotates by."""
-    kinds = attention.config.layer_types
-    return _kinds(attention.config).index(kinds[attention.layer_idx])
-
-
-def _kinds(config: Any) -> list[str]:
-    return sorted(set(config.layer_types))
-
-
-def _stored_tables(body: Any) -> list[Rotary]:
-    """All layers of GPT-J and CodeGen have the same table."""
-    return [StoredTable(body.h[0].attn.embed_positions)]
-
-
-def rotates_with_window(attention: Any) -> bool:
-    """Whether a layer of EXAONE rotates: if it has a window, or no layer has one."""
-    return attention.sliding_window is None or bool(attention.is_sliding)
-
-
 def granite_scales(config: Any) -> Scales:
     """The constants of Granite."""
     return Scales(
         config.embedding_multiplier, config.residual_multiplier, 1 / config.logits_scaling
     )
-
-
-def _no_tables(body: Any) -> list[Rotary]:
-    return []
 
 
 _POST_NORMS = Family(
@@ -219,9 +206,9 @@ _GPT2 = Family(
     body="transformer",
     embedding="wte",
     positions=lambda body: body.wpe.weight,
-    tables=_no_tables,
+    tables=no_tables,
     layers="h",
-    last_norm="ln_f",
+    last_norm=("ln_f",),
     attention="attn",
     attention_norm=("ln_1",),
     mlp_norm=("ln_2",),
@@ -237,9 +224,9 @@ _GPTJ = Family(
     serves=lambda config: bool(config.rotary_dim),
     body="transformer",
     embedding="wte",
-    tables=_stored_tables,
+    tables=stored_tables,
     layers="h",
-    last_norm="ln_f",
+    last_norm=("ln_f",),
     is_parallel=_always,
     attention="attn",
     attention_norm=("ln_1",),
@@ -252,13 +239,13 @@ _GPTJ = Family(
     down="fc_out",
 )
 _OPT = Family(
-    serves=lambda config: (
-        config.do_layer_norm_before and config.word_embed_proj_dim == config.hidden_size
-    ),
     body="model.decoder",
+    widen="project_in",
     positions=lambda body: body.embed_positions.weight[2:],
-    tables=_no_tables,
-    last_norm="final_layer_norm",
+    tables=no_tables,
+    last_norm=("final_layer_norm",),
+    transform=lambda model: model.model.decoder.project_out,
+    norms_sums=lambda config: not config.do_layer_norm_before,
     mlp="",
     attention_norm=("self_attn_layer_norm",),
     mlp_norm=("final_layer_norm",),
@@ -269,6 +256,28 @@ _OPT = Family(
     activation="activation_fn",
     down="fc2",
 )
+_XGLM = replace(_OPT, widen="", transform=_none, norms_sums=_never, last_norm=("layer_norm",))
+_BERT = Family(
+    embedding="embeddings.word_embeddings",
+    positions=lambda body: typed_positions(body.embeddings, body.config),
+    embedding_norm=("embeddings.LayerNorm",),
+    tables=no_tables,
+    layers="encoder.layer",
+    last_norm=(),
+    transform=lambda model: model.cls.predictions.transform,
+    norms_sums=_always,
+    attention="attention",
+    mlp="",
+    attention_norm=("attention.output.LayerNorm",),
+    mlp_norm=("output.LayerNorm",),
+    qkv="self.query",
+    o="output.dense",
+    rotates=_never,
+    up="intermediate.dense",
+    is_gated=False,
+    activation="intermediate.intermediate_act_fn",
+    down="output.dense",
+)
 _FUSED_GLU = Family(qkv="qkv_proj", up="gate_up_proj", activation="activation_fn")
 _GLM = Family(in_neighbours=True, up="gate_up_proj", activation="activation_fn")
 
@@ -277,13 +286,25 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
         _UNGATED, attention_norm=("attention_layernorm",), mlp_norm=("feedforward_layernorm",)
     ),
     transformers.ArceeForCausalLM: _UNGATED,
-    transformers.BioGptForCausalLM: replace(
-        _OPT, serves=_always, body="biogpt", last_norm="layer_norm"
-    ),
+    transformers.BioGptForCausalLM: replace(_XGLM, body="biogpt"),
     transformers.BitNetForCausalLM: Family(
         attention_inner_norm=("attn_sub_norm",), mlp_inner_norm=("ffn_sub_norm",)
     ),
-    transformers.CodeGenForCausalLM: replace(_GPTJ, qkv="qkv_proj", places=_in_quarters),
+    transformers.BloomForCausalLM: replace(
+        _NEOX,
+        serves=lambda config: not config.apply_residual_connection_post_layernorm,
+        body="transformer",
+        embedding="word_embeddings",
+        embedding_norm=("word_embeddings_layernorm",),
+        tables=no_tables,
+        layers="h",
+        last_norm=("ln_f",),
+        attention="self_attention",
+        rotates=_never,
+        slopes=lambda config: bloom_slopes(config.num_attention_heads),
+        activation="gelu_impl",
+    ),
+    transformers.CodeGenForCausalLM: replace(_GPTJ, qkv="qkv_proj", places=in_quarters),
     transformers.CohereForCausalLM: _COHERE,
     transformers.Cohere2ForCausalLM: replace(
         _COHERE, rotates=lambda attention: attention.sliding_window is not None
@@ -296,15 +317,17 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
     ),
     transformers.FalconForCausalLM: replace(
         _NEOX,
-        serves=lambda config: not config.alibi,
         body="transformer",
         embedding="word_embeddings",
+        tables=lambda body: [] if body.use_alibi else _tables_of_module(body),
         layers="h",
-        last_norm="ln_f",
+        last_norm=("ln_f",),
         is_parallel=lambda config: config.new_decoder_architecture or config.parallel_attn,
         attention="self_attention",
         attention_norm=("input_layernorm", "ln_attn"),
         mlp_norm=("post_attention_layernorm", "ln_mlp"),
+        rotates=lambda attention: not attention.config.alibi,
+        slopes=falcon_slopes,
     ),
     transformers.GemmaForCausalLM: Family(adds_one=True),
     transformers.Gemma2ForCausalLM: _GEMMA2,
@@ -323,15 +346,29 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
     transformers.GPT2LMHeadModel: _GPT2,
     transformers.GPTBigCodeForCausalLM: replace(_GPT2, places=in_groups),
     transformers.GPTJForCausalLM: _GPTJ,
+    transformers.GPTNeoForCausalLM: replace(
+        _GPT2,
+        attention="attn.attention",
+        qkv="q_proj",
+        o="out_proj",
+        scaling=lambda attention: 1.0,
+        window=local_window,
+    ),
     transformers.GPTNeoXForCausalLM: replace(
         _NEOX,
         body="gpt_neox",
         embedding="embed_in",
-        last_norm="final_layer_norm",
+        last_norm=("final_layer_norm",),
         is_parallel=lambda config: config.use_parallel_residual,
         attention="attention",
     ),
     transformers.GraniteForCausalLM: Family(scales=granite_scales),
+    transformers.GraniteSWAForCausalLM: Family(
+        tables=tables_by_theta,
+        scales=granite_scales,
+        rotates=lambda attention: bool(attention.config.layer_rope_theta[attention.layer_idx]),
+        table=table_of_theta,
+    ),
     transformers.HeliumForCausalLM: Family(in_neighbours=True),
     transformers.HunYuanDenseV1ForCausalLM: Family(
         q_norm="query_layernorm", k_norm="key_layernorm", norms_heads_late=True
@@ -345,16 +382,62 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
     ),
     transformers.Jais2ForCausalLM: _UNGATED,
     transformers.LlamaForCausalLM: Family(),
+    transformers.MegatronBertForCausalLM: replace(
+        _BERT,
+        body="bert",
+        embedding_norm=(),
+        last_norm=("encoder.ln",),
+        norms_sums=_never,
+        attention_norm=("attention.ln",),
+        mlp_norm=("ln",),
+    ),
     transformers.MinistralForCausalLM: Family(),
     transformers.MistralForCausalLM: Family(),
+    transformers.MptForCausalLM: Family(
+        body="transformer",
+        embedding="wte",
+        tables=no_tables,
+        layers="blocks",
+        last_norm=("norm_f",),
+        attention="attn",
+        mlp="ffn",
+        attention_norm=("norm_1",),
+        mlp_norm=("norm_2",),
+        qkv="Wqkv",
+        o="out_proj",
+        rotates=_never,
+        scaling=lambda attention: attention.softmax_scale,
+        slopes=lambda config: mpt_slopes(config.n_heads, config.attn_config.alibi_bias_max),
+        clip=lambda config: config.attn_config.clip_qkv,
+        up="up_proj",
+        is_gated=False,
+        activation="act",
+    ),
+    transformers.NanoChatForCausalLM: Family(
+        tables=lambda body: [ModuleTable(body.rotary_emb, is_reversed=True)],
+        scales=lambda config: Scales(softcap=config.final_logit_softcapping),
+        embedding_norm=("norm",),
+        norms_heads_late=True,
+        up="fc1",
+        is_gated=False,
+        activation="activation_fn",
+        down="fc2",
+    ),
     transformers.NemotronForCausalLM: replace(_UNGATED, adds_one=True),
     transformers.OlmoForCausalLM: Family(),
     transformers.Olmo2ForCausalLM: _POST_NORMS,
     transformers.Olmo3ForCausalLM: replace(_POST_NORMS, tables=tables_by_kind, table=table_of_kind),
+    transformers.OpenAIGPTLMHeadModel: replace(
+        _GPT2,
+        embedding="tokens_embed",
+        positions=lambda body: body.positions_embed.weight,
+        last_norm=(),
+        norms_sums=_always,
+    ),
     transformers.OPTForCausalLM: _OPT,
-    transformers.PersimmonForCausalLM: replace(_NEOX, last_norm="final_layernorm"),
+    transformers.PersimmonForCausalLM: replace(_NEOX, last_norm=("final_layernorm",)),
     transformers.PhiForCausalLM: Family(
-        last_norm="final_layernorm",
+        last_norm=("final_layernorm",),
         is_parallel=_always,
         mlp_norm=(),
         o="dense",
@@ -368,6 +451,21 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
     transformers.Phi3ForCausalLM: _FUSED_GLU,
     transformers.Qwen2ForCausalLM: Family(),
     transformers.Qwen3ForCausalLM: Family(),
+    transformers.RemBertForCausalLM: replace(
+        _BERT,
+        body="rembert",
+        project="encoder.embedding_hidden_mapping_in",
+        transform=lambda model: after_dense(model.cls.predictions),
+    ),
+    transformers.RoFormerForCausalLM: replace(
+        _BERT,
+        serves=lambda config: not config.rotary_value,
+        body="roformer",
+        project="embeddings_project",
+        tables=lambda body: [StoredTable(body.encoder.embed_positions.weight)],
+        rotates=_always,
+        in_neighbours=True,
+    ),
     transformers.SeedOssForCausalLM: Family(),
     transformers.SmolLM3ForCausalLM: Family(rotates=lambda attention: bool(attention.use_rope)),
     transformers.StableLmForCausalLM: Family(
@@ -378,12 +476,17 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
     transformers.Starcoder2ForCausalLM: Family(
         up="c_fc", is_gated=False, activation="act", down="c_proj"
     ),
+    transformers.TrOCRForCausalLM: replace(
+        _OPT,
+        serves=lambda config: config.use_learned_position_embeddings,
+        widen="",
+        embedding_norm=("layernorm_embedding",),
+        last_norm=(),
+        transform=_none,
+        norms_sums=_always,
+    ),
     transformers.VaultGemmaForCausalLM: replace(_GEMMA2, attention_post_norm=(), mlp_post_norm=()),
     transformers.XGLMForCausalLM: replace(
-        _OPT,
-        serves=_always,
-        body="model",
-        positions=lambda body: body.embed_positions.weights[2:],
-        last_norm="layer_norm",
+        _XGLM, body="model", positions=lambda body: body.embed_positions.weights[2:]
     ),
 }

@@ -32,6 +32,7 @@ from radixserve.model import attention
 from radixserve.model.check import Expected, own_logits, probe
 from radixserve.model.cuda import choose_attention
 from radixserve.model.dtypes import dtype_name, told
+from radixserve.model.experts import compute_curves_rowwise
 from radixserve.model.heap import freed_at_once
 from radixserve.model.loaded import LoadedModel, tell
 from radixserve.model.observed import observed_shape
@@ -108,7 +109,7 @@ def prepare_model(
     )
     loaded = _with_decoder(loaded, expected)
     if loaded.decoder is None:
-        loaded = _checked(_with_own_modules(loaded, model), expected)
+        loaded = _checked_rowwise(_with_own_modules(loaded, model), expected)
     loaded = _with_kv_dtype(loaded, kv_dtype or model.dtype, expected)
     tell(loaded)
     return loaded
@@ -175,19 +176,30 @@ def _checked(loaded: LoadedModel, expected: Expected) -> LoadedModel:
     return loaded
 
 
+def _checked_rowwise(loaded: LoadedModel, expected: Expected) -> LoadedModel:
+    """`_checked`; where bits depend on the chunks, with the curves that modules compute themselves
+    (gates) in blocks, too. Others are spared the time that looking at each call takes.
+    """
+    checked = _checked(loaded, expected)
+    if checked.exact or not loaded.exact:
+        return checked
+    compute_curves_rowwise(loaded.model)
+    return _checked(loaded, expected)
+
+
 def _with_decoder(loaded: LoadedModel, expected: Expected) -> LoadedModel:
     """`loaded` with its decoder if there is one for this model and it agrees with `expected`,
     else with the reason why there is none.
     """
     if not loaded.exact:
         return replace(loaded, generic_reason="the fast forward is for exact numerics only")
+    from radixserve.model.read_activation import NotRead
     from radixserve.model.read_family import decoder_of
 
-    decoder = decoder_of(loaded.model)
-    if decoder is None:
-        kind = type(loaded.model).__name__
-        return replace(loaded, generic_reason=f"there is no fast forward for this {kind}")
-    candidate = replace(loaded, decoder=decoder)
+    try:
+        candidate = replace(loaded, decoder=decoder_of(loaded.model))
+    except NotRead as error:
+        return replace(loaded, generic_reason=str(error))
     try:
         with long_stage("comparing the fast forward"):
             reason = probe(candidate, expected)

@@ -9,12 +9,8 @@ import transformers
 from transformers import PreTrainedModel
 
 from radixserve.kernels.cpu.experts import Scores
-from radixserve.model.families import (
-    Family,
-    Mixture,
-    granite_scales,
-    rotates_with_window,
-)
+from radixserve.model.families import Family, Mixture, granite_scales
+from radixserve.model.family_rules import rotates_with_window
 from radixserve.model.rotary_tables import ModuleTable
 
 

@@ -92,18 +92,20 @@ class Operations(ABC):
         self.hidden, self._adapters = hidden, adapters
         self._sizes, self._pool, self._tables, self._slots = sizes, pool, tables, slots
         self._groups: dict[int, Groups] = {}
+        self._norms_stream = False  # of the present layer
 
     def begin(self, layer: Layer) -> None:
         """What follows belongs to `layer`."""
-        self._layer = layer
+        self._layer, self._norms_stream = layer, layer.norms_stream
 
     def add_norm(self, delta: torch.Tensor | None, norm: Norm | None) -> torch.Tensor:
-        """Add `delta` [rows, width] to the residual stream; the sum, normed. May overwrite
-        `delta`.
+        """Add `delta` [rows, width] to the residual stream; the sum, normed, which is the stream
+        from then on if the layer norms it. May overwrite `delta`.
         """
         if delta is None:
             return self.norm(self.hidden, norm)
-        normed = self.hidden if norm is None else self._new(self.hidden.shape[1])
+        in_place = norm is None or self._norms_stream
+        normed = self.hidden if in_place else self._new(self.hidden.shape[1])
         self._launch_norm(self.hidden, delta, norm, normed)
         return normed
 

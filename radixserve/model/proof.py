@@ -23,7 +23,7 @@ from radixserve.model.dtypes import dtype_name
 from radixserve.model.fixed_rotary import fixed_rotary_of
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.probes import CHUNKINGS, logits_in_chunks, probe_tokens
-from radixserve.model.weights import Layer, Mlp, Norm, Rope, Weights
+from radixserve.model.weights import Embedding, Head, Layer, Mlp, Norm, Rope, Weights
 from radixserve.store.folder.fingerprint import weights_fingerprint
 from radixserve.tensors.kv import KVShape
 
@@ -139,8 +139,9 @@ def _is_plain(weights: Weights) -> bool:
     norms = [each for layer in weights.layers for each in _norms_of(layer)] + [head.norm]
     return (
         len(weights.tables) == 1
-        and (head.scale, head.softcap, weights.residual_scale) == (1.0, None, 1.0)
-        and (weights.embedding.scale, weights.embedding.positions) == (1.0, None)
+        and head == Head(head.norm, head.weight)
+        and weights.residual_scale == 1.0
+        and weights.embedding == Embedding(weights.embedding.weight)
         and all(_is_plain_layer(layer, first.attends.scaling) for layer in weights.layers)
         and all(each and not each.is_centered and each.bias is None for each in norms)
         and len({each.epsilon for each in norms if each}) == 1
@@ -159,7 +160,7 @@ def _is_plain_layer(layer: Layer, scaling: float) -> bool:
         return False
     others = attention.inner_norm, attention.post_norm, mlp.inner_norm, mlp.post_norm
     return (
-        not layer.is_parallel
+        not (layer.is_parallel or layer.norms_stream)
         and (attention.rope, attention.attends.scaling, attention.clip) == (Rope(0), scaling, 0.0)
         and attention.attends.is_plain
         and (mlp.activation, mlp.is_gated) == (Activation.SILU, True)

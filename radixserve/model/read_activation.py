@@ -17,6 +17,8 @@ _ACTIVATIONS = {
     "NewGELUActivation": Activation.GELU_TANH,
     "FastGELUActivation": Activation.GELU_TANH,
     "AccurateGELUActivation": Activation.GELU_TANH,
+    "BloomGelu": Activation.GELU_TANH,
+    "GELU": Activation.GELU,
     "ReLU": Activation.RELU,
     "ReLUSquaredActivation": Activation.RELU_SQUARED,
     "XIELUActivation": Activation.XIELU,
@@ -35,7 +37,7 @@ def activation_of(module: Any) -> Activation:
     """
     name = type(_inner(module)).__name__
     if name not in _ACTIVATIONS:
-        raise NotRead(f"there is no kernel for {name}")
+        raise NotRead(f"there is no kernel for the activation {name}")
     return _ACTIVATIONS[name]
 
 

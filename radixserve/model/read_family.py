@@ -6,7 +6,6 @@ Weights are not copied: they are those that `model.rowwise` packed.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from radixserve.checkpoints.windows import window_of
 from radixserve.kernels.attention import LayerAttention
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.model.decoder import Decoder
@@ -38,38 +36,41 @@ from radixserve.model.weights import (
     Weights,
 )
 
-log = logging.getLogger(__name__)
-
 ROWS = {**FAMILIES, **MIXTURES}
 _OLMO_EPSILON = 1e-5  # stands in the code of its norm only
 
 
-def decoder_of(model: PreTrainedModel) -> Decoder | None:
-    """The decoder of a row-wise model on the CPU; None if there is none for exactly its class, its
-    configuration, or its activation.
+def decoder_of(model: PreTrainedModel) -> Decoder:
+    """The decoder of a row-wise model on the CPU.
+
+    Raises:
+        NotRead: there is none for exactly its class, its configuration, or its activation.
     """
-    family = ROWS.get(type(model))
-    if family is None or not family.serves(model.config):
-        return None
-    try:
-        return Decoder(_weights_of(model, family))
-    except NotRead as error:
-        log.info("there is no decoder for this model: %s", error)
-        return None
+    kind, family = type(model), ROWS.get(type(model))
+    if family is None:
+        raise NotRead(f"there is no fast forward for this {kind.__name__}")
+    if not family.serves(model.config):
+        raise NotRead(f"there is no fast forward for this configuration of {kind.__name__}")
+    return Decoder(_weights_of(model, family))
 
 
 def _weights_of(model: Any, family: Family) -> Weights:
     body = attrgetter(family.body)(model)
-    layers = getattr(body, family.layers)
-    scales, heads = family.scales(model.config), int(model.config.num_attention_heads)
+    modules = attrgetter(family.layers)(body)
+    scales, reader = family.scales(model.config), _Reader(family, model.config)
+    layers = [reader.layer(index, each) for index, each in enumerate(modules)]
+    norm = reader.norm(body, family.last_norm)
+    if family.norms_sums(model.config):
+        layers, norm = _norming_sums(layers)
     weights = Weights(
-        heads=heads,
-        embedding=_embedding(family, body, scales),
+        heads=reader.heads,
+        embedding=reader.embedding(body, scales),
         tables=family.tables(body),
-        layers=[_Reader(family, model.config, heads).layer(*each) for each in enumerate(layers)],
+        layers=layers,
         head=Head(
-            norm=_first_norm(body, (family.last_norm,), family.adds_one),
+            norm=norm,
             weight=_weight(model.get_output_embeddings()),
+            transform=family.transform(model),
             scale=scales.logits,
             softcap=scales.softcap,
         ),
@@ -95,57 +96,88 @@ def _targets(model: Any, weights: Weights) -> dict[str, Target]:
     return found
 
 
-def _embedding(family: Family, body: Any, scales: Scales) -> Embedding:
-    module = getattr(body, family.embedding)
-    weight = module.packed if isinstance(module, PackedEmbedding) else module.weight
-    own = torch.as_tensor(getattr(module, "embed_scale", 1.0)).to(weight.dtype)
-    return Embedding(weight, scales.embedding * float(own), family.positions(body))
+def _norming_sums(layers: list[Layer]) -> tuple[list[Layer], Norm | None]:
+    """Layers whose norms are behind their sums, as layers that norm the stream before they read it;
+    and the norm of the stream behind the last one.
+    """
+    behind = [None, *(each.mlp.norm for each in layers)]
+    changed = [
+        replace(
+            layer,
+            attention=replace(layer.attention, norm=before),
+            mlp=replace(layer.mlp, norm=layer.attention.norm),
+            norms_stream=True,
+        )
+        for layer, before in zip(layers, behind[:-1], strict=True)
+    ]
+    return changed, behind[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads layers of a model."""
+    """Reads parts of a model."""
 
     family: Family
     config: Any
-    heads: int
+
+    @property
+    def heads(self) -> int:
+        """Heads of queries."""
+        return int(self.config.num_attention_heads)
+
+    def embedding(self, body: Any, scales: Scales) -> Embedding:
+        """The embedding of a model's body."""
+        family = self.family
+        module = find(body, family.embedding)
+        weight = module.packed if isinstance(module, PackedEmbedding) else module.weight
+        own = torch.as_tensor(getattr(module, "embed_scale", 1.0)).to(weight.dtype)
+        return Embedding(
+            weight=weight,
+            scale=scales.embedding * float(own),
+            widen=find(body, family.widen),
+            positions=family.positions(body),
+            norm=self.norm(body, family.embedding_norm),
+            project=find(body, family.project),
+        )
 
     def layer(self, index: int, layer: Any) -> Layer:
+        """A layer."""
         return Layer(
             index,
-            self._attention(index, layer, getattr(layer, self.family.attention)),
+            self._attention(index, layer, find(layer, self.family.attention)),
             self._experts(layer) if has_experts(layer, self.family.mixture) else self._mlp(layer),
             self.family.is_parallel(self.config),
         )
 
     def _attention(self, index: int, layer: Any, attention: Any) -> Attention:
         family = self.family
-        qkv, o = (_weight(getattr(attention, name)) for name in (family.qkv, family.o))
+        qkv, o = (_weight(find(attention, name)) for name in (family.qkv, family.o))
         dim = o.in_features // self.heads
         kv_heads = (qkv.out_features // dim - self.heads) // 2
         return Attention(
-            norm=self._norm(layer, family.attention_norm),
+            norm=self.norm(layer, family.attention_norm),
             qkv=qkv,
             places=family.places(self.heads, kv_heads, dim),
             head_norm=self._head_norm(attention, kv_heads, dim),
             rope=self._rope(attention) if family.rotates(attention) else None,
             attends=self._attends(index, attention, dim),
             o=o,
-            clip=float(getattr(self.config, "clip_qkv", None) or 0.0),
-            inner_norm=self._norm(attention, family.attention_inner_norm),
-            post_norm=self._norm(layer, family.attention_post_norm),
+            clip=float(family.clip(self.config) or 0.0),
+            inner_norm=self.norm(attention, family.attention_inner_norm),
+            post_norm=self.norm(layer, family.attention_post_norm),
         )
 
     def _attends(self, index: int, attention: Any, dim: int) -> LayerAttention:
         """The load check sees all of it but which of two long windows a layer has; tests compare
         each family with windows that are short.
         """
-        sinks = getattr(attention, "sinks", None)
+        sinks, scaling = getattr(attention, "sinks", None), self.family.scaling(attention)
         return LayerAttention(
-            scaling=float(getattr(attention, "scaling", dim**-0.5)),
-            window=window_of(self.config, index),
+            scaling=dim**-0.5 if scaling is None else float(scaling),
+            window=self.family.window(self.config, index),
             softcap=getattr(self.config, "attn_logit_softcapping", None),
             sinks=None if sinks is None else sinks.detach().float().clone(),
+            slopes=self.family.slopes(self.config),
         )
 
     def _rope(self, attention: Any) -> Rope:
@@ -156,7 +188,7 @@ class _Reader:
         if q is None or k is None:
             return None
         sizes = (q, self.heads * dim), (k, kv_heads * dim)
-        norms = [_repeated(_norm(each, self.family.adds_one), size) for each, size in sizes]
+        norms = [_repeated(_norm(each, self.family.adds_one, dim), size) for each, size in sizes]
         weight = torch.cat([each.weight for each in norms])
         biases = [each.bias for each in norms if each.bias is not None]
         bias = torch.cat(biases) if biases else None
@@ -165,24 +197,24 @@ class _Reader:
         return HeadNorm(norm, is_whole, self.family.norms_heads_late)
 
     def _mlp(self, layer: Any) -> Mlp:
-        family, mlp = self.family, attrgetter(self.family.mlp)(layer) if self.family.mlp else layer
+        family, mlp = self.family, find(layer, self.family.mlp) or layer
         norm, post_norm = (
-            self._norm(layer, each) for each in (family.mlp_norm, family.mlp_post_norm)
+            self.norm(layer, each) for each in (family.mlp_norm, family.mlp_post_norm)
         )
         return replace(self._plain_mlp(mlp), norm=norm, post_norm=post_norm)
 
     def _plain_mlp(self, mlp: Any) -> Mlp:
         """An MLP without norms around it."""
-        family, module = self.family, getattr(mlp, self.family.activation)
+        family, module = self.family, find(mlp, self.family.activation)
         function = activation_of(module)
         return Mlp(
             norm=None,
-            up=_weight(getattr(mlp, family.up)),
+            up=_weight(find(mlp, family.up)),
             activation=function,
             is_gated=family.is_gated,
-            down=_weight(getattr(mlp, family.down)),
+            down=_weight(find(mlp, family.down)),
             constants=constants_of(module, function),
-            inner_norm=self._norm(mlp, family.mlp_inner_norm),
+            inner_norm=self.norm(mlp, family.mlp_inner_norm),
         )
 
     def _experts(self, layer: Any) -> Experts:
@@ -194,39 +226,40 @@ class _Reader:
             self.config,
             mixture,
             shared=None if shared is None else self._plain_mlp(shared),
-            norm=self._norm(layer, family.mlp_norm),
-            post_norm=self._norm(layer, family.mlp_post_norm),
+            norm=self.norm(layer, family.mlp_norm),
+            post_norm=self.norm(layer, family.mlp_post_norm),
         )
 
-    def _norm(self, parent: Any, names: Names) -> Norm | None:
-        return _first_norm(parent, names, self.family.adds_one)
+    def norm(self, parent: Any, names: Names) -> Norm | None:
+        """The first of these norms that `parent` has; None if it has none of them."""
+        found = [module for name in names if (module := find(parent, name)) is not None]
+        if not found or isinstance(found[0], nn.Identity):
+            return None
+        return _norm(found[0], self.family.adds_one, int(self.config.hidden_size))
 
 
-def _first_norm(parent: Any, names: Names, adds_one: bool) -> Norm | None:
-    """The first of these norms that `parent` has; None if it has none of them."""
-    found = [module for name in names if (module := getattr(parent, name, None)) is not None]
-    return None if not found or isinstance(found[0], nn.Identity) else _norm(found[0], adds_one)
-
-
-def _norm(module: Any, adds_one: bool) -> Norm:
-    """The norm that a module is; what it is called says whether it is centered."""
+def _norm(module: Any, adds_one: bool, width: int) -> Norm:
+    """The norm that a module is; what it is called says whether it is centered. `width` counts if
+    it has no weight.
+    """
     parts = list(getattr(module, "norms", [module]))  # those of heads, one by one
     first = parts[0]
     epsilon = getattr(first, "variance_epsilon", getattr(first, "eps", _OLMO_EPSILON))
     biases = [each.bias.float() for each in parts if getattr(each, "bias", None) is not None]
     return Norm(
-        weight=torch.cat([_norm_weight(each) for each in parts]) + (1.0 if adds_one else 0.0),
+        weight=torch.cat([_norm_weight(each, width) for each in parts])
+        + (1.0 if adds_one else 0.0),
         bias=torch.cat(biases) if biases else None,
         epsilon=float(epsilon),
         is_centered="LayerNorm" in type(module).__name__,
     )
 
 
-def _norm_weight(module: Any) -> torch.Tensor:
+def _norm_weight(module: Any, width: int) -> torch.Tensor:
     """float32 [width]."""
     weight: torch.Tensor | None = getattr(module, "weight", None)
     if weight is None:
-        return torch.ones(module.normalized_shape)
+        return torch.ones(width)
     return weight.detach().float().reshape(-1)
 
 

@@ -22,11 +22,13 @@ class ModuleTable:
     repeats: bool = False  # each number follows itself, else all numbers follow all numbers
     kind: str | None = None  # of layers, where the module has a table for each
     is_single: bool = False  # the module gives each number once
+    is_reversed: bool = False  # pairs are rotated the other way round
 
     def __call__(self, x: torch.Tensor, positions: torch.Tensor) -> Table:
         kind = {} if self.kind is None else {"layer_type": self.kind}
         cos, sin = self.module(x[None], positions[None], **kind)
-        return self._each_once(cos), self._each_once(sin)
+        cos, sin = self._each_once(cos), self._each_once(sin)
+        return cos, -sin if self.is_reversed else sin
 
     def _each_once(self, found: torch.Tensor) -> torch.Tensor:
         if self.is_single:

@@ -30,7 +30,11 @@ from radixserve.model.linear import (
 )
 from radixserve.progress import long_stage
 
-_SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_SIBLINGS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("gate_proj", "up_proj"),
+)
 
 _SCALED_EMBEDDING = "ScaledWordEmbedding"  # the end of the names of such classes
 _LINEARS = (nn.Linear, Conv1D, FalconLinear)

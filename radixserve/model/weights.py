@@ -25,6 +25,9 @@ from radixserve.model.elementwise import RowwiseActivation
 Table = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines [rows, pairs], float32, of the pairs of numbers that are rotated."""
 
+RowFunction = Callable[[torch.Tensor], torch.Tensor]
+"""From rows [rows, columns] to as many rows, each computed by itself."""
+
 Rotary = Callable[[torch.Tensor, torch.Tensor], Table]
 """The table of the rows of a step, from these rows of the stream, whose type its numbers are
 rounded to, and their positions, int64 [rows].
@@ -161,22 +164,29 @@ class Experts:
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One decoder layer. In a parallel one the MLP reads the stream as it was before the layer, and
-    without a norm of its own it reads what attention reads.
+    without a norm of its own it reads what attention reads. One that norms the stream writes what
+    the norms of its attention and its MLP give to the stream itself.
     """
 
     index: int
     attention: Attention
     mlp: Mlp | Experts
     is_parallel: bool = False
+    norms_stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """Gives rows of the stream. The scale is a number of the activations' type."""
+    """Gives rows of the stream. The scale is a number of the activations' type. The norm, which
+    comes last but for the projection, is the decoder's to compute.
+    """
 
     weight: torch.Tensor | Gemm  # [vocab, width]
     scale: float = 1.0
+    widen: RowFunction | None = None  # of the scaled rows, to the stream's width
     positions: torch.Tensor | None = None  # [positions, width], added
+    norm: Norm | None = None  # of the sum
+    project: RowFunction | None = None  # of the normed sum, to the stream's width
 
     def lookup(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """The function from token ids [rows] and positions [rows], both int64, to [rows, width]."""
@@ -186,6 +196,7 @@ class Embedding:
         def embed(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
             found = rows(ids)
             found = found if self.scale == 1.0 else found * self.scale
+            found = found if self.widen is None else self.widen(found)
             return found if self.positions is None else found + self.positions[positions]
 
         return embed
@@ -199,6 +210,7 @@ class Head:
 
     norm: Norm | None
     weight: Gemm  # [vocab, width]
+    transform: RowFunction | None = None  # of the normed stream
     scale: float = 1.0  # of logits
     softcap: float | None = None  # logits are softcap * tanh(logits / softcap)
 
@@ -206,6 +218,7 @@ class Head:
         """float32 [rows, vocab] of the normed stream [rows, width]. `add` adds to the product of
         the weight.
         """
+        x = x if self.transform is None else self.transform(x)
         found = self.weight.unrounded(x)
         if add is not None:
             add(x.float(), found)

@@ -47,10 +47,10 @@ FAMILIES = [
     "mistral",
     "gpt2",
     "bert",
-    "nanochat",
+    "generic",
     *tiny.IN_BFLOAT16,
 ]
-BOTH_PATHS = ["qwen2", "nanochat"]  # our decoder, and the model's own modules
+BOTH_PATHS = ["qwen2", "generic"]  # our decoder, and the model's own modules
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["in turn", "ahead"])
-@pytest.mark.parametrize("family", ["llama_grouped", "nanochat"])
+@pytest.mark.parametrize("family", ["llama_grouped", "generic"])
 def test_answers_have_the_same_bits_although_steps_fail(
     tiny_model: Callable[[str], LoadedModel], family: str, ahead: bool
 ) -> None:

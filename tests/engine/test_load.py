@@ -27,7 +27,7 @@ from radixserve.tensors.kv import KVPool
 from tests.tiny import CPU, IN_BFLOAT16, VOCAB, chunk, tiny_model
 
 DIRECT = ("llama", "llama_grouped", "qwen2", "qwen3", "mistral", *IN_BFLOAT16[:2])
-OTHERS = ("gpt2", "nanochat")
+OTHERS = ("gpt2", "generic")
 SETTINGS = Settings()
 
 

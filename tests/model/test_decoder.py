@@ -16,6 +16,7 @@ from radixserve.kernels.cpu.gemm.call import FEW, segments_of
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model import operations
 from radixserve.model.decoder import Decoder
+from radixserve.model.read_activation import NotRead
 from radixserve.model.read_family import decoder_of
 from radixserve.model.runner import Runner
 from radixserve.step import Logits
@@ -135,4 +136,5 @@ def test_one_that_disagrees_is_not_used_and_the_log_says_so(
 def test_another_activation_keeps_the_models_own_modules() -> None:
     model: Any = load_tiny("llama").model
     model.model.layers[0].mlp.act_fn = torch.nn.Tanh()
-    assert decoder_of(model) is None
+    with pytest.raises(NotRead, match="no kernel for the activation Tanh"):
+        decoder_of(model)

@@ -13,7 +13,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from radixserve.errors import ModelRefused
-from radixserve.model.families import FAMILIES, in_groups
+from radixserve.model.families import FAMILIES
+from radixserve.model.family_rules import in_groups
 from radixserve.model.load import prepare_model
 from radixserve.model.mixtures import MIXTURES
 from radixserve.model.runner import Runner
@@ -29,6 +30,8 @@ TINY: dict[str, dict[str, Any]] = {
     "arcee": {},
     "biogpt": {},
     "bitnet": {},
+    "bloom": {},
+    "bloom six heads": {"hidden_size": 96, "n_head": 6},
     "codegen": {},
     "cohere": {"use_qk_norm": True, "logit_scale": 0.3},
     "cohere2": WINDOWED,
@@ -37,6 +40,7 @@ TINY: dict[str, dict[str, Any]] = {
     "exaone4": WINDOWED,
     "exaone4 full": {"sliding_window": None, "layer_types": ["full_attention"] * 2},
     "falcon": {"num_kv_heads": None},
+    "falcon alibi": {"alibi": True},
     "falcon new": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "falcon sequential": {"multi_query": False, "parallel_attn": False, "num_kv_heads": None},
     "gemma": {},
@@ -48,6 +52,7 @@ TINY: dict[str, dict[str, Any]] = {
     "gpt_bigcode": {},
     "gpt_bigcode many": {"multi_query": False},
     "gptj": {},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 5},
     "gpt_neox": {},
     "gpt_neox sequential": {"use_parallel_residual": False},
     "granite": {
@@ -56,30 +61,45 @@ TINY: dict[str, dict[str, Any]] = {
         "logits_scaling": 5.0,
         "attention_multiplier": 0.2,
     },
+    "granite_swa": {
+        **WINDOWED,
+        "layer_rope_theta": [10000.0, 0.0],
+        "residual_multiplier": 0.3,
+        "logits_scaling": 5.0,
+    },
     "helium": {},
     "hunyuan_v1_dense": {},
     "hyperclovax": {"use_post_norm": True, "residual_multiplier": 0.3, "logits_scaling": 0.5},
     "jais2": {},
     "llama": {},
+    "megatron-bert": {"is_decoder": True},
     "ministral": WINDOWED,
     "mistral": {"sliding_window": None},
     "mistral windowed": {"sliding_window": 5},
+    "mpt": {"attn_config": {"clip_qkv": 1.0, "softmax_scale": 0.2}},
+    "mpt six heads": {"d_model": 96, "n_heads": 6},
+    "nanochat": {},
     "nemotron": {},
     "olmo": {"clip_qkv": 1.0},
     "olmo2": {},
     "olmo3": WINDOWED,
+    "openai-gpt": {},
     "opt": {},
+    "opt 350m": {"do_layer_norm_before": False, "word_embed_proj_dim": 32},
     "persimmon": {},
     "phi": {"qk_layernorm": True},
     "phi3": {"sliding_window": 5},
     "qwen2": {},
     "qwen2 windowed": {**WINDOWED, "use_sliding_window": True},
     "qwen3": {},
+    "rembert": {"is_decoder": True, "input_embedding_size": 32, "output_embedding_size": 48},
+    "roformer": {"is_decoder": True},
     "seed_oss": {},
     "smollm3": {"no_rope_layers": [1, 0]},
     "stablelm": {"use_qkv_bias": True},
     "stablelm parallel": {"use_parallel_residual": True, "qk_layernorm": True},
     "starcoder2": {"sliding_window": None},
+    "trocr": {"scale_embedding": True},
     "vaultgemma": {**WINDOWED, "attn_logit_softcapping": 2.0},
     "xglm": {},
 }
@@ -105,8 +125,11 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size",), VOCAB),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 64),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), 100),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 2),
-    **dict.fromkeys(("num_attention_heads", "n_head", "attention_heads"), 4),
+    **dict.fromkeys(("decoder_ffn_dim",), 100),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 2),
+    **dict.fromkeys(("decoder_layers",), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
+    **dict.fromkeys(("attention_heads", "decoder_attention_heads"), 4),
     **dict.fromkeys(("num_key_value_heads",), 2),
     **dict.fromkeys(("head_dim",), 16),
     **dict.fromkeys(("rotary_dim",), 8),
@@ -181,9 +204,9 @@ def test_it_serves_bfloat16_as_exactly(name: str) -> None:
 
 
 def test_what_neither_forward_serves_is_refused_with_both_reasons() -> None:
-    kind = CONFIG_MAPPING["falcon"]
+    kind = CONFIG_MAPPING["big_bird"]
     sizes = {"vocab_size": VOCAB, "hidden_size": 64, "num_attention_heads": 4}
-    model = AutoModelForCausalLM.from_config(kind(**sizes, num_hidden_layers=1, alibi=True)).eval()
+    model = AutoModelForCausalLM.from_config(kind(**sizes, num_hidden_layers=1)).eval()
     with pytest.raises(ModelRefused, match="be replaced, and the fast forward does not serve it"):
         prepare_model(model, CPU)
 

@@ -23,6 +23,7 @@ SAMPLE = (
     "gemma3_text: full attention",  # its rotary positions depend on the kind of a layer
     "granitemoehybrid: attention only",  # has sizes of states, but no layer with a state
     "minicpm3",  # keys and values have different widths
+    "laguna: full attention",  # computes the curves of its gates itself
     "jetmoe",  # gives more key heads to its attention than its configuration counts
     "phimoe: no window",
     "qwen3_next",

@@ -22,7 +22,7 @@ CASES = (
     ("llama_grouped", torch.int8),
     ("llama_grouped_bfloat16", torch.float32),
     ("llama_grouped_bfloat16", torch.uint8),
-    ("nanochat", torch.int8),  # the model's own modules: torch writes K/V
+    ("generic", torch.int8),  # the model's own modules: torch writes K/V
 )
 every_case = pytest.mark.parametrize(("name", "kv"), CASES, ids=str)
 
