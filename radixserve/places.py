@@ -1,10 +1,11 @@
-"""Places for what waits or runs, of which no tenant can take those of others."""
+"""Places for what waits, of which no tenant can take those of others, and turns to run."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from radixserve.errors import Unavailable
 from radixserve.tenants import ASKING, num_before
@@ -39,3 +40,48 @@ class Places:
             self._taken[tenant] -= 1
             if not self._taken[tenant]:
                 del self._taken[tenant]
+
+
+class Turns:
+    """So much may run at a time. Of what waits, tenants take turns."""
+
+    def __init__(self, number: int) -> None:
+        self._num_free = number
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # the tenant that is next first
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """Wait for a turn of the tenant whose request the current task handles, which lasts until
+        the block ends.
+        """
+        if self._num_free:
+            self._num_free -= 1
+        else:
+            await self._turn()
+        try:
+            yield
+        finally:
+            self._give()
+
+    async def _turn(self) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(ASKING.get(), deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it came at the same moment
+                self._give()
+            raise
+
+    def _give(self) -> None:
+        """Let the next one run, of the tenant whose turn it is."""
+        while self._waiting:
+            tenant = next(iter(self._waiting))
+            turns = self._waiting.pop(tenant)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[tenant] = turns  # behind the others
+            if not turn.cancelled():
+                turn.set_result(None)
+                return
+        self._num_free += 1

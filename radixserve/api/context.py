@@ -22,7 +22,7 @@ from radixserve.api.ui.state import PageState
 from radixserve.api.volatile import VolatilePrefixes
 from radixserve.errors import Unavailable
 from radixserve.front.protocol import EngineClient
-from radixserve.places import Places
+from radixserve.places import Places, Turns
 from radixserve.step import EngineInfo
 
 if TYPE_CHECKING:
@@ -43,11 +43,13 @@ class TokenizerThreads:
             settings.tokenizer_threads, thread_name_prefix="tokenizer"
         )
         self._places = Places(settings.max_tokenizing, "Too many texts wait for a thread.")
+        self._turns = Turns(settings.tokenizer_threads)
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run `call` in a thread. Raises Unavailable if too many calls wait already."""
         with self._places.one():
-            return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+            async with self._turns.one():
+                return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)

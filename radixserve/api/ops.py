@@ -17,7 +17,7 @@ from radixserve.api.openai.prompts import chat_prompt, conversation_of, text_pro
 from radixserve.api.openai.tools import offered_tools
 from radixserve.api.openai.validate import check_model, check_token_ids
 from radixserve.api.openai.wire import ChatBody, DetokenizeBody, TokenizeBody
-from radixserve.api.refusals import unsupported
+from radixserve.api.refusals import too_many, unsupported
 from radixserve.errors import BadRequest
 from radixserve.metrics import Metrics
 from radixserve.metrics_page import page
@@ -132,7 +132,10 @@ async def detokenize(request: web.Request) -> web.Response:
     api = api_of(request)
     body = await read_body(request, DetokenizeBody)
     check_model(body.model, api.model_names)
-    check_token_ids(body.tokens, api.info().vocab_size, "tokens")
+    info = api.info()
+    if len(body.tokens) > info.context_length:
+        raise too_many("tokens", info.context_length)
+    check_token_ids(body.tokens, info.vocab_size, "tokens")
     text = await api.threads.run(
         partial(api.tokenizer.decode, body.tokens, skip_special_tokens=False)
     )

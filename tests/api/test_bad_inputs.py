@@ -513,6 +513,7 @@ async def test_stream_options_are_checked(
         ("/detokenize", {"tokens": [-1]}, "invalid_value", "tokens[0]"),
         ("/detokenize", {"tokens": [1.0]}, "invalid_type", "tokens[0]"),
         ("/detokenize", {"tokens": [True]}, "invalid_type", "tokens[0]"),
+        ("/detokenize", {"tokens": [9] * 20_000}, "array_above_max_length", "tokens"),
     ],
 )
 async def test_tokenize_and_detokenize_check_their_bodies(
