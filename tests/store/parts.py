@@ -17,6 +17,7 @@ import torch
 from radixserve.prefix import PUBLIC, Prefix
 from radixserve.store.folder.disk import Disk
 from radixserve.store.folder.disk_store import DiskStore
+from radixserve.store.format.layout import TEMPORARY
 from radixserve.tensors.kv import KV, KVShape
 
 SHAPE = KVShape(layers=2, kv_heads=1, k_dim=3, v_dim=2, dtype=torch.float32)
@@ -92,8 +93,9 @@ def files(folder: Path) -> list[Path]:
 
 
 def on_disk(folder: Path) -> int:
-    """Bytes of all files."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of all files, but of those that are written to take the place of another one."""
+    lasting = (path for path in folder.rglob("*") if path.suffix != TEMPORARY)
+    return sum(path.stat().st_size for path in lasting if path.is_file())
 
 
 def flip(path: Path, bit: int) -> None:

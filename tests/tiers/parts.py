@@ -13,18 +13,19 @@ from typing import Any
 
 import torch
 
-from radixserve.cache.kvcache import KVCache
+from radixserve.cache.kvcache import KVCache, nodes_of
 from radixserve.engine.core import EngineCore
 from radixserve.engine.scheduler import Limits
 from radixserve.engine.tiers import Tiers
-from radixserve.questions import AnyQuestion, Asked
+from radixserve.prefix import Prefix
+from radixserve.questions import AnyQuestion, Asked, Pin
 from radixserve.request import Request
 from radixserve.step import TokenEvent
 from radixserve.store.folder.disk import Disk
 from radixserve.store.folder.disk_store import DiskStore
 from radixserve.tensors.copies import Copies
 from radixserve.tensors.kv import KVPool, KVShape
-from radixserve.tiers.contract import Tier
+from radixserve.tiers.contract import COPY_SECONDS, Tier
 from radixserve.tiers.disk import DiskTier
 from radixserve.tiers.host import HostTier
 from radixserve.tiers.pace import Pace
@@ -35,6 +36,7 @@ CPU = torch.device("cpu")
 SHAPE = KVShape(layers=2, kv_heads=1, k_dim=64, v_dim=64, dtype=torch.float32)  # 1 KiB per token
 MAX_STEPS = 5000
 PATIENCE_SECONDS = 60.0
+LONGEST_SLEEP = 0.05  # seconds; memory that is given back may pause for a minute
 
 _NUMBERS: dict[tuple[int, ...], int] = {}  # of contents, the same for every engine of this process
 _CONTENTS: list[tuple[int, ...]] = []
@@ -129,7 +131,8 @@ class Tiered:
     def sleep(self) -> None:
         patience, told = self.core.patience, self.tiers.filenos()
         if patience != 0.0 and told:
-            ready, _, _ = select.select(told, [], [], 10.0 if patience is None else patience)
+            longest = 10.0 if patience is None else min(patience, LONGEST_SLEEP)
+            ready, _, _ = select.select(told, [], [], longest)
             assert ready or patience is not None, "nobody would ever wake the engine"
 
     def run(self) -> None:
@@ -143,8 +146,18 @@ class Tiered:
     def settle(self) -> None:
         """Until nothing is on its way."""
         self.run()
-        while self.tiers.patience != 0.0:
+        while not self.is_settled:
             self.step()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is on its way. Host memory whose budget has shrunk may still wait for the
+        end of leases, those of pins too, before it gives memory back.
+        """
+        awaited = list(self.tiers.below)
+        if self.host is not None and self.host.patience and self.host.patience > COPY_SECONDS:
+            awaited.remove(self.host)
+        return not self.tiers._fetches and all(tier.patience == 0.0 for tier in awaited)
 
     def ask(self, *requests: Request) -> None:
         """All of them, to their end, and everything that follows from them."""
@@ -180,9 +193,28 @@ class Tiered:
         """End it like a server that is asked to: what waits is written."""
         self.tiers.close(10.0)
 
+    def tell_tiers_of_pins(self) -> list[Pin]:
+        """Let tiers hear of pins now, whether or not there is news, and wait for the disk. Returns
+        the pins in the order in which tiers keep them.
+        """
+        self.core.pins._news_for_tiers(0.0)
+        told = self.core.pins.for_tiers(at_once=True)
+        assert told is not None
+        self.tiers.keep(told)
+        if self.disk is not None:
+            found = self.disk.match(Prefix.of("public", [1]))
+            while not found.done:
+                time.sleep(0.001)
+                self.tiers.settle()
+        return told
+
     def assert_drained(self) -> None:
-        """Nobody holds anything, on the device and in host memory."""
-        for cache in (self.cache, *([self.host.cache] if self.host else [])):
+        """Only pins hold anything, on the device and in host memory."""
+        held = [(self.cache, self.core.pins.leases())]
+        if self.host:
+            held.append((self.host.cache, self.host._kept.leases()))
+        for cache, leases in held:
             stats = cache.stats()
-            assert stats.private == stats.pinned == stats.leases == 0
+            assert (stats.private, stats.leases) == (0, len(leases))
+            assert stats.pinned == sum(node.num_tokens for node in nodes_of(leases))
             assert stats.free + stats.cached == stats.num_slots

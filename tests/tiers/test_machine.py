@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from radixserve.engine import tiers
-from radixserve.prefix import Prefix
-from radixserve.questions import Asked, Drop
+from radixserve.prefix import Prefix, pack
+from radixserve.questions import Asked, Drop, Pin, RestorePins, Unpin, Unpinned
 from radixserve.request import Request
 from tests.engine.content_model import expected
 from tests.engine.harness import request
@@ -30,6 +30,8 @@ from tests.tiers.parts import MAX_STEPS, Tiered
 
 pytestmark = pytest.mark.slow  # a long search
 
+MOST_BYTES = 8 << 10  # of a run of one token
+SHARE = 0.25  # of a tier that pins may hold, as settings have it
 PROMPT = st.lists(st.integers(0, 2), min_size=1, max_size=30)
 
 
@@ -52,6 +54,8 @@ class TierMachine(RuleBasedStateMachine):
         self.asked: dict[str, tuple[list[int], int]] = {}
         self.left: set[str] = set()
         self.prompts: list[list[int]] = []  # of all engines
+        self.pinned: dict[str, Prefix] = {}
+        self.kept: dict[str, dict[Prefix, int]] = {}  # tokens of pins that tiers must keep
         self.num_asked = 0
         self.least, tiers.MIN_FETCH = tiers.MIN_FETCH, 2
 
@@ -107,9 +111,44 @@ class TierMachine(RuleBasedStateMachine):
     @rule(num_slots=st.integers(8, 90), host_slots=st.integers(1, 80))
     def resize(self, num_slots: int, host_slots: int) -> None:
         """The budgets of device and host move, within what was reserved."""
-        self.running.core.scheduler.resize(min(num_slots, self.num_slots))
-        if self.running.host:
-            self.running.host.cache.slots.resize(min(host_slots, self.host_slots))
+        engine, num_slots = self.running, min(num_slots, self.num_slots)
+        engine.core.pins.limit(int(SHARE * num_slots))
+        engine.core.scheduler.resize(num_slots)
+        if engine.host:
+            host_slots = min(host_slots, self.host_slots)
+            engine.host.limit_kept(host_slots)
+            engine.host.cache.slots.resize(host_slots)
+            self.kept.pop("host", None)
+
+    @precondition(lambda self: self.prompts)
+    @rule(which=st.integers(0, 1000), most=st.integers(1, 20), namespace=NAMESPACES)
+    def pin(self, which: int, most: int, namespace: str) -> None:
+        """An operator pins the beginning of a prompt."""
+        self.num_asked += 1
+        name, prompt = f"p{self.num_asked}", self.prompts[which % len(self.prompts)]
+        whole = Prefix.of(namespace, prompt, public_part(namespace, prompt))
+        prefix = whole.first(most)
+        asked = Pin(
+            id=name,
+            seconds=500.0,
+            renews=False,
+            namespace=prefix.namespace,
+            packed=prefix.tokens,
+            num_public=prefix.num_public,
+        )
+        told = self.running.answer_to(asked)
+        self.kept = {}
+        if told.id:
+            self.pinned.pop(told.id, None)
+            self.pinned[told.id] = prefix
+
+    @precondition(lambda self: self.pinned)
+    @rule(which=st.integers(0, 1000))
+    def unpin(self, which: int) -> None:
+        name = list(self.pinned)[which % len(self.pinned)]
+        del self.pinned[name]
+        self.kept = {}
+        assert isinstance(self.running.answer_to(Unpin(id=name)), Unpinned)
 
     @rule(branch=st.one_of(st.just([]), PROMPT))
     def drop(self, branch: list[int]) -> None:
@@ -126,6 +165,13 @@ class TierMachine(RuleBasedStateMachine):
         else:
             raise AssertionError("no answer")
         engine.settle()
+        self.kept, pins = {}, {each.id for each in engine.core.pins.states()}
+        for name in self.pinned.keys() - pins:
+            del self.pinned[name]
+        for namespace, tokens, _ in self.pinned.values():
+            assert namespace != "public" or not tokens.startswith(pack(branch)), (
+                "it is pinned still"
+            )
         for prompt in self.prompts:
             if prompt[: len(branch)] == branch:
                 for tier, found in self.found(prompt).items():
@@ -147,13 +193,63 @@ class TierMachine(RuleBasedStateMachine):
         for name, (prompt, count) in self.asked.items():
             whole, got = expected(prompt, count), self.running.tokens(name)
             assert got == (whole[: len(got)] if name in self.left else whole)
+        self.check_kept()
+        self.kept = self.must_be_kept(self.running.tell_tiers_of_pins())
+        self.check_kept()
         self.running.assert_drained()
+
+    def must_be_kept(self, pins: list[Pin]) -> dict[str, dict[Prefix, int]]:
+        """What each tier has of the pins that fit its share together with those before them, also
+        when all that they want has come.
+        """
+        engine = self.running
+        assert {each.id: each.prefix for each in pins} == self.pinned, "there are other pins"
+        host, disk, wanted, num_bytes = dict[Prefix, int](), dict[Prefix, int](), set[Prefix](), 0
+        for prefix in (each.prefix for each in pins):
+            wanted |= {prefix.first(end) for end in range(1, prefix.num_tokens + 1)}
+            if engine.host and len(wanted) <= int(SHARE * engine.host.cache.slots.budget):
+                host[prefix] = engine.host.cache.match(prefix)
+            if engine.store:
+                steps = engine.store._walk(prefix)
+                stored = sum(step.shared for step in steps)
+                num_bytes += sum(step.row.num_bytes for step in steps)
+                num_bytes += (prefix.num_tokens - stored) * MOST_BYTES
+                if num_bytes <= SHARE * self.disk_budget:
+                    disk[prefix] = stored
+                    runs = {step.row.name for step in steps}
+                    kept = engine.store._folder.pinned.keys()
+                    assert runs <= kept, "the disk may evict a pin"
+        if engine.host:
+            least = {each.first(end) for each in host for end in range(1, host[each] + 1)}
+            held = engine.host.cache.stats().pinned
+            assert len(least) <= held, "host memory may evict a pin"
+            assert held <= len(wanted), "host memory holds what is not pinned"
+        return {"host": host, "disk": disk}
+
+    def check_kept(self) -> None:
+        """To be called while nothing is on its way."""
+        engine = self.running
+        for prefix, num_tokens in self.kept.get("host", {}).items():
+            assert engine.host is not None
+            assert engine.host.cache.match(prefix) >= num_tokens, "host memory evicted a pin"
+        for prefix, num_tokens in self.kept.get("disk", {}).items():
+            assert engine.store is not None
+            assert engine.store.match(prefix) >= num_tokens, "the disk evicted a pin"
 
     @rule()
     def restart(self) -> None:
+        """Pins outlive it with the disk, and what the disk has of them."""
         self.end()
         self.running.close()
         self.open()
+        self.running.answer_to(RestorePins())
+        self.running.settle()
+        self.kept = {tier: kept for tier, kept in self.kept.items() if tier == "disk"}
+        restored = {each.id for each in self.running.core.pins.states()}
+        if self.folder is None:
+            self.pinned = {}
+        assert restored == self.pinned.keys(), "a restart loses pins, or makes some"
+        self.check_kept()
 
     @precondition(lambda self: self.folder is not None)
     @rule(which=st.integers(0, 1000), bit=st.integers(0, 100_000))
@@ -163,6 +259,7 @@ class TierMachine(RuleBasedStateMachine):
         if present := files(self.folder):
             path = present[which % len(present)]
             flip(path, bit % (8 * path.stat().st_size))
+            self.kept.pop("disk", None)
 
     @invariant()
     def budgets_are_kept(self) -> None:

@@ -4,7 +4,6 @@ and when the server starts again.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,18 +48,8 @@ def engine(folder: Path) -> Iterator[Tiered]:
 
 def ask(engine: Tiered, question: Pin | Unpin | Drop | ListPins | RestorePins) -> object:
     answer: object = engine.answer_to(question)
-    tell(engine)
+    engine.tell_tiers_of_pins()
     return answer
-
-
-def tell(engine: Tiered) -> None:
-    """Let tiers hear of pins now, not in a second."""
-    engine.core._tell_tiers_of_pins(at_once=True)
-    if engine.disk is not None:
-        found = engine.disk.match(Prefix.of("public", [1]))
-        while not found.done:
-            time.sleep(0.001)
-            engine.tiers.settle()
 
 
 def pin(name: str, tokens: list[int], seconds: float = 500.0) -> Pin:
