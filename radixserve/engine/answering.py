@@ -1,7 +1,9 @@
 """Answers the front's questions about the cache, between steps.
 
 A question that takes long is worked on in parts of a few milliseconds, so that steps go on
-meanwhile; questions are answered in the order in which they came. Knows no sockets.
+meanwhile. Questions are answered in the order in which they came, but those that tenants may ask
+after the others: each may wait for a slow disk, and a flush should not wait for all of them. Knows
+no sockets.
 """
 
 from __future__ import annotations
@@ -99,8 +101,12 @@ class Answering:
         return (WAIT_SECONDS if self._is_waiting else 0.0) if self._waiting else None
 
     def ask(self, asked: Asked) -> None:
-        """Take a question."""
-        self._waiting.append(asked)
+        """Take a question. The first one may be worked on already."""
+        index = len(self._waiting)
+        if not asked.question.open_to_tenants:
+            while index > 1 and self._waiting[index - 1].question.open_to_tenants:
+                index -= 1
+        self._waiting.insert(index, asked)
 
     def work(self) -> list[Answered]:
         """Go on answering for a moment; returns what is answered."""

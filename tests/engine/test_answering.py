@@ -10,8 +10,11 @@ from radixserve.engine import answering
 from radixserve.engine.answering import Answering
 from radixserve.prefix import Prefix
 from radixserve.questions import (
+    AnyQuestion,
+    Asked,
     Drop,
     Dropped,
+    Explain,
     Failed,
     ShowTree,
     Summarize,
@@ -167,6 +170,18 @@ def test_the_tree_is_told_in_bounded_pieces(harness: Harness) -> None:
     assert harness.answer_to(ShowTree(node=rest[1].id)) == Failed(
         message="There is no such node any more.", not_found=True
     )
+
+
+def test_a_flush_waits_for_one_question_of_tenants_only() -> None:
+    core = Harness(ahead=False).core
+    explain = Explain(namespace="public", tokens=LONG)
+    questions: list[AnyQuestion] = [explain, explain, explain, Drop(), Summarize()]
+    for number, question in enumerate(questions):
+        core.ask(Asked(number, question))
+    answered: list[int] = []
+    while core.answering.patience is not None:
+        answered += [each.id for each in core.answers()]
+    assert answered == [0, 3, 4, 1, 2]
 
 
 def test_a_question_that_breaks_is_told_and_the_next_one_answered(
