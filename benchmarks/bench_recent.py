@@ -47,7 +47,8 @@ def measure(length: int) -> None:
         recent.note(Seen.now(prompt, ""))
 
     def ask(i: int, session: str, matched: int) -> None:
-        recent.asked(Seen.now(given[i], session), matched, reads=True, keeps=True)
+        asked = Seen.now(given[i], session)
+        recent.asked(asked, matched, lambda: None, reads=True, keeps=True)
 
     hit = microseconds(lambda i: ask(i, "", length - 1))
     miss = microseconds(lambda i: ask(i, f"s{i}", length // 4))

@@ -189,7 +189,7 @@ class Explain(Question[Explanation], tag="explain", frozen=True, kw_only=True):
     num_public: int = 0
     session: str = ""
     reads_cache: bool = True
-    most_theirs: int = 512
+    most_theirs: int = 2048
 
 
 # Pinning.

@@ -81,9 +81,10 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]]  # the most likely tokens, best first
 
 
-GivenUp = Literal["late", "no_room"]
+GivenUp = Literal["late", "no_room", "declined"]
 """Why K/V that a tier had did not come to the device: reading it took longer than computing it
-would, or no slots were free."""
+would, no slots were free, or the tier did not read it, because that is slower than computing, or
+because it failed."""
 
 
 class TierLoad(msgspec.Struct, frozen=True, array_like=True):

@@ -148,6 +148,7 @@ SAVED_SECONDS = Declared(
 
 CACHE_OFF: Final = "cache_off"
 TOO_SHORT: Final = "too_short"
+NOT_LOADED: Final = "not_loaded"
 EVICTED: Final = "evicted"
 EXPIRED: Final = "expired"
 DROPPED: Final = "dropped"
@@ -155,8 +156,8 @@ PREFIX_CHANGED: Final = "prefix_changed"
 OTHER_NAMESPACE: Final = "other_namespace"
 NEVER_SEEN: Final = "never_seen"
 CAUSES: Final = (
-    *(CACHE_OFF, TOO_SHORT, EVICTED, EXPIRED, DROPPED, PREFIX_CHANGED, OTHER_NAMESPACE),
-    NEVER_SEEN,
+    *(CACHE_OFF, TOO_SHORT, NOT_LOADED, EVICTED, EXPIRED, DROPPED, PREFIX_CHANGED),
+    *(OTHER_NAMESPACE, NEVER_SEEN),
 )
 
 LOSS_TOKENS = Declared(
@@ -164,7 +165,7 @@ LOSS_TOKENS = Declared(
     "radixserve_prefix_loss_tokens_total",
     "tokens",
     "Prompt tokens that were not found in the cache, by why not; never_seen is no loss. Compared "
-    "with the newest prompt of the same session, or the recent one that shares most",
+    "with the newest prompt of the same session and with the recent ones that are most alike",
     ("cause",),
     values=(CAUSES,),
 )

@@ -5,23 +5,15 @@ and what became of the rest.
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
 
 from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache
-from radixserve.cache.radix import Node, root_of
-from radixserve.engine.recent import Recent, Seen
+from radixserve.cache.radix import Node
+from radixserve.engine.recent import Recent, Reference, Seen, stored_branch
 from radixserve.prefix import TOKEN_BYTES, Prefix, unpack
 from radixserve.questions import Compared, Explain, Explanation
 
 SHOWN_BEFORE = 8  # tokens that are shown before the one that differs
-
-
-class _Other(NamedTuple):
-    """What a prompt is compared with; `tokens` are packed."""
-
-    told: Compared
-    tokens: bytes
 
 
 def explained(
@@ -31,12 +23,13 @@ def explained(
     prompt = Prefix.of(question.namespace, question.tokens, question.num_public)
     depth, reads = sum(matched.values()), question.reads_cache and cache.enabled
     asked = Seen.now(prompt, question.session)
-    lost = recent.losses(asked, depth, reads=reads)
+    branch = stored_branch(cache.tree, prompt)
+    lost = recent.losses(asked, depth, lambda: branch, reads=reads)
     gone = recent.gone_at(prompt, depth) if reads and lost else None
-    other = _other(cache, recent, ages, asked)
+    other = _compared(recent.references(asked), branch)
     differs_at, theirs, theirs_from = None, b"", 0
-    if other is not None and other.told.shared < min(other.told.tokens, prompt.num_tokens):
-        differs_at = other.told.shared
+    if other is not None and other.shared < min(_num_tokens(other), prompt.num_tokens):
+        differs_at = other.shared
         theirs_from = max(0, differs_at - SHOWN_BEFORE)
         stop = differs_at + question.most_theirs
         theirs = other.tokens[theirs_from * TOKEN_BYTES : stop * TOKEN_BYTES]
@@ -45,60 +38,39 @@ def explained(
         lost=dict(lost),
         gone_seconds=None if gone is None else round(time.monotonic() - gone.at, 1),
         gone_for=None if gone is None else gone.num_needed or None,
-        compared=None if other is None else other.told,
+        compared=None if other is None else _told(other, ages),
         differs_at=differs_at,
         theirs=unpack(theirs),
         theirs_from=theirs_from,
     )
 
 
-def _other(cache: KVCache, recent: Recent, ages: Ages, asked: Seen) -> _Other | None:
-    """The recent prompt that `asked` is best compared with. Behind its end comes its answer, which
-    only the tree has.
+def _compared(earlier: list[Reference], branch: Reference | None) -> Reference | None:
+    """What is shown of those that a prompt is compared with: the one by whose change most was lost;
+    if there is none, the first one. Behind the end of that comes its answer, which only the tree
+    has.
     """
-    earlier, stored = _recent_one(recent, asked), _stored_one(cache, ages, asked.prompt)
-    if earlier is None or stored is None:
-        return earlier or stored
-    goes_on = earlier.told.shared == earlier.told.tokens
-    return stored if goes_on and stored.told.shared > earlier.told.shared else earlier
+    candidates = [*earlier, *([] if branch is None else [branch])]
+    shown = max(candidates, key=lambda each: each.end if each.is_changed else 0, default=None)
+    if branch is None or shown is None or shown.is_changed:
+        return shown
+    goes_on = shown.shared == _num_tokens(shown)
+    return branch if goes_on and branch.shared > shown.shared else shown
 
 
-def _recent_one(recent: Recent, asked: Seen) -> _Other | None:
-    reference = recent.reference(asked)
-    if reference is None:
-        return None
-    seen = reference.seen
-    told = Compared(
-        kind="session" if reference.of_session else "recent",
-        tokens=seen.prompt.num_tokens,
+def _told(reference: Reference, ages: Ages) -> Compared:
+    place, now = reference.found_in, time.monotonic()
+    if isinstance(place, Node):
+        age = 0.0 if place.pins else ages.age(place.last_use, now)
+    else:
+        age = now - place.at
+    return Compared(
+        kind=reference.kind,
+        tokens=_num_tokens(reference),
         shared=reference.shared,
-        age_seconds=round(time.monotonic() - seen.at, 1),
-    )
-    return _Other(told, seen.prompt.tokens)
-
-
-def _stored_one(cache: KVCache, ages: Ages, prompt: Prefix) -> _Other | None:
-    """The branch of the tree that shares most with `prompt`, and where it divides the part that was
-    used last. One of the same namespace: what others added to public tokens is theirs.
-    """
-    point = cache.tree.find(prompt)
-    if point is None or not point.depth or root_of(point.node).key != prompt.namespace:
-        return None
-    edges = [prompt.first(point.depth).tokens, point.node.edge[point.offset * TOKEN_BYTES :]]
-    end = point.node
-    while end.children:
-        end = max(end.children.values(), key=_used)
-        edges.append(end.edge)
-    tokens = b"".join(edges)
-    age = 0.0 if end.pins else ages.age(end.last_use, time.monotonic())
-    told = Compared(
-        kind="stored",
-        tokens=len(tokens) // TOKEN_BYTES,
-        shared=point.depth,
         age_seconds=round(age, 1),
     )
-    return _Other(told, tokens)
 
 
-def _used(node: Node) -> tuple[bool, int]:
-    return node.pins > 0, node.last_use
+def _num_tokens(reference: Reference) -> int:
+    return len(reference.tokens) // TOKEN_BYTES

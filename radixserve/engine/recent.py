@@ -1,24 +1,26 @@
 """The prompts of recent requests, and the places where K/V went: enough to say why a prompt was not
 found in the cache.
 
-A prompt is compared with the newest of its session, or else with the recent prompt that shares most
-with it; always with one of the same namespace, whatever part of both is public. They are found by
-hashes of chunks, so a request costs one pass over its tokens and one comparison. What is remembered
-is bounded: prompts by count and bytes, places by count. Knows prefixes and nodes, no sequences.
+A prompt is compared with the newest of its session, with the recent one that begins with most of
+its tokens, with the one that has most of its first shingles, and with a branch of the tree: always
+of the same namespace, whatever part of both is public. What it has in common with one of these
+behind a difference would have been found, had it not changed in front of that. Recent prompts are
+found by hashes, so a request costs a few passes over its tokens. What is remembered is bounded:
+prompts by count and bytes, places by count. Knows prefixes and nodes, no sequences.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from radixserve.cache.ghosts import CHUNK, chunk_keys
-from radixserve.cache.radix import Node, root_of
+from radixserve.cache.radix import Node, RadixTree, root_of
 from radixserve.declared import Numbers
 from radixserve.engine.counters import (
     CACHE_OFF,
@@ -27,10 +29,12 @@ from radixserve.engine.counters import (
     EXPIRED,
     LOSS_TOKENS,
     NEVER_SEEN,
+    NOT_LOADED,
     OTHER_NAMESPACE,
     PREFIX_CHANGED,
     TOO_SHORT,
 )
+from radixserve.engine.shingles import end_of_same, sample
 from radixserve.prefix import TOKEN_BYTES, Prefix
 
 Key = TypeVar("Key")
@@ -50,25 +54,44 @@ class Seen:
     session: str  # empty without one
     at: float
     keys: list[int]  # of its chunks, without its namespace
+    shingles: list[int]  # some of those in its beginning
 
     @classmethod
     def now(cls, prompt: Prefix, session: str) -> Seen:
         """The prompt of a request that comes now; O(tokens)."""
         keys = list(chunk_keys(Prefix("", prompt.tokens), CHUNK))
-        return cls(prompt, session, time.monotonic(), keys)
+        return cls(prompt, session, time.monotonic(), keys, sample(prompt.tokens))
 
     @property
     def own_keys(self) -> Iterator[tuple[str, int]]:
         """The keys of its chunks, each with its namespace."""
         return ((self.prompt.namespace, key) for key in self.keys)
 
+    @property
+    def own_shingles(self) -> Iterator[tuple[str, int]]:
+        """Its shingles, each with its namespace."""
+        return ((self.prompt.namespace, shingle) for shingle in self.shingles)
+
 
 class Reference(NamedTuple):
-    """The earlier prompt that one is compared with, and how many tokens both share."""
+    """What a prompt is compared with. Both begin with the same `shared` tokens. Had it not changed
+    behind these, it would have been found up to position `end`.
+    """
 
-    seen: Seen
+    kind: Literal["session", "recent", "stored"]
+    tokens: bytes
     shared: int
-    of_session: bool
+    end: int
+    found_in: Seen | Node  # a recent prompt, or the node of the tree with which it ends
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether something of the prompt was lost by the change."""
+        return self.end > self.shared
+
+
+Stored = Callable[[], Reference | None]
+"""The branch of the tree that a prompt is compared with, if there is one."""
 
 
 class Gone(NamedTuple):
@@ -88,6 +111,7 @@ class Recent:
         self._num_bytes = 0
         self._by_key: dict[tuple[str, int], Seen] = {}  # the newest prompt with this chunk
         self._by_key_anywhere: dict[int, Seen] = {}
+        self._by_shingle: dict[tuple[str, int], Seen] = {}
         self._of_session: dict[tuple[str, str], Seen] = {}  # the longest of the latest
         self._places: OrderedDict[int, Gone] = OrderedDict()
         self._losses: Counter[str] = Counter()
@@ -96,12 +120,22 @@ class Recent:
         """What it counts, as declared in `engine.counters`."""
         return {LOSS_TOKENS.key(cause): count for cause, count in self._losses.items()}
 
-    def asked(self, asked: Seen, matched: int, *, reads: bool, keeps: bool) -> None:
+    def asked(
+        self,
+        asked: Seen,
+        matched: int,
+        stored: Stored,
+        *,
+        reads: bool,
+        keeps: bool,
+        unloaded: int | None = 0,
+    ) -> None:
         """A request with this prompt begins, of which the cache gave the first `matched` tokens:
         count why not more, and remember the prompt. `reads` and `keeps` say whether the request
-        uses the cache and adds to it.
+        uses the cache and adds to it. Up to position `unloaded` tiers had K/V that they did not
+        bring in time; None: a tier had not even said how much.
         """
-        self._losses.update(self.losses(asked, matched, reads=reads))
+        self._losses.update(self.losses(asked, matched, stored, reads=reads, unloaded=unloaded))
         if keeps:
             self.note(asked)
 
@@ -113,6 +147,7 @@ class Recent:
         self._num_bytes += len(seen.prompt.tokens)
         self._by_key.update(dict.fromkeys(seen.own_keys, seen))
         self._by_key_anywhere.update(dict.fromkeys(seen.keys, seen))
+        self._by_shingle.update(dict.fromkeys(seen.own_shingles, seen))
         if seen.session:
             self._of_session[seen.prompt.namespace, seen.session] = seen
         while len(self._prompts) > MOST_PROMPTS or self._num_bytes > MOST_BYTES:
@@ -123,6 +158,7 @@ class Recent:
         self._num_bytes -= len(oldest.prompt.tokens)
         _forget(oldest, oldest.own_keys, self._by_key)
         _forget(oldest, oldest.keys, self._by_key_anywhere)
+        _forget(oldest, oldest.own_shingles, self._by_shingle)
         where = (oldest.prompt.namespace, oldest.session)
         if self._of_session.get(where) is oldest:
             del self._of_session[where]
@@ -140,25 +176,35 @@ class Recent:
 
     # Looking.
 
-    def reference(self, asked: Seen) -> Reference | None:
-        """The newest prompt of the session, or else the recent one that shares most with that of
-        `asked`; None if there is none.
+    def references(self, asked: Seen) -> list[Reference]:
+        """The earlier prompts that `asked` is compared with, none twice: the newest of its session,
+        the one that begins with most of its tokens, and the one that has most of its shingles.
+        O(tokens).
         """
-        prompt, session = asked.prompt, asked.session
-        seen = self._of_session.get((prompt.namespace, session)) if session else None
-        if seen is not None and (shared := _shared(prompt, seen.prompt)) >= MIN_SHARED:
-            return Reference(seen, shared, of_session=True)
-        newest = _deepest(asked.own_keys, self._by_key)
-        if newest is None:
-            return None
-        return Reference(newest, _shared(prompt, newest.prompt), of_session=False)
+        prompt, found = asked.prompt, []
+        of_session = self._of_session.get((prompt.namespace, asked.session))
+        if of_session is not None and asked.session:
+            shared = _shared(prompt.tokens, of_session.prompt.tokens)
+            if shared >= MIN_SHARED:
+                found.append(_of_session(prompt, of_session, shared))
+        others = (_deepest(asked.own_keys, self._by_key), self._most_alike(asked))
+        for each in dict.fromkeys(others):
+            if each is not None and each is not of_session:
+                found.append(_recent(prompt, each))
+        return found
+
+    def _most_alike(self, asked: Seen) -> Seen | None:
+        """The prompt with most of the shingles of `asked`."""
+        having = (self._by_shingle.get(each) for each in asked.own_shingles)
+        counts = Counter(each for each in having if each is not None)
+        return max(counts, key=counts.__getitem__, default=None)
 
     def shared_elsewhere(self, asked: Seen) -> int:
         """How many tokens the prompt shares with a recent prompt of whatever namespace, if that is
         at least a chunk.
         """
         newest = _deepest(asked.keys, self._by_key_anywhere)
-        return 0 if newest is None else _shared(asked.prompt, newest.prompt)
+        return 0 if newest is None else _shared(asked.prompt.tokens, newest.prompt.tokens)
 
     def gone_at(self, prompt: Prefix, depth: int) -> Gone | None:
         """What became of the K/V of `prompt` that stood behind its first `depth` tokens; None if it
@@ -168,9 +214,18 @@ class Recent:
             return None
         return self._places.get(_place_in(prompt, depth))
 
-    def losses(self, asked: Seen, matched: int, *, reads: bool) -> Counter[str]:
+    def losses(
+        self,
+        asked: Seen,
+        matched: int,
+        stored: Stored,
+        *,
+        reads: bool,
+        unloaded: int | None = 0,
+    ) -> Counter[str]:
         """The tokens of the prompt behind the first `matched` ones and before its last one, which
-        is always computed, by the reason why they were not in the cache. In order of position.
+        is always computed, by the reason why they were not in the cache. In order of position. For
+        `unloaded` see `asked`.
         """
         stop = asked.prompt.num_tokens - 1
         if matched >= stop:
@@ -179,9 +234,11 @@ class Recent:
             return Counter({CACHE_OFF: stop - matched})
         if stop < MIN_SHARED:
             return Counter({TOO_SHORT: stop - matched})
-        return self._told_apart(asked, matched, stop)
+        return self._told_apart(asked, stored, unloaded, matched, stop)
 
-    def _told_apart(self, asked: Seen, depth: int, stop: int) -> Counter[str]:
+    def _told_apart(
+        self, asked: Seen, stored: Stored, unloaded: int | None, depth: int, stop: int
+    ) -> Counter[str]:
         found: Counter[str] = Counter()
 
         def up_to(end: int, cause: str) -> None:
@@ -191,17 +248,59 @@ class Recent:
                 found[cause] += end - depth
                 depth = end
 
-        reference, gone = self.reference(asked), self.gone_at(asked.prompt, depth)
-        if reference is not None and reference.shared > depth:
-            up_to(reference.shared, EVICTED if gone is None else gone.cause)
-        elif gone is not None:  # of a prompt that is too short for a chunk, or forgotten
-            up_to(depth + gone.num_tokens, gone.cause)
-        if reference is not None and reference.of_session:
-            up_to(reference.seen.prompt.num_tokens, PREFIX_CHANGED)
+        up_to(unloaded or 0, NOT_LOADED)
+        gone, earlier = self.gone_at(asked.prompt, depth), self.references(asked)
+        was_there = max((each.shared for each in earlier), default=0)
+        if was_there <= depth and gone is not None:  # of a prompt that is forgotten
+            was_there = depth + gone.num_tokens
+        cause = EVICTED if gone is None else gone.cause
+        up_to(was_there, NOT_LOADED if unloaded is None else cause)
+        branch = stored() if depth < stop else None
+        if branch is not None:
+            earlier.append(branch)
+        up_to(max((each.end for each in earlier), default=0), PREFIX_CHANGED)
         if depth < stop:
             up_to(self.shared_elsewhere(asked), OTHER_NAMESPACE)
         up_to(stop, NEVER_SEEN)
         return found
+
+
+def stored_branch(tree: RadixTree, prompt: Prefix) -> Reference | None:
+    """The branch of the tree that shares most with `prompt`, and where it divides the part that was
+    used last. One of the same namespace: what others added to public tokens is theirs. O(tokens).
+    """
+    point = tree.find(prompt)
+    if point is None or not point.depth or root_of(point.node).key != prompt.namespace:
+        return None
+    edges = [prompt.first(point.depth).tokens, point.node.edge[point.offset * TOKEN_BYTES :]]
+    last = point.node
+    while last.children:
+        last = max(last.children.values(), key=lambda child: (child.pins > 0, child.last_use))
+        edges.append(last.edge)
+    return _reference("stored", prompt, b"".join(edges), point.depth, last)
+
+
+def _of_session(prompt: Prefix, seen: Seen, shared: int) -> Reference:
+    """All of a session's earlier prompt would have been found in the next one."""
+    tokens = seen.prompt.tokens
+    end = min(prompt.num_tokens, seen.prompt.num_tokens)
+    return Reference("session", tokens, shared, end, seen)
+
+
+def _recent(prompt: Prefix, seen: Seen) -> Reference:
+    tokens = seen.prompt.tokens
+    return _reference("recent", prompt, tokens, _shared(prompt.tokens, tokens), seen)
+
+
+def _reference(
+    kind: Literal["recent", "stored"],
+    prompt: Prefix,
+    tokens: bytes,
+    shared: int,
+    found_in: Seen | Node,
+) -> Reference:
+    end = end_of_same(prompt.tokens, tokens, shared)
+    return Reference(kind, tokens, shared, end, found_in)
 
 
 def _forget(oldest: Seen, keys: Iterable[Key], newest: dict[Key, Seen]) -> None:
@@ -221,11 +320,11 @@ def _deepest(keys: Iterable[Key], newest: dict[Key, Seen]) -> Seen | None:
     return found
 
 
-def _shared(one: Prefix, other: Prefix) -> int:
+def _shared(one: bytes, other: bytes) -> int:
     """With how many same tokens both begin."""
-    a, b = (np.frombuffer(each.tokens, np.int32) for each in (one, other))
-    n = min(len(a), len(b))
-    differs = a[:n] != b[:n]
+    n = min(len(one), len(other)) // TOKEN_BYTES
+    a, b = (np.frombuffer(each, np.int32, n) for each in (one, other))
+    differs = a != b
     first = int(differs.argmax()) if n else 0
     return first if n and differs[first] else n
 

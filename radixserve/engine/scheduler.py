@@ -25,7 +25,7 @@ from radixserve.engine.pins import Pins
 from radixserve.engine.planning import GROWTH, Plan, Work, last_slot, second_try, slots_wanted
 from radixserve.engine.prefill_pace import PrefillPace
 from radixserve.engine.queue import FairQueue
-from radixserve.engine.recent import Recent, Seen
+from radixserve.engine.recent import Recent, Seen, stored_branch
 from radixserve.engine.running import Running, lease_of, publish
 from radixserve.engine.savings import Savings
 from radixserve.engine.sequence import Sequence
@@ -252,12 +252,14 @@ class Scheduler:
         sequence.num_cached = min(sequence.num_computed, sequence.num_prompt)
         self.totals.note_prompt(sequence)
         self.savings.add(sequence.num_cached, self.pace.tokens_per_second)
-        request = sequence.request
+        request, prompt = sequence.request, sequence.prefix(sequence.num_prompt)
         self.recent.asked(
-            Seen.now(sequence.prefix(sequence.num_prompt), request.session),
+            Seen.now(prompt, request.session),
             sequence.num_cached,
+            lambda: stored_branch(self.cache.tree, prompt),
             reads=self.cache.enabled and sequence.reads_cache,
             keeps=self.cache.enabled and request.keeps_cache and not sequence.num_resumed,
+            unloaded=sequence.unloaded,
         )
 
     def _backlog(self) -> int:

@@ -56,6 +56,8 @@ class Sequence:
     # tokens whose K/V was copied to the device for it, by tier
     num_promoted: dict[str, int] = field(default_factory=dict)
     loads: list[TierLoad] = field(default_factory=list)  # before its first admission
+    # up to which position tiers had K/V that did not come; None: one had not even said how much
+    unloaded: int | None = 0
     # when it was preempted since its last event, in seconds since the front accepted it
     preempted: list[float] = field(default_factory=list)
     num_matched: int = 0  # tokens in the cache when the queue last looked

@@ -214,19 +214,21 @@ class Tiers:
         self._fetches.append(fetch)
         return True
 
-    def _arrive(self, fetch: _Fetch, kv: KV | None) -> None:
+    def _arrive(self, fetch: _Fetch, load: Load) -> None:
         assert self._copies is not None, "tiers stand below a pool"
         fetch.load = None
-        fetch.copy = self._copies.up(kv) if kv is not None else None
+        fetch.copy = self._copies.up(load.kv) if load.kv is not None else None
+        if load.kv is None and (load.num_found or 0) > load.depth:
+            _give_up(fetch, "declined", load.num_found)
 
     def _ended(self, fetch: _Fetch) -> bool:
         """Advance a fetch to its next stage if it is ready for it; True once it has ended."""
         if fetch.load is not None and fetch.load.done:
-            self._arrive(fetch, fetch.load.kv)
+            self._arrive(fetch, fetch.load)
         if fetch.load is not None and time.monotonic() >= fetch.load.until:
             fetch.load.give_up()
+            _give_up(fetch, "late", fetch.load.num_found)
             fetch.load = None
-            _note_load(fetch, 0, "late")
         if fetch.load is not None or (fetch.copy is not None and not fetch.copy.arrived):
             return False
         with fetch.lease:
@@ -242,7 +244,7 @@ class Tiers:
         if lease.is_withheld:
             return
         if not lease.grow(stop):
-            _note_load(fetch, 0, "no_room")
+            _give_up(fetch, "no_room", stop)
             return
         write_slots(self._pool, lease.slots[depth:stop], kv)
         lease.publish(fetch.prefix.first(stop))
@@ -250,6 +252,16 @@ class Tiers:
         promoted = fetch.sequence.num_promoted
         promoted[fetch.tier] = promoted.get(fetch.tier, 0) + stop - depth
         _note_load(fetch, stop - depth)
+
+
+def _give_up(fetch: _Fetch, why: GivenUp, num_found: int | None) -> None:
+    """K/V does not come, of which the tier has the first `num_found` tokens (None: not known)."""
+    sequence = fetch.sequence
+    if num_found is None or sequence.unloaded is None:
+        sequence.unloaded = None
+    else:
+        sequence.unloaded = max(sequence.unloaded, num_found)
+    _note_load(fetch, 0, why)
 
 
 def _note_load(fetch: _Fetch, num_tokens: int, given_up: GivenUp | None = None) -> None:

@@ -34,7 +34,7 @@ class Found:
 class Load:
     """K/V that a tier reads. Once it is `done`, `kv` is K/V of `prefix` from position `depth` on,
     as far as there is any, or None. After `until`, in seconds of time.monotonic(), waiting for it
-    costs more than computing.
+    costs more than computing. As soon as the tier knows, it has the first `num_found` tokens.
     """
 
     prefix: Prefix
@@ -43,6 +43,7 @@ class Load:
     kv: KV | None = None
     done: bool = False
     given_up: bool = False
+    num_found: int | None = None
 
     def give_up(self) -> None:
         """The result is no longer needed: if the load has not begun, it is skipped."""

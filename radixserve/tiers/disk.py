@@ -285,7 +285,7 @@ class DiskTier:
         if load.given_up:
             return True
         since = time.perf_counter()
-        num_stored = self._store.match(load.prefix)
+        load.num_found = num_stored = self._store.match(load.prefix)
         if num_stored > load.depth and self.pace.worth_loading():
             kv = self._store.load(load.prefix, load.depth, num_stored)
             if kv is not None:

@@ -5,6 +5,7 @@ import { count, element, made, share } from "./text.js";
 export const CAUSES = {
   never_seen: "never seen before: no loss",
   prefix_changed: "the prefix changed",
+  not_loaded: "in a tier below, and not loaded in time",
   evicted: "evicted to make room",
   expired: "evicted after its pin had ended",
   dropped: "dropped by an operator",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from radixserve.api.cache.hints import (
@@ -26,7 +27,7 @@ def differing(server: Server, at: int, theirs: bytes, before: bytes = b"") -> No
     """The engine says that the prompt differs at `at` from one that goes on with `theirs`."""
     server.engine.answers[Explain] = Explanation(
         matched={"device": at},
-        lost={"never_seen": 5},
+        lost={"prefix_changed": 5},
         compared=Compared(kind="recent", tokens=400, shared=at, age_seconds=3.0),
         differs_at=at,
         theirs=[*before, *theirs],
@@ -128,7 +129,6 @@ async def test_the_region_of_a_difference(
     _, answer = await server.post(EXPLAIN, TALK)
     region = answer["first_difference"]["region"]
     assert (region["kind"], region["message"]) == (kind, message)
-    assert answer["cause"] == ("never_seen" if message == 3 else "prefix_changed")
     shown = "".join(each["text"] for each in answer["first_difference"]["prompt"])
     assert shown.startswith(words[:8])
     assert len(answer["first_difference"]["before"]) == 8
@@ -151,7 +151,16 @@ async def test_a_changed_date_in_a_block_of_the_system_prompt(server: Server) ->
     region = answer["first_difference"]["region"]
     assert (region["kind"], region["block"]) == ("system", 1)
     assert answer["hints"] == [DATE]
-    assert answer["cause"] == "prefix_changed"
+
+
+async def test_what_was_never_seen_has_no_hints(server: Server) -> None:
+    differing(server, 12, b"11:47 o'clock", before=b"It is ")
+    told = server.engine.answers[Explain]
+    assert isinstance(told, Explanation)
+    server.engine.answers[Explain] = msgspec.structs.replace(told, lost={"never_seen": 5})
+    _, answer = await server.post(EXPLAIN, TALK)
+    assert answer["first_difference"]["position"] == 12
+    assert (answer["cause"], answer["hints"]) == ("never_seen", [])
 
 
 def test_bodies_are_those_of_all_dialects() -> None:
@@ -159,6 +168,8 @@ def test_bodies_are_those_of_all_dialects() -> None:
 
 
 TOOLS = Region(kind="tools")
+SCHEMA = '''{"type": "function", "function": {"name": "price", "description": "Gets the price",
+"parameters": {"type": "object", "properties": {"'''
 
 
 @pytest.mark.parametrize(
@@ -166,12 +177,25 @@ TOOLS = Region(kind="tools")
     [
         ("Today is 2026-11-2", "7. Be kind", "6. Be kind", None, DATE),
         ("It is ", "Friday", "Thursday", None, DATE),
+        ("Date:", " 11/28/2026. Be", " 11/27/2026. Be", None, DATE),
+        ("Heute, ", "28. Nov 2026", "27. Nov 2026", None, DATE),
+        ("May ", "4", "5", None, DATE),
+        ("at 2026-11-28T10:", "42:05", "43:05", None, DATE),
+        ("On 2026-11-28 I saw a lot of ", "cats", "dogs", None, None),
         ("request ", "4f2a99c01b7d", "88aa01c01b7e", None, IDENTIFIER),
         ("x-anthropic-billing-header: cc_version=2.1.", "7; x", "8; x", None, BILLING),
         ("# Tools\n", '{"name": "a"}, {"name": "b"}', '{"name": "b"}, {"name": "a"}', TOOLS,
          TOOL_ORDER),
         ('# Tools\n{"name": "', 'a"}, {"name": "b"}', 'b"}, {"name": "a"}', TOOLS, TOOL_ORDER),
         ("{", '"x": 1, "y": 2}', '"y": 2, "x": 1}', None, KEY_ORDER),
+        (SCHEMA, 'part": {"type": "integer"}, "unit": {"type": "string"}}',
+         'unit": {"type": "string"}, "part": {"type": "integer"}}', TOOLS, KEY_ORDER),
+        (SCHEMA, 'part": {"type": "integer"}, "unit": {"type": "string"}}',
+         'part": {"type": "number"}, "unit": {"type": "string"}}', TOOLS, None),
+        ('"parameters": {"', 'type": "object", "properties": {"a": {}}, "required": ["a"]}',
+         'required": ["a"], "properties": {"a": {}}, "type": "object"}', TOOLS, KEY_ORDER),
+        ('{"', 'description": "Gets", "name": "a"}', 'name": "a", "description": "Gets"}', TOOLS,
+         KEY_ORDER),
         ("assistant\n", "<think>hm</think>Yes", "Yes", None, REASONING),
         ("The cat ", "sat", "ran", None, None),
     ],

@@ -328,6 +328,6 @@ async def test_explain_does_not_tell_a_tenant_what_others_have(server: Server) -
 
     changed, elsewhere = await told("key-ours")
     assert changed == elsewhere
-    assert changed["cause"] == "prefix_changed"
+    assert changed["cause"] == "never_seen"
     changed, elsewhere = await told("key-boss")
     assert changed != elsewhere

@@ -78,6 +78,59 @@ def test_a_change_in_the_middle_of_a_session(harness: Harness) -> None:
     assert counted(harness) == {"never_seen": 200, "prefix_changed": 100}
 
 
+PROMPT = [  # 300 tokens: a system prompt, tools, a question
+    *range(100, 220),
+    *range(300, 350),
+    *range(400, 450),
+    *range(500, 580),
+]
+CHANGED = {  # prompts, with how many of their tokens would have been found without the change
+    "a date in front": ([*PROMPT[:5], 7, 8, *PROMPT[6:]], 5, 300),
+    "an id of the request behind some text": ([*PROMPT[:90], 7, 8, 9, *PROMPT[92:]], 90, 300),
+    "tools in another order": ([*PROMPT[:120], *PROMPT[170:220], *PROMPT[120:170], *PROMPT[220:]],
+                               120, 299),
+    "keys in another order": ([*PROMPT[:130], 132, 133, 130, 131, *PROMPT[134:]], 130, 299),
+    "a word in the middle of the system prompt": ([*PROMPT[:60], 7, *PROMPT[61:]], 60, 299),
+    "a date in front and another question": (
+        [*PROMPT[:5], 7, *PROMPT[6:220], *range(600, 700)], 5, 220),
+}  # fmt: skip
+UNLIKE = {
+    "a prompt of another application behind the same template": [*PROMPT[:5], *range(700, 1100)],
+    "a short prompt in the same template": [*PROMPT[:5], *range(700, 720), *PROMPT[-6:]],
+    "another question behind the same system prompt": [*PROMPT[:220], *range(700, 780)],
+    "one sentence in common, far behind": [*PROMPT[:5], *range(700, 900), *PROMPT[-30:]],
+}
+
+
+@pytest.mark.parametrize("is_flushed", [False, True])
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_change_in_front_of_what_stays_the_same(
+    harness: Harness, name: str, is_flushed: bool
+) -> None:
+    prompt, shared, end = CHANGED[name]
+    run(harness, request("a", PROMPT, 1))
+    if is_flushed:
+        harness.answer_to(Drop())
+    answer = told(harness, prompt)
+    matched = sum(answer.matched.values())
+    assert answer.lost.get("prefix_changed", 0) == end - shared
+    assert answer.lost.get("dropped", 0) == shared - matched
+    assert answer.differs_at == shared
+    before = counted(harness)
+    run(harness, request("b", prompt, 1))
+    after = counted(harness)
+    assert {
+        cause: n - before.get(cause, 0) for cause, n in after.items() if n != before.get(cause)
+    } == answer.lost
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_a_prompt_that_only_begins_alike_was_never_seen(harness: Harness, name: str) -> None:
+    run(harness, request("a", PROMPT, 1))
+    answer = told(harness, UNLIKE[name])
+    assert answer.lost.keys() == {"never_seen"}
+
+
 def test_without_a_session_the_recent_prompt_that_shares_most_is_compared(
     harness: Harness,
 ) -> None:
@@ -149,6 +202,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory._num_bytes <= 64 * 400
     assert len(memory._by_key) <= 64
     assert len(memory._by_key_anywhere) <= 64
+    assert {id(each) for each in memory._by_shingle.values()} <= set(memory._prompts)
     assert len(memory._of_session) == len(memory._prompts) == 64
     run(harness, *(request(str(i), [60 + i, *LONG[:20]], 1) for i in range(30)))
     harness.cache.slots.evict(600)

@@ -15,7 +15,7 @@ from radixserve.cache.kvcache import KVCache
 from radixserve.cache.listing import Listing
 from radixserve.declared import Numbers
 from radixserve.engine.core import EngineCore
-from radixserve.engine.counters import PROMPT_TOKENS
+from radixserve.engine.counters import CAUSES, LOSS_TOKENS, PROMPT_TOKENS
 from radixserve.engine.scheduler import Limits
 from radixserve.engine.tiers import Tiers
 from radixserve.prefix import Branch, Prefix
@@ -45,6 +45,7 @@ class Shelf:
         self.kept: dict[Prefix, KV] = {}
         self.loads: list[Load] = []
         self.until = float("inf")  # how long a load is waited for
+        self.declines = False  # what it has
         self.closed = False
         self.pins: list[Pin] = []
 
@@ -88,8 +89,8 @@ class Shelf:
 
     def settle(self) -> None:
         for load in self.loads:
-            stop = self.match(load.prefix).num_tokens
-            if stop > load.depth:
+            load.num_found = stop = self.match(load.prefix).num_tokens
+            if stop > load.depth and not self.declines:
                 k, v = self.kept[load.prefix.first(stop)]
                 load.kv = k[:, load.depth :], v[:, load.depth :]
             load.done = True
@@ -142,6 +143,7 @@ def test_a_load_that_is_late_is_given_up_and_told() -> None:
     first = engine.events["warm"][0]
     assert [(load.num_tokens, load.given_up) for load in first.loads] == [(0, "late")]
     assert first.cached_below == {}
+    assert engine.core.stats().value(LOSS_TOKENS, "not_loaded") == len(LONG) - 1
     engine.close()
 
 
@@ -157,6 +159,20 @@ def test_a_load_for_which_no_slots_are_free_is_given_up_and_told() -> None:
     engine.run()
     first = engine.events["warm"][0]
     assert [(load.num_tokens, load.given_up) for load in first.loads] == [(0, "no_room")]
+    assert engine.core.stats().value(LOSS_TOKENS, "not_loaded") == len(LONG) - 1
+    engine.close()
+
+
+def test_a_load_that_a_tier_declines_is_told() -> None:
+    engine = Shelved(128)
+    engine.ask(request("cold", LONG))
+    forget(engine.cache)
+    engine.shelf.declines = True
+    engine.ask(request("warm", [*LONG[:30], 8, 8]))
+    first = engine.events["warm"][0]
+    assert [(load.num_tokens, load.given_up) for load in first.loads] == [(0, "declined")]
+    lost = {cause: engine.core.stats().value(LOSS_TOKENS, cause) for cause in CAUSES}
+    assert lost["not_loaded"] == 30
     engine.close()
 
 

@@ -23,14 +23,14 @@ from radixserve.api.context import Api, api_of
 from radixserve.api.json_response import json_response
 from radixserve.api.openai.validate import check_token_ids
 from radixserve.api.refusals import missing, too_many
-from radixserve.engine.counters import NEVER_SEEN, OTHER_NAMESPACE
+from radixserve.engine.counters import NEVER_SEEN, OTHER_NAMESPACE, PREFIX_CHANGED
 from radixserve.front.generation import Generation
 from radixserve.prefix import PUBLIC
 from radixserve.questions import Explain, Explanation
 from radixserve.tenants import DEFAULT
 
 AROUND: Final = 8  # tokens that are shown on each side of the first difference
-_FOR_HINTS: Final = 400  # tokens behind the difference in which causes are looked for
+_FOR_HINTS: Final = 2048  # tokens behind the difference in which causes are looked for
 _SENTENCES: Final = {
     "hit": "All of the prompt but its last token, which is always computed, is cached.",
     "cache_off": "The request, or the server, does not use the cache.",
@@ -38,9 +38,9 @@ _SENTENCES: Final = {
     "evicted": "It was cached and had to make room for other requests.",
     "expired": "It was pinned until its time was over, and then made room for other requests.",
     "dropped": "It was cached, and an operator dropped it.",
-    "prefix_changed": "An earlier prompt begins alike and goes on with other tokens here.",
+    "prefix_changed": "It differs here from an earlier prompt that is alike from there on.",
     "other_namespace": "It was asked before in another namespace: another salt or tenant.",
-    "never_seen": "No recent prompt has these tokens here.",
+    "never_seen": "No recent prompt has the tokens from here on.",
 }
 
 
@@ -126,14 +126,14 @@ class _Answer:
     async def whole(self) -> dict[str, Any]:
         told, num_matched = self._told, sum(self._told.matched.values())
         region = await self._region(told.differs_at)
-        first, cause = next(iter(told.lost), None), self._cause(region)
+        cause = next(iter(told.lost), "hit" if len(self._ids) > 1 else "too_short")
         answer: dict[str, Any] = {
             "prompt_tokens": len(self._ids),
             "matched_tokens": num_matched,
             "matched": told.matched,
             "cause": cause,
             "why": _SENTENCES[cause],
-            "lost": {cause if each == first else each: num for each, num in told.lost.items()},
+            "lost": told.lost,
             "compared_with": told.compared,
             "first_difference": None,
             "hints": [],
@@ -142,20 +142,9 @@ class _Answer:
             answer["gone"] = {"seconds_ago": told.gone_seconds, "room_for_tokens": told.gone_for}
         if told.differs_at is not None:
             answer["first_difference"] = await self._difference(told.differs_at, region)
-            answer["hints"] = await self._hints(told.differs_at, region)
+            if PREFIX_CHANGED in told.lost:
+                answer["hints"] = await self._hints(told.differs_at, region)
         return answer
-
-    def _cause(self, region: Region | None) -> str:
-        """The cause of the first lost token. What was never seen, although an earlier prompt begins
-        alike, is a change where it is not in the last message, which is new in any case.
-        """
-        lost = next(iter(self._told.lost), "hit" if len(self._ids) > 1 else "too_short")
-        if lost != "never_seen" or region is None or self._conversation is None:
-            return lost
-        last = len(self._conversation.messages) - 1
-        message = last if region.message is None else region.message
-        is_early = region.kind in ("tools", "system") or message < last
-        return "prefix_changed" if is_early else lost
 
     async def _region(self, position: int | None) -> Region | None:
         if position is None:
