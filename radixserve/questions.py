@@ -64,7 +64,7 @@ class NamespaceTokens(msgspec.Struct, frozen=True):
     namespace: str
     tokens: int
     nodes: int
-    hits: int
+    hits: int  # requests that found some of it; of public tokens those of all tenants
     age_seconds: float  # since its last use
 
 
@@ -107,7 +107,7 @@ class TreeNode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parent: int | None = None  # None: the root of a namespace
     depth: int  # tokens before it
     tokens: int
-    hits: int = 0  # look-ups that ended in it
+    hits: int = 0  # requests that found some of it, or went on below it
     age_seconds: float = 0.0  # since the last use of it or of anything below it
     leased: bool = False  # in use by requests that run
     pinned: bool = False
@@ -116,7 +116,6 @@ class TreeNode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     children: int = 0
     below_tokens: int = 0  # of all nodes below it, whether or not these are listed
     below_nodes: int = 0
-    below_hits: int = 0
     first_tokens: list[int] = []
     # how many of its tokens each tier has; a tier that did not answer in time is left out
     tiers: dict[str, int] = {}
@@ -223,6 +222,7 @@ class Pin(Question[Pinned], tag="pin", frozen=True, kw_only=True):
     packed: bytes = b""
     num_public: int = 0  # of these tokens, shared among all tenants
     node: int | None = None
+    num_wanted: int = 0  # tokens of the wish, if it was clipped to what is named here
 
     @property
     def prefix(self) -> Prefix:
@@ -250,7 +250,7 @@ class PinState(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     namespace: str
     tokens: int  # that it holds
-    wanted: int  # tokens of its prefix
+    wanted: int  # tokens that were to be pinned
     seconds_left: float
     ttl: float | None  # seconds that it lasts from its last hit on; None: its end is fixed
     hits: int
@@ -279,7 +279,7 @@ class Configured(msgspec.Struct, tag="configured", frozen=True, kw_only=True, om
     """What a change of settings did at once, by tier (device or host)."""
 
     evicted_tokens: dict[str, int] = {}
-    # what running requests still hold beyond the new budget; it follows as they end
+    # what running requests hold, or may still need, beyond the new budget; it follows as they end
     excess_bytes: dict[str, int] = {}
 
 

@@ -143,7 +143,7 @@ class Evictor:
         return runs
 
     def _inherit(self, parent: Node, leaf: Node) -> None:
-        """Leave to `parent` the uses of a leaf that has gone, which were uses of it as well,
+        """Leave to `parent` the uses and hits of a leaf that has gone, which were its own as well,
         wherever it stands in the order. A root below public tokens, which goes with what is below
         it, is passed over.
         """
@@ -154,6 +154,7 @@ class Evictor:
             self.policy.withdraw(parent)
         parent.last_use = max(parent.last_use, leaf.last_use)
         parent.uses += leaf.uses
+        parent.hits += leaf.hits
         if is_lined_up:
             self._offer(parent)
 

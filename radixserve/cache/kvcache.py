@@ -426,8 +426,9 @@ class Lease:
         self.release()
 
     def note_hit(self) -> None:
-        """Count a request in the node where its lease begins."""
-        self._node.hits += 1
+        """Count a request that found something in the node where its lease begins."""
+        if self.num_cached:
+            self._node.hits += 1
 
     def withhold(self) -> None:
         """Publish nothing from now on, because it was dropped."""

@@ -71,7 +71,7 @@ def _told(
         parent=None if node.parent is None else node.parent.serial,
         depth=each.depth,
         tokens=node.num_tokens,
-        hits=node.hits,
+        hits=each.hits,
         age_seconds=round(age, 1),
         leased=is_leased,
         pinned=is_pinned,
@@ -79,6 +79,5 @@ def _told(
         children=each.num_children,
         below_tokens=each.tokens - node.num_tokens,
         below_nodes=each.nodes - 1,
-        below_hits=each.hits - node.hits,
         first_tokens=unpack(node.edge, num_first),
     )

@@ -80,7 +80,7 @@ class Node:
         self.pins = 0  # leases that end here + children with pins > 0
         # logical time of the latest release of a lease that ended here, or in a child since gone
         self.last_use = 0
-        self.hits = 0  # leases that began here
+        self.hits = 0  # leases that found something and began here, or in a child since gone
         self.uses = 0  # leases that ended here, or in a child since gone, and were released
         self.before = 0  # uses of what this continues, or of the same before it was evicted
         # The policy's own: its place in a line while it stands in one, which line, its number in

@@ -93,19 +93,20 @@ def survey(
 ) -> Parts[None]:
     """Call `see` with the nodes of `roots` and of `levels` levels below them, once their sums are
     complete, so children first. Deeper nodes are part of the sums only. With `one_namespace` what
-    hangs below public tokens in other namespaces is left out.
+    hangs below public tokens in other namespaces is left out of them, but for its uses, which are
+    uses of these tokens, too.
 
     O(nodes). Nothing is kept of a node that was seen: a hundred thousand objects more would have
     the garbage collector examine all others, which stalls steps.
     """
     looked_at = 0
     for root in roots:
-        path = [(_entry(root, None), list(root.children.values()))]
+        path = [(_entry(root, None), list(root.children.values()), False)]
         while path:
             looked_at += 1
             if looked_at % NODES == 0:
                 yield
-            entry, children = path[-1]
+            entry, children, is_others = path[-1]
             if not children:
                 path.pop()
                 if not path or path[-1][0] is not entry:
@@ -113,14 +114,15 @@ def survey(
                     see(entry)
                 continue
             node = children.pop()
-            if one_namespace and node.is_root:
-                continue
+            is_others = is_others or (one_namespace and node.is_root)
             below = entry
-            if entry.level < levels:
+            if is_others:
+                _count_uses(entry, node)
+            elif entry.level < levels:
                 below = _entry(node, entry)
             else:
                 _count(entry, node)
-            path.append((below, list(node.children.values())))
+            path.append((below, list(node.children.values()), is_others))
 
 
 def _entry(node: Node, above: Surveyed[Node] | None) -> Surveyed[Node]:
@@ -132,9 +134,13 @@ def _entry(node: Node, above: Surveyed[Node] | None) -> Surveyed[Node]:
 
 
 def _count(entry: Surveyed[Node], node: Node) -> None:
-    entry.last_use = max(entry.last_use, node.last_use)
+    _count_uses(entry, node)
     entry.tokens += node.num_tokens
     entry.nodes += 1
+
+
+def _count_uses(entry: Surveyed[Node], node: Node) -> None:
+    entry.last_use = max(entry.last_use, node.last_use)
     entry.hits += node.hits
 
 

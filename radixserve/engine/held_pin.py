@@ -71,7 +71,7 @@ class HeldPin:
             id=self.id,
             namespace=self.prefix.namespace,
             tokens=self.num_held,
-            wanted=self.prefix.num_tokens,
+            wanted=self.asked.num_wanted or self.prefix.num_tokens,
             seconds_left=self.end - now,
             ttl=self.asked.seconds if self.asked.renews else None,
             hits=self.hits,

@@ -271,6 +271,7 @@ class Pins:
             renews=True,
             tenant=request.tenant,
             kv_quota=request.kv_quota,
+            num_wanted=wish.num_tokens,
         )
         self._end_shorter(asked, prefix)
         told = self.add(asked, prefix)

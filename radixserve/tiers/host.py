@@ -177,6 +177,7 @@ class HostTier:
         with self.cache.hold(prefix) as lease:
             self.cache.slots.hindsight.missed(prefix, max(depth, lease.num_cached))
             if lease.num_cached > depth:
+                lease.note_hit()
                 k, v = read_slots(self._pool, lease.slots[depth:])
                 is_pinned = self._device_pool.k.is_cuda
                 load.kv = (k.pin_memory(), v.pin_memory()) if is_pinned else (k, v)

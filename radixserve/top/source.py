@@ -28,7 +28,7 @@ class Node:
     """A node of the prefix tree."""
 
     tokens: int  # from the beginning of the prompt to its end
-    hits: int  # of it and of everything below it
+    hits: int  # requests that used it
     age_seconds: float
     leased: bool
     text: str
@@ -132,7 +132,7 @@ def _samples(page: str) -> dict[str, list[tuple[dict[str, str], float]]]:
 def _node(node: dict[str, Any]) -> Node:
     return Node(
         tokens=int(node["depth"]) + int(node["tokens"]),
-        hits=int(node.get("hits", 0)) + int(node.get("below_hits", 0)),
+        hits=int(node.get("hits", 0)),
         age_seconds=float(node.get("age_seconds", 0.0)),
         leased=bool(node.get("leased", False)),
         text=str(node.get("text", "")),

@@ -175,7 +175,7 @@ export class Tree {
     return described([
       ["tokens", node.below_tokens ? `${tokens(node.tokens)}, ${tokens(whole(node))} with what follows`
         : tokens(node.tokens)],
-      ["hits", node.below_hits ? `${count(node.hits ?? 0)}, ${count(hitsOf(node))} with what follows` : node.hits ?? 0],
+      ["hits", count(hitsOf(node))],
       ["hit by", hitBy(node, this.#nodes)], ["last used", ago(node)],
       ["lies in", lies(node).map(([tier, number]) => (number === node.tokens ? tier
         : `${tier}: ${count(number)} of ${count(node.tokens)}`)).join(", ")],
@@ -266,8 +266,8 @@ const chosenColour = () => document.querySelector("#colours input:checked").valu
 /** Tokens of a node and of everything below it. */
 const whole = (node) => node.tokens + (node.below_tokens ?? 0);
 
-/** Look-ups that ended in a node or in anything below it. */
-const hitsOf = (node) => (node.hits ?? 0) + (node.below_hits ?? 0);
+/** Requests that found some of a node, or went on below it. */
+const hitsOf = (node) => node.hits ?? 0;
 
 /** Who hits a node and what follows it, with how many hits; empty on a server without tenants. Hits of
  * nodes that are not in view count for the tenant of the node above them. */

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from radixserve.errors import NotFound
-from radixserve.prefix import pack
+from radixserve.prefix import pack, unpack
 from radixserve.questions import ListPins, Pin, PinList, Pinned, PinState, Unpin
+from radixserve.text.templates import ChatTemplate
 from tests.api.conftest import GENERATING, Server, body_for
+from tests.fakes import TEMPLATE, LocalTokenizer
 
 PIN = "/cache/pin"
 
@@ -43,6 +45,22 @@ async def test_the_prompt_of_any_body_is_pinned(server: Server, path: str) -> No
     assert (asked.seconds, asked.renews, asked.node) == (60.0, True, None)
     assert answer.pop("expires") == pytest.approx(time.time() + 60, abs=30)
     assert answer == {"id": "pin_1", "status": "accepted", "tokens": 4, "wanted": 4, "why": ""}
+
+
+async def test_the_generation_prompt_is_not_pinned_unless_it_is_asked_for(
+    server: Server, tokenizer: LocalTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = TEMPLATE + "{% if add_generation_prompt %}<turn>assistant:{% endif %}"
+    template = ChatTemplate(tokenizer.tokenizer._loaded, text)
+    monkeypatch.setattr(tokenizer.tokenizer, "template", template)
+    body = {"messages": [{"role": "system", "content": "Be kind."}], "ttl": 60}
+    pinned = []
+    for more in ({}, {"add_generation_prompt": True}):
+        await server.post(PIN, body | more)
+        asked = server.engine.asked[-1]
+        assert isinstance(asked, Pin)
+        pinned.append(bytes(each % 256 for each in unpack(asked.packed)))
+    assert pinned == [b"\x01system: Be kind.\n", b"\x01system: Be kind.\n\x01assistant:"]
 
 
 async def test_token_ids_and_nodes_are_pinned_until_a_time(server: Server) -> None:

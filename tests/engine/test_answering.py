@@ -153,7 +153,7 @@ def test_the_tree_is_told_in_bounded_pieces(harness: Harness) -> None:
     root, top, *rest = whole.nodes
     assert (root.namespace, root.tokens, root.below_tokens) == ("public", 0, 25)
     assert (top.parent, top.depth, top.tokens, top.first_tokens) == (root.id, 0, 20, [1, 2])
-    assert (top.hits, top.below_hits, top.children) == (1, 1, 2)
+    assert (top.hits, top.children) == (2, 2)
     assert [(each.parent, each.tokens, each.first_tokens) for each in rest] == [
         (top.id, 3, [50, 51]),
         (top.id, 2, [60, 61]),
@@ -170,6 +170,10 @@ def test_the_tree_is_told_in_bounded_pieces(harness: Harness) -> None:
     assert harness.answer_to(ShowTree(node=rest[1].id)) == Failed(
         message="There is no such node any more.", not_found=True
     )
+    harness.cache.slots.evict(5)
+    alone = harness.answer_to(ShowTree())
+    assert isinstance(alone, Tree)
+    assert [each.hits for each in alone.nodes] == [2, 2], "those of what is gone count"
 
 
 def test_a_flush_waits_for_one_question_of_tenants_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
@@ -82,6 +83,7 @@ def test_the_tree_and_the_summary_name_the_namespaces(harness: Harness) -> None:
     told = {each.namespace: (each.tokens, each.nodes) for each in summary.namespaces}
     assert told == {PUBLIC: (40, 1), "a/0": (33, 1), "b/0": (4, 1)}
     assert (summary.nodes, summary.num_namespaces) == (3, 3)
+    assert [each.hits for each in summary.namespaces] == [1, 0, 0]
     tree: Tree = harness.answer_to(ShowTree())
     system = next(each for each in tree.nodes if each.tokens == 40)
     roots = {each.namespace: each for each in tree.nodes if each.namespace is not None}
@@ -91,6 +93,22 @@ def test_the_tree_and_the_summary_name_the_namespaces(harness: Harness) -> None:
     assert (alone.num_tokens, [each.namespace for each in alone.nodes]) == (33, ["a/0", None])
     public: Tree = harness.answer_to(ShowTree(namespaces=[PUBLIC]))
     assert public.num_tokens == 40
+    assert [each.hits for each in public.nodes] == [1, 1]
+
+
+def test_the_age_of_public_tokens_is_that_of_their_last_use(harness: Harness) -> None:
+    ages = harness.core.answering._ages
+    began = time.monotonic()
+    for number, name in enumerate("abab"):
+        harness.submit(of(name, f"{name}{number}", [*SYSTEM, *MORE, number]))
+        harness.run()
+        ages.note(harness.cache.evictor.clock, began - 100 + 10 * number)
+    public: Tree = harness.answer_to(ShowTree(namespaces=[PUBLIC]))
+    everything: Tree = harness.answer_to(ShowTree())
+    system = next(each for each in everything.nodes if each.tokens == 40)
+    assert 69 < system.age_seconds < 80
+    told = (3, system.age_seconds)
+    assert [(each.hits, each.age_seconds) for each in public.nodes] == [told, told]
 
 
 @pytest.mark.parametrize(

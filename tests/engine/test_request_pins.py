@@ -85,6 +85,9 @@ def test_what_is_beyond_the_share_is_clipped_or_refused(engine: Wishing) -> None
     assert engine.wish(wishing("a", long, 60)) == [PinOutcome("clipped", 40)]
     assert engine.wish(wishing("b", long, 60)) == [PinOutcome("clipped", 40)]
     assert engine.held() == {"b": 40}, "the longer wish takes the place of what was clipped"
+    assert [(each.tokens, each.wanted) for each in engine.core.scheduler.pins.states()] == [
+        (40, 60)
+    ]
     engine.compute(OTHER)
     engine.pin([*range(600, 680)], "none of it is cached")
     engine.compute([*range(600, 680)])

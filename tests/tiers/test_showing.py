@@ -115,8 +115,8 @@ def test_a_view_of_a_few_levels_has_the_sums_of_all(engine: Tiered, tier: str) -
     found = {each.id: each for each in whole.nodes}
     for node in top.nodes:
         told = found[node.id]
-        assert (node.children, node.below_nodes, node.below_tokens, node.below_hits) == (
-            (told.children, told.below_nodes, told.below_tokens, told.below_hits)
+        assert (node.children, node.below_nodes, node.below_tokens, node.hits) == (
+            (told.children, told.below_nodes, told.below_tokens, told.hits)
         )
     inner = max(top.nodes, key=lambda each: each.depth)
     inside = tree(engine, ShowTree(tier=tier, node=inner.id))

@@ -29,7 +29,7 @@ from tests.signals import usual_signals
 PROMPT = "radixserve_prompt_tokens_total"
 NODES = [
     {"id": 1, "depth": 0, "tokens": 0, "namespace": "public"},
-    {"id": 2, "depth": 0, "tokens": 120, "below_hits": 7, "age_seconds": 90.0, "text": "You are"},
+    {"id": 2, "depth": 0, "tokens": 120, "hits": 7, "age_seconds": 90.0, "text": "You are"},
     {"id": 3, "depth": 120, "tokens": 30, "hits": 2, "text": "Hi\n\x1b[2Jthere"},
 ]
 

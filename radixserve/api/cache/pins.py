@@ -1,7 +1,9 @@
 """POST /cache/pin, GET /cache/pins and DELETE /cache/pin/{id}: keep prefixes cached for a while.
 
 The body names what is pinned: one that an endpoint would take, `{"tokens": [...]}`, or
-`{"node": N}` of the tree; and how long: `ttl` seconds from the last hit on, or `until` a time.
+`{"node": N}` of the tree; and how long: `ttl` seconds from the last hit on, or `until` a time. Of a
+conversation the messages are pinned, without the generation prompt behind them: other requests have
+their own messages there, so none would renew a pin that ends with it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from radixserve.api.cache.explain import TokensBody, of_generation, of_tokens
 from radixserve.api.cache.query import parameters
 from radixserve.api.context import Api, api_of
 from radixserve.api.json_response import json_response
+from radixserve.api.openai.beginnings import num_tokens_in
 from radixserve.api.refusals import check_range, missing, unsupported
 from radixserve.errors import BadRequest
 from radixserve.prefix import pack
@@ -113,10 +116,18 @@ async def _prompt(request: web.Request, fields: dict[str, Any]) -> Explain:
     """The one prompt of a body, as a question about it names it."""
     if "tokens" in fields:
         return of_tokens(request, decode_body(msgspec.json.encode(fields), TokensBody))
+    ends_as_asked = fields.get("add_generation_prompt") is not None
     generation = await generation_of(request, fields)
     if len(generation.streams) > generation.num_choices:
         raise unsupported("prompt", "several prompts in one pin")
-    return of_generation(generation)
+    prompt, conversation = of_generation(generation), generation.conversation
+    if conversation is None or conversation.ending != "answer" or ends_as_asked:
+        return prompt
+    api = api_of(request)
+    messages = api.volatile.removed(conversation.messages)
+    closed = msgspec.structs.replace(conversation, messages=messages, ending="closed")
+    num_tokens = await num_tokens_in(api, closed, prompt.tokens) or len(prompt.tokens)
+    return msgspec.structs.replace(prompt, tokens=prompt.tokens[:num_tokens])
 
 
 async def pins(request: web.Request) -> web.Response:

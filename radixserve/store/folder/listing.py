@@ -69,7 +69,6 @@ def _survey(
             entry.last_use = max(entry.last_use, int(run.used * _PER_SECOND))
             entry.tokens += run.length
             entry.nodes += 1
-            entry.hits += run.hits
         last = runs[-1].id
         yield
     for count, entry in enumerate(reversed(found)):
@@ -119,6 +118,5 @@ def _told(each: Surveyed[Outline], first_tokens: list[int]) -> TreeNode:
         children=each.num_children,
         below_tokens=each.tokens - run.length,
         below_nodes=each.nodes - 1,
-        below_hits=each.hits - run.hits,
         first_tokens=first_tokens,
     )

@@ -108,6 +108,7 @@ def _is_possible(stored: StoredPin) -> bool:
         and 0 < pin.seconds <= MAX_SECONDS
         and 0 <= pin.kv_quota < math.inf
         and pin.num_public >= 0
+        and pin.num_wanted >= 0
         and pin.node is None
         and len(pin.packed) > 0
         and len(pin.packed) % TOKEN_BYTES == 0
