@@ -248,6 +248,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             zero="derived from the model",
         ),
     ] = ()
+    lora: Annotated[
+        tuple[_Name, ...],
+        Doc(
+            "model",
+            "adapters as NAME=PATH of a folder in PEFT's format, which requests name as their "
+            "model (docs/adapters.md)",
+            zero="none",
+        ),
+    ] = ()
+    lora_dir: Annotated[
+        _Name | None,
+        Doc(
+            "model",
+            "folder below which POST /v1/load_lora_adapter finds adapters",
+            zero="none are loaded while the server runs",
+            path=True,
+        ),
+    ] = None
     chat_template: Annotated[
         _Name | None,
         Doc("model", "file with a chat template (Jinja)", zero="the model's own", path=True),

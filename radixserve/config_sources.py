@@ -16,6 +16,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
+from radixserve.adapters import sources_of
 from radixserve.config import SECTIONS, Settings
 from radixserve.config_table import ENV_PREFIX, TABLE, Setting
 from radixserve.errors import ConfigError
@@ -187,6 +188,12 @@ def _refuse_contradictions(settings: Settings, sources: Mapping[str, str]) -> No
             raise ConfigError(
                 f"{told(name)} contradicts {told('fake_model')}: it has no keys and values"
             )
+    for name in ("lora", "lora_dir"):
+        if getattr(settings, name) and settings.fake_model:
+            raise ConfigError(
+                f"{told(name)} contradicts {told('fake_model')}: it takes no adapters"
+            )
+    sources_of(settings.lora)
     if 0 < settings.max_step_tokens < settings.max_running:
         raise ConfigError(
             f"{told('max_step_tokens')} contradicts {told('max_running')}: each sequence of "

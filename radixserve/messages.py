@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from radixserve.adapters import AdapterSource
 from radixserve.config import Settings
 from radixserve.questions import Answered, Asked, Pin
 from radixserve.request import Request
@@ -23,11 +24,13 @@ _LENGTH = struct.Struct(">I")
 
 class Start(msgspec.Struct, tag="start", frozen=True):
     """The first message to a new engine: load this model (a folder or a hub name) with these
-    settings.
+    settings, and these adapters. Those with a digest were loaded by an earlier engine; they are
+    left out if they cannot be loaded any more.
     """
 
     settings: Settings
     model: str
+    adapters: tuple[AdapterSource, ...] = ()
 
 
 class Prepare(msgspec.Struct, tag="prepare", frozen=True):

@@ -10,6 +10,7 @@ from typing import ClassVar, Generic, Literal, TypeVar
 
 import msgspec
 
+from radixserve.adapters import AdapterInfo, AdapterSource
 from radixserve.prefix import Prefix
 from radixserve.step import PinStatus
 
@@ -294,6 +295,35 @@ class Configure(Question[Configured], tag="configure", frozen=True, kw_only=True
     max_running: int | None = None
 
 
+# Adapters.
+
+
+class AdapterLoaded(msgspec.Struct, tag="adapter_loaded", frozen=True):
+    """An adapter is served from now on, by its digest."""
+
+    info: AdapterInfo
+
+
+class LoadAdapter(Question[AdapterLoaded], tag="load_adapter", frozen=True, kw_only=True):
+    """Load an adapter. If it cannot be served the answer is `Failed`, as refused."""
+
+    source: AdapterSource
+
+
+class AdapterUnloaded(msgspec.Struct, tag="adapter_unloaded", frozen=True):
+    """No further request is served with an adapter; its memory follows when those that run with it
+    have ended.
+    """
+
+    num_running: int
+
+
+class UnloadAdapter(Question[AdapterUnloaded], tag="unload_adapter", frozen=True, kw_only=True):
+    """Serve no further request with the adapter of this digest."""
+
+    digest: str
+
+
 # The messages.
 
 
@@ -302,13 +332,34 @@ class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True):
 
     message: str
     not_found: bool = False  # what the question names is not there
+    refused: bool = False  # what the question asks for is not possible
 
 
 AnyQuestion = (
-    Drop | Summarize | ShowTree | Explain | Pin | Unpin | ListPins | RestorePins | Configure
+    Drop
+    | Summarize
+    | ShowTree
+    | Explain
+    | Pin
+    | Unpin
+    | ListPins
+    | RestorePins
+    | Configure
+    | LoadAdapter
+    | UnloadAdapter
 )
 AnyAnswer = (
-    Dropped | Summary | Tree | Explanation | Pinned | Unpinned | PinList | Configured | Failed
+    Dropped
+    | Summary
+    | Tree
+    | Explanation
+    | Pinned
+    | Unpinned
+    | PinList
+    | Configured
+    | AdapterLoaded
+    | AdapterUnloaded
+    | Failed
 )
 
 

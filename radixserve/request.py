@@ -77,6 +77,7 @@ class Request(msgspec.Struct, tag="request", frozen=True, kw_only=True):
     output_ids: list[int] = []
     namespace: str = PUBLIC  # requests share K/V only within a namespace
     num_public: int = 0  # leading tokens of the prompt that are in the namespace PUBLIC instead
+    adapter: str = ""  # the digest of the adapter that computes it; "": none does
     # what requests of one conversation have in common, as far as bodies say it; "": nothing
     session: str = ""
     tenant: str = "default"  # whose request it is

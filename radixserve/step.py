@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from radixserve.adapters import AdapterInfo
 from radixserve.declared import Declared, Key, Numbers
 
 Slots = npt.NDArray[np.int32]
@@ -152,7 +153,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int  # most tokens of prompt and answer together
     eos_token_ids: tuple[int, ...]
     max_request_tokens: int  # the same, limited also by the K/V budget
-    num_slots: int  # tokens of K/V that the budget holds
+    num_slots: int  # tokens of K/V that the budget holds, but for what adapters take of it
     pool_slots: int  # the same of the largest budget, whose memory is reserved
     host_bytes: int = 0  # the largest budget of the host tier; 0: there is none
     most_running: int = 4096  # the largest value that max_running may get
@@ -171,6 +172,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     generic_reason: str | None = None  # why the fast forward is not used
     fallback_reason: str | None = None  # which fast path of the device is not used, and why
     cache_enabled: bool = True
+    adapters: tuple[AdapterInfo, ...] = ()  # that were loaded at its start
 
 
 class EngineStats(msgspec.Struct, kw_only=True):

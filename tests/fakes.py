@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from radixserve.config import Settings
 from radixserve.errors import ApiError, Unavailable
+from radixserve.front.adapters import Adapters
 from radixserve.front.live_settings import LiveSettings
 from radixserve.front.stream import Stream
 from radixserve.grammar import Vocabulary, check
@@ -156,6 +157,7 @@ class FakeEngine:
         self.info: EngineInfo | None = info
         self.live_settings = LiveSettings(Settings())
         self.live_settings.take_engine(info)
+        self.adapters = Adapters([], self._ask_about_adapters, lambda: None)
         self.stats = EngineStats()
         self.unready_reason: str | None = None
         self.answer: Callable[[Request], Sequence[int]] = repeat_prompt
@@ -205,6 +207,9 @@ class FakeEngine:
         if isinstance(answer, ApiError):
             raise answer
         return answer
+
+    async def _ask_about_adapters(self, question: Question[T], seconds: float | None) -> T:
+        return await self.ask(question)
 
     async def configure(self, changes: dict[str, Any], who: str, why: str) -> Configured:
         values = self.live_settings.checked(changes)

@@ -51,6 +51,7 @@ LAYERS = (
     ("config_table",),
     ("config",),
     (
+        "adapters",
         "sizes",
         "request",
         "declared",

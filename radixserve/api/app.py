@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
 
-from radixserve.api import openapi, ops
+from radixserve.api import adapters, openapi, ops
 from radixserve.api.access import (
     check_admin,
     check_content_type,
@@ -85,6 +85,8 @@ def _routes(prefix: str) -> list[web.RouteDef]:
         web.post(f"{prefix}/v1/messages/count_tokens", count_tokens),
         web.get(f"{prefix}/v1/models", ops.list_models),
         web.get(f"{prefix}/v1/models/{{model:.+}}", ops.get_model),
+        web.post(f"{prefix}/v1/load_lora_adapter", adapters.load),
+        web.post(f"{prefix}/v1/unload_lora_adapter", adapters.unload),
         web.get(f"{prefix}/health", ops.ready),
         web.get(f"{prefix}/health/ready", ops.ready),
         web.get(f"{prefix}/health/live", ops.live),

@@ -49,7 +49,7 @@ class Models:
     def named(self, name: str) -> Api:
         """The model of this name. Raises NotFound if there is none. O(all names)."""
         for api in self._apis:
-            if is_among(name, api.model_names):
+            if is_among(name, api.model_names) or name in api.engine.adapters.names:
                 return api
         served = ", ".join(f"'{api.model_name}'" for api in self._apis)
         raise NotFound(

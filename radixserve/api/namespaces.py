@@ -2,6 +2,8 @@
 
     TENANT/HMAC-SHA256(secret, tenant, what the body says: "public", or a salt)
 
+Behind that stands the digest of an adapter that changes K/V (`radixserve.adapters`).
+
 So one tenant's prefix is never another's hit, in any tier, whatever salts they send; and nobody who
 can only send requests can tell which namespace another tenant has. The tenant's name stands in
 front, so that the cache can say whose a prefix is.
@@ -20,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+from radixserve.adapters import namespace_with, parts_of
 from radixserve.errors import ConfigError
 from radixserve.prefix import PUBLIC, TOKEN_BYTES, pack
 
@@ -54,9 +57,11 @@ class Namespaces:
         """The namespace of a tenant's request whose body says `namespace`."""
         if self._secret is None:
             return namespace
+        own, kv_digest = parts_of(namespace)
         # no tenant's name contains NUL, so that two different pairs give different messages
-        message = f"{tenant}\0{namespace}".encode("utf-8", "surrogatepass")
-        return f"{tenant}/{hmac.digest(self._secret, message, 'sha256').hex()[:_DIGITS]}"
+        message = f"{tenant}\0{own}".encode("utf-8", "surrogatepass")
+        digest = hmac.digest(self._secret, message, "sha256").hex()[:_DIGITS]
+        return namespace_with(f"{tenant}/{digest}", kv_digest)
 
 
 def tenant_secret(given: str | None, folder: str | None) -> bytes:

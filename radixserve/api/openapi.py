@@ -17,6 +17,7 @@ import swagger_ui_bundle
 from aiohttp import web
 
 import radixserve
+from radixserve.api.adapters import LoadBody, UnloadBody
 from radixserve.api.anthropic.answers import Message as AnthropicMessage
 from radixserve.api.anthropic.answers import TokenCount
 from radixserve.api.anthropic.wire import CountTokensBody, MessagesBody
@@ -84,6 +85,8 @@ OPERATIONS: Final = (
     ),
     Operation("get", "/v1/models", "The names of the model served"),
     Operation("get", "/v1/models/{model}", "One of the names"),
+    Operation("post", "/v1/load_lora_adapter", "Serve an adapter", LoadBody),
+    Operation("post", "/v1/unload_lora_adapter", "Serve an adapter no more", UnloadBody),
     Operation("post", "/tokenize", "The tokens of a text or of messages", TokenizeBody),
     Operation("post", "/detokenize", "The text of tokens", DetokenizeBody),
     Operation("get", "/cache", "How full the cache is, and of what"),

@@ -9,13 +9,15 @@ from typing import Any
 from aiohttp import web
 
 import radixserve
+from radixserve.adapters import AdapterInfo
+from radixserve.api.adapters import adapter_named
 from radixserve.api.body import read_body
 from radixserve.api.context import API, Api, api_of
 from radixserve.api.json_response import json_response
 from radixserve.api.models import MODELS
 from radixserve.api.openai.prompts import chat_prompt, conversation_of, text_prompt
 from radixserve.api.openai.tools import offered_tools
-from radixserve.api.openai.validate import check_model, check_token_ids
+from radixserve.api.openai.validate import check_token_ids
 from radixserve.api.openai.wire import ChatBody, DetokenizeBody, TokenizeBody
 from radixserve.api.refusals import too_many, unsupported
 from radixserve.errors import BadRequest
@@ -48,6 +50,7 @@ async def list_models(request: web.Request) -> web.Response:
         for name in api.model_names
         if "*" not in name
     ]
+    models += [_adapter(api, each) for api in request.app[MODELS] for each in api.engine.adapters]
     page = {"has_more": False, "first_id": models[0]["id"], "last_id": models[-1]["id"]}
     return json_response({"object": "list", "data": models, **page})
 
@@ -55,10 +58,9 @@ async def list_models(request: web.Request) -> web.Response:
 async def get_model(request: web.Request) -> web.Response:
     """GET /v1/models/{model}; a model's name may contain slashes."""
     name, models = request.match_info["model"], request.app[MODELS]
-    if models.are_several:
-        return json_response(_model(models.named(name), name))
-    check_model(name, request.app[API].model_names)
-    return json_response(_model(request.app[API], name))
+    api = models.named(name) if models.are_several else request.app[API]
+    adapter = adapter_named(api, name)
+    return json_response(_model(api, name) if adapter is None else _adapter(api, adapter))
 
 
 async def live(request: web.Request) -> web.Response:
@@ -105,7 +107,7 @@ async def tokenize(request: web.Request) -> web.Response:
     """
     api = api_of(request)
     body = await read_body(request, TokenizeBody)
-    check_model(body.model, api.model_names)
+    adapter_named(api, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise BadRequest(
             "Give exactly one of 'prompt' and 'messages'.", param="prompt", code="invalid_value"
@@ -131,7 +133,7 @@ async def detokenize(request: web.Request) -> web.Response:
     """POST /detokenize: the text of token ids, special tokens shown."""
     api = api_of(request)
     body = await read_body(request, DetokenizeBody)
-    check_model(body.model, api.model_names)
+    adapter_named(api, body.model)
     info = api.info()
     if len(body.tokens) > info.context_length:
         raise too_many("tokens", info.context_length)
@@ -154,3 +156,8 @@ def _model(api: Api, name: str) -> dict[str, Any]:
         "max_input_tokens": most,
     }
     return {"id": name, "root": api.model_name, "max_model_len": most, **openai, **anthropic}
+
+
+def _adapter(api: Api, adapter: AdapterInfo) -> dict[str, Any]:
+    """An adapter as vLLM lists it: `root` is its folder, `parent` the model's name."""
+    return _model(api, adapter.name) | {"root": adapter.path, "parent": api.model_name}

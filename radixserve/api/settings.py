@@ -47,6 +47,7 @@ class ApiSettings:
     metrics_access: str = "admin"  # or "open"
     allowed_hosts: tuple[str, ...] = ()  # empty: any
     allow_origin: tuple[str, ...] = ()
+    lora_dir: str | None = None  # None: no adapters are loaded while the server runs
     root_path: str = ""  # as in /prefix; the endpoints are at both
     keep_alive_seconds: float = 75.0  # an idle connection is closed after this time
     header_read_seconds: float = 20.0  # a connection whose headers take longer is closed
@@ -75,6 +76,7 @@ class ApiSettings:
             disk_path=settings.disk_path,
             health_access=settings.health_access,
             metrics_access=settings.metrics_access,
+            lora_dir=settings.lora_dir,
             keep_alive_seconds=settings.keep_alive_seconds,
             allowed_hosts=allowed_hosts(settings),
             allow_origin=settings.allow_origin,

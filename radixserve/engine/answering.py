@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from heapq import nlargest
 from typing import Any
 
@@ -19,6 +20,8 @@ from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node, path_prefix
 from radixserve.cache.survey import Parts, Surveyed, drop_unused, find, roots_of, survey, walk
+from radixserve.engine.adapter_questions import AdapterQuestions
+from radixserve.engine.adapters import LoadedAdapter
 from radixserve.engine.configuring import Configuring
 from radixserve.engine.explaining import explained
 from radixserve.engine.scheduler import Scheduler
@@ -37,6 +40,7 @@ from radixserve.questions import (
     Explain,
     Failed,
     ListPins,
+    LoadAdapter,
     NamespaceTokens,
     Pin,
     PinList,
@@ -45,6 +49,7 @@ from radixserve.questions import (
     Summarize,
     Summary,
     TierSummary,
+    UnloadAdapter,
     Unpin,
     Unpinned,
 )
@@ -73,6 +78,7 @@ class Answering:
         self._pins = scheduler.pins
         self._configuring = Configuring(cache, scheduler, tiers)
         self._ages = Ages(time.monotonic())
+        adapters = AdapterQuestions(scheduler.adapters, self._configuring, self._loaded)
         self._trees = TreeShower(
             cache, tiers, self._ages, lambda: self._pins.leases(), self._awaited
         )
@@ -89,6 +95,8 @@ class Answering:
             ListPins: self._list_pins,
             Configure: self._configure,
             RestorePins: self._restore_pins,
+            LoadAdapter: adapters.load,
+            UnloadAdapter: adapters.unload,
         }
 
     @property
@@ -232,6 +240,13 @@ class Answering:
         for pin in self._tiers.pins_left():
             self._pins.add(pin, pin.prefix)
         return PinList(self._pins.states())
+
+    def _loaded(self, adapter: Future[LoadedAdapter]) -> Parts[None]:
+        """Wait until an adapter is loaded, or cannot be."""
+        while not adapter.done():
+            self._is_waiting = True
+            yield
+        self._is_waiting = False
 
     # Settings.
 

@@ -5,12 +5,17 @@ The engine process imports this after its first message, because it imports torc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from radixserve.adapters import AdapterSource
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.policies.table import make_policy
 from radixserve.cache.survey import first_serial
 from radixserve.config import Settings
+from radixserve.engine.adapter_loader import AdapterLoader
+from radixserve.engine.adapters import Adapters, load_all
 from radixserve.engine.build_tiers import LOSSY, make_tiers
 from radixserve.engine.core import EngineCore
 from radixserve.engine.grammars import grammars_of
@@ -30,9 +35,11 @@ from radixserve.tensors.kv import KVPool, KVShape
 _STEP_TOKENS = {"cpu": 256, "cuda": 2048}
 
 
-def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
+def build_engine(
+    settings: Settings, model: str, sources: Sequence[AdapterSource] = ()
+) -> tuple[EngineCore, EngineInfo]:
     """The engine for `model`, a folder or a hub name: the transformers model over a pool of the
-    size that the K/V budget gives.
+    size that the K/V budget gives, with adapters.
 
     Raises:
         StartupError: the model or a setting makes it impossible; gives the reason.
@@ -41,15 +48,19 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     if settings.threads:
         torch.set_num_threads(settings.threads)
     levels.limit(settings.cpu_level)
+    loader = AdapterLoader(sources)
     load = load_model(settings, model, device)
-    loaded = load.model
+    loader.model = loaded = load.model
     context_length = context_length_of(settings, loaded.context_length)
     num_slots, pool_slots = _slots(settings, loaded.shape, context_length, device)
     pool = KVPool(loaded.shape, pool_slots, device)
     graphs, without_graphs = _graphs(loaded, pool, settings.max_running)
     # The padding rows of graphs write to the last slot, so the cache must not use it.
     cache = _cache(settings, pool_slots - 1 if graphs else pool_slots, loaded.shape.slot_bytes)
-    cache.slots.resize(min(num_slots, cache.slots.budget))
+    num_slots = min(num_slots, cache.slots.budget)
+    adapters = Adapters(loader, num_slots, loaded.shape.slot_bytes)
+    infos = load_all(adapters, sources)
+    cache.slots.resize(adapters.kv_slots)
     tiers = make_tiers(settings, model, loaded, pool, cache)
     pool.fill(cache.slots.budget)
     step_tokens = settings.max_step_tokens or _STEP_TOKENS[device.type]
@@ -58,8 +69,8 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         vocab_size=loaded.vocab_size,
         context_length=context_length,
         eos_token_ids=loaded.eos_token_ids,
-        max_request_tokens=max_request_tokens(context_length, cache.slots.allocator.num_slots),
-        num_slots=cache.slots.allocator.num_slots,
+        max_request_tokens=max_request_tokens(context_length, num_slots),
+        num_slots=num_slots,
         pool_slots=cache.slots.allocator.capacity,
         host_bytes=tiers.host.capacity_bytes if tiers.host is not None else 0,
         most_running=settings.max_running if device.type == "cuda" else step_tokens,
@@ -77,6 +88,7 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         generic_reason=loaded.generic_reason,
         fallback_reason=loaded.fallback_reason or without_graphs,
         cache_enabled=settings.cache,
+        adapters=tuple(infos),
     )
     limits = Limits(
         settings.max_running,
@@ -89,7 +101,10 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
     )
     runner = Runner(loaded, pool, graphs)
     grammars, ahead = grammars_of(model), info.device == "cuda" and not limits.speculates
-    return EngineCore(runner, cache, limits, tiers=tiers, grammars=grammars, ahead=ahead), info
+    core = EngineCore(
+        runner, cache, limits, tiers=tiers, grammars=grammars, adapters=adapters, ahead=ahead
+    )
+    return core, info
 
 
 def _slots(

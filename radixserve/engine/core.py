@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import partial
 
 from radixserve.cache.kvcache import KVCache
+from radixserve.engine.adapters import Adapters
 from radixserve.engine.answering import Answering
 from radixserve.engine.counters import GIVEN_UP, STEP_SECONDS, STEP_SEQUENCES, STEP_TOKENS, STEPS
 from radixserve.engine.faults import OUT_OF_MEMORY, Fault, free_memory
@@ -47,6 +48,7 @@ class EngineCore:
         *,
         tiers: Tiers | None = None,
         grammars: Grammars | None = None,
+        adapters: Adapters | None = None,
         ahead: bool = False,
     ) -> None:
         """Without `grammars` requests with a grammar end with an error. With `ahead` one step stays
@@ -57,7 +59,7 @@ class EngineCore:
         self.tiers = tiers or Tiers(cache)
         most_pinned = int(limits.pin_share * cache.slots.budget)
         self.pins = Pins(cache, most_pinned, limits.request_pin_share)
-        self.scheduler = Scheduler(cache, limits, self.tiers, grammars, self.pins)
+        self.scheduler = Scheduler(cache, limits, self.tiers, grammars, self.pins, adapters)
         self.answering = Answering(cache, self.scheduler, self.tiers)
         self.giving_way = GivingWay()
         # Called while a step computes: the requests that have come since, to be submitted later.

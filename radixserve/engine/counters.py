@@ -60,6 +60,12 @@ TENANT_REQUESTS = Declared(
     ("tenant", "state"),
 )
 
+ADAPTERS = Declared("gauge", "radixserve_adapters", "adapters", "Adapters in memory")
+
+ADAPTER_BYTES = Declared(
+    "gauge", "radixserve_adapter_bytes", "bytes", "What adapters take of the K/V budget"
+)
+
 GENERATED_TOKENS = Declared(
     "counter", "radixserve_generated_tokens_total", "tokens", "Tokens generated"
 )
@@ -186,6 +192,8 @@ COUNTERS: Final = (
     PROMPT_TOKENS,
     TENANT_PROMPT_TOKENS,
     TENANT_REQUESTS,
+    ADAPTERS,
+    ADAPTER_BYTES,
     GENERATED_TOKENS,
     DRAFT_TOKENS,
     PREEMPTIONS,

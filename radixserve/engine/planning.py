@@ -183,6 +183,7 @@ def _work(sequence: Sequence, room: int) -> Work:
         slots=sequence.lease.slots[:stop],
         logits=logits,
         drawn_row=drawn_row,
+        adapter=sequence.adapter,
         sequence=sequence,
         lease=sequence.lease,
         sampling=sequence.request.sampling if draws else _PROBE,

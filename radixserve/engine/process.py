@@ -196,20 +196,21 @@ def main() -> int:
         return EXIT_DEVICE_LOST
 
 
-def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
-    """The engine for `settings`. What it needs is imported here, after the first message.
+def build_engine(start: Start) -> tuple[EngineCore, EngineInfo]:
+    """The engine for what `start` says. What it needs is imported here, after the first message.
 
     Raises:
         StartupError: the model or a setting makes it impossible; gives the reason.
     """
+    settings = start.settings
     import_engine(settings)
     if settings.fake_model:
         from radixserve.engine import build_fake
 
-        return build_fake.build_engine(settings, model)
+        return build_fake.build_engine(settings, start.model)
     from radixserve.engine import build
 
-    return build.build_engine(settings, model)
+    return build.build_engine(settings, start.model, start.adapters)
 
 
 def import_engine(settings: Settings) -> None:
@@ -264,7 +265,7 @@ def _serve(channel: Channel) -> int:
     configure_logging(start.settings.log_level, "engine")
     channel.send(Loading("loading the model"))
     try:
-        core, info = build_engine(start.settings, start.model)
+        core, info = build_engine(start)
     except StartupError as refusal:
         channel.send(Refused(str(refusal)))
         return EXIT_REFUSED

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from radixserve.cache.kvcache import KVCache
 from radixserve.declared import Numbers
+from radixserve.engine.adapters import Adapters
 from radixserve.engine.admission import Admission
 from radixserve.engine.counters import BACKLOG_TOKENS, PREFILL_RATE, RUNNING, WAITING
 from radixserve.engine.events import ended, refusal_of, refused, token_event
@@ -38,6 +39,8 @@ from radixserve.prefix import Branch
 from radixserve.request import Request
 from radixserve.sampling import Sampled
 from radixserve.step import TokenEvent
+
+_NO_ADAPTER = "The adapter that this request names was unloaded."
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,10 @@ class Scheduler:
         tiers: Tiers | None = None,
         grammars: Grammars | None = None,
         pins: Pins | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self.cache = cache
+        self.adapters = adapters or Adapters(None, cache.slots.budget, cache.slots.slot_bytes)
         self.tiers = tiers or Tiers(cache)
         self.pins = pins or Pins(cache, 0, 0.0)
         self._grammars = grammars
@@ -102,6 +107,7 @@ class Scheduler:
             **self.savings.numbers(),
             **self.recent.numbers(),
             **self._speculation.numbers(),
+            **self.adapters.numbers(),
         }
 
     def add(self, request: Request, output_ids: list[int]) -> TokenEvent | None:
@@ -119,9 +125,13 @@ class Scheduler:
             )
         if sequence.num_output >= request.sampling.max_tokens:
             return ended(sequence, "length")
-        if request.sampling.grammar is not None:
-            if self._grammars is None:
-                return ended(sequence, "error", "this engine has no grammars")
+        if request.sampling.grammar is not None and self._grammars is None:
+            return ended(sequence, "error", "this engine has no grammars")
+        if request.adapter:
+            sequence.adapter = self.adapters.take(request.adapter)
+            if sequence.adapter is None:
+                return refused(sequence, BadRequest(_NO_ADAPTER, code="model_not_found"))
+        if request.sampling.grammar is not None and self._grammars is not None:
             self._awaiting[sequence] = self._grammars.compile(request.sampling.grammar)
         self.waiting.add(sequence)
         if last_slot(sequence) > self.cache.slots.budget:
@@ -384,6 +394,8 @@ class Scheduler:
             self.waiting.remove(sequence)
         else:
             self._end_running(sequence, publishes)
+        if sequence.adapter is not None and self.adapters.give_back(sequence.request.adapter):
+            self.resize(self.adapters.kv_slots)
         if self.cache.slots.budget > self.budget:
             self._keep_budget()
 

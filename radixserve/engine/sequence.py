@@ -32,7 +32,7 @@ from radixserve.engine.drafts import Drafting
 from radixserve.grammar import Compiled
 from radixserve.prefix import Prefix
 from radixserve.request import Request
-from radixserve.step import PinOutcome, TierLoad, TokenLogprob
+from radixserve.step import Adapter, PinOutcome, TierLoad, TokenLogprob
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +71,7 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     forced_logprobs: list[TokenLogprob] = field(default_factory=list)  # of unreported tokens
     drafting: Drafting | None = None  # its guesses, once it decodes
+    adapter: Adapter | None = None  # that computes it
     constraint: Constraint | None = None  # of its grammar, once that is compiled
 
     @classmethod

@@ -18,9 +18,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from radixserve.adapters import sources_of
 from radixserve.config import Settings
 from radixserve.engine.counters import WAITING
 from radixserve.errors import StartupError, Unavailable
+from radixserve.front.adapters import Adapters
 from radixserve.front.backlog import Backlog, retry_after
 from radixserve.front.child import Child
 from radixserve.front.gate import Gate
@@ -91,13 +93,17 @@ class ProcessEngine:
         self._changes: set[asyncio.Task[Configured]] = set()
         self._closing: str | None = None  # draining or stopped
         self._supervisor = Supervisor(
-            Start(settings, model),
+            lambda: Start(settings, model, self.adapters.sources),
+            settings,
             self._handle,
             lambda: self._gate.num_inside > 0,
             self._take_death,
             first,
         )
         self._questions = Questions(lambda asked: self._supervisor.send(asked))
+        self.adapters = Adapters(
+            sources_of(settings.lora), self._questions.ask, self._note_adapters
+        )
         self._supervision: asyncio.Task[None] | None = None
         self._loaded: asyncio.Future[EngineInfo] | None = None
 
@@ -190,7 +196,9 @@ class ProcessEngine:
 
     def _take_ready(self, info: EngineInfo) -> None:
         is_first = self.info is None
-        self.info = info = self.live_settings.take_engine(info)
+        self.info = self.live_settings.take_engine(info)
+        self.adapters.take_engine(info.adapters)
+        info = self.info
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_result(info)
         if (changed := self.live_settings.for_engine()) is not None:
@@ -199,6 +207,12 @@ class ProcessEngine:
             self._supervisor.send(Asked(0, pin))  # nobody waits for the answer
         self._questions.engine_is_ready()
         self.on_ready()
+
+    def _note_adapters(self) -> None:
+        """Adapters have come or gone, which share the budget with K/V."""
+        self.live_settings.adapter_bytes = self.adapters.num_bytes
+        if self.info is not None:
+            self.info = self.live_settings.info_now()
 
     def _take_report(self, report: Report) -> None:
         if report.stats is not None:
@@ -314,7 +328,7 @@ class ProcessEngine:
                 answer = await self._questions.ask(question, None)
             self.live_settings.take(values, who, why)
             if self.info is not None:
-                self.info = self.live_settings.info_now(self.info)
+                self.info = self.live_settings.info_now()
         did = ", ".join(
             f"{n:,} tokens evicted ({tier})" for tier, n in answer.evicted_tokens.items()
         )

@@ -71,6 +71,7 @@ class Generation:
     include_usage: bool = False
     continuous_usage: bool = False  # every chunk carries the usage so far
     logprobs: int | None = None
+    adapter: str = ""  # the name of the adapter that computes it; "": none does
     conversation: Conversation | None = None  # that the prompt was rendered from
     told: str = ""  # for the log: the sampling parameters, and which of them are defaults
     arrived: float = 0.0  # time.monotonic() seconds

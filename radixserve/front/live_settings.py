@@ -63,6 +63,7 @@ class LiveSettings:
             name: getattr(settings, name) for name in (*ENGINE, *FRONT)
         }
         self._info: EngineInfo | None = None
+        self.adapter_bytes = 0  # what adapters take of the K/V budget
 
     def take_engine(self, info: EngineInfo) -> EngineInfo:
         """An engine is ready, whose pools bound the budgets. Returns what it is with the present
@@ -71,13 +72,18 @@ class LiveSettings:
         if self._info is None and not self.settings.kv_budget:
             self._at_start["kv_budget"] = info.num_slots * info.slot_bytes
         self._info = info
-        return self.info_now(info)
+        return self.info_now()
 
-    def info_now(self, info: EngineInfo) -> EngineInfo:
-        """`info`, with the K/V budget of now."""
-        if "kv_budget" not in self._changed:
+    def info_now(self) -> EngineInfo:
+        """The newest engine, with the K/V budget of now. Raises Unavailable without one."""
+        info, changed = self._known(), self._changed.get("kv_budget")
+        if changed is None and not self.adapter_bytes:
             return info
-        num_slots = min(int(self._changed["kv_budget"]) // info.slot_bytes, info.pool_slots)
+        budget = info.num_slots
+        if changed is not None:
+            budget = min(int(changed) // info.slot_bytes, info.pool_slots)
+        taken = -(-self.adapter_bytes // info.slot_bytes)
+        num_slots = max(min(MIN_SLOTS, budget), budget - taken)
         most = max_request_tokens(info.context_length, num_slots)
         return msgspec.structs.replace(info, num_slots=num_slots, max_request_tokens=most)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar
 
+from radixserve.front.adapters import Adapters
 from radixserve.front.live_settings import LiveSettings
 from radixserve.front.stream import Stream
 from radixserve.questions import Configured, Question
@@ -42,6 +43,10 @@ class EngineClient(Protocol):
     @property
     def live_settings(self) -> LiveSettings:
         """The settings that may change while the server runs."""
+
+    @property
+    def adapters(self) -> Adapters:
+        """The adapters that are served beside the model."""
 
     async def configure(self, changes: dict[str, Any], who: str, why: str) -> Configured:
         """Change settings, all that are given or none; the log says `who` did it and `why`. The

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from radixserve.errors import NotFound, ServerError, Unavailable
+from radixserve.errors import BadRequest, NotFound, ServerError, Unavailable
 from radixserve.questions import Answered, AnyAnswer, AnyQuestion, Asked, Failed, Question
 
 T = TypeVar("T")
@@ -48,6 +48,7 @@ class Questions:
             Unavailable: too many questions wait, there is no engine (questions that outlive an
                 engine wait for one), it ended, or it did not answer in time.
             NotFound: what the question names is not there.
+            BadRequest: what it asks for is not possible.
             ServerError: the engine could not answer.
         """
         if self._is_full(question):
@@ -115,5 +116,7 @@ def _checked(answer: AnyAnswer) -> AnyAnswer:
     if isinstance(answer, Failed):
         if answer.not_found:
             raise NotFound(answer.message, code="not_found")
+        if answer.refused:
+            raise BadRequest(answer.message, code="invalid_value")
         raise ServerError(answer.message, code="internal_error")
     return answer

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from radixserve.config import Settings
 from radixserve.errors import StartupError
 from radixserve.front.child import Child, Hung, how_it_ended
 from radixserve.front.spare import Spare
@@ -55,20 +56,22 @@ class Supervisor:
 
     def __init__(
         self,
-        start: Start,
+        start: Callable[[], Start],
+        settings: Settings,
         handle: Callable[[Ready | Report | PinChanges | Answered], None],
         has_work: Callable[[], bool],
         on_death: Callable[[Cause], None],
         first: Child | None = None,
     ) -> None:
-        """`has_work` tells whether a request is inside the engine; `on_death` is called before each
-        restart. `first` is the process of the first life, if it was begun.
+        """`start` gives what each engine is told first; `has_work` tells whether a request is in
+        the engine; `on_death` is called before each restart. `first` is the process of the first
+        life, if it was begun.
         """
         self._start = start
         self._handle = handle
         self._on_death = on_death
-        self._watchdog = Watchdog(start.settings.hang_seconds, has_work)
-        self._spare = Spare(start.settings, has_work)
+        self._watchdog = Watchdog(settings.hang_seconds, has_work)
+        self._spare = Spare(settings, has_work)
         self._first = first
         self._child = Child()
         self._ready = False  # the engine of this life is loaded
@@ -134,7 +137,7 @@ class Supervisor:
         self._child = first or await self._spare.take() or Child()
         self._watchdog.watch_anew()
         try:
-            code = await self._child.run(self._start, self._hear, self._watchdog)
+            code = await self._child.run(self._start(), self._hear, self._watchdog)
         except Hung:
             doing = "it had work" if self._ready else "it started"
             seconds = self._watchdog.silent_seconds

@@ -74,7 +74,7 @@ def test_the_budget_at_start_may_be_given_again_though_it_is_no_whole_number_of_
     assert shown.value == shown.at_start == shown.max == 100 * SLOT + 5
     settings.take(settings.checked({"kv_budget": 80 * SLOT}))
     settings.take(settings.checked({"kv_budget": 100 * SLOT + 5}))
-    assert settings.info_now(info).num_slots == 100
+    assert settings.info_now().num_slots == 100
 
 
 def test_the_largest_budget_may_be_given_as_it_was_at_start() -> None:
@@ -84,7 +84,7 @@ def test_the_largest_budget_may_be_given_as_it_was_at_start() -> None:
     settings.take_engine(info)
     assert settings.shown()["kv_budget"].max == most
     settings.take(settings.checked({"kv_budget": most}))
-    assert settings.info_now(info).num_slots == 300
+    assert settings.info_now().num_slots == 300
     with pytest.raises(BadRequest):
         settings.checked({"kv_budget": most + 1})
 
@@ -155,7 +155,7 @@ def test_a_later_engine_is_told_all_that_has_changed_within_its_own_bounds() -> 
 def test_requests_are_bounded_by_the_budget_of_now() -> None:
     settings = live()
     settings.take({"kv_budget": 100 * SLOT + 1})
-    info = settings.info_now(WITH_HOST)
+    info = settings.info_now()
     assert (info.num_slots, info.max_request_tokens) == (100, 101)
     settings.take({"kv_budget": 4000 * SLOT})
-    assert settings.info_now(WITH_HOST).max_request_tokens == INFO.context_length
+    assert settings.info_now().max_request_tokens == INFO.context_length

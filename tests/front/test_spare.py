@@ -115,7 +115,8 @@ class Run:
         self.causes: list[str] = []
         self.has_work = False
         self.supervisor = Supervisor(
-            Start(_with(setting), "m"),
+            lambda: Start(_with(setting), "m"),
+            _with(setting),
             lambda _: None,
             lambda: self.has_work,
             self.causes.append,

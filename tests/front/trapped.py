@@ -26,6 +26,7 @@ from radixserve.engine import process
 from radixserve.engine.core import EngineCore
 from radixserve.engine.scheduler import Limits
 from radixserve.errors import ModelRefused
+from radixserve.messages import Start
 from radixserve.model.fake import FakeModel
 from radixserve.step import Chunk, EngineInfo
 
@@ -91,16 +92,16 @@ class TrappedModel(FakeModel):
         return super().forward(chunks, drawn, between_layers)
 
 
-def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
+def build_engine(start: Start) -> tuple[EngineCore, EngineInfo]:
     """In the place of the real one, which loads transformers and with that takes three times as
     long to start.
     """
     if os.environ.get("TRAPS_HANG_AT_START"):
         threading.Event().wait()
-    if not (Path(model) / "config.json").exists():
-        raise ModelRefused(f"no model configuration in {model}")
+    if not (Path(start.model) / "config.json").exists():
+        raise ModelRefused(f"no model configuration in {start.model}")
     cache = KVCache(4096, slot_bytes=16)
-    core = EngineCore(TrappedModel(200), cache, Limits(settings.max_running, 256))
+    core = EngineCore(TrappedModel(200), cache, Limits(start.settings.max_running, 256))
     info = EngineInfo(
         vocab_size=200,
         context_length=2048,

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from radixserve.config import Settings
 from radixserve.engine import process
 from radixserve.engine.core import EngineCore
+from radixserve.messages import Start
 from radixserve.step import EngineInfo
 from tests.fakes import INFO
 from tests.store.parts import QuickDisk
@@ -53,9 +53,10 @@ class HungDisk(QuickDisk):
         super().release()
 
 
-def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo]:
-    disk = HungDisk(Path(model), os.environ["HANG_AT"])
-    return Tiered(128, folder=Path(model) / "store", disk=disk).core, INFO
+def build_engine(start: Start) -> tuple[EngineCore, EngineInfo]:
+    folder = Path(start.model)
+    disk = HungDisk(folder, os.environ["HANG_AT"])
+    return Tiered(128, folder=folder / "store", disk=disk).core, INFO
 
 
 if __name__ == "__main__":

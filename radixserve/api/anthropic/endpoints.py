@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
+from radixserve.api.adapters import adapter_named
 from radixserve.api.anthropic.answers import TokenCount
 from radixserve.api.anthropic.conversation import translated
 from radixserve.api.anthropic.renderer import MessagesRenderer
@@ -15,7 +16,6 @@ from radixserve.api.handlers import Endpoint
 from radixserve.api.openai.endpoints import prepare_chat
 from radixserve.api.openai.prompts import chat_prompt, conversation_of
 from radixserve.api.openai.tools import offered_tools
-from radixserve.api.openai.validate import check_model
 from radixserve.errors import ApiError
 from radixserve.front.generation import Generation
 
@@ -38,7 +38,7 @@ async def count_tokens(request: web.Request) -> web.Response:
     body = await read_body(request, CountTokensBody)
     chat = translated(body, ignore_unknown=api.settings.ignore_unknown_fields)
     try:
-        check_model(chat.body.model, api.model_names)
+        adapter_named(api, chat.body.model)
         conversation = conversation_of(chat.body, offered_tools(chat.body).shown)
         encoded = await chat_prompt(api, conversation, api.info())
     except ApiError as refusal:

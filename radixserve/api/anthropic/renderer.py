@@ -37,7 +37,7 @@ class MessagesRenderer:
 
     def __init__(self, api: Api, generation: Generation, body: MessagesBody) -> None:
         self._generation = generation
-        self._model = api.model_name
+        self._model = generation.adapter or api.model_name
         self._asked = body
         self._breakpoint = last_breakpoint(body)
         self._shows_thinking = body.thinking is None or body.thinking.display != "omitted"

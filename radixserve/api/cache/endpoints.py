@@ -79,7 +79,14 @@ async def summary(request: web.Request) -> web.Response:
     found = await api.engine.ask(Summarize())
     slot_bytes = _info(api).slot_bytes
     return json_response(
-        asdict(found) | {"tiers": [_in_bytes(each, slot_bytes) for each in found.tiers]}
+        asdict(found)
+        | {
+            "tiers": [_in_bytes(each, slot_bytes) for each in found.tiers],
+            "adapters": [
+                {"name": each.name, "bytes": each.num_bytes, "own_kv": bool(each.kv_digest)}
+                for each in api.engine.adapters
+            ],
+        }
     )
 
 

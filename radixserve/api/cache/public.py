@@ -73,6 +73,8 @@ async def _public_part(api: Api, fields: dict[str, Any]) -> list[int]:
     generation = await prepared(api, fields)
     if len(generation.streams) > generation.num_choices:
         raise unsupported("prompt", "several prompts in one line")
+    if generation.adapter:
+        raise unsupported("model", "a public prefix of an adapter")
     if generation.streams[0].request.namespace != PUBLIC:
         raise unsupported("cache_salt", "a public prefix with a salt")
     if generation.conversation is not None:

@@ -9,9 +9,11 @@ import time
 from functools import partial
 from typing import Final
 
+from radixserve.adapters import parts_of
 from radixserve.api.cache.bodies import known_tenant
 from radixserve.api.cache.warmup import WarmPrompt
 from radixserve.api.context import Api
+from radixserve.errors import BadRequest
 from radixserve.front.generation import Generation
 from radixserve.front.pins import KeptPin, KeptPins
 from radixserve.front.stream import Stream
@@ -40,9 +42,10 @@ class PinnedPrompts:
 
     async def _generation(self, pin: KeptPin) -> Generation:
         """A prompt of exactly the tokens that the pin has held, in their namespaces. Raises
-        BadRequest if their tenant is gone.
+        BadRequest if their tenant or the adapter that changes their K/V is gone.
         """
         held, name = pin.held, secrets.token_hex(12)
+        adapter = self._adapter_of(held.namespace)
         tenant = self._tenant_of(held.namespace)
         request = Request(
             id=f"{name}-0",
@@ -50,6 +53,7 @@ class PinnedPrompts:
             sampling=_ONE_TOKEN,
             namespace=held.namespace,
             num_public=held.num_public,
+            adapter=adapter,
             tenant=tenant.name,
             weight=tenant.weight,
             kv_quota=tenant.kv_quota,
@@ -58,6 +62,16 @@ class PinnedPrompts:
             arrived=time.monotonic(),
         )
         return Generation(WARMING, name, [Stream(request, prompt_only=True)])
+
+    def _adapter_of(self, namespace: str) -> str:
+        """The digest of an adapter that computes the K/V of a namespace."""
+        _, kv_digest = parts_of(namespace)
+        if not kv_digest:
+            return ""
+        found = self._api.engine.adapters.with_kv(kv_digest)
+        if found is None:
+            raise BadRequest("The adapter of this prefix was unloaded.", code="model_not_found")
+        return found.digest
 
     def _tenant_of(self, namespace: str) -> Tenant:
         if namespace == PUBLIC or not self._api.keys.has_file:

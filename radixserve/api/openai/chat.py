@@ -40,7 +40,7 @@ class ChatRenderer:
         self._speller = TokenSpeller(api.tokenizer, as_ids=bool(body.return_tokens_as_token_ids))
         self._id = f"chatcmpl-{generation.id}"
         self._created = int(time.time())
-        self._model = api.model_name
+        self._model = generation.adapter or api.model_name
         self._choice = ChatChunkChoice(0, ChatDelta())
         usage = None if generation.include_usage else UNSET
         self._chunk = ChatChunk(self._id, self._created, self._model, [self._choice], usage=usage)

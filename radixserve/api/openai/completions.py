@@ -32,7 +32,7 @@ class CompletionRenderer:
         self._speller = TokenSpeller(api.tokenizer, as_ids=bool(body.return_tokens_as_token_ids))
         self._id = f"cmpl-{generation.id}"
         self._created = int(time.time())
-        self._model = api.model_name
+        self._model = generation.adapter or api.model_name
         self._choice = TextChoice(0, "")
         usage = None if generation.include_usage else UNSET
         self._chunk = TextCompletion(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from radixserve.api.adapters import adapter_named
 from radixserve.api.context import Api
 from radixserve.api.handlers import Endpoint
 from radixserve.api.openai import validate
@@ -37,7 +38,7 @@ async def prepare_chat(
     lowest `max_tokens`; with 0 tokens the prompt alone is computed. `marks` are those of the body
     that it was translated from.
     """
-    validate.check_model(body.model, api.model_names)
+    adapter_named(api, body.model)
     validate.check_fields(body, api.settings)
     validate.check_chat(body, api.settings, fewest_tokens=fewest_tokens)
     marks = [*marks, *marks_of(body)]
@@ -80,7 +81,7 @@ def _chat_form(
 
 async def prepare_completion(api: Api, body: CompletionBody) -> Generation:
     """Make all checks of a completion body, cheap ones first. Raises the refusal."""
-    validate.check_model(body.model, api.model_names)
+    adapter_named(api, body.model)
     validate.check_fields(body, api.settings)
     validate.check_completion(body, api.settings)
     ttl_of_options(body)

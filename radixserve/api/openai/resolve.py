@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from radixserve.adapters import AdapterInfo, namespace_with
+from radixserve.api.adapters import adapter_named
 from radixserve.api.context import Api
 from radixserve.api.openai.validate import check_token_ids, stop_strings, stop_tokens
 from radixserve.api.openai.wire import GenerationBody, StreamOptions
@@ -86,6 +88,7 @@ def resolve(
     num_choices = body.num_drawn
     if len(prompts) * num_choices > api.settings.max_sequences:
         raise too_many("n", api.settings.max_sequences, "n times the number of prompts")
+    adapter = adapter_named(api, body.model)
     generation_id, arrived = secrets.token_hex(12), time.monotonic()
     seed = secrets.randbits(63) if body.seed is None else body.seed % _INT64
     streams: list[Stream] = []
@@ -98,7 +101,8 @@ def resolve(
                 id=f"{generation_id}-{len(streams)}",
                 prompt_ids=ids,
                 sampling=msgspec.structs.replace(sampling, seed=(seed + choice) % _INT64),
-                namespace=namespace_of(body),
+                namespace=namespace_of(body, adapter),
+                adapter="" if adapter is None else adapter.digest,
                 session=session_of(body),
                 priority=body.priority or 0,
                 reads_cache=body.reads_cache,
@@ -116,6 +120,7 @@ def resolve(
         include_usage=bool(options.include_usage),
         continuous_usage=bool(options.continuous_usage_stats),
         logprobs=body.num_logprobs,
+        adapter="" if adapter is None else adapter.name,
         told=_told(body, streams[0].request.sampling),
     )
 
@@ -142,10 +147,13 @@ def _stream(
     )
 
 
-def namespace_of(body: GenerationBody) -> str:
-    """Requests share K/V only within a namespace; each salt has one of its own."""
+def namespace_of(body: GenerationBody, adapter: AdapterInfo | None = None) -> str:
+    """Requests share K/V only within a namespace; each salt has one of its own, and within it each
+    adapter that changes K/V.
+    """
     salts = [salt for salt in (body.cache_salt, body.extra_key) if salt is not None]
-    return PUBLIC if not salts else "salt:" + hashlib.sha256(repr(salts).encode()).hexdigest()
+    own = PUBLIC if not salts else "salt:" + hashlib.sha256(repr(salts).encode()).hexdigest()
+    return own if adapter is None else namespace_with(own, adapter.kv_digest)
 
 
 def session_of(body: GenerationBody) -> str:

@@ -37,7 +37,7 @@ class ResponsesRenderer:
         self._output = Output(self._writer, generation.id, custom_names(body.tools))
         self._output.seals_reasoning = body.seals_reasoning
         self._output.summarises = body.summarises
-        self._response = _response_to(body, generation, api.model_name)
+        self._response = _response_to(body, generation, generation.adapter or api.model_name)
 
     def opening(self) -> bytes:
         """See `Renderer`."""
