@@ -35,7 +35,7 @@ def other_than_default(row: Setting) -> str:
     if row.plain is float:
         return "0.5"
     return (
-        "some-name"
+        "some=name"
         if row.plain is str or row.several
         else "2097152"
         if row.doc.unit == "bytes"

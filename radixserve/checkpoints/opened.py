@@ -151,8 +151,8 @@ def _refuse_marks(folder: Path) -> None:
     """
     if (folder / _ADAPTER).is_file():
         raise ModelRefused(
-            f"{folder} holds an adapter ({_ADAPTER}): adapters are not served; merge it into its "
-            "model, or remove its files to serve the model without it."
+            f"{folder} holds an adapter ({_ADAPTER}): serve it beside its model (lora), or remove "
+            "its files to serve the model without it."
         )
     if (folder / _POOLING).is_file() and b"Pooling" in (folder / _POOLING).read_bytes():
         raise ModelRefused(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from radixserve.checkpoints.adapter_files import OpenedAdapter, Pair, refuse_missing
 from radixserve.checkpoints.headers import listed, short
 from radixserve.errors import AdapterRefused
-from radixserve.kernels.cpu.low_rank import MOST_PARTS, MOST_RANK, PackedAdapter, Part
+from radixserve.kernels.cpu.low_rank import MOST_PARTS, MOST_RANK, PackedAdapter, Part, room_for
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.weights import Layer, Linear, Target, Weights
 
@@ -91,7 +91,8 @@ def load_adapter(opened: OpenedAdapter, loaded: LoadedModel) -> LoadedAdapter:
     targets = check_adapter(opened, loaded)
     assert loaded.decoder is not None, "checked above"
     weights = loaded.decoder.weights
-    packed = PackedAdapter(weights.num_linears)
+    room = sum(room_for(pair.rank, pair.inputs, pair.outputs) for pair in opened.pairs)
+    packed = PackedAdapter(weights.num_linears, room)
     whole, of_kv = hashlib.sha256(), hashlib.sha256()
     changes_kv = False
     for number, pairs in _by_linear(opened.pairs, targets).items():

@@ -38,9 +38,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from radixserve.kernels.arrays import Longs
-from radixserve.kernels.cpu import native, threads
+from radixserve.kernels.cpu import native, pages, threads
 from radixserve.kernels.cpu.block import Block, Float32s, Int, Int64s, Numbers
 from radixserve.kernels.cpu.compile import (
+    LINE_BYTES,
     Intrinsic,
     compiled,
     floats_at,
@@ -130,11 +131,13 @@ class Part:
 
 
 class PackedAdapter:
-    """The factors of one adapter as the kernel reads them."""
+    """The factors of one adapter as the kernel reads them, in one piece of memory."""
 
-    def __init__(self, num_linears: int) -> None:
+    def __init__(self, num_linears: int, room: int) -> None:
+        """`room` is the sum of `room_for` of all its parts."""
         self._table = np.zeros((num_linears, TABLE_WORDS), np.int64)
-        self._kept: list[torch.Tensor] = []
+        self._memory = pages.empty(room).view(torch.uint8)
+        self._used = 0  # bytes
 
     @property
     def address(self) -> int:
@@ -143,7 +146,7 @@ class PackedAdapter:
 
     @property
     def num_bytes(self) -> int:
-        return self._table.nbytes + sum(each.nbytes for each in self._kept)
+        return self._table.nbytes + self._used
 
     def add(self, linear: int, parts: Sequence[Part]) -> None:
         """What the adapter adds to a linear: parts in the order of their outputs, float32 or
@@ -165,9 +168,19 @@ class PackedAdapter:
         words[_SCALES] = self._keep(torch.cat(scales))
 
     def _keep(self, tensor: torch.Tensor) -> int:
-        """The address of a tensor that lives as long as this."""
-        self._kept.append(tensor.contiguous())
-        return self._kept[-1].data_ptr()
+        """The address of a copy of a tensor, which lives as long as this."""
+        size = tensor.nbytes
+        place = self._memory[self._used : self._used + size]
+        place.copy_(tensor.contiguous().view(torch.uint8))
+        self._used += -(-size // LINE_BYTES) * LINE_BYTES
+        return place.data_ptr()
+
+
+def room_for(rank: int, inputs: int, outputs: int) -> int:
+    """The most float32 that the packed factors of a part take, with their scales."""
+    rank, inputs = (-(-size // unit) * unit for size, unit in ((rank, _TOGETHER), (inputs, LANES)))
+    outputs = -(-outputs // _PANEL) * _PANEL
+    return rank * (inputs + outputs + 1) + 3 * LINE_BYTES // 4
 
 
 def _fit_bfloat16(tensors: Sequence[torch.Tensor]) -> bool:

@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from radixserve.kernels.arrays import Longs
-from radixserve.kernels.cpu.low_rank import INNER, PackedAdapter, Part, add_products, groups_of
+from radixserve.kernels.cpu.low_rank import (
+    INNER,
+    PackedAdapter,
+    Part,
+    add_products,
+    groups_of,
+    room_for,
+)
 
 LINEAR = 1  # of the two that adapters have here
 
@@ -29,7 +36,8 @@ def parts_of(seed: int, inputs: int, sizes: Sequence[int], ranks: Sequence[int])
 
 
 def packed(parts: Sequence[Part]) -> PackedAdapter:
-    found = PackedAdapter(2)
+    sizes = [(len(each.first), each.first.shape[1], len(each.second)) for each in parts]
+    found = PackedAdapter(2, sum(room_for(*each) for each in sizes))
     found.add(LINEAR, parts)
     return found
 
