@@ -8,8 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from radixserve.cache.survey import Parts
-from radixserve.engine.adapters import Adapters, LoadedAdapter, tell
+from radixserve.engine.adapters import LoadedAdapter, tell
 from radixserve.engine.configuring import Configuring
+from radixserve.engine.scheduler import Scheduler
 from radixserve.errors import AdapterRefused
 from radixserve.questions import (
     AdapterLoaded,
@@ -26,29 +27,30 @@ class AdapterQuestions:
 
     def __init__(
         self,
-        adapters: Adapters,
+        scheduler: Scheduler,
         configuring: Configuring,
         awaited: Callable[[Future[LoadedAdapter]], Parts[None]],
     ) -> None:
         """`awaited` waits for a future while steps go on."""
-        self._adapters, self._configuring, self._awaited = adapters, configuring, awaited
+        self._scheduler, self._configuring, self._awaited = scheduler, configuring, awaited
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapters")
 
     def load(self, question: LoadAdapter) -> Parts[AnyAnswer]:
         """Load an adapter, and make room for it by a smaller budget of K/V."""
-        loading = self._thread.submit(self._adapters.load, question.source)
+        adapters = self._scheduler.adapters
+        loading = self._thread.submit(adapters.load, question.source)
         yield from self._awaited(loading)
         try:
             adapter = loading.result()
         except AdapterRefused as refusal:
             return Failed(message=str(refusal), refused=True)
-        info = self._adapters.add(question.source, adapter)
+        info = adapters.add(question.source, adapter)
         yield from self._configuring.resize_kv()
         tell(info)
         return AdapterLoaded(info)
 
     def unload(self, question: UnloadAdapter) -> Parts[AnyAnswer]:
         """Serve no further request with an adapter."""
-        num_running = self._adapters.retire(question.digest)
+        num_running = self._scheduler.adapters.retire(question.digest)
         yield from self._configuring.resize_kv()
         return AdapterUnloaded(num_running)

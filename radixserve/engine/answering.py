@@ -78,7 +78,7 @@ class Answering:
         self._pins = scheduler.pins
         self._configuring = Configuring(cache, scheduler, tiers)
         self._ages = Ages(time.monotonic())
-        adapters = AdapterQuestions(scheduler.adapters, self._configuring, self._loaded)
+        adapters = AdapterQuestions(scheduler, self._configuring, self._loaded)
         self._trees = TreeShower(
             cache, tiers, self._ages, lambda: self._pins.leases(), self._awaited
         )

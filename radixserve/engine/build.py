@@ -45,9 +45,7 @@ def build_engine(
         StartupError: the model or a setting makes it impossible; gives the reason.
     """
     device = _device(settings.device)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    levels.limit(settings.cpu_level)
+    _limit_processor(settings)
     loader = AdapterLoader(sources)
     load = load_model(settings, model, device)
     loader.model = loaded = load.model
@@ -90,7 +88,23 @@ def build_engine(
         cache_enabled=settings.cache,
         adapters=tuple(infos),
     )
-    limits = Limits(
+    limits = _limits(settings, step_tokens)
+    runner = Runner(loaded, pool, graphs)
+    grammars, ahead = grammars_of(model), info.device == "cuda" and not limits.speculates
+    core = EngineCore(runner, cache, limits, tiers=tiers, grammars=grammars, ahead=ahead)
+    core.serve_adapters(adapters)
+    return core, info
+
+
+def _limit_processor(settings: Settings) -> None:
+    """Let kernels use the threads and the instructions that the settings allow."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    levels.limit(settings.cpu_level)
+
+
+def _limits(settings: Settings, step_tokens: int) -> Limits:
+    return Limits(
         settings.max_running,
         step_tokens,
         settings.prefill_share,
@@ -99,12 +113,6 @@ def build_engine(
         settings.request_pin_share,
         speculates=settings.speculate == "tree",
     )
-    runner = Runner(loaded, pool, graphs)
-    grammars, ahead = grammars_of(model), info.device == "cuda" and not limits.speculates
-    core = EngineCore(
-        runner, cache, limits, tiers=tiers, grammars=grammars, adapters=adapters, ahead=ahead
-    )
-    return core, info
 
 
 def _slots(

@@ -25,7 +25,7 @@ class Configuring:
     """The settings of one engine that may change."""
 
     def __init__(self, cache: KVCache, scheduler: Scheduler, tiers: Tiers) -> None:
-        self._cache, self._scheduler, self._adapters = cache, scheduler, scheduler.adapters
+        self._cache, self._scheduler = cache, scheduler
         self._host = tiers.host
 
     def change(self, asked: Configure) -> Parts[Configured]:
@@ -61,15 +61,16 @@ class Configuring:
 
     def _resize_device(self, num_bytes: int) -> Parts[int]:
         """Change the budget of the device; returns how many tokens were evicted."""
-        most = self._cache.slots.allocator.capacity
-        self._adapters.budget = max(1, min(num_bytes // self._cache.slots.slot_bytes, most))
+        slots = self._cache.slots
+        wanted = min(num_bytes // slots.slot_bytes, slots.allocator.capacity)
+        self._scheduler.adapters.budget = max(1, wanted)
         return (yield from self.resize_kv())
 
     def resize_kv(self) -> Parts[int]:
         """Let K/V have what adapters leave of the device's budget, after pins have let go of more
         than their share of it; returns how many tokens were evicted.
         """
-        scheduler, evicted, wanted = self._scheduler, 0, self._adapters.kv_slots
+        scheduler, evicted, wanted = self._scheduler, 0, self._scheduler.adapters.kv_slots
         scheduler.pins.limit(int(scheduler.limits.pin_share * wanted))
         in_use = scheduler.budget - self._cache.slots.allocator.num_free
         for num_slots in _down_to(wanted, in_use):

@@ -48,7 +48,6 @@ class EngineCore:
         *,
         tiers: Tiers | None = None,
         grammars: Grammars | None = None,
-        adapters: Adapters | None = None,
         ahead: bool = False,
     ) -> None:
         """Without `grammars` requests with a grammar end with an error. With `ahead` one step stays
@@ -59,7 +58,7 @@ class EngineCore:
         self.tiers = tiers or Tiers(cache)
         most_pinned = int(limits.pin_share * cache.slots.budget)
         self.pins = Pins(cache, most_pinned, limits.request_pin_share)
-        self.scheduler = Scheduler(cache, limits, self.tiers, grammars, self.pins, adapters)
+        self.scheduler = Scheduler(cache, limits, self.tiers, grammars, self.pins)
         self.answering = Answering(cache, self.scheduler, self.tiers)
         self.giving_way = GivingWay()
         # Called while a step computes: the requests that have come since, to be submitted later.
@@ -72,6 +71,10 @@ class EngineCore:
         self._steps = 0
         # seconds, tokens and sequences of each step not reported yet
         self._recent: list[tuple[float, int, int]] = []
+
+    def serve_adapters(self, adapters: Adapters) -> None:
+        """Serve requests with these adapters; without this none is served."""
+        self.scheduler.adapters = adapters
 
     def prepare(self) -> None:
         """Begin, on another thread, to build what grammars need. Steps are held up for about half a

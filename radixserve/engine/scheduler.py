@@ -68,10 +68,9 @@ class Scheduler:
         tiers: Tiers | None = None,
         grammars: Grammars | None = None,
         pins: Pins | None = None,
-        adapters: Adapters | None = None,
     ) -> None:
         self.cache = cache
-        self.adapters = adapters or Adapters(None, cache.slots.budget, cache.slots.slot_bytes)
+        self.adapters = Adapters(None, cache.slots.budget, cache.slots.slot_bytes)
         self.tiers = tiers or Tiers(cache)
         self.pins = pins or Pins(cache, 0, 0.0)
         self._grammars = grammars

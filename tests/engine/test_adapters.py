@@ -54,7 +54,8 @@ class Engine:
         loader.model = loaded
         cache = KVCache(SLOTS, slot_bytes=loaded.shape.slot_bytes)
         adapters = Adapters(loader, SLOTS, loaded.shape.slot_bytes)
-        self.core = EngineCore(Runner(loaded, pool), cache, Limits(4, 64), adapters=adapters)
+        self.core = EngineCore(Runner(loaded, pool), cache, Limits(4, 64))
+        self.core.serve_adapters(adapters)
         self.events: dict[str, list[TokenEvent]] = {}
 
     def ask(self, question: AnyQuestion) -> Any:
