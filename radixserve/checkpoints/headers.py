@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,10 @@ class Checkpoint:
     def tensors(self) -> dict[str, StoredTensor]:
         """The tensors by name."""
         return dict(self._tensors)
+
+    def keep(self, names: Mapping[str, str]) -> None:
+        """Keep only the tensors that `names` has, under the names that it gives them."""
+        self._tensors = {new: self._tensors[old] for old, new in names.items()}
 
     @property
     def num_weights(self) -> int:

@@ -21,6 +21,7 @@ from radixserve.checkpoints.folder_files import check_files
 from radixserve.checkpoints.gguf_file import GGUF_FILE, GgufFile
 from radixserve.checkpoints.headers import Checkpoint, files_of
 from radixserve.checkpoints.supported import check_config
+from radixserve.checkpoints.text_part import text_names, text_part
 from radixserve.errors import ModelRefused, first_line
 from radixserve.tensors.kv import KVShape
 
@@ -97,14 +98,29 @@ def open_model(folder: str) -> OpenedModel:
     path = Path(folder)
     check_files(path)
     _refuse_marks(path)
-    config = _config(path)
+    whole = _config(path)
+    config = text_part(whole)
     _refuse_vocabulary(path, decoder_config(config).vocab_size)
     checkpoint = _checkpoint(path)
+    if config is not whole and isinstance(checkpoint, Checkpoint):
+        _keep_text(checkpoint, whole)
     _refuse_fewer_layers(config, checkpoint, path)
     empty = _empty_model(config, path)
     _refuse_fewer_weights(empty, checkpoint, path)
     _refuse_more_tensors(empty, checkpoint, path)
     return OpenedModel(path, config, type(empty), checkpoint)
+
+
+def _keep_text(checkpoint: Checkpoint, whole: PretrainedConfig) -> None:
+    """Leave out of a wrapper's tensors what does not belong to its text model."""
+    before = len(checkpoint)
+    checkpoint.keep(text_names(checkpoint.tensors))
+    log.info(
+        "only the text part of this %s is served: %d of its %d tensors are for other inputs",
+        whole.model_type,
+        before - len(checkpoint),
+        before,
+    )
 
 
 def decoder_config(config: PretrainedConfig) -> PretrainedConfig:
