@@ -24,8 +24,8 @@ _TREE_SECONDS = 5.0  # between two looks at the tree, which cost more
 class Watch:
     """What is known of a server."""
 
-    def __init__(self, source: Source) -> None:
-        self.source, self.history = source, History()
+    def __init__(self, source: Source, *, since_start: bool = False) -> None:
+        self.source, self.history = source, History(since_start=since_start)
         self.prefixes: list[Node] | str = ""
         self.trouble: str | None = None
         self._tree_at = -_TREE_SECONDS
@@ -47,19 +47,23 @@ class Watch:
 
 
 def main(url: str, key: str | None) -> int:
-    """Watch until q or Ctrl-C; without a terminal show one screen. The exit status is 1 if the
-    server does not answer at first.
+    """Watch until q or Ctrl-C; without a terminal show one screen, with all since the server's
+    start and the speeds of a second. The exit status is 1 if the server does not answer at first.
     """
     console = Console(highlight=False)
+    is_watched = sys.stdin.isatty() and console.is_terminal
     try:
-        watch = Watch(Source(url, key))
+        watch = Watch(Source(url, key), since_start=not is_watched)
     except TopError as error:
         return _refuse(error)
     watch.look()
     if watch.trouble is not None:
         return _refuse(watch.trouble)
     with contextlib.suppress(KeyboardInterrupt):
-        _show(watch, console)
+        if is_watched:
+            _watch(watch, console)
+        else:
+            _show_once(watch, console)
     return 0
 
 
@@ -68,11 +72,14 @@ def _refuse(reason: object) -> int:
     return 1
 
 
-def _show(watch: Watch, console: Console) -> None:
-    if not (sys.stdin.isatty() and console.is_terminal):
-        console.width = WIDTH
-        console.print(_drawn(watch))
-        return
+def _show_once(watch: Watch, console: Console) -> None:
+    time.sleep(_EVERY_SECONDS)
+    watch.look()
+    console.width = WIDTH
+    console.print(_drawn(watch))
+
+
+def _watch(watch: Watch, console: Console) -> None:
     with _single_keys(), Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             live.update(_drawn(watch), refresh=True)

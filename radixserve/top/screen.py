@@ -44,7 +44,7 @@ def screen(
         Text(),
         *_memory(history),
         Text(),
-        *([_tenants(tenants)] if tenants else []),
+        *([_tenants(tenants, history.period)] if tenants else []),
         _prefixes(prefixes, num_prefixes),
         Text("q or Ctrl-C ends this", style="dim"),
     )
@@ -71,14 +71,14 @@ def _title(url: str, history: History, trouble: str | None) -> Text:
 
 
 def _hits(history: History) -> Text:
-    """The share of the last minute by tier; before there is one, since the server's start."""
+    """The share of the period by tier."""
     tokens = {
         source: history.increase(_PROMPT, source=source)
         for source in history.last.by(_PROMPT, "source")
     }
     total = sum(tokens.values())
     if not total:
-        return _line("Hit share", Text("no prompts in the last minute", style="dim not bold"))
+        return _line("Hit share", Text("no prompts", style="dim not bold"))
     computed = tokens.pop("computed", 0.0)
     tiers = "  ".join(f"{name} {count / total:.0%}" for name, count in tokens.items() if count)
     share = 1 - computed / total
@@ -92,7 +92,7 @@ def _hits_over_time(history: History) -> Text:
         1 - part / total if total else math.nan
         for part, total in zip(computed, totals, strict=True)
     ]
-    return _line("", Text(_sparkline(shares, 1.0), style="green"))
+    return _line(history.period, Text(_sparkline(shares, 1.0), style="green"))
 
 
 def _requests(history: History) -> Text:
@@ -157,9 +157,9 @@ def _memory(history: History) -> list[Text]:
     return lines
 
 
-def _tenants(tenants: Sequence[Share]) -> RenderableType:
+def _tenants(tenants: Sequence[Share], period: str) -> RenderableType:
     table = Table(box=None, padding=(0, 1, 0, 0), expand=True, header_style="bold")
-    table.add_column("Tenants of the last minute", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column(f"Tenants, {period}", no_wrap=True, overflow="ellipsis", ratio=1)
     for title in ("Prompts", "Hit share", "K/V", "Running", "Waiting"):
         table.add_column(title, justify="right", no_wrap=True, width=9)
     for each in tenants:

@@ -31,7 +31,7 @@ class Node:
     hits: int  # requests that used it
     age_seconds: float
     leased: bool
-    text: str
+    text: str  # with what its prompts begin, and with what the node itself does
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Source:
         """The nodes of the tree with the most hits. Raises TopError."""
         body = self._get(f"/cache/tree?depth={_LEVELS}&nodes={_NODES}")
         try:
-            nodes = [_node(each) for each in json.loads(body)["nodes"]]
+            nodes = _nodes(json.loads(body)["nodes"])
         except (ValueError, LookupError, TypeError) as error:
             raise TopError(f"{self.url}/cache/tree is not understood") from error
         real = [each for each in nodes if each.tokens]
@@ -129,21 +129,37 @@ def _samples(page: str) -> dict[str, list[tuple[dict[str, str], float]]]:
     return samples
 
 
-def _node(node: dict[str, Any]) -> Node:
+def _nodes(listed: list[dict[str, Any]]) -> list[Node]:
+    """The nodes of the tree's JSON, in which parents stand before their children."""
+    begins: dict[Any, str] = {}  # with what the prompts of a node begin, by its id
+    nodes = []
+    for each in listed:
+        text = str(each.get("text", ""))
+        begin = begins.get(each.get("parent"), "") or text
+        begins[each.get("id")] = begin
+        nodes.append(_node(each, text if begin == text else f"{begin} … {text}"))
+    return nodes
+
+
+def _node(node: dict[str, Any], text: str) -> Node:
     return Node(
         tokens=int(node["depth"]) + int(node["tokens"]),
         hits=int(node.get("hits", 0)),
         age_seconds=float(node.get("age_seconds", 0.0)),
         leased=bool(node.get("leased", False)),
-        text=str(node.get("text", "")),
+        text=text,
     )
 
 
 class History:
-    """The readings of the last minute, oldest first."""
+    """The readings of the last minute, oldest first. Increases are those from the first reading to
+    the last one. With one reading, and always with `since_start`, they are those since the server's
+    start.
+    """
 
-    def __init__(self, seconds: float = 60.0) -> None:
+    def __init__(self, seconds: float = 60.0, *, since_start: bool = False) -> None:
         self._seconds = seconds
+        self._since_start = since_start
         self.readings: list[Reading] = []
 
     def add(self, reading: Reading) -> None:
@@ -159,6 +175,23 @@ class History:
     def last(self) -> Reading:
         return self.readings[-1]
 
+    @property
+    def _first(self) -> Reading:
+        """What increases are counted from: a page without numbers, for those since the start."""
+        return Reading(0.0) if self._counts_all else self.readings[0]
+
+    @property
+    def _counts_all(self) -> bool:
+        return self._since_start or len(self.readings) == 1
+
+    @property
+    def period(self) -> str:
+        """The time of which increases are, in at most 11 characters."""
+        if self._counts_all:
+            return "since start"
+        seconds = self.last.at - self._first.at
+        return "last minute" if seconds > self._seconds - 2 else f"last {seconds:.0f} s"
+
     def rate(self, name: str, **labels: str) -> float:
         """Increase per second of a total over the last ten seconds."""
         recent = [each for each in self.readings if self.last.at - each.at <= 10.0]
@@ -172,18 +205,17 @@ class History:
         return [_rate(first, then, name, **labels) for first, then in pairs]
 
     def increase(self, name: str, **labels: str) -> float:
-        """Increase of a total over all readings; with one reading, since the server's start."""
-        before = self.readings[0].sum(name, **labels) if len(self.readings) > 1 else 0.0
-        return self.last.sum(name, **labels) - before
+        """Increase of a total over the period."""
+        return self.last.sum(name, **labels) - self._first.sum(name, **labels)
 
     def increases(self, name: str, label: str, **labels: str) -> dict[str, float]:
         """The same by one of the labels."""
-        first = self.readings[0].by(name, label, **labels) if len(self.readings) > 1 else {}
+        first = self._first.by(name, label, **labels)
         last = self.last.by(name, label, **labels)
         return {each: value - first.get(each, 0.0) for each, value in last.items()}
 
     def mean(self, name: str, **labels: str) -> float | None:
-        """The mean of a histogram over all readings; None without values."""
+        """The mean of a histogram over the period; None without values."""
         count = self.increase(f"{name}_count", **labels)
         return self.increase(f"{name}_sum", **labels) / count if count > 0 else None
 

@@ -1,4 +1,4 @@
-"""What each tenant of a server got in the last minute, from its metrics."""
+"""What each tenant of a server got lately, from its metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Share:
     """One tenant, or several together."""
 
     name: str
-    prompt: float  # tokens in the last minute
+    prompt: float  # tokens in the period of the history
     cached: float  # of these
     kv_bytes: float  # on the device
     running: float  # requests

@@ -30,7 +30,7 @@ PROMPT = "radixserve_prompt_tokens_total"
 NODES = [
     {"id": 1, "depth": 0, "tokens": 0, "namespace": "public"},
     {"id": 2, "depth": 0, "tokens": 120, "hits": 7, "age_seconds": 90.0, "text": "You are"},
-    {"id": 3, "depth": 120, "tokens": 30, "hits": 2, "text": "Hi\n\x1b[2Jthere"},
+    {"id": 3, "parent": 2, "depth": 120, "tokens": 30, "hits": 2, "text": "Hi\n\x1b[2Jthere"},
 ]
 
 
@@ -174,7 +174,24 @@ def test_a_tenant_alone_has_no_table() -> None:
 
 
 def test_before_anything_was_asked_nothing_is_divided_by_zero() -> None:
-    assert any("no prompts in the last minute" in line for line in shown(of(reading(0.0))))
+    assert any("no prompts" in line for line in shown(of(reading(0.0))))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "since_start", "words"),
+    [(0, False, "90%"), (15, False, "80%"), (90, False, "80%"), (15, True, "89%")],
+)
+def test_the_screen_says_of_which_time_its_numbers_are(
+    seconds: int, since_start: bool, words: str
+) -> None:
+    history = History(since_start=since_start)
+    for at in range(seconds + 1):
+        history.add(reading(float(at), computed=100 + at * 2, device=900 + at * 8))
+    lines = shown(history)
+    (share,) = [at for at, each in enumerate(lines) if each.startswith("Hit share")]
+    period = {0: "since start", 15: "last 15 s", 90: "last minute"}[seconds]
+    assert words in lines[share]
+    assert lines[share + 1].startswith("since start" if since_start else period)
 
 
 def test_after_a_restart_of_the_server_rates_begin_again() -> None:
@@ -194,7 +211,7 @@ def test_texts_of_clients_cannot_move_the_cursor(server: Server) -> None:
     nodes = Source(server.url, None).prefixes()
     assert [(node.tokens, node.hits) for node in nodes] == [(120, 7), (150, 2)]
     lines = shown(of(reading(0.0)), nodes)
-    assert any("Hi··[2Jthere" in line for line in lines)
+    assert any("You are … Hi··[2Jthere" in line for line in lines)
     assert not any("\x1b" in line for line in lines)
 
 
