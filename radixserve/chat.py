@@ -292,7 +292,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)"
     )
     parser.add_argument(
-        "--api-key", metavar="KEY", help=f"the server's key (default: {_KEY_VARIABLE})"
+        "--key",
+        "--api-key",
+        dest="api_key",
+        metavar="KEY",
+        help=f"the server's key (default: {_KEY_VARIABLE})",
     )
     parser.add_argument("--model", help="model name (default: the first one the server lists)")
     parser.add_argument("--system", metavar="TEXT", help="system prompt")

@@ -145,7 +145,7 @@ def _add_key(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, run, words in (
         ("new", _new_key, "draw a key, and print it with its line for the key file"),
-        ("hash", _hash_key, "print the line for a key that is typed or piped in"),
+        ("hash", _hash_key, "print the line for a key that is typed, or read from standard input"),
     ):
         command = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
         command.set_defaults(run=run, parser=command)
@@ -240,10 +240,9 @@ def _add_simulate(commands: _Commands) -> None:
 
 def _count(text: str) -> int:
     """A whole number of at least 1 that a slot can have."""
-    number = int(text)
-    if not 0 < number < 1 << 31:
-        raise ValueError(text)
-    return number
+    if not text.isdecimal() or not 0 < int(text) < 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of blocks")
+    return int(text)
 
 
 def _simulate(arguments: argparse.Namespace) -> int:

@@ -42,8 +42,13 @@ def _ask(url: str, body: bytes, key: str | None) -> dict[str, Any]:
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"{url!r} is no URL of a server")
     request = urllib.request.Request(f"{url.rstrip('/')}/cache/explain", body, headers)
-    with urllib.request.urlopen(request, timeout=_SECONDS) as response:
-        answer: dict[str, Any] = json.load(response)
+    try:
+        with urllib.request.urlopen(request, timeout=_SECONDS) as response:
+            answer: dict[str, Any] = json.load(response)
+    except urllib.error.HTTPError:
+        raise
+    except urllib.error.URLError as error:
+        raise OSError(f"no server answers at {url}: {error.reason}") from error
     return answer
 
 

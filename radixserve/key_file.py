@@ -122,19 +122,43 @@ def _entry(path: Path, name: str, raw: object) -> _Entry:
     try:
         return msgspec.convert(raw, _Entry, strict=True)
     except msgspec.ValidationError as error:
-        raise _wrong(path, f"[tenants.{name}]: {error}") from None
+        raise _wrong(path, f"[tenants.{name}]{_in_words(str(error))}") from None
+
+
+_WORDS: Final = {
+    "`int`": "a whole number",
+    "`float`": "a number",
+    "`str`": "text",
+    "`bool`": "true or false",
+    "`array`": "a list",
+    "`object`": "a table",
+    "`float | str`": "a share or a size",
+}
+
+
+def _in_words(reason: str) -> str:
+    """What is wrong with an entry, from msgspec's sentence, without the names of Python's types."""
+    what, _, place = reason.partition(" - at `$")
+    for code in sorted(_WORDS, key=len, reverse=True):
+        what = what.replace(code, _WORDS[code])
+    return f"{place.rstrip('`').replace('.', ' ', 1)}: {what[:1].lower()}{what[1:]}"
 
 
 def _tenant(path: Path, name: str, entry: _Entry) -> Tenant:
     limits = {each: getattr(entry, each) for each in entry.__struct_fields__ if each != "keys"}
     for each in ("kv_quota", "kv_floor"):
         limits[each] = _amount(path, f"[tenants.{name}] {each}", limits[each])
+    quota, floor = limits["kv_quota"], limits["kv_floor"]
+    if quota and floor > quota and (floor > 1) == (quota > 1):
+        raise _wrong(path, f"[tenants.{name}]: kv_floor is more than kv_quota")
     return Tenant(name=name, **limits)
 
 
 def _amount(path: Path, where: str, value: float | str) -> float:
     """A share of the budget up to 1, or bytes above."""
     if not isinstance(value, str):
+        if value > 1 and value != int(value):
+            raise _wrong(path, f"{where}: {value} is neither a share up to 1 nor a number of bytes")
         return float(value)
     try:
         size = parse_size(value)

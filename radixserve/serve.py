@@ -108,7 +108,7 @@ async def _answer(api: Api, assembly: Assembly, address: Address, stopping: asyn
                 api.readiness.reason = warming
             await unless_set(stopping, _check_turn_end(api))
             async with _warm(api, assembly, stopping):
-                _announce(address.url, api.model_name)
+                _announce(address.url, api.model_name, with_key=api.keys.required)
                 await stopping.wait()
             log.info("draining")
             await engine.drain(settings.drain_seconds)
@@ -220,19 +220,21 @@ def _stop_on_signals() -> asyncio.Event:
     return stopping
 
 
-def _announce(url: str, name: str) -> None:
+def _announce(url: str, name: str, *, with_key: bool) -> None:
     """Print the line that programs wait for, with the server's address, and a hint for people."""
+    header, option = (" -H 'Authorization: Bearer KEY'", " --key KEY") if with_key else ("", "")
     body = json.dumps(
         {"model": name, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
     )
     where = f"--unix-socket {url[5:]} http://localhost" if url.startswith("unix:") else url
     print(f"radixserve: {name} listening on {url}", flush=True)
     print(
-        f"try: curl -s {where}/v1/chat/completions -H 'content-type: application/json' -d '{body}'",
+        f"try: curl -s {where}/v1/chat/completions{header} "
+        f"-H 'content-type: application/json' -d '{body}'",
         flush=True,
     )
     if where == url:
-        print(f"or, in another terminal: {_command()} chat --url {url}", flush=True)
+        print(f"or, in another terminal: {_command()} chat --url {url}{option}", flush=True)
 
 
 def _command() -> str:

@@ -36,6 +36,14 @@ def parse_size(text: str) -> int:
     return int(size)
 
 
+def rounded_size(size: int) -> str:
+    """`size` bytes for people: 187.5 MiB, 4 GiB."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size >= _UNITS[unit]:
+            return f"{size / _UNITS[unit]:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{size} bytes"
+
+
 def format_size(size: int) -> str:
     """`size` bytes in the largest binary unit that divides it, such as 512MiB; `parse_size` reads
     it back.

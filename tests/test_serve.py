@@ -52,11 +52,18 @@ def test_the_command_for_another_terminal_can_be_typed_there(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/radixserve" if on_path else None)
-    serve._announce("http://127.0.0.1:8001", "tiny")
+    serve._announce("http://127.0.0.1:8001", "tiny", with_key=False)
     first, curl, chat = capsys.readouterr().out.splitlines()
     assert first == "radixserve: tiny listening on http://127.0.0.1:8001"
     assert curl.startswith("try: curl -s http://127.0.0.1:8001/v1/chat/completions ")
     assert chat == f"or, in another terminal: {told} chat --url http://127.0.0.1:8001"
+
+
+def test_where_keys_are_needed_the_commands_name_one(capsys: pytest.CaptureFixture[str]) -> None:
+    serve._announce("http://127.0.0.1:8001", "tiny", with_key=True)
+    _, curl, chat = capsys.readouterr().out.splitlines()
+    assert "-H 'Authorization: Bearer KEY'" in curl
+    assert chat.endswith("--key KEY")
 
 
 @pytest.fixture

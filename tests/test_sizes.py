@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from radixserve.sizes import format_size, parse_size
+from radixserve.sizes import format_size, parse_size, rounded_size
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,14 @@ def test_sizes_are_read(text: str, size: int) -> None:
 )
 def test_sizes_are_written_in_the_largest_unit_that_is_whole(size: int, text: str) -> None:
     assert format_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (192_000 << 10, "187.5 MiB"), (4 << 30, "4 GiB")],
+)
+def test_sizes_for_people_are_rounded(size: int, text: str) -> None:
+    assert rounded_size(size) == text
 
 
 @pytest.mark.parametrize(

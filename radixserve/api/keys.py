@@ -11,7 +11,7 @@ from pathlib import Path
 
 from radixserve.errors import ConfigError
 from radixserve.key_file import KeyFile, digest, read_key_file, refuse_two_defaults
-from radixserve.tenants import OWNER, Tenant
+from radixserve.tenants import DEFAULT, OWNER, Tenant
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ class Keys:
 
     def tenant(self, name: str) -> Tenant | None:
         """The tenant of this name; None if there is none."""
+        if name == DEFAULT.name and not self.has_file:
+            return OWNER if self.required else DEFAULT
         if self._api_key is not None and name == OWNER.name:
             return OWNER
         return next((each for each in self.tenants if each.name == name), None)
@@ -64,7 +66,8 @@ class Keys:
         except ConfigError as error:
             log.error("the keys stay as they were: %s", error)
             return False
-        log.info("keys read again: %d of %d tenants", len(self._owners), len(self.tenants))
+        counts = len(self._owners), len(self.tenants)
+        log.info("keys read again: there are %d keys of %d tenants", *counts)
         return True
 
     def _read(self) -> KeyFile:

@@ -39,6 +39,11 @@ class Namespaces:
         self._secret = secret
         self._public: list[bytes] = []  # packed, the longest first
 
+    @property
+    def are_of_tenants(self) -> bool:
+        """Whether each belongs to a tenant."""
+        return self._secret is not None
+
     def share(self, prefixes: Iterable[Sequence[int]]) -> None:
         """Make the tokens of these prefixes public, and no others."""
         self._public = sorted(map(pack, prefixes), key=len, reverse=True)

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 EXIT_SECONDS = 4.0  # in which the engine has to exit by itself once its socket is closed
 LOADING_EXIT_SECONDS = 1.0  # the same while it still loads
-KILL_SECONDS = 0.5  # in which the system has to end it once it is killed
+KILL_SECONDS = 2.0  # in which the system has to end it once it is killed
 _READ_BYTES = 1 << 20
 _COMMAND = (sys.executable, "-m", "radixserve.engine.process")
 SPARE = "spare"  # the last word of a spare's command line, for people who look at it
@@ -207,7 +207,9 @@ class Child:
                 await _ended(process, KILL_SECONDS)
         if process.returncode is None:
             log.warning(
-                "the engine process %d is killed; the system has not ended it yet", process.pid
+                "the engine process %d was killed %.0f s ago and has not ended yet",
+                process.pid,
+                KILL_SECONDS,
             )
         return process.returncode
 

@@ -23,6 +23,7 @@ from radixserve.front.protocol import EngineClient
 from radixserve.front.stream import Delta, Stream, joined
 from radixserve.metrics import RequestRecord
 from radixserve.step import PinOutcome, PinStatus
+from radixserve.tenants import DEFAULT
 from radixserve.text.conversation import Conversation
 
 log = logging.getLogger("radixserve.api")
@@ -154,10 +155,11 @@ class Generation:
         record = self._record()
         if record.outcome != "rejected":
             log.info(
-                "%s %s %s prompt=%d cached=%d generated=%d ttft=%s e2e=%.3fs %s",
+                "%s %s %s %sprompt=%d cached=%d generated=%d ttft=%s e2e=%.3fs %s",
                 record.endpoint,
                 self.id,
                 record.outcome,
+                self._owner(),
                 record.prompt_tokens,
                 record.cached_tokens,
                 record.generated_tokens,
@@ -166,6 +168,11 @@ class Generation:
                 self.told,
             )
         return record
+
+    def _owner(self) -> str:
+        """The tenant, for the log; nothing on a server without tenants."""
+        name = self.streams[0].request.tenant
+        return "" if name == DEFAULT.name else f"tenant={name} "
 
     def _record(self) -> RequestRecord:
         accepted = [stream for stream in self.streams if stream.accepted]

@@ -15,7 +15,7 @@ from radixserve.config_table import TABLE
 from radixserve.engine.lengths import max_request_tokens
 from radixserve.errors import BadRequest, ConfigError, Unavailable
 from radixserve.questions import Configure
-from radixserve.sizes import format_size
+from radixserve.sizes import rounded_size
 from radixserve.step import MIN_SLOTS, EngineInfo
 
 Value = int | float | str
@@ -195,7 +195,8 @@ class LiveSettings:
             return BadRequest(text, param=name, code="invalid_value")
         unit = _ROWS[name].doc.unit
         words = f" {unit}" if unit else ""
-        text = f"'{name}' must be from {shown.min:,} to {shown.max:,}{words}."
+        kind = f'a number{words}, or a size such as "256MiB",' if unit == "bytes" else "a number"
+        text = f"'{name}' must be {kind} from {shown.min:,} to {shown.max:,}{words}."
         return BadRequest(text, param=name, code="invalid_value")
 
     def take(self, values: dict[str, Value], who: str = "", why: str = "") -> None:
@@ -226,5 +227,5 @@ class LiveSettings:
 
 def _told(name: str, value: Value) -> str:
     if _ROWS[name].doc.unit == "bytes" and isinstance(value, int):
-        return format_size(value)
+        return rounded_size(value)
     return str(value)

@@ -107,7 +107,7 @@ def show(traffic: Traffic, results: Results, console: Console) -> None:
     }
     for title, share in shares.items():
         table = Table(box=None, header_style="bold")
-        table.add_column("policy")
+        table.add_column("policy, blocks in the cache:")
         for budget in results.budgets:
             table.add_column(f"{budget:,}", justify="right")
         for name, outcomes in results.outcomes.items():

@@ -48,14 +48,21 @@ async def test_a_flush_has_no_body_and_is_answered_with_counts(server: Server, p
     assert server.engine.asked == [Drop()]
 
 
+@pytest.mark.parametrize(("body", "status"), [("", 200), ("{}", 200), ('{"tenant": "a"}', 400)])
+async def test_a_flush_of_a_part_is_refused(server: Server, body: str, status: int) -> None:
+    server.engine.answers[Drop] = Dropped()
+    assert (await call(server, "POST", "/flush_cache", data=body))[0] == status
+    assert server.engine.asked == ([Drop()] if status == 200 else [])
+
+
 @pytest.mark.parametrize(
     ("query", "asked"),
     [
         ("prefix=abc", Drop(prefix=[97, 98, 99])),
         ("namespace=public&prefix=a", Drop(namespaces=["public"], prefix=[97])),
         ("namespace=public", Drop(namespaces=["public"])),
-        ("tenant=acme", Drop(tenant="acme")),
-        ("tenant=acme&prefix=a", Drop(tenant="acme", prefix=[97])),
+        ("tenant=default", Drop()),  # whose all is, without a key file
+        ("tenant=default&prefix=a", Drop(prefix=[97])),
         ("older_than=2h", Drop(older_than=7200.0)),
         ("older_than=90", Drop(older_than=90.0)),
         ("node=5", Drop(node=5)),
@@ -73,6 +80,7 @@ async def test_what_is_dropped(server: Server, query: str, asked: Drop) -> None:
     [
         ("DELETE", "/cache", "prefix"),
         ("DELETE", "/cache?prefix=", "prefix"),
+        ("DELETE", "/cache?tenant=acme", "tenant"),  # there is no key file
         ("DELETE", "/cache?prefix=a&older_than=1h", "older_than"),
         ("DELETE", "/cache?tenant=a&older_than=1h", "older_than"),
         ("DELETE", "/cache?node=3&namespace=public", "node"),
@@ -182,7 +190,7 @@ async def test_several_bodies_are_warmed_in_turn(server: Server) -> None:
     [
         ({"bodies": []}, "bodies"),
         ({"bodies": [{"tokens": [1]}] * 65}, "bodies"),
-        ({"bodies": [{"prompt": "a"}, {"prompt": "a", "n": 0}]}, "n"),
+        ({"bodies": [{"prompt": "a"}, {"prompt": "a", "n": 0}]}, "bodies[1].n"),
         ({"tokens": "abc"}, "tokens"),
         ({"tokens": [1], "prompt": "a"}, "tokens"),
         ({"prompt": "a", "cache_prompt": False}, "prompt_cache_options"),

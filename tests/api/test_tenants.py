@@ -14,7 +14,7 @@ from radixserve.api.namespaces import SECRET_FILE, Namespaces, tenant_secret
 from radixserve.api.tenant_limits import Bucket
 from radixserve.errors import ConfigError
 from radixserve.key_file import hashed
-from radixserve.questions import Explain, Explanation
+from radixserve.questions import Drop, Dropped, Explain, Explanation
 from tests.api.conftest import CHAT, COMPLETIONS, GENERATING, MESSAGES, Server, body_for
 from tests.api.test_access import GETS, HEALTH, every_endpoint, status
 
@@ -304,6 +304,18 @@ async def test_an_administrator_may_name_the_tenant_of_a_prompt(
         code, answer = await server.post(path, body | {"tenant": wrong}, headers=bearer("key-boss"))
         assert (code, answer["error"]["param"]) == (400, "tenant")
         assert answer["error"]["code"] == reason
+
+
+@pytest.mark.parametrize("query", ["tenant=nobody", "namespace=nobody/12"])
+async def test_a_drop_of_a_tenant_that_never_was_is_refused(server: Server, query: str) -> None:
+    """One that is not in the file any more may still have something."""
+    for dropped, code in ((Dropped(), 400), (Dropped(tokens=3, nodes=1), 200)):
+        server.engine.answers[Drop] = dropped
+        url, headers = f"{server.url}/cache?{query}", bearer("key-boss")
+        async with server.session.delete(url, headers=headers) as response:
+            assert response.status == code
+            answer = await response.json()
+        assert code == 200 or "no tenant 'nobody' in the key file" in answer["error"]["message"]
 
 
 async def test_explain_does_not_tell_a_tenant_what_others_have(server: Server) -> None:

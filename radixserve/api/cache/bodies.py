@@ -49,7 +49,8 @@ def known_tenant(api: Api, name: object) -> Tenant:
         raise BadRequest("'tenant' must be a string.", param="tenant", code="invalid_type")
     tenant = api.keys.tenant(name)
     if tenant is None:
-        text = f"There is no tenant {shown(name)!r} in the key file."
+        where = "in the key file" if api.keys.has_file else "because there is no key file"
+        text = f"There is no tenant {shown(name)!r} {where}."
         raise BadRequest(text, param="tenant", code="invalid_value")
     return tenant
 

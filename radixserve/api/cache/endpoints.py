@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from aiohttp import web
 from msgspec.structs import asdict
 
 from radixserve.api.access import check_admin
+from radixserve.api.body import decode_body, read_raw
+from radixserve.api.cache.bodies import known_tenant
 from radixserve.api.cache.query import number, parameters, seconds
 from radixserve.api.context import Api, api_of
 from radixserve.api.json_response import json_response
+from radixserve.api.models import MODELS
 from radixserve.api.openai.prompts import text_prompt
-from radixserve.api.refusals import missing
+from radixserve.api.refusals import shown
 from radixserve.errors import BadRequest
-from radixserve.questions import Drop, ShowTree, Summarize, TierSummary, TreeNode
+from radixserve.prefix import owner_of
+from radixserve.questions import Drop, Dropped, ShowTree, Summarize, TierSummary, TreeNode
 from radixserve.step import EngineInfo
 from radixserve.tiers import DEVICE, NAMES
 
@@ -27,7 +33,19 @@ async def flush(request: web.Request) -> web.Response:
     """POST /flush_cache and /reset_prefix_cache: nothing that is cached now is found again."""
     check_admin(request)
     parameters(request, ())
+    await _refuse_fields(request)
     return json_response(asdict(await api_of(request).engine.ask(Drop())))
+
+
+async def _refuse_fields(request: web.Request) -> None:
+    """Raises BadRequest for a body that asks for something; it may choose the model."""
+    if not (raw := await read_raw(request)).strip():
+        return
+    fields = decode_body(raw, dict[str, Any])
+    known = {"model"} if request.app[MODELS].are_several else set()
+    for name in fields.keys() - known:
+        text = f"Unknown field '{shown(name)}': all is dropped. DELETE /cache drops a part."
+        raise BadRequest(text, param=shown(name), code="unknown_parameter")
 
 
 async def drop(request: web.Request) -> web.Response:
@@ -39,7 +57,11 @@ async def drop(request: web.Request) -> web.Response:
         raise BadRequest("'tier' needs 'node'.", param="tier", code="invalid_value")
     tier = _tier(given)
     if not given or given.get("prefix") == "":
-        raise missing("prefix")
+        text = (
+            "Say what to drop, with 'prefix', 'tenant', 'namespace', 'older_than' or 'node'; "
+            "POST /flush_cache drops everything."
+        )
+        raise BadRequest(text, param="prefix", code="missing_required_parameter")
     given.pop("tier", None)
     alone = given.keys() & {"older_than", "node"}
     if len(given) > 1 and (len(alone) > 1 or (alone and given.keys() - alone != {"namespace"})):
@@ -50,13 +72,36 @@ async def drop(request: web.Request) -> web.Response:
     old = seconds(given["older_than"], "older_than") if "older_than" in given else 0.0
     question = Drop(
         namespaces=[given["namespace"]] if "namespace" in given else None,
-        tenant=given.get("tenant"),
+        tenant=_tenant(api, given),
         prefix=await _prefix(api, given.get("prefix")),
         older_than=old,
         node=number(given, "node", 0, 1, MAX_ID) if "node" in given else None,
         tier=tier,
     )
-    return json_response(asdict(await api.engine.ask(question)))
+    told = await api.engine.ask(question)
+    if told == Dropped():
+        _check_owner(api, given)
+    return json_response(asdict(told))
+
+
+def _tenant(api: Api, given: dict[str, str]) -> str | None:
+    """The tenant whose K/V is dropped; None for that of all. Without tenants all is that of
+    "default".
+    """
+    name = given.get("tenant")
+    if name is not None and not api.namespaces.are_of_tenants:
+        known_tenant(api, name)
+        return None
+    return name
+
+
+def _check_owner(api: Api, given: dict[str, str]) -> None:
+    """Raises BadRequest if nothing was dropped because there is no such tenant. One that is not in
+    the key file any more may still have something.
+    """
+    name = given.get("tenant") or owner_of(given.get("namespace", ""))
+    if name:
+        known_tenant(api, name)
 
 
 async def _prefix(api: Api, text: str | None) -> list[int]:

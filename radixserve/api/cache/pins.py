@@ -25,7 +25,7 @@ from radixserve.api.cache.query import parameters
 from radixserve.api.context import Api, api_of
 from radixserve.api.json_response import json_response
 from radixserve.api.openai.beginnings import num_tokens_in
-from radixserve.api.refusals import check_range, missing, unsupported
+from radixserve.api.refusals import check_range
 from radixserve.errors import BadRequest
 from radixserve.prefix import pack
 from radixserve.questions import Explain, ListPins, Pin, PinState, Unpin
@@ -79,7 +79,8 @@ def _lasting(ttl: object, until: object) -> tuple[float, bool]:
     if ttl is not None:
         return _checked("ttl", _number("ttl", ttl)), True
     if until is None:
-        raise missing("ttl")
+        text = "Say for how long, with 'ttl' (seconds since the last hit) or 'until' (a time)."
+        raise BadRequest(text, param="ttl", code="missing_required_parameter")
     return _checked("until", _number("until", until) - time.time()), False
 
 
@@ -119,7 +120,8 @@ async def _prompt(request: web.Request, fields: dict[str, Any]) -> Explain:
     ends_as_asked = fields.get("add_generation_prompt") is not None
     generation = await generation_of(request, fields)
     if len(generation.streams) > generation.num_choices:
-        raise unsupported("prompt", "several prompts in one pin")
+        text = "A pin holds one prompt: pin several one by one."
+        raise BadRequest(text, param="prompt", code="invalid_value")
     prompt, conversation = of_generation(generation), generation.conversation
     if conversation is None or conversation.ending != "answer" or ends_as_asked:
         return prompt

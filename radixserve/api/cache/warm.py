@@ -18,7 +18,7 @@ from radixserve.api.body import decode_body, read_raw
 from radixserve.api.cache.bodies import prepared, tenant_named
 from radixserve.api.context import Api, api_of
 from radixserve.api.json_response import json_response
-from radixserve.api.refusals import missing, too_many, unsupported
+from radixserve.api.refusals import too_many, unsupported
 from radixserve.errors import BadRequest
 from radixserve.front.generation import Generation
 from radixserve.metrics_table import WARMING
@@ -48,17 +48,29 @@ async def warm(request: web.Request) -> web.Response:
     fields = decode_body(raw, dict[str, Any])
     bodies = decode_body(raw, Bodies).bodies if "bodies" in fields else [fields]
     if not bodies:
-        raise missing("bodies")
+        raise BadRequest("'bodies' is empty.", param="bodies", code="invalid_value")
     if len(bodies) > MAX_BODIES:
         raise too_many("bodies", MAX_BODIES)
-    generations = [await _asked(request, each) for each in bodies]  # all checks before any work
+    place = "bodies[{}]" if "bodies" in fields else None
+    # all checks before any work
+    generations = [
+        await _asked(request, each, place and place.format(index))
+        for index, each in enumerate(bodies)
+    ]
     return json_response({"warmed": [await computed(api, each) for each in generations]})
 
 
-async def _asked(request: web.Request, fields: dict[str, Any]) -> Generation:
-    tenant = tenant_named(request, fields.pop("tenant", None))
+async def _asked(request: web.Request, fields: dict[str, Any], place: str | None) -> Generation:
+    """The generation of a body. A refusal names its place, where it is one of several."""
     is_anthropic = "anthropic-version" in request.headers
-    return await prompt_only(api_of(request), fields, tenant, is_anthropic=is_anthropic)
+    try:
+        tenant = tenant_named(request, fields.pop("tenant", None))
+        return await prompt_only(api_of(request), fields, tenant, is_anthropic=is_anthropic)
+    except BadRequest as error:
+        if place is None:
+            raise
+        param = f"{place}.{error.param}" if error.param else place
+        raise BadRequest(f"{place}: {error}", param=param, code=error.code) from None
 
 
 async def prompt_only(
