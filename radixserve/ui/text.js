@@ -22,7 +22,7 @@ export const line = (text) => plain(text).replace(/\s+/g, " ").trim();
 export function bytes(number) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let unit = 0;
-  while (number >= 1024 && unit < units.length - 1) { number /= 1024; unit += 1; }
+  while (Math.round(number) >= 1024 && unit < units.length - 1) { number /= 1024; unit += 1; }
   return `${number.toFixed(number < 10 && unit ? 1 : 0)} ${units[unit]}`;
 }
 
