@@ -37,6 +37,8 @@ from radixserve.config import Settings
 from radixserve.errors import ApiError
 from radixserve.front.child import Child
 from radixserve.preparations import bodies_to_warm, public_bodies
+from radixserve.sizes import rounded_size
+from radixserve.step import EngineInfo
 from radixserve.telemetry.destination import Destination, destination
 from radixserve.text.turns import CLOSED, OPEN, turn_end
 from radixserve.waiting import unless_set
@@ -101,8 +103,11 @@ async def _answer(api: Api, assembly: Assembly, address: Address, stopping: asyn
     api.readiness.reason = warming if settings.public_prefix is None else "sharing"
     try:
         await listener.start()
-        # Meanwhile the port answers that the server is alive but not ready.
-        if await unless_set(stopping, loading) is not None:
+        # Until the model is loaded, the port answers that the server is alive but not ready.
+        log.info("%s is open, and says when the model is ready (/health)", address.url)
+        if (info := await unless_set(stopping, loading)) is not None:
+            log.info("the K/V cache has %s", _room(info, settings))
+            _warn_of_floors(api)
             if settings.public_prefix is not None:
                 await unless_set(stopping, _share(api, settings, settings.public_prefix))
                 api.readiness.reason = warming
@@ -115,6 +120,27 @@ async def _answer(api: Api, assembly: Assembly, address: Address, stopping: asyn
     finally:
         await engine.stop()
         await listener.close()
+
+
+def _room(info: EngineInfo, settings: Settings) -> str:
+    """The K/V budget in words."""
+    size = rounded_size(info.num_slots * info.slot_bytes)
+    chosen = "" if settings.kv_budget else ", chosen by the memory that is free (kv_budget = auto)"
+    return f"{size}, room for {info.num_slots:,} tokens{chosen}"
+
+
+def _warn_of_floors(api: Api) -> None:
+    """Warn if the tenants were promised more than there is."""
+    if (info := api.engine.info) is None:
+        return
+    budget = info.num_slots * info.slot_bytes
+    if (floors := api.keys.floors(budget)) > budget:
+        log.warning(
+            "kv_floor of all tenants together is %s, more than the K/V budget of %s: it cannot be "
+            "kept for all of them",
+            rounded_size(int(floors)),
+            rounded_size(budget),
+        )
 
 
 async def _share(api: Api, settings: Settings, path: str) -> None:
@@ -135,7 +161,8 @@ async def _reloading(
             await hangup.wait()
             hangup.clear()
             try:
-                await api.keys.reload()
+                if await api.keys.reload():
+                    _warn_of_floors(api)
                 if public_prefix is not None:
                     await share_again(api, public_prefix)
             except Exception:

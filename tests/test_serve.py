@@ -18,6 +18,7 @@ import pytest
 from radixserve import launch, serve
 from radixserve.api.address import take_address
 from radixserve.api.context import Api
+from radixserve.api.keys import Keys
 from radixserve.api.settings import ApiSettings
 from radixserve.checkpoints import source
 from radixserve.config import Settings
@@ -25,7 +26,7 @@ from radixserve.errors import StartupError
 from radixserve.metrics import Metrics
 from radixserve.text.conversation import Conversation
 from radixserve.text.messages import Encoded
-from tests.fakes import FakeEngine, LocalTokenizer, byte_tokenizer
+from tests.fakes import INFO, FakeEngine, LocalTokenizer, byte_tokenizer
 from tests.store.parts import opened
 
 
@@ -57,6 +58,17 @@ def test_the_command_for_another_terminal_can_be_typed_there(
     assert first == "radixserve: tiny listening on http://127.0.0.1:8001"
     assert curl.startswith("try: curl -s http://127.0.0.1:8001/v1/chat/completions ")
     assert chat == f"or, in another terminal: {told} chat --url http://127.0.0.1:8001"
+
+
+@pytest.mark.parametrize(("floor", "warned"), [('"1KiB"', False), ("0.6", True)])
+def test_more_floors_than_there_is_are_warned_of(
+    floor: str, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(f"[tenants.a]\nkeys=[]\nkv_floor={floor}\n[tenants.b]\nkeys=[]\nkv_floor=0.6")
+    api = SimpleNamespace(engine=SimpleNamespace(info=INFO), keys=Keys(file=str(path)))
+    serve._warn_of_floors(api)  # type: ignore[arg-type]
+    assert ("cannot be kept for all" in caplog.text) == warned
 
 
 def test_where_keys_are_needed_the_commands_name_one(capsys: pytest.CaptureFixture[str]) -> None:

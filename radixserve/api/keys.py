@@ -57,6 +57,11 @@ class Keys:
             return OWNER
         return next((each for each in self.tenants if each.name == name), None)
 
+    def floors(self, budget: int) -> float:
+        """The bytes that the floors of all tenants keep of a K/V budget of so many bytes."""
+        floors = [each.kv_floor for each in self.tenants]
+        return sum(each * budget if each <= 1 else each for each in floors)
+
     async def reload(self) -> bool:
         """Read the file again, in a thread. If it cannot be used, the log says why, and the keys
         stay as they are. Returns whether it was taken.
