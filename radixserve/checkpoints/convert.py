@@ -1,11 +1,13 @@
-"""Converts a GGUF file to a transformers folder (float32 safetensors, tokenizer, chat template,
-generation config).
+"""Makes a transformers folder of a GGUF file: configuration, tokenizer, chat template, generation
+config, and the weights.
 
-Run as a child process: `python -m radixserve.checkpoints.convert SOURCE.gguf FOLDER`. With a third
-argument, LINKED, the folder gets a link to the GGUF file instead of safetensors, and takes a few MB
-(`gguf_file` reads it). Reports stages on stderr as lines that start with "convert: ". If the folder
-has no room for the weights, or cannot be written, the exit status is 3 and the last line is a
-sentence. Does not know where models are kept; `converted` publishes the result.
+Run as a child process: `python -m radixserve.checkpoints.convert SOURCE.gguf FOLDER WEIGHTS`. With
+LINKED the folder gets a link to the GGUF file, from which the engine reads the weights
+(`gguf_file`), and takes a few MB; with WHOLE they are converted to float32 safetensors; with FITTING
+they are linked if they can be served as codes. Reports stages on stderr as lines that start with
+"convert: ". If the folder has no room for the weights, or cannot be written, the exit status is 3
+and the last line is a sentence. Does not know where models are kept; `converted` publishes the
+result.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from gguf import GGUFReader
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from radixserve.checkpoints.converted import LINKED, NO_ROOM
-from radixserve.checkpoints.gguf_file import GGUF_FILE, forget_quantisation
+from radixserve.checkpoints.converted import FITTING, LINKED, NO_ROOM
+from radixserve.checkpoints.gguf_file import GGUF_FILE, forget_quantisation, keeps_codes
+from radixserve.checkpoints.gguf_header import read_header
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -30,10 +33,14 @@ class NoRoom(Exception):
     """The folder is too small for the weights."""
 
 
-def convert(source: Path, target: Path, linked: bool) -> None:
+def convert(source: Path, target: Path, weights: str) -> None:
     """Write the model in `source` to the folder `target`. Takes some seconds and, unless the
-    weights are `linked`, 5 bytes of memory per parameter.
+    weights are linked, 5 bytes of memory per parameter.
+
+    Raises:
+        ModelRefused: the file is damaged, or has tensors of a type that is not supported.
     """
+    fits = keeps_codes(read_header(source).architecture)
     where = {
         "pretrained_model_name_or_path": str(source.parent),
         "gguf_file": source.name,
@@ -47,11 +54,12 @@ def convert(source: Path, target: Path, linked: bool) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    if linked:
+    if weights == LINKED or (weights == FITTING and fits):
         generation.save_pretrained(target)
         AutoConfig.from_pretrained(**where).save_pretrained(target)
         (target / GGUF_FILE).symlink_to(source.absolute())
         return
+    _check_room(source, target)
     _say("dequantising the weights")
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     forget_quantisation(model)
@@ -72,12 +80,10 @@ def _check_room(source: Path, target: Path) -> None:
         raise NoRoom(f"{target} has {free >> 20} MiB free, {needed >> 20} MiB are needed")
 
 
-def main(source: Path, target: Path, linked: bool) -> int:
+def main(source: Path, target: Path, weights: str) -> int:
     """The entry point of the child process. Returns its exit code."""
     try:
-        if not linked:
-            _check_room(source, target)
-        convert(source, target, linked)
+        convert(source, target, weights)
     except Exception as error:  # of the libraries that read and write the files
         words = (str(error).strip() or type(error).__name__).splitlines()[0]
         if not _is_about_room(error):
@@ -96,4 +102,4 @@ def _is_about_room(error: Exception) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), LINKED in sys.argv[3:]))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))

@@ -39,8 +39,11 @@ from radixserve.errors import ModelRefused
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # part of a folder's name: raised when `convert` writes something else
-LINKED = "linked"  # argument of `convert`: leave the weights in their GGUF file
+FORMAT = 2  # part of a folder's name: raised when `convert` writes something else
+LINKED, WHOLE, FITTING = "linked", "whole", "fitting"
+"""Arguments of `convert`: weights stay in their GGUF file, are converted, or stay if they can be
+served as codes.
+"""
 NO_ROOM = 3  # exit status of `convert` where it cannot write; its last line says why
 _SUMS = "SHA256SUMS"
 _PARTIAL = ".partial-"
@@ -51,10 +54,12 @@ _SWEEP_AFTER_SECONDS = 60.0  # a younger folder may not be locked yet
 _ready: dict[tuple[str | None, str], Path] = {}  # what this process has verified or converted
 
 
-def converted(find: Callable[[], Path], name: str, progress: bool = True) -> Path:
-    """The folder with the model of the GGUF file that `find` finds, as safetensors where there is
-    room for them. For half a GB this takes half a second if the model is kept as `name`, and 10-30
-    s if it is not.
+def converted(
+    find: Callable[[], Path], name: str, progress: bool = True, weights: str = FITTING
+) -> Path:
+    """The folder with the model of the GGUF file that `find` finds, its weights as `weights` says,
+    or linked where there is no room for them. If the model is kept as `name` this takes half a
+    second for half a GB of converted weights; if not, some seconds, with converted weights 10-30 s.
 
     Safe against concurrent callers and against being killed at any moment: a conversion writes into
     a folder of its own and becomes visible by one rename.
@@ -65,33 +70,34 @@ def converted(find: Callable[[], Path], name: str, progress: bool = True) -> Pat
     """
     key = (os.environ.get(CACHE_VARIABLE), name)
     if key not in _ready or not _ready[key].is_dir():
-        _ready[key] = _found_or_made(find, name, progress)
+        _ready[key] = _found_or_made(find, name, progress, weights)
     return _ready[key]
 
 
-def _found_or_made(find: Callable[[], Path], name: str, progress: bool) -> Path:
+def _found_or_made(find: Callable[[], Path], name: str, progress: bool, weights: str) -> Path:
     label = name.removesuffix(f"-v{FORMAT}")
     try:
-        return _in_cache(find, cache_dir() / "models", name, label if progress else None)
+        return _in_cache(find, name, label if progress else None, weights)
     except OSError as error:
         told = f"the converted model is not kept, {reason(error)}; {ADVICE}"
     source, shown = find(), label if progress else None
     try:
-        folder = _for_this_process(source, Path(tempfile.gettempdir()), shown)
+        folder = _for_this_process(source, Path(tempfile.gettempdir()), shown, weights)
     except OSError as error:
         told = f"{told}; a temporary folder fails, too: {reason(error)}"
     else:
         log.warning("%s", told)
         return folder
     try:
-        folder = _for_this_process(source, MEMORY, shown, linked=True)
+        folder = _for_this_process(source, MEMORY, shown, LINKED)
     except OSError as error:
         raise ModelRefused(f"{told}; so does memory: {reason(error)}") from error
     log.warning("%s; so every start of the engine converts the weights in memory", told)
     return folder
 
 
-def _in_cache(find: Callable[[], Path], models: Path, name: str, label: str | None) -> Path:
+def _in_cache(find: Callable[[], Path], name: str, label: str | None, weights: str) -> Path:
+    models = cache_dir() / "models"
     folder = models / name
     if folder.is_dir():
         fault = _fault(models, name)
@@ -103,22 +109,20 @@ def _in_cache(find: Callable[[], Path], models: Path, name: str, label: str | No
     with opened(models):
         _sweep(models, f"*{_PARTIAL}*")
         with _partial(models, f"{name}{_PARTIAL}") as partial:
-            _run_conversion(source, partial, label)
+            _run_conversion(source, partial, label, weights)
             _write_sums(partial)
             _publish(partial, folder)
     return folder
 
 
-def _for_this_process(
-    source: Path, place: Path, label: str | None, *, linked: bool = False
-) -> Path:
+def _for_this_process(source: Path, place: Path, label: str | None, weights: str) -> Path:
     """A conversion in a folder in `place`, removed when this process ends."""
     _sweep(place, f"{_TEMPORARY}*")
     room = contextlib.ExitStack()
     atexit.register(room.close)
     try:
         folder = room.enter_context(_partial(place, _TEMPORARY))
-        _run_conversion(source, folder, label, linked=linked)
+        _run_conversion(source, folder, label, weights)
     except BaseException:
         room.close()
         raise
@@ -140,12 +144,17 @@ def _fault(models: Path, name: str) -> str | None:
         sums = {file: digest for digest, _, file in (line.partition("  ") for line in lines)}
         if set(sums) != {file.name for file in _visible(folder)} - {_SUMS}:
             return f"{folder} is not whole"
+        gone = [file for file in folder.iterdir() if file.is_symlink() and not file.exists()]
+        if gone:
+            return f"the file that {gone[0]} links to is gone"
         damaged = (folder / file for file in sums if _sha256(folder / file) != sums[file])
         return next((f"{file} is damaged" for file in damaged), None)
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    """The files of a kept model, without a link to the file that it was made of."""
+    files = (file for file in folder.iterdir() if not file.name.startswith("."))
+    return sorted(file for file in files if not file.is_symlink())
 
 
 def _sha256(path: Path) -> str:
@@ -191,12 +200,16 @@ def _sweep(place: Path, pattern: str) -> None:
                 os.close(lock)
 
 
-def _run_conversion(source: Path, target: Path, label: str | None, *, linked: bool = False) -> None:
+def _run_conversion(source: Path, target: Path, label: str | None, weights: str) -> None:
     """Raises OSError if `target` has no room, ModelRefused if `source` cannot be read."""
     command = [sys.executable, "-m", "radixserve.checkpoints.convert", str(source), str(target)]
-    command += [LINKED] if linked else []
+    command.append(weights)
     told = log.info if label is not None else log.debug
-    told("converting the model %s%s", label, "" if linked else ", once for later starts, too")
+    told(
+        "converting the model %s%s",
+        label,
+        "" if weights == LINKED else ", once for later starts, too",
+    )
     child = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from radixserve.checkpoints.converted import FORMAT, converted
+from radixserve.checkpoints.converted import FORMAT, WHOLE, converted
 from radixserve.errors import ModelRefused
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
@@ -37,9 +37,10 @@ def find_gguf() -> Path:
 
 
 def embedded_model(progress: bool = True) -> Path:
-    """The folder with the default model as safetensors (540 MB); see `converted`.
+    """The folder with the default model as safetensors (540 MB), from which later starts read it
+    without a check; see `converted`.
 
     Raises:
         ModelRefused: the package is missing, the conversion failed, or nothing can be written.
     """
-    return converted(find_gguf, f"{EMBEDDED_NAME}-v{FORMAT}", progress)
+    return converted(find_gguf, f"{EMBEDDED_NAME}-v{FORMAT}", progress, WHOLE)

@@ -38,10 +38,12 @@ FORMATS = {
 
 def codes_of(kind: str, rows: _Bytes) -> Codes:
     """The codes of rows [rows, bytes] of a type."""
-    format = FORMATS[kind]
-    size = _SIZES[kind]
-    parts = _READERS[kind](rows.reshape(-1, size))
-    return Codes(*(None if each is None else each.reshape(len(rows), -1) for each in parts))
+
+    def by_row(numbers: Any) -> Any:
+        return None if numbers is None else numbers.reshape(len(rows), -1)
+
+    blocks = rows.reshape(-1, _SIZES[kind])
+    return Codes(*[by_row(each) for each in _READERS[kind](blocks)])
 
 
 def _halves(blocks: _Bytes, at: int) -> Any:

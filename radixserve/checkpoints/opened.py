@@ -82,6 +82,8 @@ class OpenedModel:
 
     def num_bytes(self, dtype: torch.dtype) -> int:
         """Bytes that its weights take in memory."""
+        if isinstance(self.checkpoint, GgufFile):
+            return self.checkpoint.num_bytes(dtype)
         return self.checkpoint.num_weights * dtype.itemsize
 
     def kv_shape(self, dtype: torch.dtype) -> KVShape:

@@ -14,16 +14,22 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from radixserve.checkpoints.gguf_file import GgufFile, read_gguf
+from radixserve.checkpoints.gguf_file import (
+    GgufFile,
+    read_codes,
+    read_gguf,
+    serves_codes,
+)
 from radixserve.checkpoints.headers import listed, short
 from radixserve.checkpoints.opened import OpenedModel
 from radixserve.errors import ModelRefused, first_line
 from radixserve.progress import long_stage
 
 
-def read_weights(opened: OpenedModel, dtype: torch.dtype) -> PreTrainedModel:
+def read_weights(opened: OpenedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model on the CPU, not yet changed by us. Takes the memory of its weights and of a few
-    tensors more.
+    tensors more. Weights of a GGUF file that are served as codes, on a CPU, are not read yet
+    (`gguf_file.read_codes`).
 
     Raises:
         ModelRefused: the weights are damaged, or are not all and only those of the model.
@@ -34,7 +40,7 @@ def read_weights(opened: OpenedModel, dtype: torch.dtype) -> PreTrainedModel:
             _quiet_transformers(),
             long_stage("reading weights", len(checkpoint), lambda: checkpoint.num_read),
         ):
-            model, report = _filled(opened, dtype)
+            model, report = _filled(opened, dtype, device)
     except ModelRefused:
         raise
     except Exception as error:  # the classes of 300 architectures may raise anything
@@ -47,8 +53,13 @@ def read_weights(opened: OpenedModel, dtype: torch.dtype) -> PreTrainedModel:
     return loaded
 
 
-def _filled(opened: OpenedModel, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+def _filled(
+    opened: OpenedModel, dtype: torch.dtype, device: torch.device
+) -> tuple[Any, dict[str, Any]]:
     """The model with its weights, and transformers' report of what did not fit."""
+    file = opened.checkpoint
+    if isinstance(file, GgufFile) and file.keeps_codes and serves_codes(device, dtype):
+        return read_codes(file, opened.config, dtype)
     how = {
         "config": opened.config,
         "dtype": dtype,

@@ -69,7 +69,7 @@ def load_opened(
     """
     log.info("loading %s on %s as %s", opened.name, device, told(opened.stored_dtype, dtype))
     with freed_at_once():
-        return prepare_model(read_weights(opened, dtype), device, kv_dtype)
+        return prepare_model(read_weights(opened, dtype, device), device, kv_dtype)
 
 
 def prepare_model(
@@ -83,13 +83,17 @@ def prepare_model(
     """
     config = decoder_config(model.config)
     check_config(config)
-    model = model.eval().requires_grad_(False).to(device)
+    model = model.eval().requires_grad_(False)
+    # Weights that are kept as codes have no other form in which the model could compute.
+    keeps_codes = any(hasattr(module, "stored") for module in model.modules())
+    reason = _not_rowwise(model, device) if keeps_codes else None
+    model = model.to(device)
     vocab_size = int(config.vocab_size)
     if device.type == "cpu" and model._can_set_experts_implementation():
         model.set_experts_implementation("eager")  # others want sizes in whole vectors
     with long_stage("computing what the model itself computes"):
         expected = own_logits(model, vocab_size, device)
-    reason = _not_rowwise(model, device)
+    reason = reason if keeps_codes else _not_rowwise(model, device)
     shape = kv_shape(config, model.dtype)
     kernel, fallback = _attention(
         shape, int(config.num_attention_heads), device, exact=reason is None

@@ -11,7 +11,8 @@ transformers'.
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from typing import Any, TypeGuard
+from itertools import groupby
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import nn
@@ -19,7 +20,9 @@ from transformers.activations import ACT2CLS
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
+from radixserve.checkpoints.gguf_file import StoredCodes, packed
 from radixserve.kernels.cpu.gemm.call import Gemm
+from radixserve.kernels.cpu.gemm.stacked import StackedGemm
 from radixserve.model.elementwise import RowwiseActivation, RowwiseRotary
 from radixserve.model.experts import PackedExperts, compute_rowwise, is_packable
 from radixserve.model.linear import (
@@ -86,6 +89,9 @@ class _Packing:
                 self._fuse(parent, names)
             for name in [name for name, child in parent.named_children() if _is_linear(child)]:
                 self._replace(parent, name)
+        for embedding in [each for each in self._model.modules() if _is_plain_embedding(each)]:
+            if embedding.weight.is_meta:
+                self._share(embedding.weight, _packed([embedding]))
 
     def _replace(self, parent: nn.Module, name: str) -> None:
         linear = getattr(parent, name)
@@ -150,14 +156,45 @@ def _unpacked(model: nn.Module, rowwise: Container[int]) -> str | None:
 
 
 def _packed(linears: Sequence[nn.Module]) -> Gemm:
+    """The packed weights of some linears, one below the other."""
+    if any(hasattr(linear, "stored") for linear in linears):
+        parts = [list(each) for _, each in groupby(linears, _type_of_codes)]
+        gemms = [_packed_codes(each) for each in parts]
+        return gemms[0] if len(gemms) == 1 else StackedGemm(gemms)
+    return Gemm(*_weight_and_bias(linears))
+
+
+def _type_of_codes(linear: nn.Module) -> str | None:
+    """The type of a weight that is still in its file (`checkpoints.gguf_file`)."""
+    stored = getattr(linear, "stored", None)
+    return stored.tensor.kind.name if isinstance(stored, StoredCodes) else None
+
+
+def _packed_codes(linears: Sequence[nn.Module]) -> Gemm:
+    """The packed weights of linears of one type of codes, or of floats."""
+    if _type_of_codes(linears[0]) is None:
+        return Gemm(*_weight_and_bias(linears))
+    weight = linears[0].weight
+    assert isinstance(weight, torch.Tensor)
+    codes = packed([cast(StoredCodes, linear.stored) for linear in linears])
+    return Gemm(codes, _bias(linears), weight.dtype)
+
+
+def _weight_and_bias(
+    linears: Sequence[nn.Module],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     weights = [_weight(linear) for linear in linears]
-    biases: list[Any] = [linear.bias for linear in linears]
-    bias = None
-    if any(b is not None for b in biases):
-        bias = torch.cat(
-            [torch.zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)]
-        )
-    return Gemm(torch.cat(weights) if len(weights) > 1 else weights[0], bias)
+    return torch.cat(weights) if len(weights) > 1 else weights[0], _bias(linears)
+
+
+def _bias(linears: Sequence[Any]) -> torch.Tensor | None:
+    biases = [getattr(linear, "bias", None) for linear in linears]
+    if all(each is None for each in biases):
+        return None
+    lengths = [linear.weight.shape[0] for linear in linears]
+    return torch.cat(
+        [torch.zeros(n) if b is None else b for n, b in zip(lengths, biases, strict=True)]
+    )
 
 
 def _weight(linear: nn.Module) -> torch.Tensor:

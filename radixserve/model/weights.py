@@ -20,6 +20,7 @@ from radixserve.kernels.cpu.activation import Activation
 from radixserve.kernels.cpu.experts import Scores
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.kernels.cpu.gemm.grouped import GroupedGemm
+from radixserve.kernels.cpu.gemm.stacked import StackedGemm
 from radixserve.model.elementwise import RowwiseActivation
 
 Table = tuple[torch.Tensor, torch.Tensor]
@@ -272,6 +273,9 @@ def _tensors(name: str, part: object) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a dataclass and of the dataclasses in it."""
     if isinstance(part, torch.Tensor):
         yield name, part
+    elif isinstance(part, StackedGemm):
+        for number, each in enumerate(part.parts):
+            yield from _tensors(f"{name} {number}", each)
     elif isinstance(part, Gemm):
         rows, inputs = part.panels.shape
         yield f"{name} [{rows}, {inputs}], {part.bits} bits", part.panels.memory

@@ -15,7 +15,7 @@ import pytest
 
 from radixserve.cache_folder import cache_dir
 from radixserve.checkpoints import converted as module
-from radixserve.checkpoints.converted import converted
+from radixserve.checkpoints.converted import LINKED, converted
 from radixserve.errors import ModelRefused
 from tests.signals import usual_signals
 
@@ -39,9 +39,7 @@ class Conversion:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(
-        self, source: Path, target: Path, label: str | None, *, linked: bool = False
-    ) -> None:
+    def __call__(self, source: Path, target: Path, label: str | None, weights: str) -> None:
         self.count += 1
         (target / WEIGHTS).write_bytes(b"weights")
         (target / "config.json").write_bytes(b"{}")
@@ -118,8 +116,8 @@ def test_a_damaged_model_is_converted_anew_in_its_place(
 def test_an_interrupted_conversion_leaves_nothing(
     models: Path, conversion: Conversion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(source: Path, target: Path, label: str | None, **_: bool) -> None:
-        conversion(source, target, label)
+    def interrupted(source: Path, target: Path, label: str | None, weights: str) -> None:
+        conversion(source, target, label, weights)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "_run_conversion", interrupted)
@@ -195,9 +193,9 @@ def test_a_folder_that_cannot_be_written_is_replaced_by_a_temporary_one(
 def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """No folder has room for weights. Gives the sentence that says so."""
 
-    def convert(source: Path, target: Path, label: str | None, *, linked: bool = False) -> None:
+    def convert(source: Path, target: Path, label: str | None, weights: str) -> None:
         (target / "config.json").write_bytes(b"{}")
-        if not linked:
+        if weights != LINKED:
             raise OSError(f"{target.parent} has 3 MiB free, 513 MiB are needed")
 
     monkeypatch.setattr(module, "_run_conversion", convert)
@@ -236,7 +234,7 @@ PROGRAM = """
 import sys, time, tempfile
 from pathlib import Path
 from radixserve.checkpoints import converted as module
-def convert(source, target, label, linked=False):
+def convert(source, target, label, weights):
     (target / "model.safetensors").write_bytes(b"weights")
 module._run_conversion = convert
 print(module.converted(lambda: Path("tiny.gguf"), "tiny-v1"), flush=True)
@@ -270,7 +268,10 @@ def test_a_file_that_is_no_model_is_refused_in_one_sentence(tmp_path: Path, mode
     broken.write_bytes(b"not a model")
     with pytest.raises(ModelRefused) as refused:
         converted(lambda: broken, "broken-v1", progress=False)
-    assert str(refused.value) == f"Converting {broken} failed (exit status 1): GGUF magic invalid"
+    assert (
+        str(refused.value)
+        == f"Converting {broken} failed (exit status 1): {broken} is no GGUF file."
+    )
     assert list(models.iterdir()) == []
 
 

@@ -21,7 +21,7 @@ def random_rows(kind: str, rows: int, blocks: int) -> np.ndarray:
     found = draw.integers(0, 256, (rows * blocks, size), dtype=np.uint8)
     usual = (0, 2) if kind in ("Q4_1", "Q5_1", "Q4_K", "Q5_K") else (0,)
     for at in _HALVES.get(kind, usual):
-        numbers = (draw.normal(size=(len(found), 1)) / 50).astype(np.float16)
+        numbers = (draw.normal(size=(len(found), 1)) / 3000).astype(np.float16)
         found[:, at : at + 2] = numbers.view(np.uint8)
     return found.reshape(rows, blocks * size)
 

@@ -47,7 +47,13 @@ SEGMENT = 8 << 10
 ITEMS, PREPARED = range(2)
 """Places in a counter: items that threads have taken, rows of x that they have prepared."""
 
-COUNTERS = 2
+PART_COUNTERS = 2
+"""Length of a counter of one weight."""
+
+MOST_PARTS = 3
+"""The most weights that are multiplied as one."""
+
+COUNTERS = MOST_PARTS * PART_COUNTERS
 """Length of a counter."""
 
 
@@ -55,16 +61,18 @@ class GemmBlock(Block):
     """out = x @ weight.T + bias."""
 
     x: Numbers  # [rows * inputs]
-    out: Numbers  # [rows * outputs], or empty
-    unrounded: Float32s  # [rows * outputs], where `out` is empty: the sums as they are
+    out: Numbers  # [rows * stride], or empty
+    unrounded: Float32s  # [rows * stride], where `out` is empty: the sums as they are
     weight: Float32s  # the panels, as words of 4 bytes whatever they hold
     bias: Float32s  # [outputs], or empty
-    counter: Int64s  # [COUNTERS]; zero before each call
+    counter: Int64s  # [PART_COUNTERS] or more; zero before each call
     queue: Int64s  # a prefetch queue, laid out as QUEUE_LENGTH says, or empty
     scratch: UInt8s  # x in the form that the kernel multiplies, or empty if x is in that form
     rows: Int
     inputs: Int
     outputs: Int
+    stride: Int  # outputs of a row of `out`, which may be more than those of this weight
+    column: Int  # of `out` at which its own begin
     padded: Int  # inputs in `weight`, with the zeros behind them
     bits: Int  # of a number of the weight: 32, 16 (bfloat16), or those of a code
     slice: Int  # rows of an item
@@ -138,17 +146,17 @@ def sums_writer(rounds: bool) -> Any:
 
     @compiled
     def write_sums(b: Any, row: int, rows: int, first: int, width: int, sums: Any, at: int) -> None:
-        count, place = min(width, b.outputs - first), row * b.outputs + first
+        count, place = min(width, b.outputs - first), row * b.stride + b.column + first
         if count == width and len(b.bias) == 0:
             if len(b.unrounded):
-                write_rows(sums, at, b.unrounded, place, b.outputs, rows, width)
+                write_rows(sums, at, b.unrounded, place, b.stride, rows, width)
             else:
-                write_rows(sums, at, b.out, place, b.outputs, rows, width)
+                write_rows(sums, at, b.out, place, b.stride, rows, width)
         else:
             for r in range(rows):
                 for j in range(count):
                     bias = b.bias[first + j] if len(b.bias) else _ZERO
-                    _put(b, place + r * b.outputs + j, sums[at + r * WIDTH + j] + bias)
+                    _put(b, place + r * b.stride + j, sums[at + r * WIDTH + j] + bias)
 
     return write_sums
 

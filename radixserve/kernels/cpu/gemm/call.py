@@ -31,6 +31,7 @@ import torch
 from radixserve.kernels.arrays import Longs
 from radixserve.kernels.cpu import levels, native, threads
 from radixserve.kernels.cpu.amx import TILE_ROWS
+from radixserve.kernels.cpu.block import Block
 from radixserve.kernels.cpu.gemm import amx, integers, vectors
 from radixserve.kernels.cpu.gemm.block import COUNTERS, SEGMENT, GemmBlock
 from radixserve.kernels.cpu.gemm.codes import Packing
@@ -141,6 +142,7 @@ class Gemm:
             bias=self.bias,
             inputs=self.in_features,
             outputs=self.out_features,
+            stride=self.out_features,
             padded=self.panels.padded,
             bits=self.bits,
             barrier=threads.barrier(),
@@ -172,7 +174,7 @@ class Gemm:
 
     def launch(
         self, x: torch.Tensor, out: torch.Tensor, counter: Longs, queue: Longs | None = None
-    ) -> tuple[int, GemmBlock]:
+    ) -> tuple[int, Block]:
         """A kernel's address, and the block with which all threads must call it to compute `out`
         [rows, out], of the activations' type or float32, from `x` [rows, in].
 
@@ -197,13 +199,18 @@ class Gemm:
 
     def _scratch(self, rows: int) -> torch.Tensor | None:
         """Memory for x in the form that the kernel multiplies, if it is in another one."""
+        size = self.scratch_bytes(rows)
+        return scratch_memory(size) if size else None
+
+    def scratch_bytes(self, rows: int) -> int:
+        """How much of that a call takes."""
         if rows <= self.most_as_is:
-            return None
+            return 0
         kernel = self.kernel
         whole = -(-rows // kernel.row_unit) * kernel.row_unit
         if rows <= kernel.own_rows:
             whole *= torch.get_num_threads()
-        return scratch_memory(whole * self.panels.padded * kernel.number_bytes)
+        return whole * self.panels.padded * kernel.number_bytes
 
 
 def scratch_memory(size: int) -> torch.Tensor:

@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from radixserve.kernels.cpu import levels
+from radixserve.checkpoints.gguf_blocks import FORMATS as GGUF
+from radixserve.kernels.cpu import levels, threads
+from radixserve.kernels.cpu.gemm.block import COUNTERS
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.kernels.cpu.gemm.codes import Codes, Packing
 from radixserve.kernels.cpu.gemm.formats import Format
 from radixserve.kernels.cpu.gemm.lookup import Lookup
 from radixserve.kernels.cpu.gemm.panels import Panels
+from radixserve.kernels.cpu.gemm.stacked import StackedGemm
 from radixserve.kernels.cpu.levels import Level
 
 SHAPE = (130, 512)
 FORMATS = [
-    Format("zero", (4,), zero=8),
-    Format("minimum", (4, 1), has_minimum=True),
-    Format("halves", (4, 2), zero=32, block=256, group=16, is_nested=True),
-    Format("nested", (2,), block=256, group=16, is_nested=True, has_minimum=True),
+    *(GGUF[name] for name in ("Q8_0", "Q5_1", "Q6_K", "Q2_K")),
     Format("wide", (8,), block=128, group=128, has_minimum=True, scale_bits=32),
 ]
-CASES = [(FORMATS[3], Level.AVX2), (FORMATS[3], levels.highest()), (FORMATS[4], levels.highest())]
+CASES = [(FORMATS[3], Level.AVX2), *((each, levels.highest()) for each in FORMATS[2:])]
 
 
 def of(format: Format, shape: tuple[int, int] = SHAPE) -> tuple[Codes, torch.Tensor]:
@@ -87,3 +87,15 @@ def test_a_product_is_right_and_its_rows_do_not_depend_on_their_number(
 def test_inputs_that_are_not_whole_blocks_are_refused() -> None:
     with pytest.raises(ValueError, match="100 inputs are not whole blocks of 32"):
         Packing(FORMATS[0], (64, 100))
+
+
+def test_weights_of_different_formats_are_multiplied_as_one() -> None:
+    parts = [Gemm(packed(format)[0], torch.randn(SHAPE[0])) for format in (FORMATS[2], FORMATS[4])]
+    stacked, x = StackedGemm(parts), torch.randn(40, SHAPE[1])
+    for rows in (0, 1, 3, 40):
+        expected = torch.cat([each(x[:rows]) for each in parts], 1)
+        assert torch.equal(stacked(x[:rows]), expected)
+    out, counter = torch.empty(1, 2 * SHAPE[0]), np.zeros(COUNTERS, np.int64)
+    address, block = stacked.launch(x[:1], out, counter)
+    threads.run(address, block.address, True)
+    assert torch.equal(out, expected[:1])
