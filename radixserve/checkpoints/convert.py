@@ -3,10 +3,10 @@ config, and the weights.
 
 Run as a child process: `python -m radixserve.checkpoints.convert SOURCE.gguf FOLDER WEIGHTS`. With
 LINKED the folder gets a link to the GGUF file, from which the engine reads the weights
-(`gguf_file`), and takes a few MB; with WHOLE they are converted to float32 safetensors; with FITTING
-they are linked if they can be served as codes. Reports stages on stderr as lines that start with
-"convert: ". If the folder has no room for the weights, or cannot be written, the exit status is 3
-and the last line is a sentence. Does not know where models are kept; `converted` publishes the
+(`gguf_file`), and takes a few MB; with WHOLE they are converted to float32 safetensors; with
+FITTING they are linked if they can be served as codes. Reports stages on stderr as lines that start
+with "convert: ". If the folder has no room for the weights, or cannot be written, the exit status
+is 3 and the last line is a sentence. Does not know where models are kept; `converted` publishes the
 result.
 """
 

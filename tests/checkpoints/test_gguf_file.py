@@ -18,6 +18,7 @@ from radixserve.checkpoints.gguf_header import read_header
 from radixserve.checkpoints.opened import open_model
 from radixserve.errors import ModelRefused
 from radixserve.kernels.cpu.gemm.stacked import StackedGemm
+from radixserve.model.decoder import Decoder
 from radixserve.model.load import load_model
 from radixserve.model.probes import CHUNKINGS, logits_in_chunks, probe_tokens
 from tests.checkpoints.test_gguf_blocks import random_rows
@@ -84,6 +85,7 @@ def test_a_model_computes_what_transformers_computes_with_dequantised_values(
 ) -> None:
     loaded = load_model(str(folder), CPU, torch.float32)
     assert (loaded.exact, loaded.generic_reason) == (True, None)
+    assert isinstance(loaded.decoder, Decoder)
     attention = loaded.decoder.weights.layers[0].attention
     assert isinstance(attention.qkv, StackedGemm)
     tokens = probe_tokens(192)[0]
@@ -116,5 +118,5 @@ def test_types_that_are_not_supported_are_refused_by_name(tmp_path: Path) -> Non
 def test_a_file_that_is_cut_is_refused(tmp_path: Path, length: int) -> None:
     write(tmp_path / "x.gguf")
     (tmp_path / "x.gguf").write_bytes((tmp_path / "x.gguf").read_bytes()[:length])
-    with pytest.raises(ModelRefused, match="x.gguf is "):
+    with pytest.raises(ModelRefused, match=r"x\.gguf is "):
         read_header(tmp_path / "x.gguf")
