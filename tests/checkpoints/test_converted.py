@@ -148,7 +148,7 @@ def test_of_two_conversions_at_once_both_callers_get_a_whole_model(
     if damaged:
         (the_model() / WEIGHTS).unlink()
 
-    def overtaken(source: Path, target: Path, label: str | None, **_: bool) -> None:
+    def overtaken(source: Path, target: Path, label: str | None, weights: str) -> None:
         monkeypatch.setattr(module, "_run_conversion", conversion)
         the_model()
         (target / WEIGHTS).write_bytes(b"late")

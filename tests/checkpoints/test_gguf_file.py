@@ -42,7 +42,7 @@ def kind_of(name: str) -> str:
 
 
 def write(path: Path, kinds: dict[str, str] | None = None) -> None:
-    """A random model of the Llama kind, whose frequencies are divided as those of Llama 3 are."""
+    """A random model of the Llama kind."""
     writer = GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_block_count(2)
