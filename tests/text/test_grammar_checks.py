@@ -13,6 +13,7 @@ import pytest
 from radixserve.checkpoints.embedded import embedded_model
 from radixserve.errors import BadRequest, Unavailable
 from radixserve.request import Grammar
+from radixserve.tenants import ASKING
 from radixserve.text.client import TokenizerProcesses
 from radixserve.text.grammar_checks import MAX_LONG, GrammarChecks
 from radixserve.text.messages import Checked, CheckGrammar, Start
@@ -163,3 +164,23 @@ async def test_only_so_many_wait_for_a_long_trial() -> None:
     trials.may_end.set()
     await asyncio.gather(*waiting)
     await checks.check(named("p"))
+
+
+async def test_a_tenant_that_has_all_places_does_not_keep_others_out_nor_waiting() -> None:
+    trials = Trials(long="abcdefghijz")
+    checks = GrammarChecks(trials.ask)
+
+    async def check(tenant: str, name: str) -> None:
+        ASKING.set(tenant)
+        await checks.check(named(name))
+
+    flood = [asyncio.create_task(check("flood", each)) for each in "abcdefghij"]
+    await settled()
+    calm = asyncio.create_task(check("calm", "z"))
+    await settled()
+    trials.may_end.set()
+    await asyncio.gather(*flood, calm, return_exceptions=True)
+    assert calm.exception() is None
+    assert [isinstance(each.exception(), Unavailable) for each in flood] == [False] * 9 + [True]
+    order = [name for name, is_first in trials.asked if not is_first]
+    assert order.index("z") <= 2, order
