@@ -153,7 +153,8 @@ async def _reloading(
     api: Api, public_prefix: str | None, hangup: asyncio.Event
 ) -> AsyncIterator[None]:
     """Read the files of keys and of public prefixes again whenever `hangup` is set, until the block
-    ends. What cannot be read is told in the log.
+    ends. What cannot be read is told in the log. Prefixes that wait for the engine do not hold up
+    the next reading.
     """
 
     async def reload() -> None:
@@ -164,7 +165,7 @@ async def _reloading(
                 if await api.keys.reload():
                     _warn_of_floors(api)
                 if public_prefix is not None:
-                    await share_again(api, public_prefix)
+                    await unless_set(hangup, share_again(api, public_prefix))
             except Exception:
                 log.exception("the files were not read again")
 

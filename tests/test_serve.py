@@ -212,3 +212,19 @@ async def test_files_are_read_again_after_an_error(
             hangup.set()
             assert await reads.get() == "public.jsonl"
     assert "RuntimeError: boom" in caplog.text
+
+
+async def test_a_reading_that_waits_for_the_engine_gives_way_to_the_next(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangup, reads = asyncio.Event(), asyncio.Queue[str]()
+
+    async def share_again(api: Api, path: str) -> None:
+        reads.put_nowait(path)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(serve, "share_again", share_again)
+    async with serve._reloading(api, "public.jsonl", hangup), asyncio.timeout(10):
+        for _ in range(2):
+            hangup.set()
+            assert await reads.get() == "public.jsonl"

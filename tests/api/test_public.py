@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 import pytest
 
 from radixserve.api.app import ApiSettings
+from radixserve.api.cache import public
 from radixserve.api.cache.public import share, share_again
 from radixserve.api.context import Api
 from radixserve.body_file import FileBody
@@ -99,9 +101,9 @@ class TestRequests:
 
     async def test_the_longest_counts(self, server: Server) -> None:
         await share(server.api, "p", bodies(*({"tokens": [97] * n} for n in (2, 5, 3))))
-        for length, public in ((1, 0), (2, 2), (4, 3), (5, 5), (9, 5)):
+        for length, num_public in ((1, 0), (2, 2), (4, 3), (5, 5), (9, 5)):
             body = body_for(COMPLETIONS) | {"prompt": [97] * length}
-            assert (await asked(server, "a", COMPLETIONS, body))[1] == public
+            assert (await asked(server, "a", COMPLETIONS, body))[1] == num_public
 
     async def test_explain_and_pins_ask_for_the_public_part(self, server: Server) -> None:
         await share(server.api, "p", bodies({"tokens": [97, 98]}))
@@ -156,6 +158,26 @@ class TestFiles:
         path.write_text('{"tokens": [4]}')
         await share_again(server.api, str(path))
         assert [namespaces.num_public(PUBLIC, each) for each in ([1, 2, 3], [4])] == [0, 1]
+
+    async def test_a_reload_waits_for_an_engine_that_does_not_start(
+        self,
+        server: Server,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(public, "_AGAIN_SECONDS", 0.0)
+        path, namespaces = tmp_path / "public.jsonl", server.api.namespaces
+        path.write_text('{"tokens": [1, 2]}')
+        server.engine.unready_reason = "failing"
+        reload = asyncio.create_task(share_again(server.api, str(path)))
+        async with asyncio.timeout(10):
+            while "failing" not in caplog.text:
+                await asyncio.sleep(0.001)
+            server.engine.unready_reason = None
+            await reload
+        assert namespaces.num_public(PUBLIC, [1, 2, 3]) == 2
+        assert caplog.text.count("failing") == 1
 
     async def test_a_prefix_longer_than_the_budget_is_left_out_with_a_warning(
         self, server: Server, caplog: pytest.LogCaptureFixture

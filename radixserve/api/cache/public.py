@@ -7,6 +7,7 @@ continuations, because a template, or a token that spans the border, may depend 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from itertools import takewhile
@@ -21,12 +22,13 @@ from radixserve.api.context import Api
 from radixserve.api.openai.prompts import chat_prompt
 from radixserve.api.refusals import unsupported
 from radixserve.body_file import FileBody, read_body_file
-from radixserve.errors import ApiError, BadRequest, ConfigError
+from radixserve.errors import ApiError, BadRequest, ConfigError, Unavailable
 from radixserve.front.generation import Generation
 from radixserve.prefix import PUBLIC
 from radixserve.text.conversation import Conversation
 
 _CONTINUATIONS: Final = ("A", " a", "\n1")  # no two of them, nor what joins them, begin alike
+_AGAIN_SECONDS: Final = 0.5  # after which a server that could not is asked again
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +36,13 @@ log = logging.getLogger(__name__)
 async def share(api: Api, path: str, bodies: Sequence[FileBody]) -> None:
     """Make the prefixes of a file, and no others, public for the requests that come from now on.
     Some renderings for each. One that is longer than the K/V budget of now is left out with a
-    warning: no request that goes on from it would fit, either.
+    warning: no request that goes on from it would fit, either. While the server takes no requests,
+    because its engine does not start, this waits.
 
     Raises:
         ConfigError: one of them is refused; one sentence with its line. Then nothing has changed.
     """
-    fitting = [await _prefix_in(api, path, body) for body in bodies]
+    fitting = [await _patiently(api, path, body) for body in bodies]
     found = [prefix for prefix in fitting if prefix]
     api.namespaces.share(found)
     log.info("%d public prefixes of %s, %d tokens", len(found), path, sum(map(len, found)))
@@ -54,11 +57,28 @@ async def share_again(api: Api, path: str) -> None:
         log.error("the public prefixes stay as they were: %s", error)
 
 
+async def _patiently(api: Api, path: str, body: FileBody) -> list[int]:
+    """What `_prefix_in` gives, as soon as the server can give it."""
+    has_told = False
+    while True:
+        try:
+            return await _prefix_in(api, path, body)
+        except Unavailable as error:
+            if not has_told:
+                log.warning("the public prefixes of %s wait: %s", path, error)
+            has_told = True
+        await asyncio.sleep(_AGAIN_SECONDS)
+
+
 async def _prefix_in(api: Api, path: str, body: FileBody) -> list[int]:
-    """The token ids of a body that are public; none if they do not fit the K/V budget."""
+    """The token ids of a body that are public; none if they do not fit the K/V budget. Raises
+    ConfigError if it is refused, and Unavailable if that cannot be told now.
+    """
     where = f"the public prefix in line {body.line} of {path}"
     try:
         return await _public_part(api, body.fields)
+    except Unavailable:
+        raise
     except ApiError as error:
         if error.code != "kv_budget_exceeded":
             raise ConfigError(f"{where} cannot be used: {error}") from None
