@@ -68,7 +68,8 @@ def _refusal(config: PretrainedConfig) -> str | None:
     recurrent = _recurrent(config, kinds)
     if recurrent:
         return (
-            f"has recurrent or state-space layers{recurrent}, whose state cannot be cut at a token"
+            f"has layers with a state{recurrent}, and a cached prefix would need the state at its "
+            "end"
         )
     differing = _PER_LAYER & set(_value(config, "per_layer_attributes") or ())
     if differing:
@@ -94,9 +95,9 @@ def _value(config: PretrainedConfig, name: str) -> Any:
 
 
 def _recurrent(config: PretrainedConfig, kinds: Sequence[str]) -> str:
-    """Which kind of recurrent layers there is, in parentheses; "" if there is none. Where a
-    configuration lists the kinds of its layers, sizes of states may belong to kinds that are not
-    among them.
+    """Which kind of layers with a state there is (state-space, linear attention, recurrence,
+    convolution), in parentheses; "" if there is none. Where a configuration lists the kinds of its
+    layers, sizes of states may belong to kinds that are not among them.
     """
     found = [kind for kind in kinds for word in _RECURRENT_KINDS if word in kind]
     if found:

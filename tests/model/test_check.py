@@ -11,15 +11,15 @@ from transformers import (
     AutoModelForCausalLM,
     BartConfig,
     BertConfig,
-    BloomConfig,
+    BigBirdConfig,
     Gemma4TextConfig,
     Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
+    PhimoeConfig,
     PretrainedConfig,
     Qwen2Config,
-    Qwen2MoeConfig,
     Qwen3NextConfig,
     T5Config,
 )
@@ -58,9 +58,9 @@ REFUSED: list[tuple[PretrainedConfig, str]] = [
         Llama4TextConfig(**SMALL, layer_types=["chunked_attention"] * 2),
         "chunked attention; only full and sliding",
     ),
-    (MambaConfig(), "recurrent or state-space"),
+    (MambaConfig(), "layers with a state"),
     (Gemma4TextConfig(), r"different sizes \(head_dim\)"),
-    (Qwen3NextConfig(), "recurrent or state-space"),
+    (Qwen3NextConfig(), "layers with a state"),
     (LlamaConfig(**SMALL, rope_parameters=DYNAMIC), "dynamic rotary positions"),
     (LlamaConfig(**SMALL, rope_parameters=LONG), "longrope rotary positions"),
 ]
@@ -84,23 +84,14 @@ def test_a_window_is_that_of_the_layer_and_shorter_than_the_context() -> None:
 
 def test_a_class_that_ignores_the_window_of_its_configuration_is_refused() -> None:
     """The probe is shorter than the window."""
-    config = Qwen2MoeConfig(
-        **SMALL,
-        use_sliding_window=True,
-        sliding_window=64,
-        layer_types=["sliding_attention"] * 2,
-        num_experts=2,
-        num_experts_per_tok=1,
-        moe_intermediate_size=32,
-        shared_expert_intermediate_size=32,
-    )
+    config = PhimoeConfig(**SMALL, sliding_window=64, num_local_experts=2, num_experts_per_tok=2)
     with pytest.raises(ModelRefused, match=r"full attention in layer 0, .* 64 tokens"):
         prepare_model(AutoModelForCausalLM.from_config(config), CPU)
 
 
 def test_a_model_that_does_not_use_the_attention_interface_is_refused() -> None:
     model = AutoModelForCausalLM.from_config(
-        BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=1, n_head=4)
+        BigBirdConfig(**SMALL, is_decoder=True, attention_type="original_full")
     )
     with pytest.raises(ModelRefused):
         prepare_model(model, CPU)
