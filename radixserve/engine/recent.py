@@ -183,7 +183,7 @@ class Recent:
         """
         prompt, found = asked.prompt, []
         of_session = self._of_session.get((prompt.namespace, asked.session))
-        if of_session is not None and asked.session:
+        if of_session is not None:
             shared = _shared(prompt.tokens, of_session.prompt.tokens)
             if shared >= MIN_SHARED:
                 found.append(_of_session(prompt, of_session, shared))
@@ -274,8 +274,8 @@ def stored_branch(tree: RadixTree, prompt: Prefix) -> Reference | None:
         return None
     edges = [prompt.first(point.depth).tokens, point.node.edge[point.offset * TOKEN_BYTES :]]
     last = point.node
-    while last.children:
-        last = max(last.children.values(), key=lambda child: (child.pins > 0, child.last_use))
+    while children := [each for each in last.children.values() if not each.is_root]:
+        last = max(children, key=lambda child: (child.pins > 0, child.last_use))
         edges.append(last.edge)
     return _reference("stored", prompt, b"".join(edges), point.depth, last)
 

@@ -134,6 +134,9 @@ def test_explain_shows_nobody_what_others_added(harness: Harness) -> None:
     told: Explanation = harness.answer_to(question)
     assert told.matched == {"device": 40}
     assert (told.compared, told.theirs) == (None, [])
+    public = Explain(tokens=[*SYSTEM[:30], 99], namespace=PUBLIC, num_public=30)
+    of_all: Explanation = harness.answer_to(public)
+    assert (of_all.theirs_from, of_all.theirs) == (22, SYSTEM[22:])
     own: Explanation = harness.answer_to(msgspec.structs.replace(question, namespace="a/0"))
     assert own.compared is not None
     assert own.theirs[own.differs_at or 0 :][0] == 2
