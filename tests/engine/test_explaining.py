@@ -151,6 +151,20 @@ def test_a_change_in_an_earlier_answer_is_found_in_the_tree(harness: Harness) ->
     assert told_now.theirs[210 - told_now.theirs_from] == answer[210]
 
 
+def test_reasoning_that_a_template_drops_from_an_earlier_answer_is_a_change(
+    harness: Harness,
+) -> None:
+    run(harness, request("a", PROMPT, 100))
+    reasoning, answer = harness.tokens("a")[:40], harness.tokens("a")[40:]
+    assert reasoning[0] != answer[0]
+    following = [*PROMPT, *answer, 5, 6, 7]
+    lost = told(harness, following).lost
+    assert lost == {"prefix_changed": 59, "never_seen": 3}
+    before = counted(harness)
+    run(harness, request("b", following, 1))
+    assert counted(harness)["prefix_changed"] == before.get("prefix_changed", 0) + 59
+
+
 def test_what_was_evicted_is_told_with_time_and_pressure(harness: Harness) -> None:
     run(harness, request("a", LONG, 1))
     harness.cache.slots.evict(70)
