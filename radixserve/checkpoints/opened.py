@@ -147,7 +147,12 @@ def context_length(config: PretrainedConfig) -> int:
 
 
 def kv_shape(config: PretrainedConfig, dtype: torch.dtype) -> KVShape:
-    """The shape of one token's K/V in a decoder."""
+    """The shape of one token's K/V in a decoder. Latent attention caches a latent, with what is
+    rotated of a key, for all heads.
+    """
+    if _value(config, "kv_lora_rank"):
+        rank, rotated = int(config.kv_lora_rank), int(config.qk_rope_head_dim)
+        return KVShape(int(config.num_hidden_layers), 1, rank + rotated, rank, dtype)
     heads = int(config.num_attention_heads)
     kv_heads = getattr(config, "num_key_value_heads", None) or _fused_kv_heads(config) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads

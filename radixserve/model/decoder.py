@@ -32,7 +32,7 @@ from radixserve.model.operations import (
     Sizes,
 )
 from radixserve.model.row_adapters import RowAdapters
-from radixserve.model.weights import Experts, Layer, Linear, Mlp, Table, Weights
+from radixserve.model.weights import Attention, Experts, Layer, Linear, Mlp, Table, Weights
 from radixserve.tensors.kv import KVPool
 
 
@@ -48,10 +48,13 @@ def decode_layer(
     run.begin(layer)
     attention, mlp = layer.attention, layer.mlp
     x = run.add_norm(delta, attention.norm)
-    q = run.rotate(run.linear(Linear.QKV, attention.qkv, x))
+    q = _queries(run, attention, x)
     if wanted is not None:
         q, x = run.keep(wanted, q, x)
-    attended = run.norm(run.attend(q), attention.inner_norm)
+    attended = run.attend(q)
+    if attention.latent is not None:
+        attended = run.multiply_heads(attention.latent.values, attended)
+    attended = run.norm(attended, attention.inner_norm)
     attended = run.linear(Linear.OUT, attention.o, attended)
     attended = run.norm(attended, attention.post_norm)
     if layer.is_parallel:
@@ -77,6 +80,18 @@ def _experts(run: Operations, mlp: Experts, x: torch.Tensor) -> torch.Tensor:
     shared = _mlp(run, mlp.shared, x) if mlp.shared else None
     gates = run.unrounded_linear(mlp.shared_gate, x) if mlp.shared_gate else None
     return run.combine(results, routes, shared, gates, mlp.scale)
+
+
+def _queries(run: Operations, attention: Attention, x: torch.Tensor) -> torch.Tensor:
+    """The queries of rows x [rows, width]. Their K and V are written to the pool."""
+    latent = attention.latent
+    if latent is None:
+        return run.rotate(run.linear(Linear.QKV, attention.qkv, x))
+    run.store_latent(latent, run.multiply(latent.down, x))
+    if latent.narrow is not None:
+        x = run.norm(run.multiply(latent.narrow, x), latent.narrow_norm)
+    q = run.linear(Linear.QKV, attention.qkv, x)
+    return run.multiply_heads(latent.keys, q, latent.rotated)
 
 
 _Steps = dict[tuple[int, bool], RecordedStep]

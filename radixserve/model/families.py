@@ -9,6 +9,7 @@ our linears and our attention.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,8 @@ from radixserve.model.family_rules import (
     falcon_slopes,
     in_groups,
     in_quarters,
+    latent_fits,
+    latent_in_neighbours,
     local_window,
     no_tables,
     repeating_tables,
@@ -110,6 +113,8 @@ class Mixture:
     shared_gate: str = "mlp.shared_expert_gate"  # likewise
     clamp: Callable[[Any], Clamp | None] = _unclamped  # from the configuration
     halves: Callable[[Any], bool] = _never  # whether the sum is halved, from the configuration
+    normalises: bool = True  # weights of a row, unless a module says otherwise
+    best_of_group: int = 2  # as in `Router`
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +166,7 @@ class Family:
     down: str = "down_proj"
     mlp_inner_norm: Names = ()
     mixture: Mixture | None = None
+    is_latent: bool = False  # attention is that of DeepSeek, with the names of its modules
 
 
 def granite_scales(config: Any) -> Scales:
@@ -391,6 +397,14 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
         attention_norm=("attention.ln",),
         mlp_norm=("ln",),
     ),
+    transformers.MiniCPM3ForCausalLM: Family(
+        serves=latent_fits,
+        scales=lambda config: Scales(
+            residual=config.scale_depth / math.sqrt(config.num_hidden_layers),
+            logits=1 / config.logits_scaling,
+        ),
+        is_latent=True,
+    ),
     transformers.MinistralForCausalLM: Family(),
     transformers.MistralForCausalLM: Family(),
     transformers.MptForCausalLM: Family(
@@ -486,6 +500,9 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
         norms_sums=_always,
     ),
     transformers.VaultGemmaForCausalLM: replace(_GEMMA2, attention_post_norm=(), mlp_post_norm=()),
+    transformers.YoutuForCausalLM: Family(
+        serves=latent_in_neighbours, is_latent=True, in_neighbours=True
+    ),
     transformers.XGLMForCausalLM: replace(
         _XGLM, body="model", positions=lambda body: body.embed_positions.weights[2:]
     ),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from radixserve.checkpoints.windows import within_context
+from radixserve.kernels.cpu.latent import MOST
 from radixserve.model.rotary_tables import ModuleTable, StoredTable
 from radixserve.model.slopes import bloom_slopes
 from radixserve.model.weights import Rotary, RowFunction
@@ -99,6 +100,18 @@ def falcon_slopes(config: Any) -> torch.Tensor | None:
         return None
     scaling = float(config.head_dim**-0.5)
     return bloom_slopes(config.num_attention_heads).bfloat16().float() * scaling
+
+
+def latent_fits(config: Any) -> bool:
+    """Whether the kernels of latent attention have room for a latent and for a head."""
+    rotated = config.qk_rope_head_dim
+    sizes = config.kv_lora_rank, config.qk_nope_head_dim, config.v_head_dim
+    return bool(max(sizes) + rotated <= MOST)
+
+
+def latent_in_neighbours(config: Any) -> bool:
+    """Whether latent attention fits and rotates neighbours, as that of DeepSeek V3 may or not."""
+    return latent_fits(config) and config.rope_interleave
 
 
 def after_dense(head: Any) -> RowFunction:

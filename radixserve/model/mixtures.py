@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from radixserve.kernels.cpu.experts import Scores
 from radixserve.model.families import Family, Mixture, granite_scales
-from radixserve.model.family_rules import rotates_with_window
-from radixserve.model.rotary_tables import ModuleTable
+from radixserve.model.family_rules import latent_fits, latent_in_neighbours, rotates_with_window
+from radixserve.model.rotary_tables import ComplexTable, ModuleTable
 
 
 def _clamp(config: Any) -> tuple[float, float]:
@@ -32,12 +32,32 @@ _GRANITE = Family(
     mixture=Mixture(experts="block_sparse_moe.experts", router="block_sparse_moe.router"),
 )
 
+_LATENT = replace(_SIGMOID, serves=latent_in_neighbours, is_latent=True, in_neighbours=True)
+
+
+def _chooses_by_groups(config: Any) -> bool:
+    """Whether DeepSeek V2 looks at groups of experts, or has one group only."""
+    return latent_fits(config) and (
+        config.topk_method == "group_limited_greedy" or config.n_group in (None, 1)
+    )
+
+
 MIXTURES: dict[type[PreTrainedModel], Family] = {
+    transformers.AXK1ForCausalLM: replace(_LATENT, mlp_post_norm=("mlp.post_mlp_layernorm",)),
+    transformers.DeepseekV2ForCausalLM: Family(
+        serves=_chooses_by_groups,
+        tables=lambda body: [ComplexTable(body.rotary_emb)],
+        in_neighbours=True,
+        mixture=Mixture(normalises=False, best_of_group=1),
+        is_latent=True,
+    ),
+    transformers.DeepseekV3ForCausalLM: _LATENT,
     transformers.Dots1ForCausalLM: _SIGMOID,
     transformers.Ernie4_5_MoeForCausalLM: replace(_SOFTMAX, in_neighbours=True),
     transformers.ExaoneMoeForCausalLM: replace(_SIGMOID, rotates=rotates_with_window),
     transformers.FlexOlmoForCausalLM: _POST_NORMS,
     transformers.Glm4MoeForCausalLM: _SIGMOID,
+    transformers.Glm4MoeLiteForCausalLM: _LATENT,
     transformers.GptOssForCausalLM: Family(
         tables=lambda body: [ModuleTable(body.rotary_emb, is_single=True)],
         mixture=Mixture(router="mlp.router", clamp=_clamp),

@@ -34,15 +34,24 @@ from radixserve.kernels.cpu.experts import combine_kernel, gather_kernel, route
 from radixserve.kernels.cpu.gemm.block import COUNTERS, QUEUE_LENGTH
 from radixserve.kernels.cpu.gemm.call import Gemm, segments_of
 from radixserve.kernels.cpu.gemm.grouped import GroupedGemm
+from radixserve.kernels.cpu.latent import (
+    HeadsBlock,
+    HeadWeights,
+    LatentBlock,
+    multiply_heads_kernel,
+    store_latent_kernel,
+)
 from radixserve.kernels.cpu.low_rank import low_rank_kernel
 from radixserve.kernels.cpu.program import Program
 from radixserve.kernels.cpu.rows import NormBlock, RotateBlock
 from radixserve.kernels.step import AttentionPlan
+from radixserve.model.latents import heads_block, latent_block
 from radixserve.model.routes import Groups, Routes, combine_block, gather_block, route_block
 from radixserve.model.row_adapters import RowAdapters
 from radixserve.model.weights import (
     Experts,
     HeadNorm,
+    Latent,
     Layer,
     Linear,
     Mlp,
@@ -53,7 +62,7 @@ from radixserve.model.weights import (
 )
 from radixserve.tensors.kv import KVPool
 
-_MOST_LAUNCHES = 32  # kernels of a layer
+_MOST_LAUNCHES = 40  # kernels of a layer
 _PART = 3  # layers of a program between two looks at what has come meanwhile
 _ENOUGH = 1 << 15  # numbers in a tensor, from which on waking other threads is worth it
 
@@ -159,10 +168,28 @@ class Operations(ABC):
         self._launch(rows.rotate_of(self.hidden.dtype, shape.dtype), block, qkv)
         return q
 
-    def _set_rope(self, block: RotateBlock, rope: Rope | None) -> None:
+    def _set_rope(self, block: RotateBlock | LatentBlock | HeadsBlock, rope: Rope | None) -> None:
         if rope is not None:
             cos, sin = self._tables[rope.table]
             block.set(cos=cos, sin=sin, pairs=cos.shape[1], in_neighbours=rope.in_neighbours)
+
+    def store_latent(self, latent: Latent, kv: torch.Tensor) -> None:
+        """Write K and V, which are made of `kv` [rows, rank + rotated], to their slots."""
+        block = latent_block(latent, kv, self._pool, self._layer.index, self._slots)
+        self._set_rope(block, self._layer.attention.rope)
+        self._launch(store_latent_kernel(kv.dtype, self._pool.shape.dtype), block, kv)
+
+    def multiply_heads(
+        self, weights: HeadWeights, x: torch.Tensor, rotated: int = 0
+    ) -> torch.Tensor:
+        """The numbers of each head of x [rows, heads * (inputs + rotated)] by the head's weight,
+        the last ones rotated; [rows, heads * (outputs + rotated)].
+        """
+        out = self._new(len(weights.weight) * (weights.outputs + rotated))
+        block = heads_block(weights, x, out, rotated)
+        self._set_rope(block, self._layer.attention.rope if rotated else None)
+        self._launch(multiply_heads_kernel(x.dtype), block, None)
+        return out
 
     def activate(self, x: torch.Tensor, mlp: Mlp | Experts) -> torch.Tensor:
         """The activation of x, or of its first half times the second half; [rows, inner]."""
@@ -173,7 +200,7 @@ class Operations(ABC):
 
     def linear(self, which: Linear, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
         """[rows, out], from x [rows, in], with what the rows' adapters add."""
-        out = self._multiply(weight, x)
+        out = self.multiply(weight, x)
         if self._adapters is not None:
             number = self._layer.index * len(Linear) + which
             block = self._adapters.block(number, x, out)
@@ -223,8 +250,8 @@ class Operations(ABC):
         return self._groups[experts]
 
     @abstractmethod
-    def _multiply(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
-        """[rows, out], from x [rows, in]."""
+    def multiply(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
+        """[rows, out], from x [rows, in], without what adapters add."""
 
     @abstractmethod
     def unrounded_linear(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
@@ -281,7 +308,7 @@ class RunNow(Operations):
         super().__init__(sizes, plan.pool, hidden, tables, plan.write_slots, adapters)
         self._plan, self._attend, self._counter = plan, attend, np.zeros(COUNTERS, np.int64)
 
-    def _multiply(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
+    def multiply(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
         return weight(x)
 
     def unrounded_linear(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
@@ -370,7 +397,7 @@ class Record(Operations):
         super().begin(layer)
         self._results, self._launches, self._attended = 0, 0, False
 
-    def _multiply(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
+    def multiply(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
         """Record a linear. It prefetches K and V of this layer's attention if that is still to
         come, else of the next layer's.
         """

@@ -162,6 +162,7 @@ def _is_plain_layer(layer: Layer, scaling: float) -> bool:
     return (
         not (layer.is_parallel or layer.norms_stream)
         and (attention.rope, attention.attends.scaling, attention.clip) == (Rope(0), scaling, 0.0)
+        and attention.latent is None
         and attention.attends.is_plain
         and (mlp.activation, mlp.is_gated) == (Activation.SILU, True)
         and not any(others)

@@ -87,7 +87,8 @@ def _router(layer: Any, mixture: Mixture, dtype: torch.dtype) -> Router:
         correction=None if correction is None else correction.detach().float().reshape(-1),
         groups=int(_first(parents, "num_group") or 1),
         kept_groups=int(_first(parents, "topk_group") or 1),
-        is_normalised=_first(parents, "norm_topk_prob") is not False,
+        best_of_group=mixture.best_of_group,
+        is_normalised=mixture.normalises and _first(parents, "norm_topk_prob") is not False,
         least_sum=float(_first(parents, "norm_min") or 1e-20),
         scale=float(_first(parents, *_SCALES) or 1.0),
     )

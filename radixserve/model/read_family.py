@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from radixserve.kernels.attention import LayerAttention
 from radixserve.kernels.cpu.gemm.call import Gemm
+from radixserve.kernels.cpu.latent import HeadWeights
 from radixserve.model.decoder import Decoder
 from radixserve.model.families import FAMILIES, Family, Names, Scales
 from radixserve.model.linear import FusedPart, PackedEmbedding, PackedLinear
@@ -28,6 +29,7 @@ from radixserve.model.weights import (
     Experts,
     Head,
     HeadNorm,
+    Latent,
     Layer,
     Mlp,
     Norm,
@@ -151,6 +153,8 @@ class _Reader:
 
     def _attention(self, index: int, layer: Any, attention: Any) -> Attention:
         family = self.family
+        if family.is_latent:
+            return self._latent_attention(index, layer, attention)
         qkv, o = (_weight(find(attention, name)) for name in (family.qkv, family.o))
         dim = o.in_features // self.heads
         kv_heads = (qkv.out_features // dim - self.heads) // 2
@@ -165,6 +169,31 @@ class _Reader:
             clip=float(family.clip(self.config) or 0.0),
             inner_norm=self.norm(attention, family.attention_inner_norm),
             post_norm=self.norm(layer, family.attention_post_norm),
+        )
+
+    def _latent_attention(self, index: int, layer: Any, attention: Any) -> Attention:
+        narrow = attention.q_a_proj
+        sizes = self.config.qk_nope_head_dim, self.config.v_head_dim
+        packed = attention.kv_b_proj.packed
+        both = packed.lookup()(torch.arange(packed.out_features)).view(self.heads, sum(sizes), -1)
+        keys, values = torch.split(both, list(sizes), 1)
+        return Attention(
+            norm=self.norm(layer, self.family.attention_norm),
+            qkv=_weight(attention.q_proj if narrow is None else attention.q_b_proj),
+            places=torch.empty(0, dtype=torch.int64),
+            head_norm=None,
+            rope=self._rope(attention),
+            attends=self._attends(index, attention, sum(sizes)),
+            o=_weight(attention.o_proj),
+            latent=Latent(
+                narrow=None if narrow is None else _weight(narrow),
+                narrow_norm=self.norm(attention, ("q_a_layernorm",)),
+                down=_weight(attention.kv_a_proj_with_mqa),
+                norm=_norm(attention.kv_a_layernorm, False, self.config.kv_lora_rank),
+                rotated=self.config.qk_rope_head_dim,
+                keys=HeadWeights.of(keys),
+                values=HeadWeights.of(values.transpose(1, 2)),
+            ),
         )
 
     def _attends(self, index: int, attention: Any, dim: int) -> LayerAttention:

@@ -39,6 +39,17 @@ class ModuleTable:
 
 
 @dataclass(frozen=True, slots=True)
+class ComplexTable:
+    """The table of a transformers module that gives cosines and sines as complex numbers."""
+
+    module: Any  # gives complex numbers [1, rows, pairs] of x and positions [1, rows]
+
+    def __call__(self, x: torch.Tensor, positions: torch.Tensor) -> Table:
+        found = self.module(x[None], positions[None])[0]
+        return found.real.float().contiguous(), found.imag.float().contiguous()
+
+
+@dataclass(frozen=True, slots=True)
 class StoredTable:
     """A table that a model keeps for all positions."""
 

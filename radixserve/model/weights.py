@@ -21,6 +21,7 @@ from radixserve.kernels.cpu.experts import Scores
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.kernels.cpu.gemm.grouped import GroupedGemm
 from radixserve.kernels.cpu.gemm.stacked import StackedGemm
+from radixserve.kernels.cpu.latent import HeadWeights
 from radixserve.model.elementwise import RowwiseActivation
 
 Table = tuple[torch.Tensor, torch.Tensor]
@@ -89,6 +90,21 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True)
+class Latent:
+    """How a layer makes queries, keys and values by latents; `kernels.cpu.latent` says what is
+    cached. Queries come from `Attention.qkv`, which reads `narrow` where that is.
+    """
+
+    narrow: Gemm | None  # [query's rank, width]
+    narrow_norm: Norm | None  # of what it computes
+    down: Gemm  # [rank + rotated, width]: the latent, then what is rotated of the key
+    norm: Norm  # of the latent
+    rotated: int  # numbers at the end of a key and of a query that are rotated
+    keys: HeadWeights  # of each head, from the rest of a query to the space of latents
+    values: HeadWeights  # of each head, from a latent to a value
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """The attention of a layer. `places`, int64 [heads + 2 * kv_heads], says where each head of q,
     k and v begins in a row of what `qkv` computes.
@@ -101,6 +117,7 @@ class Attention:
     rope: Rope | None  # None: the layer knows no positions
     attends: LayerAttention  # what, and with which weights
     o: Gemm
+    latent: Latent | None = None  # None: `qkv` computes queries, keys and values
     clip: float = 0.0  # the largest size of a number in q, k and v; 0: any
     inner_norm: Norm | None = None  # of what `o` reads
     post_norm: Norm | None = None  # of what it adds to the stream

@@ -24,6 +24,7 @@ from tests.tiny import CPU, VOCAB, chunk, chunks_of, greedy
 from tests.tiny_families import random_model
 
 WINDOWED = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
+LATENT = {"num_key_value_heads": 4, "head_dim": 8}
 # Tiny models by name: the model type, then what is unlike the defaults of its class.
 TINY: dict[str, dict[str, Any]] = {
     "apertus": {},
@@ -73,6 +74,7 @@ TINY: dict[str, dict[str, Any]] = {
     "jais2": {},
     "llama": {},
     "megatron-bert": {"is_decoder": True},
+    "minicpm3": LATENT,
     "ministral": WINDOWED,
     "mistral": {"sliding_window": None},
     "mistral windowed": {"sliding_window": 5},
@@ -102,13 +104,18 @@ TINY: dict[str, dict[str, Any]] = {
     "trocr": {"scale_embedding": True},
     "vaultgemma": {**WINDOWED, "attn_logit_softcapping": 2.0},
     "xglm": {},
+    "youtu": LATENT,
 }
 # The same with mixtures of experts.
 MIXED: dict[str, dict[str, Any]] = {
+    "axk1": LATENT,
+    "deepseek_v2": {**LATENT, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2},
+    "deepseek_v3": {**LATENT, "n_group": 4, "topk_group": 2, "q_lora_rank": None},
     "dots1": {"n_shared_experts": 1, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5},
     "ernie4_5_moe": {},
     "exaone_moe": WINDOWED,
     "flex_olmo": {},
+    "glm4_moe_lite": LATENT,
     "glm4_moe": {"first_k_dense_replace": 1, "routed_scaling_factor": 2.5},
     "gpt_oss": {**WINDOWED, "swiglu_limit": 0.3},
     "granitemoe": {"residual_multiplier": 0.3, "attention_multiplier": 0.2},
@@ -131,7 +138,9 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
     **dict.fromkeys(("attention_heads", "decoder_attention_heads"), 4),
     **dict.fromkeys(("num_key_value_heads",), 2),
-    **dict.fromkeys(("head_dim",), 16),
+    **dict.fromkeys(("head_dim", "qk_nope_head_dim", "v_head_dim"), 16),
+    **dict.fromkeys(("kv_lora_rank", "q_lora_rank"), 24),
+    **dict.fromkeys(("qk_rope_head_dim",), 8),
     **dict.fromkeys(("rotary_dim",), 8),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 8),
     **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk"), 3),

@@ -112,7 +112,7 @@ def _mean(source: Any, at: int, width: int) -> Any:
 
 
 @compiled
-def _spread(source: Any, at: int, width: int, is_centered: int, epsilon: Any) -> Any:
+def spread(source: Any, at: int, width: int, is_centered: int, epsilon: Any) -> Any:
     """The mean (0 unless centered) of `width` numbers from element `at` on, and
     1 / sqrt(mean((source - mean)**2) + epsilon).
     """
@@ -140,7 +140,7 @@ def _add(block: Any, at: int) -> None:
 @compiled
 def _norm(block: Any, at: int) -> None:
     width, weight, bias = block.weight.shape[0], block.weight, block.bias
-    mean, scale = _spread(block.hidden, at, width, block.is_centered, block.epsilon)
+    mean, scale = spread(block.hidden, at, width, block.is_centered, block.epsilon)
     if bias.shape[0] > 0:
         for j in range(width):
             x = (number_at(block.hidden, at + j) - mean) * scale * weight[j] + bias[j]
@@ -183,7 +183,7 @@ def _norm_head(block: Any, at: int, whole: Any, head: Any) -> None:
     """
     mean, scale = whole
     if block.is_whole == 0:
-        mean, scale = _spread(head, 0, block.dim, block.is_centered, block.epsilon)
+        mean, scale = spread(head, 0, block.dim, block.is_centered, block.epsilon)
     weight, bias = block.weight[at:][: block.dim], block.bias[at:][: block.dim]
     for j in range(weight.shape[0]):
         head[j] = (head[j] - mean) * scale * weight[j]
@@ -192,7 +192,7 @@ def _norm_head(block: Any, at: int, whole: Any, head: Any) -> None:
 
 
 @compiled
-def _rotate_head(block: Any, row: int, head: Any) -> None:
+def rotate_head(block: Any, row: int, head: Any) -> None:
     """Rotate pairs of numbers of a head, in place."""
     pairs = block.pairs
     cos, sin = block.cos[row * pairs :][:pairs], block.sin[row * pairs :][:pairs]
@@ -223,7 +223,7 @@ def _scale_of(head: Any, dim: int, largest: Any) -> Any:
 
 
 @compiled
-def _put_head(target: Any, to: int, head: Any, dim: int) -> None:
+def put_head(target: Any, to: int, head: Any, dim: int) -> None:
     """Write a head from element `to` of `target` on, with its scale where its type has one."""
     scale = _ONE
     if largest_code(target) > _ZERO:
@@ -243,20 +243,20 @@ def _rotate_row(block: Any, row: int, head: Any) -> None:
         if block.is_whole != 0 and (index == 0 or index == heads):
             width = (heads if index == 0 else kv_heads) * dim
             at = source + block.places[index]
-            whole = _spread(block.qkv, at, width, block.is_centered, block.epsilon)
+            whole = spread(block.qkv, at, width, block.is_centered, block.epsilon)
         if block.is_late != 0:
-            _rotate_head(block, row, head)
+            rotate_head(block, row, head)
         if block.weight.shape[0] > 0:
             _norm_head(block, index * dim, whole, head)
         if block.is_late == 0:
-            _rotate_head(block, row, head)
+            rotate_head(block, row, head)
         if index < heads:
-            _put_head(block.q, (row * heads + index) * dim, head, dim)
+            put_head(block.q, (row * heads + index) * dim, head, dim)
         else:
-            _put_head(block.k, to + (index - heads) * size, head, dim)
+            put_head(block.k, to + (index - heads) * size, head, dim)
     for index in range(kv_heads):
         _load_head(block, source + block.places[heads + kv_heads + index], head)
-        _put_head(block.v, to + index * size, head, dim)
+        put_head(block.v, to + index * size, head, dim)
 
 
 @compiled

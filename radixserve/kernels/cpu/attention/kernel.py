@@ -99,7 +99,7 @@ class Item(NamedTuple):
 
 
 @cache
-def _multiplier(wide: bool) -> Any:
+def multiplier(wide: bool) -> Any:
     """`multiply` for a level; `wide` is for processors with AVX-512."""
     panel = panel_of(wide)
     multiply_1, multiply_2, multiply_3 = (multiply_rows(rows, wide) for rows in (1, 2, 3))
@@ -183,7 +183,7 @@ def _contribute(
 ) -> None:
     """Add the loaded tile, which begins at position `start`, to the group's sums of rows [block,
     block + count) of the item. If `fresh`, it is the first tile of these sums. `multiply` is that
-    of `_multiplier`.
+    of `multiplier`.
     """
     scores, sums, k_dim = scratch.scores, scratch.sums, tile.keys.count
     plain = Fold(scratch.old, scratch.new, 0, 0)
@@ -335,7 +335,7 @@ def _adder(wide: bool, special: bool) -> Any:
     """`add_tile` for a level; `wide` is for processors with AVX-512, `special` for layers
     that are not plain.
     """
-    multiply, rules = _multiplier(wide), SPECIAL if special else PLAIN
+    multiply, rules = multiplier(wide), SPECIAL if special else PLAIN
 
     @compiled
     def add_tile(
