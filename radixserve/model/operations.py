@@ -390,8 +390,10 @@ class Record(Operations):
         # from a queue for each layer; behind the last attention there is nothing to prefetch.
         self._queues = np.zeros((layers + 1, QUEUE_LENGTH), np.int64)
         self._layers_of: dict[int | None, list[int]] = {}  # those of each window
+        # What is prefetched are places in K. V lies at the same ones if its rows are as long.
+        second = pool.v if pool.shape.v_row == pool.shape.k_row else pool.k
         for index in range(layers):
-            self._queues[index, 3:] = pool.k[index].data_ptr(), pool.v[index].data_ptr()
+            self._queues[index, 3:] = pool.k[index].data_ptr(), second[index].data_ptr()
 
     def begin(self, layer: Layer) -> None:
         super().begin(layer)
