@@ -274,7 +274,7 @@ def test_a_pooling_layer_marks_an_embedding_model(folder: Path) -> None:
 def test_an_adapter_is_not_ignored(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (folder / "adapter_model.safetensors").write_bytes(b"")
-    assert refusal(folder).startswith("FOLDER holds an adapter (adapter_config.json): adapters")
+    assert refusal(folder).startswith("FOLDER holds an adapter (adapter_config.json)")
 
 
 @pytest.mark.parametrize("method", ["unheard_of", "gptq", "awq", "bitsandbytes", "fp8"])
