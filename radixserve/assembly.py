@@ -1,4 +1,4 @@
-"""Puts the parts of a server together, without HTTP: the engine and the tokenizer with their
+"""Puts the parts of one model together, without HTTP: the engine and the tokenizer with their
 processes, and what handlers need to know of them.
 
 The server and the Python interface both stand on it.
@@ -7,16 +7,18 @@ The server and the Python interface both stand on it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from radixserve.api.context import Api
 from radixserve.api.settings import ApiSettings
-from radixserve.checkpoints.embedded import EMBEDDED_DEFAULTS
+from radixserve.checkpoints.embedded import EMBEDDED_DEFAULTS, EMBEDDED_NAME
 from radixserve.checkpoints.source import ModelSource, find_model
 from radixserve.config import Settings
 from radixserve.defaults import Defaults, load_defaults
-from radixserve.errors import StartupError
+from radixserve.errors import ConfigError, StartupError
 from radixserve.front.auto_budget import AutoBudget
 from radixserve.front.child import Child
 from radixserve.front.client import ProcessEngine
@@ -24,7 +26,7 @@ from radixserve.front.traffic_log import TrafficLog
 from radixserve.metrics import Metrics
 from radixserve.preparations import check_folders, for_engine
 from radixserve.step import EngineInfo
-from radixserve.text.client import TokenizerProcesses
+from radixserve.text.client import ProcessTokenizer, TokenizerProcesses
 from radixserve.text.messages import Start
 
 _LOAD_SECONDS = 120.0  # time for a tokenizer process to import its libraries and read a local model
@@ -40,11 +42,45 @@ def find(settings: Settings) -> ModelSource:
     return find_model(settings)
 
 
-class Assembly:
-    """The parts of one server. `start` them, and `close` them in every case."""
+def find_each(each: Sequence[Settings]) -> list[ModelSource]:
+    """The models that the settings of `each_model` name, downloaded or converted if need be.
 
-    def __init__(self, settings: Settings, source: ModelSource, first: Child | None = None) -> None:
-        """`first` is the process of the engine if it was begun, with settings `for_engine`.
+    Raises:
+        StartupError: one of them cannot be used, or two have the same name.
+    """
+    if len(each) == 1:
+        return [find_model(each[0])]
+    sources: list[ModelSource] = []
+    taken: dict[str, str] = {}  # the model that has a name
+    for settings in each:
+        model = "".join(settings.model) or EMBEDDED_NAME
+        try:
+            sources.append(find_model(settings))
+        except StartupError as error:
+            raise StartupError(f"{model}: {error}") from error
+        for name in sources[-1].names:
+            if name in taken:
+                raise ConfigError(
+                    f"{taken[name]} and {model} would both be called {name!r}: give each a name "
+                    "of its own, as NAME=MODEL"
+                )
+            taken[name] = model
+    return sources
+
+
+class Assembly:
+    """The parts of one model. `start` them, and `close` them in every case."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        source: ModelSource,
+        first: Child | None = None,
+        *,
+        is_one_of_several: bool = False,
+    ) -> None:
+        """`first` is the process of the engine if it was begun, with settings `for_engine`. One of
+        several models shares the K/V budget with the others, and is named when it is refused.
 
         Raises:
             StartupError: a setting cannot be used.
@@ -53,6 +89,7 @@ class Assembly:
         self.metrics = Metrics(name, aliases=settings.metric_aliases)
         self.settings = settings
         self._names = source.names
+        self._is_one_of_several = is_one_of_several
         self._limits = ApiSettings.of(settings, _defaults(settings, source))
         self._processes = TokenizerProcesses(
             _tokenizer_start(settings, model),
@@ -62,10 +99,17 @@ class Assembly:
         )
         metrics = self.metrics
         on_events = (metrics.observe_steps, metrics.engine_restarted, metrics.request_resumed)
-        self.engine = ProcessEngine(for_engine(settings), model, *on_events, first)
+        self.engine = ProcessEngine(
+            for_engine(settings), model, *on_events, first, shares_budget=is_one_of_several
+        )
         self.engine.traffic = _traffic_log(settings)
         self.loading: asyncio.Task[EngineInfo] | None = None
         self._moving: asyncio.Task[None] | None = None  # budgets that move by themselves
+
+    @property
+    def name(self) -> str:
+        """The name of the model in answers."""
+        return self._names[0]
 
     async def start(self) -> Api:
         """Start both kinds of processes, and wait for the tokenizer. The model loads meanwhile:
@@ -74,16 +118,42 @@ class Assembly:
         Raises:
             StartupError: the tokenizer cannot be loaded.
         """
-        # Both import libraries for seconds, so they start at the same time.
-        self.loading = asyncio.create_task(self.engine.start())
-        if self.settings.kv_budget_max or self.settings.host_budget_max:
-            auto = AutoBudget(self.engine, self.settings, self._budget_moved)
-            self._moving = asyncio.create_task(auto.run())
-        tokenizer = await self._processes.start()
-        limits = _with_end_of_text(self._limits, tokenizer.eos_token_id, self.settings)
-        return Api.of(self.engine, tokenizer, self.metrics, limits, self._names)
+        return self.api(await self.begin())
 
-    def _budget_moved(self, setting: str) -> None:
+    async def begin(self) -> ProcessTokenizer:
+        """As `start`, and return the tokenizer, for `api`."""
+        # Both import libraries for seconds, so they start at the same time.
+        self.loading = asyncio.create_task(self._load())
+        moves = self.settings.kv_budget_max or self.settings.host_budget_max
+        if moves and not self._is_one_of_several:
+            auto = AutoBudget(self.engine, self.settings, self.budget_moved)
+            self._moving = asyncio.create_task(auto.run())
+        with self._named_if_refused():
+            return await self._processes.start()
+
+    async def _load(self) -> EngineInfo:
+        with self._named_if_refused():
+            return await self.engine.start()
+
+    @contextlib.contextmanager
+    def _named_if_refused(self) -> Iterator[None]:
+        try:
+            yield
+        except StartupError as error:
+            if self._is_one_of_several:
+                raise StartupError(f"{self.name}: {error}") from error
+            raise
+
+    def api(self, tokenizer: ProcessTokenizer, beside: Api | None = None) -> Api:
+        """What handlers use for this model, which is served beside another one. Raises ConfigError
+        if the file of keys or of the secret cannot be used.
+        """
+        limits = _with_end_of_text(self._limits, tokenizer.eos_token_id, self.settings)
+        make = Api.of if beside is None else beside.beside
+        return make(self.engine, tokenizer, self.metrics, limits, self._names)
+
+    def budget_moved(self, setting: str) -> None:
+        """Count that a budget has moved by itself."""
         self.metrics.setting_changed(setting, "auto")
 
     async def close(self) -> None:
@@ -131,7 +201,7 @@ def _read_template(file: Path) -> str:
 def _defaults(settings: Settings, source: ModelSource) -> Defaults:
     """The default values of requests. Raises ConfigError for a wrong setting."""
     shipped = None
-    if settings.model is None:
+    if not settings.model:
         shipped = {} if settings.fake_model else EMBEDDED_DEFAULTS
     return load_defaults(settings, source.folder, shipped)
 

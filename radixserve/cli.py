@@ -309,6 +309,10 @@ def _add_flag(group: argparse._ArgumentGroup, row: Setting) -> None:
             row.flag, action=argparse.BooleanOptionalAction, default=None, help=help_text
         )
         return
+    if row.several and row.doc.path:  # one at a time, because positional arguments may follow
+        word = row.name.upper()
+        group.add_argument(row.flag, action="append", metavar=word, help=help_text)
+        return
     if row.several:
         word = row.name.rpartition("_")[2].upper()
         group.add_argument(row.flag, nargs="+", action="extend", metavar=word, help=help_text)
@@ -322,11 +326,12 @@ def _add_flag(group: argparse._ArgumentGroup, row: Setting) -> None:
 def _resolved(arguments: argparse.Namespace) -> Resolved:
     given = {row.name: getattr(arguments, row.name) for row in TABLE}
     if arguments.positional_model is not None:
-        if given["model"] not in (None, arguments.positional_model):
+        if given["model"] not in (None, [arguments.positional_model]):
             raise ConfigError(
-                f"two models are given: {arguments.positional_model} and --model {given['model']}"
+                f"two models are given: {arguments.positional_model} and --model "
+                f"{given['model'][0]}; to serve several write --model before each"
             )
-        given["model"] = arguments.positional_model
+        given["model"] = [arguments.positional_model]
     flags = {name: value for name, value in given.items() if value is not None}
     return resolve(flags, os.environ, arguments.config)
 

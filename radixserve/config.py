@@ -227,14 +227,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "info"
 
     model: Annotated[
-        _Name | None,
+        tuple[_Name, ...],
         Doc(
             "model",
-            "folder, GGUF file or hub name of the model",
+            "folder, GGUF file or hub name of the model, also as NAME=MODEL with the name that "
+            "clients use; several models share one K/V budget (docs/operations.md)",
             zero="the embedded model",
             path=True,
         ),
-    ] = None
+    ] = ()
     revision: Annotated[
         _Name | None,
         Doc("model", "branch, tag or commit of a model from the hub", zero="main"),
@@ -407,9 +408,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(ge=0),
         Doc(
             "cache",
-            "the K/V budget does not shrink by itself below this",
+            "the K/V budget does not shrink by itself below this; with several models that of "
+            "each, which bounds the length of its requests",
             "bytes",
-            zero="a quarter of the budget at start",
+            zero="a quarter of the budget at start, with several models of an equal part",
         ),
     ] = 0
     cache: Annotated[bool, Doc("cache", "reuse the keys and values of shared prefixes")] = True

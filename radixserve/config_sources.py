@@ -19,6 +19,7 @@ from typing import Any, Final
 from radixserve.adapters import sources_of
 from radixserve.config import SECTIONS, Settings
 from radixserve.config_table import ENV_PREFIX, TABLE, Setting
+from radixserve.each_model import given_models
 from radixserve.errors import ConfigError
 
 CONFIG_VARIABLE: Final = ENV_PREFIX + "CONFIG"
@@ -107,7 +108,7 @@ def _from_flags(flags: Mapping[str, str | bool | list[str]]) -> list[_Found]:
     found: list[_Found] = []
     for name, raw in flags.items():
         row = rows[name]
-        if isinstance(raw, list):
+        if isinstance(raw, list) and not row.doc.path:
             raw = " ".join(raw)
         if isinstance(raw, str):
             found.append((name, row.parse_text(raw, row.flag), row.flag))
@@ -162,14 +163,16 @@ def _suggestion(word: str, known: Iterable[str]) -> str:
 
 def _refuse_contradictions(settings: Settings, sources: Mapping[str, str]) -> None:
     def told(name: str) -> str:
-        return f"{name}={getattr(settings, name)} ({sources.get(name, 'default')})"
+        value = getattr(settings, name)
+        shown = ",".join(value) if isinstance(value, tuple) else value
+        return f"{name}={shown} ({sources.get(name, 'default')})"
 
-    if settings.fake_model and settings.model is not None:
+    if settings.fake_model and any(each.model for each in given_models(settings)):
         raise ConfigError(f"{told('fake_model')} contradicts {told('model')}: give one of them")
     if settings.kv_budget and settings.kv_share:
         raise ConfigError(f"{told('kv_budget')} contradicts {told('kv_share')}: give one of them")
     least, most = settings.kv_budget_min, settings.kv_budget_max
-    if least and not most:
+    if least and not most and len(settings.model) < 2:
         raise ConfigError(f"{told('kv_budget_min')} has no effect without kv_budget_max")
     for below, above in combinations(("kv_budget_min", "kv_budget", "kv_budget_max"), 2):
         if most and 0 < getattr(settings, above) < getattr(settings, below):

@@ -20,6 +20,7 @@ from radixserve.sizes import format_size, parse_size
 ENV_PREFIX: Final = "RADIXSERVE_"
 
 _WORDS: Final = re.compile(r"[^\s,]+")
+_PATHS: Final = re.compile(r"[^,\s][^,]*(?<!\s)")  # which may contain spaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,9 @@ class Setting:
 
     @property
     def several(self) -> bool:
-        """Whether the value is a tuple of words, given as several arguments or with commas."""
+        """Whether the value is a tuple of words or paths, given as several arguments or with
+        commas.
+        """
         return get_origin(self.plain) is tuple
 
     @property
@@ -95,7 +98,8 @@ class Setting:
         """
         word = text.strip()
         if self.several and word.lower() not in ("auto", "none"):
-            return self._convert(tuple(_WORDS.findall(word)), source, strict=True)
+            words = _PATHS if self.doc.path else _WORDS
+            return self._convert(tuple(words.findall(word)), source, strict=True)
         if self.plain is bool:
             word = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(
                 word.lower(), word
@@ -115,8 +119,8 @@ class Setting:
             return self.default
         if self.several and isinstance(raw, str):
             raw = () if raw == "none" else (raw,)
-        if self.doc.path and isinstance(raw, str):
-            raw = os.path.expanduser(raw)
+        if self.doc.path:
+            raw = _expanded(raw)
         try:
             value = parse_size(raw) if self.doc.unit == "bytes" and isinstance(raw, str) else raw
             return msgspec.convert(value, self.type, strict=strict)
@@ -124,6 +128,13 @@ class Setting:
             expected = f"one of {', '.join(self.choices)}" if self.choices else str(error)
             shown = "(secret)" if self.doc.secret else repr(raw)
             raise ConfigError(f"{source}: {self.key} = {shown} is not valid: {expected}") from None
+
+
+def _expanded(path: object) -> object:
+    """One path or several with the home folder for ~."""
+    if isinstance(path, list | tuple):
+        return tuple(_expanded(each) for each in path)
+    return os.path.expanduser(path) if isinstance(path, str) else path
 
 
 def _table() -> tuple[Setting, ...]:

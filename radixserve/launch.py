@@ -1,8 +1,8 @@
-"""`radixserve serve`: takes the address, begins the engine process, and serves.
+"""`radixserve serve`: takes the address, begins the engine processes, and serves.
 
-The engine process imports for a second before it can load anything, so it is begun first.
-Meanwhile this process imports the rest of the server and finds the model, whose files are verified
-if they were converted.
+An engine process imports for a second before it can load anything, so they are begun first, one for
+each model. Meanwhile this process imports the rest of the server and finds the models, whose files
+are verified if they were converted.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections.abc import Sequence
 
 from radixserve.api.address import Address, take_address
 from radixserve.config import Settings
+from radixserve.each_model import each_model
 from radixserve.front.child import Child
 from radixserve.preparations import (
     bodies_to_warm,
@@ -29,6 +31,7 @@ def launch(settings: Settings) -> int:
     Raises:
         StartupError: the server cannot start because of a setting, the model or the port.
     """
+    each = each_model(settings)
     signal.signal(signal.SIGTERM, _leave)
     if settings.api_key_file is not None:  # the file is read later, so there is nothing to do yet
         signal.signal(signal.SIGHUP, lambda number, frame: None)
@@ -38,9 +41,10 @@ def launch(settings: Settings) -> int:
         check_keys(settings)
         bodies_to_warm(settings)
         public_bodies(settings)
-        check_folders(settings)
+        for one in each:
+            check_folders(one)
         with asyncio.Runner() as runner:
-            return _with_engine(runner, settings, address)
+            return _with_engines(runner, settings, each, address)
     finally:
         address.close()
 
@@ -50,14 +54,19 @@ def _leave(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def _with_engine(runner: asyncio.Runner, settings: Settings, address: Address) -> int:
-    engine = Child()
+def _with_engines(
+    runner: asyncio.Runner, settings: Settings, each: Sequence[Settings], address: Address
+) -> int:
+    engines = [Child() for _ in each]
     try:
-        with contextlib.suppress(OSError):  # it is started later, or the reason is told then
-            runner.run(engine.begin(for_engine(settings)))
-        from radixserve.checkpoints.source import find_model
+        for one, engine in zip(each, engines, strict=True):
+            with contextlib.suppress(OSError):  # it is started later, or the reason is told then
+                runner.run(engine.begin(for_engine(one)))
+        from radixserve.assembly import find_each
         from radixserve.serve import serve
 
-        return runner.run(serve(settings, find_model(settings), address, engine))
+        models = list(zip(each, find_each(each), engines, strict=True))
+        return runner.run(serve(settings, models, address))
     finally:
-        runner.run(engine.end())
+        for engine in engines:
+            runner.run(engine.end())

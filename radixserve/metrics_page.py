@@ -43,14 +43,14 @@ def _labelled(sample: Sample, labels: Mapping[str, str]) -> Sample:
     return sample._replace(labels={**labels, **sample.labels})
 
 
-def together(models: Sequence[Metrics]) -> Together:
-    """The metrics of several models, by the label `model`."""
+def collector(models: Sequence[Metrics]) -> Collector:
+    """The metrics of one model, or of several by the label `model`."""
+    if len(models) == 1:
+        return models[0].registry
     return Together([(each.registry, {"model": each.model}) for each in models])
 
 
 def page(models: Sequence[tuple[Metrics, EngineInfo | None]]) -> bytes:
     """The page of one model or more, with their newest `take_state` and their engines' facts."""
     names = Together([(each, {}) for one, info in models for each in one.other_names(info)])
-    if len(models) > 1:
-        return generate_latest(together([one for one, _ in models])) + generate_latest(names)
-    return generate_latest(models[0][0].registry) + generate_latest(names)
+    return generate_latest(collector([one for one, _ in models])) + generate_latest(names)

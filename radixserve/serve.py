@@ -16,11 +16,12 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
 
 from radixserve.api.address import Address
 from radixserve.api.app import make_app
@@ -36,6 +37,7 @@ from radixserve.checkpoints.source import ModelSource
 from radixserve.config import Settings
 from radixserve.errors import ApiError
 from radixserve.front.child import Child
+from radixserve.metrics_page import collector
 from radixserve.preparations import bodies_to_warm, public_bodies
 from radixserve.sizes import rounded_size
 from radixserve.step import EngineInfo
@@ -43,87 +45,129 @@ from radixserve.telemetry.destination import Destination, destination
 from radixserve.text.turns import CLOSED, OPEN, turn_end
 from radixserve.waiting import unless_set
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 _TURN_END_SECONDS = 2.0  # time for a check of the chat template before the server is announced
 
 
-async def serve(settings: Settings, source: ModelSource, address: Address, engine: Child) -> int:
-    """Serve until a signal; the exit code. `engine` is the engine process, which was begun.
+async def serve(
+    settings: Settings, models: Sequence[tuple[Settings, ModelSource, Child]], address: Address
+) -> int:
+    """Serve until a signal; the exit code. Each model comes with its settings (`each_model`) and
+    its engine process, which was begun.
 
     Raises:
-        StartupError: the server cannot start because of a setting or the model.
+        StartupError: the server cannot start because of a setting or a model.
     """
     stopping, hangup = _stop_on_signals(), asyncio.Event()
     if settings.api_key_file is not None:  # from now on, so that no SIGHUP is lost
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
     to = destination(settings, os.environ)
-    assembly = Assembly(settings, source, engine)
+    several = len(models) > 1
+    assemblies = [Assembly(*each, is_one_of_several=several) for each in models]
     try:
-        api = await unless_set(stopping, assembly.start())
-        if api is not None:
-            files = _reloading(api, settings.public_prefix, hangup)
-            async with _telemetry(to, api) as traced, files:
-                await _answer(traced, assembly, address, stopping)
+        apis = await unless_set(stopping, _started(assemblies))
+        if apis is not None:
+            files = _reloading(apis[0], settings.public_prefix, hangup)
+            async with _telemetry(to, apis) as traced, files:
+                await _answer(traced, assemblies, address, stopping)
     finally:
-        await assembly.close()
+        await _for_all(assembly.close() for assembly in assemblies)
     return 0
 
 
+async def _started(assemblies: Sequence[Assembly]) -> list[Api]:
+    """What handlers use for each model. Raises StartupError if a tokenizer cannot be loaded."""
+    first, *others = await _for_all(assembly.begin() for assembly in assemblies)
+    api = assemblies[0].api(first)
+    return [api, *(a.api(each, api) for a, each in zip(assemblies[1:], others, strict=True))]
+
+
+async def _for_all(each: Iterable[Awaitable[T]]) -> list[T]:
+    """The results of all, which run at the same time; if one raises, the others are cancelled."""
+    running = [asyncio.ensure_future(one) for one in each]
+    try:
+        return list(await asyncio.gather(*running))
+    finally:
+        for one in running:
+            one.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
 @contextlib.asynccontextmanager
-async def _telemetry(to: Destination | None, api: Api) -> AsyncIterator[Api]:
-    """`api` with traces, while they and metrics are sent; as it is if nothing is to be sent."""
+async def _telemetry(to: Destination | None, apis: list[Api]) -> AsyncIterator[list[Api]]:
+    """`apis` with traces, while they and metrics are sent; as they are if nothing is to be sent."""
     if to is None:
-        yield api
+        yield apis
         return
     from radixserve.telemetry.sender import Telemetry
 
-    def snapshot() -> CollectorRegistry:
-        engine = api.engine
-        api.metrics.take_state(engine.stats, engine.info, up=engine.unready_reason is None)
-        return api.metrics.registry
+    def snapshot() -> Collector:
+        for api in apis:
+            engine = api.engine
+            api.metrics.take_state(engine.stats, engine.info, up=engine.unready_reason is None)
+        return collector([api.metrics for api in apis])
 
     telemetry = Telemetry(to, snapshot)
     telemetry.start()
     try:
-        yield replace(api, traces=telemetry.traces)
+        yield [replace(api, traces=telemetry.traces) for api in apis]
     finally:
         await telemetry.close()
 
 
-async def _answer(api: Api, assembly: Assembly, address: Address, stopping: asyncio.Event) -> None:
-    """Listen, wait for the model, and answer until a signal arrives and running requests have
+async def _answer(
+    apis: Sequence[Api],
+    assemblies: Sequence[Assembly],
+    address: Address,
+    stopping: asyncio.Event,
+) -> None:
+    """Listen, wait for the models, and answer until a signal arrives and running requests have
     ended.
     """
-    settings, engine, loading = assembly.settings, assembly.engine, assembly.loading
-    assert loading is not None, "the assembly was started"
-    listener = Listener(make_app(api), address)
+    api, settings = apis[0], assemblies[0].settings  # but for what models share, of the first one
+    listener = Listener(make_app(*apis), address)
     warn_if_open(settings)
     warming = None if settings.warm is None else "warming"
     api.readiness.reason = warming if settings.public_prefix is None else "sharing"
     try:
         await listener.start()
-        # Until the model is loaded, the port answers that the server is alive but not ready.
+        # Until models are loaded, the port answers that the server is alive but not ready.
         log.info("%s is open, and says when the model is ready (/health)", address.url)
-        if (info := await unless_set(stopping, loading)) is not None:
-            log.info("the K/V cache has %s", _room(info, settings))
-            _warn_of_floors(api)
+        if (infos := await unless_set(stopping, _for_all(map(_loaded, assemblies)))) is not None:
+            log.info("the K/V cache has %s", _room(infos, settings))
+            if len(apis) == 1:
+                _warn_of_floors(api)
             if settings.public_prefix is not None:
                 await unless_set(stopping, _share(api, settings, settings.public_prefix))
                 api.readiness.reason = warming
-            await unless_set(stopping, _check_turn_end(api))
-            async with _warm(api, assembly, stopping):
-                _announce(address.url, api.model_name, with_key=api.keys.required)
+            await unless_set(stopping, _for_all(map(_check_turn_end, apis)))
+            async with contextlib.AsyncExitStack() as stack:
+                for each, assembly in zip(apis, assemblies, strict=True):
+                    await stack.enter_async_context(_warm(each, assembly, stopping))
+                names = [each.model_name for each in apis]
+                _announce(address.url, names, with_key=api.keys.required)
                 await stopping.wait()
             log.info("draining")
-            await engine.drain(settings.drain_seconds)
+            await _for_all(each.engine.drain(settings.drain_seconds) for each in assemblies)
     finally:
-        await engine.stop()
+        await _for_all(each.engine.stop() for each in assemblies)
         await listener.close()
 
 
-def _room(info: EngineInfo, settings: Settings) -> str:
+async def _loaded(assembly: Assembly) -> EngineInfo:
+    """Wait for the engine. Raises StartupError if it was refused."""
+    assert assembly.loading is not None, "the assembly was started"
+    return await assembly.loading
+
+
+def _room(infos: Sequence[EngineInfo], settings: Settings) -> str:
     """The K/V budget in words."""
+    info, *others = infos
+    if others:
+        return f"{rounded_size(settings.kv_budget_max)}, shared by {len(infos)} models"
     size = rounded_size(info.num_slots * info.slot_bytes)
     chosen = "" if settings.kv_budget else ", chosen by the memory that is free (kv_budget = auto)"
     return f"{size}, room for {info.num_slots:,} tokens{chosen}"
@@ -248,14 +292,17 @@ def _stop_on_signals() -> asyncio.Event:
     return stopping
 
 
-def _announce(url: str, name: str, *, with_key: bool) -> None:
+def _announce(url: str, names: Sequence[str], *, with_key: bool) -> None:
     """Print the line that programs wait for, with the server's address, and a hint for people."""
     header, option = (" -H 'Authorization: Bearer KEY'", " --key KEY") if with_key else ("", "")
     body = json.dumps(
-        {"model": name, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+        {
+            "model": names[0],
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        }
     )
     where = f"--unix-socket {url[5:]} http://localhost" if url.startswith("unix:") else url
-    print(f"radixserve: {name} listening on {url}", flush=True)
+    print(f"radixserve: {' and '.join(names)} listening on {url}", flush=True)
     print(
         f"try: curl -s {where}/v1/chat/completions{header} "
         f"-H 'content-type: application/json' -d '{body}'",

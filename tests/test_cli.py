@@ -56,7 +56,7 @@ def test_flags_reach_the_server(served: list[Settings]) -> None:
     ]
     assert cli.main(["serve", *flags]) == 0
     assert served == [
-        Settings(model="a/b", host="::1", port=0, device="cpu", kv_budget=512 << 20, cache=False)
+        Settings(model=("a/b",), host="::1", port=0, device="cpu", kv_budget=512 << 20, cache=False)
     ]
 
 
@@ -67,7 +67,7 @@ def test_the_model_can_be_given_without_its_flag(
     arguments: list[str], served: list[Settings]
 ) -> None:
     assert cli.main(["serve", *arguments, "--port", "0"]) == 0
-    assert served == [Settings(model="org/name", port=0)]
+    assert served == [Settings(model=("org/name",), port=0)]
 
 
 def test_two_models_are_refused(served: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +89,7 @@ def test_the_home_folder_can_be_spelled_as_a_tilde_wherever_a_path_is_given(
         monkeypatch.setenv("RADIXSERVE_MODEL", "~/m")
         monkeypatch.setenv("RADIXSERVE_DISK_PATH", "~/kv")
     assert cli.main(["serve", "--config=~/settings.toml", *flags]) == 0
-    assert served == [Settings(model=f"{tmp_path}/m", disk_path=f"{tmp_path}/kv")]
+    assert served == [Settings(model=(f"{tmp_path}/m",), disk_path=f"{tmp_path}/kv")]
 
 
 def test_a_flag_wins_over_a_variable_and_a_variable_over_the_file(

@@ -76,7 +76,7 @@ def test_flag_beats_variable_beats_file_beats_default(
 
 
 def test_settings_reach_the_engine_process_unchanged() -> None:
-    settings = Settings(model="some/model", kv_budget=3 << 30, cache=False, drain_seconds=1.5)
+    settings = Settings(model=("some/model",), kv_budget=3 << 30, cache=False, drain_seconds=1.5)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(settings), type=Settings) == settings
 
 

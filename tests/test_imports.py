@@ -48,7 +48,7 @@ LAYERS = (
     ("cache",),
     ("messages",),
     ("config_sources", "defaults", "key_file", "body_file"),
-    ("config_table",),
+    ("config_table", "each_model"),
     ("config",),
     (
         "adapters",

@@ -53,7 +53,7 @@ def test_the_command_for_another_terminal_can_be_typed_there(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/radixserve" if on_path else None)
-    serve._announce("http://127.0.0.1:8001", "tiny", with_key=False)
+    serve._announce("http://127.0.0.1:8001", ["tiny"], with_key=False)
     first, curl, chat = capsys.readouterr().out.splitlines()
     assert first == "radixserve: tiny listening on http://127.0.0.1:8001"
     assert curl.startswith("try: curl -s http://127.0.0.1:8001/v1/chat/completions ")
@@ -186,7 +186,9 @@ async def test_it_is_ready_when_its_public_prefixes_are_read(
     loading: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     loading.set_result(FakeEngine().info)
     assembly: Any = SimpleNamespace(settings=settings, engine=AsyncMock(), loading=loading)
-    answering = asyncio.create_task(serve._answer(api, assembly, take_address(settings), stopping))
+    answering = asyncio.create_task(
+        serve._answer([api], [assembly], take_address(settings), stopping)
+    )
     async with asyncio.timeout(10):
         await reading.wait()
         assert api.unready_reason == "sharing"

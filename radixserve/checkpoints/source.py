@@ -43,20 +43,21 @@ class ModelSource:
 
 
 def find_model(settings: Settings) -> ModelSource:
-    """The model to serve. Converts or downloads it if that was not done before.
+    """The model to serve, which the settings of one model name (`each_model`). Converts or
+    downloads it if that was not done before.
 
     Raises:
         ModelRefused: there is no such model, or it cannot be converted or downloaded; one sentence
             gives the reason.
     """
-    if settings.model is None:
+    if not settings.model:
         if settings.revision is not None:
             raise ModelRefused(
                 f"revision {settings.revision!r} needs a model from the hub: give it"
             )
         found = ModelSource(embedded_model(), (EMBEDDED_NAME,))
     else:
-        found = _named(settings.model, settings.revision)
+        found = _named(settings.model[0], settings.revision)
     return ModelSource(found.folder, _served_names(settings.served_model_name, found.names))
 
 

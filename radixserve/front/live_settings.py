@@ -55,7 +55,11 @@ class LiveSetting(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 class LiveSettings:
     """The changeable settings of one server."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, shares_budget: bool = False) -> None:
+        """`shares_budget`: the K/V budget belongs to several models, and no request may need more
+        than the smallest part that this one has, with which its engines begin.
+        """
+        self.shares_budget = shares_budget
         self.settings = settings  # with the values of now, but for budgets that an engine decides
         self._changed: dict[str, Value] = {}
         self._reasons: dict[str, tuple[str, str]] = {}  # who made the last change, and why
@@ -85,6 +89,8 @@ class LiveSettings:
         taken = -(-self.adapter_bytes // info.slot_bytes)
         num_slots = max(min(MIN_SLOTS, budget), budget - taken)
         most = max_request_tokens(info.context_length, num_slots)
+        if self.shares_budget:
+            most = min(most, info.max_request_tokens)
         return msgspec.structs.replace(info, num_slots=num_slots, max_request_tokens=most)
 
     def shown(self) -> dict[str, LiveSetting]:

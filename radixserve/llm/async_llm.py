@@ -13,6 +13,7 @@ from radixserve.api.openai.endpoints import prepare_chat, prepare_completion
 from radixserve.api.openai.wire import ChatBody, CompletionBody
 from radixserve.assembly import Assembly, find
 from radixserve.config_sources import from_arguments
+from radixserve.each_model import each_model
 from radixserve.errors import BadRequest, ConfigError, StartupError, Unavailable
 from radixserve.front.generation import Generation
 from radixserve.front.stream import Delta, Stream
@@ -52,7 +53,10 @@ class AsyncLLM:
             ConfigError: there is no such setting, its value is wrong, two contradict each other, or
                 it is `warm`.
         """
-        self._settings = from_arguments(_DEFAULTS | settings | {"model": model})
+        one, *others = each_model(from_arguments(_DEFAULTS | settings | {"model": model}))
+        if others:
+            raise ConfigError("several models are for servers; here, make an object for each")
+        self._settings = one
         if self._settings.warm is not None:
             raise ConfigError("warm is for servers; here, generate one token for each prompt")
         self._process: int | None = None  # that has started it

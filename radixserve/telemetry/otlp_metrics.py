@@ -21,8 +21,8 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from radixserve import __version__
@@ -35,7 +35,7 @@ _Labels = tuple[tuple[str, str], ...]
 
 
 def metrics_data(
-    registry: CollectorRegistry, resource: Resource, started_ns: int, now_ns: int
+    registry: Collector, resource: Resource, started_ns: int, now_ns: int
 ) -> MetricsData:
     """Every metric of `registry` with its value now; counters began at `started_ns`. Takes about
     as long as rendering the page.

@@ -22,7 +22,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
-from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
 
 from radixserve import __version__
 from radixserve.telemetry.destination import Destination
@@ -37,7 +37,7 @@ _CLOSE_SECONDS = 2.0  # for what is still to be sent when the server ends
 class Telemetry:
     """What is sent, from `start` to `close`."""
 
-    def __init__(self, to: Destination, snapshot: Callable[[], CollectorRegistry]) -> None:
+    def __init__(self, to: Destination, snapshot: Callable[[], Collector]) -> None:
         """`snapshot` gives the metrics with their values now; it is called on the event loop."""
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # `_Told` says it once
         resource = _resource()
@@ -124,7 +124,7 @@ class _TraceSender:
 
 class _MetricsSender:
     def __init__(
-        self, to: Destination, resource: Resource, snapshot: Callable[[], CollectorRegistry]
+        self, to: Destination, resource: Resource, snapshot: Callable[[], Collector]
     ) -> None:
         self._resource, self._snapshot, self._seconds = resource, snapshot, to.metrics_seconds
         self._exporter = OTLPMetricExporter(to.metrics_url)

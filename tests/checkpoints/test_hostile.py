@@ -271,7 +271,7 @@ def test_a_small_file_that_is_none_is_refused_before_anything_starts(
 ) -> None:
     words = put(place, folder / name)
     with pytest.raises(ModelRefused) as refused:
-        find_model(Settings(model=str(folder)))
+        find_model(Settings(model=(str(folder),)))
     assert str(refused.value) == f"{folder / name} {words}"
 
 
@@ -280,7 +280,7 @@ def test_a_small_file_that_is_huge_is_not_read(name: str, folder: Path) -> None:
     (folder / name).touch()
     os.truncate(folder / name, 1 << 42)
     with pytest.raises(ModelRefused, match=f"at most {MOST_BYTES:,} are read"):
-        find_model(Settings(model=str(folder)))
+        find_model(Settings(model=(str(folder),)))
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -299,7 +299,7 @@ def test_a_part_of_the_weights_that_is_no_file_is_named(place: str, shards: Path
 def test_a_folder_that_links_to_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").symlink_to("model")
     with pytest.raises(ModelRefused, match="there is no folder"):
-        find_model(Settings(model=str(tmp_path / "model")))
+        find_model(Settings(model=(str(tmp_path / "model"),)))
 
 
 def test_a_damaged_gguf_file_in_a_folder_is_named_and_ignored_beside_safetensors(

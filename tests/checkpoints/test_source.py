@@ -64,27 +64,27 @@ def test_a_folder_is_called_by_its_name(typed: str, names: tuple[str, ...], here
     for folder in ("org", "org/name", "deep/org/name"):
         (here / folder).mkdir(parents=True, exist_ok=True)
         (here / folder / "config.json").write_text("{}")
-    found = find_model(Settings(model=typed))
+    found = find_model(Settings(model=(typed,)))
     assert (found.folder, found.names) == (Path(typed), names)
 
 
 def test_the_working_folder_has_a_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(model_folder(here / "tiny"))
     for typed in (".", "./", "../tiny"):
-        assert find_model(Settings(model=typed)).names == ("tiny",)
+        assert find_model(Settings(model=(typed,))).names == ("tiny",)
 
 
 def test_chosen_names_stand_for_all_others_and_the_first_is_shown(here: Path) -> None:
     model_folder(here / "tiny")
-    settings = Settings(model="tiny", served_model_name=("a", "b/c", "a"))
+    settings = Settings(model=("tiny",), served_model_name=("a", "b/c", "a"))
     assert find_model(settings).names == ("a", "b/c")
 
 
 def test_names_with_a_star_come_last_because_answers_carry_the_first(here: Path) -> None:
     model_folder(here / "tiny")
-    settings = Settings(model="tiny", served_model_name=("x-*", "a", "*"))
+    settings = Settings(model=("tiny",), served_model_name=("x-*", "a", "*"))
     assert find_model(settings).names == ("a", "x-*", "*")
-    settings = Settings(model="tiny", served_model_name=("x-*",))
+    settings = Settings(model=("tiny",), served_model_name=("x-*",))
     assert find_model(settings).names == ("tiny", "x-*")
 
 
@@ -93,22 +93,22 @@ def test_a_folder_of_the_hubs_cache_is_a_model_by_its_full_name(
     revision: str | None, here: Path
 ) -> None:
     folder = hub_cache(here / "models--org--two--parts", COMMIT, OTHER)
-    found = find_model(Settings(model=str(folder), revision=revision))
+    found = find_model(Settings(model=(str(folder),), revision=revision))
     assert found.folder == folder / "snapshots" / OTHER
     assert found.names == ("org/two--parts", "two--parts")
 
 
 def test_another_revision_in_the_hubs_cache_is_found_and_a_missing_one_refused(here: Path) -> None:
     folder = hub_cache(here / "models--org--name", COMMIT, OTHER)
-    found = find_model(Settings(model=str(folder), revision=COMMIT))
+    found = find_model(Settings(model=(str(folder),), revision=COMMIT))
     assert found.folder == folder / "snapshots" / COMMIT
     with pytest.raises(ModelRefused, match=r"of the hub's cache has no revision 'v2'"):
-        find_model(Settings(model=str(folder), revision="v2"))
+        find_model(Settings(model=(str(folder),), revision="v2"))
 
 
 def test_a_snapshot_is_called_by_its_models_name_and_not_by_its_hash(here: Path) -> None:
     folder = hub_cache(here / "models--org--name", COMMIT) / "snapshots" / COMMIT
-    assert find_model(Settings(model=str(folder))).names == ("org/name", "name")
+    assert find_model(Settings(model=(str(folder),))).names == ("org/name", "name")
 
 
 @pytest.mark.parametrize(
@@ -129,13 +129,13 @@ def test_what_is_no_model_is_refused_in_one_sentence(typed: str, told: str, here
     (here / "gguf").mkdir()
     (here / "gguf" / "x.gguf").touch()
     with pytest.raises(ModelRefused, match=told):
-        find_model(Settings(model=typed))
+        find_model(Settings(model=(typed,)))
 
 
 def test_a_plain_folder_has_no_revisions(here: Path) -> None:
     model_folder(here / "tiny")
     with pytest.raises(ModelRefused, match="tiny is a folder, which has no revision 'v2'"):
-        find_model(Settings(model="tiny", revision="v2"))
+        find_model(Settings(model=("tiny",), revision="v2"))
     with pytest.raises(ModelRefused, match="revision 'v2' needs a model from the hub"):
         find_model(Settings(revision="v2"))
 
@@ -151,14 +151,14 @@ def test_a_gguf_file_is_converted_and_once_more_when_it_changes(
 
     monkeypatch.setattr(source, "converted", note)
     (here / "tiny.Q4_1.gguf").write_bytes(b"GGUF")
-    first = find_model(Settings(model="tiny.Q4_1.gguf"))
-    assert first == find_model(Settings(model=str(here / "tiny.Q4_1.gguf")))
+    first = find_model(Settings(model=("tiny.Q4_1.gguf",)))
+    assert first == find_model(Settings(model=(str(here / "tiny.Q4_1.gguf"),)))
     assert first.names == ("tiny.Q4_1",)
     assert [file.name for file, _ in made] == ["tiny.Q4_1.gguf"] * 2
     os.utime(here / "tiny.Q4_1.gguf", (0, 0))
-    assert find_model(Settings(model="tiny.Q4_1.gguf")).folder != first.folder
+    assert find_model(Settings(model=("tiny.Q4_1.gguf",))).folder != first.folder
     with pytest.raises(ModelRefused, match="is a file, which has no revision 'v2'"):
-        find_model(Settings(model="tiny.Q4_1.gguf", revision="v2"))
+        find_model(Settings(model=("tiny.Q4_1.gguf",), revision="v2"))
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def silent_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_model_comes_from_the_hub_and_then_from_its_cache(
     hub: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = find_model(Settings(model=NAME))
+    found = find_model(Settings(model=(NAME,)))
     assert found.names == ("org/tiny", "tiny")
     assert sorted(file.name for file in found.folder.iterdir()) == [
         "config.json",
@@ -188,10 +188,10 @@ def test_a_model_comes_from_the_hub_and_then_from_its_cache(
         "tokenizer.json",
     ]
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    assert find_model(Settings(model=NAME)) == found
+    assert find_model(Settings(model=(NAME,))) == found
     assert "the hub cannot be reached" in caplog.text
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert find_model(Settings(model=NAME)) == found
+    assert find_model(Settings(model=(NAME,))) == found
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_what_the_hub_does_not_give_is_one_sentence(
     name: str, revision: str | None, told: str, hub: str
 ) -> None:
     with pytest.raises(ModelRefused, match=told):
-        find_model(Settings(model=name, revision=revision))
+        find_model(Settings(model=(name,), revision=revision))
 
 
 def test_a_hub_that_is_silent_is_given_up_and_the_cache_is_named(
@@ -218,7 +218,7 @@ def test_a_hub_that_is_silent_is_given_up_and_the_cache_is_named(
         f"{tmp_path}/hub/hub; the hub cannot be reached \\(no answer within 0.5 s\\)"
     )
     with pytest.raises(ModelRefused, match=told):
-        find_model(Settings(model=NAME))
+        find_model(Settings(model=(NAME,)))
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

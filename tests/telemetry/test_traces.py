@@ -64,11 +64,11 @@ async def serving(collector: Collector, **settings: object) -> AsyncIterator[Tra
     to = destination(Settings(otlp_endpoint=collector.url, **settings), {})  # type: ignore[arg-type]
     assert to is not None
 
-    def snapshot() -> object:
+    def snapshot() -> CollectorRegistry:
         metrics.take_state(engine.stats, engine.info)
         return metrics.registry
 
-    telemetry = Telemetry(replace(to, metrics_seconds=0.1), snapshot)  # type: ignore[arg-type]
+    telemetry = Telemetry(replace(to, metrics_seconds=0.1), snapshot)
     telemetry.start()
     address = take_address(Settings(port=0))
     listener = Listener(make_app(replace(api, traces=telemetry.traces)), address)
