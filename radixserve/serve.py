@@ -18,6 +18,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +38,7 @@ from radixserve.checkpoints.source import ModelSource
 from radixserve.config import Settings
 from radixserve.errors import ApiError
 from radixserve.front.child import Child
+from radixserve.front.shared_budget import SharedBudget
 from radixserve.metrics_page import collector
 from radixserve.preparations import bodies_to_warm, public_bodies
 from radixserve.sizes import rounded_size
@@ -71,6 +73,7 @@ async def serve(
         apis = await unless_set(stopping, _started(assemblies))
         if apis is not None:
             files = _reloading(apis[0], settings.public_prefix, hangup)
+            apis = _sharing(apis, assemblies) if several else apis
             async with _telemetry(to, apis) as traced, files:
                 await _answer(traced, assemblies, address, stopping)
     finally:
@@ -83,6 +86,32 @@ async def _started(assemblies: Sequence[Assembly]) -> list[Api]:
     first, *others = await _for_all(assembly.begin() for assembly in assemblies)
     api = assemblies[0].api(first)
     return [api, *(a.api(each, api) for a, each in zip(assemblies[1:], others, strict=True))]
+
+
+def _sharing(apis: Sequence[Api], assemblies: Sequence[Assembly]) -> list[Api]:
+    """`apis` with the K/V budget that their models share."""
+    moved = {each.name: partial(each.budget_moved, "kv_budget") for each in assemblies}
+    shared = SharedBudget(
+        assemblies[0].settings.kv_budget_max,
+        {each.name: each.engine for each in assemblies},
+        lambda name: moved[name](),
+    )
+    return [replace(api, shared_budget=shared) for api in apis]
+
+
+@contextlib.asynccontextmanager
+async def _lending(shared: SharedBudget | None) -> AsyncIterator[None]:
+    """Let memory move between models until the block ends, if there are several."""
+    if shared is None:
+        yield
+        return
+    await shared.begin()
+    moving = asyncio.create_task(shared.run())
+    try:
+        yield
+    finally:
+        moving.cancel()
+        await asyncio.wait([moving])
 
 
 async def _for_all(each: Iterable[Awaitable[T]]) -> list[T]:
@@ -145,6 +174,7 @@ async def _answer(
                 api.readiness.reason = warming
             await unless_set(stopping, _for_all(map(_check_turn_end, apis)))
             async with contextlib.AsyncExitStack() as stack:
+                await stack.enter_async_context(_lending(api.shared_budget))
                 for each, assembly in zip(apis, assemblies, strict=True):
                     await stack.enter_async_context(_warm(each, assembly, stopping))
                 names = [each.model_name for each in apis]

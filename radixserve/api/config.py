@@ -9,8 +9,9 @@ from aiohttp import web
 from radixserve.api.access import check_admin, tenant_of
 from radixserve.api.body import decode_body, read_raw
 from radixserve.api.cache.query import parameters
-from radixserve.api.context import api_of
+from radixserve.api.context import Api, api_of
 from radixserve.api.json_response import json_response
+from radixserve.api.refusals import unsupported
 from radixserve.errors import BadRequest
 
 MAX_WHY: Final = 200  # characters
@@ -20,7 +21,7 @@ async def config(request: web.Request) -> web.Response:
     """GET /config."""
     check_admin(request)
     parameters(request, ())
-    return json_response({"settings": api_of(request).engine.live_settings.shown()})
+    return json_response(_shown(api_of(request)))
 
 
 async def change(request: web.Request) -> web.Response:
@@ -30,16 +31,26 @@ async def change(request: web.Request) -> web.Response:
     api = api_of(request)
     changes = decode_body(await read_raw(request), dict[str, Any])
     why = _why(changes.pop("why", ""))
+    if api.shared_budget is not None and "kv_budget" in changes:
+        raise unsupported("kv_budget", "'kv_budget', which several models share by demand,")
     did = await api.engine.configure(changes, tenant_of(request).name, why)
     for name in changes:
         api.metrics.setting_changed(name)
-    return json_response(
-        {
-            "settings": api.engine.live_settings.shown(),
-            "evicted_tokens": did.evicted_tokens,
-            "excess_bytes": did.excess_bytes,
+    did_what = {"evicted_tokens": did.evicted_tokens, "excess_bytes": did.excess_bytes}
+    return json_response(_shown(api) | did_what)
+
+
+def _shown(api: Api) -> dict[str, Any]:
+    """The settings of a model, and how several models share their K/V budget."""
+    told: dict[str, Any] = {"settings": api.engine.live_settings.shown()}
+    shared = api.shared_budget
+    if shared is not None:
+        told["shared_kv_budget"] = {
+            "total": shared.total,
+            "parts": shared.parts,
+            "moves": list(shared.moves),
         }
-    )
+    return told
 
 
 def _why(why: object) -> str:

@@ -22,6 +22,7 @@ from radixserve.api.ui.state import PageState
 from radixserve.api.volatile import VolatilePrefixes
 from radixserve.errors import Unavailable
 from radixserve.front.protocol import EngineClient
+from radixserve.front.shared_budget import SharedBudget
 from radixserve.places import Places, Turns
 from radixserve.step import EngineInfo
 
@@ -65,7 +66,8 @@ class Readiness:
 @dataclass(frozen=True, slots=True)
 class Api:
     """The collaborators and facts that handlers use for requests to one model. What models share is
-    the same object in each: threads, keys, namespaces, limits, readiness and traces.
+    the same object in each: threads, keys, namespaces, limits, readiness, traces and
+    the budget.
     """
 
     engine: EngineClient
@@ -83,6 +85,7 @@ class Api:
     ui: PageState
     readiness: Readiness
     traces: Traces | None = None  # None: none are made
+    shared_budget: SharedBudget | None = None  # of several models; None: there is one
 
     @classmethod
     def of(

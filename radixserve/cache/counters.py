@@ -41,6 +41,14 @@ GHOST_HIT_TOKENS = Declared(
     values=(("1.5x", "2x", "4x"),),
 )
 
+OLDEST_SECONDS = Declared(
+    "gauge",
+    "radixserve_oldest_kv_seconds",
+    "seconds",
+    "Time since the last use of the keys and values on the device that were not used for longest, "
+    "of those that may be evicted; 0 without any",
+)
+
 TREE_NODES = Declared("gauge", "radixserve_tree_nodes", "nodes", "Nodes of the prefix tree")
 
 TENANT_KV_BYTES = Declared(
@@ -65,6 +73,7 @@ COUNTERS: Final = (
     EVICTED_TOKENS,
     RECOMPUTED_TOKENS,
     GHOST_HIT_TOKENS,
+    OLDEST_SECONDS,
     TREE_NODES,
     TENANT_KV_BYTES,
     TENANT_EVICTED_TOKENS,

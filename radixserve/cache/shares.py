@@ -57,6 +57,10 @@ class Shares:
             **{TENANT_EVICTED_TOKENS.key(*each): count for each, count in evicted.items()},
         }
 
+    def oldest_use(self) -> int | None:
+        """The last use of the leaf that was used least recently; None without leaves. O(owners)."""
+        return min((line[0][0] for line in self._leaves.values()), default=None)
+
     def victim(self) -> Node | None:
         """The next leaf of the tenant that is furthest above its quota; if there is none, that of
         the policy below, or the least recently used one whose owner is not at its floor.

@@ -17,9 +17,11 @@ from heapq import nlargest
 from typing import Any
 
 from radixserve.cache.ages import Ages
+from radixserve.cache.counters import OLDEST_SECONDS
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node, path_prefix
 from radixserve.cache.survey import Parts, Surveyed, drop_unused, find, roots_of, survey, walk
+from radixserve.declared import Numbers
 from radixserve.engine.adapter_questions import AdapterQuestions
 from radixserve.engine.adapters import LoadedAdapter
 from radixserve.engine.configuring import Configuring
@@ -134,6 +136,12 @@ class Answering:
     def note_time(self) -> None:
         """To be called every second or so, so that ages can be told."""
         self._ages.note(self._cache.evictor.clock, time.monotonic())
+
+    def numbers(self) -> Numbers:
+        """The age of what may be evicted, as declared in `cache.counters`."""
+        oldest, now = self._cache.slots.shares.oldest_use(), time.monotonic()
+        age = 0.0 if oldest is None else self._ages.age(oldest, now)
+        return {OLDEST_SECONDS.key(): round(age, 1)}
 
     def _part(self) -> AnyAnswer | None:
         """Do one part of the first question; its answer if that was the last one."""

@@ -227,6 +227,7 @@ class EngineCore:
                 **self.cache.numbers(),
                 **self.tiers.numbers(),
                 **self.pins.numbers(),
+                **self.answering.numbers(),
             },
             observed={
                 STEP_SECONDS.key(): [seconds for seconds, _, _ in recent],

@@ -12,6 +12,7 @@ from dataclasses import replace
 import aiohttp
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
+from prometheus_client import CollectorRegistry
 
 from radixserve.api.address import take_address
 from radixserve.api.app import ApiSettings, make_app
