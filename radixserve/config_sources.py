@@ -108,10 +108,11 @@ def _from_flags(flags: Mapping[str, str | bool | list[str]]) -> list[_Found]:
     found: list[_Found] = []
     for name, raw in flags.items():
         row = rows[name]
-        if isinstance(raw, list) and not row.doc.path:
-            raw = " ".join(raw)
-        if isinstance(raw, str):
-            found.append((name, row.parse_text(raw, row.flag), row.flag))
+        if isinstance(raw, list) and row.doc.path:
+            found.append((name, row.parse_words(raw, row.flag), row.flag))
+        elif isinstance(raw, str | list):
+            text = raw if isinstance(raw, str) else " ".join(raw)
+            found.append((name, row.parse_text(text, row.flag), row.flag))
         else:
             found.append((name, row.parse_value(raw, row.flag), row.flag))
     return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
@@ -20,7 +21,6 @@ from radixserve.sizes import format_size, parse_size
 ENV_PREFIX: Final = "RADIXSERVE_"
 
 _WORDS: Final = re.compile(r"[^\s,]+")
-_PATHS: Final = re.compile(r"[^,\s][^,]*(?<!\s)")  # which may contain spaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +98,23 @@ class Setting:
         """
         word = text.strip()
         if self.several and word.lower() not in ("auto", "none"):
-            words = _PATHS if self.doc.path else _WORDS
-            return self._convert(tuple(words.findall(word)), source, strict=True)
+            words = word.split(",") if self.doc.path else _WORDS.findall(word)
+            return self.parse_words(words, source)
         if self.plain is bool:
             word = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(
                 word.lower(), word
             )
         return self._convert(word, source, strict=False)
+
+    def parse_words(self, words: Sequence[str], source: str) -> Any:
+        """Parse a value of several words or paths, "auto" included. Paths may contain spaces.
+
+        Raises:
+            ConfigError: as `parse_text`.
+        """
+        stripped = tuple(word.strip() for word in words)
+        only = stripped[0] if len(stripped) == 1 else stripped
+        return self._convert(only, source, strict=True)
 
     def parse_value(self, value: object, source: str) -> Any:
         """The value that TOML gives; text stands for a number only in sizes and as "auto".

@@ -72,8 +72,27 @@ def test_the_model_can_be_given_without_its_flag(
 
 def test_two_models_are_refused(served: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "a/b", "--model", "c/d"]) == 2
-    assert capsys.readouterr().err == "radixserve: two models are given: a/b and --model c/d\n"
+    assert capsys.readouterr().err == (
+        "radixserve: two models are given: a/b and --model c/d; to serve several write --model "
+        "before each\n"
+    )
     assert served == []
+
+
+@pytest.mark.parametrize("given", ["flags", "variable", "file"])
+def test_several_models_can_be_given_and_their_paths_may_have_spaces(
+    given: str, served: list[Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags: list[str] = []
+    if given == "flags":
+        flags = ["--model", "/m/a b", "--model", "x=/c"]
+    elif given == "variable":
+        monkeypatch.setenv("RADIXSERVE_MODEL", "/m/a b, x=/c")
+    else:
+        (tmp_path / "f.toml").write_text('[model]\nmodel = ["/m/a b", "x=/c"]')
+        flags = ["--config", str(tmp_path / "f.toml")]
+    assert cli.main(["serve", *flags]) == 0
+    assert served == [Settings(model=("/m/a b", "x=/c"))]
 
 
 @pytest.mark.parametrize("given", ["flag", "variable", "file"])

@@ -119,7 +119,8 @@ def test_a_malformed_value_is_refused_with_key_and_source(name: str, text: str) 
         "[cache]\ncache = 'yes'",
         "[cache]\nkv_budget = -5",
         "[cache]\nkv_budget = 1.5",
-        "[model]\nmodel = ['a']",
+        "[model]\nmodel = [1]",
+        "[model]\nrevision = ['a']",
         "[model]\ndevice = 'tpu'",
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -14,6 +15,7 @@ from radixserve.api.context import Api
 from radixserve.api.listen import Listener
 from radixserve.api.settings import ApiSettings
 from radixserve.config import Settings
+from radixserve.front.shared_budget import SharedBudget
 from radixserve.questions import Drop
 from tests.api.conftest import CHAT, GENERATING, MESSAGES, MODEL, KeepingMetrics, Server, body_for
 from tests.fakes import FakeEngine, LocalTokenizer
@@ -33,6 +35,7 @@ async def two(
     """A server with MODEL and OTHER, the engine of which is `second`."""
     first, metrics = FakeEngine(), KeepingMetrics(MODEL)
     api = Api.of(first, tokenizer, metrics, settings, (MODEL,))
+    api = replace(api, shared_budget=SharedBudget(1000, {MODEL: first}, lambda name: None))
     other = api.beside(second, tokenizer, KeepingMetrics(OTHER), settings, (OTHER, "other-*"))
     address = take_address(Settings(port=0))
     listener = Listener(make_app(api, other), address)
@@ -113,6 +116,14 @@ async def test_the_query_names_the_model_whose_cache_is_meant(
     for name, most in ((MODEL, 16), (OTHER, 3)):
         _, shown = await two.get(f"/config?model={name}")
         assert shown["settings"]["max_running"]["value"] == most
+
+
+async def test_the_shared_budget_is_shown_and_not_changed_by_hand(two: Server) -> None:
+    _, shown = await two.get(f"/config?model={OTHER}")
+    assert shown["shared_kv_budget"] == {"total": 1000, "parts": {MODEL: 1000}, "moves": []}
+    path = f"/config?model={OTHER}"
+    status, answer = await sent(two, "PUT", path, {"kv_budget": 4096})
+    assert (status, answer["error"]["param"]) == (400, "kv_budget")
 
 
 async def test_the_server_is_ready_when_all_models_are(two: Server, second: FakeEngine) -> None:

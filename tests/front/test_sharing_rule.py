@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -143,7 +144,7 @@ PART = Part(
         ({"oldest_seconds": 0.0}, {"oldest_seconds": 0.0}, 0),  # nothing can be evicted
     ],
 )
-def test_how_much_moves(taker: dict[str, float], giver: dict[str, float], num_bytes: int) -> None:
+def test_how_much_moves(taker: dict[str, Any], giver: dict[str, Any], num_bytes: int) -> None:
     parts = {"a": replace(PART, **{"is_short": True, **taker}), "b": replace(PART, **giver)}
     move = decide(parts, free=0)
     assert (0 if move is None else move.num_bytes) == num_bytes
