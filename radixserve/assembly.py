@@ -99,9 +99,8 @@ class Assembly:
         )
         metrics = self.metrics
         on_events = (metrics.observe_steps, metrics.engine_restarted, metrics.request_resumed)
-        self.engine = ProcessEngine(
-            for_engine(settings), model, *on_events, first, shares_budget=is_one_of_several
-        )
+        self.engine = ProcessEngine(for_engine(settings), model, *on_events, first)
+        self.engine.live_settings.shares_budget = is_one_of_several
         self.engine.traffic = _traffic_log(settings)
         self.loading: asyncio.Task[EngineInfo] | None = None
         self._moving: asyncio.Task[None] | None = None  # budgets that move by themselves

@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "top", help="watch a running server in the terminal", allow_abbrev=False
     )
     _add_server(watch)
+    watch.add_argument("--model", metavar="NAME", help="which of several models to watch")
     watch.set_defaults(run=_top, parser=watch)
     bench = commands.add_parser(
         "bench", help="replay a workload against any server", add_help=False, prefix_chars="\0"
@@ -264,7 +265,8 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
 def _top(arguments: argparse.Namespace) -> int:
     from radixserve.top.command import main as top
 
-    return top(arguments.url, arguments.key or os.environ.get("RADIXSERVE_API_KEY"))
+    key = arguments.key or os.environ.get("RADIXSERVE_API_KEY")
+    return top(arguments.url, key, arguments.model)
 
 
 def _path(text: str) -> Path:

@@ -72,7 +72,7 @@ def test_more_floors_than_there_is_are_warned_of(
 
 
 def test_where_keys_are_needed_the_commands_name_one(capsys: pytest.CaptureFixture[str]) -> None:
-    serve._announce("http://127.0.0.1:8001", "tiny", with_key=True)
+    serve._announce("http://127.0.0.1:8001", ["tiny"], with_key=True)
     _, curl, chat = capsys.readouterr().out.splitlines()
     assert "-H 'Authorization: Bearer KEY'" in curl
     assert chat.endswith("--key KEY")

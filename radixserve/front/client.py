@@ -72,17 +72,14 @@ class ProcessEngine:
         on_restart: Callable[[Cause], None],
         on_resume: Callable[[], None],
         first: Child | None = None,
-        *,
-        shares_budget: bool = False,
     ) -> None:
         """`on_restart` is called for each death, `on_resume` for each request that is submitted
         again to a later engine. `first` is the process of the first engine, if it was begun.
-        `shares_budget` is that of `LiveSettings`.
         """
         self.info: EngineInfo | None = None
         self.traffic: TrafficLog | None = None  # takes note of every request
         self.on_ready: Callable[[], None] = lambda: None  # called for each engine that is ready
-        self.live_settings = LiveSettings(settings, shares_budget=shares_budget)
+        self.live_settings = LiveSettings(settings)
         self.pins = KeptPins()
         self._on_stats = on_stats
         self._on_restart = on_restart

@@ -53,13 +53,15 @@ class LiveSetting(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class LiveSettings:
-    """The changeable settings of one server."""
+    """The changeable settings of one engine.
 
-    def __init__(self, settings: Settings, *, shares_budget: bool = False) -> None:
-        """`shares_budget`: the K/V budget belongs to several models, and no request may need more
-        than the smallest part that this one has, with which its engines begin.
-        """
-        self.shares_budget = shares_budget
+    Attributes:
+        shares_budget: the K/V budget belongs to several models, and no request may need more than
+            the smallest part of it that this one has, with which its engines begin.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.shares_budget = False
         self.settings = settings  # with the values of now, but for budgets that an engine decides
         self._changed: dict[str, Value] = {}
         self._reasons: dict[str, tuple[str, str]] = {}  # who made the last change, and why

@@ -46,14 +46,14 @@ class Watch:
                 self.prefixes = str(error)
 
 
-def main(url: str, key: str | None) -> int:
-    """Watch until q or Ctrl-C; without a terminal show one screen, with all since the server's
-    start and the speeds of a second. The exit status is 1 if the server does not answer at first.
+def main(url: str, key: str | None, model: str | None = None) -> int:
+    """Watch a model until q or Ctrl-C; without a terminal show one screen, with all since the
+    server's start and the speeds of a second. The exit status is 1 if the server does not answer at first.
     """
     console = Console(highlight=False)
     is_watched = sys.stdin.isatty() and console.is_terminal
     try:
-        watch = Watch(Source(url, key), since_start=not is_watched)
+        watch = Watch(Source(url, key, model), since_start=not is_watched)
     except TopError as error:
         return _refuse(error)
     watch.look()

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
+
+_Samples = dict[str, list[tuple[dict[str, str], float]]]
 
 _SECONDS = 5.0  # for one answer
 _MOST_BYTES = 16 << 20  # of one answer
@@ -39,7 +41,7 @@ class Reading:
     """The metrics page at one moment."""
 
     at: float  # time.monotonic() seconds
-    samples: dict[str, list[tuple[dict[str, str], float]]] = field(default_factory=dict)
+    samples: _Samples = field(default_factory=dict)
 
     def sum(self, name: str, **labels: str) -> float:
         """All series of `name` that have these labels, added up; 0 if there are none."""
@@ -65,9 +67,11 @@ class Reading:
 
 
 class Source:
-    """A server at `url`, such as http://127.0.0.1:8000; a trailing /v1 is accepted."""
+    """A server at `url`, such as http://127.0.0.1:8000; a trailing /v1 is accepted. `model` is the
+    one that is watched, which may be left out where there is one only.
+    """
 
-    def __init__(self, url: str, key: str | None) -> None:
+    def __init__(self, url: str, key: str | None, model: str | None = None) -> None:
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
         except ValueError as error:
@@ -77,13 +81,15 @@ class Source:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise TopError(f"{url!r} is not an http:// or https:// address")
         self.url = parts.geturl().rstrip("/").removesuffix("/v1")
+        self._asked = model
+        self._model: str | None = None  # of several
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def read(self) -> Reading:
         """The numbers now. Raises TopError."""
         page = self._get("/metrics").decode("utf-8", "replace")
         try:
-            reading = Reading(time.monotonic(), _samples(page))
+            reading = Reading(time.monotonic(), self._of_model(_samples(page)))
         except ValueError as error:
             raise TopError(f"{self.url}/metrics is no page of metrics") from error
         if "radixserve_build_info" not in reading.samples:
@@ -92,13 +98,30 @@ class Source:
 
     def prefixes(self) -> list[Node]:
         """The nodes of the tree with the most hits. Raises TopError."""
-        body = self._get(f"/cache/tree?depth={_LEVELS}&nodes={_NODES}")
+        model = "" if self._model is None else f"&model={quote(self._model, safe='')}"
+        body = self._get(f"/cache/tree?depth={_LEVELS}&nodes={_NODES}{model}")
         try:
             nodes = _nodes(json.loads(body)["nodes"])
         except (ValueError, LookupError, TypeError) as error:
             raise TopError(f"{self.url}/cache/tree is not understood") from error
         real = [each for each in nodes if each.tokens]
         return sorted(real, key=lambda node: (-node.hits, -node.tokens))
+
+    def _of_model(self, samples: _Samples) -> _Samples:
+        """The samples of the model that is watched. Raises TopError if it is not clear which."""
+        info = samples.get("radixserve_model_info", ())
+        names = sorted({labels["model"] for labels, _ in info if "model" in labels})
+        self._model = self._asked if len(names) > 1 else None
+        if len(names) < 2:
+            return samples
+        if self._model is None:
+            raise TopError(f"{self.url} serves {', '.join(names)}: choose one with --model")
+        if self._model not in names:
+            raise TopError(f"{self.url} serves {', '.join(names)}, not {self._model}")
+        return {
+            name: [each for each in found if each[0].get("model", self._model) == self._model]
+            for name, found in samples.items()
+        }
 
     def _get(self, path: str) -> bytes:
         request = urllib.request.Request(self.url + path, headers=self._headers)
@@ -121,8 +144,8 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> str:
     return f"{url} answers {error.code} {error.reason}"
 
 
-def _samples(page: str) -> dict[str, list[tuple[dict[str, str], float]]]:
-    samples: dict[str, list[tuple[dict[str, str], float]]] = {}
+def _samples(page: str) -> _Samples:
+    samples: _Samples = {}
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
             samples.setdefault(sample.name, []).append((sample.labels, sample.value))

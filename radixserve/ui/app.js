@@ -122,6 +122,12 @@ function showFacts() {
     parts.push(engine.device, engine.dtype, exact, `room for ${count(engine.num_slots)} tokens`);
   }
   element("facts").textContent = parts.join(" · ");
+  for (const other of state.server.others) {
+    const link = document.createElement("a");
+    link.href = `?model=${encodeURIComponent(other)}`;
+    link.textContent = other;
+    element("facts").append(" · ", link);
+  }
 }
 
 function refresh() {

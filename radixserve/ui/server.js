@@ -1,6 +1,7 @@
 // Talks to the server this page came from. The key is kept until the tab is closed.
 
 const KEY = "radixserve-key";
+const MODEL = new URLSearchParams(location.search).get("model"); // one of several models
 
 /** The server refuses: it `wantsKey`, or the key it got, if any, is not that of an administrator. */
 export class Refused extends Error {
@@ -51,12 +52,18 @@ async function* parsed(reader) {
   }
 }
 
+/** The path with the model that this page shows. */
+function ofModel(path) {
+  if (MODEL === null) return path;
+  return `${path}${path.includes("?") ? "&" : "?"}model=${encodeURIComponent(MODEL)}`;
+}
+
 async function send(path, options) {
   const headers = {};
   const key = sessionStorage.getItem(KEY);
   if (key) headers.Authorization = `Bearer ${key}`;
   if (options.method) headers["Content-Type"] = "application/json";
-  const response = await fetch(path, { ...options, headers, cache: "no-store" });
+  const response = await fetch(ofModel(path), { ...options, headers, cache: "no-store" });
   if (response.ok) return response;
   const error = await response.json().then((body) => body.error?.message, () => null);
   const sentence = error ?? `The server answers ${response.status}.`;

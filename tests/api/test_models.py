@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -17,6 +19,7 @@ from radixserve.api.settings import ApiSettings
 from radixserve.config import Settings
 from radixserve.front.shared_budget import SharedBudget
 from radixserve.questions import Drop
+from radixserve.top.source import Source, TopError
 from tests.api.conftest import CHAT, GENERATING, MESSAGES, MODEL, KeepingMetrics, Server, body_for
 from tests.fakes import FakeEngine, LocalTokenizer
 
@@ -145,6 +148,28 @@ async def test_numbers_are_told_by_model(two: Server, second: FakeEngine) -> Non
         assert line in page, [each for each in page if "requests_total" in each]
     assert len([each for each in page if each.startswith("process_open_fds ")]) == 1
     assert f'radixserve_engine_up{{model="{OTHER}"}} 1.0' in page
+
+
+async def test_the_page_is_that_of_one_model_and_names_the_others(two: Server) -> None:
+    async with two.session.get(two.url + "/ui") as page:  # which follows redirections
+        assert (page.status, page.url.query["model"]) == (200, MODEL)
+    events = f"{two.url}/ui/events?model={OTHER}"
+    async with two.session.get(events) as stream:
+        line = await stream.content.readuntil(b"\n\n")
+        told = json.loads(line.removeprefix(b"data: "))["server"]
+        assert (told["model"], told["others"]) == (OTHER, [MODEL])
+
+
+async def test_one_of_the_models_is_watched_in_a_terminal(two: Server) -> None:
+    await two.post(MESSAGES, body_for(MESSAGES) | {"model": OTHER})
+    read = await asyncio.to_thread(Source(two.url, None, OTHER).read)
+    assert read.sum("radixserve_requests_total") == 1
+    assert read.sum("radixserve_requests_total", model=MODEL) == 0
+    for model, told in ((None, "choose one with --model"), ("x", "not x")):
+        with pytest.raises(TopError, match=f"serves {MODEL}, {OTHER}.*{told}"):
+            await asyncio.to_thread(Source(two.url, None, model).read)
+    nodes = await asyncio.to_thread(Source(two.url, None, OTHER).prefixes)
+    assert all(node.tokens for node in nodes)
 
 
 async def test_a_model_is_not_chosen_where_nothing_is_asked_of_one(two: Server) -> None:

@@ -35,7 +35,8 @@ class Engine(FakeEngine):
 
     def __init__(self) -> None:
         super().__init__(FACTS)
-        self.live_settings = LiveSettings(LIVE, shares_budget=True)
+        self.live_settings = LiveSettings(LIVE)
+        self.live_settings.shares_budget = True
         self.live_settings.take_engine(FACTS)
         self.budget, self.leased = LEAST, 0
         self.evicted, self.oldest, self.used = 0, 0.0, 0

@@ -16,6 +16,7 @@ from aiohttp import web
 import radixserve
 from radixserve.api.access import check_admin
 from radixserve.api.context import Api, api_of
+from radixserve.api.models import MODELS
 from radixserve.api.sse import EventStream, event
 from radixserve.api.ui.history import Sample
 from radixserve.api.ui.live import ShownRequest
@@ -44,6 +45,7 @@ class Server(msgspec.Struct, kw_only=True):
 
     version: str
     model: str
+    others: list[str]  # models of the same server
     engine: EngineInfo | None
 
 
@@ -58,13 +60,18 @@ async def events(request: web.Request) -> web.StreamResponse:
     stream = EventStream(request, api.settings.client_write_seconds)
     api.ui.num_open += 1
     try:
-        await _tell(api, stream)
+        await _tell(api, _others(request, api), stream)
     finally:
         api.ui.num_open -= 1
     return stream.response
 
 
-async def _tell(api: Api, stream: EventStream) -> None:
+def _others(request: web.Request, api: Api) -> list[str]:
+    names = [each.model_name for each in request.app[MODELS]]
+    return [name for name in names if name != api.model_name]
+
+
+async def _tell(api: Api, others: list[str], stream: EventStream) -> None:
     mark, told_at, known = 0, 0.0, None
     while api.engine.unready_reason not in _ENDED:
         samples = [sample for sample in api.ui.history.samples if sample.at > told_at]
@@ -74,7 +81,7 @@ async def _tell(api: Api, stream: EventStream) -> None:
             samples=samples,
             requests=api.ui.live.since(mark),
             tenants=api.ui.history.tenants,
-            server=None if info is known and told_at else _server(api),
+            server=None if info is known and told_at else _server(api, others),
         )
         mark, known = api.ui.live.num_ended, info
         told_at = samples[-1].at if samples else told_at or 1.0
@@ -83,5 +90,10 @@ async def _tell(api: Api, stream: EventStream) -> None:
     await stream.end(b"")
 
 
-def _server(api: Api) -> Server:
-    return Server(version=radixserve.__version__, model=api.model_name, engine=api.engine.info)
+def _server(api: Api, others: list[str]) -> Server:
+    return Server(
+        version=radixserve.__version__,
+        model=api.model_name,
+        others=others,
+        engine=api.engine.info,
+    )

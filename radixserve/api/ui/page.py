@@ -7,6 +7,7 @@ from typing import Final
 
 from aiohttp import web
 
+from radixserve.api.models import MODELS
 from radixserve.errors import NotFound
 
 _TYPES: Final = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
@@ -29,7 +30,13 @@ _HEADERS: Final = {
 
 
 async def page(request: web.Request) -> web.Response:
-    """GET /ui: the page. It holds no data; those that it asks for need an admin's key."""
+    """GET /ui: the page. It holds no data; those that it asks for need an admin's key. Where there
+    are several models it is that of the first one, which links to the others.
+    """
+    first, *others = request.app[MODELS]
+    if others and "model" not in request.query:
+        target = request.rel_url.with_query(model=first.model_name)
+        return web.Response(status=302, headers={"Location": str(target)})
     return _file((_FILES / "index.html").read_bytes(), "text/html")
 
 
