@@ -18,11 +18,11 @@ from typing import Final
 import msgspec
 
 from radixserve.cache.counters import EVICTED_TOKENS, KV_BYTES, OLDEST_SECONDS
+from radixserve.declared import Numbers
 from radixserve.engine.counters import WAITING
 from radixserve.errors import ApiError, ConfigError
 from radixserve.front.protocol import EngineClient
 from radixserve.front.sharing_rule import Part, Transfer, decide
-from radixserve.step import EngineStats
 from radixserve.tiers import DEVICE
 
 CHECK_SECONDS: Final = 0.5
@@ -49,8 +49,8 @@ class _Model:
         self.engine = engine
         self.part = part  # bytes that it may have
         self.excess = 0  # bytes that running requests hold beyond it
-        self._stats = EngineStats()  # the newest, and since when
-        self._since = time.monotonic()
+        self._numbers: Numbers = {}  # the newest, and since when they are these
+        self._since = 0.0
         self._evicted = 0.0  # tokens at the last check
         self._used = 0.0  # bytes at the last check
 
@@ -75,11 +75,11 @@ class _Model:
         value = self.engine.live_settings.shown()["kv_budget"].value
         return int(value) == min(self.part, self.bounds()[1])
 
-    def look(self) -> Part:
+    def look(self, now: float) -> Part:
         """What there is to know about it now."""
-        stats, now = self.engine.stats, time.monotonic()
-        if stats is not self._stats:  # an engine without work does not report
-            self._stats, self._since = stats, now
+        stats = self.engine.stats
+        if stats.numbers != self._numbers:  # an engine without work does not report
+            self._numbers, self._since = stats.numbers, now
         evicted = stats.value(EVICTED_TOKENS)
         self.excess = max(0, int(stats.value(KV_BYTES, "budget")) - self.part)
         has_evicted, self._evicted = evicted > self._evicted, evicted
@@ -113,6 +113,7 @@ class SharedBudget:
         total: int,
         engines: Mapping[str, EngineClient],
         on_move: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`engines` by the names of their models. `on_move` is called with the name of each model
         whose part was changed by demand.
@@ -120,7 +121,7 @@ class SharedBudget:
         self.total = total
         self.moves: deque[Moved] = deque(maxlen=MAX_MOVES)
         self._models = {name: _Model(each, total // len(engines)) for name, each in engines.items()}
-        self._on_move = on_move
+        self._on_move, self._clock = on_move, clock
 
     @property
     def parts(self) -> dict[str, int]:
@@ -151,7 +152,9 @@ class SharedBudget:
         """Check once, and move memory if that is worth it."""
         await self._settle()
         working = {name: model for name, model in self._models.items() if model.works}
-        transfer = decide({name: model.look() for name, model in working.items()}, self._free())
+        now = self._clock()
+        parts = {name: model.look(now) for name, model in working.items()}
+        transfer = decide(parts, self._free())
         if transfer is not None:
             await self._move(transfer)
 

@@ -190,6 +190,21 @@ async def test_what_requests_hold_is_given_when_they_end() -> None:
     assert shared.moves[0].giver is None
 
 
+async def test_the_k_v_of_a_model_that_rests_grows_older() -> None:
+    now, a, b = 0.0, Engine(), Engine()
+    shared = SharedBudget(TOTAL, {"a": a, "b": b}, lambda name: None, lambda: now)
+    await shared.begin()
+    a.used = b.used = TOTAL // 2
+    a.oldest, b.oldest = 1.0, 2.0
+    a.report()
+    for now, part in ((1.0, 500), (2.0, 500), (5.0, 375)):  # noqa: B007  # the clock reads it
+        a.stats = msgspec.structs.replace(a.stats)  # the client makes them anew at each look
+        b.evicted += 100
+        b.report()
+        await shared.check()
+        assert a.budget == part * SLOT
+
+
 def test_a_request_may_be_as_long_as_the_least_part_allows() -> None:
     engine = Engine()
     for budget in (LEAST, TOTAL):
