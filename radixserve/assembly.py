@@ -144,8 +144,8 @@ class Assembly:
             raise
 
     def api(self, tokenizer: ProcessTokenizer, beside: Api | None = None) -> Api:
-        """What handlers use for this model, which is served beside another one. Raises ConfigError
-        if the file of keys or of the secret cannot be used.
+        """What handlers use for this model, `beside` that of another one if there are several.
+        Raises ConfigError if the file of keys or of the secret cannot be used.
         """
         limits = _with_end_of_text(self._limits, tokenizer.eos_token_id, self.settings)
         make = Api.of if beside is None else beside.beside

@@ -95,9 +95,8 @@ def _refuse_settings_of_one(settings: Settings) -> None:
 def _budgets(settings: Settings) -> tuple[int, int]:
     """The smallest budget of a model, and the budget of all together, in bytes."""
     count = len(settings.model)
-    share = settings.kv_share or _DEFAULT_SHARE
-    most = THIS.free_bytes() if settings.kv_share else _LARGEST_DEFAULT
-    total = settings.kv_budget or min(int(share * THIS.free_bytes()), most)
+    total = settings.kv_budget or int(settings.kv_share * THIS.free_bytes())
+    total = total or min(int(_DEFAULT_SHARE * THIS.free_bytes()), _LARGEST_DEFAULT)
     floor = settings.kv_budget_min or int(_FLOOR_SHARE * total / count)
     if count * floor > total:
         raise ConfigError(

@@ -105,7 +105,7 @@ async def _lending(shared: SharedBudget | None) -> AsyncIterator[None]:
     if shared is None:
         yield
         return
-    await shared.begin()
+    shared.refuse_devices()
     moving = asyncio.create_task(shared.run())
     try:
         yield

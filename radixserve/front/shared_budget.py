@@ -128,25 +128,24 @@ class SharedBudget:
         """Bytes that each model may have. They never add up to more than `total`."""
         return {name: model.part for name, model in self._models.items()}
 
-    async def begin(self) -> None:
-        """Give every engine its part, now that all are loaded. Raises ConfigError where the memory
-        of a device cannot be given back.
+    def refuse_devices(self) -> None:
+        """Raises ConfigError if memory of a device would have to move, which cannot be given back.
+        To be called when all engines are loaded.
         """
         for name, model in self._models.items():
             if model.engine.info is not None and model.engine.info.device == "cuda":
                 raise ConfigError(f"{name}: several models share memory only with device=cpu")
-        await self._settle()
 
     async def run(self) -> None:
         """Check until cancelled. The log tells of a check that fails; the next one follows."""
         while True:
-            await asyncio.sleep(CHECK_SECONDS)
             try:
                 await self.check()
             except ApiError as error:
                 log.warning("memory does not move between models for now: %s", error)
             except Exception:
                 log.exception("memory stays where it is, because a check of it failed")
+            await asyncio.sleep(CHECK_SECONDS)
 
     async def check(self) -> None:
         """Check once, and move memory if that is worth it."""

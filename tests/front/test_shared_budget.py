@@ -86,7 +86,7 @@ class Machine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.engines = {name: Engine() for name in "ab"}
         self.shared = SharedBudget(TOTAL, self.engines, lambda name: None)
-        asyncio.run(self.shared.begin())
+        asyncio.run(self.shared.check())
 
     @rule(name=NAMES, share=st.floats(0, 1), ages=st.tuples(AGES, AGES))
     def works(self, name: str, share: float, ages: tuple[float, float]) -> None:
@@ -152,7 +152,7 @@ def pair() -> tuple[SharedBudget, Engine, Engine, list[str]]:
 
 async def test_memory_goes_to_the_model_that_evicts_what_was_used_lately() -> None:
     shared, a, b, moved = pair()
-    await shared.begin()
+    await shared.check()
     assert (a.budget, b.budget) == (TOTAL // 2, TOTAL // 2)
     a.used = b.used = TOTAL // 2
     a.oldest, b.oldest = 60.0, 2.0
@@ -172,7 +172,7 @@ async def test_memory_goes_to_the_model_that_evicts_what_was_used_lately() -> No
 
 async def test_what_requests_hold_is_given_when_they_end() -> None:
     shared, a, b, _ = pair()
-    await shared.begin()
+    await shared.check()
     a.used = b.used = TOTAL // 2
     a.leased = 450 * SLOT
     a.oldest, b.oldest = 60.0, 2.0
@@ -193,7 +193,7 @@ async def test_what_requests_hold_is_given_when_they_end() -> None:
 async def test_the_k_v_of_a_model_that_rests_grows_older() -> None:
     now, a, b = 0.0, Engine(), Engine()
     shared = SharedBudget(TOTAL, {"a": a, "b": b}, lambda name: None, lambda: now)
-    await shared.begin()
+    await shared.check()
     a.used = b.used = TOTAL // 2
     a.oldest, b.oldest = 1.0, 2.0
     a.report()
@@ -215,6 +215,7 @@ def test_a_request_may_be_as_long_as_the_least_part_allows() -> None:
 
 async def test_memory_of_a_gpu_is_refused() -> None:
     shared, _, b, _ = pair()
+    shared.refuse_devices()
     b.info = msgspec.structs.replace(FACTS, device="cuda")
     with pytest.raises(ConfigError, match="b: several models share memory only with device=cpu"):
-        await shared.begin()
+        shared.refuse_devices()
