@@ -162,13 +162,14 @@ async def test_the_page_is_that_of_one_model_and_names_the_others(two: Server) -
 
 async def test_one_of_the_models_is_watched_in_a_terminal(two: Server) -> None:
     await two.post(MESSAGES, body_for(MESSAGES) | {"model": OTHER})
-    read = await asyncio.to_thread(Source(two.url, None, OTHER).read)
+    source = Source(two.url, None, OTHER)
+    read = await asyncio.to_thread(source.read)
     assert read.sum("radixserve_requests_total") == 1
     assert read.sum("radixserve_requests_total", model=MODEL) == 0
     for model, told in ((None, "choose one with --model"), ("x", "not x")):
         with pytest.raises(TopError, match=f"serves {MODEL}, {OTHER}.*{told}"):
             await asyncio.to_thread(Source(two.url, None, model).read)
-    nodes = await asyncio.to_thread(Source(two.url, None, OTHER).prefixes)
+    nodes = await asyncio.to_thread(source.prefixes)
     assert all(node.tokens for node in nodes)
 
 
