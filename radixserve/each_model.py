@@ -24,7 +24,7 @@ _DEFAULT_SHARE: Final = 0.25  # of the memory that is free at start
 _LARGEST_DEFAULT: Final = 4 << 30
 _OF_ONE_MODEL: Final = (
     *("served_model_name", "revision", "chat_template", "generation_config"),
-    *("kv_budget_max", "host_budget_max", "warm", "public_prefix", "record"),
+    *("lora", "lora_dir", "kv_budget_max", "host_budget_max", "warm", "public_prefix", "record"),
 )
 
 

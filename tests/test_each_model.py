@@ -66,6 +66,8 @@ def test_without_a_budget_models_share_a_part_of_the_free_memory() -> None:
         {"revision": "v2"},
         {"chat_template": "t.jinja"},
         {"generation_config": "g.json"},
+        {"lora": ("x=p",)},
+        {"lora_dir": "p"},
         {"kv_budget_max": 1 << 30},
         {"host_budget_max": 1 << 30},
         {"warm": "w.jsonl"},
