@@ -48,7 +48,8 @@ class Watch:
 
 def main(url: str, key: str | None, model: str | None = None) -> int:
     """Watch a model until q or Ctrl-C; without a terminal show one screen, with all since the
-    server's start and the speeds of a second. The exit status is 1 if the server does not answer at first.
+    server's start and the speeds of a second. The exit status is 1 if the server does not answer at
+    first.
     """
     console = Console(highlight=False)
     is_watched = sys.stdin.isatty() and console.is_terminal

@@ -209,7 +209,7 @@ def test_a_request_may_be_as_long_as_the_least_part_allows() -> None:
     engine = Engine()
     for budget in (LEAST, TOTAL):
         engine.obey({"kv_budget": budget})
-        now = engine.live_settings.info_now(FACTS)
+        now = engine.live_settings.info_now()
         assert (now.num_slots, now.max_request_tokens) == (budget // SLOT, 101)
 
 
