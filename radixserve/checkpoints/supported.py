@@ -40,6 +40,7 @@ _OTHER_WAYS = {
     **dict.fromkeys(_FROM_PADDING, "counts positions from that of its padding token on"),
     "blt": "reads bytes in patches of its own choice, not tokens",
     "cpmant": "attends by segments of its prompt, in both directions",
+    "longcat_flash": "has experts that compute nothing and a router in forms of its own",
     "reformer": "attends the tokens whose hashes are similar, not all earlier ones",
     "xlnet": "predicts tokens in an order of its own, not from left to right",
 }
