@@ -49,7 +49,7 @@ def rates(forward: Callable[[list[Chunk]], object], prompt: int, tokens: int) ->
 def work(options: argparse.Namespace) -> None:
     """The process of a model: a line of JSON when it is loaded, then one for each line on stdin."""
     torch.set_num_threads(options.threads)
-    settings = Settings(model=options.files[0], dtype=options.dtype)
+    settings = Settings(model=(options.files[0],), dtype=options.dtype)
     folder = str(find_model(settings).folder)
     started = time.perf_counter()
     loaded = load(settings, folder, torch.device("cpu")).model
