@@ -73,8 +73,8 @@ class TierSummary(msgspec.Struct, frozen=True, kw_only=True):
     """How full a tier is."""
 
     name: str  # device, or that of a tier below
-    budget_bytes: int | None = None  # None: the tier counts tokens
-    used_bytes: int | None = None
+    budget_bytes: int
+    used_bytes: int
     budget_tokens: int | None = None  # None: the tier counts bytes
     used_tokens: int | None = None
     leased_tokens: int | None = None  # of the used ones, in use by requests that run

@@ -157,7 +157,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     pool_slots: int  # the same of the largest budget, whose memory is reserved
     host_bytes: int = 0  # the largest budget of the host tier; 0: there is none
     most_running: int = 4096  # the largest value that max_running may get
-    slot_bytes: int  # bytes of K/V per token at all layers
+    slot_bytes: int  # bytes of the K/V budget that a token takes
     device: str
     dtype: str  # of weights and activations
     checkpoint_dtype: str  # of the weights in the model's files

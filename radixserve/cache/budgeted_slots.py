@@ -21,6 +21,7 @@ from radixserve.cache.policies.policy import Policy
 from radixserve.cache.radix import Node, RadixTree, path_prefix, path_runs
 from radixserve.cache.shares import Shares
 from radixserve.cache.slots import Run, SlotAllocator, write_slots
+from radixserve.cache.windows import WindowSlots
 from radixserve.declared import Numbers
 from radixserve.prefix import Prefix, owner_of
 from radixserve.step import Slots
@@ -55,9 +56,11 @@ class BudgetedSlots:
         tree: RadixTree,
         policy: Policy,
         hindsight: Counted | None,
+        windows: WindowSlots | None = None,
     ) -> None:
         """`policy` belongs to these slots alone; `hindsight`: of what to count what more slots
-        would have brought.
+        would have brought. A slot that is freed loses its window slot, and the number of these
+        follows the budget.
         """
         self.budget = num_slots
         self.slot_bytes = slot_bytes
@@ -71,7 +74,7 @@ class BudgetedSlots:
         self.on_evict: OnEvict | None = None
         self.on_gone: OnGone | None = None
         self.evicted_tokens_total = 0
-        self._tree = tree
+        self._tree, self._windows = tree, windows
         self._limits: dict[str, tuple[float, float]] = {}  # of tenants, as `limit` was told
 
     @property
@@ -91,8 +94,13 @@ class BudgetedSlots:
 
     def free(self, runs: list[Run]) -> None:
         """Take slots back, which may be owed to a budget that has shrunk."""
-        self.allocator.free(runs)
+        self._free(runs)
         self._keep_budget()
+
+    def _free(self, runs: list[Run]) -> None:
+        if self._windows is not None:
+            self._windows.forget(runs)
+        self.allocator.free(runs)
 
     def evict(self, num_tokens: int, owner: str = "") -> int:
         """Drop `num_tokens` tokens without a lease, in the policy's order, because `owner` needs
@@ -104,7 +112,7 @@ class BudgetedSlots:
         free_before, self.shares.evicting_for = self.allocator.num_free, owner
         self._sweep(sys.maxsize, num_tokens)
         swept = self.allocator.num_free - free_before
-        self.allocator.free(self.evictor.evict(num_tokens - swept, self._telling(num_tokens)))
+        self._free(self.evictor.evict(num_tokens - swept, self._telling(num_tokens)))
         dropped = self.allocator.num_free - free_before
         self.evicted_tokens_total += dropped - swept
         return dropped
@@ -157,7 +165,7 @@ class BudgetedSlots:
 
     def _sweep(self, num_nodes: int, num_tokens: int) -> None:
         if self.dropped.pending:
-            self.allocator.free(self.dropped.sweep(num_nodes, num_tokens))
+            self._free(self.dropped.sweep(num_nodes, num_tokens))
 
     # the budget, and the shares of it
 
@@ -179,6 +187,8 @@ class BudgetedSlots:
         if self.allocator.num_slots < num_slots:
             self.allocator.give_back(num_slots - self.allocator.num_slots)
         self._keep_budget()
+        if self._windows is not None:
+            self._windows.resize(num_slots)
         return self.evicted_tokens_total - evicted_before
 
     def _keep_budget(self) -> None:

@@ -14,16 +14,61 @@ Knows the tree and slots, no tensors: who makes it moves the K/V.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node
-from radixserve.cache.slots import Run, write_slots
+from radixserve.cache.slots import runs_of, write_slots
+from radixserve.cache.windows import WindowSlots
 from radixserve.step import Slots
 
 Move = Callable[[Slots, Slots], None]
 """Copies K/V from slots to as many others."""
+
+
+class Moving(Protocol):
+    """What moves K/V away from the end of one pool."""
+
+    moved_tokens: int  # since the beginning
+
+    @property
+    def end(self) -> int:
+        """The first of the slots at the end of the pool that are all held back."""
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether slots are held back that do not lie at the end."""
+
+    def work(self, num_nodes: int, num_tokens: int) -> bool:
+        """Go on with a pass, or begin one: look at `num_nodes` nodes and move `num_tokens` tokens
+        at most. False if the pass has ended.
+        """
+
+
+class WindowCompaction:
+    """The same for the pool of window slots, in which leases hold some one by one."""
+
+    def __init__(self, windows: WindowSlots, move: Move) -> None:
+        self._windows, self._move = windows, move
+        self.moved_tokens = 0
+
+    @property
+    def end(self) -> int:
+        return self._windows.allocator.end
+
+    @property
+    def is_needed(self) -> bool:
+        return self.end > self._windows.allocator.num_slots
+
+    def work(self, num_nodes: int, num_tokens: int) -> bool:
+        """As in `Moving`; it looks at no nodes."""
+        sources, targets = self._windows.move_down(num_tokens)
+        if len(sources):
+            self._move(sources, targets)
+        self.moved_tokens += len(sources)
+        return len(sources) == num_tokens
 
 
 class Compaction:
@@ -36,14 +81,10 @@ class Compaction:
 
     @property
     def end(self) -> int:
-        """The first of the slots at the end of the pool that are all held back."""
-        allocator = self._cache.slots.allocator
-        start, length = allocator.held[-1] if allocator.held else (allocator.capacity, 0)
-        return start if start + length == allocator.capacity else allocator.capacity
+        return self._cache.slots.allocator.end
 
     @property
     def is_needed(self) -> bool:
-        """Whether slots are held back that do not lie at the end."""
         return self.end > self._cache.slots.allocator.num_slots
 
     def work(self, num_nodes: int, num_tokens: int) -> bool:
@@ -75,13 +116,15 @@ class Compaction:
         """Move the tokens of nodes, given by their places in the nodes' edges."""
         sources = np.concatenate([_slots_of(node)[places] for node, places in moved])
         targets = np.empty(len(sources), np.int32)
-        write_slots(self._cache.slots.allocator.swap(_runs_of(sources)), targets)
+        write_slots(self._cache.slots.allocator.swap(runs_of(sources)), targets)
         self._move(sources, targets)
+        if self._cache.windows is not None:
+            self._cache.windows.follow(sources, targets)
         self.moved_tokens += len(sources)
         for node, places in moved:
             slots = _slots_of(node)
             slots[places], targets = targets[: len(places)], targets[len(places) :]
-            node.runs = _runs_of(slots)
+            node.runs = runs_of(slots)
 
 
 def _places_from(node: Node, edge: int) -> list[int]:
@@ -96,9 +139,3 @@ def _slots_of(node: Node) -> Slots:
     slots = np.empty(node.num_tokens, np.int32)
     write_slots(node.runs, slots)
     return slots
-
-
-def _runs_of(slots: Slots) -> list[Run]:
-    """The slots as runs, in their order."""
-    parts = np.split(slots, np.flatnonzero(np.diff(slots) != 1) + 1)
-    return [(int(part[0]), len(part)) for part in parts if len(part)]

@@ -22,6 +22,7 @@ from radixserve.cache.policies.policy import Policy
 from radixserve.cache.policies.ranked import least_recently_used
 from radixserve.cache.radix import Node, Point, RadixTree, path_runs
 from radixserve.cache.slots import Run, append_runs, split_runs, write_slots
+from radixserve.cache.windows import HeldWindow, WindowSlots
 from radixserve.declared import Numbers
 from radixserve.prefix import TOKEN_BYTES, Branch, Prefix, owner_of
 from radixserve.step import Slots
@@ -55,30 +56,40 @@ class KVCache:
         slot_bytes: int = 1,
         enabled: bool = True,
         policy: Policy | None = None,
-        first_serial: int = 0,
         hindsight: Counted | None = "leases",
+        windows: WindowSlots | None = None,
     ) -> None:
         """With `enabled` false nothing is found and nothing published; leases still hand out slots.
-        `slot_bytes` is the K/V of one token, for `numbers` only. `policy` belongs to this cache
-        alone; without one the least recently used leaf goes first. `first_serial`: see RadixTree.
+        `slot_bytes` is what one token takes of the budget. `policy` belongs to this cache
+        alone; without one the least recently used leaf goes first.
         `hindsight` says of what it counts what more memory would have brought; see Hindsight.
+        `windows` are the window slots of these slots, for layers that attend a window only.
         """
         self.enabled = enabled
-        self.tree = RadixTree(first_serial)
+        self.tree = RadixTree()
+        self.windows = windows
         self.slots = BudgetedSlots(
-            num_slots, slot_bytes, self.tree, policy or least_recently_used(), hindsight
+            num_slots, slot_bytes, self.tree, policy or least_recently_used(), hindsight, windows
         )
         self.evictor, self.dropped = self.slots.evictor, self.slots.dropped
         self._leases: dict[Lease, None] = {}  # the live ones, oldest first
 
     def match(self, prefix: Prefix) -> int:
-        """How many tokens of `prefix`, from the first on, are cached now.
+        """How many tokens of `prefix`, from the first on, are cached now and can be continued.
 
         Changes nothing, recency included. Not capped: a lease on a prompt that is cached whole
         takes one less.
         """
-        point = self.tree.find(prefix)
-        return 0 if point is None else point.depth
+        root = self.tree.roots.get(prefix.namespace_at(0))
+        return 0 if root is None else self._walk(root, prefix).depth
+
+    def _walk(self, root: Node, prefix: Prefix) -> Point:
+        """How far `prefix` agrees with the tree below `root`, and windows before that are there."""
+        point = self.tree.walk(root, 0, prefix)
+        if self.windows is None:
+            return point
+        depth = self.windows.servable(_slots_to(point))
+        return point if depth == point.depth else self.tree.walk(root, 0, prefix.first(depth))
 
     def continuation(self, prefix: Prefix, most: int) -> bytes:
         """At most `most` tokens that followed `prefix` before; see `RadixTree.continuation`."""
@@ -113,9 +124,9 @@ class KVCache:
 
     def _lease(self, prefix: Prefix, num_slots: int, owner: str) -> Lease | None:
         root = self.tree.root(prefix.namespace_at(0))
-        point = self.tree.walk(root, 0, prefix)
+        point = self._walk(root, prefix)
         num_own = max(num_slots - point.depth, 0)
-        if num_own > self._room(point):
+        if num_own > self._room(point) or not self._has_windows(point, num_own):
             if not root.children and not root.pins:
                 self.tree.remove(root)
             return None
@@ -125,6 +136,8 @@ class KVCache:
         uses_before = self.evictor.recall(prefix, point.depth) if num_own else 0
         lease = Lease(self, node, point.depth, self.slots.take(num_own, owner), uses_before, owner)
         self._leases[lease] = None
+        if self.windows is not None:
+            lease.cover(point.depth, min(point.depth + self.windows.window, len(lease.slots)))
         return lease
 
     def _room(self, point: Point) -> int:
@@ -133,6 +146,15 @@ class KVCache:
             0 if point.node.pins else point.offset + self.evictor.unpinned_above(point.node)
         )
         return self.slots.num_available - newly_pinned
+
+    def _has_windows(self, point: Point, num_own: int) -> bool:
+        """Whether there are window slots for the first of `num_own` tokens, once those before
+        `point` are held.
+        """
+        if self.windows is None:
+            return True
+        newly_held = self.windows.num_idle(_slots_to(point)[-self.windows.reach :])
+        return min(num_own, self.windows.window) <= self.windows.num_available - newly_held
 
     def drop(self, branch: Branch) -> None:
         """Make the K/V of `branch` unfindable at once, what hangs below it in other namespaces
@@ -175,20 +197,25 @@ class KVCache:
 
     def numbers(self) -> Numbers:
         """What it counts, as declared in `cache.counters`."""
-        stats = self.stats()
-        leased, used = stats.private + stats.pinned, stats.num_slots - stats.free
-        tokens = {
-            "budget": stats.num_slots,
-            "free": stats.free,
-            "used": used,
-            "leased": leased,
-            "evictable": used - leased,
-            "cached": stats.cached,
-        }
         return {
-            TREE_NODES.key(): stats.nodes,
-            **{KV_BYTES.key(each): num * self.slots.slot_bytes for each, num in tokens.items()},
+            TREE_NODES.key(): self.tree.num_nodes,
+            **{KV_BYTES.key(state): num_bytes for state, num_bytes in self.bytes().items()},
             **self.slots.numbers(),
+        }
+
+    def bytes(self) -> dict[str, int]:
+        """The bytes of K/V in each of the states of `counters.KV_BYTES`; O(leases)."""
+        stats, windows = self.stats(), self.windows
+        slots = _by_state(stats.num_slots, stats.free, stats.private + stats.pinned, stats.cached)
+        if windows is None:
+            return {state: num * self.slots.slot_bytes for state, num in slots.items()}
+        private = sum(windows.count(each.slots[each.num_published :]) for each in self._leases)
+        num_window_slots, free = windows.allocator.num_slots, windows.allocator.num_free
+        cached = windows.num_used - private
+        others = _by_state(num_window_slots, free, windows.num_held, cached)
+        return {
+            state: num * windows.main_bytes + others[state] * windows.slot_bytes
+            for state, num in slots.items()
         }
 
     def check(self) -> None:
@@ -198,6 +225,8 @@ class KVCache:
         self.slots.check()
         self.tree.check()
         self.evictor.check([lease._node for lease in self._leases])
+        if self.windows is not None:
+            self.windows.check([lease.window_held for lease in self._leases])
         self._check_owners()
         assert self.enabled or not self.tree.num_tokens, "a cache that is off holds tokens"
         for lease in self._leases:
@@ -215,6 +244,27 @@ class KVCache:
         assert not len(wrong), (
             f"slot {wrong[0]} has {num_owners[wrong[0]]} owners ({len(wrong)} slots are wrong)"
         )
+
+
+def _by_state(budget: int, free: int, leased: int, cached: int) -> dict[str, int]:
+    """How many slots are in each of the states of `counters.KV_BYTES`."""
+    used = budget - free
+    return {
+        "budget": budget,
+        "free": free,
+        "used": used,
+        "leased": leased,
+        "evictable": used - leased,
+        "cached": cached,
+    }
+
+
+def _slots_to(point: Point) -> Slots:
+    """The slots of the tokens up to `point`; O(tokens)."""
+    node = point.node
+    slots: Slots = np.empty(node.start + node.num_tokens, np.int32)
+    write_slots(path_runs(node, None), slots)
+    return slots[: point.depth]
 
 
 def nodes_of(leases: Iterable[Lease]) -> set[Node]:
@@ -268,6 +318,7 @@ class Lease:
         "_owner",
         "_table",
         "_uses_before",
+        "_window",
         "is_withheld",
         "num_cached",
         "num_published",
@@ -295,7 +346,11 @@ class Lease:
         )  # grows by doubling; `slots` is its used part
         self._num_slots = num_cached
         write_slots(path_runs(node, None), self._table)
+        self._window: HeldWindow | None = None
+        if cache.windows is not None:
+            self._window = HeldWindow(cache.windows, self._table)
         self._append(own)
+        self._note_end(num_cached)
 
     @property
     def node(self) -> Node:
@@ -324,6 +379,21 @@ class Lease:
             append_runs(self._own, runs)
             self._append(runs)
         return True
+
+    def cover(self, start: int, stop: int) -> bool:
+        """Make sure that rows at positions [start, stop), which have slots, can be computed: they
+        and the windows before them have window slots. What lies before these windows may lose its
+        own: later rows begin at `start` at least. False if there are too few window slots; always
+        true without windows.
+        """
+        self._assert_live()
+        return self._window is None or self._window.cover(self.slots, start, stop)
+
+    @property
+    def window_held(self) -> Slots:
+        """The slots whose window slots it holds."""
+        window = self._window
+        return self.slots[:0] if window is None else self.slots[window.start : window.stop]
 
     def _append(self, runs: list[Run]) -> None:
         """Add the slots of `runs` to the table."""
@@ -361,6 +431,8 @@ class Lease:
             self._move(tree.root_below(self._node, prefix.namespace), depth)
         self._adopt(tree.walk(self._node, depth, prefix))
         if self.num_published < prefix.num_tokens:
+            if self.num_published > depth:
+                self.note_end()  # where this sequence leaves what others have published
             self._contribute(prefix.behind(self.num_published))
 
     def _adopt(self, point: Point) -> None:
@@ -372,7 +444,11 @@ class Lease:
             return
         duplicates, self._own = split_runs(self._own, point.depth - depth)
         old, node = self._node, self._cache.evictor.split(point)
-        write_slots(path_runs(node, old), self._table[depth : point.depth])
+        theirs: Slots = np.empty(point.depth - depth, np.int32)
+        write_slots(path_runs(node, old), theirs)
+        if self._cache.windows is not None:
+            self._cache.windows.merge(self._table[depth : point.depth], theirs)
+        self._table[depth : point.depth] = theirs
         self._move(node, point.depth)
         self._cache.slots.free(duplicates)
 
@@ -408,6 +484,9 @@ class Lease:
         del cache._leases[self]
         if self.is_withheld:
             cache.dropped.releasing(self._node)
+        if self._window is not None:
+            self.note_end()
+            self._window.let_go(self.slots)
         cache.evictor.touch(self._node)
         cache.evictor.unpin(self._node)
         own, self._own = self._own, []
@@ -424,6 +503,16 @@ class Lease:
         at: TracebackType | None,
     ) -> None:
         self.release()
+
+    def note_end(self) -> None:
+        """Other sequences may go on where the published part ends now: the windows before that
+        stay longer than others.
+        """
+        self._note_end(self.num_published)
+
+    def _note_end(self, depth: int) -> None:
+        if self._cache.windows is not None:
+            self._cache.windows.note_end(self._table[:depth])
 
     def note_hit(self) -> None:
         """Count a request that found something in the node where its lease begins."""

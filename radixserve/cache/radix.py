@@ -113,15 +113,19 @@ class Point(NamedTuple):
 class RadixTree:
     """Every published token sequence, by namespace."""
 
-    def __init__(self, first_serial: int = 0) -> None:
-        """Serial numbers of nodes begin behind `first_serial`."""
+    def __init__(self) -> None:
         self.roots: dict[str, Node] = {}  # by namespace, without those below public tokens
         self._roots_below: dict[Node, None] = {}  # these, whether or not they can be found
         self.detached: dict[Node, None] = {}  # the tops of subtrees that cannot be found any more
         self.num_tokens = 0
         self.tokens_of: Counter[str] = Counter()  # of them, by owner
         self.num_nodes = 0  # roots not counted
-        self._serial = first_serial
+        self._serial = 0
+
+    def number_behind(self, serial: int) -> None:
+        """Serial numbers of nodes begin behind `serial`. To be called while there are none."""
+        assert not self.roots, "nodes have numbers already"
+        self._serial = serial
 
     def _node(self, key: int | str, edge: bytes, runs: list[Run], parent: Node | None) -> Node:
         self._serial += 1

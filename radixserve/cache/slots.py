@@ -58,6 +58,12 @@ def write_slots(runs: Sequence[Run], table: Slots) -> None:
         table[:] = np.arange(len(table), dtype=np.int32) + np.repeat(shift, length_of)
 
 
+def runs_of(slots: Slots) -> list[Run]:
+    """The slots as runs, in their order."""
+    parts = np.split(slots, np.flatnonzero(np.diff(slots) != 1) + 1)
+    return [(int(part[0]), len(part)) for part in parts if len(part)]
+
+
 class SlotAllocator:
     """Hands out slots and takes them back; a slot is never out twice.
 
@@ -93,6 +99,12 @@ class SlotAllocator:
     def capacity(self) -> int:
         """All slots of the pool."""
         return len(self._state)
+
+    @property
+    def end(self) -> int:
+        """The first of the slots at the end of the pool that are all held back."""
+        start, length = self.held[-1] if self.held else (self.capacity, 0)
+        return start if start + length == self.capacity else self.capacity
 
     def allocate(self, num_slots: int) -> list[Run] | None:
         """`num_slots` slots as one run where one is long enough (the shortest such), else as few

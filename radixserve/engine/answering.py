@@ -322,10 +322,12 @@ class Answering:
         return None if oldest is None else round(self._ages.age(oldest, now), 1)
 
     def _tier_summaries(self) -> list[TierSummary]:
-        stats, pins = self._cache.stats(), self._pins.leases()
+        stats, kv, pins = self._cache.stats(), self._cache.bytes(), self._pins.leases()
         leased = sum(node.num_tokens for node in self._cache.leased_nodes(pins))
         device = TierSummary(
             name="device",
+            budget_bytes=kv["budget"],
+            used_bytes=kv["used"],
             budget_tokens=stats.num_slots,
             used_tokens=stats.num_slots - stats.free,
             leased_tokens=stats.private + leased,

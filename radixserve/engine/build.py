@@ -6,6 +6,7 @@ The engine process imports this after its first message, because it imports torc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -13,6 +14,7 @@ from radixserve.adapters import AdapterSource
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.policies.table import make_policy
 from radixserve.cache.survey import first_serial
+from radixserve.cache.windows import WindowSlots
 from radixserve.config import Settings
 from radixserve.engine.adapter_loader import AdapterLoader
 from radixserve.engine.adapters import Adapters, load_all
@@ -22,6 +24,7 @@ from radixserve.engine.grammars import grammars_of
 from radixserve.engine.lengths import context_length_of, max_request_tokens
 from radixserve.engine.load import load as load_model
 from radixserve.engine.scheduler import Limits
+from radixserve.engine.window_layout import window_layout
 from radixserve.errors import ConfigError
 from radixserve.kernels.cpu import levels
 from radixserve.model.dtypes import dtype_name
@@ -30,7 +33,7 @@ from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
 from radixserve.step import EngineInfo
 from radixserve.tensors.budget import bounded_slots, slots_for_budget
-from radixserve.tensors.kv import KVPool, KVShape
+from radixserve.tensors.kv import KVPool
 
 _STEP_TOKENS = {"cpu": 256, "cuda": 2048}
 
@@ -50,18 +53,18 @@ def build_engine(
     load = load_model(settings, model, device)
     loader.model = loaded = load.model
     context_length = context_length_of(settings, loaded.context_length)
-    num_slots, pool_slots = _slots(settings, loaded.shape, context_length, device)
-    pool = KVPool(loaded.shape, pool_slots, device)
+    step_tokens = settings.max_step_tokens or _STEP_TOKENS[device.type]
+    memory = _memory(settings, loaded, context_length, step_tokens)
+    pool = memory.pool
     graphs, without_graphs = _graphs(loaded, pool, settings.max_running)
     # The padding rows of graphs write to the last slot, so the cache must not use it.
-    cache = _cache(settings, pool_slots - 1 if graphs else pool_slots, loaded.shape.slot_bytes)
-    num_slots = min(num_slots, cache.slots.budget)
-    adapters = Adapters(loader, num_slots, loaded.shape.slot_bytes)
+    cache = _cache(settings, pool.num_slots - 1 if graphs else pool.num_slots, memory)
+    num_slots = min(memory.num_slots, cache.slots.budget)
+    adapters = Adapters(loader, num_slots, memory.slot_bytes)
     infos = load_all(adapters, sources)
     cache.slots.resize(adapters.kv_slots)
     tiers = make_tiers(settings, model, loaded, pool, cache)
-    pool.fill(cache.slots.budget)
-    step_tokens = settings.max_step_tokens or _STEP_TOKENS[device.type]
+    memory.fill(cache.slots.budget)
     lossy = settings.tier_dtype != "same" and bool(tiers.below)
     info = EngineInfo(
         vocab_size=loaded.vocab_size,
@@ -72,7 +75,7 @@ def build_engine(
         pool_slots=cache.slots.allocator.capacity,
         host_bytes=tiers.host.capacity_bytes if tiers.host is not None else 0,
         most_running=settings.max_running if device.type == "cuda" else step_tokens,
-        slot_bytes=loaded.shape.slot_bytes,
+        slot_bytes=cache.slots.slot_bytes,
         device=device.type,
         dtype=dtype_name(loaded.dtype),
         checkpoint_dtype=dtype_name(load.stored_dtype),
@@ -115,8 +118,43 @@ def _limits(settings: Settings, step_tokens: int) -> Limits:
     )
 
 
+class _Memory(NamedTuple):
+    """The memory for K/V. `slot_bytes` is what one token takes of the budget."""
+
+    pool: KVPool
+    num_slots: int  # of the budget at start
+    slot_bytes: int
+    windows: WindowSlots | None = None  # where K/V of layers with a window has a pool of its own
+
+    def fill(self, num_slots: int) -> None:
+        """`KVPool.fill` for so many slots, and the window slots beside them."""
+        self.pool.fill(num_slots)
+        if self.pool.windowed is not None and self.windows is not None:
+            self.pool.windowed.pool.fill(self.windows.budget)
+
+
+def _memory(
+    settings: Settings, loaded: LoadedModel, context_length: int, step_tokens: int
+) -> _Memory:
+    """The memory that the K/V budget gives.
+
+    Raises:
+        ConfigError: as `_slots`.
+    """
+    layout, device = window_layout(settings, loaded), loaded.device
+    if layout is not None:
+        num_slots, pool_slots = _slots(settings, layout.slot_bytes, context_length, device)
+        windows = layout.window_slots(pool_slots, step_tokens)
+        if windows is not None:
+            pool = layout.pool(pool_slots, windows)
+            return _Memory(pool, num_slots, layout.slot_bytes, windows)
+    slot_bytes = loaded.shape.slot_bytes
+    num_slots, pool_slots = _slots(settings, slot_bytes, context_length, device)
+    return _Memory(KVPool(loaded.shape, pool_slots, device), num_slots, slot_bytes)
+
+
 def _slots(
-    settings: Settings, shape: KVShape, context_length: int, device: torch.device
+    settings: Settings, slot_bytes: int, context_length: int, device: torch.device
 ) -> tuple[int, int]:
     """The slots of the budget at start and of the pool, which are more if the budget may grow.
 
@@ -124,21 +162,24 @@ def _slots(
         ConfigError: the memory that is free does not suffice, or a setting is too small.
     """
     num_slots = slots_for_budget(
-        shape, context_length, device, settings.kv_budget, settings.kv_share
+        slot_bytes, context_length, device, settings.kv_budget, settings.kv_share
     )
     if not settings.kv_budget_max:
         return num_slots, num_slots
-    return bounded_slots(shape, num_slots, device, settings.kv_budget_min, settings.kv_budget_max)
+    least, most = settings.kv_budget_min, settings.kv_budget_max
+    return bounded_slots(slot_bytes, num_slots, device, least, most)
 
 
-def _cache(settings: Settings, num_slots: int, slot_bytes: int) -> KVCache:
-    return KVCache(
+def _cache(settings: Settings, num_slots: int, memory: _Memory) -> KVCache:
+    cache = KVCache(
         num_slots,
-        slot_bytes=slot_bytes,
+        slot_bytes=memory.slot_bytes,
+        windows=memory.windows,
         enabled=settings.cache,
         policy=make_policy(settings.eviction_policy, num_slots),
-        first_serial=first_serial(),
     )
+    cache.tree.number_behind(first_serial())
+    return cache
 
 
 def _graphs(

@@ -62,8 +62,8 @@ def build_engine(settings: Settings, model: str) -> tuple[EngineCore, EngineInfo
         slot_bytes=_SLOT_BYTES,
         enabled=settings.cache,
         policy=make_policy(settings.eviction_policy, pool_slots),
-        first_serial=first_serial(),
     )
+    cache.tree.number_behind(first_serial())
     cache.slots.resize(num_slots)
     limits = Limits(
         settings.max_running,

@@ -228,13 +228,12 @@ class Scheduler:
                 plan.add(sequence)
 
     def _hold_slots(self, sequence: Sequence, plan: Plan) -> bool:
-        """Give every token of `sequence` a slot, also the one being drawn, preempting others if
-        necessary.
+        """Give every token of `sequence` a slot, also the one being drawn, and those that are
+        computed next window slots, preempting others if necessary.
 
         False if `sequence` itself was preempted.
         """
-        lease = lease_of(sequence)
-        while len(lease.slots) < sequence.num_expected and not lease.grow(slots_wanted(sequence)):
+        while not _has_slots(sequence, plan.room):
             if self.tiers.relent() or (len(self.running) == 1 and self.pins.relent()):
                 continue
             victim = self._victim_for(sequence)
@@ -346,6 +345,7 @@ class Scheduler:
         if work.start < sequence.num_prompt:
             publish(sequence)
             if sequence.num_computed >= sequence.num_prompt:
+                lease_of(sequence).note_end()
                 self.tiers.save(sequence)
                 self._note_pinned(sequence)
         if sequence.num_pending:
@@ -403,3 +403,13 @@ class Scheduler:
             publish(sequence)
             self.tiers.save(sequence)
         self.running.end(sequence)
+
+
+def _has_slots(sequence: Sequence, room: int) -> bool:
+    """Whether the lease has slots for every token of `sequence`, and window slots for the next
+    `room` of them, or can get them without preempting others.
+    """
+    lease, wanted = lease_of(sequence), sequence.num_expected
+    if len(lease.slots) < wanted and not lease.grow(slots_wanted(sequence)):
+        return False
+    return lease.cover(sequence.num_planned, min(wanted, sequence.num_planned + room))

@@ -74,4 +74,6 @@ class Speculation:
 def _has_slots_for(work: Work, num_guessed: int) -> bool:
     """Whether the lease has slots for a draft, or can be grown without preempting others."""
     lease, wanted = work.lease, work.stop + num_guessed
-    return len(lease.slots) >= wanted or lease.grow(max(wanted, slots_wanted(work.sequence)))
+    if len(lease.slots) < wanted and not lease.grow(max(wanted, slots_wanted(work.sequence))):
+        return False
+    return lease.cover(work.start, wanted)

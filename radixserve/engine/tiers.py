@@ -29,7 +29,7 @@ from radixserve.tensors.kv import KV, KVPool
 from radixserve.tiers.contract import COPY_SECONDS, Dropping, Load, Tier
 from radixserve.tiers.counters import TIER_TOKENS
 from radixserve.tiers.host import HostTier
-from radixserve.tiers.trimming import Trimming
+from radixserve.tiers.trimming import trimmings_of
 
 MIN_FETCH = 16  # tokens; fewer are computed as fast
 
@@ -61,7 +61,7 @@ class Tiers:
         self._copies = Copies(pool.k.device) if pool is not None else None
         self._fetches: list[_Fetch] = []
         on_host = pool is not None and pool.k.device.type == "cpu"
-        self._trimming = Trimming(cache, pool) if pool is not None and on_host else None
+        self._trimmings = trimmings_of(cache, pool) if pool is not None and on_host else []
         if any(tier.takes == "evicted" for tier in self.below):
             cache.slots.on_evict = self._demote
 
@@ -70,7 +70,8 @@ class Tiers:
         """How many seconds to sleep at most while memory of the device's pool is to be given back;
         None: as long as nothing else happens.
         """
-        return None if self._trimming is None else self._trimming.patience
+        patiences = (each.patience for each in self._trimmings)
+        return min((seconds for seconds in patiences if seconds is not None), default=None)
 
     @property
     def host(self) -> HostTier | None:
@@ -169,8 +170,8 @@ class Tiers:
         """To be called between two steps: let tiers finish what has arrived, publish what was
         fetched, and give memory of the device's pool back that the budget has lost.
         """
-        if self._trimming is not None:
-            self._trimming.work()
+        for trimming in self._trimmings:
+            trimming.work()
         for tier in self.below:
             tier.settle()
         self._fetches = [fetch for fetch in self._fetches if not self._ended(fetch)]

@@ -7,6 +7,9 @@ Built once per step from the chunks, with vectors over the batch. Knows nothing 
     positions         2 3 4                                7
     table             slots of A 0..4, then of B 0..7      (spans.begin: 0, 5)
     write_slots       the slot of each row's own position
+
+Where the K/V of windowed layers lies in a pool of its own, these have a plan of their own, with the
+same rows and another table. Positions before all windows have no slot there.
 """
 
 from __future__ import annotations
@@ -51,8 +54,8 @@ class Spans:
 
 @dataclass(slots=True)
 class AttentionPlan:
-    """One step's attention. The vectors that the host works with are numpy arrays; the tensors that
-    every layer indexes with are on the device.
+    """One step's attention, for the layers in `pool`. The vectors that the host works with are
+    numpy arrays; the tensors that every layer indexes with are on the device.
     """
 
     pool: KVPool
@@ -63,6 +66,8 @@ class AttentionPlan:
     write_slots: torch.Tensor  # int64 [rows] on the device
     layers_seen: int = 0  # how many layers have attended; the load check reads it
     prepared: object | None = None  # a kernel's own data, made at the first layer for all layers
+    windowed: AttentionPlan | None = None  # that of the layers in `pool.windowed`
+    leaders: Longs | None = None  # which sequences share tiles, once a kernel has found out
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk], pool: KVPool) -> AttentionPlan:
@@ -75,13 +80,34 @@ class AttentionPlan:
         row, begin = np.cumsum(count) - count, np.cumsum(stop) - stop
         table = np.concatenate([chunk.slots[:end] for chunk, end in zip(chunks, stop, strict=True)])
         positions = np.arange(count.sum()) - np.repeat(row - start, count)
+        spans, written = Spans(row, count, begin, start), np.repeat(begin, count) + positions
+        plan = cls._over(pool, spans, table, positions.astype(np.int32), written)
+        if pool.windowed is not None:
+            table = pool.windowed.slots_of(table)
+            plan.windowed = cls._over(pool.windowed.pool, spans, table, plan.positions, written)
+        return plan
+
+    @classmethod
+    def _over(
+        cls, pool: KVPool, spans: Spans, table: Ints, positions: Ints, written: Longs
+    ) -> AttentionPlan:
+        """The plan for the layers in `pool`; `written` are the places of the rows in the table."""
         device = pool.k.device
         device_table = upload(table.astype(np.int64), device)
-        written = upload(np.repeat(begin, count) + positions, device)
-        spans = Spans(row, count, begin, start)
-        return cls(
-            pool, spans, table, positions.astype(np.int32), device_table, device_table[written]
-        )
+        write_slots = device_table[upload(written, device)]
+        return cls(pool, spans, table, positions, device_table, write_slots)
+
+    def of_layer(self, layer: int) -> tuple[AttentionPlan, int]:
+        """The plan for a layer of the model, and the layer's number in the pool of that plan."""
+        if self.windowed is None:
+            return self, layer
+        pool, number = self.pool.of_layer(layer)
+        return (self if pool is self.pool else self.windowed), number
+
+    @property
+    def parts(self) -> list[AttentionPlan]:
+        """This plan, and that of the windowed layers if they have one."""
+        return [self] if self.windowed is None else [self, self.windowed]
 
     def slots_within(self, window: int | None) -> Ints:
         """The slots of all positions that some row sees, of layers with that window; the others
@@ -106,5 +132,11 @@ class AttentionPlan:
         spans = Spans(first, end - first, self.spans.begin, self.spans.stop - (end - first))
         nothing = self.write_slots[:0]
         return AttentionPlan(
-            self.pool, spans, self.table, self.positions[wanted], self.device_table, nothing
+            self.pool,
+            spans,
+            self.table,
+            self.positions[wanted],
+            self.device_table,
+            nothing,
+            windowed=None if self.windowed is None else self.windowed.last_rows(wanted),
         )

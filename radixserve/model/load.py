@@ -201,9 +201,11 @@ def _with_decoder(loaded: LoadedModel, expected: Expected) -> LoadedModel:
     from radixserve.model.read_family import decoder_of
 
     try:
-        candidate = replace(loaded, decoder=decoder_of(loaded.model))
+        decoder = decoder_of(loaded.model)
     except NotRead as error:
         return replace(loaded, generic_reason=str(error))
+    windows = tuple(layer.attention.attends.window for layer in decoder.layers)
+    candidate = replace(loaded, decoder=decoder, windows=windows if any(windows) else ())
     try:
         with long_stage("comparing the fast forward"):
             reason = probe(candidate, expected)

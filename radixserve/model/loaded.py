@@ -55,6 +55,8 @@ class LoadedModel:
     fallback_reason: str | None = None  # why the device's own attention kernel is not used
     generic_reason: str | None = None  # why `decoder` is None
     decoder: Forward | None = None  # replaces a call of `model`
+    # Of each layer of `decoder`, how many positions a row sees; None: all. Empty: none has a window
+    windows: tuple[int | None, ...] = ()
 
 
 def tell(loaded: LoadedModel) -> None:

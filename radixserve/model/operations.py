@@ -18,7 +18,7 @@ so they give the same bits.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,10 +94,12 @@ class Operations(ABC):
         pool: KVPool,
         hidden: torch.Tensor,
         tables: Sequence[Table],
-        slots: torch.Tensor,
+        slots: Mapping[KVPool, torch.Tensor],
         adapters: RowAdapters | None,
     ) -> None:
-        """`slots`, int64 [rows], is where K and V go. Without `adapters` no row has one."""
+        """`slots`, int64 [rows] for each part of the pool, is where K and V go. Without `adapters`
+        no row has one.
+        """
         self.hidden, self._adapters = hidden, adapters
         self._sizes, self._pool, self._tables, self._slots = sizes, pool, tables, slots
         self._groups: dict[int, Groups] = {}
@@ -147,14 +149,15 @@ class Operations(ABC):
         and keys; queries [rows, heads * dim]. K and V go to their slots in the pool.
         """
         layer, shape, heads = self._layer, self._pool.shape, self._sizes.heads
+        pool, number = self._pool.of_layer(layer.index)
         q = self._new(heads * shape.k_dim)
         block = RotateBlock(
             qkv=qkv,
             places=layer.attention.places,
             q=q,
-            k=self._pool.k[layer.index],
-            v=self._pool.v[layer.index],
-            slots=self._slots,
+            k=pool.k[number],
+            v=pool.v[number],
+            slots=self._slots[pool],
             rows=len(qkv),
             columns=qkv.shape[1],
             heads=heads,
@@ -175,7 +178,8 @@ class Operations(ABC):
 
     def store_latent(self, latent: Latent, kv: torch.Tensor) -> None:
         """Write K and V, which are made of `kv` [rows, rank + rotated], to their slots."""
-        block = latent_block(latent, kv, self._pool, self._layer.index, self._slots)
+        pool, number = self._pool.of_layer(self._layer.index)
+        block = latent_block(latent, kv, pool, number, self._slots[pool])
         self._set_rope(block, self._layer.attention.rope)
         self._launch(store_latent_kernel(kv.dtype, self._pool.shape.dtype), block, kv)
 
@@ -305,7 +309,8 @@ class RunNow(Operations):
         attend: Kernel,
         adapters: RowAdapters | None = None,
     ) -> None:
-        super().__init__(sizes, plan.pool, hidden, tables, plan.write_slots, adapters)
+        slots = {each.pool: each.write_slots for each in plan.parts}
+        super().__init__(sizes, plan.pool, hidden, tables, slots, adapters)
         self._plan, self._attend, self._counter = plan, attend, np.zeros(COUNTERS, np.int64)
 
     def multiply(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
@@ -327,7 +332,8 @@ class RunNow(Operations):
 
     def attend(self, q: torch.Tensor) -> torch.Tensor:
         by_head = q.view(len(q), self._sizes.heads, -1)
-        out = self._attend(by_head, self._layer.index, self._plan, self._layer.attention.attends)
+        plan, number = self._plan.of_layer(self._layer.index)
+        out = self._attend(by_head, number, plan, self._layer.attention.attends)
         return out.view(len(q), -1)
 
     def _new(
@@ -353,7 +359,7 @@ class Memory:
         self._most, self._dtype = most, dtype
         self.hidden = torch.empty(most, width, dtype=dtype)
         self.tables = [(torch.empty(most, each), torch.empty(most, each)) for each in pairs]
-        self.slots = torch.empty(most, dtype=torch.int64)
+        self.slots = torch.empty(2, most, dtype=torch.int64)  # in each part of the pool
         self.adapters = RowAdapters.empty(most)
         self._results: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
 
@@ -375,25 +381,31 @@ class Record(Operations):
     ) -> None:
         """For steps of `rows` rows."""
         tables = [(cos[:rows], sin[:rows]) for cos, sin in memory.tables]
-        hidden, slots = memory.hidden[:rows], memory.slots[:rows]
+        slots = dict(zip(pool.parts, memory.slots[:, :rows], strict=False))
         adapters = memory.adapters if with_adapters else None
-        super().__init__(sizes, pool, hidden, tables, slots, adapters)
+        super().__init__(sizes, pool, memory.hidden[:rows], tables, slots, adapters)
         self._memory, self._attended = memory, False
         self._results, self._launches = 0, 0  # of the layer, so far
         self.calls: list[tuple[int, int]] = []
         self._blocks: list[Any] = []  # kept: the program holds bare addresses
-        self.layers = layers = pool.shape.layers
+        self.layers = layers = sum(each.shape.layers for each in pool.parts)
         self._counters = np.zeros((layers, _MOST_LAUNCHES, COUNTERS), np.int64)
-        self._attention = attention.AttentionStep(pool.shape, sizes.heads, memory.hidden.dtype)
+        self._attention = {
+            each: attention.AttentionStep(each.shape, sizes.heads, memory.hidden.dtype)
+            for each in pool.parts
+        }
         self._attention_counters = np.zeros((layers, attention.COUNTERS), np.int64)
         # While linears read their weights they prefetch the K/V of the attention that comes next,
         # from a queue for each layer; behind the last attention there is nothing to prefetch.
         self._queues = np.zeros((layers + 1, QUEUE_LENGTH), np.int64)
-        self._layers_of: dict[int | None, list[int]] = {}  # those of each window
+        # those of each window in each part of the pool
+        self._layers_of: dict[tuple[KVPool, int | None], list[int]] = {}
         # What is prefetched are places in K. V lies at the same ones if its rows are as long.
-        second = pool.v if pool.shape.v_row == pool.shape.k_row else pool.k
+        same = pool.shape.v_row == pool.shape.k_row
         for index in range(layers):
-            self._queues[index, 3:] = pool.k[index].data_ptr(), second[index].data_ptr()
+            part, number = pool.of_layer(index)
+            second = part.v if same else part.k
+            self._queues[index, 3:] = part.k[number].data_ptr(), second[number].data_ptr()
 
     def begin(self, layer: Layer) -> None:
         super().begin(layer)
@@ -428,17 +440,16 @@ class Record(Operations):
     def attend(self, q: torch.Tensor) -> torch.Tensor:
         """Record the layer's attention over the slots of the plan that `start` gets."""
         self._attended = True
-        self._layers_of.setdefault(self._layer.attention.attends.window, []).append(
-            self._layer.index
-        )
+        index, attends = self._layer.index, self._layer.attention.attends
+        pool, number = self._pool.of_layer(index)
+        self._layers_of.setdefault((pool, attends.window), []).append(index)
         out = self._new(self._sizes.heads * self._pool.shape.v_dim)
-        index = self._layer.index
-        kernel, block = self._attention.launch(
+        kernel, block = self._attention[pool].launch(
             q=q.view(len(q), self._sizes.heads, -1),
-            k=self._pool.k[index],
-            v=self._pool.v[index],
+            k=pool.k[number],
+            v=pool.v[number],
             out=out,
-            attention=self._layer.attention.attends,
+            attention=attends,
             counters=self._attention_counters[index],
         )
         self._blocks.append(block)
@@ -460,15 +471,19 @@ class Record(Operations):
         self.hidden.copy_(hidden)
         if adapters is not None and self._adapters is not None:
             self._adapters.copy(adapters)
-        self._slots.copy_(plan.write_slots)
         for (cos, sin), (new_cos, new_sin) in zip(self._tables, tables, strict=True):
             cos.copy_(new_cos)
             sin.copy_(new_sin)
-        self._attention.hold(plan)
+        plans = {each.pool: each for each in plan.parts}
+        for pool, each in plans.items():
+            self._slots[pool].copy_(each.write_slots)
+            self._attention[pool].hold(each)
         self._counters[:], self._attention_counters[:] = 0, 0
-        self._segments = {window: segments_of(plan, window) for window in self._layers_of}
-        for window, segments in self._segments.items():
-            self._queues[self._layers_of[window], :3] = 0, len(segments), segments.ctypes.data
+        self._segments = {
+            (pool, window): segments_of(plans[pool], window) for pool, window in self._layers_of
+        }
+        for key, segments in self._segments.items():
+            self._queues[self._layers_of[key], :3] = 0, len(segments), segments.ctypes.data
 
     def _new(
         self, columns: int, rows: int | None = None, dtype: torch.dtype | None = None

@@ -47,20 +47,20 @@ def _gib(num_bytes: int) -> str:
 
 
 def slots_for_budget(
-    shape: KVShape,
+    slot_bytes: int,
     context_length: int,
     device: torch.device,
     budget_bytes: int = 0,
     share: float = 0.0,
 ) -> int:
-    """The number of slots that `budget_bytes` hold; if it is 0, that `share` of the free memory
-    holds; if both are 0, that the default share holds.
+    """The number of slots of this size that `budget_bytes` hold; if it is 0, that `share` of the
+    free memory holds; if both are 0, that the default share holds.
 
     Raises:
         ConfigError: the budget, or free memory, holds fewer than 64 tokens; or less is free than
             the budget.
     """
-    size, free = shape.slot_bytes, free_bytes(device)
+    size, free = slot_bytes, free_bytes(device)
     if budget_bytes > free:
         raise ConfigError(
             f"kv_budget is {_gib(budget_bytes)}, but beside the model {_gib(free)} of memory are "
@@ -79,7 +79,7 @@ def slots_for_budget(
 
 
 def bounded_slots(
-    shape: KVShape, num_slots: int, device: torch.device, least_bytes: int, most_bytes: int
+    slot_bytes: int, num_slots: int, device: torch.device, least_bytes: int, most_bytes: int
 ) -> tuple[int, int]:
     """The slots of the budget at start and of the pool, for a budget that moves between these two
     sizes and would begin at `num_slots`.
@@ -103,7 +103,7 @@ def bounded_slots(
             f"kv_budget_max is {_gib(most_bytes)}, more than the {_gib(largest)} of memory that "
             "there are."
         )
-    size = shape.slot_bytes
+    size = slot_bytes
     pool_slots = min(most_bytes // size, _MAX_SLOTS)
     if pool_slots < MIN_SLOTS:
         raise ConfigError(

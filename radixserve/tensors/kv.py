@@ -4,6 +4,9 @@ One slot is one token at all layers. Knows nothing of who owns a slot; a freed s
 content until it is written again. The memory is zeroed, because the content of slots that were
 never written must be finite.
 
+Where some layers attend a window only (`WindowedLayers`), their K/V lies in a pool of its own, and
+one slot of the main pool is one token at all other layers.
+
 Where numbers take one byte (int8, fp8), each head's row of a token is followed by its scale, in the
 same tensor; `tensors.one_byte` says how. Who copies rows need not know.
 """
@@ -12,8 +15,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from radixserve.tensors.pages import fill, release, zeroed
@@ -86,9 +91,17 @@ class KVPool:
     one device.
     """
 
-    def __init__(self, shape: KVShape, num_slots: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        shape: KVShape,
+        num_slots: int,
+        device: torch.device,
+        windowed: WindowedLayers | None = None,
+    ) -> None:
+        """`shape` is that of the layers in this pool, without the `windowed` ones."""
         self.shape = shape
         self.num_slots = num_slots
+        self.windowed = windowed
         size = (shape.layers, num_slots, shape.kv_heads)
         self.k = _zeros((*size, shape.k_row), shape.dtype, device)
         self.v = _zeros((*size, shape.v_row), shape.dtype, device)
@@ -102,7 +115,7 @@ class KVPool:
         """Let the system make the memory of the first `num_slots` slots in the background. Host
         memory is only reserved until it is touched.
         """
-        if self.k.device.type == "cpu":
+        if self.k.device.type == "cpu" and self.shape.layers:
             fill(*(each[:, :num_slots] for each in self.tensors), until=self._released)
 
     def release(self, start: int) -> None:
@@ -113,12 +126,59 @@ class KVPool:
         if self.k.device.type == "cpu":
             release(*(each[:, start:] for each in self.tensors))
 
+    def of_layer(self, layer: int) -> tuple[KVPool, int]:
+        """The pool with the K/V of a layer of the model, and the layer's number there."""
+        return (self, layer) if self.windowed is None else self.windowed.place_of(self, layer)
+
+    @property
+    def parts(self) -> list[KVPool]:
+        """This pool, and that of the windowed layers if there are some."""
+        return [self] if self.windowed is None else [self, self.windowed.pool]
+
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.k, self.v
 
 
+class WindowedLayers:
+    """The layers of a model that attend a window, and the pool of their K/V, in which a token has a
+    window slot for as long as it needs one (`cache.windows`). The slot behind the last of these
+    stays zeros: it stands for tokens without one, which attention may load but never counts.
+    """
+
+    def __init__(
+        self,
+        shape: KVShape,
+        is_windowed: Sequence[bool],
+        num_window_slots: int,
+        device: torch.device,
+        slot_of: npt.NDArray[np.int32],
+    ) -> None:
+        """`shape` is that of all layers of the model; `is_windowed` says which of them attend a
+        window. `slot_of` gives the window slot of each slot of the main pool, -1 without one; its
+        owner changes it.
+        """
+        self.pool = KVPool(replace(shape, layers=sum(is_windowed)), num_window_slots + 1, device)
+        self._slot_of, self._zero_slot = slot_of, num_window_slots
+        counts = {True: 0, False: 0}
+        self._places: list[tuple[bool, int]] = []
+        for each in is_windowed:
+            self._places.append((each, counts[each]))
+            counts[each] += 1
+
+    def place_of(self, main: KVPool, layer: int) -> tuple[KVPool, int]:
+        """`KVPool.of_layer` of the main pool."""
+        is_windowed, number = self._places[layer]
+        return (self.pool if is_windowed else main), number
+
+    def slots_of(self, slots: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """The window slots of slots of the main pool; the slot of zeros for those without one."""
+        found = self._slot_of[slots]
+        found[found < 0] = self._zero_slot
+        return found
+
+
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    if device.type == "cpu":
+    if device.type == "cpu" and 0 not in shape:
         return zeroed(shape, dtype)
     return torch.zeros(*shape, dtype=dtype, device=device)

@@ -31,7 +31,7 @@ from radixserve.tensors.kv import KVPool, KVShape
 from radixserve.tiers.contract import COPY_SECONDS, Dropping, Found, Load, Showing
 from radixserve.tiers.counters import TIER_BYTES, TIER_GHOST_HIT_TOKENS, TIER_TOKENS
 from radixserve.tiers.kept import KeptPrefixes
-from radixserve.tiers.trimming import Trimming
+from radixserve.tiers.trimming import trimmings_of
 
 
 @dataclass(slots=True)
@@ -62,12 +62,11 @@ class HostTier:
         pool: the largest budget. `policy` is the cache's own (`KVCache`). What is pinned may fill
         `pin_share` of the budget.
         """
-        self.cache = KVCache(
-            num_slots, policy=policy, hindsight="misses", first_serial=first_serial()
-        )
+        self.cache = KVCache(num_slots, policy=policy, hindsight="misses")
+        self.cache.tree.number_behind(first_serial())
         self.demoted_tokens_total = 0
         self._pool = KVPool(shape, num_slots, torch.device("cpu"))
-        self._trimming = Trimming(self.cache, self._pool)
+        [self._trimming] = trimmings_of(self.cache, self._pool)
         self._device_pool = device_pool
         self._copies = copies
         self._falling: list[_Demotion] = []

@@ -8,8 +8,10 @@ memory only: the memory of a CUDA device belongs to the pool from start to end.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
-from radixserve.cache.compaction import Compaction
+from radixserve.cache.compaction import Compaction, Move, Moving, WindowCompaction
 from radixserve.cache.kvcache import KVCache
 from radixserve.step import Slots
 from radixserve.tensors.copies import read_slots, write_slots
@@ -24,9 +26,10 @@ LATEST_SECONDS = 60.0  # the same after many passes that moved nothing: what is 
 class Trimming:
     """The memory of one pool in host memory."""
 
-    def __init__(self, cache: KVCache, pool: KVPool) -> None:
+    def __init__(self, pool: KVPool, compaction: Callable[[Move], Moving]) -> None:
+        """`compaction` makes what moves K/V within the pool."""
         self._pool = pool
-        self._compaction = Compaction(cache, self._move)
+        self._compaction = compaction(self._move)
         self._end = self._compaction.end  # the memory from this slot on was given back
         self._is_moving = False
         self._moved_tokens = 0  # before the present pass
@@ -66,3 +69,11 @@ class Trimming:
         self._moved_tokens = self._compaction.moved_tokens
         self._pause = AGAIN_SECONDS if moved else min(2 * self._pause, LATEST_SECONDS)
         self._again = time.monotonic() + self._pause
+
+
+def trimmings_of(cache: KVCache, pool: KVPool) -> list[Trimming]:
+    """One for each part of a cache's pool; the first one is for the slots."""
+    made = [Trimming(pool, partial(Compaction, cache))]
+    if cache.windows is not None and pool.windowed is not None:
+        made.append(Trimming(pool.windowed.pool, partial(WindowCompaction, cache.windows)))
+    return made

@@ -18,6 +18,7 @@ CACHE = (
         for name in ("policy", "ranked", "segmented", "sieve", "s3fifo", "arc", "worth", "table")
     ),
     "hindsight",
+    "windows",
     "shares",
     "eviction",
     "dropped",

@@ -91,8 +91,11 @@ class CacheMachine(RuleBasedStateMachine):
     def start(self, num_slots: int) -> None:
         self.capacity = self.budget = self.num_slots = num_slots
         policy = self.policy(self.scale())
-        self.cache = self.cache_type(num_slots, enabled=self.enabled, policy=policy)
+        self.cache = self.make_cache(num_slots, policy)
         self.compaction = self.compaction_type(self.cache, self.move)
+
+    def make_cache(self, num_slots: int, policy: Policy) -> kvcache.KVCache:
+        return self.cache_type(num_slots, enabled=self.enabled, policy=policy)
 
     def scale(self) -> Scale:
         return Scale(self.budget, chunk=2, even_depth=4)
@@ -238,7 +241,8 @@ class CacheMachine(RuleBasedStateMachine):
         protected = self.protected() | set(path(namespace, num_public, tokens[:hit]))
         free, before = self.free(), self.picture()
         lease = taken()
-        if own > free + len(self.published.keys() - protected):
+        has_windows = self.has_windows(namespace, tokens, hit, own)
+        if own > free + len(self.published.keys() - protected) or not has_windows:
             assert lease is None, "there was no room"
             assert self.picture() == before, "a refused lease left traces"
             return
@@ -247,6 +251,9 @@ class CacheMachine(RuleBasedStateMachine):
         assert len(lease.slots) == hit + own, "the lease has more or fewer slots than asked"
         self.expect_room_made(own, protected, free)
         self.running.append(Running(lease, namespace, num_public, list(tokens), hit, hit))
+
+    def has_windows(self, namespace: str, tokens: list[int], hit: int, own: int) -> bool:
+        return True
 
     @rule(namespace=NAMESPACES, tokens=TOKENS)
     def serve(self, namespace: str, tokens: list[int]) -> None:
@@ -283,11 +290,16 @@ class CacheMachine(RuleBasedStateMachine):
     def compute_chunk(self, which: int, chunk: int, publish: bool) -> None:
         each = self.pick(which)
         stop = min(each.computed + chunk, len(each.tokens), len(each.lease.slots))
+        stop = self.compute(each, stop)
         for position in range(each.computed, stop):
             self.content[int(each.lease.slots[position])] = each.prefixes(position + 1)[-1]
         each.computed = stop
         if publish:
             self.publish(which, 0)
+
+    def compute(self, each: Running, stop: int) -> int:
+        """Up to where the next chunk of a sequence can be computed, which should be `stop`."""
+        return stop
 
     @precondition(lambda self: self.running)
     @rule(which=WHICH, held_back=st.integers(0, 3))

@@ -70,7 +70,7 @@ BUGS = {
     ),
     "duplicates are freed, the table still names them": (
         "kvcache",
-        "        write_slots(path_runs(node, old), self._table[depth : point.depth])\n",
+        "        self._table[depth : point.depth] = theirs\n",
         "",
     ),
     "duplicates are not freed": ("kvcache", "        self._cache.slots.free(duplicates)\n", ""),

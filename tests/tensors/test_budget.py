@@ -34,12 +34,12 @@ def test_a_slot_is_k_and_v_of_one_token_at_all_layers() -> None:
 
 
 def test_an_explicit_budget_is_never_exceeded() -> None:
-    assert slots_for_budget(SHAPE, 8192, CPU, 100 * 46_080 + 46_079) == 100
+    assert slots_for_budget(SHAPE.slot_bytes, 8192, CPU, 100 * 46_080 + 46_079) == 100
 
 
 def test_a_budget_below_sixty_four_tokens_is_refused() -> None:
     with pytest.raises(ConfigError, match="holds 63 tokens at 46,080 bytes each"):
-        slots_for_budget(SHAPE, 8192, CPU, 64 * 46_080 - 1)
+        slots_for_budget(SHAPE.slot_bytes, 8192, CPU, 64 * 46_080 - 1)
 
 
 @pytest.mark.parametrize(
@@ -55,17 +55,17 @@ def test_the_default_is_a_share_of_free_memory(
     free: list[int], free_bytes: int, slots: int
 ) -> None:
     free[0] = free_bytes
-    assert slots_for_budget(SHAPE, 8192, CPU) == slots
+    assert slots_for_budget(SHAPE.slot_bytes, 8192, CPU) == slots
 
 
 def test_no_more_is_taken_than_is_useful(free: list[int]) -> None:
-    assert slots_for_budget(KVShape(2, 1, 8, 8, torch.float32), 512, CPU) == 512 * 64
+    assert slots_for_budget(KVShape(2, 1, 8, 8, torch.float32).slot_bytes, 512, CPU) == 512 * 64
 
 
 def test_a_machine_without_room_is_refused(free: list[int]) -> None:
     free[0] = 1 << 20
     with pytest.raises(ConfigError, match="Free memory holds"):
-        slots_for_budget(SHAPE, 8192, CPU)
+        slots_for_budget(SHAPE.slot_bytes, 8192, CPU)
 
 
 def test_free_memory_is_read_from_this_machine() -> None:
@@ -74,8 +74,8 @@ def test_free_memory_is_read_from_this_machine() -> None:
 
 def test_a_share_of_free_memory_is_taken_as_said(free: list[int]) -> None:
     free[0] = 46_080 * 1000
-    assert slots_for_budget(SHAPE, 8192, CPU, share=0.5) == 500
-    assert slots_for_budget(SHAPE, 8192, CPU, 46_080 * 100, share=0.5) == 100
+    assert slots_for_budget(SHAPE.slot_bytes, 8192, CPU, share=0.5) == 500
+    assert slots_for_budget(SHAPE.slot_bytes, 8192, CPU, 46_080 * 100, share=0.5) == 100
 
 
 @pytest.mark.parametrize(("model_gib", "budget_gib"), [(5, 10), (15, 0), (0, 15)])
@@ -105,4 +105,4 @@ def test_a_budget_that_is_more_than_what_the_loaded_model_leaves_is_refused(
     free: list[int],
 ) -> None:
     with pytest.raises(ConfigError, match=r"kv_budget is 17\.00 GiB, but beside the model 16\.00"):
-        slots_for_budget(SHAPE, 8192, CPU, 17 * GIB)
+        slots_for_budget(SHAPE.slot_bytes, 8192, CPU, 17 * GIB)

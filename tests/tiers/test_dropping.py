@@ -131,7 +131,7 @@ def test_the_summary_names_every_tier(engine: Tiered) -> None:
     summary = engine.answer_to(Summarize())
     assert isinstance(summary, Summary)
     assert [each.name for each in summary.tiers] == ["device", "host", "disk"]
-    assert (summary.tiers[1].used_bytes or 0) >= 90 * SHAPE.slot_bytes
+    assert summary.tiers[1].used_bytes >= 90 * SHAPE.slot_bytes
 
 
 def test_two_drops_of_what_was_not_used_for_long_are_both_done(engine: Tiered) -> None:

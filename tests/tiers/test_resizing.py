@@ -44,7 +44,7 @@ def test_passes_that_move_nothing_follow_each_other_more_and_more_slowly(
     engine.ask(request("high", prompt_of(2, 100), 1))
     pinned = engine.cache.hold(Prefix.of("public", prompt_of(2, 100)))
     engine.core.scheduler.resize(150)
-    trim = trimming.Trimming(engine.cache, engine.pool)
+    [trim] = trimming.trimmings_of(engine.cache, engine.pool)
     pauses = []
     for _ in range(9):
         trim.work()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from aiohttp import web
 from msgspec.structs import asdict
 
@@ -19,7 +18,7 @@ from radixserve.api.openai.prompts import text_prompt
 from radixserve.api.refusals import shown
 from radixserve.errors import BadRequest
 from radixserve.prefix import owner_of
-from radixserve.questions import Drop, Dropped, ShowTree, Summarize, TierSummary, TreeNode
+from radixserve.questions import Drop, Dropped, ShowTree, Summarize, TreeNode
 from radixserve.step import EngineInfo
 from radixserve.tiers import DEVICE, NAMES
 
@@ -122,28 +121,11 @@ async def summary(request: web.Request) -> web.Response:
     parameters(request, ())
     api = api_of(request)
     found = await api.engine.ask(Summarize())
-    slot_bytes = _info(api).slot_bytes
-    return json_response(
-        asdict(found)
-        | {
-            "tiers": [_in_bytes(each, slot_bytes) for each in found.tiers],
-            "adapters": [
-                {"name": each.name, "bytes": each.num_bytes, "own_kv": bool(each.kv_digest)}
-                for each in api.engine.adapters
-            ],
-        }
-    )
-
-
-def _in_bytes(tier: TierSummary, slot_bytes: int) -> TierSummary:
-    """A tier that counts tokens of `slot_bytes` bytes, with its bytes."""
-    if tier.budget_tokens is None or tier.used_tokens is None:
-        return tier
-    return msgspec.structs.replace(
-        tier,
-        budget_bytes=tier.budget_tokens * slot_bytes,
-        used_bytes=tier.used_tokens * slot_bytes,
-    )
+    adapters = [
+        {"name": each.name, "bytes": each.num_bytes, "own_kv": bool(each.kv_digest)}
+        for each in api.engine.adapters
+    ]
+    return json_response(asdict(found) | {"adapters": adapters})
 
 
 async def tree(request: web.Request) -> web.Response:

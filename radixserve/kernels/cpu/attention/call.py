@@ -92,7 +92,7 @@ class AttentionStep:
         `TileWork.of`.
         """
         self.held = plan
-        self._leaders = leaders_of(plan.spans, plan.table)
+        self._leaders = _leaders_of(plan)
         for work in self._works.values():
             self._fill(work, plan)
 
@@ -167,6 +167,17 @@ class AttentionStep:
             self._most = most
             for work in self._works.values():
                 work.block.scratch = self._scratch.addresses
+
+
+def _leaders_of(plan: AttentionPlan) -> Longs:
+    """The leaders of a plan, which hold for its windowed layers, too: where two sequences have the
+    same slots, they have the same window slots.
+    """
+    if plan.leaders is None:
+        plan.leaders = leaders_of(plan.spans, plan.table)
+    if plan.windowed is not None:
+        plan.windowed.leaders = plan.leaders
+    return plan.leaders
 
 
 def _described(attention: LayerAttention) -> dict[str, Any]:
