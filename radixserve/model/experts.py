@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from transformers.models.dbrx.modeling_dbrx import DbrxExperts
 
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.kernels.cpu.gemm.grouped import GroupedGemm
@@ -38,7 +39,7 @@ class PackedExperts(nn.Module):
     """The experts of one layer."""
 
     def __init__(self, experts: Any) -> None:
-        """Packs the weights of `experts`, which are dropped there."""
+        """Packs the weights of `experts` in the common form, which are dropped there."""
         super().__init__()
         self.has_gate = bool(experts.has_gate)
         self._in_pairs = self.has_gate and not experts.is_concatenated
@@ -52,15 +53,17 @@ class PackedExperts(nn.Module):
         self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
         """The sum of the results [rows, width] of the experts that each row of `hidden` chose:
-        `index` [rows, choices], weighted by `weights` of the same shape.
+        `index` [rows, choices], weighted by `weights` of the same shape. It has the shape of
+        `hidden`, of which the last dimension is the width.
         """
         rows, choices = index.shape
-        chosen = index.reshape(-1)
+        x, chosen = hidden.reshape(rows, -1), index.reshape(-1)
         out = hidden.new_empty(rows * choices, self.down.out_features)
         for expert in np.unique(chosen.numpy()).tolist():
             places = (chosen == expert).nonzero()[:, 0]
-            out[places] = self._expert(expert, hidden[places // choices])
-        return _sum_of_choices(out.view(rows, choices, -1), weights).to(hidden.dtype)
+            out[places] = self._expert(expert, x[places // choices])
+        total = _sum_of_choices(out.view(rows, choices, -1), weights)
+        return total.to(hidden.dtype).view(hidden.shape)
 
     def _expert(self, number: int, x: torch.Tensor) -> torch.Tensor:
         inner = self.up.weights[number](x)
@@ -96,8 +99,35 @@ def _packed(experts: Any, name: str, in_pairs: bool = False) -> list[Gemm]:
 
 
 def is_packable(module: nn.Module) -> bool:
-    """Whether `module` holds experts in the common form."""
-    return hasattr(module, "_apply_gate") and hasattr(module, "is_transposed")
+    """Whether `module` holds experts that can be packed."""
+    return isinstance(module, DbrxExperts) or (
+        hasattr(module, "_apply_gate") and hasattr(module, "is_transposed")
+    )
+
+
+def in_common_form(module: nn.Module) -> Any:
+    """Experts in the common form. Those of DBRX lie one behind the other in three matrices, the
+    last one transposed.
+    """
+    return _DbrxForm(module) if isinstance(module, DbrxExperts) else module
+
+
+class _DbrxForm:
+    """The common form of `DbrxExperts`."""
+
+    has_gate = is_concatenated = True
+    is_transposed = has_bias = has_post_expert_norm = False
+
+    def __init__(self, experts: DbrxExperts) -> None:
+        own, shape = experts.mlp, (experts.num_experts, experts.ffn_hidden_size, -1)
+        self.gate_up_proj = torch.cat([own.w1.view(shape), own.v1.view(shape)], 1)
+        self.down_proj = own.w2.view(shape).transpose(1, 2)
+        self.act_fn = own.activation_fn
+
+    def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, -1)
+        result: torch.Tensor = self.act_fn(gate) * up
+        return result
 
 
 class RowwiseCalls(TorchFunctionMode):

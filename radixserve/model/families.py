@@ -96,6 +96,14 @@ Places = Callable[[int, int, int], torch.Tensor]
 """Where heads begin in a row of q, k and v, from the numbers of heads, of key heads, and `dim`."""
 
 
+def _softmax(config: Any) -> Scores:
+    return Scores.SOFTMAX
+
+
+def _normalises(router: Any) -> bool:
+    return bool(getattr(router, "norm_topk_prob", True))
+
+
 def _unclamped(config: Any) -> Clamp | None:
     return None
 
@@ -108,12 +116,12 @@ class Mixture:
 
     experts: str = "mlp.experts"
     router: str = "mlp.gate"
-    scores: Scores = Scores.SOFTMAX
+    scores: Callable[[Any], Scores] = _softmax  # from the configuration
+    normalises: Callable[[Any], bool] = _normalises  # whether weights are, from the router
     shared: str = "mlp.shared_experts"  # where there is such a module
     shared_gate: str = "mlp.shared_expert_gate"  # likewise
     clamp: Callable[[Any], Clamp | None] = _unclamped  # from the configuration
     halves: Callable[[Any], bool] = _never  # whether the sum is halved, from the configuration
-    normalises: bool = True  # weights of a row, unless a module says otherwise
     best_of_group: int = 2  # as in `Router`
 
 

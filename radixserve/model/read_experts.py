@@ -57,7 +57,7 @@ def experts_of(
     gate = find(layer, mixture.shared_gate)
     return Experts(
         norm=norm,
-        router=_router(layer, mixture, experts.up.weights[0].dtype),
+        router=_router(layer, config, mixture, experts.up.weights[0].dtype),
         up=experts.up,
         activation=activation,
         is_gated=experts.has_gate,
@@ -70,7 +70,7 @@ def experts_of(
     )
 
 
-def _router(layer: Any, mixture: Mixture, dtype: torch.dtype) -> Router:
+def _router(layer: Any, config: Any, mixture: Mixture, dtype: torch.dtype) -> Router:
     """How experts are chosen. The modules of routers have attributes of common names; which of two
     parents has one differs.
     """
@@ -83,12 +83,12 @@ def _router(layer: Any, mixture: Mixture, dtype: torch.dtype) -> Router:
     return Router(
         logits=logits,
         choices=int(_first(parents, "top_k")),
-        scores=mixture.scores,
+        scores=mixture.scores(config),
         correction=None if correction is None else correction.detach().float().reshape(-1),
         groups=int(_first(parents, "num_group") or 1),
         kept_groups=int(_first(parents, "topk_group") or 1),
         best_of_group=mixture.best_of_group,
-        is_normalised=mixture.normalises and _first(parents, "norm_topk_prob") is not False,
+        is_normalised=mixture.normalises(parents[0]),
         least_sum=float(_first(parents, "norm_min") or 1e-20),
         scale=float(_first(parents, *_SCALES) or 1.0),
     )

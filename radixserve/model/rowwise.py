@@ -24,7 +24,12 @@ from radixserve.checkpoints.gguf_file import StoredCodes, packed
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.kernels.cpu.gemm.stacked import StackedGemm
 from radixserve.model.elementwise import RowwiseActivation, RowwiseRotary
-from radixserve.model.experts import PackedExperts, compute_rowwise, is_packable
+from radixserve.model.experts import (
+    PackedExperts,
+    compute_rowwise,
+    in_common_form,
+    is_packable,
+)
 from radixserve.model.linear import (
     FusedLinears,
     FusedPart,
@@ -66,7 +71,7 @@ def _pack_experts(model: nn.Module) -> list[nn.Module]:
     for parent in blocks:
         for name, child in list(parent.named_children()):
             if is_packable(child):
-                setattr(parent, name, PackedExperts(child))
+                setattr(parent, name, PackedExperts(in_common_form(child)))
     return [block for block in blocks if compute_rowwise(block)]
 
 

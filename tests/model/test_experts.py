@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.models.dbrx.configuration_dbrx import DbrxConfig
 from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
 from transformers.models.mixtral.configuration_mixtral import MixtralConfig
 from transformers.models.qwen2_moe.configuration_qwen2_moe import Qwen2MoeConfig
@@ -35,6 +36,16 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
         **_SIZE, num_local_experts=5, num_experts_per_tok=2
     ),
 }
+OF_DBRX = "in three matrices"
+CONFIGS[OF_DBRX] = lambda: DbrxConfig(
+    d_model=40,
+    n_heads=2,
+    n_layers=1,
+    vocab_size=17,
+    attn_config={"kv_n_heads": 1, "clip_qkv": 8.0, "rope_theta": 10000.0},
+    rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ffn_config={"ffn_hidden_size": 52, "moe_num_experts": 5, "moe_top_k": 2},
+)
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -47,10 +58,14 @@ def block(name: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_(std=0.3)
-        model.set_experts_implementation("eager")
+        if name != OF_DBRX:
+            model.set_experts_implementation("eager")
         pair.append(model.to(dtype))
     assert make_rowwise(pair[1]) is None
-    own, ours = (model.model.layers[0].mlp for model in pair)
+    if name == OF_DBRX:
+        own, ours = (model.transformer.blocks[0].ffn for model in pair)
+    else:
+        own, ours = (model.model.layers[0].mlp for model in pair)
     return own, ours
 
 
