@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,12 +147,14 @@ def packed(weights: Sequence[StoredCodes]) -> Packing:
     rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
     packing = Packing(FORMATS[kind], (len(rows), inputs))
     step = max(1, _UNPACKED // (inputs * WIDTH)) * WIDTH
-    for first in range(0, len(rows), step):
-        codes = codes_of(kind, rows[first : first + step])
-        if not codes.is_finite:
-            name = weights[0].tensor.name
-            raise ModelRefused(f"{weights[0].file.path} is damaged: {name} holds NaN or infinity.")
-        packing.put(first, codes)
+    starts = range(0, len(rows), step)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # packing is faster than unpacking
+        unpacked = pool.map(lambda first: codes_of(kind, rows[first : first + step]), starts)
+        for first, codes in zip(starts, unpacked, strict=True):
+            if not codes.is_finite:
+                file, name = weights[0].file.path, weights[0].tensor.name
+                raise ModelRefused(f"{file} is damaged: {name} holds NaN or infinity.")
+            packing.put(first, codes)
     return packing
 
 
