@@ -41,18 +41,20 @@ _EACH_BYTE = 0x01010101
 @cache
 def codes_of_unit(format: Format) -> Intrinsic:
     """Generates tile[to : ...] = the codes of a unit, from word `at` of the records on, as 8 rows
-    of 64 words, one for each quad. It also prefetches as many words `ahead` of those it reads.
+    of 64 words, one for each quad. It also prefetches a unit's share of a record from word `later`
+    on.
     """
 
     @intrinsic
-    def decode(typingctx: Any, records: Any, at: Any, tile: Any, to: Any, ahead: Any) -> Any:
+    def decode(typingctx: Any, records: Any, at: Any, tile: Any, to: Any, later: Any) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             kinds = signature.args
             source = element_at(context, builder, kinds[0], args[0], args[1])
             target = element_at(context, builder, kinds[2], args[2], args[3])
-            for line in range(0, format.unit_words, LINE):
-                further = builder.add(args[4], ir.Constant(args[4].type, line))
-                prefetch_line(builder, builder.gep(source, [further]))
+            further = element_at(context, builder, kinds[0], args[0], args[4])
+            for line in range(0, format.unit_share, LINE):
+                place = ir.Constant(ir.IntType(64), line)
+                prefetch_line(builder, builder.gep(further, [place]))
             for quad in range(QUADS):
                 for v in range(_VECTORS):
                     codes = _codes(builder, format, source, quad, v)
@@ -198,6 +200,7 @@ def unit_decoder(format: Format) -> Any:
     decode_codes, decode_scales = codes_of_unit(format), scales_of_group(format)
     decode_floats = _floats_of_unit(format)
     record_words, codes_at, unit_words = format.record_words, format.codes_at, format.unit_words
+    unit_share = format.unit_share
 
     @compiled
     def decode(records: Any, panel: int, units: int, unit: int, out: Any) -> None:
@@ -208,7 +211,7 @@ def unit_decoder(format: Format) -> Any:
             group = within // per_group * halves + half
             decode_scales(records, begin, group, scales, half * scales_words)
         at = begin + codes_at + within * unit_words
-        decode_codes(records, at, codes, 0, record_words)
+        decode_codes(records, at, codes, 0, begin + record_words + within * unit_share)
         decode_floats(codes, scales, out)
 
     return decode

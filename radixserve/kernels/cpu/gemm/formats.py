@@ -100,6 +100,11 @@ class Format:
         """Words of a record."""
         return self.codes_at + self.units * self.unit_words
 
+    @property
+    def unit_share(self) -> int:
+        """Words of a record for each of its units, rounded up."""
+        return -(-self.record_words // self.units)
+
     def words(self, inputs: int) -> int:
         """Words of a panel of so many inputs, a multiple of `block`."""
         return inputs // self.block * self.record_words

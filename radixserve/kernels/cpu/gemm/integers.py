@@ -46,6 +46,12 @@ MOST_ROWS = 96
 TILE_UNITS = 8
 """The most units of a tile, whose bytes take a third of the first-level cache."""
 
+FEW_UNITS = 2
+"""Units of a tile for OWN_ROWS rows: reading and multiplying overlap if they are close."""
+
+AHEAD_WORDS = 2048
+"""How far ahead of what is decoded a weight is prefetched."""
+
 OWN_ROWS = 2
 """So few rows of x each thread splits for itself, which takes less time than waiting for others."""
 
@@ -77,8 +83,9 @@ def gemm_kernel(format: Format, bfloat16: bool) -> Callable[[Any], None]:
     parts, halves = parts_of(bfloat16), halves_of(format)
     words, unit_words = x_words(parts, halves), format.unit_words
     per_record, record_words, codes_at = format.units, format.record_words, format.codes_at
-    groups = max(1, format.groups)
+    groups, unit_share = format.groups, format.unit_share
     tile_units = max(per_record, TILE_UNITS)
+    few_records = max(1, FEW_UNITS // per_record)
     tile_words, tile_records = QUADS * WIDTH, tile_units // per_record
     scales_stride = WIDTH * (1 + format.has_minimum)
     split = split_unit(parts, halves)
@@ -121,7 +128,8 @@ def gemm_kernel(format: Format, bfloat16: bool) -> Callable[[Any], None]:
             decode_scales(b.weight, at, group, room.scales, place)
         for unit in range(per_record):
             to = (number * per_record + unit) * tile_words
-            decode_codes(b.weight, at + codes_at + unit * unit_words, room.codes, to, ahead)
+            later = at + ahead + unit * unit_share
+            decode_codes(b.weight, at + codes_at + unit * unit_words, room.codes, to, later)
             prefetch_segment(b)
 
     @compiled
@@ -145,14 +153,18 @@ def gemm_kernel(format: Format, bfloat16: bool) -> Callable[[Any], None]:
         """room.sums[rows, 64] = a slice of x @ one panel."""
         records = b.inputs // UNIT // per_record
         begin, after = item.panel * records * record_words, following * records * record_words
+        end = begin + records * record_words
+        tile = tile_records if item.rows > OWN_ROWS else few_records
         stride = b.inputs // UNIT * words
         room.sums[: item.rows * WIDTH] = _ZERO
-        for first in range(0, records, tile_records):
-            count = min(tile_records, records - first)
-            at = begin + first * record_words
-            later = at + count * record_words if first + count < records else after
+        for first in range(0, records, tile):
+            count = min(tile, records - first)
             for number in range(count):
-                decode_record(b, at + number * record_words, number, later - at, room)
+                at = begin + (first + number) * record_words
+                ahead = AHEAD_WORDS
+                if at + ahead >= end:  # what lies there belongs to another thread, perhaps
+                    ahead += after - end
+                decode_record(b, at, number, ahead, room)
             place = item.row * stride + first * per_record * words
             multiply_tile(x, place, stride, item.rows, count * per_record, room)
 
