@@ -6,12 +6,14 @@
 LLAMA_BENCH is the path of llama.cpp's program of that name. Each file is loaded in a process of its
 own, without HTTP; both sides then take turns, and medians are compared. Memory is what the process
 holds for weights, not code or K/V. Kernels are compiled at the first run ever, so run it twice.
+With one thread processor time is compared, so that other work on the machine counts less.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -38,12 +40,13 @@ def rates(forward: Callable[[list[Chunk]], object], prompt: int, tokens: int) ->
     """Tokens a second of a prompt, and of an answer behind nothing."""
     slots = np.arange(SLOTS, dtype=np.int32)
     ids = np.random.default_rng(1).integers(5, 1000, max(prompt, tokens)).astype(np.int32)
-    started = time.perf_counter()
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    started = clock()
     forward([Chunk(ids[:prompt], 0, slots[:prompt])])
-    prefilled = time.perf_counter()
+    prefilled = clock()
     for at in range(tokens):
         forward([Chunk(ids[at : at + 1], at, slots[: at + 1])])
-    return [prompt / (prefilled - started), tokens / (time.perf_counter() - prefilled)]
+    return [prompt / (prefilled - started), tokens / (clock() - prefilled)]
 
 
 def work(options: argparse.Namespace) -> None:
@@ -67,10 +70,28 @@ def work(options: argparse.Namespace) -> None:
 def llama_rates(options: argparse.Namespace, file: str) -> list[float]:
     """The same of llama.cpp."""
     command = [options.llama_bench, "-m", file, "-t", str(options.threads), "-r", "1", "-o", "json"]
-    command += ["-p", str(options.prompt), "-n", str(options.tokens)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = {bool(each["n_gen"]): float(each["avg_ts"]) for each in json.loads(done.stdout)}
+
+    def run(prompt: int, tokens: int) -> tuple[str, float]:
+        """What it prints, and the processor time that it took."""
+        before = processor_seconds()
+        sizes = ["-p", str(prompt), "-n", str(tokens)]
+        done = subprocess.run(command + sizes, capture_output=True, text=True, check=True)
+        return done.stdout, processor_seconds() - before
+
+    prompt, tokens = options.prompt, options.tokens
+    if options.threads == 1:  # its start takes time, too, so two lengths are compared
+        long, short = run(2 * prompt, 0)[1], run(prompt, 0)[1]
+        more, fewer = run(0, 2 * tokens)[1], run(0, tokens)[1]
+        return [prompt / (long - short), tokens / (more - fewer)]
+    answers = json.loads(run(prompt, tokens)[0])
+    found = {bool(each["n_gen"]): float(each["avg_ts"]) for each in answers}
     return [found[False], found[True]]
+
+
+def processor_seconds() -> float:
+    """Processor time of all processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def compare(options: argparse.Namespace, file: str) -> str:
