@@ -46,7 +46,7 @@ MOST_ROWS = 96
 TILE_UNITS = 8
 """The most units of a tile, whose bytes take a third of the first-level cache."""
 
-FEW_UNITS = 2
+FEW_UNITS = 1
 """Units of a tile for OWN_ROWS rows: reading and multiplying overlap if they are close."""
 
 AHEAD_WORDS = 2048
