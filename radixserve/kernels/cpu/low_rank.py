@@ -12,7 +12,7 @@ the rank. Everything is float32, and `out` is rounded once more. Rows without an
 touched.
 
     packed first     [chains][rank / 4][vectors of a chain][4][16], the rank in whole fours
-    packed second    [panels of 32 outputs][rank][32], for each part
+    packed second    [panels of 64 outputs][rank][64], for each part
 
 Both lie in the order in which they are read. They are float32, or bfloat16 where that holds every
 value.
@@ -80,7 +80,7 @@ COUNTERS: Final = 2
 """Length of a counter: items of the first and of the second product that threads have taken."""
 
 _TOGETHER = 4  # rows of one adapter that share a pass, and ranks that are summed side by side
-_PANEL = 2 * LANES  # outputs
+_PANEL = 4 * LANES  # outputs
 _ITEMS_PER_THREAD = 4  # at least, where a step has few groups of rows
 _FLOAT_BITS, _BFLOAT_BITS = 32, 16
 _ZERO = np.float32(0)
@@ -252,9 +252,10 @@ def add_products(
 # Compiled code.
 
 
-def _sums_of_products(rows: int) -> Intrinsic:
-    """Generates inner[to + r * INNER + j] += x[r * CHAIN :] @ w[j] for `rows` rows and 4 ranks j,
-    whose vectors lie side by side from element `at` of `weight` on.
+def _sums_of_products(rows: int, fours: int) -> Intrinsic:
+    """Generates inner[to + r * INNER + j] += x[r * CHAIN :] @ w[j] for `rows` rows and some times 4
+    ranks j. The vectors of 4 ranks lie side by side from element `at` of `weight` on, and behind
+    them those of the next 4.
     """
 
     @intrinsic
@@ -266,16 +267,16 @@ def _sums_of_products(rows: int) -> Intrinsic:
             x_data = element_at(context, builder, kinds[0], args[0], ir.Constant(index, 0))
             w_data = element_at(context, builder, kinds[1], args[1], args[2])
             target = element_at(context, builder, kinds[4], args[4], args[5])
-            sums = [zero_sums(builder, _TOGETHER) for _ in range(rows)]
+            sums = [zero_sums(builder, fours * _TOGETHER) for _ in range(rows)]
+            size = builder.mul(args[3], ir.Constant(index, _TOGETHER * LANES))
             with cgutils.for_range(builder, args[3]) as loop:
                 here = builder.mul(loop.index, ir.Constant(index, _TOGETHER * LANES))
-                factors = [
-                    load_numbers(
-                        builder,
-                        builder.gep(w_data, [builder.add(here, ir.Constant(index, j * LANES))]),
-                    )
-                    for j in range(_TOGETHER)
-                ]
+                factors = []
+                for _ in range(fours):
+                    for j in range(_TOGETHER):
+                        place = builder.add(here, ir.Constant(index, j * LANES))
+                        factors.append(load_numbers(builder, builder.gep(w_data, [place])))
+                    here = builder.add(here, size)
                 column = builder.mul(loop.index, ir.Constant(index, LANES))
                 for r in range(rows):
                     place = builder.add(column, ir.Constant(index, r * CHAIN))
@@ -285,9 +286,9 @@ def _sums_of_products(rows: int) -> Intrinsic:
                             vector_fma(builder, values, factor, builder.load(total)), total
                         )
             for r in range(rows):
-                for j in range(_TOGETHER):
+                for j, total in enumerate(sums[r]):
                     place = builder.gep(target, [ir.Constant(index, r * INNER + j)])
-                    total = _lane_sum(builder, builder.load(sums[r][j]))
+                    total = _lane_sum(builder, builder.load(total))
                     builder.store(builder.fadd(builder.load(place), total), place)
             return context.get_dummy_value()
 
@@ -308,8 +309,8 @@ def _lane_sum(builder: ir.IRBuilder, vector: Any) -> Any:
 
 
 def _panel_of_outputs(rows: int) -> Intrinsic:
-    """Generates panel[r * 32 : ...] = sum over k of inner[at + r * INNER + k] * w[k], for `rows`
-    rows and `depth` ranks k, each with 32 numbers from element `to` of `weight` on.
+    """Generates panel[r * 64 : ...] = sum over k of inner[at + r * INNER + k] * w[k], for `rows`
+    rows and `depth` ranks k, each with 64 numbers from element `to` of `weight` on.
     """
 
     @intrinsic
@@ -347,7 +348,10 @@ def _panel_of_outputs(rows: int) -> Intrinsic:
     return multiply  # type: ignore[no-any-return]
 
 
-_sum_one, _sum_all = _sums_of_products(1), _sums_of_products(_TOGETHER)
+# A row alone is summed for 8 ranks at a time where there are so many: with 4 the processor would
+# wait for each sum before it can go on with it.
+_sum_one, _sum_one_twice = _sums_of_products(1, 1), _sums_of_products(1, 2)
+_sum_all = _sums_of_products(_TOGETHER, 1)
 _panel_one, _panel_all = _panel_of_outputs(1), _panel_of_outputs(_TOGETHER)
 
 
@@ -377,14 +381,21 @@ def _multiply_first(
         count = min(CHAIN, b.inputs - first)
         vectors = (count + LANES - 1) // LANES
         _take_rows(b, group, first, count, room)
-        for four in range(begin, end):
+        four = begin
+        while four < end:
             at = first * rank + four * vectors * _TOGETHER * LANES
             to = group[_PLACE] * INNER + four * _TOGETHER
             if rows == _TOGETHER:
                 _sum_all(room, weight, at, vectors, b.inner, to)
+                four += 1
+            elif four + 1 < end:
+                for r in range(rows):
+                    _sum_one_twice(room[r * CHAIN :], weight, at, vectors, b.inner, to + r * INNER)
+                four += 2
             else:
                 for r in range(rows):
                     _sum_one(room[r * CHAIN :], weight, at, vectors, b.inner, to + r * INNER)
+                four += 1
 
 
 @compiled
