@@ -1,13 +1,14 @@
 """Adapters: throughput of a batch in which every request has another adapter, relative to the model
 alone.
 
-    python benchmarks/bench_lora.py [--rounds 7] [--tokens 64] [--prompt 128] [--rank 16]
+    python benchmarks/bench_lora.py [--rounds 20] [--tokens 24] [--prompt 64] [--rank 16]
+        [--batch 8]
 
-The embedded model, one engine in this process. A round answers 8 prompts at a time without adapters
-and with 8 different ones (all seven linears of a layer, random factors), alternately, and 8 times
-with one and the same. Nothing is found in the cache. Prints the ratio of the times, median and
+The embedded model, one engine in this process. A round answers a batch of prompts without adapters,
+with 8 different ones in turn (all seven linears of a layer, random factors), with one and the same,
+and without again. Nothing is found in the cache. Prints the ratio of the times, median and
 quartiles over rounds, for factors in float32 and in bfloat16: of the whole answers, and of the
-decode steps alone.
+median decode step.
 """
 
 from __future__ import annotations
@@ -60,19 +61,18 @@ class Bench:
         self._asked = 0
 
     def seconds(self, which: list[AdapterInfo | None], prompt: int, tokens: int) -> np.ndarray:
-        """How long requests with these adapters take together: all of it, and after their first
-        tokens.
-        """
+        """How long requests with these adapters take together, and their median decode step."""
         began, waiting = time.perf_counter(), set()
         for adapter in which:
             waiting.add(self._submit(adapter, prompt, tokens))
-        decoding = 0.0
+        steps = []
         while self._core.has_work:
+            step, is_decode = time.perf_counter(), not waiting
             for event in self._core.step():
                 waiting.discard(event.request_id)
-            decoding = decoding or (0.0 if waiting else time.perf_counter())
-        now = time.perf_counter()
-        return np.array([now - began, now - decoding])
+            if is_decode:
+                steps.append(time.perf_counter() - step)
+        return np.array([time.perf_counter() - began, np.median(steps)])
 
     def _submit(self, adapter: AdapterInfo | None, prompt: int, tokens: int) -> str:
         self._asked += 1
@@ -87,19 +87,21 @@ class Bench:
         self._core.submit(request, [])
         return request.id
 
-    def round(self, prompt: int, tokens: int) -> dict[str, np.ndarray]:
+    def round(self, batch: int, prompt: int, tokens: int) -> dict[str, np.ndarray]:
         """Times without adapters by those with some."""
-        plain = self.seconds([None] * COUNT, prompt, tokens)
-        several = self.seconds(list(self._adapters), prompt, tokens)
-        one = self.seconds([self._adapters[0]] * COUNT, prompt, tokens)
-        again = self.seconds([None] * COUNT, prompt, tokens)
+        whole: list[AdapterInfo | None] = [self._adapters[i % COUNT] for i in range(batch)]
+        plain = self.seconds([None] * batch, prompt, tokens)
+        several = self.seconds(whole, prompt, tokens)
+        one = self.seconds(whole[:1] * batch, prompt, tokens)
+        again = self.seconds([None] * batch, prompt, tokens)
         plain = (plain + again) / 2
         return {f"{COUNT} adapters": plain / several, "1 adapter": plain / one}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name, default in (("rounds", 7), ("tokens", 64), ("prompt", 128), ("rank", 16)):
+    defaults = {"rounds": 20, "tokens": 24, "prompt": 64, "rank": 16, "batch": COUNT}
+    for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     model = embedded_model()
@@ -110,11 +112,12 @@ def main() -> None:
                 path = Path(folder) / str(seed)
                 write_adapter(path, model, given.rank, seed, dtype)
                 sources.append(AdapterSource(str(seed), str(path)))
-            settings = Settings(kv_budget=1 << 30, max_running=COUNT, prefill_share=0.0)
+            settings = Settings(kv_budget=1 << 30, max_running=given.batch, prefill_share=0.0)
             core, info = build_engine(settings, str(model), sources)
         bench = Bench(core, info.adapters)
-        bench.round(given.prompt, 4)
-        rounds = [bench.round(given.prompt, given.tokens) for _ in range(given.rounds)]
+        how = given.batch, given.prompt, given.tokens
+        bench.round(*how)
+        rounds = [bench.round(*how) for _ in range(given.rounds)]
         for name in rounds[0]:
             found = np.array([each[name] for each in rounds])
             for part, column in (("whole", found[:, 0]), ("decode", found[:, 1])):

@@ -81,7 +81,7 @@ COUNTERS: Final = 2
 
 _TOGETHER = 4  # rows of one adapter that share a pass, and ranks that are summed side by side
 _PANEL = 4 * LANES  # outputs
-_ITEMS_PER_THREAD = 4  # at least, where a step has few groups of rows
+_ITEMS_PER_THREAD = 2  # at least, where a step has few groups of rows
 _FLOAT_BITS, _BFLOAT_BITS = 32, 16
 _ZERO = np.float32(0)
 
@@ -467,8 +467,9 @@ def _second_product(b: Any, index: int, piece: int, panel: Any) -> None:
 
 @compiled
 def _low_rank(b: Any) -> None:
-    """Every thread: the whole kernel. Both products must wait for each other, because an item of
-    the second one reads what several items of the first have written.
+    """Every thread: the whole kernel. A group that is one item is computed by one thread. If groups
+    are divided, all threads wait between the two products, because an item of the second one reads
+    what several items of the first have written.
     """
     slices = b.groups[_SLICES]
     items = b.groups[_NUM_GROUPS] * slices
@@ -476,7 +477,11 @@ def _low_rank(b: Any) -> None:
     item = add_atomically(b.counter, 0, 1)
     while item < items:
         _first_product(b, item // slices, item % slices, room)
+        if slices == 1:
+            _second_product(b, item, 0, panel)
         item = add_atomically(b.counter, 0, 1)
+    if slices == 1:
+        return
     wait_for_others(b)
     item = add_atomically(b.counter, 1, 1)
     while item < items:
