@@ -77,6 +77,8 @@ def test_a_second_load_gives_the_same_bits_and_facts_without_transformers(
     second = load(chosen, path, CPU)
     assert (first.load_check, second.load_check) == ("run", "remembered")
     assert isinstance(second.model.decoder, Decoder)
+    assert isinstance(first.model.decoder, Decoder)
+    assert second.model.decoder.weights.targets == first.model.decoder.weights.targets
     assert facts(second) == facts(first)
     assert torch.equal(computed(second), computed(first))
 

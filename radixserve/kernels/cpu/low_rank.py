@@ -61,6 +61,7 @@ from radixserve.kernels.cpu.vector import (
     number_at,
     put_number,
     splat,
+    store_numbers,
     vector_fma,
 )
 
@@ -81,7 +82,6 @@ COUNTERS: Final = 2
 
 _TOGETHER = 4  # rows of one adapter that share a pass, and ranks that are summed side by side
 _PANEL = 4 * LANES  # outputs
-_ITEMS_PER_THREAD = 2  # at least, where a step has few groups of rows
 _FLOAT_BITS, _BFLOAT_BITS = 32, 16
 _ZERO = np.float32(0)
 
@@ -219,8 +219,8 @@ def groups_of(addresses: Longs) -> Longs:
             address = int(addresses[rows[0]])
             words += first, len(rows), address, *rows, *[0] * (_TOGETHER - len(rows))
     num_groups = len(words) // _GROUP
-    wanted = _ITEMS_PER_THREAD * torch.get_num_threads()
-    return np.array([num_groups, max(1, -(-wanted // max(1, num_groups))), *words], np.int64)
+    slices = -(-torch.get_num_threads() // max(1, num_groups))
+    return np.array([num_groups, slices, *words], np.int64)
 
 
 def most_words(rows: int) -> int:
@@ -348,6 +348,23 @@ def _panel_of_outputs(rows: int) -> Intrinsic:
     return multiply  # type: ignore[no-any-return]
 
 
+@intrinsic
+def _add_whole_panel(typingctx: Any, panel: Any, at: Any, out: Any, to: Any) -> Any:
+    """out[to : to + 64] += panel[at : at + 64], rounded if out is bfloat16."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        source = element_at(context, builder, signature.args[0], args[0], args[1])
+        target = element_at(context, builder, signature.args[2], args[2], args[3])
+        for v, vector in enumerate(vectors_at(builder, source, _PANEL // LANES)):
+            place = builder.gep(target, [ir.Constant(args[3].type, v * LANES)])
+            total = builder.fadd(load_numbers(builder, place), vector)
+            store_numbers(builder, total, place)
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(panel, n, out, n), generate
+
+
 # A row alone is summed for 8 ranks at a time where there are so many: with 4 the processor would
 # wait for each sum before it can go on with it.
 _sum_one, _sum_one_twice = _sums_of_products(1, 1), _sums_of_products(1, 2)
@@ -424,8 +441,11 @@ def _add_panel(b: Any, group: Any, output: int, count: int, panel: Any) -> None:
     """Add a panel's sums to `count` outputs of the rows of a group."""
     for r in range(group[_COUNT]):
         at = group[_ROWS + r] * b.outputs + output
-        for j in range(count):
-            put_number(b.out, at + j, number_at(b.out, at + j) + panel[r * _PANEL + j])
+        if count == _PANEL:
+            _add_whole_panel(panel, r * _PANEL, b.out, at)
+        else:
+            for j in range(count):
+                put_number(b.out, at + j, number_at(b.out, at + j) + panel[r * _PANEL + j])
 
 
 @compiled
