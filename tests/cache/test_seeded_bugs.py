@@ -245,8 +245,8 @@ BUGS = {
     ),
     "a budget that has shrunk is not kept when a lease ends": (
         "budgeted_slots",
-        "        self.allocator.free(runs)\n        self._keep_budget()\n",
-        "        self.allocator.free(runs)\n",
+        "        self._free(runs)\n        self._keep_budget()\n",
+        "        self._free(runs)\n",
     ),
     "shrinking evicts as if no slot were free": (
         "budgeted_slots",
