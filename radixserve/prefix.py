@@ -87,13 +87,20 @@ class Prefix(NamedTuple):
 
     def begins_with(self, other: Prefix) -> bool:
         """Whether it has the K/V of `other`: the same tokens in the same namespaces."""
-        if not self.tokens.startswith(other.tokens):
+        # Of prefixes that begin alike, the last token is the first to differ.
+        last = max(0, other.num_tokens - 1) * TOKEN_BYTES
+        ends_alike = self.tokens.startswith(other.tokens[last:], last)
+        if not (ends_alike and self.tokens.startswith(other.tokens)):
             return False
         return self.first(other.num_tokens).parts() == other.parts()
 
     def shares_more(self, other: Prefix, num_tokens: int) -> bool:
         """Whether both begin with the same K/V of more than `num_tokens` tokens."""
-        return other.num_tokens > num_tokens and self.begins_with(other.first(num_tokens + 1))
+        start = num_tokens * TOKEN_BYTES
+        token = other.tokens[start : start + TOKEN_BYTES]
+        if not token or not self.tokens.startswith(token, start):
+            return False  # without copying what both may begin with
+        return self.begins_with(other.first(num_tokens + 1))
 
     def behind(self, num_tokens: int) -> bytes:
         """The tokens behind the first `num_tokens`, packed."""

@@ -175,6 +175,17 @@ def test_pins_together_hold_their_share_and_what_they_have_in_common_counts_once
     assert engine.held() == {"b": 40}
 
 
+def test_a_pin_that_holds_all_of_its_share_is_left_alone(
+    engine: Clocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = list(range(1, 61))
+    engine.compute(prompt)
+    assert engine.pin(prompt[:50]).tokens == 40, "a half of 80 slots"
+    monkeypatch.setattr(engine.pins, "_hold", lambda pin: pytest.fail("held again"))
+    engine.compute(prompt)
+    assert engine.held() == {"a": 40}
+
+
 def test_a_drop_ends_the_pins_on_what_it_drops(engine: Clocked) -> None:
     engine.compute([*SYSTEM, 50], OTHER)
     engine.pin(SYSTEM[:10], "above")
