@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from radixserve.errors import ConfigError
+from radixserve.regular_file import read_regular
 
 MAX_BODIES: Final = 10_000
 MAX_FILE_BYTES: Final = 64 << 20
@@ -34,8 +35,7 @@ def read_body_file(path: Path) -> list[FileBody]:
             one sentence that names the file and the line.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
+        raw = read_regular(path, MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"cannot read the file {path}: {error.strerror or error}") from None
     if len(raw) > MAX_FILE_BYTES:

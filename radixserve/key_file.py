@@ -23,6 +23,7 @@ import msgspec
 from msgspec import Meta
 
 from radixserve.errors import ConfigError
+from radixserve.regular_file import read_regular
 from radixserve.sizes import parse_size
 from radixserve.tenants import DEFAULT, MAX_PRIORITY, Tenant
 
@@ -96,8 +97,7 @@ def read_key_file(path: Path) -> KeyFile:
 def _tables(path: Path) -> dict[str, Any]:
     """The tables of all tenants, by name."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_FILE_BYTES + 1)
+        raw = read_regular(path, _MAX_FILE_BYTES + 1)
         if len(raw) > _MAX_FILE_BYTES:
             raise _wrong(path, f"it is larger than {_MAX_FILE_BYTES >> 20} MiB")
         content = tomllib.loads(raw.decode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,11 @@ def test_what_is_no_file_of_bodies_is_refused_in_one_sentence(
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("name", "reason"), [("none", "No such file"), (".", "Is a directory")])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("none", "No such file"), (".", "Is a directory"), ("pipe", "no regular file")],
+)
 def test_a_file_that_cannot_be_read_is_refused(name: str, reason: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # nobody writes to it
     with pytest.raises(ConfigError, match=reason):
         read_body_file(tmp_path / name)

@@ -70,6 +70,7 @@ LAYERS = (
         "cache_folder",
         "kept_files",
         "progress",
+        "regular_file",
         "waiting",
         "__init__",
     ),

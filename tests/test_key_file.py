@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from io import StringIO
 from pathlib import Path
 
@@ -94,7 +95,8 @@ def test_a_wrong_file_is_refused_in_one_sentence(tmp_path: Path, text: str, name
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none"):
+    os.mkfifo(tmp_path / "pipe")  # nobody writes to it
+    for path in (tmp_path, tmp_path / "none", tmp_path / "pipe"):
         with pytest.raises(ConfigError, match="cannot read the key file"):
             read_key_file(path)
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
