@@ -69,7 +69,7 @@ def _routes(prefix: str) -> list[web.RouteDef]:
         web.get(f"{prefix}/", ops.about),
         web.get(f"{prefix}/ui", ui_page.page),
         web.get(f"{prefix}/ui/events", ui_events.events, allow_head=False),
-        web.get(f"{prefix}/ui/{{asset}}", ui_page.asset),
+        web.get(f"{prefix}/ui/{{asset:[^/]+[.][^/]+}}", ui_page.asset),
         web.get(f"{prefix}/openapi.json", openapi.openapi),
         web.get(f"{prefix}/docs", openapi.docs),
         web.get(f"{prefix}/docs/{{asset}}", openapi.docs_asset),

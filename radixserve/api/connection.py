@@ -85,6 +85,9 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer; for a header Expect, which aiohttp refuses by itself, the envelope."""
+        if isinstance(resp, web.HTTPExpectationFailed):
+            resp = self.handle_error(request, exc=resp)
         try:
             return await super().finish_response(request, resp, start_time)
         finally:

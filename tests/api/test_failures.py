@@ -68,6 +68,7 @@ async def test_an_unknown_path_is_not_found(server: Server, method: str, path: s
         ("DELETE", "/tokenize", "POST"),
         ("POST", "/", "GET, HEAD"),
         ("HEAD", CHAT, "POST"),
+        ("HEAD", "/ui/events", "GET"),
         ("POST", "/v1/models", "GET, HEAD"),
         ("POST", "/health/ready", "GET, HEAD"),
         ("POST", "/metrics", "GET, HEAD"),
@@ -82,6 +83,14 @@ async def test_a_wrong_method_is_told_the_right_ones(
             return
         answer = await response.json()
         assert answer["error"]["code"] == "method_not_allowed"
+
+
+async def test_an_unknown_expectation_is_refused_as_an_envelope(server: Server) -> None:
+    for path in (CHAT, "/nowhere"):
+        headers = {"Expect": "a-miracle"}
+        async with server.session.post(server.url + path, json={}, headers=headers) as response:
+            assert response.status == 417
+            assert (await response.json())["error"]["type"] == "invalid_request_error"
 
 
 async def test_models_are_listed_and_found_by_name(server: Server) -> None:

@@ -116,11 +116,6 @@ async def test_the_stream_ends_when_the_server_drains(server: Server) -> None:
     assert (status, told_why["error"]["code"]) == (503, "server_not_ready")
 
 
-async def test_head_does_not_begin_a_stream(server: Server) -> None:
-    async with server.session.head(server.url + "/ui/events") as response:
-        assert response.status == 404
-
-
 async def test_pages_are_bounded_and_a_closed_one_makes_room(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
