@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -35,8 +35,17 @@ from radixserve.front.streams import Streams
 from radixserve.front.supervisor import Cause, Supervisor
 from radixserve.front.traffic_log import TrafficLog
 from radixserve.messages import Abort, PinChanges, Ready, Report, Start
-from radixserve.questions import Answered, Asked, Configured, Question, RestorePins
+from radixserve.questions import (
+    Answered,
+    Asked,
+    Configured,
+    Drop,
+    Dropped,
+    Question,
+    RestorePins,
+)
 from radixserve.step import EngineInfo, EngineStats, FinishReason, TokenEvent
+from radixserve.tiers import DISK
 
 T = TypeVar("T")
 
@@ -298,7 +307,19 @@ class ProcessEngine:
 
     async def ask(self, question: Question[T]) -> T:
         """See `EngineClient.ask`."""
-        return await self._questions.ask(question)
+        try:
+            return await self._questions.ask(question)
+        except Unavailable:
+            has_no_engine = self._closing is None and not self._supervisor.is_up
+            if isinstance(question, Drop) and has_no_engine and self._questions.keep(question):
+                return cast(T, self._dropped_later)
+            raise
+
+    @property
+    def _dropped_later(self) -> Dropped:
+        """The answer to a drop that the next engine makes: only the disk has anything to drop."""
+        has_disk = self.live_settings.settings.disk_path is not None
+        return Dropped(pending=[DISK] if has_disk else [])
 
     async def configure(self, changes: dict[str, Any], who: str, why: str) -> Configured:
         """See `EngineClient.configure`."""

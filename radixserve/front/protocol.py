@@ -75,7 +75,8 @@ class EngineClient(Protocol):
         requests wait.
 
         Raises:
-            Unavailable: there is no engine, it ended, or it did not answer in time.
+            Unavailable: there is no engine, it ended, or it did not answer in time. Drops are kept
+                for the next engine instead, and answered with what is `pending` (of a node not).
             NotFound: what the question names is not there.
             ServerError: the engine could not answer.
         """

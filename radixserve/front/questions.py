@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from radixserve.errors import BadRequest, NotFound, ServerError, Unavailable
-from radixserve.questions import Answered, AnyAnswer, AnyQuestion, Asked, Failed, Question
+from radixserve.questions import Answered, AnyAnswer, AnyQuestion, Asked, Drop, Failed, Question
 
 T = TypeVar("T")
 
@@ -28,6 +28,7 @@ class _Waiting:
     question: Question[Any]
     answer: asyncio.Future[AnyAnswer]
     is_sent: bool = False
+    is_kept: bool = False  # nobody waits for the answer
 
 
 class Questions:
@@ -68,6 +69,22 @@ class Questions:
         finally:
             del self._waiting[number]
 
+    def keep(self, drop: Drop) -> bool:
+        """Whether `drop` will be made by the next engine that lives long enough, and before it
+        serves a request. Not so if too many wait, nor if it names a node, because the next engine
+        has other ones.
+        """
+        if drop == Drop():  # whatever else there is to drop is a part of it
+            self._waiting = {n: each for n, each in self._waiting.items() if not each.is_kept}
+        kept = [each.question for each in self._waiting.values() if each.is_kept]
+        if drop not in kept:
+            if drop.node is not None or self._is_full(drop):
+                return False
+            answer: asyncio.Future[AnyAnswer] = asyncio.get_running_loop().create_future()
+            self._waiting[next(self._ids)] = _Waiting(drop, answer, is_kept=True)
+            self._send_waiting()
+        return True
+
     def _is_full(self, question: Question[Any]) -> bool:
         """Whether too many questions wait for one more."""
         asked = [each.question for each in self._waiting.values()]
@@ -80,6 +97,8 @@ class Questions:
         waiting = self._waiting.get(answered.id)
         if waiting is not None and not waiting.answer.done():
             waiting.answer.set_result(answered.answer)
+        if waiting is not None and waiting.is_kept:
+            del self._waiting[answered.id]
 
     def engine_is_ready(self) -> None:
         """An engine answers from now on."""
@@ -95,10 +114,11 @@ class Questions:
                 _fail(waiting, _GONE)
 
     def close(self, reason: str) -> None:
-        """No engine comes, unless one is ready after all."""
+        """No engine comes, unless one is ready after all, which gets what is kept."""
         self._is_up, self._refusal = False, reason
         for waiting in self._waiting.values():
-            _fail(waiting, reason)
+            if not waiting.is_kept:
+                _fail(waiting, reason)
 
     def _send_waiting(self) -> None:
         for number, waiting in self._waiting.items() if self._is_up else ():

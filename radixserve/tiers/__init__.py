@@ -12,5 +12,6 @@ from typing import Final
 DEVICE: Final = "device"
 """What metrics and usage call the device's own cache."""
 
-NAMES: Final = ("host", "disk")
+DISK: Final = "disk"
+NAMES: Final = ("host", DISK)
 """The tiers below the device, in the order in which they are asked."""

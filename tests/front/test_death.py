@@ -411,6 +411,7 @@ async def test_when_three_starts_in_a_row_fail_all_end_and_none_is_taken_until_o
     assert engine.unready_reason == engine.refusal_reason == "failing"
     with pytest.raises(Unavailable, match="failing"):
         submit(engine, request("too early"))
+    assert await engine.ask(Drop()) == Dropped(), "the next engine makes it"
     config.with_suffix(".away").rename(config)
     await until(lambda: engine.unready_reason is None)
     assert tokens(await whole(engine, request("after", 5))) == answer(5)
