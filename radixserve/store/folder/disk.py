@@ -232,6 +232,14 @@ class Disk:
             raise
         return found
 
+    def is_in_place(self, folder: Path) -> bool:
+        """Whether the path of a held folder still leads to it."""
+        try:
+            self._expect_in_place(folder)
+        except OSError:
+            return False
+        return True
+
     def _expect_in_place(self, folder: Path) -> None:
         if not os.path.samestat(folder.stat(), self.status(folder)):
             raise OSError(errno.ESTALE, "another folder has taken its place", str(folder))

@@ -50,6 +50,7 @@ from radixserve.tensors.kv import KV, KVShape
 
 MAX_RUN_TOKENS = 2048
 _NOT_YET = "0" * 64
+_MOVED = "{} was removed or replaced; only a restart of the server makes a new store"
 _PIN_FILE_SHARE = 16  # of the budget, what the list of pins may fill: one in so many bytes
 
 log = logging.getLogger(__name__)
@@ -163,10 +164,15 @@ class DiskStore:
             self._put(prefix, start, (k, v))
         except (OSError, sqlite3.Error, UnicodeEncodeError) as error:
             self._stats.write_errors_total += 1
-            self._breaker.failed(error)
+            self._breaker.failed(self._why(error))
             log.info("not stored: %s", error)
             self._recover(error)
         return self._stats.stored_tokens_total - before
+
+    def _why(self, error: Exception) -> Exception:
+        """What an operator should know of a failed write."""
+        runs = self._folder.runs
+        return error if self._disk.is_in_place(runs) else OSError(_MOVED.format(runs))
 
     def clear(self) -> int:
         """Remove every run of every model; returns how many there were, 0 if that failed."""

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -286,6 +287,19 @@ def test_after_repeated_errors_writing_rests_and_reading_goes_on(tmp_path: Path)
     store._breaker._until = 0.0  # the wait is over
     assert put(store, "a", [10]) == 1
     assert store.stats().writing
+
+
+def test_the_log_says_that_a_folder_that_was_removed_needs_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opened(tmp_path / "s")
+    put(store, "a", PROMPT)
+    shutil.rmtree(tmp_path / "s")
+    for first in range(10, 14):
+        assert put(store, "a", [first]) == 0
+    told = [each.getMessage() for each in caplog.records if "stops writing" in each.getMessage()]
+    assert len(told) == 1
+    assert "only a restart" in told[0]
 
 
 @pytest.mark.slow
