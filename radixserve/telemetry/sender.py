@@ -25,6 +25,7 @@ from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 from prometheus_client.registry import Collector
 
 from radixserve import __version__
+from radixserve.telemetry.bounded import session
 from radixserve.telemetry.destination import Destination
 from radixserve.telemetry.otlp_metrics import metrics_data
 from radixserve.telemetry.spans import Traces
@@ -113,7 +114,7 @@ class _TraceSender:
     def __init__(self, to: Destination, resource: Resource) -> None:
         sampler = None if to.sampler_from_variables else ParentBasedTraceIdRatio(to.ratio)
         self._provider = TracerProvider(sampler, resource, shutdown_on_exit=False)
-        exporter = _SpanExporter(OTLPSpanExporter(to.traces_url))
+        exporter = _SpanExporter(OTLPSpanExporter(to.traces_url, session=session()))
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self.traces = Traces(self._provider)
 
@@ -127,7 +128,7 @@ class _MetricsSender:
         self, to: Destination, resource: Resource, snapshot: Callable[[], Collector]
     ) -> None:
         self._resource, self._snapshot, self._seconds = resource, snapshot, to.metrics_seconds
-        self._exporter = OTLPMetricExporter(to.metrics_url)
+        self._exporter = OTLPMetricExporter(to.metrics_url, session=session())
         self._started_ns = time.time_ns()
         self._waiting: queue.Queue[MetricsData | None] = queue.Queue(maxsize=1)
         self._thread = threading.Thread(target=self._send, daemon=True)

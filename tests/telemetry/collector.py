@@ -24,6 +24,7 @@ class Collector:
     url: str = ""
     status: int = 200
     seconds: float = 0.0  # that an answer takes
+    answer: bytes = b""
     traces: list[ExportTraceServiceRequest] = field(default_factory=list)
     metrics: list[ExportMetricsServiceRequest] = field(default_factory=list)
     asked: int = 0
@@ -80,8 +81,9 @@ def collecting() -> Iterator[Collector]:
                 collector.metrics.append(ExportMetricsServiceRequest.FromString(body))
             with contextlib.suppress(ConnectionError):
                 self.send_response(collector.status)
-                self.send_header("Content-Length", "0")
+                self.send_header("Content-Length", str(len(collector.answer)))
                 self.end_headers()
+                self.wfile.write(collector.answer)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
