@@ -22,6 +22,7 @@ from radixserve.loadtest.table import Table
 
 BLOCK_TOKENS = 512
 _MOST_MILLISECONDS = 1e15  # thirty thousand years
+_MOST_LINE = 1 << 24  # characters
 FIELDS: dict[str, tuple[type, ...]] = {
     "timestamp": (int, float),
     "input_length": (int,),
@@ -109,6 +110,10 @@ def replay(table: Table, seed: int) -> list[Session]:
     lines = list(itertools.islice(read(path), skip, skip + limit))
     if not lines:
         raise WorkloadError(f"{path}: no requests after skipping {skip}")
+    for before, line in itertools.pairwise(lines):
+        if line.seconds < before.seconds:
+            where = f"{path}, line {line.number}"
+            raise WorkloadError(f"{where}: the timestamp is before that of the line above")
     return [scale.session(line, (line.seconds - lines[0].seconds) / speed) for line in lines]
 
 
@@ -133,21 +138,18 @@ def _scale(table: Table, seed: int) -> _Scale:
 
 
 def read(path: Path) -> Iterator[Line]:
-    """The requests of a trace, in order; empty lines are skipped. Raises WorkloadError at the first
-    broken line.
+    """The requests of a trace; empty lines are skipped. Raises WorkloadError at the first broken
+    line. Times may go back between two, as where a server was started again.
     """
     try:
         with path.open(encoding="utf-8") as file:
-            before = float("-inf")
-            for number, text in enumerate(file, start=1):
+            texts = iter(lambda: file.readline(_MOST_LINE + 1), "")
+            for number, text in enumerate(texts, start=1):
+                where = f"{path}, line {number}"
+                if len(text) > _MOST_LINE:
+                    raise WorkloadError(f"{where} is longer than {_MOST_LINE:,} characters")
                 if text.strip():
-                    line = _line(text, number, f"{path}, line {number}")
-                    if line.seconds < before:
-                        raise WorkloadError(
-                            f"{path}, line {number}: the timestamp is before that of the line above"
-                        )
-                    before = line.seconds
-                    yield line
+                    yield _line(text, number, where)
     except OSError as error:
         raise WorkloadError(f"cannot read the trace {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

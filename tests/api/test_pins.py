@@ -124,6 +124,12 @@ async def test_a_wrong_body_is_refused_by_name(
     assert not server.engine.asked
 
 
+@pytest.mark.parametrize("ttl", [30 * 86400 + 1, 1e16, 10**400])
+async def test_a_pin_that_would_last_too_long_is_told_the_most(server: Server, ttl: float) -> None:
+    _, answer = await server.post(PIN, {"tokens": [97], "ttl": ttl})
+    assert "at most 2592000 seconds (30 days)" in answer["error"]["message"]
+
+
 async def test_pins_are_listed_and_ended(server: Server) -> None:
     state = PinState(
         id="pin_1",

@@ -252,7 +252,6 @@ def test_a_slice_of_a_trace_starts_at_its_own_time(tmp_path: Path) -> None:
         (line(5, 10, ["a"]), "line 3: hash_ids must be whole numbers"),  # type: ignore[list-item]
         (line(5, 1030, [1]), "line 3: 1030 tokens need 3 hash_ids of 512 tokens, not 1"),
         (line(5, 0, []), "line 3: a negative time, an empty prompt"),
-        (line(0, 10, [1]), "line 3: the timestamp is before that of the line above"),
         (line(True, 10, [1]), "line 3: timestamp is missing or of the wrong type"),
     ],
 )
@@ -262,6 +261,12 @@ def test_a_broken_line_of_a_trace_is_named_by_its_number(
     path = write_trace(tmp_path / "t.jsonl", line(1, 10, [0]), "", broken)
     with pytest.raises(WorkloadError, match=message):
         list(trace.read(path))
+
+
+def test_a_trace_whose_times_go_back_is_not_replayed(tmp_path: Path) -> None:
+    path = write_trace(tmp_path / "t.jsonl", line(1, 10, [0]), "", line(0, 10, [1]))
+    with pytest.raises(WorkloadError, match="line 3: the timestamp is before that of the line"):
+        load_workload("trace", [f"file={path}"])
 
 
 def test_a_trace_that_is_not_there_or_not_text_or_too_short_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from radixserve.cli import main
+from radixserve.loadtest import trace
 from radixserve.simulate.chart import Chart
 from radixserve.simulate.command import default_budgets
 
@@ -62,6 +63,23 @@ def test_a_trace_that_cannot_be_used_is_refused_in_one_sentence(
     file.write_text(content)
     assert main(["cache", "simulate", str(file)]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_times_of_several_runs_may_go_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "record"
+    file.write_text(f"{line('5')}\n{line('0')}\n")
+    assert main(["cache", "simulate", str(file), "--policy", "lru"]) == 0
+    assert "2 requests" in capsys.readouterr().out
+
+
+def test_a_file_without_lines_is_not_read_for_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trace, "_MOST_LINE", 1000)
+    assert main(["cache", "simulate", "/dev/zero"]) == 2
+    assert "line 1 is longer than 1,000 characters" in capsys.readouterr().err
 
 
 def test_a_budget_is_a_number_of_blocks() -> None:
