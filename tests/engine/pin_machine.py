@@ -46,9 +46,11 @@ class Model:
     end: int = 0
     held: int = 0  # tokens, when it was looked at last
     most_held: int = 0  # since it has given way
+    wished: int = 0  # tokens, if it was clipped to the prefix
 
-    def last(self, now: int, seconds: int, renews: bool) -> None:
+    def last(self, now: int, seconds: int, renews: bool, wished: int = 0) -> None:
         """It was asked for anew."""
+        self.wished = wished
         self.seconds, self.renews, self.end = seconds, renews, now + seconds
 
     def tokens(self) -> list[Token]:
@@ -132,7 +134,8 @@ class PinMachine(RuleBasedStateMachine):
         self.is_news = self.is_news or bool(gone)
         for name, state in listed.items():
             model = self.models[name]
-            assert (state.wanted, state.tenant) == (model.prefix.num_tokens, model.tenant)
+            wanted = model.wished or model.prefix.num_tokens
+            assert (state.wanted, state.tenant) == (wanted, model.tenant)
             assert state.seconds_left == model.end - self.now, "a pin ends at another time"
             assert state.ttl == (model.seconds if model.renews else None)
             lost_all = model.held and not state.tokens
@@ -242,7 +245,7 @@ class PinMachine(RuleBasedStateMachine):
         name = same[0] if same else wish.id
         model = self.models.pop(name, None) or Model(prefix, tenant)
         model.prefix = whole.first(outcome.num_tokens)
-        model.last(self.now, seconds, True)
+        model.last(self.now, seconds, True, num_tokens)
         self.models[name], self.is_news = model, True
         self.look(lambda other: other in may_end and other is not model)
         self.expect_share_kept(tenant)

@@ -32,8 +32,8 @@ from transformers import (
 
 from radixserve.checkpoints.windows import window_of
 from radixserve.model.decoder import Decoder
-from radixserve.model.families import FAMILIES
 from radixserve.model.load import prepare_model
+from radixserve.model.read_family import ROWS
 from radixserve.model.runner import Runner
 from radixserve.tensors.kv import KVPool
 from tests.tiny import CPU, IN_PANELS, VOCAB, chunks_of, greedy
@@ -114,7 +114,7 @@ def test_a_warm_prefix_gives_the_bits_of_a_cold_one(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_fast_forward_has_the_windows(name: str) -> None:
     decoder = runner_of(name).loaded.decoder
-    assert isinstance(decoder, Decoder) == (type(model_of(name)) in FAMILIES)
+    assert isinstance(decoder, Decoder) == (type(model_of(name)) in ROWS)
     if isinstance(decoder, Decoder):
         config = model_of(name).config
         found = [each.attention.attends.window for each in decoder.weights.layers]
