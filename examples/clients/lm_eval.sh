@@ -16,7 +16,7 @@ doc_to_text: "{{question}}"
 doc_to_target: "{{answer}}"
 YAML
 
-tokenizer=$HOME/.cache/radixserve/models/SmolLM2-135M-Instruct-v1
+tokenizer=$HOME/.cache/radixserve/models/SmolLM2-135M-Instruct-v2
 lm_eval --model local-completions --tasks capitals --include_path . --output_path results \
     --batch_size 16 --model_args \
     "model=SmolLM2-135M-Instruct,base_url=http://127.0.0.1:8000/v1/completions,tokenizer=$tokenizer"

@@ -308,7 +308,7 @@ class Pins:
                 continue  # it has ended for another one
             if renews and prompt.begins_with(pin.prefix):
                 self._renew(pin)
-            if pin.num_held < self._most_of(pin.asked) and pin.lacks_what_is_in(prompt):
+            if pin.num_held != self._most_of(pin.asked) and pin.lacks_what_is_in(prompt):
                 self._hold(pin)
 
     def _renew(self, pin: HeldPin) -> None:

@@ -47,8 +47,8 @@ class Bodies:
         return self._damaged(raw) if self._random.random() < 0.15 else raw
 
     def keep(self, raw: bytes) -> None:
-        """Make later bodies from this one, which was answered."""
-        body = json.loads(raw)
+        """Make later bodies from this one, which was answered; some endpoints need none."""
+        body = json.loads(raw) if raw.strip() else None
         if isinstance(body, dict) and len(raw) < 2000:
             self._answered.append(body)
             if len(self._answered) > _KEPT:

@@ -103,7 +103,8 @@ def address() -> Iterator[str]:
 
 
 _SCHEMA = schemathesis.openapi.from_dict(document())
-_NAMES = [f"{each.method.upper()} {each.path}" for each in OPERATIONS]
+_ENDLESS = "/ui/events"  # an answer that has no end: the tool would wait for it
+_NAMES = [f"{each.method.upper()} {each.path}" for each in OPERATIONS if each.path != _ENDLESS]
 
 
 @pytest.mark.parametrize("name", _NAMES)

@@ -79,7 +79,7 @@ def test_a_local_folder_is_served_under_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (MambaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=1), "state-space"),
+        (MambaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=1), "layers with a state"),
         (
             T5Config(vocab_size=100, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8),
             "encoder-decoder",

@@ -47,10 +47,6 @@ def half_a_million_names(folder: Path) -> None:
     add_names(folder, 500_000)
 
 
-def cut_short(folder: Path) -> None:
-    os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size // 2)
-
-
 def no_numbers(folder: Path) -> None:
     change_weights(folder, lambda tensors: tensors["model.norm.weight"].fill_(float("nan")))
 
@@ -69,8 +65,6 @@ SENTENCES: dict[Callable[[Path], None], str] = {
     "makes tokens up to 49,151, the model has 100.",
     half_a_million_names: f"FOLDER/{WEIGHTS} holds 500,021 tensors; of one model at most 300,000 "
     "are read.",
-    cut_short: f"FOLDER/{WEIGHTS} is damaged: Error while deserializing header: incomplete "
-    "metadata, file not fully covered",
     no_numbers: f"FOLDER/{WEIGHTS} is damaged: model.norm.weight holds NaN.",
     other_tensors: "The tensors in FOLDER are not those of this llama model: 1 missing "
     "(lm_head.weight), 1 of another shape (model.norm.weight is [32] and not [64]), 1 unexpected "
