@@ -63,9 +63,8 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 }
 
 
-@cache
 def model_of(name: str) -> PreTrainedModel:
-    """The transformers model itself, with sinks that are seen."""
+    """The transformers model itself, with sinks that are seen; each time a new one, the same."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[name]()).eval()
     with torch.no_grad():
@@ -79,9 +78,7 @@ def model_of(name: str) -> PreTrainedModel:
 
 @cache
 def runner_of(name: str) -> Runner:
-    model = AutoModelForCausalLM.from_config(CONFIGS[name]()).eval()
-    model.load_state_dict(model_of(name).state_dict())
-    loaded = prepare_model(model, CPU)
+    loaded = prepare_model(model_of(name), CPU)
     return Runner(loaded, KVPool(loaded.shape, NUM_TOKENS + NUM_NEW, CPU))
 
 
