@@ -17,7 +17,7 @@ from tests.fake_openai import FakeOpenAI
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE_SECONDS = 480  # a busy machine takes several times as long as the 50 s of an idle one
-SHORT = ("--minutes", "0.3", "--kill-every", "8", "--conversations", "8")
+SHORT = ("--minutes", "0.4", "--kill-every", "7", "--conversations", "8")
 sys.path.append(str(ROOT / "benchmarks"))  # its modules are found from there, as when it is run
 
 from soak_clients import KILLED_TWICE, WRONG, Client, Full, Tally, references  # noqa: E402
