@@ -167,8 +167,7 @@ async def _answer(
         log.info("%s is open, and says when the model is ready (/health)", address.url)
         if (infos := await unless_set(stopping, _for_all(map(_loaded, assemblies)))) is not None:
             log.info("the K/V cache has %s", _room(infos, settings))
-            if len(apis) == 1:
-                _warn_of_floors(api)
+            _warn_of_floors(api)
             if settings.public_prefix is not None:
                 await unless_set(stopping, _share(api, settings, settings.public_prefix))
                 api.readiness.reason = warming
@@ -204,8 +203,10 @@ def _room(infos: Sequence[EngineInfo], settings: Settings) -> str:
 
 
 def _warn_of_floors(api: Api) -> None:
-    """Warn if the tenants were promised more than there is."""
-    if (info := api.engine.info) is None:
+    """Warn if the tenants were promised more than there is. Models that share a budget have no
+    part of it for good, so nothing is said of theirs.
+    """
+    if (info := api.engine.info) is None or api.shared_budget is not None:
         return
     budget = info.num_slots * info.slot_bytes
     if (floors := api.keys.floors(budget)) > budget:

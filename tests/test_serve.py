@@ -66,7 +66,8 @@ def test_more_floors_than_there_is_are_warned_of(
 ) -> None:
     path = tmp_path / "keys.toml"
     path.write_text(f"[tenants.a]\nkeys=[]\nkv_floor={floor}\n[tenants.b]\nkeys=[]\nkv_floor=0.6")
-    api = SimpleNamespace(engine=SimpleNamespace(info=INFO), keys=Keys(file=str(path)))
+    engine, keys = SimpleNamespace(info=INFO), Keys(file=str(path))
+    api = SimpleNamespace(engine=engine, keys=keys, shared_budget=None)
     serve._warn_of_floors(api)  # type: ignore[arg-type]
     assert ("cannot be kept for all" in caplog.text) == warned
 

@@ -51,10 +51,10 @@ class Keys:
 
     def tenant(self, name: str) -> Tenant | None:
         """The tenant of this name; None if there is none."""
-        if name == DEFAULT.name and not self.has_file:
-            return OWNER if self.required else DEFAULT
         if self._api_key is not None and name == OWNER.name:
             return OWNER
+        if not self.has_file and name == DEFAULT.name:
+            return DEFAULT
         return next((each for each in self.tenants if each.name == name), None)
 
     def floors(self, budget: int) -> float:

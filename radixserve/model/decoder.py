@@ -109,10 +109,7 @@ class Decoder:
         self.most_recorded = FEW  # rows of the largest step that is recorded
         self._embed = weights.embedding.lookup()
         self._sizes = Sizes(weights.heads, weights.residual_scale)
-        self._records: WeakKeyDictionary[
-            KVPool, tuple[Memory, dict[tuple[int, bool], RecordedStep]]
-        ]
-        self._records = WeakKeyDictionary()
+        self._records: WeakKeyDictionary[KVPool, tuple[Memory, _Steps]] = WeakKeyDictionary()
 
     def __call__(
         self,

@@ -63,6 +63,7 @@ async def test_a_flush_of_a_part_is_refused(server: Server, body: str, status: i
         ("namespace=public", Drop(namespaces=["public"])),
         ("tenant=default", Drop()),  # whose all is, without a key file
         ("tenant=default&prefix=a", Drop(prefix=[97])),
+        ("namespace=team/a", Drop(namespaces=["team/a"])),  # a salt, which names no tenant
         ("older_than=2h", Drop(older_than=7200.0)),
         ("older_than=90", Drop(older_than=90.0)),
         ("node=5", Drop(node=5)),
@@ -70,9 +71,11 @@ async def test_a_flush_of_a_part_is_refused(server: Server, body: str, status: i
     ],
 )
 async def test_what_is_dropped(server: Server, query: str, asked: Drop) -> None:
-    server.engine.answers[Drop] = Dropped(tokens=4, nodes=1)
-    status, _ = await call(server, "DELETE", f"/cache?{query}")
-    assert (status, server.engine.asked) == (200, [asked])
+    for dropped in (Dropped(tokens=4, nodes=1), Dropped()):
+        server.engine.answers[Drop] = dropped
+        status, _ = await call(server, "DELETE", f"/cache?{query}")
+        assert (status, server.engine.asked) == (200, [asked])
+        server.engine.asked.clear()
 
 
 @pytest.mark.parametrize(
