@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from radixserve.checkpoints.gguf_blocks import FORMATS, codes_of
 from radixserve.checkpoints.gguf_header import GgufTensor, read_header
 from radixserve.errors import ModelRefused
 from radixserve.kernels.cpu.gemm.codes import Packing
+from radixserve.kernels.cpu.gemm.formats import Format
 from radixserve.kernels.cpu.gemm.panel_products import WIDTH
 
 GGUF_FILE = "model.gguf"
@@ -122,40 +123,40 @@ def _bytes_in_memory(tensor: GgufTensor, dtype: torch.dtype) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredCodes:
-    """A quantised weight that still lies in its file."""
+class GgufCodes:
+    """A quantised weight that still lies in its file (`StoredCodes`)."""
 
     file: GgufFile
     tensor: GgufTensor
     processor: hf_gguf.TensorProcessor
 
-    def rows(self) -> npt.NDArray[np.uint8]:
+    @property
+    def format(self) -> Format:
+        """The format of its type."""
+        return FORMATS[self.tensor.kind.name]
+
+    def packed_with(self, others: Sequence[Self]) -> Packing:
+        """Takes the memory of their bytes once more, and some MB."""
+        kind, inputs = self.tensor.kind.name, self.tensor.shape[1]
+        parts = [each._rows() for each in (self, *others)]
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        packing = Packing(self.format, (len(rows), inputs))
+        step = max(1, _UNPACKED // (inputs * WIDTH)) * WIDTH
+        starts = range(0, len(rows), step)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # packing is faster
+            unpacked = pool.map(lambda first: codes_of(kind, rows[first : first + step]), starts)
+            for first, codes in zip(starts, unpacked, strict=True):
+                if not codes.is_finite:
+                    raise ModelRefused(
+                        f"{self.file.path} is damaged: {self.tensor.name} holds NaN or infinity."
+                    )
+                packing.put(first, codes)
+        return packing
+
+    def _rows(self) -> npt.NDArray[np.uint8]:
         """The bytes of its blocks, [rows, bytes], in the order that transformers gives to rows."""
         found = self.processor.process(weights=self.file.rows(self.tensor), name=self.tensor.name)
         return np.ascontiguousarray(found.weights)
-
-
-def packed(weights: Sequence[StoredCodes]) -> Packing:
-    """Weights of one type and number of inputs, one below the other, packed as codes. Takes the
-    memory of their bytes once more, and some MB.
-
-    Raises:
-        ModelRefused: their file is damaged.
-    """
-    kind, inputs = weights[0].tensor.kind.name, weights[0].tensor.shape[1]
-    parts = [each.rows() for each in weights]
-    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    packing = Packing(FORMATS[kind], (len(rows), inputs))
-    step = max(1, _UNPACKED // (inputs * WIDTH)) * WIDTH
-    starts = range(0, len(rows), step)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # packing is faster than unpacking
-        unpacked = pool.map(lambda first: codes_of(kind, rows[first : first + step]), starts)
-        for first, codes in zip(starts, unpacked, strict=True):
-            if not codes.is_finite:
-                file, name = weights[0].file.path, weights[0].tensor.name
-                raise ModelRefused(f"{file} is damaged: {name} holds NaN or infinity.")
-            packing.put(first, codes)
-    return packing
 
 
 def read_codes(
@@ -163,7 +164,7 @@ def read_codes(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model of a file that keeps codes, and a report such as transformers makes. Linears and
     embeddings whose weights are quantised have no memory for them, and an attribute `stored`, the
-    `StoredCodes` of each.
+    `GgufCodes` of each.
     """
     model = _empty(config, dtype)
     processor = _processor(file.architecture)(config=config.to_dict())
@@ -181,7 +182,7 @@ def read_codes(
             if tuple(wanted.shape) != tensor.shape:
                 misshapen.append((names[name], tensor.shape, tuple(wanted.shape)))
             else:
-                _fill(modules[parent], part, StoredCodes(file, tensor, processor), dtype)
+                _fill(modules[parent], part, GgufCodes(file, tensor, processor), dtype)
             filled.add(names[name])
     model.tie_weights()
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -211,7 +212,7 @@ def _empty(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _fill(module: nn.Module, part: str, stored: StoredCodes, dtype: torch.dtype) -> None:
+def _fill(module: nn.Module, part: str, stored: GgufCodes, dtype: torch.dtype) -> None:
     """Give a module one of its weights, or where that is."""
     is_replaced = type(module) is nn.Linear or isinstance(module, nn.Embedding)
     if stored.tensor.kind.name in FORMATS and is_replaced:

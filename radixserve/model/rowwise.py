@@ -20,8 +20,9 @@ from transformers.activations import ACT2CLS
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
-from radixserve.checkpoints.gguf_file import StoredCodes, packed
+from radixserve.checkpoints.stored_codes import StoredCodes
 from radixserve.kernels.cpu.gemm.call import Gemm
+from radixserve.kernels.cpu.gemm.formats import Format
 from radixserve.kernels.cpu.gemm.stacked import StackedGemm
 from radixserve.model.elementwise import RowwiseActivation, RowwiseRotary
 from radixserve.model.experts import (
@@ -162,26 +163,29 @@ def _unpacked(model: nn.Module, rowwise: Container[int]) -> str | None:
 
 def _packed(linears: Sequence[nn.Module]) -> Gemm:
     """The packed weights of some linears, one below the other."""
-    if any(hasattr(linear, "stored") for linear in linears):
-        parts = [list(each) for _, each in groupby(linears, _type_of_codes)]
-        gemms = [_packed_codes(each) for each in parts]
-        return gemms[0] if len(gemms) == 1 else StackedGemm(gemms)
-    return Gemm(*_weight_and_bias(linears))
+    parts = [_packed_alike(list(each)) for _, each in groupby(linears, _format_of)]
+    return parts[0] if len(parts) == 1 else StackedGemm(parts)
 
 
-def _type_of_codes(linear: nn.Module) -> str | None:
-    """The type of a weight that is still in its file (`checkpoints.gguf_file`)."""
-    stored = getattr(linear, "stored", None)
-    return stored.tensor.kind.name if isinstance(stored, StoredCodes) else None
+def _stored(linear: nn.Module) -> StoredCodes | None:
+    """The weight of a linear if it is codes that are still in their file."""
+    return cast(StoredCodes | None, getattr(linear, "stored", None))
 
 
-def _packed_codes(linears: Sequence[nn.Module]) -> Gemm:
-    """The packed weights of linears of one type of codes, or of floats."""
-    if _type_of_codes(linears[0]) is None:
+def _format_of(linear: nn.Module) -> Format | None:
+    """The format of a weight that is codes."""
+    stored = _stored(linear)
+    return None if stored is None else stored.format
+
+
+def _packed_alike(linears: Sequence[nn.Module]) -> Gemm:
+    """The packed weights of linears whose codes have one format, or which have floats."""
+    first, *others = [_stored(linear) for linear in linears]
+    if first is None:
         return Gemm(*_weight_and_bias(linears))
     weight = linears[0].weight
     assert isinstance(weight, torch.Tensor)
-    codes = packed([cast(StoredCodes, linear.stored) for linear in linears])
+    codes = first.packed_with([each for each in others if each is not None])
     return Gemm(codes, _bias(linears), weight.dtype)
 
 

@@ -12,7 +12,6 @@ import torch
 
 from radixserve.checkpoints import converted
 from radixserve.checkpoints.embedded import EMBEDDED_NAME, embedded_model, find_gguf
-from radixserve.checkpoints.gguf_file import packed
 from radixserve.checkpoints.opened import open_model
 from radixserve.checkpoints.read_weights import read_weights
 from radixserve.errors import ModelRefused
@@ -45,7 +44,7 @@ def test_the_packages_file_is_what_is_converted(
 
 def decoded(module: Any) -> torch.Tensor:
     """The values of a weight that is kept as codes."""
-    lookup = Lookup(Panels.of_codes(packed([module.stored])), torch.float32)
+    lookup = Lookup(Panels.of_codes(module.stored.packed_with([])), torch.float32)
     return lookup(torch.arange(len(module.weight)))
 
 

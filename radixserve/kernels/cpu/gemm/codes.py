@@ -9,7 +9,7 @@ a `Packing`, so that never more than these rows are there twice. Knows no checkp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
@@ -46,6 +46,18 @@ class Codes:
             return None if numbers is None else numbers[begin:end]
 
         return Codes(**{field.name: part(getattr(self, field.name)) for field in fields(self)})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Codes]) -> Codes:
+        """The rows of all parts, which are in one format, one below the other."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def all_of(name: str) -> Any:
+            numbers = [getattr(part, name) for part in parts]
+            return None if numbers[0] is None else np.concatenate(numbers)
+
+        return cls(**{field.name: all_of(field.name) for field in fields(cls)})
 
     @property
     def is_finite(self) -> bool:
