@@ -23,8 +23,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from radixserve.checkpoints.converted import FITTING, LINKED, NO_ROOM
-from radixserve.checkpoints.gguf_file import GGUF_FILE, forget_quantisation, keeps_codes
+from radixserve.checkpoints.gguf_file import GGUF_FILE
 from radixserve.checkpoints.gguf_header import read_header
+from radixserve.checkpoints.gguf_model import forget_quantisation, keeps_codes
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 

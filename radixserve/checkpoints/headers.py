@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from radixserve.checkpoints.folder_files import present
 from radixserve.errors import ModelRefused, first_line
+from radixserve.tensors.origins import note_stored
 
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -36,7 +37,7 @@ class StoredTensor:
     while it loads.
     """
 
-    def __init__(self, name: str, file: Path, content: Any, on_read: Callable[[], None]) -> None:
+    def __init__(self, name: str, file: Path, content: Any, on_read: Callable[[str], None]) -> None:
         self.name = name
         self.file = file
         self._content = content
@@ -69,7 +70,9 @@ class StoredTensor:
             least = torch.aminmax(tensor).min  # NaN if any value is NaN
             if least.isnan():
                 raise ModelRefused(f"{self.file} is damaged: {short(self.name)} holds NaN.")
-        self._on_read()
+        self._on_read(self.name)
+        if key is ...:
+            note_stored(tensor, self.name)
         return tensor
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StoredTensor:
@@ -85,12 +88,12 @@ class Checkpoint:
         Raises:
             ModelRefused: a file is damaged, or there are more than MOST_TENSORS tensors; names it.
         """
-        self.num_read = 0
+        self.read: set[str] = set()
         self._tensors: dict[str, StoredTensor] = {}
         for file in files:
             for name, content in _open(file, MOST_TENSORS - len(self._tensors)):
                 self._refuse_twice(name, file)
-                self._tensors[name] = StoredTensor(name, file, content, self._count)
+                self._tensors[name] = StoredTensor(name, file, content, self.read.add)
 
     def __len__(self) -> int:
         return len(self._tensors)
@@ -117,8 +120,10 @@ class Checkpoint:
             counts[each.get_dtype()] += math.prod(each.get_shape())
         return FLOATS[max(FLOATS, key=lambda name: counts[name])]
 
-    def _count(self) -> None:
-        self.num_read += 1
+    @property
+    def num_read(self) -> int:
+        """How many tensors were read."""
+        return len(self.read)
 
     def _refuse_twice(self, name: str, file: Path) -> None:
         if name in self._tensors:

@@ -18,8 +18,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from radixserve.checkpoints.folder_files import check_files
-from radixserve.checkpoints.gguf_file import GGUF_FILE, GgufFile
+from radixserve.checkpoints.gguf_file import GgufFile
+from radixserve.checkpoints.gguf_model import keeps_codes
 from radixserve.checkpoints.headers import Checkpoint, files_of
+from radixserve.checkpoints.stored import in_gguf
 from radixserve.checkpoints.supported import check_config
 from radixserve.checkpoints.text_part import text_names, text_part
 from radixserve.errors import ModelRefused, first_line
@@ -66,6 +68,12 @@ class OpenedModel:
     checkpoint: Checkpoint | GgufFile
 
     @property
+    def read(self) -> set[str]:
+        """The names of the tensors that were read."""
+        file = self.checkpoint
+        return file.read_names if isinstance(file, GgufFile) else file.read
+
+    @property
     def name(self) -> str:
         """The name of the folder."""
         return self.folder.absolute().name
@@ -82,8 +90,9 @@ class OpenedModel:
 
     def num_bytes(self, dtype: torch.dtype) -> int:
         """Bytes that its weights take in memory."""
-        if isinstance(self.checkpoint, GgufFile):
-            return self.checkpoint.num_bytes(dtype)
+        file = self.checkpoint
+        if isinstance(file, GgufFile) and keeps_codes(file.architecture):
+            return file.num_bytes(dtype)
         return self.checkpoint.num_weights * dtype.itemsize
 
     def kv_shape(self, dtype: torch.dtype) -> KVShape:
@@ -289,8 +298,7 @@ def _refuse_vocabulary(folder: Path, vocab_size: int) -> None:
 
 def _checkpoint(folder: Path) -> Checkpoint | GgufFile:
     """The weights: safetensors where there are some, else the GGUF file that `convert` linked."""
-    linked = (folder / GGUF_FILE).is_file() and not any(folder.glob("*.safetensors"))
-    return GgufFile(folder) if linked else Checkpoint(files_of(folder))
+    return GgufFile(folder) if in_gguf(folder) else Checkpoint(files_of(folder))
 
 
 def _refuse_fewer_layers(

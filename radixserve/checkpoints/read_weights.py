@@ -7,6 +7,7 @@ have other shapes, are left over or quantised; here these are refused.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,16 +15,15 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from radixserve.checkpoints.gguf_file import (
-    GgufFile,
-    read_codes,
-    read_gguf,
-    serves_codes,
-)
+from radixserve.checkpoints.gguf_file import GgufFile
+from radixserve.checkpoints.gguf_model import keeps_codes, read_codes, read_gguf, serves_codes
 from radixserve.checkpoints.headers import listed, short
 from radixserve.checkpoints.opened import OpenedModel
 from radixserve.errors import ModelRefused, first_line
 from radixserve.progress import long_stage
+from radixserve.tensors.origins import Origins
+
+_ONE_THREAD = "HF_DEACTIVATE_ASYNC_LOAD"
 
 
 def read_weights(opened: OpenedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -39,6 +39,8 @@ def read_weights(opened: OpenedModel, dtype: torch.dtype, device: torch.device) 
         with (
             _quiet_transformers(),
             long_stage("reading weights", len(checkpoint), lambda: checkpoint.num_read),
+            _one_thread(),
+            Origins(),
         ):
             model, report = _filled(opened, dtype, device)
     except ModelRefused:
@@ -58,7 +60,11 @@ def _filled(
 ) -> tuple[Any, dict[str, Any]]:
     """The model with its weights, and transformers' report of what did not fit."""
     file = opened.checkpoint
-    if isinstance(file, GgufFile) and file.keeps_codes and serves_codes(device, dtype):
+    if (
+        isinstance(file, GgufFile)
+        and keeps_codes(file.architecture)
+        and serves_codes(device, dtype)
+    ):
         return read_codes(file, opened.config, dtype)
     how = {
         "config": opened.config,
@@ -137,6 +143,20 @@ def _refuse_integers(model: PreTrainedModel, opened: OpenedModel) -> None:
             f"The weights in {opened.folder} are integers, but no quantiser reads them: "
             f"{listed(wrong)}."
         )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Has transformers read and convert tensors on this thread, whose origins are noted."""
+    before = os.environ.get(_ONE_THREAD)
+    os.environ[_ONE_THREAD] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ONE_THREAD]
+        else:
+            os.environ[_ONE_THREAD] = before
 
 
 @contextlib.contextmanager

@@ -3,51 +3,47 @@ memory that is used again for each of them.
 
 Fresh memory for every tensor would cost as much as reading, because the system fills it with zeros
 page by page. Nothing is mapped: a file that shrinks is an error and no signal. What the headers
-claim was checked when the model was first loaded (`checkpoints.headers`), and `identity` tells
-whether they are the same.
+claim was checked when the model was first loaded (`checkpoints.headers`), and
+`stored.identity` tells whether they are the same.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
-from radixserve.checkpoints.folder_files import SMALL_FILES, check_files
 from radixserve.checkpoints.headers import FLOATS, files_of
 from radixserve.errors import ModelRefused
-from radixserve.store.format.run_file import digest_fields
 
 _LENGTH_BYTES = 8
 _MOST_HEADER_BYTES = 100_000_000  # the limit of safetensors
 _METADATA = "__metadata__"
 
 
-def identity(folder: Path) -> str:
-    """A digest of everything in a model's folder that decides how it is loaded, except the values
-    of its weights: the names of all files, the content of small ones, and the headers and sizes of
-    the files with weights. Takes some milliseconds.
+def headers(folder: Path) -> list[str | int | bytes]:
+    """The name, size and header of each file of weights.
 
     Raises:
-        ModelRefused: the folder is damaged.
+        ModelRefused: one of them is damaged.
         OSError: it cannot be read.
     """
-    check_files(folder)
-    fields: list[str | int | bytes] = [str(path) for path in sorted(os.listdir(folder))]
-    for name in SMALL_FILES:
-        if (folder / name).is_file():
-            fields += [name, hashlib.sha256((folder / name).read_bytes()).hexdigest()]
+    fields: list[str | int | bytes] = []
     for path in files_of(folder):
         with open(path, "rb") as file:
             fields += [path.name, os.fstat(file.fileno()).st_size, _header(file.fileno(), path)]
-    return digest_fields("model folder", *fields)
+    return fields
+
+
+Part = str | tuple[str, int]
+"""A tensor by its name, or what it holds at a number of its first dimension."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +66,7 @@ class WeightFiles:
         """Reads the headers.
 
         Raises:
-            ModelRefused: a header is damaged, or a tensor holds no floats that are served.
+            ModelRefused: a header is damaged.
             OSError: a file cannot be read.
         """
         self._places: dict[str, _Place] = {}
@@ -90,22 +86,31 @@ class WeightFiles:
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
-    def read(self, *names: str) -> torch.Tensor:
-        """The tensors of these names as one, joined along their first dimension. The next call
-        overwrites it.
+    @property
+    def functions(self) -> dict[str, Callable[..., Any]]:
+        """What is made of its tensors in a way of its own: nothing."""
+        return {}
+
+    def read(self, *parts: Part) -> torch.Tensor:
+        """The tensors of these names, or parts of them, as one, joined along their first dimension.
+        The next call overwrites it.
 
         Raises:
-            ModelRefused: there is no such tensor, they do not fit together, or a file ends too
-                soon.
+            ModelRefused: there is no such tensor of floats, they do not fit together, or a file
+                ends too soon.
             OSError: a file cannot be read.
         """
-        missing = [name for name in names if name not in self._places]
-        if missing:
-            raise ModelRefused(f"There is no tensor {missing[0]}.")
-        places = [self._places[name] for name in names]
+        places = [self._place(part) for part in parts]
         first = places[0]
+        if first.shape == () and len(parts) == 1:
+            return self._bytes(places).view(first.dtype)[0]
         if any((each.dtype, each.shape[1:]) != (first.dtype, first.shape[1:]) for each in places):
-            raise ModelRefused(f"The tensors {', '.join(names)} do not fit together.")
+            raise ModelRefused(f"The tensors {', '.join(map(str, parts))} do not fit together.")
+        rows = sum(each.shape[0] for each in places)
+        return self._bytes(places).view(first.dtype).view(rows, *first.shape[1:])
+
+    def _bytes(self, places: Sequence[_Place]) -> torch.Tensor:
+        """The bytes of tensors one behind the other, in the memory that is used again."""
         size = sum(each.size for each in places)
         if len(self._memory) < size:
             self._memory = torch.empty(size, dtype=torch.uint8)
@@ -113,8 +118,19 @@ class WeightFiles:
         for place in places:
             _fill(room[: place.size], place)
             room = room[place.size :]
-        rows = sum(each.shape[0] for each in places)
-        return self._memory[:size].view(first.dtype).view(rows, *first.shape[1:])
+        return self._memory[:size]
+
+    def _place(self, part: Part) -> _Place:
+        name, index = (part, None) if isinstance(part, str) else part
+        if name not in self._places:
+            raise ModelRefused(f"There is no tensor {name}.")
+        place = self._places[name]
+        if index is None:
+            return place
+        if len(place.shape) < 2 or not 0 <= index < place.shape[0]:
+            raise ModelRefused(f"The tensor {name} has no part {index}.")
+        size = place.size // place.shape[0]
+        return replace(place, offset=place.offset + index * size, size=size, shape=place.shape[1:])
 
 
 def _fill(room: memoryview, place: _Place) -> None:
@@ -136,14 +152,16 @@ def _header(file: int, path: Path) -> bytes:
 
 
 def _places(file: int, path: Path) -> dict[str, _Place]:
-    """The tensors that the header of a file names."""
+    """The tensors of floats that the header of a file names."""
     header, found = _header(file, path), {}
     try:
         for name, told in json.loads(header).items():
             if name != _METADATA:
                 begin, end = told["data_offsets"]
-                dtype, shape = FLOATS[told["dtype"]], tuple(told["shape"])
-                if not shape or end - begin != math.prod(shape) * dtype.itemsize:
+                dtype, shape = FLOATS.get(told["dtype"]), tuple(told["shape"])
+                if dtype is None:
+                    continue
+                if end - begin != math.prod(shape) * dtype.itemsize:
                     raise ValueError(name)
                 offset = _LENGTH_BYTES + len(header) + begin
                 found[name] = _Place(file, offset, end - begin, dtype, shape)

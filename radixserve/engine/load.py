@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from radixserve.checkpoints.weight_files import identity
+from radixserve.checkpoints.stored import identity
 from radixserve.config import Settings
 from radixserve.engine.computed_by import code, processor
 from radixserve.engine.imports import nothing_collected
@@ -57,13 +57,14 @@ def load(settings: Settings, model: str, device: torch.device) -> Load:
         if remembered is not None:
             return remembered
     with _warnings() as warned:
-        found, num_weights = _checked(settings, model, device)
+        found, opened = _checked(settings, model, device)
     if place is not None:
         proven = proof.prove(
             found.model,
             place.key,
+            read=opened.read,
             stored=found.stored_dtype,
-            num_weights=num_weights,
+            num_bytes=opened.num_bytes(found.model.dtype),
             warnings=warned,
         )
         if proven is not None:
@@ -106,11 +107,11 @@ def _remembered(settings: Settings, folder: Path, kept: Proof) -> Load | None:
     """
     stored, dtype = torch_dtype(kept.stored_dtype), torch_dtype(kept.dtype)
     device = torch.device("cpu")
-    check_room(kept.num_weights * dtype.itemsize, kept.shape, device, settings.kv_budget)
+    check_room(kept.num_bytes, kept.shape, device, settings.kv_budget)
     log.info("loading %s on %s as %s", folder.absolute().name, device, told(stored, dtype))
     try:
         loaded = load_proven(folder, kept)
-    except (StartupError, OSError, RuntimeError) as error:
+    except Exception as error:  # what a proof says of other files may raise anything
         log.info("the weights cannot be read as before: %s", first_line(error))
         return None
     if loaded is None:
@@ -119,8 +120,8 @@ def _remembered(settings: Settings, folder: Path, kept: Proof) -> Load | None:
     return Load(loaded, stored, "remembered")
 
 
-def _checked(settings: Settings, model: str, device: torch.device) -> tuple[Load, int]:
-    """The model loaded with transformers and checked, and the number of its weights."""
+def _checked(settings: Settings, model: str, device: torch.device) -> tuple[Load, OpenedModel]:
+    """The model loaded with transformers and checked, and what was opened for that."""
     with nothing_collected():
         from radixserve.checkpoints.opened import open_model
         from radixserve.model.load import load_opened
@@ -131,7 +132,7 @@ def _checked(settings: Settings, model: str, device: torch.device) -> tuple[Load
     context_length_of(settings, opened.context_length)  # refuses a setting before anything is read
     check_room(opened.num_bytes(dtype), opened.kv_shape(kv_dtype), device, settings.kv_budget)
     loaded = load_opened(opened, device, dtype, kv_dtype)
-    return Load(loaded, opened.stored_dtype, "run"), opened.checkpoint.num_weights
+    return Load(loaded, opened.stored_dtype, "run"), opened
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from radixserve.model.observed import observed_shape
 from radixserve.model.rowwise import make_rowwise
 from radixserve.progress import long_stage
 from radixserve.tensors.kv import KVShape
+from radixserve.tensors.origins import Origins
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,8 @@ def _not_rowwise(model: PreTrainedModel, device: torch.device) -> str | None:
         return f"kernels on {device.type} are not verified to be independent of the batch"
     if model.dtype not in (torch.float32, torch.bfloat16):
         return f"{dtype_name(model.dtype)} linears on the CPU depend on the number of rows"
-    return make_rowwise(model)
+    with Origins():
+        return make_rowwise(model)
 
 
 def _attention(
@@ -201,11 +203,11 @@ def _with_decoder(loaded: LoadedModel, expected: Expected) -> LoadedModel:
     from radixserve.model.read_family import decoder_of
 
     try:
-        decoder = decoder_of(loaded.model)
+        with Origins():
+            decoder = decoder_of(loaded.model)
     except NotRead as error:
         return replace(loaded, generic_reason=str(error))
-    windows = tuple(layer.attention.attends.window for layer in decoder.layers)
-    candidate = replace(loaded, decoder=decoder, windows=windows if any(windows) else ())
+    candidate = replace(loaded, decoder=decoder, windows=decoder.weights.windows)
     try:
         with long_stage("comparing the fast forward"):
             reason = probe(candidate, expected)

@@ -11,36 +11,41 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Collection
+from dataclasses import replace
 
 import msgspec
 import torch
 
 from radixserve.cache_folder import ADVICE, reason
 from radixserve.kept_files import Damaged, KeptFiles
-from radixserve.kernels.cpu.activation import Activation
 from radixserve.model.decoder import Decoder
 from radixserve.model.dtypes import dtype_name
-from radixserve.model.fixed_rotary import fixed_rotary_of
+from radixserve.model.fixed_rotary import fixed_table_of
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.probes import CHUNKINGS, logits_in_chunks, probe_tokens
-from radixserve.model.weights import Embedding, Head, Layer, Mlp, Norm, Rope, Weights
+from radixserve.model.recipe import Call, NoRecipe, recipe_of
+from radixserve.model.weights import Weights
 from radixserve.store.folder.fingerprint import weights_fingerprint
 from radixserve.tensors.kv import KVShape
 
 log = logging.getLogger(__name__)
 
-_PROOFS = KeptFiles("proofs", b"radixserve proof 1\n", most=64)
+_PROOFS = KeptFiles("proofs", b"radixserve proof 2\n", most=64)
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts of a model that its decoder computes exactly. Dtypes are torch's, by name."""
+    """The facts of a model that its decoder computes exactly, and how its weights are made. Dtypes
+    are torch's, by name.
+    """
 
     key: str
+    recipe: list[Call]
     weights: str  # digest of the decoder's weights
     logits: str  # digest of what the decoder computes for the check's tokens
     warnings: list[str]  # of the load, which every start repeats
     stored_dtype: str
-    num_weights: int
+    num_bytes: int  # that the weights take in memory
     dtype: str
     kv_dtype: str
     layers: int
@@ -51,12 +56,6 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int
     eos_token_ids: tuple[int, ...]
     attention: str
-    heads: int
-    epsilon: float
-    scaling: float
-    is_tied: bool  # the embedding is the weight of the output layer
-    frequencies: list[float]  # of the rotary tables
-    rotary_factor: float
 
     @property
     def shape(self) -> KVShape:
@@ -92,26 +91,34 @@ def keep(name: str, proof: Proof) -> None:
 
 
 def prove(
-    loaded: LoadedModel, key: str, *, stored: torch.dtype, num_weights: int, warnings: list[str]
+    loaded: LoadedModel,
+    key: str,
+    *,
+    read: Collection[str],
+    stored: torch.dtype,
+    num_bytes: int,
+    warnings: list[str],
 ) -> Proof | None:
-    """The proof of a model that has just passed the load check; None if its decoder does not serve
-    it exactly, or needs more of transformers than the proof can hold.
+    """The proof of a model that has just passed the load check, for which the tensors `read` of its
+    files were read. None, and the log says why, if its decoder does not serve it exactly, or cannot
+    be made again without transformers.
     """
     decoder, shape = loaded.decoder, loaded.shape
-    if not isinstance(decoder, Decoder) or not loaded.exact or not _is_plain(decoder.weights):
+    if not isinstance(decoder, Decoder) or not loaded.exact:
         return None
-    weights = decoder.weights
-    rotary = fixed_rotary_of(weights.tables[0], loaded.context_length, loaded.dtype)
-    if rotary is None:
+    try:
+        recipe = recipe_of(_with_fixed_tables(loaded, decoder.weights), read)
+    except NoRecipe as error:
+        log.info("later starts check this model again: %s", error)
         return None
-    attention = weights.layers[0].attention
     return Proof(
         key=key,
+        recipe=recipe,
         weights=weights_digest(decoder),
         logits=logits_digest(loaded),
         warnings=warnings,
         stored_dtype=dtype_name(stored),
-        num_weights=num_weights,
+        num_bytes=num_bytes,
         dtype=dtype_name(loaded.dtype),
         kv_dtype=dtype_name(shape.dtype),
         layers=shape.layers,
@@ -122,52 +129,15 @@ def prove(
         context_length=loaded.context_length,
         eos_token_ids=loaded.eos_token_ids,
         attention=loaded.attention,
-        heads=weights.heads,
-        epsilon=attention.norm.epsilon if attention.norm else 0.0,
-        scaling=attention.attends.scaling,
-        is_tied=weights.embedding.weight is weights.head.weight,
-        frequencies=rotary.frequencies.tolist(),
-        rotary_factor=rotary.factor,
     )
 
 
-def _is_plain(weights: Weights) -> bool:
-    """Whether `model.direct` can read such weights: those of the Llama kind, whose layers differ in
-    nothing but their tensors.
-    """
-    first, head = weights.layers[0].attention, weights.head
-    norms = [each for layer in weights.layers for each in _norms_of(layer)] + [head.norm]
-    return (
-        len(weights.tables) == 1
-        and head == Head(head.norm, head.weight)
-        and weights.residual_scale == 1.0
-        and weights.embedding == Embedding(weights.embedding.weight)
-        and all(_is_plain_layer(layer, first.attends.scaling) for layer in weights.layers)
-        and all(each and not each.is_centered and each.bias is None for each in norms)
-        and len({each.epsilon for each in norms if each}) == 1
-    )
-
-
-def _norms_of(layer: Layer) -> list[Norm | None]:
-    """The norms that a plain layer has."""
-    head_norm = layer.attention.head_norm
-    return [layer.attention.norm, layer.mlp.norm, *([head_norm.norm] if head_norm else [])]
-
-
-def _is_plain_layer(layer: Layer, scaling: float) -> bool:
-    attention, mlp, head_norm = layer.attention, layer.mlp, layer.attention.head_norm
-    if not isinstance(mlp, Mlp):
-        return False
-    others = attention.inner_norm, attention.post_norm, mlp.inner_norm, mlp.post_norm
-    return (
-        not (layer.is_parallel or layer.norms_stream)
-        and (attention.rope, attention.attends.scaling, attention.clip) == (Rope(0), scaling, 0.0)
-        and attention.latent is None
-        and attention.attends.is_plain
-        and (mlp.activation, mlp.is_gated) == (Activation.SILU, True)
-        and not any(others)
-        and not (head_norm and (head_norm.is_whole or head_norm.is_late))
-    )
+def _with_fixed_tables(loaded: LoadedModel, weights: Weights) -> Weights:
+    """The weights with rotary tables that need no modules of transformers, where there are such."""
+    tables = [
+        fixed_table_of(each, loaded.context_length, loaded.dtype) or each for each in weights.tables
+    ]
+    return replace(weights, tables=tables)
 
 
 def weights_digest(decoder: Decoder) -> str:

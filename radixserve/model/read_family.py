@@ -34,9 +34,11 @@ from radixserve.model.weights import (
     Mlp,
     Norm,
     Rope,
+    RowFunction,
     Target,
     Weights,
 )
+from radixserve.tensors.origins import note
 
 ROWS = {**FAMILIES, **MIXTURES}
 _OLMO_EPSILON = 1e-5  # stands in the code of its norm only
@@ -72,7 +74,7 @@ def _weights_of(model: Any, family: Family) -> Weights:
         head=Head(
             norm=norm,
             weight=_weight(model.get_output_embeddings()),
-            transform=family.transform(model),
+            transform=_function(family.transform(model)),
             scale=scales.logits,
             softcap=scales.softcap,
         ),
@@ -136,10 +138,10 @@ class _Reader:
         return Embedding(
             weight=weight,
             scale=scales.embedding * float(own),
-            widen=find(body, family.widen),
+            widen=_function(find(body, family.widen)),
             positions=family.positions(body),
             norm=self.norm(body, family.embedding_norm),
-            project=find(body, family.project),
+            project=_function(find(body, family.project)),
         )
 
     def layer(self, index: int, layer: Any) -> Layer:
@@ -175,7 +177,9 @@ class _Reader:
         narrow = attention.q_a_proj
         sizes = self.config.qk_nope_head_dim, self.config.v_head_dim
         packed = attention.kv_b_proj.packed
-        both = packed.lookup()(torch.arange(packed.out_features)).view(self.heads, sum(sizes), -1)
+        rows = packed.lookup()(torch.arange(packed.out_features))
+        note(rows, packed.origin)
+        both = rows.view(self.heads, sum(sizes), -1)
         keys, values = torch.split(both, list(sizes), 1)
         return Attention(
             norm=self.norm(layer, self.family.attention_norm),
@@ -297,6 +301,11 @@ def _repeated(norm: Norm, size: int) -> Norm:
     times = size // len(norm.weight)
     bias = None if norm.bias is None else norm.bias.repeat(times)
     return Norm(norm.weight.repeat(times), bias, norm.epsilon, norm.is_centered)
+
+
+def _function(module: RowFunction | None) -> RowFunction | None:
+    """What a module computes, by its packed weight if it is nothing but that."""
+    return module.packed if isinstance(module, PackedLinear) else module
 
 
 def _weight(module: PackedLinear | FusedPart) -> Gemm:

@@ -266,6 +266,12 @@ class Weights:
     def num_linears(self) -> int:
         return len(self.layers) * len(Linear) + 1
 
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Of each layer, how many positions a row sees; None: all. Empty: none has a window."""
+        found = tuple(layer.attention.attends.window for layer in self.layers)
+        return found if any(found) else ()
+
     def linears(self) -> list[Gemm | None]:
         """All linears, by their numbers. Those of the MLP of a layer with experts are what these
         share, None if they share nothing.

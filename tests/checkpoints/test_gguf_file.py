@@ -4,6 +4,7 @@ values that it dequantises; what cannot be read is refused by name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from transformers import AutoConfig, LlamaConfig
 from transformers import modeling_gguf_pytorch_utils as hf_gguf
 
-from radixserve.checkpoints.gguf_file import GGUF_FILE, GgufFile, _empty, read_gguf
+from radixserve.checkpoints.gguf_file import GGUF_FILE, GgufFile
 from radixserve.checkpoints.gguf_header import read_header
+from radixserve.checkpoints.gguf_model import _empty, read_gguf
 from radixserve.checkpoints.opened import open_model
 from radixserve.errors import ModelRefused
 from radixserve.kernels.cpu.gemm.stacked import StackedGemm
@@ -41,19 +43,23 @@ def kind_of(name: str) -> str:
     return "Q6_K" if "attn_v" in name or "embd" in name else "Q8_0"
 
 
-def write(path: Path, kinds: dict[str, str] | None = None) -> None:
-    """A random model of the Llama kind."""
+def write(
+    path: Path,
+    kind_of: Callable[[str], str] = kind_of,
+    config: LlamaConfig = LlamaConfig(**CONFIG),  # noqa: B008 (nobody changes it)
+) -> None:
+    """A random model of the Llama kind, whose tensors have the types that `kind_of` gives."""
     writer = GGUFWriter(path, "llama")
     writer.add_name("tiny")
-    writer.add_block_count(2)
-    writer.add_context_length(256)
-    writer.add_embedding_length(256)
-    writer.add_feed_forward_length(256)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_vocab_size(192)
-    model = _empty(LlamaConfig(**CONFIG), torch.float32)
+    writer.add_vocab_size(config.vocab_size)
+    model = _empty(config, torch.float32)
     names = hf_gguf.get_gguf_hf_weights_map(model, hf_gguf.TensorProcessor())
     shapes = {name: tuple(each.shape) for name, each in model.named_parameters()}
     for name, hf_name in names.items():
@@ -63,7 +69,7 @@ def write(path: Path, kinds: dict[str, str] | None = None) -> None:
         if len(shape) == 1:
             writer.add_tensor(name, np.linspace(0.5, 1.5, shape[0], dtype=np.float32))
         else:
-            kind = (kinds or {}).get(name, kind_of(name))
+            kind = kind_of(name)
             rows = random_rows(kind, shape[0], shape[1] // 256 * (8 if kind == "Q8_0" else 1))
             dtype = GGMLQuantizationType[kind]
             writer.add_tensor(name, rows, raw_shape=rows.shape, raw_dtype=dtype)

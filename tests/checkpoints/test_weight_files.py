@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from radixserve.checkpoints.weight_files import WeightFiles, identity
+from radixserve.checkpoints.stored import identity
+from radixserve.checkpoints.weight_files import WeightFiles
 from radixserve.errors import ModelRefused
 
 TENSORS = {
@@ -22,6 +23,7 @@ TENSORS = {
     "half": torch.randn(2, 3).bfloat16(),
     "norm": torch.randn(7).half(),
     "empty": torch.empty(0, 5),
+    "one": torch.tensor(0.5),
 }
 
 
@@ -54,10 +56,19 @@ def test_tensors_of_several_files_are_joined(folder: Path) -> None:
         assert torch.equal(files.read("b", "a"), torch.cat([TENSORS["b"], TENSORS["a"]]))
 
 
-@pytest.mark.parametrize("names", [("a", "other"), ("a", "half"), ("a", "norm")])
+@pytest.mark.parametrize("names", [("a", "other"), ("a", "half"), ("a", "norm"), ("a", "one")])
 def test_what_is_missing_or_does_not_fit_is_refused(names: tuple[str, str], folder: Path) -> None:
     with WeightFiles(folder) as files, pytest.raises(ModelRefused):
         files.read(*names)
+
+
+def test_parts_of_tensors_are_read_alone(folder: Path) -> None:
+    save_file({"stack": torch.arange(24.0).view(4, 2, 3)}, folder / "model.safetensors")
+    with WeightFiles(folder) as files:
+        found = files.read(("stack", 2), ("stack", 0))
+        assert found.tolist() == [[12, 13, 14], [15, 16, 17], [0, 1, 2], [3, 4, 5]]
+        with pytest.raises(ModelRefused, match="has no part 4"):
+            files.read(("stack", 4))
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(folder: Path) -> None:
@@ -97,8 +108,8 @@ def tensor(**changes: object) -> bytes:
 )
 def test_a_damaged_header_is_refused(content: bytes, folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(ModelRefused):
-        WeightFiles(folder)
+    with pytest.raises(ModelRefused), WeightFiles(folder) as files:
+        files.read("a")
 
 
 def another_config(folder: Path) -> None:

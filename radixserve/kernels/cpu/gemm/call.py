@@ -41,6 +41,7 @@ from radixserve.kernels.cpu.gemm.panel_products import WIDTH, Operands
 from radixserve.kernels.cpu.gemm.panels import BFLOAT_BITS, Panels
 from radixserve.kernels.cpu.levels import Level
 from radixserve.kernels.step import AttentionPlan
+from radixserve.tensors.origins import Origin, note, origin_of
 
 FEW = 96
 """The most rows of a step that is recorded as a program. For so few rows, starting kernels one by
@@ -119,6 +120,7 @@ class Gemm:
             self.panels, own = Panels.of_codes(weight), torch.float32
         else:
             self.panels, own = Panels.of(weight.detach()), weight.dtype
+            note(self.panels.memory, origin_of(weight))
         self.dtype = own if dtype is None else dtype
         self.out_features, self.in_features = self.panels.shape
         self.bits = self.panels.bits
@@ -129,6 +131,11 @@ class Gemm:
         self._block = self.new_block()
         self._block.counter = self._counter
         self._last_call: tuple[int, torch.dtype, int] | None = None
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where the weight comes from, if that is known."""
+        return origin_of(self.panels.memory)
 
     @property
     def most_as_is(self) -> int:
