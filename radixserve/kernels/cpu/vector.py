@@ -44,7 +44,8 @@ VECTOR = ir.VectorType(FLOAT, LANES)
 LINE = 16
 """Floats of a cache line."""
 
-_LOCALITY = 2  # prefetch to the second-level cache: a tile of K and V fills the first
+FIRST_LEVEL, SECOND_LEVEL = 3, 2
+"""The caches to which lines are prefetched, as LLVM numbers them."""
 
 _FMA = ir.FunctionType(VECTOR, [VECTOR] * 3)
 
@@ -175,13 +176,15 @@ def mask_of(indices: list[int]) -> ir.Constant:
     return ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), indices)
 
 
-def prefetch_line(builder: ir.IRBuilder, pointer: Any) -> None:
-    """Prefetch the cache line at `pointer`, which may be any address, without waiting for it."""
+def prefetch_line(builder: ir.IRBuilder, pointer: Any, level: int = SECOND_LEVEL) -> None:
+    """Prefetch the cache line at `pointer`, which may be any address, without waiting for it. Not
+    to the first-level cache by default, because a tile of K and V fills that.
+    """
     byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
     operator = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    how = [ir.Constant(number, n) for n in (0, _LOCALITY, 1)]  # to read; data
-    builder.call(operator, [builder.bitcast(pointer, byte), *how])
+    flags = [ir.Constant(number, n) for n in (0, level, 1)]  # to read; data
+    builder.call(operator, [builder.bitcast(pointer, byte), *flags])
 
 
 @intrinsic

@@ -42,6 +42,7 @@ from radixserve.kernels.cpu.gemm.block import (
     Item,
     item_at,
     num_items,
+    own_run,
     sums_writer,
     take_item,
 )
@@ -165,9 +166,10 @@ def gemm_kernel(bfloat16: bool) -> Callable[[Any], None]:
         b = read(address)
         x, sums = tiles_of_x(b), _room_for_sums()
         configure(min(b.rows, TILE_ROWS))
-        index, count = take_item(b), num_items(b)
+        own, count = own_run(b), num_items(b)
+        index = take_item(b, own)
         while index < count:
-            item, index = item_at(b, index), take_item(b)
+            item, index = item_at(b, index), take_item(b, own)
             multiply_item(b, x, item, item_at(b, index).panel, sums)
         release_tiles()
 

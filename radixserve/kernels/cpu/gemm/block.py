@@ -35,7 +35,7 @@ _ZERO = np.float32(0)
 _HALF = ir.VectorType(ir.IntType(16), LANES)
 _ROUND = ir.FunctionType(ir.VectorType(BFloat(), LANES), [VECTOR])
 _ROUND_NAME = "llvm.x86.avx512bf16.cvtneps2bf16.512"
-_TAKEN, _COUNT, _OFFSETS, _BASES = range(4)
+_NEXT, _COUNT, _OFFSETS, _BASES = range(4)
 QUEUE_LENGTH = 5
 """The prefetch queue, as int64: index of the next segment, number of segments, address of their
 byte offsets (int64), base address of K, base address of V.
@@ -44,10 +44,15 @@ byte offsets (int64), base address of K, base address of V.
 SEGMENT = 8 << 10
 """Bytes of the next K/V that are prefetched at a time."""
 
-ITEMS, PREPARED = range(2)
-"""Places in a counter: items that threads have taken, rows of x that they have prepared."""
+MOST_RUNS = 8
+"""Runs into which the items of a weight are divided, at most."""
 
-PART_COUNTERS = 2
+PREPARED, ARRIVED, TAKEN = range(3)
+"""Places in a counter: rows of x that threads have prepared, threads that have come for items, and
+the items that threads have taken of the first run. Those of the other runs follow.
+"""
+
+PART_COUNTERS = TAKEN + MOST_RUNS
 """Length of a counter of one weight."""
 
 MOST_PARTS = 3
@@ -77,6 +82,7 @@ class GemmBlock(Block):
     bits: Int  # of a number of the weight: 32, 16 (bfloat16), or those of a code
     slice: Int  # rows of an item
     panels: Int  # of an item
+    runs: Int  # of items
     barrier: Int  # address of a function in which all threads wait for each other
 
 
@@ -90,9 +96,28 @@ class Item(NamedTuple):
 
 
 @compiled
-def take_item(b: Any) -> Any:
-    """The number of the next item that no thread has taken; it may be that there is none."""
-    return add_atomically(b.counter, ITEMS, 1)
+def own_run(b: Any) -> Any:
+    """The run of items that a thread takes first. Each thread asks once."""
+    return add_atomically(b.counter, ARRIVED, 1) % b.runs
+
+
+@compiled
+def take_item(b: Any, own: int) -> Any:
+    """The number of the next item that no thread has taken, of the run `own` or, where nothing is
+    left of that, of another one; `num_items` if none is left.
+
+    Items of a run follow each other in memory. So each thread reads a weight from one end of its
+    run to the other, as processors expect that which fetch ahead of what is read.
+    """
+    count = num_items(b)
+    for i in range(own, own + b.runs):
+        run = i % b.runs
+        first, end = run * count // b.runs, (run + 1) * count // b.runs
+        if b.counter[TAKEN + run] < end - first:
+            item = first + add_atomically(b.counter, TAKEN + run, 1)
+            if item < end:
+                return item
+    return count
 
 
 @compiled
@@ -218,7 +243,7 @@ def _rows_writer(rounds: bool) -> Intrinsic:
 def prefetch_segment(b: Any) -> None:
     """Prefetch the next segment of K or V, if there is one."""
     if len(b.queue):
-        taken, count = add_atomically(b.queue, _TAKEN, 1), b.queue[_COUNT]
+        taken, count = add_atomically(b.queue, _NEXT, 1), b.queue[_COUNT]
         if taken < 2 * count:  # segments of K and of V take turns: even numbers K, odd numbers V
             offsets = longs_at(b.queue[_OFFSETS], count)
             address = b.queue[_BASES + taken % 2] + offsets[taken // 2]

@@ -33,7 +33,7 @@ from radixserve.kernels.cpu import levels, native, threads
 from radixserve.kernels.cpu.amx import TILE_ROWS
 from radixserve.kernels.cpu.block import Block
 from radixserve.kernels.cpu.gemm import amx, integers, vectors
-from radixserve.kernels.cpu.gemm.block import COUNTERS, SEGMENT, GemmBlock
+from radixserve.kernels.cpu.gemm.block import COUNTERS, MOST_RUNS, SEGMENT, GemmBlock
 from radixserve.kernels.cpu.gemm.codes import Packing
 from radixserve.kernels.cpu.gemm.formats import Format
 from radixserve.kernels.cpu.gemm.lookup import Lookup
@@ -152,6 +152,7 @@ class Gemm:
             stride=self.out_features,
             padded=self.panels.padded,
             bits=self.bits,
+            runs=min(torch.get_num_threads(), MOST_RUNS),
             barrier=threads.barrier(),
         )
 

@@ -25,6 +25,7 @@ from radixserve.kernels.cpu.gemm.block import (
     Item,
     item_at,
     num_items,
+    own_run,
     prefetch_segment,
     sums_writer,
     take_item,
@@ -173,9 +174,10 @@ def gemm_kernel(format: Format, bfloat16: bool) -> Callable[[Any], None]:
         b = read(address)
         x = floats_at(split_rows(b), len(b.scratch) // 4)
         room = Room(room_for_sums(), room_for_codes(), room_for_scales())
-        index, count = take_item(b), num_items(b)
+        own, count = own_run(b), num_items(b)
+        index = take_item(b, own)
         while index < count:
-            item, index = item_at(b, index), take_item(b)
+            item, index = item_at(b, index), take_item(b, own)
             multiply_panel(b, x, item, item_at(b, index).panel, room)
             write_sums(b, item.row, item.rows, item.panel * WIDTH, WIDTH, room.sums, 0)
 

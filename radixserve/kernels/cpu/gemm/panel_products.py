@@ -29,6 +29,7 @@ from numba.extending import intrinsic
 from radixserve.kernels.cpu.compile import Intrinsic, compiled
 from radixserve.kernels.cpu.products import add_pair_products, add_product, store_all, vectors_at
 from radixserve.kernels.cpu.vector import (
+    FIRST_LEVEL,
     LANES,
     LINE,
     VECTOR,
@@ -100,7 +101,7 @@ def _panel(rows: int, vectors: int, operands: Operands) -> Intrinsic:
                 line = builder.gep(weights, [builder.mul(loop.index, ir.Constant(index, WIDTH))])
                 for j in range(0, vectors * LANES, LINE):
                     further = builder.add(ahead, ir.Constant(index, j))
-                    prefetch_line(builder, builder.gep(line, [further]))
+                    prefetch_line(builder, builder.gep(line, [further]), FIRST_LEVEL)
                 columns = vectors_at(builder, line, vectors)
                 for r in range(rows):
                     row = builder.gep(x_data, [builder.mul(ir.Constant(index, r), stride)])

@@ -30,6 +30,7 @@ from radixserve.kernels.cpu.gemm.block import (
     Item,
     item_at,
     num_items,
+    own_run,
     prefetch_segment,
     sums_writer,
     take_item,
@@ -156,9 +157,10 @@ def gemm_kernel(
         b = read(address)
         x = floats_at(place_of_x(b), b.rows * b.padded)  # pairs of bfloat16 look like floats
         room = Room(_room_for_total(), _room_for_sums(), _room_for_block())
-        index, count = take_item(b), num_items(b)
+        own, count = own_run(b), num_items(b)
+        index = take_item(b, own)
         while index < count:
-            item, index = item_at(b, index), take_item(b)
+            item, index = item_at(b, index), take_item(b, own)
             multiply_panel(b, x, item, item_at(b, index).panel, room)
             first = item.panel * WIDTH
             write_sums(b, item.row, item.rows, first, WIDTH, room.total, 0)

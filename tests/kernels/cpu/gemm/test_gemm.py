@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixserve.kernels.cpu import levels, threads
-from radixserve.kernels.cpu.gemm.block import COUNTERS, QUEUE_LENGTH
+from radixserve.kernels.cpu.gemm.block import COUNTERS, MOST_RUNS, QUEUE_LENGTH
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.kernels.cpu.gemm.panels import Panels, fits_bfloat16
 from radixserve.kernels.cpu.levels import Level
@@ -118,6 +118,19 @@ def test_a_launch_computes_what_a_call_does(
             out.zero_()
             threads.run(address, block.address, True)
             assert torch.equal(out, gemm(x))
+
+
+@pytest.mark.parametrize(("level", "form", "dtype", "shape"), ONE_SHAPE)
+def test_every_output_is_computed_into_however_many_runs_items_are_divided(
+    level: Level, form: str, dtype: torch.dtype, shape: tuple[int, int]
+) -> None:
+    gemm, x = made(level, form, dtype, shape), rows_of(5, shape[1], dtype)
+    for runs in range(1, MOST_RUNS + 1):
+        out, counter = torch.zeros(5, shape[0], dtype=dtype), np.zeros(COUNTERS, np.int64)
+        address, block = gemm.launch(x, out, counter)
+        block.set(runs=runs)
+        threads.run(address, block.address, True)
+        assert torch.equal(out, gemm(x))
 
 
 @pytest.mark.parametrize(("level", "form", "dtype", "shape"), ONE_SHAPE)
