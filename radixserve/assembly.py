@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from radixserve.api.access import is_loopback
 from radixserve.api.context import Api
 from radixserve.api.settings import ApiSettings
 from radixserve.checkpoints.embedded import EMBEDDED_DEFAULTS, EMBEDDED_NAME
@@ -22,12 +24,15 @@ from radixserve.errors import ConfigError, StartupError
 from radixserve.front.auto_budget import AutoBudget
 from radixserve.front.child import Child
 from radixserve.front.client import ProcessEngine
+from radixserve.front.kv_events import KVEvents
 from radixserve.front.traffic_log import TrafficLog
 from radixserve.metrics import Metrics
 from radixserve.preparations import check_folders, for_engine
 from radixserve.step import EngineInfo
 from radixserve.text.client import ProcessTokenizer, TokenizerProcesses
 from radixserve.text.messages import Start
+
+log = logging.getLogger(__name__)
 
 _LOAD_SECONDS = 120.0  # time for a tokenizer process to import its libraries and read a local model
 
@@ -103,6 +108,7 @@ class Assembly:
         self.engine.live_settings.shares_budget = is_one_of_several
         self.engine.traffic = _traffic_log(settings)
         self.loading: asyncio.Task[EngineInfo] | None = None
+        self._kv_events: KVEvents | None = None
         self._moving: asyncio.Task[None] | None = None  # budgets that move by themselves
 
     @property
@@ -122,6 +128,7 @@ class Assembly:
     async def begin(self) -> ProcessTokenizer:
         """As `start`, and return the tokenizer, for `api`."""
         # Both import libraries for seconds, so they start at the same time.
+        self._kv_events = self.engine.kv_events = _kv_events(self.settings)
         self.loading = asyncio.create_task(self._load())
         moves = self.settings.kv_budget_max or self.settings.host_budget_max
         if moves and not self._is_one_of_several:
@@ -166,6 +173,8 @@ class Assembly:
         await self._processes.close()
         if self.engine.traffic is not None:
             self.engine.traffic.close()
+        if self._kv_events is not None:
+            await self._kv_events.close()
 
 
 def _traffic_log(settings: Settings) -> TrafficLog | None:
@@ -173,6 +182,29 @@ def _traffic_log(settings: Settings) -> TrafficLog | None:
     if settings.record is None:
         return None
     return TrafficLog(Path(settings.record), settings.record_key)
+
+
+def _kv_events(settings: Settings) -> KVEvents | None:
+    """Raises StartupError if an address cannot be used, or pyzmq is missing."""
+    if settings.kv_events is None:
+        return None
+    events = KVEvents(
+        settings.kv_events,
+        settings.kv_events_replay,
+        settings.kv_events_topic,
+        settings.kv_events_block,
+    )
+    for address in filter(None, (events.address, events.replay_address)):
+        if not _is_local(address):
+            log.warning("KV events at %s: who can connect can read the tokens of prompts", address)
+    log.info("KV events at %s, replay at %s", events.address, events.replay_address or "no address")
+    return events
+
+
+def _is_local(address: str) -> bool:
+    """Whether only this machine can reach a ZeroMQ address."""
+    transport, _, place = address.partition("://")
+    return transport != "tcp" or is_loopback(place.rpartition(":")[0])
 
 
 def _tokenizer_start(settings: Settings, model: str) -> Start:

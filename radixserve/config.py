@@ -527,6 +527,33 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             secret=True,
         ),
     ] = None
+    kv_events: Annotated[
+        _Name | None,
+        Doc(
+            "cache",
+            "ZeroMQ address at which the server publishes which blocks of tokens are cached, for "
+            "routers that read vLLM's KV events, as in tcp://127.0.0.1:5557 (docs/kv-events.md); "
+            "they hold the tokens of prompts",
+            zero="nothing is published",
+        ),
+    ] = None
+    kv_events_replay: Annotated[
+        _Name | None,
+        Doc(
+            "cache",
+            "ZeroMQ address at which subscribers ask for what they have missed, as in "
+            "tcp://127.0.0.1:5558",
+            zero="they cannot",
+        ),
+    ] = None
+    kv_events_topic: Annotated[
+        str, Meta(max_length=200), Doc("cache", "topic of these messages", zero="the empty one")
+    ] = ""
+    kv_events_block: Annotated[
+        int,
+        Meta(ge=1, le=1024),
+        Doc("cache", "tokens of a block in them; the router has to be told the same number"),
+    ] = 16
 
     max_running: Annotated[
         int, Meta(ge=1, le=4096), Doc("scheduler", "most sequences in one step")

@@ -25,6 +25,7 @@ _LARGEST_DEFAULT: Final = 4 << 30
 _OF_ONE_MODEL: Final = (
     *("served_model_name", "revision", "chat_template", "generation_config"),
     *("lora", "lora_dir", "kv_budget_max", "host_budget_max", "warm", "public_prefix", "record"),
+    *("kv_events", "kv_events_replay"),
 )
 
 

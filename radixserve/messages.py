@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import msgspec
 
 from radixserve.adapters import AdapterSource
+from radixserve.blocks import BlockChanges
 from radixserve.config import Settings
 from radixserve.questions import Answered, Asked, Pin
 from radixserve.request import Request
@@ -93,7 +94,9 @@ class PinChanges(msgspec.Struct, tag="pin_changes", frozen=True):
 
 
 ToEngine = Prepare | Start | Request | Abort | Asked
-ToFront = Prepared | Loading | Ready | Refused | Report | PinChanges | Answered
+ToFront = Prepared | Loading | Ready | Refused | Report | PinChanges | BlockChanges | Answered
+FromEngine = Ready | Report | PinChanges | BlockChanges | Answered
+"""What an engine that is loaded tells the rest of the front."""
 
 _encoder = msgspec.msgpack.Encoder()
 

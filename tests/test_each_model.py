@@ -73,6 +73,7 @@ def test_without_a_budget_models_share_a_part_of_the_free_memory() -> None:
         {"warm": "w.jsonl"},
         {"public_prefix": "p.jsonl"},
         {"record": "r.jsonl"},
+        {"kv_events": "tcp://127.0.0.1:5557"},
     ],
 )
 def test_what_is_for_one_model_is_refused_by_name_with_several(setting: dict[str, Any]) -> None:

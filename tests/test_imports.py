@@ -59,6 +59,7 @@ LAYERS = (
         "step",
         "tenants",
         "places",
+        "blocks",
         "errors",
         "questions",
         "logs",

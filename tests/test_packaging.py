@@ -25,6 +25,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 # Packages whose import name is not their own.
 IMPORTED_AS = {
+    "pyzmq": "zmq",
     "google-re2": "re2",
     "huggingface-hub": "huggingface_hub",
     "prometheus-client": "prometheus_client",
@@ -60,9 +61,8 @@ def imported_packages() -> set[str]:
 def test_what_is_imported_is_declared_and_what_is_declared_is_used() -> None:
     declared = {IMPORTED_AS.get(name, name) for name in requirement_names(PROJECT["dependencies"])}
     extras = PROJECT["optional-dependencies"]
-    optional = {
-        name.split("-")[0] for name in requirement_names([*extras["cuda"], *extras["otel"]])
-    }
+    names = requirement_names([*extras["cuda"], *extras["events"], *extras["otel"]])
+    optional = {IMPORTED_AS.get(name, name.split("-")[0]) for name in names}
     imported = imported_packages()
     assert imported - declared == optional, "imported, not declared"
     assert declared - imported - set(INDIRECT) == set(), "declared, not used"

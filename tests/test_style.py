@@ -104,6 +104,7 @@ def test_only_what_a_person_reads_comes_from_the_wall_clock() -> None:
         "radixserve/store/folder/pin_file.py",  # when pins end, for the server started next
         "radixserve/api/ui/history.py",  # times on the page's axes
         "radixserve/api/ui/live.py",
+        "radixserve/front/kv_events.py",  # when a batch was made
         "radixserve/front/shared_budget.py",  # when memory moved
         "radixserve/api/openai/chat.py",  # `created` of answers
         "radixserve/api/openai/completions.py",

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from radixserve.cache.block_watch import BlockWatch
 from radixserve.cache.slots import Run, append_runs, split_runs
 from radixserve.prefix import TOKEN_BYTES, Prefix, owner_of
 
@@ -42,6 +43,7 @@ class Node:
 
     __slots__ = (
         "before",
+        "blocks",
         "born",
         "children",
         "edge",
@@ -76,6 +78,7 @@ class Node:
         self.serial = serial  # order of creation
         self.born = serial  # order of publication: both halves of a split keep it
         self.start = 0  # tokens from the root to the beginning of the edge
+        self.blocks: list[int] = []  # see `block_watch`; empty where nobody watches
         self.expired = False  # a pin held it, and its time is over
         self.pins = 0  # leases that end here + children with pins > 0
         # logical time of the latest release of a lease that ended here, or in a child since gone
@@ -120,6 +123,7 @@ class RadixTree:
         self.num_tokens = 0
         self.tokens_of: Counter[str] = Counter()  # of them, by owner
         self.num_nodes = 0  # roots not counted
+        self.watch: BlockWatch | None = None  # told of every change; set before the first one
         self._serial = 0
 
     def number_behind(self, serial: int) -> None:
@@ -235,6 +239,8 @@ class RadixTree:
         lower.key = _first_token(lower.edge)
         upper.children[lower.key] = lower
         self.num_nodes += 1
+        if self.watch is not None:
+            self.watch.split(upper, lower)
         return upper
 
     def insert(self, parent: Node, edge: bytes, runs: list[Run]) -> Node:
@@ -247,6 +253,8 @@ class RadixTree:
         leaf.start = parent.start + parent.num_tokens
         self.num_nodes += 1
         self._count(leaf, leaf.num_tokens)
+        if self.watch is not None:
+            self.watch.grown(leaf)
         return leaf
 
     def extend(self, leaf: Node, edge: bytes, runs: list[Run]) -> None:
@@ -258,6 +266,8 @@ class RadixTree:
         leaf.edge += edge
         append_runs(leaf.runs, runs)
         self._count(leaf, len(edge) // TOKEN_BYTES)
+        if self.watch is not None:
+            self.watch.grown(leaf)
 
     def truncate(self, leaf: Node, num_tokens: int) -> list[Run]:
         """Drop all but the first `num_tokens` (at least one) tokens of a leaf; their slots are the
@@ -268,6 +278,8 @@ class RadixTree:
         leaf.runs, dropped = split_runs(leaf.runs, num_tokens)
         self._count(leaf, num_tokens - leaf.num_tokens)
         leaf.edge = leaf.edge[: num_tokens * TOKEN_BYTES]
+        if self.watch is not None:
+            self.watch.shrunk(leaf)
         return dropped
 
     def remove(self, leaf: Node) -> list[Run]:
@@ -284,6 +296,8 @@ class RadixTree:
         if not leaf.is_root:
             self.num_nodes -= 1
             self._count(leaf, -leaf.num_tokens)
+        if self.watch is not None:
+            self.watch.removed(leaf)
         return leaf.runs
 
     def _count(self, leaf: Node, num_tokens: int) -> None:
@@ -294,7 +308,8 @@ class RadixTree:
             del self.tokens_of[leaf.owner]
 
     def detach(self, node: Node) -> None:
-        """Make a node (a root, too) and everything below it unfindable; O(1).
+        """Make a node (a root, too) and everything below it unfindable; O(1), or O(nodes)
+        with a watch.
 
         The subtree keeps its slots and its pins. It goes on pinning its parent, so leases in it
         still find their whole path. Nothing is added to it; its nodes are removed as leaves, one
@@ -305,6 +320,8 @@ class RadixTree:
         else:
             del node.parent.children[node.key]
         self.detached[node] = None
+        if self.watch is not None:
+            self.watch.detached(node)
 
     def has(self, node: Node) -> bool:
         """Whether `node` is there, be it in a subtree that was detached."""

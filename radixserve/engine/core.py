@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from radixserve.blocks import DEVICE, HOST, BlockChanges
+from radixserve.cache.block_watch import BlockWatch
 from radixserve.cache.kvcache import KVCache
 from radixserve.engine.adapters import Adapters
 from radixserve.engine.answering import Answering
@@ -69,8 +71,26 @@ class EngineCore:
         self._idle = False  # the last step found nothing to compute
         self._landed_at = 0.0
         self._steps = 0
+        self._watches: list[BlockWatch] = []
         # seconds, tokens and sequences of each step not reported yet
         self._recent: list[tuple[float, int, int]] = []
+
+    def watch_blocks(self, block_tokens: int) -> None:
+        """From now on tell which blocks of so many tokens the device and host memory hold; to be
+        called while they are empty.
+        """
+        trees = {DEVICE: self.cache.tree}
+        if self.tiers.host is not None:
+            trees[HOST] = self.tiers.host.cache.tree
+        for medium, tree in trees.items():
+            assert not tree.num_nodes, "nobody watched what is there already"
+            tree.watch = BlockWatch(block_tokens, medium)
+            self._watches.append(tree.watch)
+
+    def block_changes(self) -> BlockChanges | None:
+        """What has changed since the last call; None if nothing has, or nobody watches."""
+        changes = [change for watch in self._watches for change in watch.take()]
+        return BlockChanges(changes) if changes else None
 
     def serve_adapters(self, adapters: Adapters) -> None:
         """Serve requests with these adapters; without this none is served."""

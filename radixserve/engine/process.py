@@ -138,6 +138,8 @@ class EngineLoop:
             self._report(events)  # behind answers, because what they change is in its numbers
             if (changes := self._core.pins.changes()) is not None:
                 self._channel.send(changes)
+            if (blocks := self._core.block_changes()) is not None:
+                self._channel.send(blocks)
             for answer in answers:
                 self._channel.send(answer)
 
@@ -276,6 +278,8 @@ def _serve(channel: Channel) -> int:
         reason = f"{type(error).__name__}: {first_line(error)}"
         channel.send(Refused(f"The model in {start.model} cannot be served: {reason}"))
         return EXIT_REFUSED
+    if start.settings.kv_events is not None:
+        core.watch_blocks(start.settings.kv_events_block)
     gc.freeze()  # what was loaded stays; examining it in every collection would stall steps
     channel.send(Ready(info))
     if not start.settings.fake_model:  # whose engine never imports what this needs

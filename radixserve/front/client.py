@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from radixserve.adapters import sources_of
+from radixserve.blocks import BlockChanges
 from radixserve.config import Settings
 from radixserve.engine.counters import WAITING
 from radixserve.errors import StartupError, Unavailable
@@ -26,6 +27,7 @@ from radixserve.front.adapters import Adapters
 from radixserve.front.backlog import Backlog, retry_after
 from radixserve.front.child import Child
 from radixserve.front.gate import Gate
+from radixserve.front.kv_events import KVEvents
 from radixserve.front.live_settings import LiveSettings, Value
 from radixserve.front.overload import Overload
 from radixserve.front.pins import KeptPins
@@ -34,7 +36,7 @@ from radixserve.front.stream import Stream
 from radixserve.front.streams import Streams
 from radixserve.front.supervisor import Cause, Supervisor
 from radixserve.front.traffic_log import TrafficLog
-from radixserve.messages import Abort, PinChanges, Ready, Report, Start
+from radixserve.messages import Abort, FromEngine, PinChanges, Ready, Report, Start
 from radixserve.questions import (
     Answered,
     Asked,
@@ -87,6 +89,7 @@ class ProcessEngine:
         """
         self.info: EngineInfo | None = None
         self.traffic: TrafficLog | None = None  # takes note of every request
+        self.kv_events: KVEvents | None = None  # told which blocks are cached
         self.on_ready: Callable[[], None] = lambda: None  # called for each engine that is ready
         self.live_settings = LiveSettings(settings)
         self.pins = KeptPins()
@@ -192,13 +195,16 @@ class ProcessEngine:
 
     # calls of the supervisor
 
-    def _handle(self, message: Ready | Report | PinChanges | Answered) -> None:
+    def _handle(self, message: FromEngine) -> None:
         if isinstance(message, Ready):
             self._take_ready(message.info)
         elif isinstance(message, Answered):
             self._questions.take(message)
         elif isinstance(message, PinChanges):
             self.pins.note(message)
+        elif isinstance(message, BlockChanges):
+            if self.kv_events is not None:
+                self.kv_events.take(message)
         else:
             self._take_report(message)
         self._admit()
@@ -249,6 +255,8 @@ class ProcessEngine:
         """
         self._on_restart(cause)
         self._stats = EngineStats()
+        if self.kv_events is not None:
+            self.kv_events.clear()
         self._questions.engine_died()
         killer = self._streams.get(self._gate.died() or "")
         if killer is not None:

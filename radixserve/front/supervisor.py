@@ -20,8 +20,8 @@ from radixserve.front.child import Child, Hung, how_it_ended
 from radixserve.front.spare import Spare
 from radixserve.front.watchdog import Watchdog
 from radixserve.messages import (
+    FromEngine,
     Loading,
-    PinChanges,
     Prepared,
     Ready,
     Refused,
@@ -30,7 +30,6 @@ from radixserve.messages import (
     ToEngine,
     ToFront,
 )
-from radixserve.questions import Answered
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ class Supervisor:
         self,
         start: Callable[[], Start],
         settings: Settings,
-        handle: Callable[[Ready | Report | PinChanges | Answered], None],
+        handle: Callable[[FromEngine], None],
         has_work: Callable[[], bool],
         on_death: Callable[[Cause], None],
         first: Child | None = None,

@@ -11,6 +11,7 @@ import pytest
 
 CACHE = (
     "slots",
+    "block_watch",
     "radix",
     "ghosts",
     *(

@@ -14,17 +14,20 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from radixserve.blocks import DEVICE, BlocksRemoved, block_hash
 from radixserve.cache import kvcache
+from radixserve.cache.block_watch import BlockWatch
 from radixserve.cache.compaction import Compaction
 from radixserve.cache.policies import ranked
 from radixserve.cache.policies.policy import Policy, Scale
 from radixserve.cache.policies.table import POLICIES
 from radixserve.cache.radix import Node
-from radixserve.prefix import PUBLIC, Branch, Prefix, pack
+from radixserve.prefix import PUBLIC, Branch, Prefix, pack, unpack
 from radixserve.step import Slots
 from tests.public_prefixes import prefix_of, public_part
 
 Token = tuple[str, int, tuple[int, ...]]
+BLOCK = 2  # tokens of a block of which a router is told
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=14)
 NAMESPACES = st.sampled_from(["", "tenant/salt", "other/salt", PUBLIC])
 WHICH = st.integers(0, 7)
@@ -47,6 +50,17 @@ def parent_of(each: Token) -> Token:
     """The token that `each` follows."""
     namespace, num_public, prefix = each
     return token(namespace, num_public, prefix[:-1])
+
+
+def hash_of(last: Token) -> int:
+    """The hash of the block that ends with this token."""
+    namespace, num_public, prefix = last
+    parent: int | None = None
+    for end in range(BLOCK, len(prefix) + 1, BLOCK):
+        where = token(namespace, num_public, prefix[:end])[0]
+        parent = block_hash(parent, where, pack(prefix[end - BLOCK : end]))
+    assert parent is not None
+    return parent
 
 
 @dataclass(eq=False)
@@ -72,6 +86,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     cache_type = kvcache.KVCache
     compaction_type = Compaction
+    watch_type = BlockWatch
     recency = 1
     enabled = True
 
@@ -92,6 +107,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.capacity = self.budget = self.num_slots = num_slots
         policy = self.policy(self.scale())
         self.cache = self.make_cache(num_slots, policy)
+        self.watch = self.cache.tree.watch = self.watch_type(BLOCK, DEVICE)
+        self.told: set[int] = set()  # hashes of blocks that are there, as the changes say
         self.compaction = self.compaction_type(self.cache, self.move)
 
     def make_cache(self, num_slots: int, policy: Policy) -> kvcache.KVCache:
@@ -480,6 +497,19 @@ class CacheMachine(RuleBasedStateMachine):
         leased = sum(node.num_tokens for node in self.detached() if node.pins)
         assert stats.pinned == len(self.protected()) + leased
         assert stats.evicted_tokens_total == self.evicted_total
+
+    @invariant()
+    def the_changes_of_blocks_are_those_of_the_model(self) -> None:
+        for change in self.watch.take():
+            if isinstance(change, BlocksRemoved):
+                assert self.told.issuperset(change.hashes), "a block goes that was not there"
+                self.told.difference_update(change.hashes)
+                continue
+            assert change.parent is None or change.parent in self.told, "a block follows nothing"
+            assert len(unpack(change.tokens)) == BLOCK * len(change.hashes)
+            self.told.update(change.hashes)
+        whole = [each for each in self.published if len(each[2]) % BLOCK == 0]
+        assert self.told == {hash_of(each) for each in whole}, "routers are told other blocks"
 
     def teardown(self) -> None:
         """When all requests have ended nothing is held, and the cache can be emptied."""

@@ -309,6 +309,21 @@ BUGS = {
         "sum(runs[-1]) == start",
         "sum(runs[-1]) <= start",
     ),
+    "a split leaves all blocks below": (
+        "block_watch",
+        "upper.blocks, lower.blocks = lower.blocks[:cut], lower.blocks[cut:]",
+        "upper.blocks = []",
+    ),
+    "routers are not told of what is dropped": (
+        "radix",
+        "            self.watch.detached(node)\n",
+        "            pass\n",
+    ),
+    "the block in which a truncated leaf ends stays": (
+        "block_watch",
+        "        kept = self._num_blocks(node) - node.start // self.block_tokens\n",
+        "        kept = self._num_blocks(node) - node.start // self.block_tokens + 1\n",
+    ),
 }
 
 
@@ -330,6 +345,7 @@ def machine_over(
     load_changed(changed, old, new, monkeypatch)
     members = {
         "cache_type": sys.modules["radixserve.cache.kvcache"].KVCache,
+        "watch_type": sys.modules["radixserve.cache.block_watch"].BlockWatch,
         "compaction_type": sys.modules["radixserve.cache.compaction"].Compaction,
         "policy": staticmethod(sys.modules["radixserve.cache.policies.table"].POLICIES["lru"]),
     }
