@@ -1,16 +1,13 @@
 """What tenants cost and what protects them, on a real server with the embedded model.
 
-    python benchmarks/bench_tenants.py overload [--times 2] [--seconds 60]
     python benchmarks/bench_tenants.py flood [--seconds 40]
     python benchmarks/bench_tenants.py stall [-- more options of radixserve serve]
     python benchmarks/bench_tenants.py keys
 
-overload: requests at so many times the capacity that was measured first: which share of the
-capacity is served, how fast the others are refused, and how long after the end a first token takes
-at most 1.5 times as long as on the idle server. flood: cached prompts of one tenant, long
-new prompts of another over 12 connections, and both: hit share and time to the first token of the
-one, prompt tokens per second of the other. stall: 8 streams, and a prompt of 7,000 tokens beside
-them: time between tokens. keys: requests per second of a fake model with one key and with 1,000.
+flood: cached prompts of one tenant, long new prompts of another over 12 connections, and both: hit
+share and time to the first token of the one, prompt tokens per second of the other. stall: 8
+streams, and a prompt of 7,000 tokens beside them: time between tokens. keys: requests per second of
+a fake model with one key and with 1,000. An overload has a file of its own, `bench_overload.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +36,6 @@ KEYS = "[tenants.calm]\nkeys = ['calm']\n[tenants.flood]\nkeys = ['flood']\n"
 class Asked:
     """One request and what came of it."""
 
-    at: float = 0.0  # time.perf_counter() seconds
     status: int = 0
     seconds: float = 0.0  # to the end, or to the refusal
     first: float = 0.0  # to the first token
@@ -53,7 +49,7 @@ async def ask(
 ) -> Asked:
     """Stream a completion of `prompt`."""
     began = time.perf_counter()
-    asked = Asked(at=began)
+    asked = Asked()
     body: dict[str, Any] = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
     body |= {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0}
     last = 0.0
@@ -89,61 +85,6 @@ def fresh(length: int) -> list[int]:
 def percentile(values: list[float], share: float) -> float:
     ranked = sorted(values)
     return ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else 0.0
-
-
-async def overload(session: aiohttp.ClientSession, times: float, seconds: float) -> None:
-    async def one() -> Asked:
-        return await ask(session, fresh(120), 8)
-
-    alone = percentile([(await one()).first for _ in range(9)], 0.5)
-    before = await _capacity(one)
-    tasks, began = [], time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        tasks.append(asyncio.create_task(one()))
-        await asyncio.sleep(random.expovariate(times * before))
-    ended_at = time.perf_counter()
-    recovered = await _recovery(one, 1.5 * alone)
-    ended = await asyncio.gather(*tasks)
-    served = [each for each in ended if each.status == 200]
-    in_time = sum(each.at + each.seconds <= ended_at for each in served)
-    refused = [each.seconds for each in ended if each.status == 503]
-    after = await _capacity(one)
-    capacity = (before + after) / 2
-    print(
-        f"capacity {before:.1f}/s before, {after:.1f}/s after; at {times:g} times: served "
-        f"{in_time / seconds:.1f}/s = {in_time / seconds / capacity:.0%}, refused {len(refused)} "
-        f"(p50 {percentile(refused, 0.5) * 1e3:.0f} ms, p99 {percentile(refused, 0.99) * 1e3:.0f} "
-        f"ms); p90 to the first token {percentile([e.first for e in served], 0.9):.1f} s; "
-        f"a first token takes {alone * 1e3:.0f} ms alone, and at most 1.5 times as long "
-        f"{recovered:.1f} s after the end"
-    )
-
-
-async def _capacity(one: Callable[[], Awaitable[Asked]], seconds: float = 12.0) -> float:
-    """Requests per second of as many clients as the server has places. On a shared machine it is
-    not the same a minute later.
-    """
-
-    async def client(until: float) -> int:
-        done = 0
-        while time.perf_counter() < until:
-            done += (await one()).status == 200
-        return done
-
-    began = time.perf_counter()
-    done = await asyncio.gather(*(client(began + seconds) for _ in range(16)))
-    return sum(done) / (time.perf_counter() - began)
-
-
-async def _recovery(one: Callable[[], Awaitable[Asked]], enough: float) -> float:
-    """Seconds until a request is sent that gets its first token within `enough` seconds."""
-    began = time.perf_counter()
-    while True:
-        sent = time.perf_counter()
-        probe = await one()
-        if probe.status == 200 and probe.first <= enough:
-            return sent - began
-        await asyncio.sleep(0.1)
 
 
 async def flood(session: aiohttp.ClientSession, seconds: float) -> None:
@@ -275,8 +216,7 @@ def measure(run: Run, options: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("overload", "flood", "stall", "keys"))
-    parser.add_argument("--times", type=float, default=2.0)
+    parser.add_argument("what", choices=("flood", "stall", "keys"))
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("options", nargs="*", help="of radixserve serve, after --")
     given = parser.parse_args()
@@ -285,9 +225,7 @@ def main() -> None:
         keys = Path(folder) / "keys.toml"
         keys.write_text(KEYS)
         with_keys = ["--api-key-file", str(keys)]
-        if given.what == "overload":
-            measure(lambda session: overload(session, given.times, given.seconds), given.options)
-        elif given.what == "flood":
+        if given.what == "flood":
             measure(lambda session: flood(session, given.seconds), with_keys + given.options)
         elif given.what == "stall":
             measure(gaps, given.options)

@@ -244,10 +244,10 @@ class ProcessEngine:
             self._gate.end(event.request_id)
         stream = self._streams.get(event.request_id)
         if stream is not None:
-            stream.push(event)
+            self._streams.push(stream, event)
             if event.finish is not None:
                 self._streams.remove(stream)
-                self._backlog.ended(others_wait=self._streams.num_waiting > 0)
+                self._backlog.ended(others_wait=bool(self._streams.waiting))
 
     def _take_death(self, cause: Cause) -> None:
         """The engine has died. Its requests wait for the next one, except the one that killed it
@@ -372,9 +372,9 @@ class ProcessEngine:
             raise Unavailable(
                 f"the server takes no requests now: {reason}",
                 code="server_not_ready",
-                retry_after=retry_after(self._backlog.seconds(self._streams.num_waiting)),
+                retry_after=retry_after(self._backlog.seconds(self._streams.waiting.total())),
             )
-        waiting, tenant = self._streams.waiting(), stream.request.tenant
+        waiting, tenant = self._streams.waiting, stream.request.tenant
         ahead = self._backlog.ahead(tenant, waiting)
         expires = math.inf if stream.deadline is None else stream.deadline
         if ahead.requests and time.monotonic() + ahead.seconds > expires:
