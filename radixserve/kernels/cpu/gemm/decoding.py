@@ -52,12 +52,10 @@ def codes_of_unit(format: Format) -> Intrinsic:
             source = element_at(context, builder, kinds[0], args[0], args[1])
             target = element_at(context, builder, kinds[2], args[2], args[3])
             further = element_at(context, builder, kinds[0], args[0], args[4])
-            for line in range(0, format.unit_share, LINE):
-                place = ir.Constant(ir.IntType(64), line)
-                prefetch_line(builder, builder.gep(further, [place]))
+            prefetch_unit(builder, format, further)
             for quad in range(QUADS):
                 for v in range(_VECTORS):
-                    codes = _codes(builder, format, source, quad, v)
+                    codes = codes_of_quad(builder, format, source, quad, v)
                     place = ir.Constant(ir.IntType(64), quad * WIDTH + v * LANES)
                     store(builder, builder.bitcast(codes, VECTOR), builder.gep(target, [place]))
             return context.get_dummy_value()
@@ -68,8 +66,17 @@ def codes_of_unit(format: Format) -> Intrinsic:
     return decode  # type: ignore[no-any-return]
 
 
-def _codes(builder: ir.IRBuilder, format: Format, source: Any, quad: int, v: int) -> Any:
-    """The codes of a quad for LANES outputs, as bytes of words."""
+def prefetch_unit(builder: ir.IRBuilder, format: Format, pointer: Any) -> None:
+    """Prefetch a unit's share of a record from `pointer` on."""
+    for line in range(0, format.unit_share, LINE):
+        place = ir.Constant(ir.IntType(64), line)
+        prefetch_line(builder, builder.gep(pointer, [place]))
+
+
+def codes_of_quad(builder: ir.IRBuilder, format: Format, source: Any, quad: int, v: int) -> Any:
+    """The codes of a quad for LANES outputs, as bytes of words, from the pointer to the codes of a
+    unit.
+    """
     found: Any = None
     position, begin = 0, 0
     for bits in format.planes:
@@ -102,10 +109,7 @@ def scales_of_group(format: Format) -> Intrinsic:
             target = element_at(context, builder, kinds[3], args[3], args[4])
             for which in range(1 + format.has_minimum):
                 for v in range(_VECTORS):
-                    value = _scale(builder, format, source, which, v)
-                    if format.is_nested:
-                        factor = _byte(builder, format, source, which, args[2], v)
-                        value = builder.fmul(value, factor)
+                    value = scale_of(builder, format, source, args[2], which, v)
                     place = ir.Constant(ir.IntType(64), which * WIDTH + v * LANES)
                     store(builder, value, builder.gep(target, [place]))
             return context.get_dummy_value()
@@ -116,8 +120,18 @@ def scales_of_group(format: Format) -> Intrinsic:
     return decode  # type: ignore[no-any-return]
 
 
-def _scale(builder: ir.IRBuilder, format: Format, source: Any, which: int, v: int) -> Any:
-    """LANES scales (`which` 0) or minimums (1) of a record, as floats."""
+def scale_of(
+    builder: ir.IRBuilder, format: Format, source: Any, group: Any, which: int, v: int
+) -> Any:
+    """LANES scales (`which` 0) or minimums (1) of a group, from the pointer to a record."""
+    value = _scale_of_record(builder, format, source, which, v)
+    if not format.is_nested:
+        return value
+    return builder.fmul(value, _byte(builder, format, source, group, which, v))
+
+
+def _scale_of_record(builder: ir.IRBuilder, format: Format, source: Any, which: int, v: int) -> Any:
+    """The same of a whole record, as floats."""
     begin = which * format.scale_words + v * LANES * format.scale_bits // 32
     place = builder.gep(source, [ir.Constant(ir.IntType(64), begin)])
     if format.scale_bits == 32:
@@ -127,7 +141,7 @@ def _scale(builder: ir.IRBuilder, format: Format, source: Any, which: int, v: in
 
 
 def _byte(
-    builder: ir.IRBuilder, format: Format, source: Any, which: int, group: Any, v: int
+    builder: ir.IRBuilder, format: Format, source: Any, group: Any, which: int, v: int
 ) -> Any:
     """LANES bytes of a group, as floats."""
     words = WIDTH // QUAD

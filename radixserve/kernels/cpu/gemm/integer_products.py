@@ -23,8 +23,9 @@ The memory of a row of x is one record for each unit, in words:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from llvmlite import ir
 from numba import types
@@ -32,7 +33,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from radixserve.kernels.cpu.compile import Intrinsic
-from radixserve.kernels.cpu.gemm.decoding import WORDS
+from radixserve.kernels.cpu.gemm.decoding import (
+    WORDS,
+    codes_of_quad,
+    prefetch_unit,
+    scale_of,
+)
 from radixserve.kernels.cpu.gemm.formats import QUADS, UNIT, Format, halves_of
 from radixserve.kernels.cpu.gemm.panel_products import WIDTH
 from radixserve.kernels.cpu.vector import (
@@ -209,30 +215,20 @@ def multiply_units(format: Format, rows: int, vectors: int, parts: int) -> Intri
             codes = element_at(context, builder, kinds[3], args[3], args[5])
             factors = element_at(context, builder, kinds[4], args[4], args[5])
             out = element_at(context, builder, kinds[6], args[6], args[7])
-            starts = [builder.mul(args[2], _number(r)) for r in range(rows)]
-            totals = [
-                [
-                    cgutils.alloca_once_value(
-                        builder, load(builder, builder.gep(out, [_number(r * WIDTH + v * LANES)]))
-                    )
-                    for v in range(vectors)
-                ]
-                for r in range(rows)
-            ]
+            totals = _Totals(builder, out, rows, vectors)
             with cgutils.for_range(builder, args[8]) as loop:
                 unit = builder.gep(codes, [builder.mul(loop.index, _number(QUADS * WIDTH))])
                 group = builder.mul(builder.udiv(loop.index, _number(per_group)), _number(halves))
                 scale = builder.gep(factors, [builder.mul(group, _number(scales_stride))])
-                place = builder.mul(loop.index, _number(words))
+                place = builder.gep(x_data, [builder.mul(loop.index, _number(words))])
+                records = [
+                    builder.gep(place, [builder.mul(args[2], _number(r))]) for r in range(rows)
+                ]
                 for half in range(halves):
                     here = builder.gep(scale, [_number(half * scales_stride)])
-                    product = _Product(builder, format, parts, half, unit, here)
-                    records = [builder.gep(x_data, [builder.add(each, place)]) for each in starts]
-                    product.add_to(totals, records)
-            for r in range(rows):
-                for v in range(vectors):
-                    target = builder.gep(out, [_number(r * WIDTH + v * LANES)])
-                    store(builder, builder.load(totals[r][v]), target)
+                    tile_unit = _Decoded(builder, unit, here)
+                    _Product(builder, format, parts, half, tile_unit).add_to(totals, records)
+            totals.store()
             return context.get_dummy_value()
 
         n = types.intp
@@ -241,38 +237,147 @@ def multiply_units(format: Format, rows: int, vectors: int, parts: int) -> Intri
     return multiply  # type: ignore[no-any-return]
 
 
+@cache
+def multiply_packed(format: Format, rows: int, parts: int) -> Intrinsic:
+    """Generates sums[r] += x[r] @ a unit of the weight for `rows` rows of x and 64 outputs. The
+    codes stay in registers, so few rows take less time than with a tile.
+
+    The record of the unit begins at word `at` of `records`; `unit` is its number in the record. x
+    is as in `multiply_units`, sums begin with the first row. It also prefetches a unit's share of a
+    record from word `later` on.
+    """
+    halves = halves_of(format)
+    per_group = max(1, format.group // UNIT)  # units
+
+    @intrinsic
+    def multiply(
+        typingctx: Any,
+        x: Any,
+        x_at: Any,
+        stride: Any,
+        records: Any,
+        at: Any,
+        unit: Any,
+        sums: Any,
+        later: Any,
+    ) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            kinds, none = signature.args, _number(0)
+            x_data = element_at(context, builder, kinds[0], args[0], args[1])
+            record = element_at(context, builder, kinds[3], args[3], args[4])
+            out = element_at(context, builder, kinds[6], args[6], none)
+            further = element_at(context, builder, kinds[3], args[3], args[7])
+            place = builder.mul(args[5], _number(format.unit_words))
+            codes = builder.gep(record, [builder.add(place, _number(format.codes_at))])
+            first = builder.mul(builder.udiv(args[5], _number(per_group)), _number(halves))
+            rows_of_x = [
+                builder.gep(x_data, [builder.mul(args[2], _number(r))]) for r in range(rows)
+            ]
+            totals = _Totals(builder, out, rows, WIDTH // LANES)
+            for half in range(halves):
+                group = builder.add(first, _number(half))
+                packed_unit = _Packed(builder, format, record, codes, group)
+                _Product(builder, format, parts, half, packed_unit).add_to(totals, rows_of_x)
+            totals.store()
+            prefetch_unit(builder, format, further)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(x, n, n, records, n, n, sums, n), generate
+
+    return multiply  # type: ignore[no-any-return]
+
+
+class _Totals:
+    """The sums of some rows and vectors of outputs, in variables that become registers."""
+
+    def __init__(self, builder: ir.IRBuilder, out: Any, rows: int, vectors: int) -> None:
+        """`out` is a pointer to the sums, those of a row 64 apart."""
+        self._builder, self.vectors = builder, vectors
+        self._places = [
+            [builder.gep(out, [_number(r * WIDTH + v * LANES)]) for v in range(vectors)]
+            for r in range(rows)
+        ]
+        self.rows = [
+            [cgutils.alloca_once_value(builder, load(builder, place)) for place in row]
+            for row in self._places
+        ]
+
+    def store(self) -> None:
+        """Write the sums back."""
+        for places, row in zip(self._places, self.rows, strict=True):
+            for place, total in zip(places, row, strict=True):
+                store(self._builder, self._builder.load(total), place)
+
+
+class _Unit(Protocol):
+    """A unit of codes, or a half of it, with its scales."""
+
+    def codes(self, quad: int, v: int) -> Any:
+        """The codes of a quad for LANES outputs, as bytes of words."""
+
+    def scale(self, which: int, v: int) -> Any:
+        """LANES scales (`which` 0) or minimums (1)."""
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A unit of a tile, as `decoding` leaves it."""
+
+    builder: ir.IRBuilder
+    unit: Any  # pointer to its codes
+    scales: Any  # pointer to its scales
+
+    def codes(self, quad: int, v: int) -> Any:
+        place = self.builder.gep(self.unit, [_number(quad * WIDTH + v * LANES)])
+        return self.builder.bitcast(load(self.builder, place), WORDS)
+
+    def scale(self, which: int, v: int) -> Any:
+        place = self.builder.gep(self.scales, [_number(which * WIDTH + v * LANES)])
+        return load(self.builder, place)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A unit of a record."""
+
+    builder: ir.IRBuilder
+    format: Format
+    record: Any  # pointer to it
+    unit: Any  # pointer to the codes of the unit
+    group: Any  # the number of its group
+
+    def codes(self, quad: int, v: int) -> Any:
+        return codes_of_quad(self.builder, self.format, self.unit, quad, v)
+
+    def scale(self, which: int, v: int) -> Any:
+        return scale_of(self.builder, self.format, self.record, self.group, which, v)
+
+
 class _Product:
     """Multiplies one unit of codes, or a half of it, by some rows."""
 
     def __init__(
-        self,
-        builder: ir.IRBuilder,
-        format: Format,
-        parts: int,
-        half: int,
-        unit: Any,
-        scales: Any,
+        self, builder: ir.IRBuilder, format: Format, parts: int, half: int, unit: _Unit
     ) -> None:
-        """`unit` and `scales` are pointers to its codes and scales."""
-        self._builder, self._format, self._parts, self._half = builder, format, parts, half
-        self._unit, self._scales = unit, scales
+        self._builder, self._format, self._parts, self._unit = builder, format, parts, unit
         halves = halves_of(format)
         self._quads = range(half * QUADS // halves, (half + 1) * QUADS // halves)
         self._power_at = parts * QUADS
         self._sum_at = self._power_at + 1 + half
         self._part_sums_at = self._power_at + 1 + halves + half * parts
 
-    def add_to(self, totals: list[list[Any]], records: list[Any]) -> None:
-        """totals += scale * integers * power of two [+ minimum * sum of x], where `totals` are
-        variables for each row and vector of outputs, and `records` are those of x.
+    def add_to(self, totals: _Totals, records: list[Any]) -> None:
+        """totals += scale * integers * power of two [+ minimum * sum of x], where `records` are
+        pointers to those of x.
         """
-        builder, vectors = self._builder, len(totals[0])
-        numbers = self._integers(records, vectors)
-        scales = self._row_of_scales(0, vectors)
-        minimums = self._row_of_scales(1, vectors) if self._format.has_minimum else []
+        builder, vectors = self._builder, range(totals.vectors)
+        numbers = self._integers(records, totals.vectors)
+        scales = [self._unit.scale(0, v) for v in vectors]
+        minimums = [self._unit.scale(1, v) for v in vectors] if self._format.has_minimum else []
         for r, record in enumerate(records):
             power = self._splat(record, self._power_at)
-            for v, total in enumerate(totals[r]):
+            for v, total in enumerate(totals.rows[r]):
                 number = builder.fmul(numbers[r][v], power)
                 found = vector_fma(builder, scales[v], number, builder.load(total))
                 if minimums:
@@ -286,7 +391,7 @@ class _Product:
         sums = [[list(each) for _ in range(vectors)] for each in map(self._starts, records)]
         dot = cgutils.get_or_insert_function(builder.module, _DOT, _DOT_NAME)
         for quad in self._quads:
-            columns = [self._codes(quad, v) for v in range(vectors)]
+            columns = [builder.bitcast(self._unit.codes(quad, v), _BYTES) for v in range(vectors)]
             for r, record in enumerate(records):
                 for part in range(self._parts):
                     x = builder.bitcast(self._splat(record, part * QUADS + quad), _BYTES)
@@ -318,17 +423,6 @@ class _Product:
         return vector_fma(
             builder, builder.sitofp(parts[2], VECTOR), every(1 << 2 * _PART_BITS), low
         )
-
-    def _codes(self, quad: int, v: int) -> Any:
-        place = self._builder.gep(self._unit, [_number(quad * WIDTH + v * LANES)])
-        return self._builder.bitcast(load(self._builder, place), _BYTES)
-
-    def _row_of_scales(self, which: int, vectors: int) -> list[Any]:
-        builder = self._builder
-        return [
-            load(builder, builder.gep(self._scales, [_number(which * WIDTH + v * LANES)]))
-            for v in range(vectors)
-        ]
 
     def _splat(self, record: Any, word: int) -> Any:
         """One float of a record of x in every lane."""

@@ -34,6 +34,7 @@ from radixserve.kernels.cpu.gemm.block import (
 from radixserve.kernels.cpu.gemm.decoding import codes_of_unit, scales_of_group
 from radixserve.kernels.cpu.gemm.formats import QUADS, UNIT, Format, halves_of
 from radixserve.kernels.cpu.gemm.integer_products import (
+    multiply_packed,
     multiply_units,
     split_unit,
     x_words,
@@ -46,9 +47,6 @@ MOST_ROWS = 96
 
 TILE_UNITS = 8
 """The most units of a tile, whose bytes take a third of the first-level cache."""
-
-FEW_UNITS = 1
-"""Units of a tile for OWN_ROWS rows: reading and multiplying overlap if they are close."""
 
 AHEAD_WORDS = 2048
 """How far ahead of what is decoded a weight is prefetched."""
@@ -86,12 +84,12 @@ def gemm_kernel(format: Format, bfloat16: bool) -> Callable[[Any], None]:
     per_record, record_words, codes_at = format.units, format.record_words, format.codes_at
     groups, unit_share = format.groups, format.unit_share
     tile_units = max(per_record, TILE_UNITS)
-    few_records = max(1, FEW_UNITS // per_record)
     tile_words, tile_records = QUADS * WIDTH, tile_units // per_record
     scales_stride = WIDTH * (1 + format.has_minimum)
     split = split_unit(parts, halves)
     decode_codes, decode_scales = codes_of_unit(format), scales_of_group(format)
     one, two = (multiply_units(format, rows, 4, parts) for rows in (1, 2))
+    one_packed, two_packed = (multiply_packed(format, rows, parts) for rows in (1, 2))
     three, four = (multiply_units(format, rows, 2, parts) for rows in (3, 4))
     write_sums = sums_writer(rounds=False)
     room_for_sums = on_stack(types.float32, MOST_ROWS * WIDTH)
@@ -122,6 +120,14 @@ def gemm_kernel(format: Format, bfloat16: bool) -> Callable[[Any], None]:
         return data_of(b.scratch)
 
     @compiled
+    def ahead_of(at: int, end: int, after: int) -> Any:
+        """How far ahead of word `at` of a panel, which ends at word `end`, the weight is
+        prefetched. Behind the end it is the panel from word `after` on, which this thread takes
+        next.
+        """
+        return AHEAD_WORDS if at + AHEAD_WORDS < end else AHEAD_WORDS + after - end
+
+    @compiled
     def decode_record(b: Any, at: int, number: int, ahead: int, room: Room) -> None:
         """Decode record `number` of a tile, which begins at word `at`."""
         for group in range(groups):
@@ -150,24 +156,47 @@ def gemm_kernel(format: Format, bfloat16: bool) -> Callable[[Any], None]:
                     four(x, here, stride, codes, scales, column, sums, to + column, units)
 
     @compiled
+    def multiply_tiles(
+        b: Any, x: Any, item: Item, begin: int, records: int, room: Room, after: int
+    ) -> None:
+        """room.sums[rows, 64] += a slice of x @ the records of a panel, tile by tile."""
+        stride, end = b.inputs // UNIT * words, begin + records * record_words
+        for first in range(0, records, tile_records):
+            count = min(tile_records, records - first)
+            for number in range(count):
+                at = begin + (first + number) * record_words
+                decode_record(b, at, number, ahead_of(at, end, after), room)
+            place = item.row * stride + first * per_record * words
+            multiply_tile(x, place, stride, item.rows, count * per_record, room)
+
+    @compiled
+    def multiply_records(
+        b: Any, x: Any, item: Item, begin: int, records: int, room: Room, after: int
+    ) -> None:
+        """The same for one or two rows, from the records themselves."""
+        stride, end = b.inputs // UNIT * words, begin + records * record_words
+        place = item.row * stride
+        for at in range(begin, end, record_words):
+            ahead = ahead_of(at, end, after)
+            for unit in range(per_record):
+                later = at + ahead + unit * unit_share
+                if item.rows == 1:
+                    one_packed(x, place, stride, b.weight, at, unit, room.sums, later)
+                else:
+                    two_packed(x, place, stride, b.weight, at, unit, room.sums, later)
+                place += words
+                prefetch_segment(b)
+
+    @compiled
     def multiply_panel(b: Any, x: Any, item: Item, following: int, room: Room) -> None:
         """room.sums[rows, 64] = a slice of x @ one panel."""
         records = b.inputs // UNIT // per_record
         begin, after = item.panel * records * record_words, following * records * record_words
-        end = begin + records * record_words
-        tile = tile_records if item.rows > OWN_ROWS else few_records
-        stride = b.inputs // UNIT * words
         room.sums[: item.rows * WIDTH] = _ZERO
-        for first in range(0, records, tile):
-            count = min(tile, records - first)
-            for number in range(count):
-                at = begin + (first + number) * record_words
-                ahead = AHEAD_WORDS
-                if at + ahead >= end:  # what lies there belongs to another thread, perhaps
-                    ahead += after - end
-                decode_record(b, at, number, ahead, room)
-            place = item.row * stride + first * per_record * words
-            multiply_tile(x, place, stride, item.rows, count * per_record, room)
+        if item.rows <= OWN_ROWS:
+            multiply_records(b, x, item, begin, records, room, after)
+        else:
+            multiply_tiles(b, x, item, begin, records, room, after)
 
     def kernel(address: Any) -> None:
         """One thread: take items until none is left."""
