@@ -31,6 +31,7 @@ from radixserve.model.operations import (
     RunNow,
     Sizes,
 )
+from radixserve.model.rotary_tables import for_few_rows
 from radixserve.model.row_adapters import RowAdapters
 from radixserve.model.weights import Attention, Experts, Layer, Linear, Mlp, Table, Weights
 from radixserve.tensors.kv import KVPool
@@ -108,6 +109,7 @@ class Decoder:
         self.attend = attend
         self.most_recorded = FEW  # rows of the largest step that is recorded
         self._embed = weights.embedding.lookup()
+        self._tables = [for_few_rows(each) for each in weights.tables]
         self._sizes = Sizes(weights.heads, weights.residual_scale)
         self._records: WeakKeyDictionary[KVPool, tuple[Memory, _Steps]] = WeakKeyDictionary()
 
@@ -126,8 +128,10 @@ class Decoder:
         of_rows = None if adapters is None else RowAdapters.of_addresses(adapters)
         positions = torch.from_numpy(plan.positions).long()
         hidden = self._embedded(ids, positions, plan)
-        tables = [rotary(hidden, positions) for rotary in self.weights.tables]
-        if len(ids) <= self.most_recorded:
+        is_short = len(ids) <= self.most_recorded
+        rotaries = self._tables if is_short else self.weights.tables
+        tables = [rotary(hidden, positions) for rotary in rotaries]
+        if is_short:
             step = self._recorded(plan.pool, hidden, tables, with_adapters=of_rows is not None)
             hidden, delta = step.run(plan, hidden, tables, between_layers, of_rows)
             hidden, delta = hidden[wanted], delta[wanted]

@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 
-from radixserve.model.weights import Table
+from radixserve.model.weights import Rotary, Table
+
+_MOST_KNOWN = 32768  # positions whose rows are kept
+_STEP = 1024  # positions whose rows are computed at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +61,42 @@ class StoredTable:
     def __call__(self, x: torch.Tensor, positions: torch.Tensor) -> Table:
         sin, cos = self.values[positions].to(x.dtype).float().chunk(2, -1)
         return cos.contiguous(), sin.contiguous()
+
+
+def for_few_rows(table: Rotary) -> Rotary:
+    """A table that gives the same bits in less time for few rows."""
+    return KnownTable(table) if isinstance(table, ModuleTable) else table
+
+
+class KnownTable:
+    """A module's table that keeps the rows of the first positions, at most 32,768, because a module
+    takes over 0.1 ms for one row. A row depends on its position only (`radixserve.rotary`).
+    """
+
+    def __init__(self, table: ModuleTable) -> None:
+        self._table, self._known = table, 0
+        self._kept: Table = torch.empty(0), torch.empty(0)
+
+    def __call__(self, x: torch.Tensor, positions: torch.Tensor) -> Table:
+        last = int(positions.max())
+        if last >= _MOST_KNOWN:
+            return self._table(x, positions)
+        while self._known <= last:
+            self._extend(x)
+        cos, sin = self._kept
+        return cos[positions], sin[positions]
+
+    @torch.inference_mode()
+    def _extend(self, x: torch.Tensor) -> None:
+        """Compute the rows of the next positions."""
+        begin, end = self._known, self._known + _STEP
+        found = self._table(x, torch.arange(begin, end))
+        if begin == 0:  # memory that was never written takes none
+            cos, sin = found
+            self._kept = (
+                torch.empty(_MOST_KNOWN, cos.shape[1]),
+                torch.empty(_MOST_KNOWN, sin.shape[1]),
+            )
+        for kept, rows in zip(self._kept, found, strict=True):
+            kept[begin:end] = rows
+        self._known = end

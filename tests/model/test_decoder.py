@@ -18,6 +18,7 @@ from radixserve.model import operations
 from radixserve.model.decoder import Decoder
 from radixserve.model.read_activation import NotRead
 from radixserve.model.read_family import decoder_of
+from radixserve.model.rotary_tables import for_few_rows
 from radixserve.model.runner import Runner
 from radixserve.step import Logits
 from radixserve.tensors.kv import KVPool, KVShape
@@ -101,6 +102,17 @@ def test_a_step_that_was_given_up_between_layers_gives_the_same_bits_when_comput
             break
         assert torch.equal(run.forward(step), whole)
     assert len(looks) == given_up - 1 > 0
+
+
+def test_rotary_rows_that_are_kept_have_the_bits_of_the_table() -> None:
+    decoder = load_tiny("llama_in_panels").decoder
+    assert isinstance(decoder, Decoder)
+    (table,) = decoder.weights.tables
+    known, x = for_few_rows(table), torch.empty(1, 1)
+    for step in ([0], [1023, 5, 1024], [2050], [32768, 3]):
+        positions = torch.tensor(step)
+        for found, wanted in zip(known(x, positions), table(x, positions), strict=True):
+            assert torch.equal(found, wanted)
 
 
 def test_what_is_asked_for_early_covers_the_slots_of_the_step_and_little_else() -> None:

@@ -19,7 +19,7 @@ from radixserve.kernels.cpu.attention import amx, kernel, pairs
 from radixserve.kernels.cpu.attention.bfloat16 import MULTIPLE, TileScratch, tile_scratch_lengths
 from radixserve.kernels.cpu.attention.block import AttentionBlock, StepBlock
 from radixserve.kernels.cpu.attention.memory import Scratch, scratch_lengths
-from radixserve.kernels.cpu.attention.work import NO_WINDOW, TileWork, leaders_of
+from radixserve.kernels.cpu.attention.work import NO_WINDOW, TileWork, kind_of_step, leaders_of
 from radixserve.kernels.cpu.block import BlockMemory
 from radixserve.kernels.cpu.levels import Level
 from radixserve.kernels.cpu.products import panel_of
@@ -42,13 +42,20 @@ class _WindowWork:
         self.max_rows = 0  # query rows of an item, at most
         self._window = window
         self._kept: dict[str, Any] = {}  # the block holds bare addresses
+        self._work: TileWork  # of the held step
+        self._kind: bytes | None = None  # `kind_of_step` of that step
 
     def hold(self, plan: AttentionPlan, leaders: Longs, group: int) -> None:
         """Write a step to the block, except for the scratch memory."""
-        work = TileWork.of(plan.spans, leaders, group, self._window)
+        self._keep(table=plan.table, positions=plan.positions)
+        before, self._kind = self._kind, kind_of_step(plan.spans, leaders, self._window)
+        if self._kind is not None and self._kind == before:
+            self._work.move_on(plan.spans)
+            return
+        self._work = work = TileWork.of(plan.spans, leaders, group, self._window)
         kv_heads = self.block.kv_heads
         self.is_parallel = work.num_tiles * kv_heads > _FEW
-        self._keep(table=plan.table, positions=plan.positions, rows=work.rows, places=work.places)
+        self._keep(rows=work.rows, places=work.places)
         self._keep(opens=work.opens, items=work.items, split_rows=work.split_rows)
         self.max_rows = work.max_rows * group
         self._make_partials(len(work.opens) * group * kv_heads)

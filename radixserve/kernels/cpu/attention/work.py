@@ -42,6 +42,7 @@ ITEM = np.dtype(
     [
         ("first", np.int64),  # index in `TileWork.rows` of its first row
         ("num_rows", np.int64),
+        ("sequence", np.int64),  # whose slots it loads, among the short or the long chunks
         ("begin", np.int64),  # index in the table of the slot of position 0
         ("tile", np.int64),  # its tiles are [tile, end_tile)
         ("end_tile", np.int64),
@@ -88,6 +89,24 @@ class TileWork:
     def num_tiles(self) -> int:
         """How many tiles the items load, per key head."""
         return int(_num_tiles(self.items).sum())
+
+    def move_on(self, spans: Spans) -> None:
+        """Make this the work of another step, with the same `kind_of_step`."""
+        sequence, end = self.items["sequence"], self.items["end_tile"] * TILE
+        self.items["begin"] = spans.begin[sequence]
+        self.items["stop"] = np.minimum(end, spans.stop[sequence])
+
+
+def kind_of_step(spans: Spans, leaders: Longs, window: int | None = None) -> bytes | None:
+    """Steps for which this is equal have the same work, except for places in the table and where
+    items stop. None for a step with chunks of several rows: those have work of their own.
+
+    Decode steps follow each other, and in 63 of 64 a sequence stays in its tile.
+    """
+    if (spans.count != 1).any():
+        return None
+    tiles = _first_tiles(spans.start, window or NO_WINDOW), spans.start // TILE
+    return b"".join(each.tobytes() for each in (spans.row, *tiles, leaders))
 
 
 _Items = tuple[Records, Ints, Ints]  # `items`, `rows` and `places` as in `TileWork`
@@ -161,7 +180,10 @@ def _blocks(spans: Spans, group: int, window: int) -> _Items:
     stop, tile = start + count, _first_tiles(start, window)
     rows = _ranges(spans.row[owner] + offset, count)
     begin, end_tile = spans.begin[owner], -(-stop // TILE)
-    return _items(count, begin=begin, tile=tile, end_tile=end_tile, stop=stop, stores=0), rows, rows
+    items = _items(
+        count, sequence=owner, begin=begin, tile=tile, end_tile=end_tile, stop=stop, stores=0
+    )
+    return items, rows, rows
 
 
 @dataclass(frozen=True)
@@ -233,7 +255,9 @@ class _Split:
         counts = np.add.reduceat(count, starts) if len(starts) else starts
         tile, end, lead = tile[starts], end[starts], lead[starts]
         begin, stop = self.spans.begin[lead], np.minimum(end * TILE, self.spans.stop[lead])
-        items = _items(counts, begin=begin, tile=tile, end_tile=end, stop=stop, stores=1)
+        items = _items(
+            counts, sequence=lead, begin=begin, tile=tile, end_tile=end, stop=stop, stores=1
+        )
         return items, rows, places
 
     def _seeing(self, member: Longs, tile: Longs) -> Longs:
@@ -294,6 +318,8 @@ def _leaders(spans: Spans, table: Ints, tiles: int) -> Longs:
         leader        0  1  2  1        order[place]           1  1  0  2
     """
     inside = np.arange(tiles) < ((spans.start + 1) // TILE)[:, None]
+    if len(spans) == 1:
+        return np.where(inside, 0, -1)
     where = np.minimum(spans.begin[:, None] + np.arange(tiles * TILE), len(table) - 1)
     slots = table[where].reshape(len(spans), tiles, TILE)
     digest = np.where(inside, slots @ _FACTORS, 0)  # int64 that wraps around

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixserve.kernels.arrays import Ints
-from radixserve.kernels.cpu.attention.work import TILE, TileWork, leaders_of
+from radixserve.kernels.cpu.attention.work import TILE, TileWork, kind_of_step, leaders_of
 from radixserve.kernels.step import Spans
 
 
@@ -74,6 +74,33 @@ def test_every_row_meets_each_of_its_tiles_once(
     by_place = {(row, tile): np.frombuffer(slots, np.int32) for row, tile, slots in met}
     for place, slots in expected(spans, table, window or 10**6).items():
         np.testing.assert_array_equal(by_place[place][: len(slots)], slots)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.lists(st.integers(0, 300), min_size=1, max_size=5),
+    st.integers(0, 300),
+    st.none() | st.integers(1, 400),
+)
+def test_the_work_of_a_step_moves_on_to_the_next_one(
+    starts: list[int], prefix: int, window: int | None
+) -> None:
+    """Decode steps one after the other: work that moved on is that of the step itself."""
+    kind: bytes | None = None
+    work, moved = None, 0
+    for step in range(66):
+        spans = spans_of([(start + step, 1) for start in starts])
+        leaders = leaders_of(spans, table_of(spans, prefix))
+        before, kind = kind, kind_of_step(spans, leaders, window)
+        fresh = TileWork.of(spans, leaders, 2, window)
+        if work is not None and before == kind:
+            work.move_on(spans)
+            moved += 1
+        else:
+            work = fresh
+        for field in ("items", "rows", "places", "split_rows", "opens", "max_rows"):
+            np.testing.assert_array_equal(getattr(work, field), getattr(fresh, field))
+    assert moved > 40
 
 
 def test_sixteen_sequences_over_one_prefix_load_it_once() -> None:
