@@ -112,7 +112,7 @@ def replaced(layer: Layer, make: Callable[[Gemm], Linear]) -> Layer:
     assert isinstance(mlp, Mlp), "this benchmark is for models without experts"
     made: dict[str, Any] = {"qkv": make(attention.qkv), "o": make(attention.o)}
     made_of_mlp: dict[str, Any] = {"up": make(mlp.up), "down": make(mlp.down)}
-    return replace(layer, attention=replace(attention, **made), mlp=replace(mlp, **made_of_mlp))
+    return replace(layer, mixer=replace(attention, **made), mlp=replace(mlp, **made_of_mlp))
 
 
 def with_attention(served: Decoder, attend: Kernel) -> Decoder:

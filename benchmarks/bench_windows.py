@@ -65,7 +65,7 @@ class Engine:
             pool, slot_bytes = layout.pool(num_slots, windows), layout.slot_bytes
         else:
             pool, slot_bytes = KVPool(loaded.shape, num_slots, CPU), loaded.shape.slot_bytes
-        self.cache = KVCache(num_slots, slot_bytes=slot_bytes, enabled=caches, windows=windows)
+        self.cache = KVCache(num_slots, slot_bytes=slot_bytes, enabled=caches, second=windows)
         self.core = EngineCore(Runner(loaded, pool), self.cache, Limits(8, STEP))
         self.most_held = 0
 

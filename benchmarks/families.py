@@ -47,11 +47,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from radixserve.errors import ModelRefused
 from radixserve.model.load import load_model
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.runner import Runner
 from radixserve.request import Request
-from radixserve.tensors.kv import KVPool
 from tests.e2e.answers import Setup, alone, greedy, run, trace
-from tests.tiny import CPU, chunks_of
+from tests.tiny import CPU, chunks_of, runner_of
 from tests.tiny_families import NAMES, family_model
 
 GENERATE = Path(__file__).parent.parent / "docs" / "generate.py"
@@ -121,7 +119,7 @@ def cuts_change_nothing(loaded: LoadedModel) -> bool:
     """Whether a prompt has the same logits in one prefill and token by token, elsewhere."""
     generator = np.random.default_rng(2)
     tokens = generator.integers(0, loaded.vocab_size, NUM_CUT).tolist()
-    runner = Runner(loaded, KVPool(loaded.shape, NUM_CUT, CPU))
+    runner = runner_of(loaded, NUM_CUT)
     logits = [
         torch.cat([runner.forward([chunk]).clone() for chunk in chunks_of(tokens, slots, cuts)])
         for slots, cuts in (

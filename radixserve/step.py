@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -38,6 +38,17 @@ class Adapter(Protocol):
         """Where its table lies in memory; never 0."""
 
 
+class StatePart(NamedTuple):
+    """Rows of a chunk up to position `stop`, of a model whose layers have states: the state before
+    them is in the state slot `source` (-1: there is none yet, it is zeros), and the one behind them
+    is written to `target`.
+    """
+
+    stop: int
+    source: int
+    target: int
+
+
 @dataclass(slots=True)
 class Chunk:
     """One sequence's part of a step: it computes K/V of positions [start, start + len(token_ids)),
@@ -45,7 +56,8 @@ class Chunk:
 
     `slots` covers positions 0 .. stop-1; those below `start` hold K/V already, or get it from an
     earlier step. With `drawn_row` the chunk is one token that only the device knows yet: the step
-    before draws it in that row.
+    before draws it in that row. `states` are its parts in order, of which each begins with the
+    state behind the one before, if the model's layers have states.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -54,6 +66,7 @@ class Chunk:
     logits: Logits = Logits.LAST
     drawn_row: int | None = None
     adapter: Adapter | None = None
+    states: tuple[StatePart, ...] = ()
 
     @property
     def stop(self) -> int:

@@ -30,8 +30,7 @@ from transformers import (
 from radixserve.model.load import prepare_model
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
-from radixserve.step import Chunk, Logits
-from radixserve.tensors.kv import KVPool
+from radixserve.step import Chunk, Logits, StatePart
 
 VOCAB = 97
 CPU = torch.device("cpu")
@@ -122,15 +121,30 @@ def with_own_modules(loaded: LoadedModel) -> LoadedModel:
 
 def tiny_runner(name: str, num_slots: int = 1024, seed: int = 0) -> Runner:
     loaded = load_tiny(name, seed)
-    return Runner(loaded, KVPool(loaded.shape, num_slots, CPU))
+    return runner_of(loaded, num_slots)
+
+
+def runner_of(loaded: LoadedModel, num_slots: int = 1024) -> Runner:
+    """A runner over a pool of its own, for chunks that `chunk` makes."""
+    return Runner(loaded, loaded.pool(num_slots, num_slots))
 
 
 def chunk(
     ids: Sequence[int], start: int, slots: Sequence[int], logits: Logits = Logits.ALL
 ) -> Chunk:
-    """Positions [start, start + len(ids)) of a sequence whose slot table begins with `slots`."""
-    table = np.asarray(slots, np.int32)[: start + len(ids)]
-    return Chunk(token_ids=np.asarray(ids, np.int32), start=start, slots=table, logits=logits)
+    """Positions [start, start + len(ids)) of a sequence whose slot table begins with `slots`. The
+    state behind a chunk is in the state slot with the number of its last slot.
+    """
+    stop = start + len(ids)
+    table = np.asarray(slots[:stop], np.int32)
+    state = StatePart(stop, int(table[start - 1]) if start else -1, int(table[stop - 1]))
+    return Chunk(
+        token_ids=np.asarray(ids, np.int32),
+        start=start,
+        slots=table,
+        logits=logits,
+        states=(state,),
+    )
 
 
 def chunks_of(ids: Sequence[int], slots: Sequence[int], cuts: Sequence[int]) -> list[Chunk]:

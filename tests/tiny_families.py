@@ -109,6 +109,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "swa_num_key_value_heads": 2,
     },
     "kimi_linear": {**LATENT, "linear_head_dim": 16, "linear_num_heads": 4},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "longcat_flash": {**LATENT, "expert_ffn_hidden_size": 32, "zero_expert_num": 2},
     "mamba2": {"num_heads": 8, "head_dim": 16},

@@ -19,9 +19,9 @@ from radixserve.cache.eviction import Evictor
 from radixserve.cache.hindsight import Counted, Hindsight
 from radixserve.cache.policies.policy import Policy
 from radixserve.cache.radix import Node, RadixTree, path_prefix, path_runs
+from radixserve.cache.second_slots import SecondSlots
 from radixserve.cache.shares import Shares
 from radixserve.cache.slots import Run, SlotAllocator, write_slots
-from radixserve.cache.windows import WindowSlots
 from radixserve.declared import Numbers
 from radixserve.prefix import Prefix, owner_of
 from radixserve.step import Slots
@@ -56,10 +56,10 @@ class BudgetedSlots:
         tree: RadixTree,
         policy: Policy,
         hindsight: Counted | None,
-        windows: WindowSlots | None = None,
+        second: SecondSlots | None = None,
     ) -> None:
         """`policy` belongs to these slots alone; `hindsight`: of what to count what more slots
-        would have brought. A slot that is freed loses its window slot, and the number of these
+        would have brought. A slot that is freed loses its second slot, and the number of these
         follows the budget.
         """
         self.budget = num_slots
@@ -74,7 +74,7 @@ class BudgetedSlots:
         self.on_evict: OnEvict | None = None
         self.on_gone: OnGone | None = None
         self.evicted_tokens_total = 0
-        self._tree, self._windows = tree, windows
+        self._tree, self._second = tree, second
         self._limits: dict[str, tuple[float, float]] = {}  # of tenants, as `limit` was told
 
     @property
@@ -98,8 +98,8 @@ class BudgetedSlots:
         self._keep_budget()
 
     def _free(self, runs: list[Run]) -> None:
-        if self._windows is not None:
-            self._windows.forget(runs)
+        if self._second is not None:
+            self._second.forget(runs)
         self.allocator.free(runs)
 
     def evict(self, num_tokens: int, owner: str = "") -> int:
@@ -187,8 +187,8 @@ class BudgetedSlots:
         if self.allocator.num_slots < num_slots:
             self.allocator.give_back(num_slots - self.allocator.num_slots)
         self._keep_budget()
-        if self._windows is not None:
-            self._windows.resize(num_slots)
+        if self._second is not None:
+            self._second.resize(num_slots)
         return self.evicted_tokens_total - evicted_before
 
     def _keep_budget(self) -> None:

@@ -20,8 +20,8 @@ import numpy as np
 
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node
+from radixserve.cache.second_slots import SecondSlots
 from radixserve.cache.slots import runs_of, write_slots
-from radixserve.cache.windows import WindowSlots
 from radixserve.step import Slots
 
 Move = Callable[[Slots, Slots], None]
@@ -47,24 +47,24 @@ class Moving(Protocol):
         """
 
 
-class WindowCompaction:
-    """The same for the pool of window slots, in which leases hold some one by one."""
+class SecondCompaction:
+    """The same for the pool of second slots, of which leases hold some one by one."""
 
-    def __init__(self, windows: WindowSlots, move: Move) -> None:
-        self._windows, self._move = windows, move
+    def __init__(self, second: SecondSlots, move: Move) -> None:
+        self._second, self._move = second, move
         self.moved_tokens = 0
 
     @property
     def end(self) -> int:
-        return self._windows.allocator.end
+        return self._second.allocator.end
 
     @property
     def is_needed(self) -> bool:
-        return self.end > self._windows.allocator.num_slots
+        return self.end > self._second.allocator.num_slots
 
     def work(self, num_nodes: int, num_tokens: int) -> bool:
         """As in `Moving`; it looks at no nodes."""
-        sources, targets = self._windows.move_down(num_tokens)
+        sources, targets = self._second.move_down(num_tokens)
         if len(sources):
             self._move(sources, targets)
         self.moved_tokens += len(sources)
@@ -118,8 +118,8 @@ class Compaction:
         targets = np.empty(len(sources), np.int32)
         write_slots(self._cache.slots.allocator.swap(runs_of(sources)), targets)
         self._move(sources, targets)
-        if self._cache.windows is not None:
-            self._cache.windows.follow(sources, targets)
+        if self._cache.second is not None:
+            self._cache.second.follow(sources, targets)
         self.moved_tokens += len(sources)
         for node, places in moved:
             slots = _slots_of(node)

@@ -22,10 +22,11 @@ from radixserve.cache.policies.policy import Policy
 from radixserve.cache.policies.ranked import least_recently_used
 from radixserve.cache.radix import Node, Point, RadixTree, path_runs
 from radixserve.cache.slots import Run, append_runs, split_runs, write_slots
+from radixserve.cache.states import HeldState, StateSlots
 from radixserve.cache.windows import HeldWindow, WindowSlots
 from radixserve.declared import Numbers
 from radixserve.prefix import TOKEN_BYTES, Branch, Prefix, owner_of
-from radixserve.step import Slots
+from radixserve.step import Slots, StatePart
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +58,20 @@ class KVCache:
         enabled: bool = True,
         policy: Policy | None = None,
         hindsight: Counted | None = "leases",
-        windows: WindowSlots | None = None,
+        second: WindowSlots | StateSlots | None = None,
     ) -> None:
         """With `enabled` false nothing is found and nothing published; leases still hand out slots.
         `slot_bytes` is what one token takes of the budget. `policy` belongs to this cache
         alone; without one the least recently used leaf goes first.
         `hindsight` says of what it counts what more memory would have brought; see Hindsight.
-        `windows` are the window slots of these slots, for layers that attend a window only.
+        `second` are the window slots of these slots, for layers that attend a window only, or the
+        state slots, for layers that carry a state.
         """
         self.enabled = enabled
         self.tree = RadixTree()
-        self.windows = windows
+        self.second = second
         self.slots = BudgetedSlots(
-            num_slots, slot_bytes, self.tree, policy or least_recently_used(), hindsight, windows
+            num_slots, slot_bytes, self.tree, policy or least_recently_used(), hindsight, second
         )
         self.evictor, self.dropped = self.slots.evictor, self.slots.dropped
         self._leases: dict[Lease, None] = {}  # the live ones, oldest first
@@ -84,11 +86,17 @@ class KVCache:
         return 0 if root is None else self._walk(root, prefix).depth
 
     def _walk(self, root: Node, prefix: Prefix) -> Point:
-        """How far `prefix` agrees with the tree below `root`, and windows before that are there."""
+        """How far `prefix` agrees with the tree below `root`, and can be continued there: the
+        window before that, or the state, is there.
+        """
         point = self.tree.walk(root, 0, prefix)
-        if self.windows is None:
+        return self._continuable(root, prefix, point)
+
+    def _continuable(self, root: Node, prefix: Prefix, point: Point) -> Point:
+        """The last point before `point`, up to which `prefix` agrees, that can be continued."""
+        if self.second is None:
             return point
-        depth = self.windows.servable(_slots_to(point))
+        depth = self.second.servable(_slots_to(point))
         return point if depth == point.depth else self.tree.walk(root, 0, prefix.first(depth))
 
     def continuation(self, prefix: Prefix, most: int) -> bytes:
@@ -105,14 +113,15 @@ class KVCache:
         enough: then nothing was evicted, pinned or split.
         """
         usable = prefix.first(prefix.num_tokens - 1 if read else 0)
-        lease = self._lease(usable, num_slots, owner_of(prefix.namespace))
+        owner, end = owner_of(prefix.namespace), prefix.num_tokens - 1
+        lease = self._lease(usable, num_slots, owner, end)
         if lease is not None:
             lease.note_hit()
         return lease
 
     def hold(self, prefix: Prefix) -> Lease:
         """A lease on all that is cached of `prefix`, its last token included, without own slots."""
-        lease = self._lease(prefix, 0, owner_of(prefix.namespace))
+        lease = self._lease(prefix, 0, owner_of(prefix.namespace), prefix.num_tokens)
         assert lease is not None, "a lease on nothing new needs no room"
         return lease
 
@@ -120,13 +129,16 @@ class KVCache:
         """A lease on all that is cached of `prefix`, as `hold` gives it, and own slots for the rest
         of it, to be filled with K/V from elsewhere. None if there is no room, as for `lease`.
         """
-        return self._lease(prefix, prefix.num_tokens, owner_of(prefix.namespace))
+        num_tokens = prefix.num_tokens
+        return self._lease(prefix, num_tokens, owner_of(prefix.namespace), num_tokens)
 
-    def _lease(self, prefix: Prefix, num_slots: int, owner: str) -> Lease | None:
+    def _lease(self, prefix: Prefix, num_slots: int, owner: str, end: int) -> Lease | None:
+        """`end`: how much of the sequence another one like it could take from the cache."""
         root = self.tree.root(prefix.namespace_at(0))
-        point = self._walk(root, prefix)
+        agrees = self.tree.walk(root, 0, prefix)
+        point = self._continuable(root, prefix, agrees)
         num_own = max(num_slots - point.depth, 0)
-        if num_own > self._room(point) or not self._has_windows(point, num_own):
+        if num_own > self._room(point) or not self._has_second(point, num_own):
             if not root.children and not root.pins:
                 self.tree.remove(root)
             return None
@@ -134,10 +146,11 @@ class KVCache:
         node = self.evictor.split(point)
         self.evictor.pin(node)
         uses_before = self.evictor.recall(prefix, point.depth) if num_own else 0
-        lease = Lease(self, node, point.depth, self.slots.take(num_own, owner), uses_before, owner)
+        marks = frozenset((agrees.depth, end))
+        own = self.slots.take(num_own, owner)
+        lease = Lease(self, node, point.depth, own, uses_before, owner)
         self._leases[lease] = None
-        if self.windows is not None:
-            lease.cover(point.depth, min(point.depth + self.windows.window, len(lease.slots)))
+        lease.begin(marks)
         return lease
 
     def _room(self, point: Point) -> int:
@@ -147,14 +160,9 @@ class KVCache:
         )
         return self.slots.num_available - newly_pinned
 
-    def _has_windows(self, point: Point, num_own: int) -> bool:
-        """Whether there are window slots for the first of `num_own` tokens, once those before
-        `point` are held.
-        """
-        if self.windows is None:
-            return True
-        newly_held = self.windows.num_idle(_slots_to(point)[-self.windows.reach :])
-        return min(num_own, self.windows.window) <= self.windows.num_available - newly_held
+    def _has_second(self, point: Point, num_own: int) -> bool:
+        """Whether there are second slots for the first of `num_own` tokens behind `point`."""
+        return self.second is None or self.second.has_room(_slots_to(point), num_own)
 
     def drop(self, branch: Branch) -> None:
         """Make the K/V of `branch` unfindable at once, what hangs below it in other namespaces
@@ -205,16 +213,15 @@ class KVCache:
 
     def bytes(self) -> dict[str, int]:
         """The bytes of K/V in each of the states of `counters.KV_BYTES`; O(leases)."""
-        stats, windows = self.stats(), self.windows
+        stats, second = self.stats(), self.second
         slots = _by_state(stats.num_slots, stats.free, stats.private + stats.pinned, stats.cached)
-        if windows is None:
+        if second is None:
             return {state: num * self.slots.slot_bytes for state, num in slots.items()}
-        private = sum(windows.count(each.slots[each.num_published :]) for each in self._leases)
-        num_window_slots, free = windows.allocator.num_slots, windows.allocator.num_free
-        cached = windows.num_used - private
-        others = _by_state(num_window_slots, free, windows.num_held, cached)
+        private = second.num_private([each.slots[each.num_published :] for each in self._leases])
+        num_second, free = second.allocator.num_slots, second.allocator.num_free
+        others = _by_state(num_second, free, second.num_held, second.num_used - private)
         return {
-            state: num * windows.main_bytes + others[state] * windows.slot_bytes
+            state: num * second.main_bytes + others[state] * second.slot_bytes
             for state, num in slots.items()
         }
 
@@ -225,8 +232,8 @@ class KVCache:
         self.slots.check()
         self.tree.check()
         self.evictor.check([lease._node for lease in self._leases])
-        if self.windows is not None:
-            self.windows.check([lease.window_held for lease in self._leases])
+        if self.second is not None:
+            self.second.check([lease.held for lease in self._leases])
         self._check_owners()
         assert self.enabled or not self.tree.num_tokens, "a cache that is off holds tokens"
         for lease in self._leases:
@@ -312,13 +319,13 @@ class Lease:
 
     __slots__ = (
         "_cache",
+        "_held",
         "_node",
         "_num_slots",
         "_own",
         "_owner",
         "_table",
         "_uses_before",
-        "_window",
         "is_withheld",
         "num_cached",
         "num_published",
@@ -346,11 +353,18 @@ class Lease:
         )  # grows by doubling; `slots` is its used part
         self._num_slots = num_cached
         write_slots(path_runs(node, None), self._table)
-        self._window: HeldWindow | None = None
-        if cache.windows is not None:
-            self._window = HeldWindow(cache.windows, self._table)
+        self._held: HeldWindow | HeldState | None = None
         self._append(own)
         self._note_end(num_cached)
+
+    def begin(self, marks: frozenset[int]) -> None:
+        """Hold the second slots that the first rows need. `marks` are numbers of tokens behind
+        which others may go on.
+        """
+        second, start = self._cache.second, self.num_cached
+        if second is not None:
+            self._held = second.begin(self._table[:start], marks)
+            self.cover(start, min(start + second.first_rows, len(self.slots)))
 
     @property
     def node(self) -> Node:
@@ -382,18 +396,28 @@ class Lease:
 
     def cover(self, start: int, stop: int) -> bool:
         """Make sure that rows at positions [start, stop), which have slots, can be computed: they
-        and the windows before them have window slots. What lies before these windows may lose its
-        own: later rows begin at `start` at least. False if there are too few window slots; always
-        true without windows.
+        and the windows before them have window slots, or there is a state slot for what is behind
+        them. What lies before these windows may lose its own: later rows begin at `start` at least.
+        False if there are too few such slots; always true without windows and states.
         """
         self._assert_live()
-        return self._window is None or self._window.cover(self.slots, start, stop)
+        return self._held is None or self._held.cover(self.slots, start, stop)
+
+    def plan_states(self, start: int, stop: int) -> tuple[StatePart, ...]:
+        """How a step that computes these rows, which are covered, uses state slots; nothing if
+        there are no states.
+        """
+        return self._held.plan(start, stop) if isinstance(self._held, HeldState) else ()
+
+    def reach(self, num_tokens: int) -> None:
+        """The first `num_tokens` tokens are computed, by the steps planned so far."""
+        if isinstance(self._held, HeldState):
+            self._held.reach(self.slots, num_tokens)
 
     @property
-    def window_held(self) -> Slots:
-        """The slots whose window slots it holds."""
-        window = self._window
-        return self.slots[:0] if window is None else self.slots[window.start : window.stop]
+    def held(self) -> Slots:
+        """The slots whose window slots it holds, or the state slots."""
+        return self.slots[:0] if self._held is None else self._held.held(self.slots)
 
     def _append(self, runs: list[Run]) -> None:
         """Add the slots of `runs` to the table."""
@@ -446,8 +470,8 @@ class Lease:
         old, node = self._node, self._cache.evictor.split(point)
         theirs: Slots = np.empty(point.depth - depth, np.int32)
         write_slots(path_runs(node, old), theirs)
-        if self._cache.windows is not None:
-            self._cache.windows.merge(self._table[depth : point.depth], theirs)
+        if self._cache.second is not None:
+            self._cache.second.merge(self._table[depth : point.depth], theirs)
         self._table[depth : point.depth] = theirs
         self._move(node, point.depth)
         self._cache.slots.free(duplicates)
@@ -484,9 +508,8 @@ class Lease:
         del cache._leases[self]
         if self.is_withheld:
             cache.dropped.releasing(self._node)
-        if self._window is not None:
-            self.note_end()
-            self._window.let_go(self.slots)
+        if self._held is not None:
+            self._held.leave(self.slots, self.num_published)
         cache.evictor.touch(self._node)
         cache.evictor.unpin(self._node)
         own, self._own = self._own, []
@@ -505,14 +528,14 @@ class Lease:
         self.release()
 
     def note_end(self) -> None:
-        """Other sequences may go on where the published part ends now: the windows before that
-        stay longer than others.
+        """Other sequences may go on where the published part ends now: the window before that, or
+        the state, stays longer than others.
         """
         self._note_end(self.num_published)
 
     def _note_end(self, depth: int) -> None:
-        if self._cache.windows is not None:
-            self._cache.windows.note_end(self._table[:depth])
+        if self._cache.second is not None:
+            self._cache.second.note_end(self._table[:depth])
 
     def note_hit(self) -> None:
         """Count a request that found something in the node where its lease begins."""

@@ -44,6 +44,14 @@ _OTHER_WAYS = {
     "reformer": "attends the tokens whose hashes are similar, not all earlier ones",
     "xlnet": "predicts tokens in an order of its own, not from left to right",
 }
+# Models whose layers with a state are served, and what these are called
+_STATES_SERVED = {
+    "lfm2": ("conv",),
+    "lfm2_moe": ("conv",),
+    "qwen3_5_moe_text": ("linear_attention",),
+    "qwen3_5_text": ("linear_attention",),
+    "qwen3_next": ("linear_attention",),
+}
 _RECURRENT_TYPES = ("rwkv", "mamba", "mamba2", "xlstm", "recurrent_gemma", "falcon_mamba")
 
 
@@ -67,7 +75,7 @@ def _refusal(config: PretrainedConfig) -> str | None:
         return "has cross attention; only decoder-only models are served"
     kinds = _value(config, "layer_types") or _value(config, "layers_block_type") or ()
     recurrent = _recurrent(config, kinds)
-    if recurrent:
+    if recurrent and config.model_type not in _STATES_SERVED:
         return (
             f"has layers with a state{recurrent}, and a cached prefix would need the state at its "
             "end"
@@ -81,7 +89,8 @@ def _refusal(config: PretrainedConfig) -> str | None:
 
 
 def _attention_refusal(config: PretrainedConfig, kinds: Sequence[str]) -> str | None:
-    unknown = [kind for kind in kinds if kind not in _SERVED]
+    served = (*_SERVED, *_STATES_SERVED.get(config.model_type, ()))
+    unknown = [kind for kind in kinds if kind not in served]
     if unknown:
         kind = unknown[0].replace("_", " ")
         return f"has layers with {kind}; only full and sliding attention are served"
@@ -89,6 +98,11 @@ def _attention_refusal(config: PretrainedConfig, kinds: Sequence[str]) -> str | 
     if (not kinds or SLIDING in kinds) and window is not None and window < 1:
         return f"attends a sliding window of {window} tokens"
     return rotary_refusal(config)
+
+
+def has_states(config: PretrainedConfig) -> bool:
+    """Whether layers have a state, in a model that `check_config` lets pass."""
+    return config.model_type in _STATES_SERVED
 
 
 def _value(config: PretrainedConfig, name: str) -> Any:

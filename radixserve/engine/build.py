@@ -13,6 +13,7 @@ import torch
 from radixserve.adapters import AdapterSource
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.policies.table import make_policy
+from radixserve.cache.states import StateSlots
 from radixserve.cache.survey import first_serial
 from radixserve.cache.windows import WindowSlots
 from radixserve.config import Settings
@@ -24,6 +25,7 @@ from radixserve.engine.grammars import grammars_of
 from radixserve.engine.lengths import context_length_of, max_request_tokens
 from radixserve.engine.load import load as load_model
 from radixserve.engine.scheduler import Limits
+from radixserve.engine.state_layout import state_layout
 from radixserve.engine.window_layout import window_layout
 from radixserve.errors import ConfigError
 from radixserve.kernels.cpu import levels
@@ -124,13 +126,14 @@ class _Memory(NamedTuple):
     pool: KVPool
     num_slots: int  # of the budget at start
     slot_bytes: int
-    windows: WindowSlots | None = None  # where K/V of layers with a window has a pool of its own
+    # for the pool of layers with a window, or of layers that have a state
+    second: WindowSlots | StateSlots | None = None
 
     def fill(self, num_slots: int) -> None:
-        """`KVPool.fill` for so many slots, and the window slots beside them."""
+        """`KVPool.fill` for so many slots, and the window slots or state slots beside them."""
         self.pool.fill(num_slots)
-        if self.pool.windowed is not None and self.windows is not None:
-            self.pool.windowed.pool.fill(self.windows.budget)
+        if self.pool.second is not None and self.second is not None:
+            self.pool.second.pool.fill(self.second.budget)
 
 
 def _memory(
@@ -139,9 +142,15 @@ def _memory(
     """The memory that the K/V budget gives.
 
     Raises:
-        ConfigError: as `_slots`.
+        ConfigError: as `_slots`, and `state_layout`.
     """
-    layout, device = window_layout(settings, loaded), loaded.device
+    with_states, device = state_layout(settings, loaded), loaded.device
+    if with_states is not None:
+        slot_bytes = with_states.slot_bytes
+        num_slots, pool_slots = _slots(settings, slot_bytes, context_length, device)
+        states = with_states.state_slots(pool_slots)
+        return _Memory(with_states.pool(pool_slots, states), num_slots, slot_bytes, states)
+    layout = window_layout(settings, loaded)
     if layout is not None:
         num_slots, pool_slots = _slots(settings, layout.slot_bytes, context_length, device)
         windows = layout.window_slots(pool_slots, step_tokens)
@@ -174,7 +183,7 @@ def _cache(settings: Settings, num_slots: int, memory: _Memory) -> KVCache:
     cache = KVCache(
         num_slots,
         slot_bytes=memory.slot_bytes,
-        windows=memory.windows,
+        second=memory.second,
         enabled=settings.cache,
         policy=make_policy(settings.eviction_policy, num_slots),
     )

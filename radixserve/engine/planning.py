@@ -184,6 +184,7 @@ def _work(sequence: Sequence, room: int) -> Work:
         logits=logits,
         drawn_row=drawn_row,
         adapter=sequence.adapter,
+        states=sequence.lease.plan_states(start, stop),
         sequence=sequence,
         lease=sequence.lease,
         sampling=sequence.request.sampling if draws else _PROBE,

@@ -342,6 +342,7 @@ class Scheduler:
             return self._fail_row(work)
         self.waiting.served(sequence, work.stop - work.start)
         sequence.num_computed, sequence.num_retry = work.start + work.num_known, 0
+        work.lease.reach(sequence.num_computed)
         if work.start < sequence.num_prompt:
             publish(sequence)
             if sequence.num_computed >= sequence.num_prompt:

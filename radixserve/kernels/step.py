@@ -8,6 +8,8 @@ Built once per step from the chunks, with vectors over the batch. Knows nothing 
     table             slots of A 0..4, then of B 0..7      (spans.begin: 0, 5)
     write_slots       the slot of each row's own position
 
+Where layers have states, `states` says which rows follow which of them.
+
 Where the K/V of windowed layers lies in a pool of its own, these have a plan of their own, with the
 same rows and another table. Positions before all windows have no slot there.
 """
@@ -52,6 +54,45 @@ class Spans:
         return Spans(self.row[mask], self.count[mask], self.begin[mask], self.start[mask])
 
 
+@dataclass(frozen=True, slots=True)
+class StateSpans:
+    """Which states a step's rows follow, and where states are written: sequence i has the parts
+    starts[i] to starts[i + 1] - 1, in order. A part, a row of `parts`, is its first row, the one
+    behind its last, the state slot that is read (-1: zeros) and the one that is written.
+    """
+
+    count: Longs  # [1], of sequences
+    starts: Longs  # [sequences + 1], and more
+    parts: Longs  # [parts, 4], and more
+
+    @classmethod
+    def empty(cls, most: int) -> StateSpans:
+        """Room for at most `most` parts."""
+        counts = np.zeros(1, np.int64), np.zeros(most + 1, np.int64)
+        return cls(*counts, np.zeros((most, 4), np.int64))
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk], row: Longs) -> StateSpans:
+        """Those of the chunks that begin at these rows of a step."""
+        ends, parts = [0], []
+        for chunk, first in zip(chunks, row.tolist(), strict=True):
+            begin = first
+            for stop, source, target in chunk.states:
+                end = first + stop - chunk.start
+                parts.append((begin, end, source, target))
+                begin = end
+            assert begin == first + len(chunk.token_ids), "the parts of a chunk are all of it"
+            ends.append(len(parts))
+        count = np.array([len(chunks)], np.int64)
+        return cls(count, np.array(ends, np.int64), np.array(parts, np.int64))
+
+    def copy(self, other: StateSpans) -> None:
+        """Become what `other` is, for which there is room."""
+        self.count[:] = other.count
+        self.starts[: len(other.starts)] = other.starts
+        self.parts[: len(other.parts)] = other.parts
+
+
 @dataclass(slots=True)
 class AttentionPlan:
     """One step's attention, for the layers in `pool`. The vectors that the host works with are
@@ -67,6 +108,7 @@ class AttentionPlan:
     layers_seen: int = 0  # how many layers have attended; the load check reads it
     prepared: object | None = None  # a kernel's own data, made at the first layer for all layers
     windowed: AttentionPlan | None = None  # that of the layers in `pool.windowed`
+    states: StateSpans | None = None  # for the layers in `pool.recurrent`
     leaders: Longs | None = None  # which sequences share tiles, once a kernel has found out
 
     @classmethod
@@ -85,6 +127,8 @@ class AttentionPlan:
         if pool.windowed is not None:
             table = pool.windowed.slots_of(table)
             plan.windowed = cls._over(pool.windowed.pool, spans, table, plan.positions, written)
+        if pool.recurrent is not None:
+            plan.states = StateSpans.of(chunks, row)
         return plan
 
     @classmethod
@@ -99,10 +143,8 @@ class AttentionPlan:
 
     def of_layer(self, layer: int) -> tuple[AttentionPlan, int]:
         """The plan for a layer of the model, and the layer's number in the pool of that plan."""
-        if self.windowed is None:
-            return self, layer
         pool, number = self.pool.of_layer(layer)
-        return (self if pool is self.pool else self.windowed), number
+        return (self if self.windowed is None or pool is self.pool else self.windowed), number
 
     @property
     def parts(self) -> list[AttentionPlan]:

@@ -19,7 +19,7 @@ from radixserve.checkpoints.headers import listed, short
 from radixserve.errors import AdapterRefused
 from radixserve.kernels.cpu.low_rank import MOST_PARTS, MOST_RANK, PackedAdapter, Part, room_for
 from radixserve.model.loaded import LoadedModel
-from radixserve.model.weights import Layer, Linear, Target, Weights
+from radixserve.model.weights import Attention, Layer, Linear, Target, Weights
 
 _DIGITS = 32  # of a digest's 64
 
@@ -134,6 +134,10 @@ def touches_kv(target: Target, weights: Weights) -> bool:
 
 
 def _holds_kv(target: Target, layer: Layer, heads: int) -> bool:
-    """Whether K or V of a layer are among these outputs of its linear."""
+    """Whether K or V of a layer are among these outputs of its linear, or what its state is made
+    of.
+    """
+    if not isinstance(layer.mixer, Attention):
+        return True
     places = layer.attention.places[heads:]
     return bool(((places >= target.output) & (places < target.output + target.outputs)).any())

@@ -33,7 +33,17 @@ from radixserve.model.operations import (
 )
 from radixserve.model.rotary_tables import for_few_rows
 from radixserve.model.row_adapters import RowAdapters
-from radixserve.model.weights import Attention, Experts, Layer, Linear, Mlp, Table, Weights
+from radixserve.model.weights import (
+    Attention,
+    Experts,
+    Latent,
+    Layer,
+    Linear,
+    Mlp,
+    Recurrence,
+    Table,
+    Weights,
+)
 from radixserve.tensors.kv import KVPool
 
 
@@ -47,24 +57,56 @@ def decode_layer(
     last layer adds to other rows is never used.
     """
     run.begin(layer)
-    attention, mlp = layer.attention, layer.mlp
-    x = run.add_norm(delta, attention.norm)
-    q = _queries(run, attention, x)
-    if wanted is not None:
-        q, x = run.keep(wanted, q, x)
-    attended = run.attend(q)
-    if attention.latent is not None:
-        attended = run.multiply_heads(attention.latent.values, attended)
-    attended = run.norm(attended, attention.inner_norm)
-    attended = run.linear(Linear.OUT, attention.o, attended)
-    attended = run.norm(attended, attention.post_norm)
+    mixer, mlp = layer.mixer, layer.mlp
+    x = run.add_norm(delta, mixer.norm)
+    if isinstance(mixer, Attention):
+        mixed, x = _attend(run, mixer, x, wanted)
+    else:
+        mixed, x = _recur(run, mixer, x, wanted)
+    mixed = run.linear(Linear.OUT, mixer.o, mixed)
+    mixed = run.norm(mixed, mixer.post_norm)
     if layer.is_parallel:
         x = x if mlp.norm is None else run.norm(run.hidden, mlp.norm)
-        run.add_norm(attended, None)
+        run.add_norm(mixed, None)
     else:
-        x = run.add_norm(attended, mlp.norm)
+        x = run.add_norm(mixed, mlp.norm)
     computed = _mlp(run, mlp, x) if isinstance(mlp, Mlp) else _experts(run, mlp, x)
     return run.norm(computed, mlp.post_norm)
+
+
+def _attend(
+    run: Operations, attention: Attention, x: torch.Tensor, wanted: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What rows x [rows, width] attend, for the rows `wanted`, and x of these rows."""
+    latent, gates = attention.latent, None
+    if latent is not None:
+        q = _latent_queries(run, attention, latent, x)
+    else:
+        qkv = run.linear(Linear.QKV, attention.qkv, x)
+        q = run.rotate(qkv)
+        gates = None if attention.gates is None else qkv
+    if wanted is not None:
+        q, x = run.keep(wanted, q, x)
+        gates = None if gates is None else gates[wanted]
+    attended = run.attend(q)
+    if latent is not None:
+        attended = run.multiply_heads(latent.values, attended)
+    if gates is not None and attention.gates is not None:
+        run.gate(attended, gates, attention.gates)
+    return run.norm(attended, attention.inner_norm), x
+
+
+def _recur(
+    run: Operations, recurrence: Recurrence, x: torch.Tensor, wanted: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of a layer with a state, which the rows change one after the other."""
+    inputs = run.linear(Linear.QKV, recurrence.inputs, x)
+    found = run.convolve(recurrence.convolution, inputs)
+    if recurrence.delta is not None:
+        found = run.apply_delta(recurrence.delta, found, inputs)
+    if wanted is not None:
+        found, x = run.keep(wanted, found, x)
+    return found, x
 
 
 def _mlp(run: Operations, mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
@@ -83,11 +125,10 @@ def _experts(run: Operations, mlp: Experts, x: torch.Tensor) -> torch.Tensor:
     return run.combine(results, routes, shared, gates, mlp.scale)
 
 
-def _queries(run: Operations, attention: Attention, x: torch.Tensor) -> torch.Tensor:
-    """The queries of rows x [rows, width]. Their K and V are written to the pool."""
-    latent = attention.latent
-    if latent is None:
-        return run.rotate(run.linear(Linear.QKV, attention.qkv, x))
+def _latent_queries(
+    run: Operations, attention: Attention, latent: Latent, x: torch.Tensor
+) -> torch.Tensor:
+    """The queries of rows x [rows, width]. Their latents are written to the pool."""
     run.store_latent(latent, run.multiply(latent.down, x))
     if latent.narrow is not None:
         x = run.norm(run.multiply(latent.narrow, x), latent.narrow_norm)

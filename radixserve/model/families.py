@@ -22,6 +22,7 @@ from radixserve.checkpoints.windows import window_of
 from radixserve.kernels.cpu.experts import Scores
 from radixserve.model.family_rules import (
     after_dense,
+    beside_gates,
     falcon_slopes,
     in_groups,
     in_quarters,
@@ -38,9 +39,10 @@ from radixserve.model.family_rules import (
     tables_by_theta,
     typed_positions,
 )
+from radixserve.model.read_recurrent import gated_delta, short_convolution
 from radixserve.model.rotary_tables import ModuleTable, StoredTable
 from radixserve.model.slopes import bloom_slopes, mpt_slopes
-from radixserve.model.weights import Rotary, RowFunction, places_in_order
+from radixserve.model.weights import Recurrence, Rotary, RowFunction, places_in_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,8 @@ class Family:
     is_parallel: Callable[[Any], bool] = _never  # from the configuration
     norms_sums: Callable[[Any], bool] = _never  # whether norms are behind the sums, not before
     attention: str = "self_attn"
+    recurrent: str = ""  # what layers have instead that carry a state
+    recurrence: Callable[[Any, Any], Recurrence] | None = None  # from it and the configuration
     mlp: str = "mlp"
     attention_norm: Names = ("input_layernorm",)
     attention_post_norm: Names = ()
@@ -156,6 +160,7 @@ class Family:
     qkv: str = "q_proj"  # the first of the linears, which is fused with the others
     places: Places = places_in_order
     o: str = "o_proj"
+    has_gates: bool = False  # behind each head of q lie the gates of what it attends
     q_norm: str = "q_norm"  # where there are such norms
     k_norm: str = "k_norm"
     norms_heads_late: bool = False
@@ -170,7 +175,7 @@ class Family:
     # Its MLP.
     up: str = "gate_proj"  # the first of the linears
     is_gated: bool = True
-    activation: str = "act_fn"
+    activation: str = "act_fn"  # "": SiLU, which no module is
     down: str = "down_proj"
     mlp_inner_norm: Names = ()
     mixture: Mixture | None = None
@@ -184,6 +189,13 @@ def granite_scales(config: Any) -> Scales:
     )
 
 
+QWEN3_NEXT = Family(
+    recurrent="linear_attn",
+    recurrence=gated_delta,
+    adds_one=True,
+    places=beside_gates,
+    has_gates=True,
+)
 _POST_NORMS = Family(
     attention_norm=(),
     attention_post_norm=("post_attention_layernorm",),
@@ -292,6 +304,20 @@ _BERT = Family(
     activation="intermediate.intermediate_act_fn",
     down="output.dense",
 )
+LFM2 = Family(
+    last_norm=("embedding_norm",),
+    recurrent="conv",
+    recurrence=short_convolution,
+    mlp="feed_forward",
+    attention_norm=("operator_norm",),
+    mlp_norm=("ffn_norm",),
+    o="out_proj",
+    q_norm="q_layernorm",
+    k_norm="k_layernorm",
+    up="w1",
+    activation="",
+    down="w2",
+)
 _FUSED_GLU = Family(qkv="qkv_proj", up="gate_up_proj", activation="activation_fn")
 _GLM = Family(in_neighbours=True, up="gate_up_proj", activation="activation_fn")
 
@@ -396,6 +422,7 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
     ),
     transformers.Jais2ForCausalLM: _UNGATED,
     transformers.LlamaForCausalLM: Family(),
+    transformers.Lfm2ForCausalLM: LFM2,
     transformers.MegatronBertForCausalLM: replace(
         _BERT,
         body="bert",
@@ -473,6 +500,7 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
     transformers.Phi3ForCausalLM: _FUSED_GLU,
     transformers.Qwen2ForCausalLM: Family(),
     transformers.Qwen3ForCausalLM: Family(),
+    transformers.Qwen3_5ForCausalLM: QWEN3_NEXT,
     transformers.RemBertForCausalLM: replace(
         _BERT,
         body="rembert",

@@ -25,6 +25,11 @@ def in_groups(heads: int, kv_heads: int, dim: int) -> torch.Tensor:
     return torch.cat([places[:, :-2].reshape(-1), places[:, -2], places[:, -1]]) * dim
 
 
+def beside_gates(heads: int, kv_heads: int, dim: int) -> torch.Tensor:
+    """The places of heads that lie in order, each query head before its gates."""
+    return torch.cat([2 * torch.arange(heads), 2 * heads + torch.arange(2 * kv_heads)]) * dim
+
+
 def in_quarters(heads: int, kv_heads: int, dim: int) -> torch.Tensor:
     """The places of CodeGen's heads: a quarter of q, of v, of k, then the next quarter of each."""
     q, v, k = torch.arange(3 * heads).view(4, 3, heads // 4).transpose(0, 1).reshape(3, -1)

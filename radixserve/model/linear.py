@@ -83,6 +83,11 @@ class FusedLinears:
         return output
 
 
+def packed_weight(module: PackedLinear | FusedPart) -> Gemm:
+    """The packed weight that a module calls: its own, or the one fused of several modules."""
+    return module.fused.weight if isinstance(module, FusedPart) else module.packed
+
+
 class FusedPart(nn.Module):
     """Replaces one of the linears of a `FusedLinears`."""
 

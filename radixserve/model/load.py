@@ -26,7 +26,7 @@ from radixserve.checkpoints.opened import (
     open_model,
 )
 from radixserve.checkpoints.read_weights import read_weights
-from radixserve.checkpoints.supported import check_config
+from radixserve.checkpoints.supported import check_config, has_states
 from radixserve.errors import ModelRefused
 from radixserve.model import attention
 from radixserve.model.check import Expected, own_logits, probe
@@ -113,6 +113,11 @@ def prepare_model(
         fallback_reason=fallback,
     )
     loaded = _with_decoder(loaded, expected)
+    if loaded.decoder is None and has_states(config):
+        raise ModelRefused(
+            f"{type(model).__name__} has layers with a state, which only the fast forward computes,"
+            f" and it does not serve: {str(loaded.generic_reason).rstrip('.')}."
+        )
     if loaded.decoder is None:
         loaded = _checked_rowwise(_with_own_modules(loaded, model), expected)
     loaded = _with_kv_dtype(loaded, kv_dtype or model.dtype, expected)
@@ -208,6 +213,10 @@ def _with_decoder(loaded: LoadedModel, expected: Expected) -> LoadedModel:
     except NotRead as error:
         return replace(loaded, generic_reason=str(error))
     candidate = replace(loaded, decoder=decoder, windows=decoder.weights.windows)
+    states = decoder.weights.state_shape()
+    if states is not None:
+        shape = replace(loaded.shape, layers=states.is_recurrent.count(False))
+        candidate = replace(candidate, states=states, shape=shape)
     try:
         with long_stage("comparing the fast forward"):
             reason = probe(candidate, expected)

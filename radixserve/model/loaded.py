@@ -12,7 +12,7 @@ import torch
 from radixserve.kernels.arrays import Longs
 from radixserve.kernels.step import AttentionPlan
 from radixserve.model.weights import Weights
-from radixserve.tensors.kv import KVShape
+from radixserve.tensors.kv import KVPool, KVShape, RecurrentLayers, StateShape
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,12 @@ class LoadedModel:
     decoder: Forward | None = None  # replaces a call of `model`
     # Of each layer of `decoder`, how many positions a row sees; None: all. Empty: none has a window
     windows: tuple[int | None, ...] = ()
+    states: StateShape | None = None  # of layers of `decoder` that have a state
+
+    def pool(self, num_slots: int, num_state_slots: int = 0) -> KVPool:
+        """Memory for K/V of so many tokens, and for so many states, if layers have states."""
+        recurrent = None if self.states is None else RecurrentLayers(self.states, num_state_slots)
+        return KVPool(self.shape, num_slots, self.device, recurrent=recurrent)
 
 
 def tell(loaded: LoadedModel) -> None:

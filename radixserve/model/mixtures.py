@@ -9,7 +9,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from radixserve.kernels.cpu.experts import Scores
-from radixserve.model.families import Family, Mixture, Scales, granite_scales
+from radixserve.model.families import LFM2, QWEN3_NEXT, Family, Mixture, Scales, granite_scales
 from radixserve.model.family_rules import (
     latent_fits,
     latent_in_neighbours,
@@ -73,6 +73,8 @@ def _chooses_by_groups(config: Any) -> bool:
     )
 
 
+_QWEN3_NEXT_EXPERTS = replace(QWEN3_NEXT, mixture=Mixture(shared="mlp.shared_expert"))
+
 MIXTURES: dict[type[PreTrainedModel], Family] = {
     transformers.AXK1ForCausalLM: replace(_LATENT, mlp_post_norm=("mlp.post_mlp_layernorm",)),
     transformers.AriaTextForCausalLM: Family(mixture=Mixture(router="mlp.router")),
@@ -126,11 +128,20 @@ MIXTURES: dict[type[PreTrainedModel], Family] = {
         mixture=Mixture(router="mlp.gate.wg", shared="mlp.shared_mlp"),
     ),
     transformers.HYV3ForCausalLM: _SIGMOID,
+    transformers.Lfm2MoeForCausalLM: replace(
+        LFM2,
+        tables=lambda body: [ModuleTable(body.pos_emb)],
+        mixture=Mixture(
+            experts="feed_forward.experts", router="feed_forward.gate", scores=_sigmoid
+        ),
+    ),
     transformers.MellumForCausalLM: replace(_SOFTMAX, tables=tables_by_kind, table=table_of_kind),
     transformers.MiniMaxM2ForCausalLM: _SIGMOID,
     transformers.MixtralForCausalLM: _SOFTMAX,
     transformers.OlmoeForCausalLM: _SOFTMAX,
     transformers.Qwen2MoeForCausalLM: Family(mixture=Mixture(shared="mlp.shared_expert")),
     transformers.Qwen3MoeForCausalLM: _SOFTMAX,
+    transformers.Qwen3NextForCausalLM: _QWEN3_NEXT_EXPERTS,
+    transformers.Qwen3_5MoeForCausalLM: _QWEN3_NEXT_EXPERTS,
     transformers.SolarOpenForCausalLM: _SIGMOID,
 }

@@ -30,7 +30,10 @@ from radixserve.kernels.attention import Kernel
 from radixserve.kernels.cpu import native, rows, threads
 from radixserve.kernels.cpu.activation import ActivationBlock, activation_kernel
 from radixserve.kernels.cpu.attention import call as attention
+from radixserve.kernels.cpu.convolution import convolution_kernel
+from radixserve.kernels.cpu.delta_rule import delta_kernel
 from radixserve.kernels.cpu.experts import combine_kernel, gather_kernel, route
+from radixserve.kernels.cpu.gates import GateBlock, gate_kernel
 from radixserve.kernels.cpu.gemm.block import COUNTERS, QUEUE_LENGTH
 from radixserve.kernels.cpu.gemm.call import Gemm, segments_of
 from radixserve.kernels.cpu.gemm.grouped import GroupedGemm
@@ -44,11 +47,15 @@ from radixserve.kernels.cpu.latent import (
 from radixserve.kernels.cpu.low_rank import low_rank_kernel
 from radixserve.kernels.cpu.program import Program
 from radixserve.kernels.cpu.rows import NormBlock, RotateBlock
-from radixserve.kernels.step import AttentionPlan
+from radixserve.kernels.step import AttentionPlan, StateSpans
 from radixserve.model.latents import heads_block, latent_block
+from radixserve.model.recurrent import convolution_block, delta_block
 from radixserve.model.routes import Groups, Routes, combine_block, gather_block, route_block
 from radixserve.model.row_adapters import RowAdapters
 from radixserve.model.weights import (
+    Attention,
+    Convolution,
+    DeltaRule,
     Experts,
     HeadNorm,
     Latent,
@@ -102,6 +109,7 @@ class Operations(ABC):
         """
         self.hidden, self._adapters = hidden, adapters
         self._sizes, self._pool, self._tables, self._slots = sizes, pool, tables, slots
+        self._states: StateSpans | None = None  # where states are, if layers have some
         self._groups: dict[int, Groups] = {}
         self._norms_stream = False  # of the present layer
 
@@ -194,6 +202,34 @@ class Operations(ABC):
         self._set_rope(block, self._layer.attention.rope if rotated else None)
         self._launch(multiply_heads_kernel(x.dtype), block, None)
         return out
+
+    def convolve(self, convolution: Convolution, x: torch.Tensor) -> torch.Tensor:
+        """The convolution of some columns of x [rows, columns]; [rows, channels]."""
+        assert self._states is not None, "the plan of the step has states"
+        pool, number = self._pool.of_layer(self._layer.index)
+        out = self._new(convolution.places.numel() * convolution.weight.shape[2])
+        block = convolution_block(convolution, x, out, pool.k[number], self._states)
+        self._launch(convolution_kernel(x.dtype), block, x)
+        return out
+
+    def apply_delta(self, delta: DeltaRule, qkv: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        """The gated delta rule on qkv [rows, channels], with gates [rows, columns]; [rows,
+        heads * v_dim].
+        """
+        assert self._states is not None, "the plan of the step has states"
+        pool, number = self._pool.of_layer(self._layer.index)
+        out = self._new(len(delta.rates) * delta.v_dim)
+        block = delta_block(delta, qkv, gates, out, pool.v[number], self._states)
+        self._launch(delta_kernel(qkv.dtype), block, None)
+        return out
+
+    def gate(self, x: torch.Tensor, gates: torch.Tensor, places: torch.Tensor) -> None:
+        """Multiply x [rows, heads * dim] by the sigmoid of gates, whose heads are at these places
+        [heads] in rows [rows, columns].
+        """
+        block = GateBlock(x=x, gates=gates, places=places)
+        block.set(rows=len(x), columns=gates.shape[1], dim=x.shape[1] // len(places))
+        self._launch(gate_kernel(x.dtype), block, x)
 
     def activate(self, x: torch.Tensor, mlp: Mlp | Experts) -> torch.Tensor:
         """The activation of x, or of its first half times the second half; [rows, inner]."""
@@ -311,6 +347,7 @@ class RunNow(Operations):
     ) -> None:
         slots = {each.pool: each.write_slots for each in plan.parts}
         super().__init__(sizes, plan.pool, hidden, tables, slots, adapters)
+        self._states = plan.states
         self._plan, self._attend, self._counter = plan, attend, np.zeros(COUNTERS, np.int64)
 
     def multiply(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
@@ -361,6 +398,7 @@ class Memory:
         self.tables = [(torch.empty(most, each), torch.empty(most, each)) for each in pairs]
         self.slots = torch.empty(2, most, dtype=torch.int64)  # in each part of the pool
         self.adapters = RowAdapters.empty(most)
+        self.states = StateSpans.empty(most)
         self._results: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
 
     def result(self, place: int, columns: int, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -384,11 +422,13 @@ class Record(Operations):
         slots = dict(zip(pool.parts, memory.slots[:, :rows], strict=False))
         adapters = memory.adapters if with_adapters else None
         super().__init__(sizes, pool, memory.hidden[:rows], tables, slots, adapters)
+        self._states = None if pool.recurrent is None else memory.states
         self._memory, self._attended = memory, False
         self._results, self._launches = 0, 0  # of the layer, so far
         self.calls: list[tuple[int, int]] = []
         self._blocks: list[Any] = []  # kept: the program holds bare addresses
-        self.layers = layers = sum(each.shape.layers for each in pool.parts)
+        parts = pool.parts if pool.recurrent is None else [pool, pool.recurrent.pool]
+        self.layers = layers = sum(each.shape.layers for each in parts)
         self._counters = np.zeros((layers, _MOST_LAUNCHES, COUNTERS), np.int64)
         self._attention = {
             each: attention.AttentionStep(each.shape, sizes.heads, memory.hidden.dtype)
@@ -409,7 +449,8 @@ class Record(Operations):
 
     def begin(self, layer: Layer) -> None:
         super().begin(layer)
-        self._results, self._launches, self._attended = 0, 0, False
+        self._results, self._launches = 0, 0
+        self._attended = not isinstance(layer.mixer, Attention)  # such a layer never will
 
     def multiply(self, weight: Gemm, x: torch.Tensor) -> torch.Tensor:
         """Record a linear. It prefetches K and V of this layer's attention if that is still to
@@ -474,6 +515,8 @@ class Record(Operations):
         for (cos, sin), (new_cos, new_sin) in zip(self._tables, tables, strict=True):
             cos.copy_(new_cos)
             sin.copy_(new_sin)
+        if plan.states is not None and self._states is not None:
+            self._states.copy(plan.states)
         plans = {each.pool: each for each in plan.parts}
         for pool, each in plans.items():
             self._slots[pool].copy_(each.write_slots)

@@ -11,8 +11,7 @@ import torch
 
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
-from radixserve.step import Chunk, Logits
-from radixserve.tensors.kv import KVPool
+from radixserve.step import Chunk, Logits, StatePart
 
 NUM_PROBE_TOKENS = 40
 CHUNKINGS = ((40,), (17, 1, 1, 21))
@@ -31,14 +30,14 @@ def logits_in_chunks(
     """Logits [NUM_PROBE_TOKENS, vocab_size] of the tokens of a probe, computed in chunks of so
     many tokens.
     """
-    pool = KVPool(loaded.shape, NUM_PROBE_TOKENS, loaded.device)
-    runner = Runner(loaded, pool)
+    runner = Runner(loaded, loaded.pool(NUM_PROBE_TOKENS, num_state_slots=2))
     ids = tokens.numpy().astype(np.int32)
     slots = np.random.default_rng(7).permutation(NUM_PROBE_TOKENS).astype(np.int32)
     logits, start = [], 0
-    for count in counts:
+    for number, count in enumerate(counts):
         stop = start + count
         chunk = Chunk(token_ids=ids[start:stop], start=start, slots=slots[:stop], logits=Logits.ALL)
+        chunk.states = (StatePart(stop, (number - 1) % 2 if start else -1, number % 2),)
         logits.append(runner.forward([chunk]).cpu())
         start = stop
     return torch.cat(logits)

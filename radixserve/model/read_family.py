@@ -11,15 +11,15 @@ from operator import attrgetter
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
 from radixserve.kernels.attention import LayerAttention
-from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.kernels.cpu.latent import HeadWeights
 from radixserve.model.decoder import Decoder
 from radixserve.model.families import FAMILIES, Family, Names, Scales
-from radixserve.model.linear import FusedPart, PackedEmbedding, PackedLinear
+from radixserve.model.linear import FusedPart, PackedEmbedding, PackedLinear, packed_weight
 from radixserve.model.mixtures import MIXTURES
 from radixserve.model.read_activation import NotRead, activation_of, constants_of
 from radixserve.model.read_experts import experts_of, find, has_experts
@@ -33,6 +33,7 @@ from radixserve.model.weights import (
     Layer,
     Mlp,
     Norm,
+    Recurrence,
     Rope,
     RowFunction,
     Target,
@@ -73,7 +74,7 @@ def _weights_of(model: Any, family: Family) -> Weights:
         layers=layers,
         head=Head(
             norm=norm,
-            weight=_weight(model.get_output_embeddings()),
+            weight=packed_weight(model.get_output_embeddings()),
             transform=_function(family.transform(model)),
             scale=scales.logits,
             softcap=scales.softcap,
@@ -90,8 +91,8 @@ def _targets(model: Any, weights: Weights) -> dict[str, Target]:
     }
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, PackedLinear | FusedPart) and id(_weight(module)) in numbers:
-            number, gemm = numbers[id(_weight(module))], _weight(module)
+        if isinstance(module, PackedLinear | FusedPart) and id(packed_weight(module)) in numbers:
+            number, gemm = numbers[id(packed_weight(module))], packed_weight(module)
             outputs, before = gemm.out_features, 0
             if isinstance(module, FusedPart):
                 sizes = module.fused.sizes
@@ -108,8 +109,8 @@ def _norming_sums(layers: list[Layer]) -> tuple[list[Layer], Norm | None]:
     changed = [
         replace(
             layer,
-            attention=replace(layer.attention, norm=before),
-            mlp=replace(layer.mlp, norm=layer.attention.norm),
+            mixer=replace(layer.mixer, norm=before),
+            mlp=replace(layer.mlp, norm=layer.mixer.norm),
             norms_stream=True,
         )
         for layer, before in zip(layers, behind[:-1], strict=True)
@@ -148,26 +149,36 @@ class _Reader:
         """A layer."""
         return Layer(
             index,
-            self._attention(index, layer, find(layer, self.family.attention)),
+            self._mixer(index, layer),
             self._experts(layer) if has_experts(layer, self.family.mixture) else self._mlp(layer),
             self.family.is_parallel(self.config),
         )
+
+    def _mixer(self, index: int, layer: Any) -> Attention | Recurrence:
+        family = self.family
+        if family.recurrence is not None and (module := find(layer, family.recurrent)) is not None:
+            found = family.recurrence(module, self.config)
+            return replace(found, norm=self.norm(layer, family.attention_norm))
+        return self._attention(index, layer, find(layer, family.attention))
 
     def _attention(self, index: int, layer: Any, attention: Any) -> Attention:
         family = self.family
         if family.is_latent:
             return self._latent_attention(index, layer, attention)
-        qkv, o = (_weight(find(attention, name)) for name in (family.qkv, family.o))
+        qkv, o = (packed_weight(find(attention, name)) for name in (family.qkv, family.o))
         dim = o.in_features // self.heads
-        kv_heads = (qkv.out_features // dim - self.heads) // 2
+        before = (2 if family.has_gates else 1) * self.heads  # the keys
+        kv_heads = (qkv.out_features // dim - before) // 2
+        places = family.places(self.heads, kv_heads, dim)
         return Attention(
             norm=self.norm(layer, family.attention_norm),
             qkv=qkv,
-            places=family.places(self.heads, kv_heads, dim),
+            places=places,
             head_norm=self._head_norm(attention, kv_heads, dim),
             rope=self._rope(attention) if family.rotates(attention) else None,
             attends=self._attends(index, attention, dim),
             o=o,
+            gates=places[: self.heads] + dim if family.has_gates else None,
             clip=float(family.clip(self.config) or 0.0),
             inner_norm=self.norm(attention, family.attention_inner_norm),
             post_norm=self.norm(layer, family.attention_post_norm),
@@ -183,16 +194,16 @@ class _Reader:
         keys, values = torch.split(both, list(sizes), 1)
         return Attention(
             norm=self.norm(layer, self.family.attention_norm),
-            qkv=_weight(attention.q_proj if narrow is None else attention.q_b_proj),
+            qkv=packed_weight(attention.q_proj if narrow is None else attention.q_b_proj),
             places=torch.empty(0, dtype=torch.int64),
             head_norm=None,
             rope=self._rope(attention),
             attends=self._attends(index, attention, sum(sizes)),
-            o=_weight(attention.o_proj),
+            o=packed_weight(attention.o_proj),
             latent=Latent(
-                narrow=None if narrow is None else _weight(narrow),
+                narrow=None if narrow is None else packed_weight(narrow),
                 narrow_norm=self.norm(attention, ("q_a_layernorm",)),
-                down=_weight(attention.kv_a_proj_with_mqa),
+                down=packed_weight(attention.kv_a_proj_with_mqa),
                 norm=_norm(attention.kv_a_layernorm, False, self.config.kv_lora_rank),
                 rotated=self.config.qk_rope_head_dim,
                 keys=HeadWeights.of(keys),
@@ -238,14 +249,15 @@ class _Reader:
 
     def _plain_mlp(self, mlp: Any) -> Mlp:
         """An MLP without norms around it."""
-        family, module = self.family, find(mlp, self.family.activation)
+        family = self.family
+        module = find(mlp, family.activation) if family.activation else F.silu
         function = activation_of(module)
         return Mlp(
             norm=None,
-            up=_weight(find(mlp, family.up)),
+            up=packed_weight(find(mlp, family.up)),
             activation=function,
             is_gated=family.is_gated,
-            down=_weight(find(mlp, family.down)),
+            down=packed_weight(find(mlp, family.down)),
             constants=constants_of(module, function),
             inner_norm=self.norm(mlp, family.mlp_inner_norm),
         )
@@ -306,8 +318,3 @@ def _repeated(norm: Norm, size: int) -> Norm:
 def _function(module: RowFunction | None) -> RowFunction | None:
     """What a module computes, by its packed weight if it is nothing but that."""
     return module.packed if isinstance(module, PackedLinear) else module
-
-
-def _weight(module: PackedLinear | FusedPart) -> Gemm:
-    """The packed weight that a module calls: its own, or the one fused of several modules."""
-    return module.fused.weight if isinstance(module, FusedPart) else module.packed

@@ -43,6 +43,9 @@ _SIBLINGS = (
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),
     ("gate_proj", "up_proj"),
+    ("w1", "w3"),
+    ("in_proj_qkvz", "in_proj_ba"),
+    ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
 )
 
 _SCALED_EMBEDDING = "ScaledWordEmbedding"  # the end of the names of such classes
@@ -151,7 +154,7 @@ def _unpacked(model: nn.Module, rowwise: Container[int]) -> str | None:
     for module in model.modules():
         if isinstance(module, nn.Embedding) or id(module) in rowwise:
             continue  # of an embedding a row is looked up, nothing is multiplied
-        if type(module).__name__.endswith("Norm"):
+        if type(module).__name__.endswith("Norm") or _is_depthwise(module):
             continue  # numbers are multiplied one by one
         if any(weight.dim() > 1 for weight in module.parameters(recurse=False)):
             return (
@@ -159,6 +162,11 @@ def _unpacked(model: nn.Module, rowwise: Container[int]) -> str | None:
                 "by weights that are not packed"
             )
     return None
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    """Whether it is a convolution of each channel by itself."""
+    return isinstance(module, nn.Conv1d) and module.groups == module.in_channels
 
 
 def _packed(linears: Sequence[nn.Module]) -> Gemm:

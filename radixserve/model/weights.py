@@ -23,6 +23,7 @@ from radixserve.kernels.cpu.gemm.grouped import GroupedGemm
 from radixserve.kernels.cpu.gemm.stacked import StackedGemm
 from radixserve.kernels.cpu.latent import HeadWeights
 from radixserve.model.elementwise import RowwiseActivation
+from radixserve.tensors.kv import StateShape
 
 Table = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines [rows, pairs], float32, of the pairs of numbers that are rotated."""
@@ -42,7 +43,7 @@ Add = Callable[[torch.Tensor, torch.Tensor], None]
 class Linear(IntEnum):
     """The linears of a layer."""
 
-    QKV = 0
+    QKV = 0  # of a recurrence: its inputs
     OUT = 1
     UP = 2
     DOWN = 3
@@ -118,8 +119,68 @@ class Attention:
     attends: LayerAttention  # what, and with which weights
     o: Gemm
     latent: Latent | None = None  # None: `qkv` computes queries, keys and values
+    gates: torch.Tensor | None = None  # places of those of heads in a row of `qkv`, int64 [heads]
     clip: float = 0.0  # the largest size of a number in q, k and v; 0: any
     inner_norm: Norm | None = None  # of what `o` reads
+    post_norm: Norm | None = None  # of what it adds to the stream
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """A causal convolution of each channel of a row over the last `taps` rows. Channels lie in
+    pieces of one size; `kernels.cpu.convolution` says what is computed. Places, int64 [pieces], say
+    where those of a piece begin in a row.
+    """
+
+    weight: torch.Tensor  # float32 [pieces, taps, channels of a piece], the oldest row first
+    bias: torch.Tensor | None  # float32 [channels]
+    places: torch.Tensor
+    input_gates: torch.Tensor | None  # places of what inputs are multiplied by
+    output_gates: torch.Tensor | None  # places of what the result is multiplied by
+    is_silu: bool
+
+    @property
+    def inputs(self) -> int:
+        """Numbers of its state: the inputs of all rows that it sees but the newest."""
+        pieces, taps, channels = self.weight.shape
+        return pieces * (taps - 1) * channels
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaRule:
+    """The gated delta rule; `kernels.cpu.delta_rule` says what is computed. A convolution gives its
+    queries, keys and values. Places, int64 [heads], are those of gates in a row of what
+    `Recurrence.inputs` computes.
+    """
+
+    key_heads: int
+    k_dim: int
+    z_places: torch.Tensor  # of v_dim numbers that multiply the result
+    a_places: torch.Tensor  # of a number that says how much is kept
+    b_places: torch.Tensor  # of a number that says how much is corrected
+    rates: torch.Tensor  # float32 [heads], not above 0
+    biases: torch.Tensor  # float32 [heads]
+    norm: Norm  # of the result, [v_dim]
+
+    @property
+    def v_dim(self) -> int:
+        return len(self.norm.weight)
+
+    @property
+    def matrices(self) -> int:
+        """Numbers of its state."""
+        return len(self.rates) * self.k_dim * self.v_dim
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrence:
+    """What a layer with a state has in the place of attention."""
+
+    inputs: Gemm  # [columns, width]
+    convolution: Convolution  # of some of these columns
+    o: Gemm
+    delta: DeltaRule | None = None  # of what the convolution computes
+    norm: Norm | None = None  # of what it reads
     post_norm: Norm | None = None  # of what it adds to the stream
 
 
@@ -187,10 +248,21 @@ class Layer:
     """
 
     index: int
-    attention: Attention
+    mixer: Attention | Recurrence
     mlp: Mlp | Experts
     is_parallel: bool = False
     norms_stream: bool = False
+
+    @property
+    def attention(self) -> Attention:
+        """The mixer of a layer that attends."""
+        assert isinstance(self.mixer, Attention), "the layer has a state instead"
+        return self.mixer
+
+    @property
+    def window(self) -> int | None:
+        """How many positions a row sees; None: all, or none because the layer has a state."""
+        return self.mixer.attends.window if isinstance(self.mixer, Attention) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +341,7 @@ class Weights:
     @property
     def windows(self) -> tuple[int | None, ...]:
         """Of each layer, how many positions a row sees; None: all. Empty: none has a window."""
-        found = tuple(layer.attention.attends.window for layer in self.layers)
+        found = tuple(layer.window for layer in self.layers)
         return found if any(found) else ()
 
     def linears(self) -> list[Gemm | None]:
@@ -278,11 +350,21 @@ class Weights:
         """
         found: list[Gemm | None] = []
         for layer in self.layers:
-            attention, mlp = layer.attention, layer.mlp
+            mixer, mlp = layer.mixer, layer.mlp
             plain = mlp.shared if isinstance(mlp, Experts) else mlp
-            found += attention.qkv, attention.o
+            found += mixer.qkv if isinstance(mixer, Attention) else mixer.inputs, mixer.o
             found += (None, None) if plain is None else (plain.up, plain.down)
         return [*found, self.head.weight]
+
+    def state_shape(self) -> StateShape | None:
+        """The shape of a state, which is the same in all layers that have one; None if none has."""
+        recurrent = [each.mixer for each in self.layers if isinstance(each.mixer, Recurrence)]
+        if not recurrent:
+            return None
+        (inputs,) = {each.convolution.inputs for each in recurrent}
+        (matrices,) = {0 if each.delta is None else each.delta.matrices for each in recurrent}
+        is_recurrent = tuple(isinstance(each.mixer, Recurrence) for each in self.layers)
+        return StateShape(is_recurrent, inputs, matrices)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name, as they lie in memory: weights are packed."""

@@ -5,7 +5,8 @@ content until it is written again. The memory is zeroed, because the content of 
 never written must be finite.
 
 Where some layers attend a window only (`WindowedLayers`), their K/V lies in a pool of its own, and
-one slot of the main pool is one token at all other layers.
+so do the states of layers that have states (`RecurrentLayers`). One slot of the main pool is one
+token at all other layers.
 
 Where numbers take one byte (int8, fp8), each head's row of a token is followed by its scale, in the
 same tensor; `tensors.one_byte` says how. Who copies rows need not know.
@@ -97,11 +98,14 @@ class KVPool:
         num_slots: int,
         device: torch.device,
         windowed: WindowedLayers | None = None,
+        recurrent: RecurrentLayers | None = None,
     ) -> None:
-        """`shape` is that of the layers in this pool, without the `windowed` ones."""
+        """`shape` is that of the layers in this pool, without the `windowed` or `recurrent`
+        ones, of which a model has one kind.
+        """
         self.shape = shape
         self.num_slots = num_slots
-        self.windowed = windowed
+        self.windowed, self.recurrent = windowed, recurrent
         size = (shape.layers, num_slots, shape.kv_heads)
         self.k = _zeros((*size, shape.k_row), shape.dtype, device)
         self.v = _zeros((*size, shape.v_row), shape.dtype, device)
@@ -127,8 +131,18 @@ class KVPool:
             release(*(each[:, start:] for each in self.tensors))
 
     def of_layer(self, layer: int) -> tuple[KVPool, int]:
-        """The pool with the K/V of a layer of the model, and the layer's number there."""
-        return (self, layer) if self.windowed is None else self.windowed.place_of(self, layer)
+        """The pool with the K/V or the states of a layer of the model, and the layer's number
+        there.
+        """
+        if self.second is None:
+            return self, layer
+        is_second, number = self.second.places[layer]
+        return (self.second.pool if is_second else self), number
+
+    @property
+    def second(self) -> WindowedLayers | RecurrentLayers | None:
+        """The layers with a pool of their own."""
+        return self.recurrent if self.windowed is None else self.windowed
 
     @property
     def parts(self) -> list[KVPool]:
@@ -160,22 +174,52 @@ class WindowedLayers:
         """
         self.pool = KVPool(replace(shape, layers=sum(is_windowed)), num_window_slots + 1, device)
         self._slot_of, self._zero_slot = slot_of, num_window_slots
-        counts = {True: 0, False: 0}
-        self._places: list[tuple[bool, int]] = []
-        for each in is_windowed:
-            self._places.append((each, counts[each]))
-            counts[each] += 1
-
-    def place_of(self, main: KVPool, layer: int) -> tuple[KVPool, int]:
-        """`KVPool.of_layer` of the main pool."""
-        is_windowed, number = self._places[layer]
-        return (self.pool if is_windowed else main), number
+        self.places = _numbered(is_windowed)
 
     def slots_of(self, slots: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """The window slots of slots of the main pool; the slot of zeros for those without one."""
         found = self._slot_of[slots]
         found[found < 0] = self._zero_slot
         return found
+
+
+def _numbered(is_second: Sequence[bool]) -> list[tuple[bool, int]]:
+    """For each layer whether it is one of the second kind, and its number among its kind."""
+    counts, places = {True: 0, False: 0}, []
+    for each in is_second:
+        places.append((each, counts[each]))
+        counts[each] += 1
+    return places
+
+
+@dataclass(frozen=True, slots=True)
+class StateShape:
+    """The shape of a state, of which numbers are float32, and the layers that have one."""
+
+    is_recurrent: tuple[bool, ...]  # of each layer of the model
+    inputs: int  # the last inputs of a layer's convolution
+    matrices: int  # numbers of all matrices of a layer
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a state at all layers."""
+        return self.as_kv.slot_bytes
+
+    @property
+    def as_kv(self) -> KVShape:
+        """The shape of a pool of states: inputs are K, matrices are V."""
+        layers = sum(self.is_recurrent)
+        return KVShape(layers, 1, self.inputs, self.matrices, torch.float32)
+
+
+class RecurrentLayers:
+    """The layers of a model that have a state, and the pool of their states, whose slots are those
+    of `cache.states`.
+    """
+
+    def __init__(self, shape: StateShape, num_state_slots: int) -> None:
+        self.pool = KVPool(shape.as_kv, num_state_slots, torch.device("cpu"))
+        self.places = _numbered(shape.is_recurrent)
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

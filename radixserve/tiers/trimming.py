@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from radixserve.cache.compaction import Compaction, Move, Moving, WindowCompaction
+from radixserve.cache.compaction import Compaction, Move, Moving, SecondCompaction
 from radixserve.cache.kvcache import KVCache
 from radixserve.step import Slots
 from radixserve.tensors.copies import read_slots, write_slots
@@ -74,6 +74,6 @@ class Trimming:
 def trimmings_of(cache: KVCache, pool: KVPool) -> list[Trimming]:
     """One for each part of a cache's pool; the first one is for the slots."""
     made = [Trimming(pool, partial(Compaction, cache))]
-    if cache.windows is not None and pool.windowed is not None:
-        made.append(Trimming(pool.windowed.pool, partial(WindowCompaction, cache.windows)))
+    if cache.second is not None and pool.second is not None:
+        made.append(Trimming(pool.second.pool, partial(SecondCompaction, cache.second)))
     return made

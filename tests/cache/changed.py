@@ -19,7 +19,9 @@ CACHE = (
         for name in ("policy", "ranked", "segmented", "sieve", "s3fifo", "arc", "worth", "table")
     ),
     "hindsight",
+    "second_slots",
     "windows",
+    "states",
     "shares",
     "eviction",
     "dropped",

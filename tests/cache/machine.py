@@ -119,10 +119,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     # What the model says.
 
-    def cached(self, namespace: str, tokens: list[int]) -> int:
+    def cached(self, namespace: str, tokens: list[int], most: int = 1 << 30) -> int:
+        """How many of the first `most` tokens can be hit."""
         count, num_public = 0, public_part(namespace, tokens)
         while (
-            count < len(tokens)
+            count < min(len(tokens), most)
             and token(namespace, num_public, tuple(tokens[: count + 1])) in self.published
         ):
             count += 1
@@ -221,7 +222,7 @@ class CacheMachine(RuleBasedStateMachine):
     )
     def lease(self, namespace: str, tokens: list[int], more: int, read: bool) -> None:
         self.free_dropped()
-        hit = min(self.cached(namespace, tokens), len(tokens) - 1) if read else 0
+        hit = self.cached(namespace, tokens, len(tokens) - 1) if read else 0
         num_slots = len(tokens) + more
         self.take(
             namespace,

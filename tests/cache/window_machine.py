@@ -26,20 +26,20 @@ class WindowMachine(CacheMachine):
         self.windows = self.windows_type(num_slots, NUM_WINDOW_SLOTS, WINDOW, least=LEAST)
         self.windows.stride = 2
         self.window_content: dict[int, Token] = {}
-        return self.cache_type(num_slots, enabled=self.enabled, policy=policy, windows=self.windows)
+        return self.cache_type(num_slots, enabled=self.enabled, policy=policy, second=self.windows)
 
     # What the model says.
 
-    def cached(self, namespace: str, tokens: list[int]) -> int:
+    def cached(self, namespace: str, tokens: list[int], most: int = 1 << 30) -> int:
         """The longest prefix that is cached and whose last tokens have window slots."""
-        there, slots = super().cached(namespace, tokens), tokens_in(self.cache)
+        there, slots = super().cached(namespace, tokens, most), tokens_in(self.cache)
         tokens_there = path(namespace, public_part(namespace, tokens), tokens)[:there]
         has = [self.windows.of[slots[each]] >= 0 for each in tokens_there]
         return max(n for n in range(there + 1) if all(has[max(0, n - REACH) : n]))
 
     def held(self) -> set[int]:
         """The window slots that running sequences hold."""
-        slots = [slot for each in self.running for slot in each.lease.window_held.tolist()]
+        slots = [slot for each in self.running for slot in each.lease.held.tolist()]
         return {int(self.windows.of[slot]) for slot in slots}
 
     def num_available(self, besides: set[int]) -> int:
@@ -60,13 +60,13 @@ class WindowMachine(CacheMachine):
 
     def compute(self, each: Running, stop: int) -> int:
         lease, before = each.lease, self.held()
-        own = {int(self.windows.of[slot]) for slot in lease.window_held.tolist()}
+        own = {int(self.windows.of[slot]) for slot in lease.held.tolist()}
         if not lease.cover(each.computed, stop):
             needed = stop - each.computed
             assert needed > self.windows.num_available, "there were window slots"
             return each.computed
         needed = lease.slots[max(0, each.computed - REACH) : stop].tolist()
-        assert set(needed) <= set(lease.window_held.tolist()), "what rows need is not held"
+        assert set(needed) <= set(lease.held.tolist()), "what rows need is not held"
         assert before - own <= self.held(), "a window slot of another lease was taken"
         tokens = each.prefixes(stop)
         for position in range(max(0, each.computed - REACH), stop):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from radixserve.cache.kvcache import KVCache
+from radixserve.cache.states import StateSlots
 from radixserve.engine.core import EngineCore
 from radixserve.engine.grammars import Grammars
 from radixserve.engine.scheduler import Limits
@@ -17,9 +18,9 @@ from radixserve.model.runner import Runner
 from radixserve.prefix import Prefix
 from radixserve.request import Request, Sampling
 from radixserve.step import TokenLogprob
-from radixserve.tensors.kv import KVPool
 
 MAX_STEPS = 5000
+STATE_SLOTS, STATE_EVERY = 24, 16  # of models whose layers have a state
 
 
 @dataclass
@@ -47,11 +48,15 @@ class Setup:
     grammars: Grammars | None = None
 
     def engine(self, loaded: LoadedModel) -> EngineCore:
-        pool = KVPool(loaded.shape, self.num_slots, loaded.device)
-        cache = KVCache(self.num_slots, enabled=self.cache)
+        pool = loaded.pool(self.num_slots, STATE_SLOTS)
+        states = None
+        if loaded.states is not None:
+            states = StateSlots(self.num_slots, STATE_SLOTS, STATE_EVERY)
+        cache = KVCache(self.num_slots, enabled=self.cache, second=states)
         limits = Limits(self.max_running, self.max_step_tokens, speculates=self.speculates)
         runner, grammars = Runner(loaded, pool), self.grammars
-        return EngineCore(runner, cache, limits, grammars=grammars, ahead=self.ahead)
+        ahead = self.ahead and loaded.states is None  # a state is on the CPU only
+        return EngineCore(runner, cache, limits, grammars=grammars, ahead=ahead)
 
 
 def run(

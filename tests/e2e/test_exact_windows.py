@@ -43,7 +43,7 @@ def engine_of(loaded: LoadedModel, *, windowed: bool) -> EngineCore:
         layout = WindowLayout(loaded.shape, WINDOW, tuple(map(bool, loaded.windows)))
         windows = WindowSlots(SLOTS, WINDOW_SLOTS, WINDOW, least=2 * WINDOW + STEP + 64)
         pool = layout.pool(SLOTS, windows)
-    cache = KVCache(SLOTS, enabled=windowed, windows=windows)
+    cache = KVCache(SLOTS, enabled=windowed, second=windows)
     limits = Limits(4, STEP, speculates=windowed)
     return EngineCore(Runner(loaded, pool), cache, limits, tiers=Tiers(cache, pool))
 
@@ -87,7 +87,7 @@ def test_answers_have_the_bits_of_requests_alone(
         found += engine.step()
     assert answers(found) == answers(expected)
     assert sum(event.num_cached or 0 for event in found), "nothing was hit"
-    windows = engine.cache.windows
+    windows = engine.cache.second
     assert windows is not None
     engine.scheduler.resize(500)
     while engine.tiers.trimming_patience is not None:

@@ -61,7 +61,7 @@ class Windowed(Harness):
         super().__init__(num_slots, ahead=False)
         self.windows = WindowSlots(num_slots, num_window_slots, WINDOW, least=LEAST)
         self.windows.stride = 4
-        self.cache = KVCache(num_slots, windows=self.windows)
+        self.cache = KVCache(num_slots, second=self.windows)
         self.model = WindowedModel(self.windows)
         limits = Limits(4, STEP, pin_share=0.5, speculates=speculates)
         self.core = EngineCore(self.model, self.cache, limits)

@@ -13,6 +13,7 @@ from transformers import (
     BertConfig,
     BigBirdConfig,
     Gemma4TextConfig,
+    JambaConfig,
     Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
@@ -20,7 +21,6 @@ from transformers import (
     PhimoeConfig,
     PretrainedConfig,
     Qwen2Config,
-    Qwen3NextConfig,
     T5Config,
 )
 
@@ -60,7 +60,7 @@ REFUSED: list[tuple[PretrainedConfig, str]] = [
     ),
     (MambaConfig(), "layers with a state"),
     (Gemma4TextConfig(), r"different sizes \(head_dim\)"),
-    (Qwen3NextConfig(), "layers with a state"),
+    (JambaConfig(), "layers with a state"),
     (LlamaConfig(**SMALL, rope_parameters=DYNAMIC), "dynamic rotary positions"),
     (LlamaConfig(**SMALL, rope_parameters=LONG), "longrope rotary positions"),
 ]

@@ -19,12 +19,19 @@ from radixserve.model.load import prepare_model
 from radixserve.model.mixtures import MIXTURES
 from radixserve.model.runner import Runner
 from radixserve.step import Logits
-from radixserve.tensors.kv import KVPool
-from tests.tiny import CPU, VOCAB, chunk, chunks_of, greedy
+from tests.tiny import CPU, VOCAB, chunk, chunks_of, greedy, runner_of
 from tests.tiny_families import random_model
 
 WINDOWED = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
 LATENT = {"num_key_value_heads": 4, "head_dim": 8}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "num_hidden_layers": 3,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 16,
+}
 # Tiny models by name: the model type, then what is unlike the defaults of its class.
 TINY: dict[str, dict[str, Any]] = {
     "apertus": {},
@@ -72,6 +79,7 @@ TINY: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {},
     "hyperclovax": {"use_post_norm": True, "residual_multiplier": 0.3, "logits_scaling": 0.5},
     "jais2": {},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
     "llama": {},
     "megatron-bert": {"is_decoder": True},
     "minicpm3": LATENT,
@@ -92,6 +100,7 @@ TINY: dict[str, dict[str, Any]] = {
     "phi": {"qk_layernorm": True},
     "phi3": {"sliding_window": 5},
     "qwen2": {},
+    "qwen3_5_text": {**LINEAR, "num_key_value_heads": 1},
     "qwen2 windowed": {**WINDOWED, "use_sliding_window": True},
     "qwen3": {},
     "rembert": {"is_decoder": True, "input_embedding_size": 32, "output_embedding_size": 48},
@@ -127,11 +136,18 @@ MIXED: dict[str, dict[str, Any]] = {
     "granitemoeshared": {"shared_intermediate_size": 40},
     "hunyuan_v1_moe": {},
     "hy_v3": {"router_scaling_factor": 1.5},
+    "lfm2_moe": {
+        "layer_types": ["conv", "full_attention", "conv"],
+        "num_hidden_layers": 3,
+        "num_dense_layers": 1,
+    },
     "mellum": {},
     "minimax_m2": {},
     "mixtral": {},
     "olmoe": {"norm_topk_prob": False},
     "qwen2_moe": {},
+    "qwen3_5_moe_text": LINEAR,
+    "qwen3_next": {**LINEAR, "mlp_only_layers": [1], "norm_topk_prob": True},
     "qwen3_moe": {"mlp_only_layers": [0], "norm_topk_prob": True},
     "solar_open": {},
 }
@@ -174,7 +190,7 @@ def tiny(name: str) -> PreTrainedModel:
 @cache
 def runner(name: str) -> Runner:
     loaded = prepare_model(tiny(name), CPU)
-    return Runner(loaded, KVPool(loaded.shape, 512, CPU))
+    return runner_of(loaded, 512)
 
 
 def test_each_class_of_the_table_is_tried() -> None:
@@ -199,7 +215,7 @@ def has_the_same_bits_in_any_step(run: Runner) -> None:
     assert run.loaded.exact
     assert run.loaded.decoder is not None
     whole = run.forward([chunk(IDS, 0, range(150))])
-    parts = [run.forward([each]) for each in chunks_of(IDS, SLOTS, (1, 2, 40, 71, 72, 140))]
+    parts = [run.forward([each]) for each in chunks_of(IDS, SLOTS, (1, 2, 40, 71, 72, 100, 140))]
     assert torch.equal(torch.cat(parts), whole)
     mates = [chunk(IDS[:20], 0, SLOTS[200:]), chunk(IDS[7:60], 0, SLOTS[300:])]
     ours = chunk(IDS[100:103], 100, SLOTS)
@@ -217,7 +233,7 @@ def test_neither_cuts_nor_batch_mates_change_a_bit(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_it_serves_bfloat16_as_exactly(name: str) -> None:
     loaded = prepare_model(tiny(name).bfloat16(), CPU)
-    has_the_same_bits_in_any_step(Runner(loaded, KVPool(loaded.shape, 512, CPU)))
+    has_the_same_bits_in_any_step(runner_of(loaded, 512))
 
 
 def test_what_neither_forward_serves_is_refused_with_both_reasons() -> None:

@@ -59,7 +59,7 @@ class ActivationBlock(Block):
 
 
 @compiled
-def _times_sigmoid(x: Any, inner: Any, power: Any) -> Any:
+def times_sigmoid(x: Any, inner: Any, power: Any) -> Any:
     """x * sigmoid(inner), where `power` is e**-abs(inner)."""
     return x * (_ONE if inner >= _ZERO else power) / (_ONE + power)
 
@@ -71,7 +71,7 @@ def _silu_exponent(x: Any, constants: Any) -> Any:
 
 @compiled
 def _silu(x: Any, power: Any, constants: Any) -> Any:
-    return _times_sigmoid(x, x, power)
+    return times_sigmoid(x, x, power)
 
 
 @compiled
@@ -87,7 +87,7 @@ def _gelu_tanh_exponent(x: Any, constants: Any) -> Any:
 
 @compiled
 def _gelu_tanh(x: Any, power: Any, constants: Any) -> Any:
-    return _times_sigmoid(x, _gelu_tanh_inner(x), power)
+    return times_sigmoid(x, _gelu_tanh_inner(x), power)
 
 
 @compiled
@@ -157,7 +157,7 @@ def _clamped_swiglu_exponent(x: Any, constants: Any) -> Any:
 @compiled
 def _clamped_swiglu(x: Any, power: Any, constants: Any) -> Any:
     gate = _clamped_gate(x, constants)
-    return _times_sigmoid(gate, constants[0] * gate, power)
+    return times_sigmoid(gate, constants[0] * gate, power)
 
 
 @compiled
