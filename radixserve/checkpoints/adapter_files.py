@@ -85,7 +85,7 @@ def open_adapter(folder: Path) -> OpenedAdapter:
     try:
         if not present(folder / WEIGHTS):
             raise AdapterRefused(f"There is no {WEIGHTS} in {folder}.")
-        tensors = Checkpoint([folder / WEIGHTS]).tensors
+        tensors = Checkpoint([folder / WEIGHTS]).stored
     except OSError as error:
         raise AdapterRefused(f"Cannot read {folder}: {error.strerror or error}.") from error
     except ModelRefused as error:

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +30,31 @@ MOST_TENSORS = 300_000
 may name a million, which transformers would compare with its own names for half a minute.
 """
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class Tensor(Protocol):
+    """A tensor of floats that is read when it is indexed."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the model, or in the file."""
+
+    @property
+    def file(self) -> Path:
+        """Where it is stored, or most of it."""
+
+    @property
+    def holds_floats(self) -> bool:
+        """Whether its values are floats of some kind."""
+
+    def get_shape(self) -> list[int]:
+        """The shape of the whole tensor."""
+
+    def get_dtype(self) -> str:
+        """The dtype as safetensors names it, such as "BF16"."""
+
+    def __getitem__(self, key: Any) -> torch.Tensor:
+        """Read the tensor, or the part that `key` selects."""
 
 
 class StoredTensor:
@@ -80,7 +105,9 @@ class StoredTensor:
 
 
 class Checkpoint:
-    """The tensors in some safetensors files."""
+    """The tensors in some safetensors files: `stored` as they lie there, and `tensors`, the weights
+    of a model that they are, or that are made of them (`quantised_tensors`). Both by name.
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
         """Reads the headers.
@@ -89,34 +116,36 @@ class Checkpoint:
             ModelRefused: a file is damaged, or there are more than MOST_TENSORS tensors; names it.
         """
         self.read: set[str] = set()
-        self._tensors: dict[str, StoredTensor] = {}
+        self.stored: dict[str, StoredTensor] = {}
         for file in files:
-            for name, content in _open(file, MOST_TENSORS - len(self._tensors)):
+            for name, content in _open(file, MOST_TENSORS - len(self.stored)):
                 self._refuse_twice(name, file)
-                self._tensors[name] = StoredTensor(name, file, content, self.read.add)
+                self.stored[name] = StoredTensor(name, file, content, self.read.add)
+        self.tensors: dict[str, Tensor] = dict(self.stored)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self.stored)
 
     @property
-    def tensors(self) -> dict[str, StoredTensor]:
-        """The tensors by name."""
-        return dict(self._tensors)
+    def is_quantised(self) -> bool:
+        """Whether some weights are made of several tensors."""
+        return self.tensors.keys() != self.stored.keys()
 
     def keep(self, names: Mapping[str, str]) -> None:
         """Keep only the tensors that `names` has, under the names that it gives them."""
-        self._tensors = {new: self._tensors[old] for old, new in names.items()}
+        self.stored = {new: self.stored[old] for old, new in names.items()}
+        self.tensors = dict(self.stored)
 
     @property
     def num_weights(self) -> int:
         """The number of values in all tensors together."""
-        return sum(math.prod(each.get_shape()) for each in self._tensors.values())
+        return sum(math.prod(each.get_shape()) for each in self.tensors.values())
 
     @property
     def dtype(self) -> torch.dtype:
         """The float dtype of most values; float32 if there is none that a model is served in."""
         counts = Counter[str]()
-        for each in self._tensors.values():
+        for each in self.tensors.values():
             counts[each.get_dtype()] += math.prod(each.get_shape())
         return FLOATS[max(FLOATS, key=lambda name: counts[name])]
 
@@ -126,8 +155,8 @@ class Checkpoint:
         return len(self.read)
 
     def _refuse_twice(self, name: str, file: Path) -> None:
-        if name in self._tensors:
-            raise ModelRefused(f"{self._tensors[name].file} and {file} both hold {short(name)}.")
+        if name in self.stored:
+            raise ModelRefused(f"{self.stored[name].file} and {file} both hold {short(name)}.")
 
 
 def files_of(folder: Path) -> list[Path]:

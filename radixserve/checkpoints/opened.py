@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from radixserve.checkpoints.folder_files import check_files
 from radixserve.checkpoints.gguf_file import GgufFile
-from radixserve.checkpoints.gguf_model import keeps_codes
+from radixserve.checkpoints.gguf_model import keeps_codes, serves_codes
 from radixserve.checkpoints.headers import Checkpoint, files_of
+from radixserve.checkpoints.quantised_checkpoint import (
+    coded_linears,
+    drop_zero_biases,
+    read_quantised,
+)
+from radixserve.checkpoints.quantised_tensors import CodedTensor
 from radixserve.checkpoints.stored import in_gguf
 from radixserve.checkpoints.supported import check_config
 from radixserve.checkpoints.text_part import text_names, text_part
@@ -66,6 +74,8 @@ class OpenedModel:
     config: PretrainedConfig
     kind: type[PreTrainedModel]
     checkpoint: Checkpoint | GgufFile
+    kept_codes: Mapping[str, CodedTensor] = field(default_factory=dict)
+    """Weights of linears, by name, that can be kept as codes where they are served."""
 
     @property
     def read(self) -> set[str]:
@@ -88,12 +98,21 @@ class OpenedModel:
         """The dtype of most of the stored weights."""
         return self.checkpoint.dtype
 
-    def num_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes that its weights take in memory."""
+    @property
+    def is_quantised(self) -> bool:
+        """Whether weights of safetensors are made of several tensors."""
+        return isinstance(self.checkpoint, Checkpoint) and self.checkpoint.is_quantised
+
+    def num_bytes(self, dtype: torch.dtype, device: torch.device) -> int:
+        """Bytes that its weights take in the memory of a device."""
         file = self.checkpoint
         if isinstance(file, GgufFile) and keeps_codes(file.architecture):
             return file.num_bytes(dtype)
-        return self.checkpoint.num_weights * dtype.itemsize
+        kept = self.kept_codes if serves_codes(device, dtype) else {}
+        codes = sum(
+            each.num_bytes() - math.prod(each.shape) * dtype.itemsize for each in kept.values()
+        )
+        return file.num_weights * dtype.itemsize + codes
 
     def kv_shape(self, dtype: torch.dtype) -> KVShape:
         """The shape of one token's K/V."""
@@ -113,13 +132,19 @@ def open_model(folder: str) -> OpenedModel:
     config = text_part(whole)
     _refuse_vocabulary(path, decoder_config(config).vocab_size)
     checkpoint = _checkpoint(path)
-    if config is not whole and isinstance(checkpoint, Checkpoint):
-        _keep_text(checkpoint, whole)
+    if isinstance(checkpoint, Checkpoint):
+        if config is not whole:
+            _keep_text(checkpoint, whole)
+        read_quantised(checkpoint, config, path)
     _refuse_fewer_layers(config, checkpoint, path)
     empty = _empty_model(config, path)
     _refuse_fewer_weights(empty, checkpoint, path)
     _refuse_more_tensors(empty, checkpoint, path)
-    return OpenedModel(path, config, type(empty), checkpoint)
+    kept: dict[str, CodedTensor] = {}
+    if isinstance(checkpoint, Checkpoint):
+        drop_zero_biases(checkpoint, empty)
+        kept = coded_linears(checkpoint, empty)
+    return OpenedModel(path, config, type(empty), checkpoint, kept)
 
 
 def _keep_text(checkpoint: Checkpoint, whole: PretrainedConfig) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -19,6 +20,7 @@ from radixserve.checkpoints.gguf_file import GgufFile
 from radixserve.checkpoints.gguf_model import keeps_codes, read_codes, read_gguf, serves_codes
 from radixserve.checkpoints.headers import listed, short
 from radixserve.checkpoints.opened import OpenedModel
+from radixserve.checkpoints.quantised_tensors import Unread
 from radixserve.errors import ModelRefused, first_line
 from radixserve.progress import long_stage
 from radixserve.tensors.origins import Origins
@@ -28,8 +30,8 @@ _ONE_THREAD = "HF_DEACTIVATE_ASYNC_LOAD"
 
 def read_weights(opened: OpenedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model on the CPU, not yet changed by us. Takes the memory of its weights and of a few
-    tensors more. Weights of a GGUF file that are served as codes, on a CPU, are not read yet
-    (`gguf_file.read_codes`).
+    tensors more. Weights that are served as codes, on a CPU, are not read yet: linears and
+    embeddings have no memory for them, and an attribute `stored` that reads them.
 
     Raises:
         ModelRefused: the weights are damaged, or are not all and only those of the model.
@@ -48,7 +50,6 @@ def read_weights(opened: OpenedModel, dtype: torch.dtype, device: torch.device) 
     except Exception as error:  # the classes of 300 architectures may raise anything
         raise ModelRefused(f"Cannot load {opened.folder}: {first_line(error)}") from error
     _refuse_unfit(report, opened)
-    _refuse_ignored_quantisation(model, opened)
     _refuse_integers(model, opened)
     loaded: PreTrainedModel = model
     loaded.generation_config = _generation_config(opened, loaded)
@@ -74,8 +75,14 @@ def _filled(
     }
     if isinstance(opened.checkpoint, GgufFile):
         return read_gguf(opened.kind, opened.folder, **how)
+    kept = opened.kept_codes if serves_codes(device, dtype) else {}
+    tensors = opened.checkpoint.tensors | {name: Unread(each, dtype) for name, each in kept.items()}
     # Without a folder, because we read its files.
-    model, report = opened.kind.from_pretrained(None, state_dict=opened.checkpoint.tensors, **how)
+    model, report = opened.kind.from_pretrained(None, state_dict=tensors, **how)
+    for name, each in kept.items():
+        linear = model.get_submodule(name.removesuffix(".weight"))
+        linear.stored = each
+        linear.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
     return model, report
 
 
@@ -115,25 +122,11 @@ def _shapes(mismatch: tuple[str, Any, Any]) -> str:
     return f"{short(name)} is {short(str(list(stored)))} and not {list(wanted)}"
 
 
-def _refuse_ignored_quantisation(model: PreTrainedModel, opened: OpenedModel) -> None:
-    """Refuse a quantised checkpoint that no quantiser has handled: transformers reads it as if it
-    were plain.
-    """
-    quantisation = getattr(opened.config, "quantization_config", None)
-    if quantisation is None or getattr(model, "hf_quantizer", None) is not None:
-        return
-    settings = quantisation if isinstance(quantisation, dict) else vars(quantisation)
-    raise ModelRefused(
-        f"The model in {opened.folder} is quantised by {settings.get('quant_method', 'a method')}, "
-        "which is not supported here."
-    )
-
-
 def _refuse_integers(model: PreTrainedModel, opened: OpenedModel) -> None:
-    """Refuse weights that are stored as integers, unless a quantiser has read them: transformers
-    takes them for the values themselves.
+    """Refuse weights that are stored as integers without a configuration that says how they are
+    quantised: transformers takes them for the values themselves.
     """
-    if isinstance(opened.checkpoint, GgufFile) or getattr(model, "hf_quantizer", None) is not None:
+    if isinstance(opened.checkpoint, GgufFile):
         return
     names = [name for name, _ in model.named_parameters()]
     stored = opened.checkpoint.tensors

@@ -58,13 +58,13 @@ def load(settings: Settings, model: str, device: torch.device) -> Load:
             return remembered
     with _warnings() as warned:
         found, opened = _checked(settings, model, device)
-    if place is not None:
+    if place is not None and not opened.is_quantised:
         proven = proof.prove(
             found.model,
             place.key,
             read=opened.read,
             stored=found.stored_dtype,
-            num_bytes=opened.num_bytes(found.model.dtype),
+            num_bytes=opened.num_bytes(found.model.dtype, device),
             warnings=warned,
         )
         if proven is not None:
@@ -130,7 +130,8 @@ def _checked(settings: Settings, model: str, device: torch.device) -> tuple[Load
     dtype = dtype_for(settings.dtype, opened.stored_dtype, device)
     kv_dtype = kv_dtype_of(settings.kv_dtype, dtype, device)
     context_length_of(settings, opened.context_length)  # refuses a setting before anything is read
-    check_room(opened.num_bytes(dtype), opened.kv_shape(kv_dtype), device, settings.kv_budget)
+    num_bytes = opened.num_bytes(dtype, device)
+    check_room(num_bytes, opened.kv_shape(kv_dtype), device, settings.kv_budget)
     loaded = load_opened(opened, device, dtype, kv_dtype)
     return Load(loaded, opened.stored_dtype, "run"), opened
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from radixserve.checkpoints.embedded import embedded_model
 from radixserve.checkpoints.opened import open_model
+from tests.tiny import CPU
 
 _MIB = 1 << 20
 
@@ -64,7 +65,7 @@ def test_the_peak_is_at_most_a_third_above_the_weights(tmp_path: Path) -> None:
 def test_the_default_model_peaks_at_little_more_than_its_weights_and_keeps_its_codes_only() -> None:
     """Its output layer shares the embedding's weight, and its values all have codes."""
     folder = embedded_model(progress=False)
-    weights = open_model(str(folder)).num_bytes(torch.float32)
+    weights = open_model(str(folder)).num_bytes(torch.float32, CPU)
     grown = grown_by_loading(folder)
     assert grown["VmHWM:"] < 1.3 * weights
     assert grown["VmRSS:"] < 0.5 * weights
