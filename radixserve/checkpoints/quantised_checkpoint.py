@@ -48,7 +48,7 @@ def read_quantised(checkpoint: Checkpoint, config: PretrainedConfig, folder: Pat
     coded = sum(isinstance(each, CodedTensor) for each in checkpoint.tensors.values())
     log.info("quantised by %s, %d weights of integers", quantisation.method, coded)
     if quantisation.rounds_activations:
-        log.info("activations are not rounded to 8 bits, as %s allows", quantisation.method)
+        log.info("activations stay as they are: they are not rounded to integers or to 8 bits")
 
 
 def whole_weights(

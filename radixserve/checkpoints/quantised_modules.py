@@ -27,7 +27,7 @@ _FP8 = "F8_E4M3"
 
 
 class ModuleTensors:
-    """The tensors of one module, which are checked and counted when they are asked for."""
+    """The tensors of one module. `taken` are the names of those that a weight was made of."""
 
     def __init__(
         self, name: str, parts: Mapping[str, StoredTensor], quantisation: Quantisation
@@ -50,10 +50,10 @@ class ModuleTensors:
         most = (1 << form.bits) - 1
 
         def read() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            points = codes_in_rows(zeros[:], form.bits, outputs).T
+            points = codes_in_rows(zeros[...], form.bits, outputs).T
             return (
-                codes_in_columns(words[:], form.bits, inputs),
-                scales[:].T.contiguous(),
+                codes_in_columns(words[...], form.bits, inputs),
+                scales[...].T.contiguous(),
                 (points + less & most).contiguous(),
             )
 
@@ -72,7 +72,7 @@ class ModuleTensors:
         self._expect(zeros, [groups, columns])
 
         def read() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            return codes_of_awq(words[:]), scales[:].T.contiguous(), codes_of_awq(zeros[:])
+            return codes_of_awq(words[...]), scales[...].T.contiguous(), codes_of_awq(zeros[...])
 
         return self._coded((outputs, inputs), form, scales, read)
 
@@ -82,15 +82,16 @@ class ModuleTensors:
         [outputs, columns] = words.get_shape()
         shape = self._part("weight_shape", "I64", "I32")
         self._expect(shape, [2])
-        [rows, inputs] = shape[:].tolist()
+        [rows, inputs] = shape[...].tolist()
+        if rows != outputs or not 0 < inputs <= columns * 8:
+            raise self._unfit(f"weight_shape is {[rows, inputs]}, which is not what it holds")
         scales = self._part("weight_scale", *_FLOATS)
         form = self._form(lambda bits: inputs, self._columns(scales, outputs))
-        if rows != outputs or columns != words_for(inputs, form.bits):
-            raise self._unfit(f"weight_shape is {[rows, inputs]}, which is not what it holds")
+        self._expect(words, [outputs, words_for(inputs, form.bits)])
         zeros = self._zero_points(form, outputs, inputs)
 
         def read() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | int]:
-            codes = codes_in_rows(words[:], form.bits, inputs)
+            codes = codes_in_rows(words[...], form.bits, inputs)
             return codes, self._by_row(scales, outputs), zeros()
 
         order = self._order("weight_g_idx", inputs)
@@ -107,7 +108,7 @@ class ModuleTensors:
         zeros = self._zero_points(form, outputs, inputs)
 
         def read() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | int]:
-            codes = weight[:].view(torch.uint8) ^ 0x80
+            codes = weight[...].view(torch.uint8) ^ 0x80
             return codes, self._by_row(scales, outputs), zeros()
 
         return self._coded((outputs, inputs), form, scales, read)
@@ -128,8 +129,8 @@ class ModuleTensors:
         rows, columns = torch.arange(outputs) // size[0], torch.arange(inputs) // size[1]
 
         def read() -> torch.Tensor:
-            factors = scales[:].float().view(-(-outputs // size[0]), -1)
-            return weight[:].float().mul_(factors[rows][:, columns])
+            factors = scales[...].float().view(-(-outputs // size[0]), -1)
+            return weight[...].float().mul_(factors[rows][:, columns])
 
         dtype = "F16" if scales.get_dtype() == "F16" else "BF16"
         return WidenedTensor(self._weight, weight.file, (outputs, inputs), dtype, read)
@@ -220,14 +221,13 @@ class ModuleTensors:
         if points.get_dtype() == "I8":
             if points.get_shape() != [1]:
                 self._expect(points, [outputs, groups])
-            most = (1 << form.bits) - 1
-            return lambda: (
-                (points[...].to(torch.int16) + middle & most)
-                .to(torch.uint8)
-                .expand(outputs, groups)
-            ).contiguous()
+            return lambda: self._bytes(points, middle).expand(outputs, groups).contiguous()
         self._expect(points, [words_for(outputs, form.bits), groups])
-        return lambda: codes_in_columns(points[:], form.bits, outputs).T.contiguous()
+        return lambda: codes_in_columns(points[...], form.bits, outputs).T.contiguous()
+
+    def _bytes(self, points: StoredTensor, middle: int) -> torch.Tensor:
+        """Zero points that are stored as the differences to the middle of all codes."""
+        return (points[...].to(torch.int16) + middle & 2 * middle - 1).to(torch.uint8)
 
     def _unfit(self, what: str) -> ModelRefused:
         file = next(iter(self._parts.values())).file

@@ -290,8 +290,9 @@ def test_biases_of_zeros_that_a_model_does_not_have_are_dropped(folder: Path) ->
 @pytest.mark.parametrize(
     ("part", "value", "words"),
     [
-        ("weight_shape", torch.tensor([64, 48]), "weight_shape is [64, 48], which is not"),
+        ("weight_shape", torch.tensor([64, 0]), "weight_shape is [64, 0], which is not"),
         ("weight_shape", torch.tensor([-1, 64]), "weight_shape is [-1, 64], which is not"),
+        ("weight_shape", torch.tensor([64, 48]), "weight_packed is [64, 8] and not [64, 6]"),
         ("weight_scale", torch.ones(8, 2), "weight_scale is [8, 2] for 64 outputs"),
         ("weight_zero_point", torch.ones(1, 2).int(), "zero_point is [1, 2] and not [8, 2]"),
     ],
