@@ -45,6 +45,11 @@ def read_quantised(checkpoint: Checkpoint, config: PretrainedConfig, folder: Pat
         return
     del config.quantization_config
     checkpoint.tensors = whole_weights(checkpoint.stored, quantisation)
+    if not checkpoint.is_quantised:
+        raise ModelRefused(
+            f"The configuration of {folder} says that it is quantised by {quantisation.method}, but "
+            "none of its weights is."
+        )
     coded = sum(isinstance(each, CodedTensor) for each in checkpoint.tensors.values())
     log.info("quantised by %s, %d weights of integers", quantisation.method, coded)
     if quantisation.rounds_activations:
