@@ -47,8 +47,8 @@ def read_quantised(checkpoint: Checkpoint, config: PretrainedConfig, folder: Pat
     checkpoint.tensors = whole_weights(checkpoint.stored, quantisation)
     if not checkpoint.is_quantised:
         raise ModelRefused(
-            f"The configuration of {folder} says that it is quantised by {quantisation.method}, but "
-            "none of its weights is."
+            f"The model in {folder} is quantised by {quantisation.method} as its configuration "
+            "says, but none of its weights is."
         )
     coded = sum(isinstance(each, CodedTensor) for each in checkpoint.tensors.values())
     log.info("quantised by %s, %d weights of integers", quantisation.method, coded)
