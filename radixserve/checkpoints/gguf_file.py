@@ -184,7 +184,11 @@ class GgufCodes:
     def _rows(self) -> npt.NDArray[np.uint8]:
         """The bytes of its blocks, [rows, bytes], in the order that transformers gives to rows."""
         found = self.file.rows(self.tensor)
-        return found if not self.heads else reordered(torch.from_numpy(found), self.heads).numpy()
+        if not self.heads:
+            return found
+        order = reordered(torch.arange(len(found)), self.heads)
+        rows: npt.NDArray[np.uint8] = found[order.numpy()]  # copies whole rows
+        return rows
 
 
 def reordered(rows: torch.Tensor, heads: int) -> torch.Tensor:

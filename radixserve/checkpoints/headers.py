@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from radixserve.checkpoints.folder_files import present
 from radixserve.errors import ModelRefused, first_line
-from radixserve.tensors.origins import note_stored
+from radixserve.tensors.origins import JustRead, note_stored
 
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -98,7 +98,7 @@ class StoredTensor:
         self._on_read(self.name)
         if key is ...:
             note_stored(tensor, self.name)
-        return tensor
+        return tensor.as_subclass(JustRead)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StoredTensor:
         return self

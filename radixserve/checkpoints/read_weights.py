@@ -7,7 +7,6 @@ have other shapes, are left over or quantised; here these are refused.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,8 +24,6 @@ from radixserve.errors import ModelRefused, first_line
 from radixserve.progress import long_stage
 from radixserve.tensors.origins import Origins
 
-_ONE_THREAD = "HF_DEACTIVATE_ASYNC_LOAD"
-
 
 def read_weights(opened: OpenedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model on the CPU, not yet changed by us. Takes the memory of its weights and of a few
@@ -41,7 +38,6 @@ def read_weights(opened: OpenedModel, dtype: torch.dtype, device: torch.device) 
         with (
             _quiet_transformers(),
             long_stage("reading weights", len(checkpoint), lambda: checkpoint.num_read),
-            _one_thread(),
             Origins(),
         ):
             model, report = _filled(opened, dtype, device)
@@ -136,20 +132,6 @@ def _refuse_integers(model: PreTrainedModel, opened: OpenedModel) -> None:
             f"The weights in {opened.folder} are integers, but no quantiser reads them: "
             f"{listed(wrong)}."
         )
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Has transformers read and convert tensors on this thread, whose origins are noted."""
-    before = os.environ.get(_ONE_THREAD)
-    os.environ[_ONE_THREAD] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_ONE_THREAD]
-        else:
-            os.environ[_ONE_THREAD] = before
 
 
 @contextlib.contextmanager

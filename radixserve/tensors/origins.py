@@ -99,6 +99,29 @@ def note_stored(tensor: torch.Tensor, name: str) -> None:
     note(tensor, Origin(STORED, (name,), reads=(name,)))
 
 
+class JustRead(torch.Tensor):
+    """A tensor that was read, perhaps by a thread on which no `Origins` is active. The origin of
+    what is first computed of it is noted all the same, and the result is a plain tensor.
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass(), Origins():
+            return func(*_plain(args), **_plain(kwargs or {}))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, JustRead):
+        return value.as_subclass(torch.Tensor)
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(each) for each in value)
+    return value
+
+
 def _view(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 

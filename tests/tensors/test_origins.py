@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 
 from radixserve.checkpoints.weight_files import Part
 from radixserve.model.recipe import _Follower, _Writer
-from radixserve.tensors.origins import Origins, note_stored, origin_of
+from radixserve.tensors.origins import JustRead, Origins, note_stored, origin_of
 
 Tensors = dict[str, torch.Tensor]
 
@@ -117,6 +118,18 @@ def written_in_place(each: torch.Tensor) -> torch.Tensor:
     copy = each.to(torch.float64)
     copy[0] = 1
     return copy
+
+
+def test_what_another_thread_reads_and_converts_has_an_origin() -> None:
+    first = tensors(0)["a"]
+    note_stored(first, "a")
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(lambda: first.as_subclass(JustRead).to(torch.bfloat16)).result()
+        same = thread.submit(lambda: first.as_subclass(JustRead).to(torch.float32)).result()
+    assert (type(found), type(same)) == (torch.Tensor, torch.Tensor)
+    expected = tensors(1)
+    assert torch.equal(made_again(found, Files(expected)), expected["a"].bfloat16())
+    assert torch.equal(made_again(same, Files(expected)), expected["a"])
 
 
 UNKNOWN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
