@@ -65,6 +65,7 @@ TINY = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "axk1": LATENT,
     "axk2": LATENT,
+    "bamba": {"attn_layer_indices": [1, 3]},
     "blt": {
         "encoder_hash_byte_group_vocab": 50,
         "encoder_config": {**TINY, "hidden_size_global": 64},
@@ -98,6 +99,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "global_head_dim": 16,
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "inkling_text": {
         "swa_head_dim": 16,
         "swa_num_attention_heads": 4,

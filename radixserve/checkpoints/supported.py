@@ -46,6 +46,8 @@ _OTHER_WAYS = {
 }
 # Models whose layers with a state are served, and what these are called
 _STATES_SERVED = {
+    "bamba": ("linear_attention",),
+    "granitemoehybrid": ("linear_attention",),
     "lfm2": ("conv",),
     "lfm2_moe": ("conv",),
     "qwen3_5_moe_text": ("linear_attention",),

@@ -35,6 +35,7 @@ from radixserve.model.rotary_tables import for_few_rows
 from radixserve.model.row_adapters import RowAdapters
 from radixserve.model.weights import (
     Attention,
+    DeltaRule,
     Experts,
     Latent,
     Layer,
@@ -102,8 +103,13 @@ def _recur(
     """The same of a layer with a state, which the rows change one after the other."""
     inputs = run.linear(Linear.QKV, recurrence.inputs, x)
     found = run.convolve(recurrence.convolution, inputs)
-    if recurrence.delta is not None:
-        found = run.apply_delta(recurrence.delta, found, inputs)
+    rule = recurrence.rule
+    if isinstance(rule, DeltaRule):
+        found = run.apply_delta(rule, found, inputs)
+    elif rule is not None:
+        found = run.advance(rule, found, inputs)
+        run.gate(found, inputs, rule.gate_places, is_silu=True)
+        found = run.norm(found, rule.norm)
     if wanted is not None:
         found, x = run.keep(wanted, found, x)
     return found, x

@@ -39,7 +39,7 @@ from radixserve.model.family_rules import (
     tables_by_theta,
     typed_positions,
 )
-from radixserve.model.read_recurrent import gated_delta, short_convolution
+from radixserve.model.read_recurrent import gated_delta, mamba2, short_convolution
 from radixserve.model.rotary_tables import ModuleTable, StoredTable
 from radixserve.model.slopes import bloom_slopes, mpt_slopes
 from radixserve.model.weights import Recurrence, Rotary, RowFunction, places_in_order
@@ -326,6 +326,13 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
         _UNGATED, attention_norm=("attention_layernorm",), mlp_norm=("feedforward_layernorm",)
     ),
     transformers.ArceeForCausalLM: _UNGATED,
+    transformers.BambaForCausalLM: Family(
+        last_norm=("final_layernorm",),
+        recurrent="mamba",
+        recurrence=mamba2,
+        mlp="feed_forward",
+        mlp_norm=("pre_ff_layernorm",),
+    ),
     transformers.BioGptForCausalLM: replace(_XGLM, body="biogpt"),
     transformers.BitNetForCausalLM: Family(
         attention_inner_norm=("attn_sub_norm",), mlp_inner_norm=("ffn_sub_norm",)

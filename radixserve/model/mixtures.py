@@ -20,6 +20,7 @@ from radixserve.model.family_rules import (
     tables_by_kind,
     tables_by_theta,
 )
+from radixserve.model.read_recurrent import mamba2
 from radixserve.model.rotary_tables import ComplexTable, ModuleTable
 
 
@@ -114,6 +115,14 @@ MIXTURES: dict[type[PreTrainedModel], Family] = {
         mixture=Mixture(router="mlp.router", clamp=_clamp),
     ),
     transformers.GraniteMoeForCausalLM: _GRANITE,
+    transformers.GraniteMoeHybridForCausalLM: replace(
+        _GRANITE_SHARED,
+        tables=lambda body: [] if body.rotary_emb is None else [ModuleTable(body.rotary_emb)],
+        rotates=lambda attention: attention.config.position_embedding_type == "rope",
+        recurrent="mamba",
+        recurrence=mamba2,
+        mlp="shared_mlp",
+    ),
     transformers.GraniteMoeSharedForCausalLM: _GRANITE_SHARED,
     transformers.GraniteMoeSWAForCausalLM: replace(
         _GRANITE_SHARED,

@@ -47,9 +47,10 @@ from radixserve.kernels.cpu.latent import (
 from radixserve.kernels.cpu.low_rank import low_rank_kernel
 from radixserve.kernels.cpu.program import Program
 from radixserve.kernels.cpu.rows import NormBlock, RotateBlock
+from radixserve.kernels.cpu.state_space import space_kernel
 from radixserve.kernels.step import AttentionPlan, StateSpans
 from radixserve.model.latents import heads_block, latent_block
-from radixserve.model.recurrent import convolution_block, delta_block
+from radixserve.model.recurrent import convolution_block, delta_block, space_block
 from radixserve.model.routes import Groups, Routes, combine_block, gather_block, route_block
 from radixserve.model.row_adapters import RowAdapters
 from radixserve.model.weights import (
@@ -65,6 +66,7 @@ from radixserve.model.weights import (
     Norm,
     Rope,
     Router,
+    StateSpace,
     Table,
 )
 from radixserve.tensors.kv import KVPool
@@ -223,11 +225,24 @@ class Operations(ABC):
         self._launch(delta_kernel(qkv.dtype), block, None)
         return out
 
-    def gate(self, x: torch.Tensor, gates: torch.Tensor, places: torch.Tensor) -> None:
-        """Multiply x [rows, heads * dim] by the sigmoid of gates, whose heads are at these places
-        [heads] in rows [rows, columns].
+    def advance(self, space: StateSpace, x: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """The state space on channels of rows [rows, channels], with steps [rows, columns]; [rows,
+        heads * p_dim].
         """
-        block = GateBlock(x=x, gates=gates, places=places)
+        assert self._states is not None, "the plan of the step has states"
+        pool, number = self._pool.of_layer(self._layer.index)
+        out = self._new(len(space.rates) * space.p_dim)
+        block = space_block(space, x, steps, out, pool.v[number], self._states)
+        self._launch(space_kernel(x.dtype), block, None)
+        return out
+
+    def gate(
+        self, x: torch.Tensor, gates: torch.Tensor, places: torch.Tensor, *, is_silu: bool = False
+    ) -> None:
+        """Multiply x [rows, heads * dim] by the sigmoid of gates, or their SiLU; those of heads are
+        at these places [heads] in rows [rows, columns].
+        """
+        block = GateBlock(x=x, gates=gates, places=places, is_silu=is_silu)
         block.set(rows=len(x), columns=gates.shape[1], dim=x.shape[1] // len(places))
         self._launch(gate_kernel(x.dtype), block, x)
 

@@ -15,7 +15,7 @@ from radixserve.kernels.cpu.delta_rule import MOST_DIM
 from radixserve.kernels.cpu.vector import LANES
 from radixserve.model.linear import packed_weight
 from radixserve.model.read_activation import NotRead
-from radixserve.model.weights import Convolution, DeltaRule, Norm, Recurrence
+from radixserve.model.weights import Convolution, DeltaRule, Norm, Recurrence, StateSpace
 
 Runs = Sequence[tuple[int, int]]
 """Where the channels of a convolution lie in a row: first column and number, in their order."""
@@ -58,7 +58,7 @@ def gated_delta(module: Any, config: Any) -> Recurrence:
         inputs=packed_weight(module.in_proj_qkvz if in_groups else module.in_proj_qkv),
         convolution=_convolution(module.conv1d, layout.qkv, is_silu=True),
         o=packed_weight(module.out_proj),
-        delta=DeltaRule(
+        rule=DeltaRule(
             key_heads=key_heads,
             k_dim=k_dim,
             z_places=torch.tensor(layout.z),
@@ -69,6 +69,43 @@ def gated_delta(module: Any, config: Any) -> Recurrence:
             norm=Norm(
                 module.norm.weight.detach().float().clone(), None, module.norm.variance_epsilon
             ),
+        ),
+    )
+
+
+def mamba2(module: Any, config: Any) -> Recurrence:
+    """The layer of Mamba 2 in Granite 4 hybrid and Bamba: a linear computes gates, x, B, C and
+    steps.
+
+    Raises:
+        NotRead: as `short_convolution`.
+    """
+    heads, p_dim, groups = module.num_heads, module.head_dim, module.n_groups
+    n_dim, inner, norm = module.ssm_state_size, module.intermediate_size, module.norm
+    if max(n_dim, p_dim) > MOST_DIM or p_dim % LANES or module.activation != "silu":
+        raise NotRead("there is no kernel for a state space of these sizes, or its activation")
+    if getattr(norm, "group_size", inner) != inner:
+        raise NotRead("there is no kernel for a state space whose groups are normed one by one")
+    channels = inner + 2 * groups * n_dim
+    least, most = module.time_step_limit
+    return Recurrence(
+        inputs=packed_weight(module.in_proj),
+        convolution=_convolution(
+            module.conv1d, [(inner, inner), (2 * inner, 2 * groups * n_dim)], is_silu=True
+        ),
+        o=packed_weight(module.out_proj),
+        rule=StateSpace(
+            groups=groups,
+            n_dim=n_dim,
+            p_dim=p_dim,
+            step_places=inner + channels + torch.arange(heads),
+            gate_places=torch.zeros(1, dtype=torch.int64),
+            rates=-module.A_log.detach().float().exp(),
+            biases=module.dt_bias.detach().float().clone(),
+            skips=module.D.detach().float().clone(),
+            least=float(least),
+            most=float(most),
+            norm=Norm(norm.weight.detach().float().clone(), None, norm.variance_epsilon),
         ),
     )
 

@@ -1,5 +1,5 @@
-"""The arguments of the kernels of layers with states: `kernels.cpu.convolution` and
-`kernels.cpu.delta_rule`.
+"""The arguments of the kernels of layers with states: `kernels.cpu.convolution`,
+`kernels.cpu.delta_rule` and `kernels.cpu.state_space`.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ import torch
 
 from radixserve.kernels.cpu.convolution import ConvolutionBlock
 from radixserve.kernels.cpu.delta_rule import DeltaBlock
+from radixserve.kernels.cpu.state_space import SpaceBlock
 from radixserve.kernels.step import StateSpans
-from radixserve.model.weights import Convolution, DeltaRule
+from radixserve.model.weights import Convolution, DeltaRule, StateSpace
 
 
 def convolution_block(
@@ -69,6 +70,37 @@ def delta_block(
         k_dim=delta.k_dim,
         v_dim=delta.v_dim,
         epsilon=delta.norm.epsilon,
+    )
+    block.spans.set(count=spans.count, starts=spans.starts, parts=spans.parts)
+    return block
+
+
+def space_block(
+    space: StateSpace,
+    x: torch.Tensor,
+    steps: torch.Tensor,
+    out: torch.Tensor,
+    matrices: torch.Tensor,
+    spans: StateSpans,
+) -> SpaceBlock:
+    """For computing `out` [rows, heads * p_dim] from x [rows, channels] and steps [rows, columns],
+    with states `matrices` [state slots, 1, heads * n_dim * p_dim].
+    """
+    block = SpaceBlock(
+        x=x,
+        steps=steps,
+        places=space.step_places,
+        rates=space.rates,
+        biases=space.biases,
+        skips=space.skips,
+        out=out,
+        matrices=matrices,
+        columns=steps.shape[1],
+        groups=space.groups,
+        n_dim=space.n_dim,
+        p_dim=space.p_dim,
+        least=space.least,
+        most=space.most,
     )
     block.spans.set(count=spans.count, starts=spans.starts, parts=spans.parts)
     return block

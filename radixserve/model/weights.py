@@ -173,13 +173,37 @@ class DeltaRule:
 
 
 @dataclass(frozen=True, slots=True)
+class StateSpace:
+    """The state space of Mamba 2; `kernels.cpu.state_space` says what is computed. A convolution
+    gives x, B and C. Places are those in a row of what `Recurrence.inputs` computes.
+    """
+
+    groups: int
+    n_dim: int
+    p_dim: int
+    step_places: torch.Tensor  # int64 [heads]
+    gate_places: torch.Tensor  # int64 [1], of numbers whose SiLU multiplies the result
+    rates: torch.Tensor  # float32 [heads], not above 0
+    biases: torch.Tensor  # float32 [heads], of steps
+    skips: torch.Tensor  # float32 [heads]
+    least: float  # step
+    most: float  # step
+    norm: Norm  # of the gated result, [heads * p_dim]
+
+    @property
+    def matrices(self) -> int:
+        """Numbers of its state."""
+        return len(self.rates) * self.n_dim * self.p_dim
+
+
+@dataclass(frozen=True, slots=True)
 class Recurrence:
     """What a layer with a state has in the place of attention."""
 
     inputs: Gemm  # [columns, width]
     convolution: Convolution  # of some of these columns
     o: Gemm
-    delta: DeltaRule | None = None  # of what the convolution computes
+    rule: DeltaRule | StateSpace | None = None  # of what the convolution computes
     norm: Norm | None = None  # of what it reads
     post_norm: Norm | None = None  # of what it adds to the stream
 
@@ -362,7 +386,7 @@ class Weights:
         if not recurrent:
             return None
         (inputs,) = {each.convolution.inputs for each in recurrent}
-        (matrices,) = {0 if each.delta is None else each.delta.matrices for each in recurrent}
+        (matrices,) = {0 if each.rule is None else each.rule.matrices for each in recurrent}
         is_recurrent = tuple(isinstance(each.mixer, Recurrence) for each in self.layers)
         return StateShape(is_recurrent, inputs, matrices)
 

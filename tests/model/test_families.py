@@ -32,10 +32,19 @@ LINEAR = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 16,
 }
+MAMBA2: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 32,
+    "mamba_d_state": 12,
+    "mamba_n_groups": 1,
+}
+HYBRID = {**MAMBA2, "layer_types": ["mamba", "attention", "mamba"]}
 # Tiny models by name: the model type, then what is unlike the defaults of its class.
 TINY: dict[str, dict[str, Any]] = {
     "apertus": {},
     "arcee": {},
+    "bamba": {**MAMBA2, "attn_layer_indices": [1]},
     "biogpt": {},
     "bitnet": {},
     "bloom": {},
@@ -133,6 +142,8 @@ MIXED: dict[str, dict[str, Any]] = {
     "gpt_oss": {**WINDOWED, "swiglu_limit": 0.3},
     "granitemoe": {"residual_multiplier": 0.3, "attention_multiplier": 0.2},
     "granitemoe_swa": {"shared_intermediate_size": 40, **TINY["granite_swa"]},
+    "granitemoehybrid": {**HYBRID, "position_embedding_type": "rope", "residual_multiplier": 0.3},
+    "granitemoehybrid dense": {**HYBRID, "num_local_experts": 0},
     "granitemoeshared": {"shared_intermediate_size": 40},
     "hunyuan_v1_moe": {},
     "hy_v3": {"router_scaling_factor": 1.5},

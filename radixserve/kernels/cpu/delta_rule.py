@@ -83,6 +83,15 @@ class DeltaBlock(Block):
     epsilon: Float  # of the norm
 
 
+class Vectors(NamedTuple):
+    """What `update` computes with."""
+
+    keys: Any
+    queries: Any
+    added: Any
+    outs: Any
+
+
 class _Room(NamedTuple):
     """A thread's working memory."""
 
@@ -94,7 +103,7 @@ class _Room(NamedTuple):
 
 
 @compiled
-def _softplus(x: Any) -> Any:
+def softplus(x: Any) -> Any:
     """log(1 + e**x), by the series of the inverse hyperbolic tangent."""
     power = exp(-abs(x))
     s = power / (_TWO + power)
@@ -135,17 +144,18 @@ def _correct(b: Any, row: int, head: int, first: int, decay: Any, room: _Room) -
 
 
 @compiled
-def _update(b: Any, first: int, decay: Any, room: _Room) -> None:
-    """S = decay * S + k deltas^T, where S begins at element `first`; outs = S^T q."""
-    k, q, deltas, outs = room.keys, room.queries, room.deltas, room.outs
-    size, column = b.v_dim, 0
+def update(matrices: Any, first: int, rows: int, size: int, decay: Any, by: Vectors) -> None:
+    """S = decay * S + keys added^T, where S [rows, size] begins at element `first` of matrices;
+    outs = S^T queries.
+    """
+    keys, queries, added, outs, column = by.keys, by.queries, by.added, by.outs, 0
     while column < size:
         at = first + column
         if size - column >= WIDE * LANES:
-            update_wide(b.matrices, at, size, b.k_dim, k, q, deltas, decay, outs, column)
+            update_wide(matrices, at, size, rows, keys, queries, added, decay, outs, column)
             column += WIDE * LANES
         else:
-            update_one(b.matrices, at, size, b.k_dim, k, q, deltas, decay, outs, column)
+            update_one(matrices, at, size, rows, keys, queries, added, decay, outs, column)
             column += LANES
 
 
@@ -174,10 +184,25 @@ def _row(b: Any, row: int, head: int, first: int, room: _Room) -> None:
     _load_unit(b, query, _ONE / np.sqrt(np.float32(b.k_dim)), room.queries)
     _load_unit(b, query + b.key_heads * b.k_dim, _ONE, room.keys)
     a = number_at(b.gates, row * b.columns + b.a_places[head]) + b.biases[head]
-    decay = exp(b.rates[head] * _softplus(a))
+    decay = exp(b.rates[head] * softplus(a))
     _correct(b, row, head, first, decay, room)
-    _update(b, first, decay, room)
+    vectors = Vectors(room.keys, room.queries, room.deltas, room.outs)
+    update(b.matrices, first, b.k_dim, b.v_dim, decay, vectors)
     _write(b, row, head, room)
+
+
+@compiled
+def begin_part(parts: Any, part: int, matrices: Any, heads: int, head: int, size: int) -> Any:
+    """The element where the matrix of a head begins in the state that a part writes. What it reads
+    is copied there.
+    """
+    source, target = parts[part * PART + SOURCE], parts[part * PART + TARGET]
+    first = (target * heads + head) * size
+    if source < 0:
+        matrices[first : first + size] = _ZERO
+    else:
+        copy(matrices, (source * heads + head) * size, matrices, first, size)
+    return first
 
 
 @compiled
@@ -190,13 +215,8 @@ def _compute(b: Any) -> None:
     while item < total:
         sequence, head = item // b.heads, item % b.heads
         for part in range(b.spans.starts[sequence], b.spans.starts[sequence + 1]):
-            slot, end = b.spans.parts[part * PART + SOURCE], b.spans.parts[part * PART + END]
-            first = (b.spans.parts[part * PART + TARGET] * b.heads + head) * size
-            if slot < 0:
-                b.matrices[first : first + size] = _ZERO
-            else:
-                copy(b.matrices, (slot * b.heads + head) * size, b.matrices, first, size)
-            for row in range(b.spans.parts[part * PART], end):
+            first = begin_part(b.spans.parts, part, b.matrices, b.heads, head, size)
+            for row in range(b.spans.parts[part * PART], b.spans.parts[part * PART + END]):
                 _row(b, row, head, first, room)
         item = add_atomically(b.counter, 0, 1)
 

@@ -1,5 +1,6 @@
-"""Gates of attention: what a head attends is multiplied by the sigmoid of numbers that the linear
-of its queries computes, too. As in `kernels.cpu.rows`, one path of code computes a row.
+"""Gates: what a head attends is multiplied by the sigmoid of numbers that the linear of its queries
+computes, too, and what a state gives by SiLU of such numbers. As in `kernels.cpu.rows`, one path of
+code computes a row.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -27,7 +28,7 @@ _stripe = on_stack(types.float32, _STRIPE)
 
 
 class GateBlock(Block):
-    """x[row, head] *= sigmoid(gates[row, place of the head])."""
+    """x[row, head] *= sigmoid(gates[row, place of the head]), or SiLU of that."""
 
     x: Numbers  # [rows * heads * dim]
     gates: Numbers  # [rows * columns]
@@ -36,6 +37,7 @@ class GateBlock(Block):
     rows: Int
     columns: Int
     dim: Int
+    is_silu: Int
 
 
 @compiled
@@ -49,6 +51,7 @@ def _gate_head(b: Any, at: int, gate: int, powers: Any) -> None:
         for j in range(count):
             inner = number_at(b.gates, gate + first + j)
             x = number_at(b.x, at + first + j)
+            x = x * inner if b.is_silu != 0 else x
             put_number(b.x, at + first + j, times_sigmoid(x, inner, powers[j]))
 
 

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from radixserve.kernels.cpu import native, threads
 from radixserve.kernels.cpu.convolution import convolution_kernel
 from radixserve.kernels.cpu.delta_rule import delta_kernel
+from radixserve.kernels.cpu.state_space import space_kernel
 from radixserve.kernels.step import StateSpans
-from radixserve.model.recurrent import convolution_block, delta_block
-from radixserve.model.weights import Convolution, DeltaRule, Norm
+from radixserve.model.recurrent import convolution_block, delta_block, space_block
+from radixserve.model.weights import Convolution, DeltaRule, Norm, StateSpace
 
 ROWS, SLOTS = 30, 5
 TAPS, WIDTH = 4, 96
@@ -124,5 +125,44 @@ def test_the_gated_delta_rule(v_dim: int) -> None:
 
     out, state = computed(WHOLE)
     assert torch.allclose(out.double(), by_definition(rule, qkv, gates), atol=2e-4)
+    for each, same in zip(computed(IN_PARTS), (out, state), strict=True):
+        assert torch.equal(each, same)
+
+
+def test_the_state_space() -> None:
+    torch.manual_seed(0)
+    groups, n_dim, p_dim = 2, 12, 48
+    space = StateSpace(
+        groups=groups,
+        n_dim=n_dim,
+        p_dim=p_dim,
+        step_places=torch.arange(HEADS),
+        gate_places=torch.zeros(1, dtype=torch.int64),
+        rates=-torch.rand(HEADS),
+        biases=torch.randn(HEADS),
+        skips=torch.randn(HEADS),
+        least=0.3,
+        most=2.0,
+        norm=Norm(torch.ones(HEADS * p_dim), None, 1e-6),
+    )
+    x, steps = torch.randn(ROWS, HEADS * p_dim + 2 * groups * n_dim), torch.randn(ROWS, HEADS)
+
+    def computed(spans: StateSpans) -> tuple[torch.Tensor, torch.Tensor]:
+        out, states = torch.empty(ROWS, HEADS * p_dim), torch.randn(SLOTS, 1, space.matrices)
+        call(space_kernel(x.dtype), space_block(space, x, steps, out, states, spans))
+        return out, states[0]
+
+    out, state = computed(WHOLE)
+    inputs, writes, reads = x.double().split([HEADS * p_dim, groups * n_dim, groups * n_dim], 1)
+    for head in range(HEADS):
+        matrix, group = torch.zeros(n_dim, p_dim).double(), head * groups // HEADS * n_dim
+        columns = slice(head * p_dim, (head + 1) * p_dim)
+        for row in range(ROWS):
+            dt = F.softplus(steps[row, head].double() + space.biases[head]).clamp(0.3, 2.0)
+            added = torch.outer(writes[row, group : group + n_dim], dt * inputs[row, columns])
+            matrix = torch.exp(space.rates[head] * dt) * matrix + added
+            expected = reads[row, group : group + n_dim] @ matrix
+            expected += space.skips[head] * inputs[row, columns]
+            assert torch.allclose(out[row, columns].double(), expected, atol=1e-4)
     for each, same in zip(computed(IN_PARTS), (out, state), strict=True):
         assert torch.equal(each, same)
