@@ -347,6 +347,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "float16 for a float16 checkpoint, else bfloat16",
         ),
     ] = "auto"
+    quantize: Annotated[
+        Literal["none", "int8", "int4"],
+        Doc(
+            "model",
+            "quantise the weights of linear layers while the model is loaded: int8 takes 8.5 "
+            "bits a value, int4 5, its output layer 8.5. Answers change, the same for a cache hit "
+            "and a miss. On the CPU, with float32 or bfloat16 (docs/models.md)",
+        ),
+    ] = "none"
     kv_dtype: Annotated[
         Literal["same", "float32", "bfloat16", "int8", "fp8"],
         Doc(

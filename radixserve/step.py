@@ -175,6 +175,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str  # of weights and activations
     checkpoint_dtype: str  # of the weights in the model's files
     kv_dtype: str  # of keys and values on the device
+    quantize: str = "none"  # what the weights of linears became while they were loaded
     cpu_level: str | None = None  # the instructions that CPU kernels use; None on other devices
     attention: str  # name of the attention kernel in use
     exact: bool  # a cache hit equals a miss bit for bit in this configuration

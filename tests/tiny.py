@@ -92,6 +92,7 @@ _BFLOAT16 = "_bfloat16"
 IN_BFLOAT16 = tuple(
     f"{name}{_BFLOAT16}" for name in ("llama_grouped", "qwen3_in_panels", "generic")
 )
+QUANTISED = ("qwen3_in_panels_int8", "llama_grouped_bfloat16_int4", "qwen3_moe_int4")
 
 
 def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
@@ -109,8 +110,11 @@ def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
 
 
 def load_tiny(name: str, seed: int = 0) -> LoadedModel:
-    """The same weights as `tiny_model(name, seed)`, checked and made row-wise."""
-    return prepare_model(tiny_model(name, seed), CPU)
+    """The same weights as `tiny_model(name, seed)`, checked and made row-wise. For a name in
+    QUANTISED they are quantised.
+    """
+    plain, _, quantize = name.partition("_int")
+    return prepare_model(tiny_model(plain, seed), CPU, bits=int(quantize) if quantize else None)
 
 
 def with_own_modules(loaded: LoadedModel) -> LoadedModel:

@@ -70,6 +70,11 @@ class GgufFile:
         """The number of values in all tensors together."""
         return sum(each.num_values for each in self.tensors.values())
 
+    @property
+    def is_quantised(self) -> bool:
+        """Whether some tensors are codes."""
+        return any(each.kind.name in FORMATS for each in self.tensors.values())
+
     def num_bytes(self, dtype: torch.dtype) -> int:
         """Bytes that the weights take in the memory of a CPU, as codes where they are quantised."""
         return sum(_bytes_in_memory(each, dtype) for each in self.tensors.values())

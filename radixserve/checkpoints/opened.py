@@ -32,6 +32,7 @@ from radixserve.checkpoints.quantised_tensors import CodedTensor
 from radixserve.checkpoints.stored import in_gguf
 from radixserve.checkpoints.supported import check_config
 from radixserve.checkpoints.text_part import text_names, text_part
+from radixserve.checkpoints.unread import weights_of_linears
 from radixserve.errors import ModelRefused, first_line
 from radixserve.tensors.kv import KVShape
 
@@ -76,6 +77,7 @@ class OpenedModel:
     checkpoint: Checkpoint | GgufFile
     kept_codes: Mapping[str, CodedTensor] = field(default_factory=dict)
     """Weights of linears, by name, that can be kept as codes where they are served."""
+    linears: frozenset[str] = frozenset()  # names of tensors that are weights of linears alone
 
     @property
     def read(self) -> set[str]:
@@ -114,6 +116,11 @@ class OpenedModel:
         )
         return file.num_weights * dtype.itemsize + codes
 
+    def sizes_of_linears(self) -> list[int]:
+        """The number of values of each of `linears`."""
+        tensors = {} if isinstance(self.checkpoint, GgufFile) else self.checkpoint.tensors
+        return [math.prod(tensors[name].get_shape()) for name in self.linears]
+
     def kv_shape(self, dtype: torch.dtype) -> KVShape:
         """The shape of one token's K/V."""
         return kv_shape(decoder_config(self.config), dtype)
@@ -141,10 +148,12 @@ def open_model(folder: str) -> OpenedModel:
     _refuse_fewer_weights(empty, checkpoint, path)
     _refuse_more_tensors(empty, checkpoint, path)
     kept: dict[str, CodedTensor] = {}
+    linears = frozenset[str]()
     if isinstance(checkpoint, Checkpoint):
         drop_zero_biases(checkpoint, empty)
         kept = coded_linears(checkpoint, empty)
-    return OpenedModel(path, config, type(empty), checkpoint, kept)
+        linears = weights_of_linears(checkpoint, empty)
+    return OpenedModel(path, config, type(empty), checkpoint, kept, linears)
 
 
 def _keep_text(checkpoint: Checkpoint, whole: PretrainedConfig) -> None:

@@ -7,7 +7,7 @@ have other shapes, are left over or quantised; here these are refused.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -20,15 +20,19 @@ from radixserve.checkpoints.gguf_model import keeps_codes, read_codes, read_gguf
 from radixserve.checkpoints.headers import listed, short
 from radixserve.checkpoints.opened import OpenedModel
 from radixserve.checkpoints.quantised_tensors import Unread
+from radixserve.checkpoints.unread import UnreadLinear, leave_unread
 from radixserve.errors import ModelRefused, first_line
 from radixserve.progress import long_stage
 from radixserve.tensors.origins import Origins
 
 
-def read_weights(opened: OpenedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def read_weights(
+    opened: OpenedModel, dtype: torch.dtype, device: torch.device, *, leaves_linears: bool = False
+) -> PreTrainedModel:
     """The model on the CPU, not yet changed by us. Takes the memory of its weights and of a few
     tensors more. Weights that are served as codes, on a CPU, are not read yet: linears and
-    embeddings have no memory for them, and an attribute `stored` that reads them.
+    embeddings have no memory for them, and an attribute `stored` that reads them;
+    nor, if this `leaves_linears`, are other weights of linears (`unread`).
 
     Raises:
         ModelRefused: the weights are damaged, or are not all and only those of the model.
@@ -40,7 +44,7 @@ def read_weights(opened: OpenedModel, dtype: torch.dtype, device: torch.device) 
             long_stage("reading weights", len(checkpoint), lambda: checkpoint.num_read),
             Origins(),
         ):
-            model, report = _filled(opened, dtype, device)
+            model, report = _filled(opened, dtype, device, opened.linears if leaves_linears else ())
     except ModelRefused:
         raise
     except Exception as error:  # the classes of 300 architectures may raise anything
@@ -53,9 +57,11 @@ def read_weights(opened: OpenedModel, dtype: torch.dtype, device: torch.device) 
 
 
 def _filled(
-    opened: OpenedModel, dtype: torch.dtype, device: torch.device
+    opened: OpenedModel, dtype: torch.dtype, device: torch.device, left: Collection[str]
 ) -> tuple[Any, dict[str, Any]]:
-    """The model with its weights, and transformers' report of what did not fit."""
+    """The model with its weights but for those of the names `left`, and transformers' report of
+    what did not fit.
+    """
     file = opened.checkpoint
     if (
         isinstance(file, GgufFile)
@@ -71,14 +77,17 @@ def _filled(
     }
     if isinstance(opened.checkpoint, GgufFile):
         return read_gguf(opened.kind, opened.folder, **how)
+    tensors = opened.checkpoint.tensors
     kept = opened.kept_codes if serves_codes(device, dtype) else {}
-    tensors = opened.checkpoint.tensors | {name: Unread(each, dtype) for name, each in kept.items()}
+    coded = {name: Unread(each, dtype) for name, each in kept.items()}
+    unread = {name: UnreadLinear(tensors[name], dtype) for name in left}
     # Without a folder, because we read its files.
-    model, report = opened.kind.from_pretrained(None, state_dict=tensors, **how)
+    model, report = opened.kind.from_pretrained(None, state_dict=tensors | coded | unread, **how)
     for name, each in kept.items():
         linear = model.get_submodule(name.removesuffix(".weight"))
         linear.stored = each
         linear.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
+    leave_unread(model, unread)
     return model, report
 
 

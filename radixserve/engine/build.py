@@ -82,6 +82,7 @@ def build_engine(
         dtype=dtype_name(loaded.dtype),
         checkpoint_dtype=dtype_name(load.stored_dtype),
         kv_dtype=loaded.shape.dtype_name,
+        quantize=settings.quantize,
         cpu_level=levels.current().name.lower() if device.type == "cpu" else None,
         attention=loaded.attention,
         exact=loaded.exact and not lossy,

@@ -103,7 +103,8 @@ def _open(settings: Settings, model: str, loaded: LoadedModel, shape: KVShape) -
     folder, budget = Path(settings.disk_path), settings.disk_budget
     store = DiskStore(folder, budget, "", shape, trust_others=settings.disk_trust_others)
     try:
-        store = store.of_model(_fingerprint(store.folder, model, loaded, shape), shape)
+        fingerprint = _fingerprint(settings, store.folder, model, loaded, shape)
+        store = store.of_model(fingerprint, shape)
     except BaseException:
         store.close()
         raise
@@ -118,12 +119,15 @@ def _open(settings: Settings, model: str, loaded: LoadedModel, shape: KVShape) -
     return store
 
 
-def _fingerprint(store: StoreFolder, model: str, loaded: LoadedModel, shape: KVShape) -> str:
+def _fingerprint(
+    settings: Settings, store: StoreFolder, model: str, loaded: LoadedModel, shape: KVShape
+) -> str:
     """The fingerprint of the model's files and of everything that computes with them here."""
     path = (loaded.attention, "exact" if loaded.exact else "not exact")
     forward = "decoder" if loaded.decoder else "modules"
     dtypes = (loaded.dtype, loaded.shape.dtype, shape.dtype)
-    how = (code(), loaded.device.type, *processor(), *path, forward, *map(str, dtypes))
+    numbers = (*map(str, dtypes), settings.quantize)
+    how = (code(), loaded.device.type, *processor(), *path, forward, *numbers)
     return folder_fingerprint(_folder_of(model), store, "; ".join(how))
 
 

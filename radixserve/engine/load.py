@@ -20,12 +20,13 @@ from radixserve.config import Settings
 from radixserve.engine.computed_by import code, processor
 from radixserve.engine.imports import nothing_collected
 from radixserve.engine.lengths import context_length_of
-from radixserve.errors import StartupError, first_line
+from radixserve.errors import ConfigError, StartupError, first_line
 from radixserve.model import proof
 from radixserve.model.direct import load_proven
-from radixserve.model.dtypes import dtype_for, kv_dtype_of, told
+from radixserve.model.dtypes import dtype_for, dtype_name, kv_dtype_of, told
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.proof import Proof, torch_dtype
+from radixserve.model.quantise import BITS, fewer_bytes
 from radixserve.store.format.run_file import digest_fields
 from radixserve.tensors.budget import check_room
 
@@ -64,7 +65,7 @@ def load(settings: Settings, model: str, device: torch.device) -> Load:
             place.key,
             read=opened.read,
             stored=found.stored_dtype,
-            num_bytes=opened.num_bytes(found.model.dtype, device),
+            num_bytes=_num_bytes(opened, settings, found.model.dtype, device),
             warnings=warned,
         )
         if proven is not None:
@@ -90,7 +91,8 @@ def _place(settings: Settings, model: str, device: torch.device) -> _Place | Non
         return None
     # A start whose log leaves warnings out cannot tell which ones others should repeat.
     tells = str(log.isEnabledFor(logging.WARNING))
-    how = (settings.dtype, settings.kv_dtype, *processor(), str(torch.get_num_threads()), tells)
+    numbers = (settings.dtype, settings.kv_dtype, settings.quantize)
+    how = (*numbers, *processor(), str(torch.get_num_threads()), tells)
     try:
         what = identity(folder)
     except (StartupError, OSError):
@@ -108,7 +110,8 @@ def _remembered(settings: Settings, folder: Path, kept: Proof) -> Load | None:
     stored, dtype = torch_dtype(kept.stored_dtype), torch_dtype(kept.dtype)
     device = torch.device("cpu")
     check_room(kept.num_bytes, kept.shape, device, settings.kv_budget)
-    log.info("loading %s on %s as %s", folder.absolute().name, device, told(stored, dtype))
+    what = told(stored, dtype, settings.quantize)
+    log.info("loading %s on %s as %s", folder.absolute().name, device, what)
     try:
         loaded = load_proven(folder, kept)
     except Exception as error:  # what a proof says of other files may raise anything
@@ -130,10 +133,37 @@ def _checked(settings: Settings, model: str, device: torch.device) -> tuple[Load
     dtype = dtype_for(settings.dtype, opened.stored_dtype, device)
     kv_dtype = kv_dtype_of(settings.kv_dtype, dtype, device)
     context_length_of(settings, opened.context_length)  # refuses a setting before anything is read
-    num_bytes = opened.num_bytes(dtype, device)
+    num_bytes, bits = _num_bytes(opened, settings, dtype, device), BITS[settings.quantize]
+    if bits is not None:
+        _refuse_quantising(settings.quantize, opened, dtype, device)
     check_room(num_bytes, opened.kv_shape(kv_dtype), device, settings.kv_budget)
-    loaded = load_opened(opened, device, dtype, kv_dtype)
+    loaded = load_opened(opened, device, dtype, kv_dtype, bits)
     return Load(loaded, opened.stored_dtype, "run"), opened
+
+
+def _num_bytes(
+    opened: OpenedModel, settings: Settings, dtype: torch.dtype, device: torch.device
+) -> int:
+    """The bytes that the weights of a model take while it is loaded."""
+    num_bytes, bits = opened.num_bytes(dtype, device), BITS[settings.quantize]
+    if bits is None:
+        return num_bytes
+    return num_bytes - max(0, fewer_bytes(opened.sizes_of_linears(), dtype, bits))
+
+
+def _refuse_quantising(
+    quantize: str, opened: OpenedModel, dtype: torch.dtype, device: torch.device
+) -> None:
+    if opened.checkpoint.is_quantised:
+        raise ConfigError(
+            f"quantize is {quantize!r}, but the weights of {opened.name} are quantised already"
+        )
+    if device.type != "cpu" or dtype == torch.float16:
+        where = dtype_name(dtype) if device.type == "cpu" else device.type
+        raise ConfigError(
+            f"quantize is {quantize!r}, which works with float32 or bfloat16 (dtype) on the CPU, "
+            f"not with {where}"
+        )
 
 
 @contextmanager

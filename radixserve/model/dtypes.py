@@ -49,10 +49,14 @@ def kv_dtype_of(wanted: str, dtype: torch.dtype, device: torch.device) -> torch.
     return chosen
 
 
-def told(stored: torch.dtype, served: torch.dtype) -> str:
-    """The served dtype for a log line, with the checkpoint's own where it is another."""
+def told(stored: torch.dtype, served: torch.dtype, quantize: str) -> str:
+    """The served dtype for a log line, with the checkpoint's own where it is another, and what
+    weights are quantised to.
+    """
     name = dtype_name(served)
-    return name if stored == served else f"{name} (its weights are stored as {dtype_name(stored)})"
+    if stored != served:
+        name += f" (its weights are stored as {dtype_name(stored)})"
+    return name if quantize == "none" else f"{name}, quantised to {quantize}"
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -28,6 +28,7 @@ from transformers.models.dbrx.modeling_dbrx import DbrxExperts
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.kernels.cpu.gemm.grouped import GroupedGemm
 from radixserve.model.elementwise import in_blocks
+from radixserve.model.quantise import packed_linear
 
 _CURVES = {
     *(torch.sigmoid, torch.Tensor.sigmoid, torch.tanh, torch.Tensor.tanh, torch.exp),
@@ -38,13 +39,16 @@ _CURVES = {
 class PackedExperts(nn.Module):
     """The experts of one layer."""
 
-    def __init__(self, experts: Any) -> None:
-        """Packs the weights of `experts` in the common form, which are dropped there."""
+    def __init__(self, experts: Any, bits: int | None = None) -> None:
+        """Packs the weights of `experts` in the common form, which are dropped there, quantised to
+        codes of so many `bits`.
+        """
         super().__init__()
         self.has_gate = bool(experts.has_gate)
         self._in_pairs = self.has_gate and not experts.is_concatenated
-        up = _packed(experts, "gate_up_proj" if self.has_gate else "up_proj", self._in_pairs)
-        self.up, self.down = GroupedGemm(up), GroupedGemm(_packed(experts, "down_proj"))
+        name = "gate_up_proj" if self.has_gate else "up_proj"
+        self.up = GroupedGemm(_packed(experts, name, bits, self._in_pairs))
+        self.down = GroupedGemm(_packed(experts, "down_proj", bits))
         self.activation = getattr(experts, "act_fn", None)
         self._between = experts._apply_gate if experts.has_gate else experts.act_fn
         self._norm = experts.post_expert_norm if experts.has_post_expert_norm else None
@@ -81,7 +85,7 @@ def _sum_of_choices(out: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _packed(experts: Any, name: str, in_pairs: bool = False) -> list[Gemm]:
+def _packed(experts: Any, name: str, bits: int | None, in_pairs: bool = False) -> list[Gemm]:
     """One of the weights of all experts, packed; the tensor of all is dropped. If outputs of gate
     and up take turns (`in_pairs`), those of the gate come first in what is packed.
     """
@@ -93,7 +97,7 @@ def _packed(experts: Any, name: str, in_pairs: bool = False) -> list[Gemm]:
         if in_pairs:
             rows = torch.cat([rows[::2], rows[1::2]])
             bias = None if bias is None else torch.cat([bias[::2], bias[1::2]])
-        packed.append(Gemm(rows.contiguous(), bias))
+        packed.append(packed_linear(rows.contiguous(), bias, bits))
     delattr(experts, name)
     return packed
 

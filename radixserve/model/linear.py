@@ -42,13 +42,16 @@ class PackedEmbedding(nn.Module):
         self._lookup = lookup
 
     @classmethod
-    def of(cls, embedding: nn.Embedding, weight: Gemm) -> PackedEmbedding | None:
+    def of(
+        cls, embedding: nn.Embedding, weight: Gemm, *, is_quantised: bool = False
+    ) -> PackedEmbedding | None:
         """The embedding in the memory of `weight`; None if not every value is there, bit for bit.
-        Cost: reading both once. An embedding without memory of its own has the values of `weight`.
+        Cost: reading both once. An embedding without memory of its own has the values of `weight`,
+        and so has one whose weight is quantised.
         """
         scale = torch.as_tensor(getattr(embedding, "embed_scale", 1.0)).to(weight.dtype)
         found = cls(weight, weight.lookup(), float(scale))
-        if embedding.weight.is_meta:
+        if embedding.weight.is_meta or is_quantised:
             return found
         for ids in torch.split(torch.arange(len(embedding.weight)), _ROWS_COMPARED):
             if not torch.equal(found._lookup(ids), embedding.weight[ids]):

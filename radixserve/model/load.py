@@ -45,14 +45,19 @@ log = logging.getLogger(__name__)
 
 
 def load_model(
-    folder: str, device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype | None = None
+    folder: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype | None = None,
+    bits: int | None = None,
 ) -> LoadedModel:
-    """The model in a folder, ready for a `Runner`; `kv_dtype` is as for `prepare_model`.
+    """The model in a folder, ready for a `Runner`; `kv_dtype` and `bits` are as for
+    `prepare_model`.
 
     Raises:
         ModelRefused: it cannot be found, read, or served correctly; the sentence says why.
     """
-    return load_opened(open_model(folder), device, dtype, kv_dtype)
+    return load_opened(open_model(folder), device, dtype, kv_dtype, bits)
 
 
 def load_opened(
@@ -60,6 +65,7 @@ def load_opened(
     device: torch.device,
     dtype: torch.dtype,
     kv_dtype: torch.dtype | None = None,
+    bits: int | None = None,
 ) -> LoadedModel:
     """The same for a model that was opened before. Weights are read one tensor at a time: the peak
     of memory is the loaded model and a few of its largest tensors.
@@ -68,16 +74,22 @@ def load_opened(
         ModelRefused: its weights are damaged or not those of its configuration, or it cannot be
             served correctly.
     """
-    log.info("loading %s on %s as %s", opened.name, device, told(opened.stored_dtype, dtype))
+    what = told(opened.stored_dtype, dtype, f"int{bits}" if bits else "none")
+    log.info("loading %s on %s as %s", opened.name, device, what)
     with freed_at_once():
-        return prepare_model(read_weights(opened, dtype, device), device, kv_dtype)
+        model = read_weights(opened, dtype, device, leaves_linears=bits is not None)
+        return prepare_model(model, device, kv_dtype, bits)
 
 
 def prepare_model(
-    model: PreTrainedModel, device: torch.device, kv_dtype: torch.dtype | None = None
+    model: PreTrainedModel,
+    device: torch.device,
+    kv_dtype: torch.dtype | None = None,
+    bits: int | None = None,
 ) -> LoadedModel:
     """Check `model`, replace its linears and attention by ours in place, and collect its facts.
-    `kv_dtype` is a dtype of `tensors.kv.KV_DTYPES`; None is that of the model.
+    `kv_dtype` is a dtype of `tensors.kv.KV_DTYPES`; None is that of the model. Weights of linears
+    become codes of so many `bits`; None keeps all of their values.
 
     Raises:
         ModelRefused: it cannot be served correctly.
@@ -85,16 +97,17 @@ def prepare_model(
     config = decoder_config(model.config)
     check_config(config)
     model = model.eval().requires_grad_(False)
-    # Weights that are kept as codes have no other form in which the model could compute.
-    keeps_codes = any(hasattr(module, "stored") for module in model.modules())
-    reason = _not_rowwise(model, device) if keeps_codes else None
+    # Weights that are kept as codes have no other form in which the model could compute; what it
+    # computes with those that are quantised is what ours is compared with.
+    keeps_codes = any(hasattr(module, "stored") for module in model.modules()) or bits is not None
+    reason = _not_rowwise(model, device, bits) if keeps_codes else None
     model = model.to(device)
     vocab_size = int(config.vocab_size)
     if device.type == "cpu" and model._can_set_experts_implementation():
         model.set_experts_implementation("eager")  # others want sizes in whole vectors
     with long_stage("computing what the model itself computes"):
         expected = own_logits(model, vocab_size, device)
-    reason = reason if keeps_codes else _not_rowwise(model, device)
+    reason = reason if keeps_codes else _not_rowwise(model, device, None)
     shape = kv_shape(config, model.dtype)
     kernel, fallback = _attention(
         shape, int(config.num_attention_heads), device, exact=reason is None
@@ -125,14 +138,14 @@ def prepare_model(
     return loaded
 
 
-def _not_rowwise(model: PreTrainedModel, device: torch.device) -> str | None:
-    """Make the model row-wise. Returns None, or why it is not."""
+def _not_rowwise(model: PreTrainedModel, device: torch.device, bits: int | None) -> str | None:
+    """Make the model row-wise, quantised to so many bits. Returns None, or why it is not."""
     if device.type != "cpu":
         return f"kernels on {device.type} are not verified to be independent of the batch"
     if model.dtype not in (torch.float32, torch.bfloat16):
         return f"{dtype_name(model.dtype)} linears on the CPU depend on the number of rows"
     with Origins():
-        return make_rowwise(model)
+        return make_rowwise(model, bits)
 
 
 def _attention(

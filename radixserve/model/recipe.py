@@ -33,6 +33,7 @@ from radixserve.kernels.cpu.gemm.stacked import StackedGemm
 from radixserve.kernels.cpu.latent import HeadWeights
 from radixserve.model import weights as parts
 from radixserve.model.fixed_rotary import FixedTable
+from radixserve.model.quantise import QUANTISED, packing_of
 from radixserve.model.rotary_tables import StoredTable
 from radixserve.model.weights import Weights
 from radixserve.tensors.origins import FUNCTIONS, STORED, Origin, origin_of
@@ -178,7 +179,8 @@ class _Follower:
     def __init__(self, recipe: list[Call], files: Tensors) -> None:
         self._recipe, self._files = recipe, files
         gemms = {_GROUPED: GroupedGemm, _STACKED: StackedGemm}
-        self._functions = FUNCTIONS | _PARTS | files.functions | gemms
+        quantised = {QUANTISED: packing_of}
+        self._functions = FUNCTIONS | _PARTS | files.functions | gemms | quantised
         self._uses = Counter(
             number for each in recipe for number in _results_in([each.args, *each.named.values()])
         )

@@ -21,6 +21,7 @@ from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 from radixserve.checkpoints.stored_codes import StoredCodes
+from radixserve.checkpoints.unread import UnreadLinear
 from radixserve.kernels.cpu.gemm.call import Gemm
 from radixserve.kernels.cpu.gemm.formats import Format
 from radixserve.kernels.cpu.gemm.stacked import StackedGemm
@@ -37,6 +38,7 @@ from radixserve.model.linear import (
     PackedEmbedding,
     PackedLinear,
 )
+from radixserve.model.quantise import OUTPUT_BITS, packed_linear
 from radixserve.progress import long_stage
 
 _SIBLINGS = (
@@ -48,6 +50,9 @@ _SIBLINGS = (
     ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
 )
 
+_ROUTERS = ("gate", "router", "shared_expert_gate")
+"""Names of linears that are not quantised, because they decide which experts compute."""
+
 _SCALED_EMBEDDING = "ScaledWordEmbedding"  # the end of the names of such classes
 _LINEARS = (nn.Linear, Conv1D, FalconLinear)
 _ACTIVATIONS = tuple(
@@ -55,19 +60,20 @@ _ACTIVATIONS = tuple(
 )
 
 
-def make_rowwise(model: nn.Module) -> str | None:
-    """Change `model` (float32, on the CPU) in place. Returns None, or why rows may still depend on
-    each other. An original weight is dropped as soon as it is packed.
+def make_rowwise(model: nn.Module, bits: int | None = None) -> str | None:
+    """Change `model` (on the CPU) in place. Returns None, or why rows may still depend on each
+    other. An original weight is dropped as soon as it is packed. Weights of floats are quantised to
+    codes of so many `bits`.
     """
     _replace_elementwise(model)
-    packing = _Packing(model)
+    packing = _Packing(model, bits)
     with long_stage("packing linear layers", packing.total, lambda: packing.done):
         packing.run()
-    blocks = _pack_experts(model)
+    blocks = _pack_experts(model, bits)
     return _unpacked(model, {id(each) for block in blocks for each in block.modules()})
 
 
-def _pack_experts(model: nn.Module) -> list[nn.Module]:
+def _pack_experts(model: nn.Module, bits: int | None) -> list[nn.Module]:
     """Pack the experts of each layer; returns those modules that call them which are row-wise
     then.
     """
@@ -75,15 +81,17 @@ def _pack_experts(model: nn.Module) -> list[nn.Module]:
     for parent in blocks:
         for name, child in list(parent.named_children()):
             if is_packable(child):
-                setattr(parent, name, PackedExperts(in_common_form(child)))
+                setattr(parent, name, PackedExperts(in_common_form(child), bits))
     return [block for block in blocks if compute_rowwise(block)]
 
 
 class _Packing:
     """Replaces the linears of one model and counts them."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, bits: int | None) -> None:
+        self._model, self._bits = model, bits
+        output = getattr(model, "get_output_embeddings", lambda: None)()
+        self._output = output
         self._tables = {id(each.weight) for each in model.modules() if _is_plain_embedding(each)}
         self.total = sum(type(each) in _LINEARS for each in model.modules())
         self.done = 0
@@ -100,11 +108,11 @@ class _Packing:
                 self._replace(parent, name)
         for embedding in [each for each in self._model.modules() if _is_plain_embedding(each)]:
             if embedding.weight.is_meta:
-                self._share(embedding.weight, _packed([embedding]))
+                self._share(embedding.weight, _packed([embedding], None))
 
     def _replace(self, parent: nn.Module, name: str) -> None:
         linear = getattr(parent, name)
-        packed = self._packed([linear])
+        packed = self._packed([linear], self._bits_of(linear, name))
         setattr(parent, name, PackedLinear(packed))
         if id(linear.weight) in self._tables:
             self._share(linear.weight, packed)
@@ -114,7 +122,7 @@ class _Packing:
         for parent in list(self._model.modules()):
             for name, child in list(parent.named_children()):
                 if _is_plain_embedding(child) and child.weight is table:
-                    shared = PackedEmbedding.of(child, packed)
+                    shared = PackedEmbedding.of(child, packed, is_quantised=self._bits is not None)
                     if shared is not None:
                         setattr(parent, name, shared)
 
@@ -123,12 +131,20 @@ class _Packing:
         plain = [linear for linear in linears if type(linear) is nn.Linear]
         if len(plain) < len(names) or len({linear.in_features for linear in plain}) > 1:
             return
-        fused = FusedLinears(self._packed(plain), [linear.out_features for linear in plain])
+        fused = FusedLinears(
+            self._packed(plain, self._bits), [linear.out_features for linear in plain]
+        )
         for index, name in enumerate(names):
             setattr(parent, name, FusedPart(fused, index))
 
-    def _packed(self, linears: Sequence[nn.Module]) -> Gemm:
-        packed = _packed(linears)
+    def _bits_of(self, linear: nn.Module, name: str) -> int | None:
+        """To codes of how many bits a linear of this name is quantised."""
+        if self._bits is None or name in _ROUTERS:
+            return None
+        return OUTPUT_BITS if linear is self._output else self._bits
+
+    def _packed(self, linears: Sequence[nn.Module], bits: int | None) -> Gemm:
+        packed = _packed(linears, bits)
         self.done += len(linears)
         return packed
 
@@ -169,9 +185,9 @@ def _is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv1d) and module.groups == module.in_channels
 
 
-def _packed(linears: Sequence[nn.Module]) -> Gemm:
-    """The packed weights of some linears, one below the other."""
-    parts = [_packed_alike(list(each)) for _, each in groupby(linears, _format_of)]
+def _packed(linears: Sequence[nn.Module], bits: int | None) -> Gemm:
+    """The packed weights of some linears, one below the other; floats are quantised to `bits`."""
+    parts = [_packed_alike(list(each), bits) for _, each in groupby(linears, _format_of)]
     return parts[0] if len(parts) == 1 else StackedGemm(parts)
 
 
@@ -186,11 +202,11 @@ def _format_of(linear: nn.Module) -> Format | None:
     return None if stored is None else stored.format
 
 
-def _packed_alike(linears: Sequence[nn.Module]) -> Gemm:
+def _packed_alike(linears: Sequence[nn.Module], bits: int | None) -> Gemm:
     """The packed weights of linears whose codes have one format, or which have floats."""
     first, *others = [_stored(linear) for linear in linears]
     if first is None:
-        return Gemm(*_weight_and_bias(linears))
+        return packed_linear(*_weight_and_bias(linears), bits)
     weight = linears[0].weight
     assert isinstance(weight, torch.Tensor)
     codes = first.packed_with([each for each in others if each is not None])
@@ -215,8 +231,10 @@ def _bias(linears: Sequence[Any]) -> torch.Tensor | None:
 
 
 def _weight(linear: nn.Module) -> torch.Tensor:
-    weight = linear.weight
+    unread, weight = getattr(linear, "unread", None), linear.weight
     assert isinstance(weight, torch.Tensor), "a linear layer has a weight"
+    if isinstance(unread, UnreadLinear):
+        weight = unread.read(weight.dtype)
     return weight.T if isinstance(linear, Conv1D) else weight
 
 

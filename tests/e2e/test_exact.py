@@ -49,6 +49,7 @@ FAMILIES = [
     "bert",
     "generic",
     *tiny.IN_BFLOAT16,
+    *tiny.QUANTISED[1:],
 ]
 BOTH_PATHS = ["qwen2", "generic"]  # our decoder, and the model's own modules
 

@@ -97,6 +97,8 @@ def facts(found: Load) -> dict[str, Any]:
     [
         *((name, {}) for name in LLAMA),
         *((LLAMA[1], settings) for settings in ({"dtype": "bfloat16"}, {"kv_dtype": "int8"})),
+        ("qwen3_moe", {"quantize": "int4"}),
+        ("llama_grouped_bfloat16", {"quantize": "int8"}),
     ],
 )
 def test_a_second_load_gives_the_same_bits_and_facts_without_transformers(

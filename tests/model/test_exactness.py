@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from radixserve.kernels.cpu import levels
 from radixserve.model.runner import Runner
 from radixserve.step import Chunk, Logits
-from tests.tiny import CONFIGS, IN_BFLOAT16, VOCAB, chunk, chunks_of, tiny_runner
+from tests.tiny import CONFIGS, IN_BFLOAT16, QUANTISED, VOCAB, chunk, chunks_of, tiny_runner
 
 pytestmark = pytest.mark.slow
 
-NAMES = (*CONFIGS, *IN_BFLOAT16)
+NAMES = (*CONFIGS, *IN_BFLOAT16, *QUANTISED)
 NUM_TOKENS = 500  # nearly two groups of tiles
 SLOTS = 4096
 
@@ -70,7 +70,7 @@ def test_token_by_token_equals_one_prefill(name: str) -> None:
 
 @pytest.mark.parametrize("level", [each.name.lower() for each in levels.available()])
 @pytest.mark.parametrize(
-    "name", ["llama_grouped", "llama_grouped_bfloat16", "qwen3_in_panels_bfloat16"]
+    "name", ["llama_grouped", "llama_grouped_bfloat16", "qwen3_in_panels_bfloat16", QUANTISED[1]]
 )
 def test_every_level_of_the_processor_is_exact(name: str, level: str) -> None:
     levels.limit(level)

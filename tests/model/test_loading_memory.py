@@ -29,7 +29,8 @@ def status():
     return {fields[0]: int(fields[1]) << 10 for fields in lines if fields[0] in wanted}
 
 before = status()
-load_model(sys.argv[1], torch.device("cpu"), torch.float32)
+bits = int(sys.argv[2]) or None
+load_model(sys.argv[1], torch.device("cpu"), torch.float32, bits=bits)
 after = status()
 print(json.dumps({name: after[name] - before[name] for name in before}))
 """
@@ -58,6 +59,7 @@ def test_the_peak_is_at_most_a_third_above_the_weights(tmp_path: Path) -> None:
     assert weights > 300 * _MIB
     assert weights < grown["VmHWM:"] < 1.3 * weights
     assert grown["RssFile:"] < 64 * _MIB
+    assert grown_by_loading(tmp_path, bits=4)["VmHWM:"] < 0.35 * weights
 
 
 @pytest.mark.slow
@@ -71,13 +73,16 @@ def test_the_default_model_peaks_at_little_more_than_its_weights_and_keeps_its_c
     assert grown["VmRSS:"] < 0.5 * weights
 
 
-def grown_by_loading(folder: Path) -> dict[str, int]:
-    """By how many bytes a process grows that loads a model. It loads it twice, so that compilers
-    have run before: they take memory only at the first start.
+def grown_by_loading(folder: Path, bits: int = 0) -> dict[str, int]:
+    """By how many bytes a process grows that loads a model, quantised to so many bits. It loads
+    it twice, so that compilers have run before: they take memory only at the first start.
     """
     for _ in range(2):
         ran = subprocess.run(
-            [sys.executable, "-c", _LOAD, str(folder)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", _LOAD, str(folder), str(bits)],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     grown: dict[str, int] = json.loads(ran.stdout.splitlines()[-1])
     return grown
