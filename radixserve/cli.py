@@ -121,6 +121,9 @@ def _parser() -> argparse.ArgumentParser:
             "cache", help="inspect and repair a disk store; simulate", allow_abbrev=False
         )
     )
+    _add_cluster(
+        commands.add_parser("cluster", help="several servers: simulate", allow_abbrev=False)
+    )
     _add_key(commands.add_parser("key", help="make a key for the key file", allow_abbrev=False))
     completion = commands.add_parser(
         "completion",
@@ -237,6 +240,26 @@ def _add_simulate(commands: _Commands) -> None:
     )
     command.add_argument("--svg", type=_path, metavar="FILE", help="draw the hit rates to FILE")
     command.set_defaults(run=_simulate, parser=command)
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    from radixserve.cluster import arguments
+
+    tools = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    words = "replay a trace through simulated servers, with several policies of routing"
+    command = tools.add_parser("simulate", help=words, description=words, allow_abbrev=False)
+    command.add_argument(
+        "trace", type=_path, metavar="TRACE", help="requests as JSON lines, in Mooncake's format"
+    )
+    arguments.add_to(command)
+    command.add_argument("--svg", type=_path, metavar="FILE", help="draw the hit shares to FILE")
+    command.set_defaults(run=_simulate_cluster, parser=command)
+
+
+def _simulate_cluster(arguments: argparse.Namespace) -> int:
+    from radixserve.cluster import command
+
+    return command.main(arguments.trace, command.Wanted.of(arguments), arguments.svg)
 
 
 def _count(text: str) -> int:

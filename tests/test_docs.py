@@ -4,6 +4,7 @@ metric names.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import builtins
 import keyword
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from radixserve import config_table, metrics_table
+from radixserve.cluster import arguments as cluster
 from radixserve.config_sources import OTHER_VARIABLES
 from radixserve.loadtest.options import parser as load_test_options
 
@@ -263,7 +265,10 @@ def test_make_targets_flags_and_variables_exist(path: Path) -> None:
     flags = {row.flag for row in config_table.TABLE} | {
         f"--no-{row.flag[2:]}" for row in config_table.TABLE if row.plain is bool
     }
-    flags |= set(load_test_options("radixserve bench")._option_string_actions)
+    simulation = argparse.ArgumentParser()
+    cluster.add_to(simulation)
+    for parser in (load_test_options("radixserve bench"), simulation):
+        flags |= set(parser._option_string_actions)
     assert (
         set(re.findall(r"(?<![\w-])--[a-z][\w.-]+", _serve_lines(text))) - flags - OTHER_FLAGS
         == set()
