@@ -184,30 +184,6 @@ class WidenedTensor:
         return self
 
 
-class Unread:
-    """Stands for a weight that stays codes while transformers builds its model: a tensor of that
-    shape without memory of its own.
-    """
-
-    def __init__(self, weight: CodedTensor, dtype: torch.dtype) -> None:
-        self._weight, self._dtype = weight, dtype
-
-    def get_shape(self) -> list[int]:
-        """The shape of the weight."""
-        return self._weight.get_shape()
-
-    def get_dtype(self) -> str:
-        """The dtype of the scales."""
-        return self._weight.get_dtype()
-
-    def __getitem__(self, key: Any) -> torch.Tensor:
-        """Zeros that share their memory."""
-        return torch.zeros((), dtype=self._dtype).expand(self._weight.shape)[key]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Unread:
-        return self
-
-
 def _finite(values: torch.Tensor, of: Tensor) -> torch.Tensor:
     if not values.isfinite().all():
         raise ModelRefused(f"{of.file} is damaged: {short(of.name)} holds NaN or infinity.")

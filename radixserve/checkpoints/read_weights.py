@@ -19,7 +19,6 @@ from radixserve.checkpoints.gguf_file import GgufFile
 from radixserve.checkpoints.gguf_model import keeps_codes, read_codes, read_gguf, serves_codes
 from radixserve.checkpoints.headers import listed, short
 from radixserve.checkpoints.opened import OpenedModel
-from radixserve.checkpoints.quantised_tensors import Unread
 from radixserve.checkpoints.unread import UnreadLinear, leave_unread
 from radixserve.errors import ModelRefused, first_line
 from radixserve.progress import long_stage
@@ -79,7 +78,7 @@ def _filled(
         return read_gguf(opened.kind, opened.folder, **how)
     tensors = opened.checkpoint.tensors
     kept = opened.kept_codes if serves_codes(device, dtype) else {}
-    coded = {name: Unread(each, dtype) for name, each in kept.items()}
+    coded = {name: UnreadLinear(each, dtype) for name, each in kept.items()}
     unread = {name: UnreadLinear(tensors[name], dtype) for name in left}
     # Without a folder, because we read its files.
     model, report = opened.kind.from_pretrained(None, state_dict=tensors | coded | unread, **how)

@@ -1,5 +1,6 @@
 """Weights of linears that stay in their files while transformers builds a model, and are read when
-they are packed: a model that is quantised then never lies in memory whole.
+they are packed: those that stay codes, and those that are quantised then, so that the model never
+lies in memory whole.
 """
 
 from __future__ import annotations
