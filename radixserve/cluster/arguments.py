@@ -8,6 +8,7 @@ import math
 from radixserve.cluster.policy import ALPHA, POLICIES
 
 _MOST = 1 << 31
+_MOST_SERVERS = 4096  # each gateway looks at all of them for every request
 
 
 def add_to(command: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def add_to(command: argparse.ArgumentParser) -> None:
         "--servers",
         nargs="+",
         default=[1, 2, 4, 8],
-        type=_count,
+        type=_few,
         metavar="N",
         help="how many servers [1 2 4 8]",
     )
@@ -35,7 +36,8 @@ def add_to(command: argparse.ArgumentParser) -> None:
     }
     for name, (default, words) in numbers.items():
         words += f" [{default}]" if default < _MOST - 1 else " [always once]"
-        command.add_argument(name, default=default, type=_count, metavar="N", help=words)
+        kind = _few if name == "--gateways" else _count
+        command.add_argument(name, default=default, type=kind, metavar="N", help=words)
     floats = {
         "--alpha": (ALPHA, "weight of computing in the policy cost"),
         "--speed": (6000.0, "prompt tokens that a server computes in a second"),
@@ -52,6 +54,14 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < _MOST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
+
+
+def _few(text: str) -> int:
+    """A number of servers or gateways."""
+    number = _count(text)
+    if number > _MOST_SERVERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number up to {_MOST_SERVERS:,}")
+    return number
 
 
 def _positive(text: str) -> float:

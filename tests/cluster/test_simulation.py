@@ -87,7 +87,9 @@ def test_the_command_compares_all_policies(
     assert "rendezvous" in drawn
 
 
-@pytest.mark.parametrize("wrong", [["--alpha", "0"], ["--servers", "0"], ["--speed", "nan"]])
+@pytest.mark.parametrize(
+    "wrong", [["--alpha", "0"], ["--servers", "0"], ["--servers", "5000"], ["--speed", "nan"]]
+)
 def test_numbers_that_mean_nothing_are_refused(
     wrong: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
