@@ -54,8 +54,8 @@ BUGS = {
     ),
     "receive makes room for one token too few": (
         "kvcache",
-        "self._lease(prefix, prefix.num_tokens, ",
-        "self._lease(prefix, prefix.num_tokens - 1, ",
+        "self._lease(prefix, num_tokens, ",
+        "self._lease(prefix, num_tokens - 1, ",
     ),
     "read=False reads": (
         "kvcache",

@@ -26,7 +26,7 @@ BUGS = {
     "a hit does not hold its state": ("            states.hold(self._place)\n", ""),
     "a state that is kept is written again": (
         "if before is not None and states.is_kept(before):",
-        "if before is None:",
+        "if False:",
     ),
     "states inside of a step are not chained": (
         "(place for _, place in self._kept)]",
@@ -37,7 +37,10 @@ BUGS = {
         "            pass\n        self._kept = []",
     ),
     "what is kept is that of the next token": ("int(slots[at - 1])", "int(slots[at])"),
-    "duplicates keep their states": ("        self.follow(ours[moves], theirs[moves])\n", ""),
+    "duplicates keep their states": (
+        "        self.of[self._slot_of[places]], self._slot_of[places] = -1, -1\n",
+        "",
+    ),
 }
 
 
