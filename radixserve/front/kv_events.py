@@ -42,8 +42,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEPT_BATCHES: Final = 10_000
+KEPT_BATCHES: Final = 500  # ZeroMQ drops what is over 1,000 messages that a client has not read
 KEPT_BYTES: Final = 64 << 20
+UNREAD_BATCHES: Final = 10_000  # by a subscriber
+SNAPSHOT_SECONDS: Final = 1.0  # for which a snapshot is given again, so that few are in memory
 END: Final = -1  # the number behind the last batch of an answer
 _NUMBER_BYTES: Final = 8
 _CLEARED: Final = {"type": "AllBlocksCleared"}
@@ -110,6 +112,7 @@ class Batches:
         self._blocks = CachedBlocks(block_tokens)
         self._kept: deque[tuple[int, bytes]] = deque()
         self._kept_bytes = 0
+        self._snapshot: tuple[float, tuple[int, bytes]] | None = None  # when it was made
 
     def add(self, changes: BlockChanges) -> tuple[int, bytes]:
         """The batch of these changes, and its number."""
@@ -123,13 +126,22 @@ class Batches:
         return self._keep([_CLEARED])
 
     async def since(self, number: int) -> list[tuple[int, bytes]]:
-        """The batches from `number` on, or a snapshot where they are not all kept."""
-        if number >= self.next_number:
+        """The batches from `number` on, or a snapshot where they are not all kept, which may be a
+        second old: batches behind it can be asked for.
+        """
+        if max(number, 0) >= self.next_number:
             return []
         if self._kept and number >= self._kept[0][0]:
             return [kept for kept in self._kept if kept[0] >= number]
-        last, blocks = self.next_number - 1, self._blocks.copy()
-        return [(last, await asyncio.to_thread(_snapshot, blocks, self.block_tokens))]
+        return [await self._snapshot_now()]
+
+    async def _snapshot_now(self) -> tuple[int, bytes]:
+        now = time.monotonic()
+        if self._snapshot is None or now - self._snapshot[0] >= SNAPSHOT_SECONDS:
+            last, blocks = self.next_number - 1, self._blocks.copy()
+            batch = await asyncio.to_thread(_snapshot, blocks, self.block_tokens)
+            self._snapshot = now, (last, batch)
+        return self._snapshot[1]
 
     def _keep(self, events: list[Event]) -> tuple[int, bytes]:
         batch = self.next_number, _encode(events)
@@ -188,7 +200,7 @@ class KVEvents:
         self._context = zmq.asyncio.Context()
         self._publisher: zmq.SyncSocket = zmq.Context.shadow(self._context).socket(zmq.PUB)
         # A subscriber that is further behind asks for what it lacks.
-        self._publisher.setsockopt(zmq.SNDHWM, KEPT_BATCHES)
+        self._publisher.setsockopt(zmq.SNDHWM, UNREAD_BATCHES)
         self._router = self._context.socket(zmq.ROUTER)
         try:
             self.address = _bind(self._publisher, address)
@@ -228,7 +240,9 @@ class KVEvents:
                 case [client, b"", start] if len(start) == _NUMBER_BYTES:
                     first = int.from_bytes(start, "big", signed=True)
                     for number, batch in [*await self._batches.since(first), (END, b"")]:
-                        await self._router.send_multipart([client, b"", _number(number), batch])
+                        parts = [client, b"", _number(number), batch]
+                        # without a copy of a large snapshot for each client
+                        await self._router.send_multipart(parts, copy=False)
                 case _:
                     log.debug("a question on the replay socket of KV events that is none")
 

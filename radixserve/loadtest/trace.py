@@ -23,6 +23,7 @@ from radixserve.loadtest.table import Table
 BLOCK_TOKENS = 512
 _MOST_MILLISECONDS = 1e15  # thirty thousand years
 _MOST_LINE = 1 << 24  # characters
+_MOST_TOKENS = 1 << 40  # of a prompt, an answer or a block
 FIELDS: dict[str, tuple[type, ...]] = {
     "timestamp": (int, float),
     "input_length": (int,),
@@ -172,10 +173,12 @@ def _line(text: str, number: int, where: str) -> Line:
         raise WorkloadError(f"{where}: the timestamp is no number of milliseconds")
     if fields["timestamp"] < 0 or fields["input_length"] < 1 or fields["output_length"] < 0:
         raise WorkloadError(f"{where}: a negative time, an empty prompt or a negative length")
+    if max(fields["input_length"], fields["output_length"]) > _MOST_TOKENS:
+        raise WorkloadError(f"{where}: a length of more than {_MOST_TOKENS:,} tokens")
     if not all(type(block) is int for block in fields["hash_ids"]):
         raise WorkloadError(f"{where}: hash_ids must be whole numbers")
     size = fields.get("block_tokens", BLOCK_TOKENS)
-    if type(size) is not int or size < 1:
+    if type(size) is not int or not 1 <= size <= _MOST_TOKENS:
         raise WorkloadError(f"{where}: block_tokens must be a number of tokens")
     if len(fields["hash_ids"]) != (needed := -(-fields["input_length"] // size)):
         raise WorkloadError(

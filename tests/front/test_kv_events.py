@@ -146,9 +146,25 @@ async def test_who_comes_late_gets_a_snapshot(monkeypatch: pytest.MonkeyPatch) -
     assert cleared == {"type": "AllBlocksCleared"}
     assert (stored["block_hashes"], stored["token_ids"]) == ([11, 12], [1, 2, 3, 4])
     assert (others["block_hashes"], others["medium"]) == ([21], "CPU")
+    monkeypatch.setattr(kv_events, "SNAPSHOT_SECONDS", 0.0)
     batches.clear()
     [(_, batch)] = await batches.since(0)
     assert events_of(batch) == [{"type": "AllBlocksCleared"}]
+
+
+async def test_a_server_that_has_published_nothing_has_nothing_to_tell() -> None:
+    for number in (-2, -1, 0, 1):
+        assert await Batches(2).since(number) == []
+
+
+async def test_no_batch_of_an_answer_is_lost(events: KVEvents, subscriber: Subscriber) -> None:
+    first = events._batches.next_number
+    for _ in range(kv_events.KEPT_BATCHES):
+        events.take(changes(TWO))
+    assert len(await subscriber.since(first)) == kv_events.KEPT_BATCHES
+    events.take(changes(TWO))
+    [number] = await subscriber.since(first)
+    assert number == first + kv_events.KEPT_BATCHES
 
 
 async def test_kept_batches_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ def line(timestamp: str) -> str:
         ("nonsense", "line 1 is not JSON"),
         ("[" * 100_000, "line 1 is not JSON"),
         (line("NaN"), "line 1: the timestamp"),
+        (line("1").replace("9", "9" * 400), "line 1: a length of more than"),
         (line("1" + "0" * 400), "line 1: the timestamp"),
         (
             json.dumps({"timestamp": 0, "input_length": 9, "output_length": 1, "hash_ids": [1]})[

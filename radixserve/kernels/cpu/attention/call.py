@@ -48,9 +48,12 @@ class _WindowWork:
     def hold(self, plan: AttentionPlan, leaders: Longs, group: int) -> None:
         """Write a step to the block, except for the scratch memory."""
         self._keep(table=plan.table, positions=plan.positions)
-        before, self._kind = self._kind, kind_of_step(plan.spans, leaders, self._window)
-        if self._kind is not None and self._kind == before:
+        # Until all of it is made, nothing is held: making it may fail for want of memory.
+        before, self._kind = self._kind, None
+        kind = kind_of_step(plan.spans, leaders, self._window)
+        if kind is not None and kind == before:
             self._work.move_on(plan.spans)
+            self._kind = kind
             return
         self._work = work = TileWork.of(plan.spans, leaders, group, self._window)
         kv_heads = self.block.kv_heads
@@ -59,6 +62,7 @@ class _WindowWork:
         self._keep(opens=work.opens, items=work.items, split_rows=work.split_rows)
         self.max_rows = work.max_rows * group
         self._make_partials(len(work.opens) * group * kv_heads)
+        self._kind = kind
 
     def _keep(self, **arrays: Any) -> None:
         self._kept |= arrays

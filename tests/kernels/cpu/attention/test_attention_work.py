@@ -5,12 +5,17 @@ all.
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radixserve.kernels.arrays import Ints
+from radixserve.kernels.cpu.attention import call
+from radixserve.kernels.cpu.attention.block import StepBlock
 from radixserve.kernels.cpu.attention.work import TILE, TileWork, kind_of_step, leaders_of
 from radixserve.kernels.step import Spans
 
@@ -101,6 +106,32 @@ def test_the_work_of_a_step_moves_on_to_the_next_one(
         for field in ("items", "rows", "places", "split_rows", "opens", "max_rows"):
             np.testing.assert_array_equal(getattr(work, field), getattr(fresh, field))
     assert moved > 40
+
+
+@pytest.mark.parametrize("missing", ["of", "_make_partials"])
+def test_work_that_could_not_be_made_is_made_when_the_step_is_tried_again(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory may lack at any place; then the engine tries the same step once more."""
+    block = StepBlock(heads=4, kv_heads=2, width=16)
+    held = call._WindowWork(None, block)
+    for starts in ([70], [640] * 8):
+        spans = spans_of([(start, 1) for start in starts])
+        table = table_of(spans, 0)
+        plan: Any = SimpleNamespace(spans=spans, table=table, positions=spans.start)
+        with monkeypatch.context() as patched:
+            where: Any = TileWork if missing == "of" else held
+            patched.setattr(where, missing, no_memory)
+            with pytest.raises(MemoryError):
+                held.hold(plan, leaders_of(spans, table), 2)
+        held.hold(plan, leaders_of(spans, table), 2)
+        fresh = TileWork.of(spans, leaders_of(spans, table), 2, None)
+        np.testing.assert_array_equal(held._work.items, fresh.items)
+        assert len(held._partials) == len(fresh.opens) * 4 * (16 + 2)
+
+
+def no_memory(*_: Any) -> None:
+    raise MemoryError
 
 
 def test_sixteen_sequences_over_one_prefix_load_it_once() -> None:
