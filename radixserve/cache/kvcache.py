@@ -76,6 +76,13 @@ class KVCache:
         self.evictor, self.dropped = self.slots.evictor, self.slots.dropped
         self._leases: dict[Lease, None] = {}  # the live ones, oldest first
 
+    @property
+    def slots_per_state(self) -> int:
+        """For how many slots there is one state slot; 0 if there are none."""
+        if not isinstance(self.second, StateSlots):
+            return 0
+        return -(-len(self.second.of) // self.second.allocator.capacity)
+
     def match(self, prefix: Prefix) -> int:
         """How many tokens of `prefix`, from the first on, are cached now and can be continued.
 

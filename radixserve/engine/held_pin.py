@@ -88,3 +88,9 @@ def nodes_held(pins: Iterable[HeldPin]) -> set[Node]:
 def num_tokens_of(pins: Iterable[HeldPin]) -> int:
     """The tokens that `pins` hold together; what several hold counts once."""
     return sum(node.num_tokens for node in nodes_held(pins))
+
+
+def num_states_of(pins: Iterable[HeldPin]) -> int:
+    """The state slots that `pins` hold together, in a cache that has some: one for each end."""
+    leases = (pin.lease for pin in pins if pin.lease is not None)
+    return len({place for lease in leases for place in lease.held.tolist()})

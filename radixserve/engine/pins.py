@@ -17,14 +17,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
 from radixserve.cache.kvcache import KVCache, Lease
 from radixserve.declared import Numbers
 from radixserve.engine.counters import PINNED_TOKENS
-from radixserve.engine.held_pin import HeldPin, nodes_held, num_tokens_of
+from radixserve.engine.held_pin import HeldPin, nodes_held, num_states_of, num_tokens_of
 from radixserve.messages import PinChanges
 from radixserve.prefix import Branch, Prefix
 from radixserve.questions import Pin, Pinned, PinState
@@ -52,12 +52,15 @@ class Pins:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Together they hold at most `most_tokens` tokens, and those of one tenant's requests
-        `request_share` of all slots or of the tenant's quota; what pins share counts once.
+        `request_share` of all slots or of the tenant's quota; what pins share counts once. Of
+        state slots they hold the same shares at most: each counts as the tokens for which there is
+        one.
         """
         self._cache, self._most, self._request_share = cache, most_tokens, request_share
         self._now = now
         self._pins: dict[str, HeldPin] = {}  # the least recently used first
         self._num_tokens = 0
+        self._num_counted = 0  # tokens against `most_tokens`
         self._held_moved = False  # since the front was told what pins hold
         self._next_end = math.inf
         self._made: dict[str, HeldPin] = {}  # which the front was not told of
@@ -70,7 +73,7 @@ class Pins:
         in the order of `relent`.
         """
         self._most = most_tokens
-        while self._num_tokens > most_tokens and self.relent():
+        while self._num_counted > most_tokens and self.relent():
             pass
 
     @property
@@ -131,12 +134,13 @@ class Pins:
         """
         if not self._cache.enabled:
             return "The cache is off."
-        if self._most_of(asked) <= 0:
+        if self._most_of(asked) < self._least:
             return "The settings pin_share and request_pin_share leave nothing to this pin."
         while (reason := self._too_many(asked.tenant, prefix)) is not None:
             if not self._displace(asked.tenant):
                 return reason
-        if asked.tenant is None and self._num_tokens >= self._most and not self._displace(None):
+        is_full = self._num_counted + self._least > self._most
+        if asked.tenant is None and is_full and not self._displace(None):
             return f"Pins hold all {self._most:,} tokens that the setting pin_share gives them."
         return None
 
@@ -203,20 +207,27 @@ class Pins:
             excess = self._excess(pin)
         kept = max(0, pin.num_held - max(0, excess))
         if kept < pin.num_held:
-            pin.let_go()
-            pin.lease = self._cache.hold(pin.prefix.first(kept)) if kept else None
-            self._count()
+            self._hold_first(pin, kept)
+        if excess > 0 and self._excess(pin) > 0:  # of states: a shorter pin holds as many
+            kept = 0
+            self._hold_first(pin, kept)
         for node in nodes_held([pin]):
             node.expired = False
         return max(0, pin.prefix.num_tokens - (kept if excess > 0 else most))
 
+    def _hold_first(self, pin: HeldPin, num_tokens: int) -> None:
+        """Hold only so many tokens of a pin, as far as they are cached."""
+        pin.let_go()
+        pin.lease = self._cache.hold(pin.prefix.first(num_tokens)) if num_tokens else None
+        self._count()
+
     def _excess(self, pin: HeldPin) -> int:
         """By how many tokens all pins, or those of the same tenant's requests, exceed a share."""
-        of_all = self._num_tokens - self._most
+        of_all = self._num_counted - self._most
         if pin.tenant is None:
             return of_all
         same = [each for each in self._pins.values() if each.tenant == pin.tenant]
-        return max(of_all, num_tokens_of(same) - self._most_of(pin.asked))
+        return max(of_all, self._counted(same) - self._most_of(pin.asked))
 
     def remove(self, pin_id: str) -> int | None:
         """End a pin; how many tokens it held, None if there is no such pin."""
@@ -381,4 +392,15 @@ class Pins:
         only with leases of pins. O(nodes held).
         """
         self._num_tokens = num_tokens_of(self._pins.values())
+        self._num_counted = self._counted(self._pins.values())
         self._held_moved = True
+
+    @property
+    def _least(self) -> int:
+        """As how many tokens a pin counts at least."""
+        return max(1, self._cache.slots_per_state)
+
+    def _counted(self, pins: Collection[HeldPin]) -> int:
+        """As how many tokens `pins` count together against the shares."""
+        tokens, per_state = num_tokens_of(pins), self._cache.slots_per_state
+        return max(tokens, num_states_of(pins) * per_state) if per_state else tokens

@@ -41,7 +41,7 @@ BUGS = {
     ),
     "the share of all counts for requests": (
         "pins",
-        "max(of_all, num_tokens_of(same) - self._most_of(pin.asked))",
+        "max(of_all, self._counted(same) - self._most_of(pin.asked))",
         "of_all",
     ),
     "an operator's pin ends for another one": (
@@ -93,7 +93,7 @@ BUGS = {
     ),
     "a smaller budget leaves pins as they are": (
         "pins",
-        "        while self._num_tokens > most_tokens and self.relent():\n            pass\n",
+        "        while self._num_counted > most_tokens and self.relent():\n            pass\n",
         "",
     ),
     "a pin that holds nothing stays when its prefix is dropped": (

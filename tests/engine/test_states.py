@@ -123,6 +123,36 @@ def test_a_pin_keeps_its_state() -> None:
     assert engine.ask([*prompt, 3]) == 60
 
 
+def test_short_pins_hold_their_share_of_the_states_at_most() -> None:
+    engine = Stateful(512, 16)
+    for seed in range(8):
+        engine.ask(prompt_of(seed, 20), 1)
+        assert engine.pin(prompt_of(seed, 20)) == 20, "up to a half of the state slots"
+    engine.ask(prompt_of(20, 30), 1)
+    asked = Pin(id="more", seconds=60.0, renews=False)
+    refused = engine.core.pins.add(asked, Prefix.of(NAMESPACE, prompt_of(20, 30)))
+    assert refused.status == "refused"
+    assert "pin_share" in refused.why
+    assert engine.states.num_held == 8, "others are left to requests"
+    engine.core.pins.limit(64)
+    assert engine.states.num_held == 2, "with a smaller budget"
+    assert engine.pin(prompt_of(20, 30)) == 0
+
+
+def test_a_pin_of_a_request_that_has_no_state_left_holds_nothing() -> None:
+    engine = Stateful(512, 16)
+    tenants = [f"t{n}" for n in range(4)]
+    for seed, tenant in enumerate(tenants):
+        for part in (0, 1, 2):
+            prompt = prompt_of(10 * seed + part, 20)
+            engine.ask(prompt, 1)
+            asked = Pin(id=f"{tenant}-{part}", seconds=60.0, renews=False, tenant=tenant)
+            engine.core.pins.add(asked, Prefix.of(NAMESPACE, prompt))
+        assert engine.core.pins.states()[-1].tokens == 20
+    held = [each.tokens for each in engine.core.pins.states()]
+    assert held == [20] * 8, "two of each tenant, the last ones"
+
+
 def test_a_request_gets_the_states_of_pins_where_there_are_no_others() -> None:
     engine = Stateful(512, LEAST)
     for seed in range(4):
