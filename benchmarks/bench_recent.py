@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 from radixserve.cache.kvcache import KVCache
-from radixserve.engine.recent import MOST_PROMPTS, Recent, Seen
+from radixserve.engine.recent import MOST_PROMPTS, Found, Recent, Seen
 from radixserve.prefix import Prefix
 
 LENGTHS = (256, 1024, 8192)
@@ -48,7 +48,7 @@ def measure(length: int) -> None:
 
     def ask(i: int, session: str, matched: int) -> None:
         asked = Seen.now(given[i], session)
-        recent.asked(asked, matched, lambda: None, reads=True, keeps=True)
+        recent.asked(asked, Found(matched, matched), lambda: None, reads=True, keeps=True)
 
     hit = microseconds(lambda i: ask(i, "", length - 1))
     miss = microseconds(lambda i: ask(i, f"s{i}", length // 4))

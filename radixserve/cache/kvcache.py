@@ -92,6 +92,13 @@ class KVCache:
         root = self.tree.roots.get(prefix.namespace_at(0))
         return 0 if root is None else self._walk(root, prefix).depth
 
+    def agrees(self, prefix: Prefix) -> int:
+        """How many tokens of `prefix` are cached now, whether or not they can be continued: `match`
+        tells of fewer where second slots are missing.
+        """
+        root = self.tree.roots.get(prefix.namespace_at(0))
+        return 0 if root is None else self.tree.walk(root, 0, prefix).depth
+
     def _walk(self, root: Node, prefix: Prefix) -> Point:
         """How far `prefix` agrees with the tree below `root`, and can be continued there: the
         window before that, or the state, is there.

@@ -155,6 +155,7 @@ SAVED_SECONDS = Declared(
 CACHE_OFF: Final = "cache_off"
 TOO_SHORT: Final = "too_short"
 NOT_LOADED: Final = "not_loaded"
+NOT_KEPT: Final = "not_kept"
 EVICTED: Final = "evicted"
 EXPIRED: Final = "expired"
 DROPPED: Final = "dropped"
@@ -162,8 +163,8 @@ PREFIX_CHANGED: Final = "prefix_changed"
 OTHER_NAMESPACE: Final = "other_namespace"
 NEVER_SEEN: Final = "never_seen"
 CAUSES: Final = (
-    *(CACHE_OFF, TOO_SHORT, NOT_LOADED, EVICTED, EXPIRED, DROPPED, PREFIX_CHANGED),
-    *(OTHER_NAMESPACE, NEVER_SEEN),
+    *(CACHE_OFF, TOO_SHORT, NOT_LOADED, NOT_KEPT, EVICTED, EXPIRED, DROPPED),
+    *(PREFIX_CHANGED, OTHER_NAMESPACE, NEVER_SEEN),
 )
 
 LOSS_TOKENS = Declared(

@@ -9,7 +9,7 @@ import time
 from radixserve.cache.ages import Ages
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.radix import Node
-from radixserve.engine.recent import Recent, Reference, Seen, stored_branch
+from radixserve.engine.recent import Found, Recent, Reference, Seen, stored_branch
 from radixserve.prefix import TOKEN_BYTES, Prefix, unpack
 from radixserve.questions import Compared, Explain, Explanation
 
@@ -24,8 +24,9 @@ def explained(
     depth, reads = sum(matched.values()), question.reads_cache and cache.enabled
     asked = Seen.now(prompt, question.session)
     branch = stored_branch(cache.tree, prompt)
-    lost = recent.losses(asked, depth, lambda: branch, reads=reads)
-    gone = recent.gone_at(prompt, depth) if reads and lost else None
+    agreed = cache.agrees(prompt)
+    lost = recent.losses(asked, Found(depth, agreed), lambda: branch, reads=reads)
+    gone = recent.gone_at(prompt, max(depth, agreed)) if reads and lost else None
     other = _compared(recent.references(asked), branch)
     differs_at, theirs, theirs_from = None, b"", 0
     if other is not None and other.shared < min(_num_tokens(other), prompt.num_tokens):

@@ -29,6 +29,7 @@ from radixserve.engine.counters import (
     EXPIRED,
     LOSS_TOKENS,
     NEVER_SEEN,
+    NOT_KEPT,
     NOT_LOADED,
     OTHER_NAMESPACE,
     PREFIX_CHANGED,
@@ -103,6 +104,17 @@ class Gone(NamedTuple):
     num_tokens: int
 
 
+class Found(NamedTuple):
+    """What there was of a prompt: the cache gave the first `matched` tokens; `agreed` tokens are
+    cached on the device, whether or not they can be continued; up to position `unloaded` tiers had
+    K/V that they did not bring in time (None: a tier had not even said how much).
+    """
+
+    matched: int
+    agreed: int
+    unloaded: int | None = 0
+
+
 class Recent:
     """What one engine remembers. One thread may use it."""
 
@@ -123,19 +135,17 @@ class Recent:
     def asked(
         self,
         asked: Seen,
-        matched: int,
+        found: Found,
         stored: Stored,
         *,
         reads: bool,
         keeps: bool,
-        unloaded: int | None = 0,
     ) -> None:
-        """A request with this prompt begins, of which the cache gave the first `matched` tokens:
-        count why not more, and remember the prompt. `reads` and `keeps` say whether the request
-        uses the cache and adds to it. Up to position `unloaded` tiers had K/V that they did not
-        bring in time; None: a tier had not even said how much.
+        """A request with this prompt begins, of which so much was found: count why not more, and
+        remember the prompt. `reads` and `keeps` say whether the request uses the cache and adds to
+        it.
         """
-        self._losses.update(self.losses(asked, matched, stored, reads=reads, unloaded=unloaded))
+        self._losses.update(self.losses(asked, found, stored, reads=reads))
         if keeps:
             self.note(asked)
 
@@ -217,44 +227,42 @@ class Recent:
     def losses(
         self,
         asked: Seen,
-        matched: int,
+        found: Found,
         stored: Stored,
         *,
         reads: bool,
-        unloaded: int | None = 0,
     ) -> Counter[str]:
-        """The tokens of the prompt behind the first `matched` ones and before its last one, which
-        is always computed, by the reason why they were not in the cache. In order of position. For
-        `unloaded` see `asked`.
+        """The tokens of the prompt behind those that matched and before its last one, which is
+        always computed, by the reason why they were not in the cache. In order of position.
         """
-        stop = asked.prompt.num_tokens - 1
+        matched, stop = found.matched, asked.prompt.num_tokens - 1
         if matched >= stop:
             return Counter()
         if not reads:
             return Counter({CACHE_OFF: stop - matched})
         if stop < MIN_SHARED:
             return Counter({TOO_SHORT: stop - matched})
-        return self._told_apart(asked, stored, unloaded, matched, stop)
+        return self._told_apart(asked, found, stored, stop)
 
-    def _told_apart(
-        self, asked: Seen, stored: Stored, unloaded: int | None, depth: int, stop: int
-    ) -> Counter[str]:
-        found: Counter[str] = Counter()
+    def _told_apart(self, asked: Seen, found: Found, stored: Stored, stop: int) -> Counter[str]:
+        lost: Counter[str] = Counter()
+        depth = found.matched
 
         def up_to(end: int, cause: str) -> None:
             nonlocal depth
             end = min(end, stop)
             if end > depth:
-                found[cause] += end - depth
+                lost[cause] += end - depth
                 depth = end
 
-        up_to(unloaded or 0, NOT_LOADED)
+        up_to(found.unloaded or 0, NOT_LOADED)
+        up_to(found.agreed, NOT_KEPT)
         gone, earlier = self.gone_at(asked.prompt, depth), self.references(asked)
         was_there = max((each.shared for each in earlier), default=0)
         if was_there <= depth and gone is not None:  # of a prompt that is forgotten
             was_there = depth + gone.num_tokens
         cause = EVICTED if gone is None else gone.cause
-        up_to(was_there, NOT_LOADED if unloaded is None else cause)
+        up_to(was_there, NOT_LOADED if found.unloaded is None else cause)
         branch = stored() if depth < stop else None
         if branch is not None:
             earlier.append(branch)
@@ -262,7 +270,7 @@ class Recent:
         if depth < stop:
             up_to(self.shared_elsewhere(asked), OTHER_NAMESPACE)
         up_to(stop, NEVER_SEEN)
-        return found
+        return lost
 
 
 def stored_branch(tree: RadixTree, prompt: Prefix) -> Reference | None:

@@ -26,7 +26,7 @@ from radixserve.engine.pins import Pins
 from radixserve.engine.planning import GROWTH, Plan, Work, last_slot, second_try, slots_wanted
 from radixserve.engine.prefill_pace import PrefillPace
 from radixserve.engine.queue import FairQueue
-from radixserve.engine.recent import Recent, Seen, stored_branch
+from radixserve.engine.recent import Found, Recent, Seen, stored_branch
 from radixserve.engine.running import Running, lease_of, publish
 from radixserve.engine.savings import Savings
 from radixserve.engine.sequence import Sequence
@@ -263,11 +263,10 @@ class Scheduler:
         request, prompt = sequence.request, sequence.prefix(sequence.num_prompt)
         self.recent.asked(
             Seen.now(prompt, request.session),
-            sequence.num_cached,
+            Found(sequence.num_cached, self.cache.agrees(prompt), sequence.unloaded),
             lambda: stored_branch(self.cache.tree, prompt),
             reads=self.cache.enabled and sequence.reads_cache,
             keeps=self.cache.enabled and request.keeps_cache and not sequence.num_resumed,
-            unloaded=sequence.unloaded,
         )
 
     def _backlog(self) -> int:

@@ -6,6 +6,7 @@ export const CAUSES = {
   never_seen: "never seen before: no loss",
   prefix_changed: "the prefix changed",
   not_loaded: "in a tier below, and not loaded in time",
+  not_kept: "cached, but without the state or window to go on from",
   evicted: "evicted to make room",
   expired: "evicted after its pin had ended",
   dropped: "dropped by an operator",

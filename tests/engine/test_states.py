@@ -12,9 +12,10 @@ import torch
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.states import LEAST, StateSlots
 from radixserve.engine.core import EngineCore
+from radixserve.engine.counters import LOSS_TOKENS
 from radixserve.engine.scheduler import Limits
 from radixserve.prefix import Prefix
-from radixserve.questions import Pin
+from radixserve.questions import Explain, Pin
 from radixserve.step import Chunk
 from tests.engine.content_model import ContentModel, expected
 from tests.engine.content_model import Prefix as Content
@@ -112,6 +113,20 @@ def test_what_is_hit() -> None:
     assert engine.ask([*prompt, *expected(prompt, 4)[:3], 5]) == 83, "what the answer computed"
     branches = [[*prompt[:43], (prompt[43] + n) % 11, 3] for n in (1, 2, 3)]
     assert [engine.ask(each) for each in branches] == [36, 43, 43]
+
+
+def test_what_is_cached_without_a_state_is_not_told_as_evicted() -> None:
+    engine, prompt = Stateful(), prompt_of(1, 80)
+    engine.ask(prompt)
+    branch = [*prompt[:43], (prompt[43] + 1) % 11, 3]
+    told = engine.answer_to(Explain(namespace=NAMESPACE, tokens=branch))
+    assert told.matched == {"device": 36}
+    assert told.lost == {"not_kept": 7, "never_seen": 1}
+    assert told.gone_seconds is None
+    engine.ask(branch)
+    numbers = engine.core.scheduler.numbers()
+    assert numbers[LOSS_TOKENS.key("not_kept")] == 7
+    assert not numbers.get(LOSS_TOKENS.key("evicted"))
 
 
 def test_a_pin_keeps_its_state() -> None:

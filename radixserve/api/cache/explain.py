@@ -35,6 +35,8 @@ _SENTENCES: Final = {
     "hit": "All of the prompt but its last token, which is always computed, is cached.",
     "cache_off": "The request, or the server, does not use the cache.",
     "too_short": "The prompt is too short to be worth looking up.",
+    "not_kept": "These tokens are cached, but no state of the recurrent layers, or not the whole "
+    "window, is kept there. Once this prompt is computed, one that leaves at the same place hits.",
     "evicted": "It was cached and had to make room for other requests.",
     "expired": "It was pinned until its time was over, and then made room for other requests.",
     "dropped": "It was cached, and an operator dropped it.",
