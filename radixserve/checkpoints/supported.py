@@ -79,8 +79,8 @@ def _refusal(config: PretrainedConfig) -> str | None:
     recurrent = _recurrent(config, kinds)
     if recurrent and config.model_type not in _STATES_SERVED:
         return (
-            f"has layers with a state{recurrent}, and a cached prefix would need the state at its "
-            "end"
+            f"has layers with a state{recurrent}, and those of this model family are not computed "
+            "here"
         )
     differing = _PER_LAYER & set(_value(config, "per_layer_attributes") or ())
     if differing:
