@@ -87,6 +87,7 @@ def state_layout(settings: Settings, loaded: LoadedModel) -> StateLayout | None:
         (settings.host_budget, "host_budget"),
         (settings.disk_path is not None, "disk_path"),
         (settings.speculate != "off", "speculate"),
+        (settings.kv_events is not None, "kv_events"),  # not every block can be hit
     ):
         if asked:
             raise ConfigError(f"{name} does not go with this model, whose layers have a state")

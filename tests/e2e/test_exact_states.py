@@ -95,7 +95,13 @@ def test_states_take_about_as_much_of_the_budget_as_keys_and_values(loaded: Load
 
 
 @pytest.mark.parametrize(
-    "asked", [{"host_budget": 1 << 30}, {"disk_path": "somewhere"}, {"speculate": "tree"}]
+    "asked",
+    [
+        {"host_budget": 1 << 30},
+        {"disk_path": "somewhere"},
+        {"speculate": "tree"},
+        {"kv_events": "tcp://127.0.0.1:5557"},
+    ],
 )
 def test_what_does_not_go_with_states_is_refused(
     loaded: LoadedModel, asked: dict[str, object]
