@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from radixserve.adapters import AdapterSource
+from radixserve.adapters import AdapterInfo, AdapterSource
 from radixserve.cache.kvcache import KVCache
 from radixserve.cache.policies.table import make_policy
 from radixserve.cache.states import StateSlots
@@ -29,6 +29,7 @@ from radixserve.engine.state_layout import state_layout
 from radixserve.engine.window_layout import window_layout
 from radixserve.errors import ConfigError
 from radixserve.kernels.cpu import levels
+from radixserve.model.adapters import prepare_kernel
 from radixserve.model.dtypes import dtype_name
 from radixserve.model.graphs import DecodeGraphs
 from radixserve.model.loaded import LoadedModel
@@ -63,7 +64,7 @@ def build_engine(
     cache = _cache(settings, pool.num_slots - 1 if graphs else pool.num_slots, memory)
     num_slots = min(memory.num_slots, cache.slots.budget)
     adapters = Adapters(loader, num_slots, memory.slot_bytes)
-    infos = load_all(adapters, sources)
+    infos = _load_adapters(settings, loaded, adapters, sources)
     cache.slots.resize(adapters.kv_slots)
     tiers = make_tiers(settings, model, loaded, pool, cache)
     memory.fill(cache.slots.budget)
@@ -100,6 +101,16 @@ def build_engine(
     core = EngineCore(runner, cache, limits, tiers=tiers, grammars=grammars, ahead=ahead)
     core.serve_adapters(adapters)
     return core, info
+
+
+def _load_adapters(
+    settings: Settings, loaded: LoadedModel, adapters: Adapters, sources: Sequence[AdapterSource]
+) -> list[AdapterInfo]:
+    """Load the adapters of the start, and what steps with these or later ones need."""
+    infos = load_all(adapters, sources)
+    if sources or settings.lora_dir:
+        prepare_kernel(loaded)
+    return infos
 
 
 def _limit_processor(settings: Settings) -> None:

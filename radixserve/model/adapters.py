@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from radixserve.checkpoints.adapter_files import OpenedAdapter, Pair, refuse_missing
 from radixserve.checkpoints.headers import listed, short
 from radixserve.errors import AdapterRefused
-from radixserve.kernels.cpu.low_rank import MOST_PARTS, MOST_RANK, PackedAdapter, Part, room_for
+from radixserve.kernels.cpu import native
+from radixserve.kernels.cpu.low_rank import (
+    MOST_PARTS,
+    MOST_RANK,
+    PackedAdapter,
+    Part,
+    low_rank_kernel,
+    room_for,
+)
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.weights import Attention, Layer, Linear, Target, Weights
 
@@ -43,6 +51,14 @@ class LoadedAdapter:
     @property
     def num_bytes(self) -> int:
         return self.packed.num_bytes
+
+
+def prepare_kernel(loaded: LoadedModel) -> None:
+    """Compile the kernel that steps with adapters need, or read its code from the disk, so that no
+    step has to. Compiling takes seconds. Does nothing for a model that takes no adapters.
+    """
+    if loaded.decoder is not None:
+        native.address(low_rank_kernel(loaded.dtype))
 
 
 def check_adapter(opened: OpenedAdapter, loaded: LoadedModel) -> dict[str, Target]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ import pytest
 
 from radixserve.adapters import AdapterInfo, AdapterSource, namespace_with
 from radixserve.cache.kvcache import KVCache
+from radixserve.config import Settings
 from radixserve.engine.adapter_loader import AdapterLoader
 from radixserve.engine.adapters import Adapters, load_all
+from radixserve.engine.build import build_engine
 from radixserve.engine.core import EngineCore
 from radixserve.engine.counters import ADAPTER_BYTES
 from radixserve.engine.scheduler import Limits
 from radixserve.errors import AdapterRefused
+from radixserve.kernels.cpu import native
+from radixserve.kernels.cpu.levels import Level
 from radixserve.model.loaded import LoadedModel
 from radixserve.model.runner import Runner
 from radixserve.prefix import PUBLIC
@@ -172,6 +177,42 @@ def test_adapters_and_kv_share_one_budget(loaded: LoadedModel, folders: dict[str
     assert isinstance(refused, Failed)
     assert refused.refused
     assert "adapters may take at most" in refused.message
+
+
+@pytest.mark.parametrize("name", ["lora", "lora_dir"])
+def test_no_step_with_an_adapter_needs_a_kernel_that_is_not_in_memory(
+    name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model("llama_grouped").save_pretrained(tmp_path)
+    used: set[str] = set()
+    address = native.address
+
+    def noting(kernel: Callable[[Any], None], level: Level | None = None) -> int:
+        used.add(kernel.__name__)
+        return address(kernel, level)
+
+    monkeypatch.setattr(native, "address", noting)
+    settings = Settings(device="cpu", kv_budget=1 << 20)
+    build_engine(settings, str(tmp_path))
+    assert not _of_adapters(used)
+    source = AdapterSource("whole", str(folders["whole"]))
+    if name == "lora":
+        core, info = build_engine(settings, str(tmp_path), [source])
+        (adapter,) = info.adapters
+    else:
+        with_folder = msgspec.structs.replace(settings, lora_dir=str(folders["whole"].parent))
+        core, _ = build_engine(with_folder, str(tmp_path))
+        adapters = core.scheduler.adapters
+        adapter = adapters.add(source, adapters.load(source))
+    ready = _of_adapters(used)
+    core.submit(asked("a", adapter), [])
+    while core.has_work:
+        core.step()
+    assert _of_adapters(used) == ready == {"low_rank_float32"}
+
+
+def _of_adapters(kernels: set[str]) -> set[str]:
+    return {each for each in kernels if each.startswith("low_rank")}
 
 
 def test_an_engine_that_starts_loads_what_the_one_before_had(
