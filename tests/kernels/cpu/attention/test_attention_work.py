@@ -118,7 +118,8 @@ def test_work_that_could_not_be_made_is_made_when_the_step_is_tried_again(
     for starts in ([70], [640] * 8):
         spans = spans_of([(start, 1) for start in starts])
         table = table_of(spans, 0)
-        plan: Any = SimpleNamespace(spans=spans, table=table, positions=spans.start)
+        positions = spans.start.astype(np.int32)
+        plan: Any = SimpleNamespace(spans=spans, table=table, positions=positions)
         with monkeypatch.context() as patched:
             where: Any = TileWork if missing == "of" else held
             patched.setattr(where, missing, no_memory)
