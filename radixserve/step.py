@@ -184,6 +184,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     load_check: Literal["run", "remembered"] = "run"
     forward: Literal["fast", "generic"] = "generic"  # our own forward pass, or the model's modules
     generic_reason: str | None = None  # why the fast forward is not used
+    weight_bytes: dict[str, int] = {}  # of packed weights, by their format; fast forward only
     fallback_reason: str | None = None  # which fast path of the device is not used, and why
     cache_enabled: bool = True
     adapters: tuple[AdapterInfo, ...] = ()  # that were loaded at its start

@@ -44,8 +44,7 @@ _STEP_TOKENS = {"cpu": 256, "cuda": 2048}
 def build_engine(
     settings: Settings, model: str, sources: Sequence[AdapterSource] = ()
 ) -> tuple[EngineCore, EngineInfo]:
-    """The engine for `model`, a folder or a hub name: the transformers model over a pool of the
-    size that the K/V budget gives, with adapters.
+    """The engine for `model`, a folder or a hub name, with adapters, over memory for K/V.
 
     Raises:
         StartupError: the model or a setting makes it impossible; gives the reason.
@@ -91,6 +90,7 @@ def build_engine(
         inexact_reason=loaded.inexact_reason or (LOSSY if lossy else None),
         forward="fast" if loaded.decoder else "generic",
         generic_reason=loaded.generic_reason,
+        weight_bytes=loaded.weight_bytes,
         fallback_reason=loaded.fallback_reason or without_graphs,
         cache_enabled=settings.cache,
         adapters=tuple(infos),

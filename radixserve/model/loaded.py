@@ -59,6 +59,11 @@ class LoadedModel:
     windows: tuple[int | None, ...] = ()
     states: StateShape | None = None  # of layers of `decoder` that have a state
 
+    @property
+    def weight_bytes(self) -> dict[str, int]:
+        """See `Weights.bytes_by_format`; empty for the generic forward."""
+        return {} if self.decoder is None else self.decoder.weights.bytes_by_format()
+
     def pool(self, num_slots: int, num_state_slots: int = 0) -> KVPool:
         """Memory for K/V of so many tokens, and for so many states, if layers have states."""
         recurrent = None if self.states is None else RecurrentLayers(self.states, num_state_slots)
@@ -68,7 +73,9 @@ class LoadedModel:
 def tell(loaded: LoadedModel) -> None:
     """Log which forward serves, and what is exact."""
     if loaded.decoder is not None:
-        log.info("the fast forward serves")
+        formats = loaded.weight_bytes.items()
+        sizes = ", ".join(f"{size / (1 << 20):,.0f} MiB {name}" for name, size in formats)
+        log.info("the fast forward serves; packed weights: %s", sizes)
     else:
         log.info("the generic forward serves: %s", loaded.generic_reason)
     if loaded.exact:

@@ -7,6 +7,7 @@ with it. Weights and biases of norms are float32.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import IntEnum
@@ -396,6 +397,34 @@ class Weights:
         for layer in self.layers:
             named += _tensors(str(layer.index), layer)
         return dict(named)
+
+    def bytes_by_format(self) -> dict[str, int]:
+        """How many bytes packed weights take in each format, those with the most first."""
+        found: Counter[str] = Counter()
+        for each in {id(gemm): gemm for gemm in _gemms(self)}.values():
+            format = each.panels.format
+            name = _FLOATS[each.bits] if format is None else format.name
+            found[name] += each.panels.memory.nbytes
+        return dict(found.most_common())
+
+
+_FLOATS = {32: "float32", 16: "bfloat16"}  # by their bits
+
+
+def _gemms(part: object) -> Iterator[Gemm]:
+    """The packed weights of a dataclass and of what is in it."""
+    if isinstance(part, StackedGemm):
+        yield from _gemms(list(part.parts))
+    elif isinstance(part, Gemm):
+        yield part
+    elif isinstance(part, GroupedGemm):
+        yield from _gemms(list(part.weights))
+    elif isinstance(part, list):
+        for each in part:
+            yield from _gemms(each)
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from _gemms(getattr(part, field.name))
 
 
 def _tensors(name: str, part: object) -> Iterator[tuple[str, torch.Tensor]]:

@@ -55,6 +55,20 @@ def test_its_logits_are_those_of_the_models_own_modules(name: str) -> None:
     torch.testing.assert_close(ours, own, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_packed_weight_is_told_in_its_format(name: str) -> None:
+    decoder = load_tiny(name).decoder
+    assert decoder is not None
+    told = decoder.weights.bytes_by_format()
+    packed = {
+        each.data_ptr(): each.nbytes
+        for label, each in decoder.weights.tensors().items()
+        if label.endswith(" bits")
+    }
+    assert sum(told.values()) == sum(packed.values())
+    assert set(told) <= {"float32", "bfloat16", "grid_4", "grid_8"}
+
+
 @pytest.mark.parametrize("name", IN_PANELS)
 def test_a_step_of_few_rows_as_one_program_gives_the_bits_of_layer_by_layer(
     name: str, monkeypatch: pytest.MonkeyPatch
