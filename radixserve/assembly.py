@@ -108,7 +108,6 @@ class Assembly:
         self.engine.live_settings.shares_budget = is_one_of_several
         self.engine.traffic = _traffic_log(settings)
         self.loading: asyncio.Task[EngineInfo] | None = None
-        self._kv_events: KVEvents | None = None
         self._moving: asyncio.Task[None] | None = None  # budgets that move by themselves
 
     @property
@@ -127,8 +126,8 @@ class Assembly:
 
     async def begin(self) -> ProcessTokenizer:
         """As `start`, and return the tokenizer, for `api`."""
+        self.engine.kv_events = _kv_events(self.settings)
         # Both import libraries for seconds, so they start at the same time.
-        self._kv_events = self.engine.kv_events = _kv_events(self.settings)
         self.loading = asyncio.create_task(self._load())
         moves = self.settings.kv_budget_max or self.settings.host_budget_max
         if moves and not self._is_one_of_several:
@@ -173,8 +172,8 @@ class Assembly:
         await self._processes.close()
         if self.engine.traffic is not None:
             self.engine.traffic.close()
-        if self._kv_events is not None:
-            await self._kv_events.close()
+        if self.engine.kv_events is not None:
+            await self.engine.kv_events.close()
 
 
 def _traffic_log(settings: Settings) -> TrafficLog | None:

@@ -261,9 +261,11 @@ class Scheduler:
         self.totals.note_prompt(sequence)
         self.savings.add(sequence.num_cached, self.pace.tokens_per_second)
         request, prompt = sequence.request, sequence.prefix(sequence.num_prompt)
+        # Without second slots all that agrees was given.
+        agreed = 0 if self.cache.second is None else self.cache.agrees(prompt)
         self.recent.asked(
             Seen.now(prompt, request.session),
-            Found(sequence.num_cached, self.cache.agrees(prompt), sequence.unloaded),
+            Found(sequence.num_cached, agreed, sequence.unloaded),
             lambda: stored_branch(self.cache.tree, prompt),
             reads=self.cache.enabled and sequence.reads_cache,
             keeps=self.cache.enabled and request.keeps_cache and not sequence.num_resumed,
